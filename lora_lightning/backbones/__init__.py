@@ -1,0 +1,19 @@
+"""Where pretrained weights come from: the hub, a local folder, or an installed package."""
+
+from lora_lightning.backbones.loading import (
+    LoadedBackbone,
+    check_adapter_settings,
+    load_classification_config,
+    load_sequence_classifier,
+    load_tokenizer,
+)
+from lora_lightning.backbones.source import resolve_backbone
+
+__all__ = [
+    "LoadedBackbone",
+    "check_adapter_settings",
+    "load_classification_config",
+    "load_sequence_classifier",
+    "load_tokenizer",
+    "resolve_backbone",
+]

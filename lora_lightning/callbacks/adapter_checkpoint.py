@@ -1,0 +1,62 @@
+"""Keep the best checkpoint, and beside it the adapter in PEFT's own format."""
+
+from pathlib import Path
+from typing import Literal, cast
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lora_lightning.backbones.export import export_model
+from lora_lightning.datamodules import TextDataModule
+from lora_lightning.tasks import AdaptationTask
+
+ADAPTER_FOLDER = "adapter"
+
+
+class AdapterCheckpoint(ModelCheckpoint):
+    """Writes `checkpoints/best.ckpt` and `checkpoints/last.ckpt`, and `adapter/` whenever the best one changes.
+
+    `adapter/` is a PEFT folder (safetensors, `adapter_config.json`, tokenizer, label names), or a transformers
+    folder after full fine-tuning.
+
+    Args:
+        monitor: The validation metric that decides.
+        mode: `max` where higher is better, `min` where lower is.
+    """
+
+    def __init__(self, monitor: str = "val/loss", mode: Literal["min", "max"] = "min") -> None:
+        super().__init__(
+            monitor=monitor,
+            mode=mode,
+            filename="best",
+            save_last=True,
+            save_on_train_epoch_end=False,  # after validation, when the threshold is chosen
+            enable_version_counter=False,
+        )
+        self.best_metrics: dict[str, float] = {}
+        self.adapter_folder: Path | None = None
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves, and exports the adapter if this epoch is the best so far."""
+        before = self.best_model_score
+        super().on_validation_end(trainer, pl_module)
+        if self.best_model_score is not before and not trainer.sanity_checking:
+            self.best_metrics = {
+                name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")
+            }
+            self._export(trainer, cast("AdaptationTask", pl_module))
+
+    def _export(self, trainer: Trainer, task: AdaptationTask) -> None:
+        self.adapter_folder = Path(self.dirpath or ".").parent / ADAPTER_FOLDER
+        if trainer.is_global_zero:
+            datamodule = cast("TextDataModule", trainer.datamodule)  # type: ignore[attr-defined]
+            export_model(task.built_network, datamodule.tokenizer, self.adapter_folder, task.export_files())
+
+    def state_dict(self) -> dict[str, object]:
+        """Lightning's state and the best epoch's metrics."""
+        return {**super().state_dict(), "best_metrics": self.best_metrics}
+
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
+        """Lightning's state and the best epoch's metrics."""
+        self.best_metrics = cast("dict[str, float]", state_dict.get("best_metrics", {}))
+        super().load_state_dict(state_dict)

@@ -1,0 +1,98 @@
+"""A picture of the intents that a model mixes up most, for TensorBoard."""
+
+from typing import TYPE_CHECKING, cast
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+
+from lora_lightning.tasks import SequenceClassificationTask
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class ConfusionFigure(Callback):
+    """Draws the confusion among the most confused labels after each validation and test.
+
+    Args:
+        labels: How many labels to show at most.
+    """
+
+    def __init__(self, labels: int = 20) -> None:
+        self.labels = labels
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws the validation split."""
+        if not trainer.sanity_checking:
+            self._draw(trainer, pl_module, "val")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws the test split."""
+        self._draw(trainer, pl_module, "test")
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
+        if not isinstance(pl_module, SequenceClassificationTask):
+            return
+        counts = cast("Tensor", pl_module.split_metrics(split).confusion.compute()).cpu()  # collective
+        boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        if not boards or not trainer.is_global_zero:
+            return
+        rows = most_confused(counts, self.labels)
+        figure = confusion_figure(counts[rows][:, rows], [pl_module.labels.names[row] for row in rows], split)
+        for board in boards:
+            board.experiment.add_figure(f"{split}/confusion", figure, global_step=trainer.global_step)
+
+
+def most_confused(counts: Tensor, limit: int) -> list[int]:
+    """Picks the labels that take part in the most mistakes.
+
+    Args:
+        counts: (classes, classes), rows are truth, columns prediction.
+        limit: How many to pick at most.
+
+    Returns:
+        Label indices: pairs by number of mistakes, the most confused pair first, its two labels side by side.
+    """
+    mistakes = counts.clone().float().fill_diagonal_(0)
+    mutual = torch.triu(mistakes + mistakes.T, diagonal=1)
+    picked: list[int] = []
+    for flat in torch.argsort(mutual.flatten(), descending=True, stable=True).tolist():
+        first, second = divmod(flat, counts.shape[1])
+        if mutual[first, second] == 0:
+            break
+        picked += [label for label in (first, second) if label not in picked]
+        if len(picked) >= limit:
+            break
+    return picked[:limit] or list(range(min(limit, counts.shape[0])))
+
+
+def confusion_figure(counts: Tensor, names: list[str], split: str) -> "Figure":
+    """Draws a confusion matrix with its counts.
+
+    Args:
+        counts: (labels, labels), rows are truth, columns prediction.
+        names: Label of each row.
+        split: For the title.
+
+    Returns:
+        A matplotlib figure that belongs to no window.
+    """
+    from matplotlib.figure import Figure  # noqa: PLC0415  # a second of import, needed only where something is drawn
+
+    size = 3.5 + 0.34 * len(names)
+    figure = Figure(figsize=(size + 1, size), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(counts.float().sqrt(), cmap="Blues")
+    strongest = float(counts.max()) or 1.0
+    for row, column in counts.nonzero().tolist():
+        value = int(counts[row, column])
+        color = "white" if value > strongest / 3 else "black"
+        axes.text(column, row, str(value), ha="center", va="center", color=color, fontsize=8)
+    axes.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.set_title(f"{split}: the {len(names)} most confused labels (number of queries)", fontsize=10)
+    return figure

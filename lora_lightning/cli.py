@@ -1,0 +1,237 @@
+"""LightningCLI for this package: shared callbacks, one run folder, and a guard around checkpoints."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from lora_lightning.callbacks import AdapterCheckpoint, ConfusionFigure, FiniteLoss, PredictionWriter
+from lora_lightning.datamodules import TextDataModule
+from lora_lightning.errors import CheckpointError, ConfigurationError
+from lora_lightning.lora.checkpoint import read_checkpoint
+from lora_lightning.metrics import LabelSpace
+from lora_lightning.parser import ArgumentParser
+from lora_lightning.summary import announce_run, print_metrics, print_run_summary, write_metrics
+from lora_lightning.tasks import AdaptationTask
+from lora_lightning.tasks.base import contradictions
+
+LOGS = Path("lightning_logs")
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Writes `config.yaml` into the folder of a training run, never over another run's."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Saves when training starts; evaluation leaves the run's config alone.
+
+        Raises:
+            ConfigurationError: If the folder belongs to another run.
+        """
+        if stage != "fit":
+            return
+        folder = Path(str(trainer.log_dir))
+        if trainer.is_global_zero and not self.already_saved and (folder / self.config_filename).exists():
+            msg = (
+                f"the run folder {folder} already holds a run; choose another trainer.logger.init_args.name or "
+                "version, or move the folder away."
+            )
+            raise ConfigurationError(msg)
+        super().setup(trainer, pl_module, stage)
+
+
+class LoraLightningCLI(LightningCLI):
+    """`fit`, `validate`, `test` and `predict` for any task and data module of this package."""
+
+    datamodule: TextDataModule
+    model: AdaptationTask
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the callbacks that every run has, and shares values that must agree."""
+        parser.add_lightning_class_args(AdapterCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.add_argument(
+            "--test_after_fit", type=bool, default=True, help="Test the best checkpoint when training ends."
+        )
+        parser.link_arguments("checkpoint.monitor", "early_stopping.monitor")
+        parser.link_arguments("checkpoint.mode", "early_stopping.mode")
+        parser.link_arguments("model.init_args.backbone", "data.init_args.backbone")
+
+    @property
+    def options(self) -> Any:
+        """The parsed options of the command that runs."""
+        return self.config[self.config["subcommand"]]
+
+    @property
+    def run_folder(self) -> Path:
+        """Where this command's results land: a training run's own folder."""
+        if self.subcommand == "fit":
+            return Path(str(self.trainer.log_dir))
+        folder = Path(self.options.ckpt_path).absolute().parent
+        return folder.parent if folder.name == "checkpoints" else folder
+
+    def _parse_ckpt_path(self) -> None:
+        """Checks the checkpoint against what was asked; Lightning would silently prefer the checkpoint."""
+        self.saved_labels: LabelSpace | None = None
+        command = self.config["subcommand"]
+        path = self.options.get("ckpt_path")
+        if path is None and command != "fit":
+            msg = f"{command} needs --ckpt_path of a trained model, such as <run>/checkpoints/best.ckpt."
+            raise CheckpointError(msg)
+        if path is None or path in ("best", "last", "hpc"):
+            return
+        saved = read_checkpoint(path)["hyper_parameters"]
+        asked = self.options.model.init_args.as_dict()
+        found = contradictions(saved, asked, structural_only=command != "fit")
+        if found:
+            msg = (
+                f"the checkpoint {path} contradicts the options: {'; '.join(found)}. Use the config.yaml of the "
+                "checkpoint's run, or leave --ckpt_path out to start anew."
+            )
+            raise CheckpointError(msg)
+        if saved.get("label_space"):
+            self.saved_labels = LabelSpace(**saved["label_space"])
+
+    def before_instantiate_classes(self) -> None:
+        """Gives runs without a logger a folder of their own."""
+        trainer = self.options.trainer
+        if self.subcommand == "fit" and trainer.logger is False and trainer.default_root_dir is None:
+            taken = [int(path.name[8:]) for path in LOGS.glob("version_*") if path.name[8:].isdigit()]
+            trainer.default_root_dir = str(LOGS / f"version_{max(taken, default=-1) + 1}")
+
+    def after_instantiate_classes(self) -> None:
+        """Prediction needs no training data: its labels come from the checkpoint."""
+        if self.subcommand == "predict":
+            if self.saved_labels is None:
+                msg = f"the checkpoint {self.options.ckpt_path} holds no labels; use one that lora-lightning wrote."
+                raise CheckpointError(msg)
+            self.model.adopt_labels(self.saved_labels)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Adds the callbacks without options; evaluation logs to no logger and prints its own table."""
+        extra: list[Callback] = [FiniteLoss()]
+        if self.subcommand == "fit":
+            if self.options.trainer.logger is not False:
+                extra += [LearningRateMonitor(logging_interval="step"), ConfusionFigure()]
+        else:
+            kwargs["logger"] = False
+        if self.options.trainer.enable_progress_bar is not False:
+            extra.append(RichProgressBar(leave=False))
+        self.trainer_defaults["callbacks"] = extra
+        return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        """Finds out now, not after an epoch, whether results can be written."""
+        folder = self.run_folder
+        if self.trainer.is_global_zero:
+            check_writable(folder)
+            announce_run(folder)
+
+    def after_fit(self) -> None:
+        """Tests the best checkpoint and prints what came out."""
+        if self.trainer.interrupted or self.options.trainer.get("fast_dev_run"):
+            return
+        checkpoint = next(c for c in self.trainer.callbacks if isinstance(c, AdapterCheckpoint))  # type: ignore[attr-defined]
+        metrics = dict(checkpoint.best_metrics)
+        if self.options.test_after_fit and checkpoint.best_model_path:
+            self.trainer.test(self.model, self.datamodule, ckpt_path=checkpoint.best_model_path, verbose=False)
+            metrics |= {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        if self.trainer.is_global_zero:
+            print_run_summary(self.run_folder, self.model, metrics, checkpoint)
+
+    def validate(self, **kwargs: Any) -> None:
+        """Scores the validation split."""
+        self._evaluate("validate", kwargs)
+
+    def test(self, **kwargs: Any) -> None:
+        """Scores the test split with the threshold that validation chose."""
+        self._evaluate("test", kwargs)
+
+    def _evaluate(self, command: str, kwargs: dict[str, Any]) -> None:
+        getattr(self.trainer, command)(**{**kwargs, "verbose": False})
+        if self.trainer.is_global_zero:
+            metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+            print_metrics(metrics)
+            write_metrics(metrics, self.run_folder / f"{command}_metrics.json")
+
+    def before_predict(self) -> None:
+        """Puts the predictions beside the run unless told otherwise."""
+        writer = next(c for c in self.trainer.callbacks if isinstance(c, PredictionWriter))  # type: ignore[attr-defined]
+        writer.file = writer.file or str(self.run_folder / "predictions.csv")
+
+    def predict(self, **kwargs: Any) -> None:
+        """Classifies the queries; the rows go to the file, not into memory twice."""
+        self.trainer.predict(**{**kwargs, "return_predictions": False})
+
+    def after_predict(self) -> None:
+        """Says where the predictions are."""
+        if self.trainer.is_global_zero:
+            writer = next(c for c in self.trainer.callbacks if isinstance(c, PredictionWriter))  # type: ignore[attr-defined]
+            print(f"{len(self.datamodule.predict_texts)} predictions are in {writer.file}")
+
+
+def check_writable(folder: Path) -> None:
+    """Makes a folder and tries to write into it.
+
+    Args:
+        folder: Where a run's results will land.
+
+    Raises:
+        ConfigurationError: If that fails.
+    """
+    probe = folder / ".writable"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        msg = (
+            f"the run folder {folder} cannot be written ({error.strerror}); set "
+            "--trainer.logger.init_args.save_dir to a folder that can."
+        )
+        raise ConfigurationError(msg) from error
+
+
+def quiet() -> None:
+    """Silences what other packages say at each start and a user can't act on."""
+    for name in ("lightning.pytorch", "lightning.fabric", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=r".*is_gradient_checkpointing.*", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=r".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=r".*number of training batches .* is smaller than the logging.*")
+    warnings.filterwarnings("ignore", message=r".*LeafSpec.*")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Runs one command.
+
+    Args:
+        arguments: The command and its options.
+
+    Raises:
+        LoraLightningError: If the input is wrong.
+    """
+    quiet()
+    sys.argv[1:] = list(arguments)  # Lightning relaunches the program from it under DDP
+    LoraLightningCLI(
+        AdaptationTask,
+        TextDataModule,
+        save_config_callback=SaveRunConfig,
+        trainer_defaults={"enable_model_summary": False, "use_distributed_sampler": False},
+        seed_everything_default=0,
+        parser_class=ArgumentParser,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        args=None,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+    )

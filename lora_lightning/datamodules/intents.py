@@ -1,0 +1,81 @@
+"""What intent data sets share: in-scope intents in domains, and queries out of scope."""
+
+from abc import abstractmethod
+from functools import cached_property
+
+from lora_lightning.datamodules.base import Rows, TextDataModule
+from lora_lightning.metrics.label_space import OUT_OF_SCOPE_TARGET, LabelSpace
+
+OUT_OF_SCOPE = "oos"
+
+Pairs = list[tuple[str, str]]  # (text, intent)
+
+
+class IntentDataModule(TextDataModule):
+    """Base of the intent data modules.
+
+    Args:
+        oos_as_class: Out-of-scope queries are a class of their own, learnt from the training queries; otherwise they
+            are left out of training and only a threshold on the score finds them.
+        backbone: Whose tokenizer to use; the command line fills it in from `model.backbone`.
+        batch_size: Training rows a step and process.
+        eval_batch_size: Rows a step and process in validation, test and prediction.
+        max_length: Longest text in tokens; longer ones are cut.
+        predict_file: Text file with one query a line for `predict`, or `-` for standard input.
+        cache_dir: Where tokenised data is kept; `~/.cache/lora_lightning` (or below `$XDG_CACHE_HOME`) if not given.
+        num_workers: Processes that build batches; 0 is fastest for short texts.
+    """
+
+    def __init__(
+        self,
+        oos_as_class: bool = True,
+        backbone: str | None = None,
+        batch_size: int = 32,
+        eval_batch_size: int = 64,
+        max_length: int = 128,
+        predict_file: str | None = None,
+        cache_dir: str | None = None,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(backbone, batch_size, eval_batch_size, max_length, predict_file, cache_dir, num_workers)
+        self.oos_as_class = oos_as_class
+
+    @abstractmethod
+    def load_pairs(self) -> dict[str, Pairs]:
+        """Reads (text, intent) pairs by split, out-of-scope queries with the intent `oos`; checks every row."""
+
+    @abstractmethod
+    def domain_of_intent(self) -> dict[str, str]:
+        """Domain by in-scope intent; empty where there are no domains."""
+
+    @cached_property
+    def _pairs(self) -> dict[str, Pairs]:
+        return self.load_pairs()
+
+    @cached_property
+    def label_space(self) -> LabelSpace:
+        """Intents in alphabetical order, the out-of-scope class last."""
+        names = sorted({intent for _, intent in self._pairs["train"]} - {OUT_OF_SCOPE})
+        domains: dict[str, list[int]] = {}
+        domain_of_intent = self.domain_of_intent()
+        for index, name in enumerate(names):
+            if name in domain_of_intent:
+                domains.setdefault(domain_of_intent[name], []).append(index)
+        outside = any(intent == OUT_OF_SCOPE for pairs in self._pairs.values() for _, intent in pairs)
+        if not (outside and self.oos_as_class):
+            return LabelSpace(names, None, outside, domains)
+        return LabelSpace([*names, OUT_OF_SCOPE], len(names), outside, domains)
+
+    def load_rows(self) -> dict[str, Rows]:
+        """Class indices in place of names; without a class for them, out-of-scope rows do not train."""
+        space = self.label_space
+        index = {name: number for number, name in enumerate(space.names)}
+        rows = {}
+        for split, pairs in self._pairs.items():
+            kept = [
+                (text, index.get(intent, OUT_OF_SCOPE_TARGET))
+                for text, intent in pairs
+                if intent in index or split != "train"
+            ]
+            rows[split] = Rows([text for text, _ in kept], [label for _, label in kept])
+        return rows

@@ -1,0 +1,91 @@
+"""The save contract: a checkpoint holds what trains, and loading proves that nothing trained is missing."""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lora_lightning.errors import CheckpointError
+
+
+def keep_what_trains(state_dict: Mapping[str, Tensor], keep: Collection[str]) -> dict[str, Tensor]:
+    """Leaves the frozen base out of a state dict.
+
+    Args:
+        state_dict: The module's full state, by dotted name.
+        keep: Names of the trained parameters and of the buffers that go with them.
+
+    Returns:
+        The kept entries, in the order of `state_dict`; tensors are shared, not copied.
+
+    Raises:
+        CheckpointError: If a name in `keep` is not in the state, so that a trained parameter would be lost.
+    """
+    lost = [name for name in keep if name not in state_dict]
+    if lost:
+        msg = f"{len(lost)} trained parameters would be missing from the checkpoint, {lost[0]} first; nothing was saved."
+        raise CheckpointError(msg)
+    wanted = set(keep)
+    return {name: tensor for name, tensor in state_dict.items() if name in wanted}
+
+
+def check_state(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
+    """Proves that a saved state fits: the same names and the same shapes.
+
+    Args:
+        state_dict: What was saved.
+        expected: The model's own tensors for every name that must be there.
+        where: What to call the file in a message.
+
+    Raises:
+        CheckpointError: If a name is missing or unknown, or a shape differs.
+    """
+    missing = [name for name in expected if name not in state_dict]
+    unknown = [name for name in state_dict if name not in expected]
+    if missing:
+        msg = (
+            f"{where} lacks {len(missing)} of the {len(expected)} trained tensors, {missing[0]} first: it was made "
+            "with another backbone or other adapter settings; use the config.yaml of its own run."
+        )
+        raise CheckpointError(msg)
+    if unknown:
+        msg = (
+            f"{where} holds {len(unknown)} tensors that this model does not train, {unknown[0]} first: it was made "
+            "with another backbone or other adapter settings; use the config.yaml of its own run."
+        )
+        raise CheckpointError(msg)
+    for name, tensor in expected.items():
+        if tensor.shape != state_dict[name].shape:
+            msg = (
+                f"{where}: {name} has shape {tuple(state_dict[name].shape)}, but this model needs "
+                f"{tuple(tensor.shape)}; use the config.yaml of the checkpoint's own run."
+            )
+            raise CheckpointError(msg)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Reads a `.ckpt` without executing anything in it.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The checkpoint's dictionary, tensors on the CPU.
+
+    Raises:
+        CheckpointError: If the file is missing, truncated, or no checkpoint of this program.
+    """
+    if not Path(path).is_file():
+        msg = f"the checkpoint {path} does not exist; a run's checkpoints are in <run>/checkpoints/."
+        raise CheckpointError(msg)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError and more here
+        msg = f"{path} is damaged or not a checkpoint ({type(error).__name__}); use another file of the run."
+        raise CheckpointError(msg) from error
+    if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= checkpoint.keys():
+        msg = f"{path} holds no state_dict and hyper_parameters; use a .ckpt file that lora-lightning wrote."
+        raise CheckpointError(msg)
+    return checkpoint

@@ -1,0 +1,168 @@
+"""From a preset such as `attention-qv` to the names of the layers that get an adapter.
+
+A new architecture is one entry in `FAMILIES`, keyed by its `config.model_type`.
+"""
+
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from lora_lightning.errors import ConfigurationError, nearest
+
+PRESETS = ("attention-qv", "attention", "attention-mlp", "all-linear")
+
+
+@dataclass(frozen=True)
+class Family:
+    """How an architecture names its layers; every entry is the end of a dotted module name."""
+
+    query_value: tuple[str, ...]  # a fused query-key-value layer counts as both
+    attention_rest: tuple[str, ...]  # key and output projections
+    mlp: tuple[str, ...]
+
+
+_BERT = Family(
+    ("attention.self.query", "attention.self.value"),
+    ("attention.self.key", "attention.output.dense"),
+    ("intermediate.dense", "layer.*.output.dense"),
+)
+_LLAMA = Family(
+    ("self_attn.q_proj", "self_attn.v_proj"),
+    ("self_attn.k_proj", "self_attn.o_proj"),
+    ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
+)
+
+FAMILIES: dict[str, Family] = {
+    "albert": Family(
+        ("attention.query", "attention.value"),
+        ("attention.key", "attention.dense"),
+        ("ffn", "ffn_output"),
+    ),
+    "bert": _BERT,
+    "deberta": Family(
+        ("attention.self.in_proj",),
+        ("attention.self.pos_proj", "attention.self.pos_q_proj", "attention.output.dense"),
+        ("intermediate.dense", "layer.*.output.dense"),
+    ),
+    "deberta-v2": Family(
+        ("attention.self.query_proj", "attention.self.value_proj"),
+        ("attention.self.key_proj", "attention.output.dense"),
+        ("intermediate.dense", "layer.*.output.dense"),
+    ),
+    "distilbert": Family(
+        ("attention.q_lin", "attention.v_lin"),
+        ("attention.k_lin", "attention.out_lin"),
+        ("ffn.lin1", "ffn.lin2"),
+    ),
+    "electra": _BERT,
+    "gemma2": _LLAMA,
+    "gpt2": Family(("attn.c_attn",), ("attn.c_proj",), ("mlp.c_fc", "mlp.c_proj")),
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "modernbert": Family(("attn.Wqkv",), ("attn.Wo",), ("mlp.Wi", "mlp.Wo")),
+    "mpnet": Family(
+        ("attention.attn.q", "attention.attn.v"),
+        ("attention.attn.k", "attention.attn.o"),
+        ("intermediate.dense", "layer.*.output.dense"),
+    ),
+    "opt": Family(
+        ("self_attn.q_proj", "self_attn.v_proj"),
+        ("self_attn.k_proj", "self_attn.out_proj"),
+        ("fc1", "fc2"),
+    ),
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "roberta": _BERT,
+    "xlm-roberta": _BERT,
+}
+
+
+def linear_layers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, nn.Module]:
+    """The layers that LoRA can adapt.
+
+    Args:
+        model: A transformers model, before adapters are attached; its tensors may be on the meta device.
+        exclude: Dotted names of modules (and so of everything inside) to leave out, such as the head.
+
+    Returns:
+        Module by dotted name, in the model's order: every `nn.Linear` and every GPT-2 `Conv1D`.
+    """
+    prefixes = tuple(exclude)
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+        and not any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
+    }
+
+
+def resolve_target_modules(model: nn.Module, target_modules: str | list[str], exclude: Collection[str]) -> list[str]:
+    """Names every layer that gets an adapter.
+
+    Args:
+        model: A transformers model with a `config.model_type`, before adapters are attached.
+        target_modules: A preset, or module names as PEFT takes them (the end of a dotted name is enough).
+        exclude: Dotted names of modules that train in full and so get no adapter.
+
+    Returns:
+        Full dotted names, in the model's order, at least one.
+
+    Raises:
+        ConfigurationError: If a name fits no layer, or a preset does not know the architecture.
+    """
+    layers = list(linear_layers(model, exclude))
+    if target_modules == "all-linear":
+        return layers
+    if isinstance(target_modules, str) and target_modules in PRESETS:
+        wanted: tuple[str, ...] = _preset_suffixes(str(getattr(model.config, "model_type", "")), target_modules)
+    elif isinstance(target_modules, str):
+        raise ConfigurationError(_unknown(target_modules, layers))
+    else:
+        wanted = tuple(target_modules)
+    chosen: set[str] = set()
+    for suffix in wanted:
+        matches = {name for name in layers if _ends_with(name, suffix)}
+        if not matches and not isinstance(target_modules, str):
+            raise ConfigurationError(_unknown(suffix, layers))
+        chosen |= matches
+    if not chosen:
+        msg = (
+            f"model.lora.target_modules is {target_modules!r}, but none of {', '.join(wanted)} is a layer of this "
+            f"model; its layers end in {', '.join(_short_names(layers))}."
+        )
+        raise ConfigurationError(msg)
+    return [name for name in layers if name in chosen]
+
+
+def _preset_suffixes(model_type: str, preset: str) -> tuple[str, ...]:
+    if model_type not in FAMILIES:
+        msg = (
+            f"model.lora.target_modules is {preset!r}, but that preset does not know the architecture "
+            f"{model_type!r} (known: {', '.join(sorted(FAMILIES))}); use all-linear or list module names."
+        )
+        raise ConfigurationError(msg)
+    family = FAMILIES[model_type]
+    parts = {
+        "attention-qv": family.query_value,
+        "attention": family.query_value + family.attention_rest,
+        "attention-mlp": family.query_value + family.attention_rest + family.mlp,
+    }
+    return parts[preset]
+
+
+def _ends_with(name: str, suffix: str) -> bool:
+    """Whole name parts only: `output.dense` ends `a.output.dense` but not `a.my_output.dense`; `*` is one part."""
+    pattern = re.escape(suffix).replace(r"\*", r"[^.]+")
+    return re.search(rf"(^|\.){pattern}$", name) is not None
+
+
+def _short_names(layers: Iterable[str]) -> list[str]:
+    return sorted({name.rsplit(".", 1)[-1] for name in layers})
+
+
+def _unknown(name: str, layers: Iterable[str]) -> str:
+    choices = [*PRESETS, *_short_names(layers)]
+    return f"model.lora.target_modules: the model has no linear layer {name!r}; {nearest(name, choices)}"

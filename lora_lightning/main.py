@@ -1,0 +1,75 @@
+"""The program `lora-lightning`: picks a command and prints a user's mistake as one line.
+
+Nothing heavy is imported here, so `--help` answers at once.
+"""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+
+from lora_lightning import __version__
+from lora_lightning.errors import LoraLightningError
+
+COMMANDS = {
+    "fit": "train from a YAML config, then test the best checkpoint",
+    "validate": "score a checkpoint on the validation split",
+    "test": "score a checkpoint on the test split",
+    "predict": "classify the lines of a text file with a checkpoint",
+}
+
+EPILOG = """\
+examples:
+  lora-lightning fit --config configs/quickstart.yaml
+  lora-lightning fit --config configs/quickstart.yaml --model.lora.r 4 --trainer.max_epochs 2
+  lora-lightning test --config RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt
+  lora-lightning predict --config RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt \\
+      --data.predict_file queries.txt --predictions.file answers.csv
+
+every option of a command:   lora-lightning fit --help
+options of a class:          lora-lightning fit --model.help SequenceClassificationTask
+                             lora-lightning fit --data.help Clinc150DataModule
+"""
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The top-level parser: the command's own options are left to Lightning's parser."""
+    parser = argparse.ArgumentParser(
+        prog="lora-lightning",
+        description="Train, measure and hand over LoRA adapters with PyTorch Lightning.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"lora-lightning {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, text in COMMANDS.items():
+        commands.add_parser(name, help=text, add_help=False)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the program.
+
+    Args:
+        arguments: Words after the program's name; `sys.argv` if not given.
+
+    Returns:
+        The exit status: 0, or 2 where the input was wrong, or 130 after Ctrl-C.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    build_parser().parse_known_args(words[:1] or ["--help"])
+    try:
+        with warnings.catch_warnings():
+            from lora_lightning.cli import run  # noqa: PLC0415  # seconds of imports, not for --help
+
+            run(words)
+    except LoraLightningError as error:
+        print(f"lora-lightning: error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("lora-lightning: interrupted.", file=sys.stderr)
+        return INTERRUPTED
+    return 0

@@ -1,0 +1,156 @@
+"""Every metric of one split of an intent data set."""
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import CatMetric, MeanMetric
+from torchmetrics.classification import (
+    BinaryAUROC,
+    BinaryF1Score,
+    BinaryPrecision,
+    BinaryRecall,
+    BinarySpecificityAtSensitivity,
+    MulticlassAccuracy,
+    MulticlassCalibrationError,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+)
+
+from lora_lightning.metrics.label_space import OUT_OF_SCOPE_TARGET, LabelSpace
+from lora_lightning.metrics.out_of_scope import best_threshold, in_scope_prediction, out_of_scope_score
+
+CALIBRATION_BINS = 15  # Guo et al. 2017, arXiv 1706.04599
+
+
+class IntentMetrics(nn.Module):
+    """Accuracy, F1, calibration, out-of-scope detection and accuracy by domain, over one split.
+
+    Targets are class indices. A query out of scope has the index of that class, or -1 where there is no such class.
+    Every value is a fraction in [0, 1]. `accuracy` counts out-of-scope queries too where they have a class.
+
+    Args:
+        space: The data set's labels.
+    """
+
+    def __init__(self, space: LabelSpace) -> None:
+        super().__init__()
+        num_labels = len(space.names)
+        self.out_of_scope_index = space.out_of_scope_index
+        self.has_out_of_scope = space.has_out_of_scope
+        self.loss = MeanMetric()
+        self.accuracy = MulticlassAccuracy(num_labels, average="micro")
+        self.macro_f1 = MulticlassF1Score(num_labels, average="macro")
+        self.weighted_f1 = MulticlassF1Score(num_labels, average="weighted")
+        self.calibration_error = MulticlassCalibrationError(num_labels, n_bins=CALIBRATION_BINS, norm="l1")
+        self.confusion = MulticlassConfusionMatrix(num_labels)
+        self.domain_names = list(space.domains)
+        domain_of_label = torch.full((num_labels,), -1)
+        for index, labels in enumerate(space.domains.values()):
+            domain_of_label[labels] = index
+        self.register_buffer("domain_of_label", domain_of_label, persistent=False)
+        self.domain_accuracy = nn.ModuleList(MeanMetric() for _ in self.domain_names)
+        if space.has_out_of_scope:
+            self.in_scope_accuracy = MeanMetric()
+            self.scores, self.truth, self.correct, self.called = (CatMetric() for _ in range(4))
+
+    def update(self, logits: Tensor, target: Tensor, loss: Tensor) -> None:
+        """Adds a batch.
+
+        Args:
+            logits: (batch, classes), any floating dtype.
+            target: (batch,), int64.
+            loss: Scalar, the mean over the batch's rows that have a class; NaN where there are none.
+        """
+        logits = logits.detach().float()
+        labelled = target != OUT_OF_SCOPE_TARGET
+        prediction = logits.argmax(dim=-1)
+        if labelled.any():
+            kept, kept_target = logits[labelled], target[labelled]
+            self.loss.update(loss.detach(), weight=len(kept_target))
+            for metric in (self.accuracy, self.macro_f1, self.weighted_f1, self.confusion):
+                metric.update(prediction[labelled], kept_target)
+            self.calibration_error.update(kept.softmax(dim=-1), kept_target)
+        hit = (prediction == target).float()
+        for index, metric in enumerate(self.domain_accuracy):
+            rows = labelled & (self.domain_of_label[target] == index)  # type: ignore[index]
+            if rows.any():
+                metric.update(hit[rows])  # type: ignore[operator]
+        if self.has_out_of_scope:
+            self._update_out_of_scope(logits, target, hit)
+
+    def _update_out_of_scope(self, logits: Tensor, target: Tensor, hit: Tensor) -> None:
+        index = self.out_of_scope_index
+        outside = target == (OUT_OF_SCOPE_TARGET if index is None else index)
+        if (~outside).any():
+            self.in_scope_accuracy.update(hit[~outside])
+        self.scores.update(out_of_scope_score(logits, index))
+        self.truth.update(outside.float())
+        self.correct.update((in_scope_prediction(logits, index) == target).float())
+        if index is not None:
+            self.called.update((logits.argmax(dim=-1) == index).float())
+
+    def choose_threshold(self) -> float:
+        """Chooses the out-of-scope threshold on this split's rows; collective under several processes.
+
+        Returns:
+            The threshold, or infinity where the split has no out-of-scope row.
+        """
+        if not self.has_out_of_scope:
+            return float("inf")
+        return best_threshold(_values(self.scores), _values(self.truth).bool(), _values(self.correct).bool())
+
+    def compute(self, threshold: float) -> dict[str, Tensor]:
+        """Everything, by name.
+
+        Args:
+            threshold: Out-of-scope score from which a query is called out of scope, chosen on validation.
+
+        Returns:
+            Scalars by metric name, without the split's prefix.
+        """
+        values = {
+            "loss": self.loss.compute(),
+            "accuracy": self.accuracy.compute(),
+            "macro_f1": self.macro_f1.compute(),
+            "weighted_f1": self.weighted_f1.compute(),
+            "calibration_error": self.calibration_error.compute(),
+        }
+        for name, metric in zip(self.domain_names, self.domain_accuracy, strict=True):
+            if metric.update_called:
+                values[f"domain_accuracy/{name}"] = metric.compute()  # type: ignore[operator]
+        if self.has_out_of_scope:
+            values["in_scope_accuracy"] = self.in_scope_accuracy.compute()
+            values |= self._compute_out_of_scope(threshold)
+        return values
+
+    def _compute_out_of_scope(self, threshold: float) -> dict[str, Tensor]:
+        scores, truth, correct = _values(self.scores), _values(self.truth).long(), _values(self.correct)
+        if truth.sum() in (0, len(truth)):
+            return {}  # detection means nothing with one kind of row only
+        above = (scores >= threshold).long()
+        values = {f"{name}_at_threshold": value for name, value in _detection(above, truth).items()}
+        values["in_scope_accuracy_at_threshold"] = (correct * (1 - above))[truth == 0].mean()
+        if self.out_of_scope_index is not None:
+            values |= _detection(_values(self.called).long(), truth)
+        values["out_of_scope_auroc"] = BinaryAUROC()(scores, truth)
+        specificity, _ = BinarySpecificityAtSensitivity(min_sensitivity=0.95)(scores, truth)
+        values["out_of_scope_fpr_at_95_tpr"] = 1 - specificity
+        return values
+
+    def reset(self) -> None:
+        """Forgets every batch."""
+        for module in self.children():
+            for metric in module if isinstance(module, nn.ModuleList) else [module]:
+                metric.reset()  # type: ignore[operator]
+
+
+def _values(metric: CatMetric) -> Tensor:
+    """All collected values; a `CatMetric` that saw a single row gives a scalar."""
+    return torch.atleast_1d(torch.as_tensor(metric.compute()))
+
+
+def _detection(called: Tensor, truth: Tensor) -> dict[str, Tensor]:
+    return {
+        "out_of_scope_precision": BinaryPrecision()(called, truth),
+        "out_of_scope_recall": BinaryRecall()(called, truth),
+        "out_of_scope_f1": BinaryF1Score()(called, truth),
+    }

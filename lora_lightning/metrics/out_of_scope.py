@@ -1,0 +1,71 @@
+"""Scores and thresholds for queries that belong to no known intent."""
+
+import torch
+from torch import Tensor
+
+
+def out_of_scope_score(logits: Tensor, out_of_scope_index: int | None) -> Tensor:
+    """How little a query looks like any known intent.
+
+    With a class of its own, the score is that class's probability. Without one it is 1 - the largest softmax
+    probability (Hendrycks & Gimpel 2017, arXiv 1610.02136).
+
+    Args:
+        logits: (batch, classes), any floating dtype.
+        out_of_scope_index: Index of the out-of-scope class, or `None` where there is none.
+
+    Returns:
+        (batch,), float32, in [0, 1]; higher means further out of scope.
+    """
+    probabilities = logits.float().softmax(dim=-1)
+    if out_of_scope_index is None:
+        return 1 - probabilities.amax(dim=-1)
+    return probabilities[:, out_of_scope_index]
+
+
+def in_scope_prediction(logits: Tensor, out_of_scope_index: int | None) -> Tensor:
+    """The most probable intent, leaving the out-of-scope class aside.
+
+    Args:
+        logits: (batch, classes), any floating dtype.
+        out_of_scope_index: Index of the out-of-scope class, or `None`.
+
+    Returns:
+        (batch,), int64 class indices.
+    """
+    if out_of_scope_index is None:
+        return logits.argmax(dim=-1)
+    kept = logits.clone()
+    kept[:, out_of_scope_index] = float("-inf")
+    return kept.argmax(dim=-1)
+
+
+def best_threshold(scores: Tensor, is_out_of_scope: Tensor, in_scope_correct: Tensor) -> float:
+    """The score from which a query is called out of scope, chosen for accuracy over all queries.
+
+    This is the rule of Larson et al. 2019 (oos-threshold): an in-scope query counts when it scores below the
+    threshold and its intent is right, an out-of-scope query when it scores at or above it. Choose on validation
+    data and only apply to test data.
+
+    Args:
+        scores: (n,), floating, higher means further out of scope.
+        is_out_of_scope: (n,), bool.
+        in_scope_correct: (n,), bool; whether the best in-scope intent is right (ignored for out-of-scope rows).
+
+    Returns:
+        The threshold: halfway between two observed scores, or infinity where calling nothing out of scope is best.
+        Of equally good thresholds the highest, which leaves most in-scope queries alone.
+    """
+    order = torch.argsort(scores, descending=True, stable=True)
+    sorted_scores = scores[order].double()
+    # Moving the threshold below a row wins it when it is out of scope and loses it when its intent was right.
+    gain = is_out_of_scope[order].long() - (in_scope_correct & ~is_out_of_scope)[order].long()
+    total = torch.cumsum(gain, dim=0)
+    distinct = torch.ones_like(total, dtype=torch.bool)
+    distinct[:-1] = sorted_scores[:-1] != sorted_scores[1:]  # a cut between equal scores is no cut
+    total = total.masked_fill(~distinct, torch.iinfo(torch.int64).min)
+    best = int(total.argmax())
+    if total[best] <= 0:
+        return float("inf")
+    below = sorted_scores[best + 1] if best + 1 < len(sorted_scores) else sorted_scores[best]
+    return float((sorted_scores[best] + below) / 2)

@@ -1,0 +1,85 @@
+"""What a run tells its user: where it is, how it went, what to do next."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from lora_lightning.callbacks import AdapterCheckpoint
+from lora_lightning.errors import ConfigurationError
+from lora_lightning.tasks import AdaptationTask
+from lora_lightning.tasks.optimization import trained_share
+
+SPLITS = {"val": "validation", "test": "test"}
+LOWER_IS_BETTER = ("loss", "calibration_error", "out_of_scope_fpr_at_95_tpr")
+
+
+def announce_run(folder: Path) -> None:
+    """Prints where the results will be, before the work starts."""
+    Console(highlight=False, soft_wrap=True).print(f"run folder: {folder}  (tensorboard --logdir {folder.parent})")
+
+
+def metrics_table(metrics: Mapping[str, float]) -> Table:
+    """Lays metrics out by name and split.
+
+    Args:
+        metrics: Values by `<split>/<name>`; names such as `domain_accuracy/travel` keep their slash.
+
+    Returns:
+        A rich table, one column a split that occurs.
+    """
+    splits = [split for split in SPLITS if any(name.startswith(f"{split}/") for name in metrics)]
+    names = list(dict.fromkeys(name.partition("/")[2] for name in metrics if name.partition("/")[0] in SPLITS))
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("metric")
+    for split in splits:
+        table.add_column(SPLITS[split], justify="right")
+    for name in names:
+        values = [metrics.get(f"{split}/{name}") for split in splits]
+        arrow = " (lower is better)" if name in LOWER_IS_BETTER else ""
+        table.add_row(name + arrow, *["" if value is None else f"{value:.4f}" for value in values])
+    return table
+
+
+def print_metrics(metrics: Mapping[str, float]) -> None:
+    """Prints a table of metrics."""
+    Console(highlight=False).print(metrics_table(metrics))
+
+
+def write_metrics(metrics: Mapping[str, float], path: Path) -> None:
+    """Writes metrics as JSON and says where.
+
+    Raises:
+        ConfigurationError: If the file cannot be written.
+    """
+    try:
+        path.write_text(json.dumps(dict(metrics), indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        msg = f"the metrics cannot be written to {path} ({error.strerror}); make the run folder writable."
+        raise ConfigurationError(msg) from error
+    Console(highlight=False, soft_wrap=True).print(f"metrics: {path}")
+
+
+def print_run_summary(
+    folder: Path, task: AdaptationTask, metrics: Mapping[str, float], checkpoint: AdapterCheckpoint
+) -> None:
+    """Prints the end of a training run and writes `summary.json`.
+
+    Args:
+        folder: The run's folder.
+        task: The trained task.
+        metrics: The best epoch's validation metrics, and the test metrics where there are some.
+        checkpoint: Knows the best checkpoint and the adapter's folder.
+    """
+    trained, total = trained_share(task)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(metrics_table(metrics))
+    console.print(f"\ntrained parameters: {trained:,} of {total:,} ({100 * trained / total:.2f} %)")
+    console.print(f"run folder:         {folder}")
+    console.print(f"best checkpoint:    {checkpoint.best_model_path}")
+    console.print(f"adapter for PEFT:   {checkpoint.adapter_folder}")
+    summary = {"metrics": dict(metrics), "trained_parameters": trained, "total_parameters": total}
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    console.print(f"curves:             tensorboard --logdir {folder.parent}")

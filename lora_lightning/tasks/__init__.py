@@ -1,0 +1,7 @@
+"""LightningModules, one for each kind of task."""
+
+from lora_lightning.tasks.base import AdaptationTask
+from lora_lightning.tasks.optimization import OptimizationSettings
+from lora_lightning.tasks.sequence_classification import SequenceClassificationTask
+
+__all__ = ["AdaptationTask", "OptimizationSettings", "SequenceClassificationTask"]

@@ -1,0 +1,207 @@
+"""What every task shares: the adapted backbone, its optimizer, and the save contract."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import nn
+
+from lora_lightning.backbones.source import backbone_identity
+from lora_lightning.errors import CheckpointError, ConfigurationError
+from lora_lightning.lora.checkpoint import check_state, keep_what_trains
+from lora_lightning.lora.config import LoraSettings
+from lora_lightning.lora.injection import trained_parameters
+from lora_lightning.metrics.label_space import LabelSpace
+from lora_lightning.tasks.optimization import OptimizationSettings, build_optimizer, build_schedule
+
+# Hyperparameters that decide which weights a checkpoint holds; the others may differ when it is evaluated.
+STRUCTURAL = ("backbone.", "lora.", "label_space.names.")
+SETTINGS = {"lora": LoraSettings, "optimization": OptimizationSettings, "label_space": LabelSpace}
+
+
+class AdaptationTask(LightningModule):
+    """Base of the tasks: a pretrained model, adapters on it (or all of it), and how they train.
+
+    The model is built in `configure_model`, so making a task loads no weights. A checkpoint holds the trained
+    parameters and the task's own buffers, not the frozen base.
+
+    Args:
+        backbone: A hub id, a local folder, or `package://<installed package>/<folder>`.
+        lora: The adapter; `null` trains the whole backbone.
+        optimization: Learning rate, schedule, decay.
+        base_dropout: Probability for every dropout of the pretrained model; `null` leaves what it came with.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        lora: LoraSettings | None,
+        optimization: OptimizationSettings,
+        base_dropout: float | None,
+    ) -> None:
+        super().__init__()
+        if base_dropout is not None and not 0 <= base_dropout < 1:
+            msg = f"model.base_dropout is {base_dropout}, but a probability in [0, 1) or null is needed."
+            raise ConfigurationError(msg)
+        self.backbone = backbone
+        self.lora = lora
+        self.optimization = optimization
+        self.base_dropout = base_dropout
+        self.network: nn.Module | None = None
+
+    def remember(self, **hyperparameters: Any) -> None:
+        """Keeps what the task was made with in every checkpoint, as plain values that load without pickle.
+
+        Args:
+            hyperparameters: The arguments of `__init__`, by name.
+        """
+        plain = {name: asdict(value) if name in SETTINGS and value else value for name, value in hyperparameters.items()}
+        self.save_hyperparameters({**plain, "_instantiator": f"{__name__}.{task_from_hyperparameters.__name__}"})
+
+    @abstractmethod
+    def build_network(self) -> nn.Module:
+        """Loads the backbone and attaches the adapters; called once, by `configure_model`."""
+
+    def adopt_labels(self, space: LabelSpace) -> None:
+        """Takes the labels from elsewhere, before the model is built; tasks without labels ignore them."""
+
+    def export_files(self) -> dict[str, Any]:
+        """What to write beside exported weights, as JSON, by file name."""
+        return {}
+
+    def configure_model(self) -> None:
+        """Builds the model when a trainer (or `load_from_checkpoint`) needs it."""
+        if self.network is None:
+            self.network = self.build_network()
+
+    @property
+    def built_network(self) -> nn.Module:
+        """The model, once it is built.
+
+        Raises:
+            ConfigurationError: If `configure_model` has not run yet.
+        """
+        if self.network is None:
+            msg = "the model is not built yet; call configure_model() first, as a Trainer does."
+            raise ConfigurationError(msg)
+        return self.network
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW over what trains, and the schedule, stepped once an optimizer step."""
+        optimizer = build_optimizer(self, self.optimization)
+        schedule = build_schedule(optimizer, self.optimization, self.trainer.estimated_stepping_batches)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "train/learning_rate"},
+        }
+
+    def saved_names(self) -> list[str]:
+        """Names of everything a checkpoint must hold: trained parameters and the task's own buffers."""
+        own_buffers = [name for name, _ in self.named_buffers(recurse=False)]
+        return trained_parameters(self) + own_buffers
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leaves the frozen base out, and proves that nothing trained is left out with it."""
+        checkpoint["state_dict"] = keep_what_trains(checkpoint["state_dict"], self.saved_names())
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint of another backbone or adapter before its tensors are read."""
+        found = contradictions(checkpoint.get("hyper_parameters", {}), dict(self.hparams), structural_only=True)
+        if found:
+            msg = f"the checkpoint was made with another model: {'; '.join(found)}."
+            raise CheckpointError(msg)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Loads what trains and proves that all of it is there; the frozen base stays.
+
+        Args:
+            state_dict: What `on_save_checkpoint` left.
+            strict: Ignored: the check is always strict for what trains.
+            assign: As in `torch.nn.Module.load_state_dict`.
+
+        Returns:
+            torch's own report; its missing keys are the frozen base.
+
+        Raises:
+            CheckpointError: If a trained tensor is missing, unknown or of another shape.
+        """
+        del strict
+        own = self.state_dict()
+        check_state(state_dict, {name: own[name] for name in self.saved_names()}, "the checkpoint")
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+
+def task_from_hyperparameters(task_class: type[AdaptationTask], hyperparameters: Mapping[str, Any]) -> AdaptationTask:
+    """Makes a task again from what `remember` kept; `load_from_checkpoint` calls it.
+
+    Args:
+        task_class: The class of the task.
+        hyperparameters: From the checkpoint.
+
+    Returns:
+        The task, without weights.
+    """
+    values = {
+        name: SETTINGS[name](**value) if name in SETTINGS and value else value
+        for name, value in hyperparameters.items()
+        if not name.startswith("_")
+    }
+    return task_class(**values)
+
+
+def contradictions(saved: Mapping[str, Any], asked: Mapping[str, Any], structural_only: bool) -> list[str]:
+    """Where a checkpoint's hyperparameters and the asked ones differ.
+
+    Args:
+        saved: Hyperparameters in the checkpoint.
+        asked: Hyperparameters of the model at hand; labels that are not known yet contradict nothing.
+        structural_only: Compare only what decides which weights a checkpoint holds, as evaluation needs.
+
+    Returns:
+        One text a difference, with both values; empty where they agree.
+    """
+    left, right = _comparable(asked, structural_only), _comparable(saved, structural_only)
+    if asked.get("label_space") is None:
+        right = {name: value for name, value in right.items() if not name.startswith("label_space")}
+    return [
+        f"{name} is {_short(left.get(name))} here and {_short(right.get(name))} in the checkpoint"
+        for name in sorted(left.keys() | right.keys())
+        if left.get(name) != right.get(name)
+    ]
+
+
+def _comparable(hyperparameters: Mapping[str, Any], structural_only: bool) -> dict[str, Any]:
+    flat = {name: value for name, value in flatten(hyperparameters).items() if not name.startswith("_")}
+    flat["backbone"] = backbone_identity(str(flat.get("backbone")))
+    if structural_only:
+        flat = {name: value for name, value in flat.items() if f"{name}.".startswith(STRUCTURAL)}
+    return {name: value for name, value in flat.items() if value is not None}
+
+
+def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings and dataclasses as one mapping with dotted names.
+
+    Args:
+        values: A mapping, a dataclass, or a plain value.
+        prefix: Name of `values` itself.
+
+    Returns:
+        Plain values by dotted name.
+    """
+    if hasattr(values, "__dataclass_fields__"):
+        values = asdict(values)
+    if not isinstance(values, Mapping):
+        return {prefix: values}
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flatten(value, f"{prefix}.{name}" if prefix else str(name))
+    return flat
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list) and len(value) > 3:  # noqa: PLR2004  # enough to recognise it
+        return f"a list of {len(value)} ({value[0]!r}, ...)"
+    return repr(value)
