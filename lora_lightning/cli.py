@@ -57,6 +57,8 @@ class LoraLightningCLI(LightningCLI):
         parser.add_lightning_class_args(AdapterCheckpoint, "checkpoint")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
+        # AdapterCheckpoint already refuses a metric that does not exist; without validation there is none.
+        parser.set_defaults({"early_stopping.strict": False})
         parser.add_argument(
             "--test_after_fit", type=bool, default=True, help="Test the best checkpoint when training ends."
         )
@@ -211,18 +213,21 @@ def quiet() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def run(arguments: Sequence[str]) -> None:
+def run(arguments: Sequence[str]) -> LoraLightningCLI:
     """Runs one command.
 
     Args:
         arguments: The command and its options.
+
+    Returns:
+        The command line, with the trainer, task and data module it ran.
 
     Raises:
         LoraLightningError: If the input is wrong.
     """
     quiet()
     sys.argv[1:] = list(arguments)  # Lightning relaunches the program from it under DDP
-    LoraLightningCLI(
+    return LoraLightningCLI(
         AdaptationTask,
         TextDataModule,
         save_config_callback=SaveRunConfig,

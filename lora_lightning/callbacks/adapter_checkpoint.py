@@ -36,6 +36,13 @@ class AdapterCheckpoint(ModelCheckpoint):
         self.best_metrics: dict[str, float] = {}
         self.adapter_folder: Path | None = None
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Without validation nothing can be best: keeps the latest epoch instead."""
+        super().on_train_start(trainer, pl_module)
+        if not trainer.enable_validation:
+            self.monitor = None
+            self._save_on_train_epoch_end = True
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves, and exports the adapter if this epoch is the best so far."""
         before = self.best_model_score
@@ -44,6 +51,12 @@ class AdapterCheckpoint(ModelCheckpoint):
             self.best_metrics = {
                 name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")
             }
+            self._export(trainer, cast("AdaptationTask", pl_module))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves here only where there is no validation."""
+        super().on_train_epoch_end(trainer, pl_module)
+        if not trainer.enable_validation:
             self._export(trainer, cast("AdaptationTask", pl_module))
 
     def _export(self, trainer: Trainer, task: AdaptationTask) -> None:

@@ -3,18 +3,18 @@
 import hashlib
 import json
 import os
-import shutil
 import sys
-import tempfile
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import datasets
 import numpy as np
 from lightning import LightningDataModule
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
@@ -116,9 +116,9 @@ class TextDataModule(LightningDataModule):
         """Tokenises and caches, in one process, unless the cache has this data already."""
         if self.trainer is not None and self.trainer.predicting:
             return
-        folder = self._cache_folder()
-        if not folder.is_dir():
-            self._write_cache(folder)
+        cache = self._cache_file()
+        if not cache.is_file():
+            self._write_cache(cache)
 
     def setup(self, stage: str) -> None:
         """Opens the splits that a stage needs.
@@ -129,10 +129,10 @@ class TextDataModule(LightningDataModule):
         for split in SPLITS_OF_STAGE[stage]:
             if split == PREDICT:
                 self.predict_texts = read_queries(self.predict_file)
-                self.splits[split] = self._tokenized(self._tokenize(self.predict_texts), None)
+                token_ids, lengths = flatten_rows(self._tokenize(self.predict_texts))
+                self.splits[split] = TokenizedDataset(token_ids, lengths, None, self._pad_token_id)
             elif split not in self.splits:
-                saved = cast("datasets.Dataset", datasets.load_from_disk(str(self._cache_folder() / split)))
-                self.splits[split] = self._from_cache(saved)
+                self.splits[split] = self._from_cache(split)
 
     def texts(self, split: str) -> list[str]:
         """The queries of a split, for reports; by row number."""
@@ -177,54 +177,55 @@ class TextDataModule(LightningDataModule):
         encoded = self.tokenizer(texts, truncation=True, max_length=self.max_length, return_attention_mask=False)
         return cast("list[list[int]]", encoded["input_ids"])
 
-    def _tokenized(self, token_ids: list[list[int]], labels: list[int] | None) -> TokenizedDataset:
-        lengths = np.array([len(row) for row in token_ids], dtype=np.int64)
-        flat = np.array([token for row in token_ids for token in row], dtype=np.int32)
-        targets = None if labels is None else np.array(labels, dtype=np.int64)
-        return TokenizedDataset(flat, lengths, targets, self._pad_token_id)
-
-    def _from_cache(self, saved: datasets.Dataset) -> TokenizedDataset:
-        table = saved.with_format("arrow")[:]
-        flat = table["input_ids"].combine_chunks()
-        lengths = flat.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
-        token_ids = flat.flatten().to_numpy(zero_copy_only=False).astype(np.int32)
-        labels = table["label"].to_numpy().astype(np.int64)
+    def _from_cache(self, split: str) -> TokenizedDataset:
+        saved = load_file(self._cache_file())
+        token_ids, lengths, labels = (saved[f"{split}.{name}"] for name in ("input_ids", "lengths", "labels"))
         return TokenizedDataset(token_ids, lengths, labels, self._pad_token_id)
 
     @property
     def _pad_token_id(self) -> int:
         return int(cast("int", self.tokenizer.pad_token_id))
 
-    def _cache_folder(self) -> Path:
-        """A folder named by everything that decides the token ids and labels."""
+    def _cache_file(self) -> Path:
+        """A file named by everything that decides the token ids and labels."""
         root = self.cache_dir or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "lora_lightning"
         digest = hashlib.sha256()
         for part in (_tokenizer_state(self.tokenizer), self.max_length, self.label_space.names):
             digest.update(json.dumps(part).encode())
         for split, rows in self.load_rows().items():
             digest.update(json.dumps([split, rows.texts, rows.labels]).encode())
-        return Path(root).expanduser() / f"tokenized-{digest.hexdigest()[:32]}"
+        return Path(root).expanduser() / f"tokenized-{digest.hexdigest()[:32]}.safetensors"
 
-    def _write_cache(self, folder: Path) -> None:
+    def _write_cache(self, cache: Path) -> None:
         """Writes beside the final place and renames, so that a half-written cache is never read."""
+        tensors = {}
+        for split, rows in self.load_rows().items():
+            token_ids, lengths = flatten_rows(self._tokenize(rows.texts))
+            labels = np.array(rows.labels, dtype=np.int64)
+            tensors |= {f"{split}.input_ids": token_ids, f"{split}.lengths": lengths, f"{split}.labels": labels}
+        scratch = cache.with_suffix(f".{os.getpid()}")
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            scratch = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
-        except OSError as error:
-            msg = f"tokenised data cannot be kept in {folder.parent} ({error.strerror}); set --data.cache_dir."
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, scratch)
+            scratch.replace(cache)
+        except (OSError, SafetensorError) as error:
+            msg = f"tokenised data cannot be kept in {cache.parent} ({error}); set --data.cache_dir."
             raise DataError(msg) from error
-        try:
-            for split, rows in self.load_rows().items():
-                columns = {"input_ids": self._tokenize(rows.texts), "label": rows.labels}
-                features = datasets.Features(
-                    {"input_ids": datasets.List(datasets.Value("int32")), "label": datasets.Value("int64")}
-                )
-                datasets.disable_progress_bars()
-                datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(scratch / split))
-            if not folder.exists():
-                scratch.rename(folder)
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.unlink(missing_ok=True)
+
+
+def flatten_rows(rows: list[list[int]]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Token ids of many texts as one array.
+
+    Args:
+        rows: Token ids of each text.
+
+    Returns:
+        All ids one after another, (total tokens,), int32; and the length of each text, (rows,), int64.
+    """
+    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    return np.array([token for row in rows for token in row], dtype=np.int32), lengths
 
 
 def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

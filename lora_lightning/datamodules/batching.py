@@ -11,7 +11,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from lora_lightning.errors import DataError
 
-POOL_BATCHES = 50  # rows are sorted by length within random pools of this many batches
+POOL_BATCHES = 200  # rows are sorted by length within random pools of this many batches
 
 
 class TokenizedDataset(Dataset[dict[str, Tensor]]):
@@ -134,4 +134,8 @@ class LengthGroupedBatchSampler(DistributedSampler[list[int]]):
             direction = -1 if (start // pool) % 2 == 0 else 1
             order[start : start + pool] = rows[np.argsort(direction * self.lengths[rows], kind="stable")]
         batches = np.array_split(order, len(self))
-        return [batches[index] for index in random.permutation(len(batches))]
+        batches = [batches[index] for index in random.permutation(len(batches))]
+        # The longest first: later batches fit into the memory it took, and too little memory shows at once.
+        longest = max(range(len(batches)), key=lambda index: int(self.lengths[batches[index]].max()))
+        batches.insert(0, batches.pop(longest))
+        return batches

@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-import datasets
-
 from lora_lightning.datamodules.base import check_texts
 from lora_lightning.datamodules.intents import OUT_OF_SCOPE, IntentDataModule, Pairs
 from lora_lightning.errors import DataError, nearest
@@ -143,6 +141,8 @@ class Clinc150DataModule(IntentDataModule):
                 "them, or set --data.data_dir to the original JSON release."
             )
             raise DataError(msg)
+        import datasets  # noqa: PLC0415  # a second and 100 MiB that local files do not need
+
         try:
             splits = datasets.load_dataset(HUB_DATASET, HUB_CONFIG[self.variant])
         except (OSError, ValueError) as error:

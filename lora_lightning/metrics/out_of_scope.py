@@ -5,10 +5,11 @@ from torch import Tensor
 
 
 def out_of_scope_score(logits: Tensor, out_of_scope_index: int | None) -> Tensor:
-    """How little a query looks like any known intent.
+    """How little a query looks like any known intent: 1 - the largest softmax probability of an in-scope intent.
 
-    With a class of its own, the score is that class's probability. Without one it is 1 - the largest softmax
-    probability (Hendrycks & Gimpel 2017, arXiv 1610.02136).
+    Without an out-of-scope class this is the maximum softmax probability of Hendrycks & Gimpel 2017
+    (arXiv 1610.02136). With one, its probability takes part in the softmax; that ranks queries better than its
+    probability alone, because the class is learnt from few queries and misses what they do not cover.
 
     Args:
         logits: (batch, classes), any floating dtype.
@@ -18,9 +19,9 @@ def out_of_scope_score(logits: Tensor, out_of_scope_index: int | None) -> Tensor
         (batch,), float32, in [0, 1]; higher means further out of scope.
     """
     probabilities = logits.float().softmax(dim=-1)
-    if out_of_scope_index is None:
-        return 1 - probabilities.amax(dim=-1)
-    return probabilities[:, out_of_scope_index]
+    if out_of_scope_index is not None:
+        probabilities[:, out_of_scope_index] = 0
+    return 1 - probabilities.amax(dim=-1)
 
 
 def in_scope_prediction(logits: Tensor, out_of_scope_index: int | None) -> Tensor:

@@ -17,6 +17,7 @@ from lora_lightning.backbones import (
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.dropout import use_fast_dropout
+from lora_lightning.lora.fused import fuse_lora_layers
 from lora_lightning.lora.injection import attach_lora
 from lora_lightning.metrics import (
     OUT_OF_SCOPE_TARGET,
@@ -112,6 +113,7 @@ class SequenceClassificationTask(AdaptationTask):
         if self.lora is not None:
             network = attach_lora(loaded.model, self.lora, loaded.lacked, "SEQ_CLS")
         use_fast_dropout(network)
+        fuse_lora_layers(network)
         for split in ("val", "test"):
             self.metrics[split] = IntentMetrics(self.labels)
         return network.train()  # from_pretrained leaves it in eval mode, and Lightning keeps modes as they are
