@@ -26,16 +26,21 @@ def main() -> None:
     parser.add_argument("--max-steps", type=int, default=None, help="train only, no validation and no test")
     options, rest = parser.parse_known_args()
     words = ["fit", "--config", str(CONFIG), "--data.data_dir", options.data, *rest]
-    words += ["--trainer.callbacks+=Timer", "--trainer.callbacks.interval=step", "--trainer.logger.init_args.save_dir", tempfile.mkdtemp()]
+    words += [
+        "--trainer.callbacks+=Timer",
+        "--trainer.callbacks.interval=step",
+        "--trainer.logger.init_args.save_dir",
+        tempfile.mkdtemp(),
+    ]
     if options.max_steps:
         words += ["--trainer.max_steps", str(options.max_steps), "--trainer.limit_val_batches=0"]
         words += ["--test_after_fit=false"]
     cli = run(words)
-    timer = next(callback for callback in cli.trainer.callbacks if isinstance(callback, Timer))
+    timer = next(c for c in cli.trainer.callbacks if isinstance(c, Timer))  # type: ignore[attr-defined]
     seconds = timer.time_elapsed("train")
     rows = len(cli.datamodule.splits["train"])
     steps = cli.trainer.global_step
-    samples = rows * steps / len(cli.trainer.train_dataloader)
+    samples = rows * steps / len(cli.datamodule.train_dataloader())
     result = {
         "train_samples_per_second": samples / seconds,
         "train_s": seconds,

@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from lora_lightning.callbacks import AdapterCheckpoint, ConfusionFigure, FiniteLoss, PredictionWriter
 from lora_lightning.datamodules import TextDataModule
-from lora_lightning.errors import CheckpointError, ConfigurationError
+from lora_lightning.errors import CheckpointError, ConfigurationError, LoraLightningError
 from lora_lightning.lora.checkpoint import read_checkpoint
 from lora_lightning.metrics import LabelSpace
 from lora_lightning.parser import ArgumentParser
@@ -129,8 +129,20 @@ class LoraLightningCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = extra
         return super().instantiate_trainer(**kwargs)
 
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        """Leaves out the callbacks that a command has no use for."""
+        wanted = {"fit": (AdapterCheckpoint, EarlyStopping), "predict": (PredictionWriter,)}.get(
+            str(self.subcommand), ()
+        )
+        kept: list[Callback] = [callback for callback in callbacks if isinstance(callback, wanted)]
+        if self.subcommand != "fit":
+            config["enable_checkpointing"] = False
+        return super()._instantiate_trainer(config, kept)
+
     def before_fit(self) -> None:
-        """Finds out now, not after an epoch, whether results can be written."""
+        """Finds out now, not after an epoch, whether data and settings fit and results can be written."""
+        self.model.adopt_labels(self.datamodule.label_space)
+        self.model.check_settings()
         folder = self.run_folder
         if self.trainer.is_global_zero:
             check_writable(folder)
@@ -210,6 +222,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=r".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=r".*number of training batches .* is smaller than the logging.*")
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=r".*Couldn't infer the batch indices.*")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
@@ -227,16 +240,29 @@ def run(arguments: Sequence[str]) -> LoraLightningCLI:
     """
     quiet()
     sys.argv[1:] = list(arguments)  # Lightning relaunches the program from it under DDP
-    return LoraLightningCLI(
-        AdaptationTask,
-        TextDataModule,
-        save_config_callback=SaveRunConfig,
-        trainer_defaults={"enable_model_summary": False, "use_distributed_sampler": False},
-        seed_everything_default=0,
-        parser_class=ArgumentParser,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        args=None,
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-    )
+    try:
+        return LoraLightningCLI(
+            AdaptationTask,
+            TextDataModule,
+            save_config_callback=SaveRunConfig,
+            trainer_defaults={"enable_model_summary": False, "use_distributed_sampler": False},
+            seed_everything_default=0,
+            parser_class=ArgumentParser,
+            parser_kwargs={"allow_abbrev": False},  # a typo is never taken for another option
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            args=None,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+    except Exception as error:  # noqa: BLE001  # raised again below
+        # jsonargparse wraps what a class raises while it is made.
+        raise _own_error(error) or error from None
+
+
+def _own_error(error: BaseException | None) -> LoraLightningError | None:
+    while error is not None:
+        if isinstance(error, LoraLightningError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None

@@ -7,11 +7,12 @@ from lora_lightning.backbones.loading import (
     load_sequence_classifier,
     load_tokenizer,
 )
-from lora_lightning.backbones.source import resolve_backbone
+from lora_lightning.backbones.source import hub_is_reachable, resolve_backbone
 
 __all__ = [
     "LoadedBackbone",
     "check_adapter_settings",
+    "hub_is_reachable",
     "load_classification_config",
     "load_sequence_classifier",
     "load_tokenizer",

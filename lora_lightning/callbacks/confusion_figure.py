@@ -1,6 +1,6 @@
 """A picture of the intents that a model mixes up most, for TensorBoard."""
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -35,7 +35,7 @@ class ConfusionFigure(Callback):
     def _draw(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
         if not isinstance(pl_module, SequenceClassificationTask):
             return
-        counts = cast("Tensor", pl_module.split_metrics(split).confusion.compute()).cpu()  # collective
+        counts = pl_module.split_metrics(split).confusion.compute().cpu()  # collective
         boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         if not boards or not trainer.is_global_zero:
             return
@@ -84,11 +84,11 @@ def confusion_figure(counts: Tensor, names: list[str], split: str) -> "Figure":
     size = 3.5 + 0.34 * len(names)
     figure = Figure(figsize=(size + 1, size), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(counts.float().sqrt(), cmap="Blues")
+    axes.imshow(counts.float().sqrt().numpy(), cmap="Blues", vmin=0)
     strongest = float(counts.max()) or 1.0
     for row, column in counts.nonzero().tolist():
         value = int(counts[row, column])
-        color = "white" if value > strongest / 3 else "black"
+        color = "white" if value > strongest / 2 else "black"
         axes.text(column, row, str(value), ha="center", va="center", color=color, fontsize=8)
     axes.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
     axes.set_yticks(range(len(names)), names, fontsize=8)

@@ -70,7 +70,9 @@ def prediction_rows(
     """
     rows = {}
     for batch in batches:
-        columns = [batch[name].tolist() for name in ("index", "intent", "score", "out_of_scope_score", "is_out_of_scope")]
+        columns = [
+            batch[name].tolist() for name in ("index", "intent", "score", "out_of_scope_score", "is_out_of_scope")
+        ]
         for index, intent, score, outside, is_outside in zip(*columns, strict=True):
             rows[index] = {
                 "text": texts[index],

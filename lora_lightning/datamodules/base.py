@@ -3,9 +3,11 @@
 import hashlib
 import json
 import os
+import re
 import sys
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -55,6 +57,7 @@ class TextDataModule(LightningDataModule):
 
     def __init__(
         self,
+        *,
         backbone: str | None = None,
         batch_size: int = 32,
         eval_batch_size: int = 64,
@@ -188,9 +191,10 @@ class TextDataModule(LightningDataModule):
 
     def _cache_file(self) -> Path:
         """A file named by everything that decides the token ids and labels."""
-        root = self.cache_dir or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "lora_lightning"
+        root = self.cache_dir or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "lora_lightning"
         digest = hashlib.sha256()
-        for part in (_tokenizer_state(self.tokenizer), self.max_length, self.label_space.names):
+        cut = (self.max_length, self.tokenizer.truncation_side)
+        for part in (_tokenizer_state(self.tokenizer), cut, self.label_space.names):
             digest.update(json.dumps(part).encode())
         for split, rows in self.load_rows().items():
             digest.update(json.dumps([split, rows.texts, rows.labels]).encode())
@@ -198,7 +202,7 @@ class TextDataModule(LightningDataModule):
 
     def _write_cache(self, cache: Path) -> None:
         """Writes beside the final place and renames, so that a half-written cache is never read."""
-        tensors = {}
+        tensors: dict[str, NDArray[Any]] = {}
         for split, rows in self.load_rows().items():
             token_ids, lengths = flatten_rows(self._tokenize(rows.texts))
             labels = np.array(rows.labels, dtype=np.int64)
@@ -212,7 +216,8 @@ class TextDataModule(LightningDataModule):
             msg = f"tokenised data cannot be kept in {cache.parent} ({error}); set --data.cache_dir."
             raise DataError(msg) from error
         finally:
-            scratch.unlink(missing_ok=True)
+            with suppress(OSError):  # an error here must not hide the one above
+                scratch.unlink()
 
 
 def flatten_rows(rows: list[list[int]]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
@@ -254,11 +259,14 @@ def read_queries(predict_file: str | None) -> list[str]:
         raise DataError(msg)
     name = "standard input" if predict_file == "-" else predict_file
     try:
-        content = sys.stdin.read() if predict_file == "-" else Path(predict_file).read_text(encoding="utf-8-sig")
+        # Bytes: standard input may have been opened with another encoding, and keeps a byte order mark.
+        raw = sys.stdin.buffer.read() if predict_file == "-" else Path(predict_file).expanduser().read_bytes()
+        content = raw.decode("utf-8-sig").rstrip()
     except (OSError, UnicodeDecodeError) as error:
         msg = f"--data.predict_file {predict_file}: {_why(error)}; give a UTF-8 text file with one query a line."
         raise DataError(msg) from error
-    lines = content.rstrip().splitlines()
+    # Not splitlines(): to it a form feed or U+2028 inside a query ends a line, and row numbers would shift.
+    lines = re.split("\r\n|\r|\n", content) if content else []
     check_texts(lines, name, "line")
     if not lines:
         msg = f"{name} holds no query; write one query a line."

@@ -94,6 +94,7 @@ class LengthGroupedBatchSampler(DistributedSampler[list[int]]):
         self,
         lengths: NDArray[np.int64],
         batch_size: int,
+        *,
         shuffle: bool,
         seed: int = 0,
         num_replicas: int = 1,
@@ -117,7 +118,7 @@ class LengthGroupedBatchSampler(DistributedSampler[list[int]]):
         # The second bound only matters at batch size 1: every process needs a row in every step.
         return min(-(-rows // (self.batch_size * self.num_replicas)), rows // self.num_replicas)
 
-    def __iter__(self) -> Iterator[list[int]]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[list[int]]:
         """Yields lists of row numbers."""
         for batch in self._global_batches():
             yield batch[self.rank :: self.num_replicas].tolist()

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+from lora_lightning.backbones import hub_is_reachable
 from lora_lightning.datamodules.base import check_texts
 from lora_lightning.datamodules.intents import OUT_OF_SCOPE, IntentDataModule, Pairs
 from lora_lightning.errors import DataError, nearest
@@ -11,6 +12,8 @@ from lora_lightning.errors import DataError, nearest
 HUB_DATASET = "clinc/clinc_oos"
 HUB_CONFIG = {"small": "small", "imbalanced": "imbalanced", "oos_plus": "plus"}  # the hub has no `full`
 RELEASE_KEYS = {"train": ("train", "oos_train"), "val": ("val", "oos_val"), "test": ("test", "oos_test")}
+
+Parts = dict[str, dict[str, Pairs]]  # rows by split and by where they stand, for messages
 
 # Table 1 of the paper: fifteen intents in each domain.
 INTENTS_OF_DOMAIN = {
@@ -79,6 +82,7 @@ class Clinc150DataModule(IntentDataModule):
 
     def __init__(
         self,
+        *,
         data_dir: str | None = None,
         variant: Literal["full", "small", "imbalanced", "oos_plus"] = "full",
         oos_as_class: bool = True,
@@ -91,30 +95,39 @@ class Clinc150DataModule(IntentDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__(
-            oos_as_class, backbone, batch_size, eval_batch_size, max_length, predict_file, cache_dir, num_workers
+            oos_as_class=oos_as_class,
+            backbone=backbone,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            max_length=max_length,
+            predict_file=predict_file,
+            cache_dir=cache_dir,
+            num_workers=num_workers,
         )
         self.data_dir = data_dir
         self.variant = variant
 
     def load_pairs(self) -> dict[str, Pairs]:
         """Reads the release or the hub and checks every row."""
-        pairs = self._from_hub() if self.data_dir is None else self._from_release(Path(self.data_dir).expanduser())
-        known = {intent for _, intent in pairs["train"]} | {OUT_OF_SCOPE}
-        for split in ("val", "test"):
-            for number, (_, intent) in enumerate(pairs[split], start=1):
-                if intent not in known:
-                    msg = (
-                        f"CLINC150 {self.variant}, {split} row {number}: the intent {intent!r} never occurs in train; "
-                        f"{nearest(intent, known)}"
-                    )
-                    raise DataError(msg)
-        return pairs
+        parts = self._from_hub() if self.data_dir is None else self._from_release(Path(self.data_dir).expanduser())
+        known = {intent for rows in parts["train"].values() for _, intent in rows} | {OUT_OF_SCOPE}
+        for rows_of in parts.values():
+            for name, rows in rows_of.items():
+                check_texts((text for text, _ in rows), name, "row")
+                for number, (_, intent) in enumerate(rows, start=1):
+                    if intent not in known:
+                        msg = (
+                            f"{name}, row {number}: the intent {intent!r} never occurs in train; "
+                            f"{nearest(intent, known)}"
+                        )
+                        raise DataError(msg)
+        return {split: [pair for rows in rows_of.values() for pair in rows] for split, rows_of in parts.items()}
 
     def domain_of_intent(self) -> dict[str, str]:
         """The paper's ten domains."""
         return {intent: domain for domain, intents in INTENTS_OF_DOMAIN.items() for intent in intents.split()}
 
-    def _from_release(self, folder: Path) -> dict[str, Pairs]:
+    def _from_release(self, folder: Path) -> Parts:
         path = folder / f"data_{self.variant}.json"
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -130,11 +143,11 @@ class Clinc150DataModule(IntentDataModule):
             msg = f"{path} has no list {absent[0]!r}; the release holds {', '.join(sum(RELEASE_KEYS.values(), ()))}."
             raise DataError(msg)
         return {
-            split: [pair for key in keys for pair in _checked_rows(content[key], f"{path}, {key}")]
+            split: {f"{path}, {key}": _checked_rows(content[key], f"{path}, {key}") for key in keys}
             for split, keys in RELEASE_KEYS.items()
         }
 
-    def _from_hub(self) -> dict[str, Pairs]:
+    def _from_hub(self) -> Parts:
         if self.variant not in HUB_CONFIG:
             msg = (
                 f"the hub has no variant {self.variant!r} of CLINC150, only {', '.join(HUB_CONFIG)}; choose one of "
@@ -144,16 +157,17 @@ class Clinc150DataModule(IntentDataModule):
         import datasets  # noqa: PLC0415  # a second and 100 MiB that local files do not need
 
         try:
-            splits = datasets.load_dataset(HUB_DATASET, HUB_CONFIG[self.variant])
-        except (OSError, ValueError) as error:
+            download = datasets.DownloadConfig(local_files_only=not hub_is_reachable())
+            splits = datasets.load_dataset(HUB_DATASET, HUB_CONFIG[self.variant], download_config=download)
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             msg = (
                 f"the data set {HUB_DATASET} could not be fetched from the hub; without network set --data.data_dir "
-                "to a folder with the original release's data_full.json."
+                f"to a folder with the original release's data_{self.variant}.json."
             )
             raise DataError(msg) from error
         names = splits["train"].features["intent"].names
         return {
-            split: [(row["text"], names[row["intent"]]) for row in splits[hub_split]]
+            split: {f"{HUB_DATASET}, {hub_split}": [(row["text"], names[row["intent"]]) for row in splits[hub_split]]}
             for split, hub_split in (("train", "train"), ("val", "validation"), ("test", "test"))
         }
 
@@ -164,8 +178,7 @@ def _has_rows(content: Any, key: str) -> bool:
 
 def _checked_rows(rows: list[Any], name: str) -> Pairs:
     for number, row in enumerate(rows, start=1):
-        if not (isinstance(row, list) and [type(part) for part in row] == [str, str]):
+        if not (isinstance(row, list) and [type(part) for part in row] == [str, str] and row[1].strip()):
             msg = f"{name}, row {number}: expected [text, intent], found {json.dumps(row)[:80]}."
             raise DataError(msg)
-    check_texts((text for text, _ in rows), name, "row")
     return [(text, intent) for text, intent in rows]

@@ -528,9 +528,7 @@ NO_INTENT: Final = Phrasings(
     how does a thermostat work? why do airlines overbook flights? hire a guide in {city}!""",
 )
 
-DOMAINS: Final[Mapping[str, str]] = {
-    intent: domain for domain, intents in INTENTS.items() for intent in intents
-}
+DOMAINS: Final[Mapping[str, str]] = {intent: domain for domain, intents in INTENTS.items() for intent in intents}
 
 _TIDY_EVERY = 8  # one row in so many has capitals and its final mark
 _MAX_MISSES = 500  # repeats in a row after which a grammar counts as used up
@@ -569,9 +567,7 @@ def _sentence(rng: random.Random, phrasing: str) -> str:
     return text[0].upper() + text[1:] + ("?" if asks else ".")
 
 
-def _draw(
-    rng: random.Random, phrasings: Sequence[str], count: int, used: set[str]
-) -> list[str] | None:
+def _draw(rng: random.Random, phrasings: Sequence[str], count: int, used: set[str]) -> list[str] | None:
     """Write ``count`` new sentences, or None where the phrasings do not give as many.
 
     Args:
@@ -624,7 +620,7 @@ def generate_intents(
     Raises:
         ValueError: If a size is negative or exceeds what the grammar can write.
     """
-    rng = random.Random(seed)
+    rng = random.Random(seed)  # noqa: S311  # sentences, not secrets
     used: set[str] = set()
     per_intent = {"train": train_per_intent, "val": val_per_intent, "test": test_per_intent}
     corpus: dict[str, list[tuple[str, str]]] = {}
@@ -642,10 +638,11 @@ def generate_intents(
             sentences = _draw(rng, _phrasings(paragraph), wanted, used) if wanted >= 0 else None
             if sentences is None:
                 size = out_of_scope[index] if intent == OUT_OF_SCOPE else count
-                raise ValueError(
-                    f"{name}={size}: the grammar cannot write that many distinct sentences for "
-                    f"intent {intent!r}; ask for fewer (and not fewer than 0)."
+                msg = (
+                    f"{name}={size}: the grammar cannot write that many distinct sentences for intent {intent!r}; "
+                    "ask for fewer (and not fewer than 0)."
                 )
+                raise ValueError(msg)
             rows.extend((text, intent) for text in sentences)
         corpus[split] = sorted(rows, key=lambda _: rng.random())
     return corpus

@@ -28,6 +28,7 @@ class IntentDataModule(TextDataModule):
 
     def __init__(
         self,
+        *,
         oos_as_class: bool = True,
         backbone: str | None = None,
         batch_size: int = 32,
@@ -37,7 +38,15 @@ class IntentDataModule(TextDataModule):
         cache_dir: str | None = None,
         num_workers: int = 0,
     ) -> None:
-        super().__init__(backbone, batch_size, eval_batch_size, max_length, predict_file, cache_dir, num_workers)
+        super().__init__(
+            backbone=backbone,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            max_length=max_length,
+            predict_file=predict_file,
+            cache_dir=cache_dir,
+            num_workers=num_workers,
+        )
         self.oos_as_class = oos_as_class
 
     @abstractmethod

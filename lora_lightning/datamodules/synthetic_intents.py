@@ -22,6 +22,7 @@ class SyntheticIntentsDataModule(IntentDataModule):
 
     def __init__(
         self,
+        *,
         corpus_seed: int = 0,
         oos_as_class: bool = True,
         backbone: str | None = None,
@@ -33,7 +34,14 @@ class SyntheticIntentsDataModule(IntentDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__(
-            oos_as_class, backbone, batch_size, eval_batch_size, max_length, predict_file, cache_dir, num_workers
+            oos_as_class=oos_as_class,
+            backbone=backbone,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            max_length=max_length,
+            predict_file=predict_file,
+            cache_dir=cache_dir,
+            num_workers=num_workers,
         )
         self.corpus_seed = corpus_seed
 

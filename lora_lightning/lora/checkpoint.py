@@ -25,7 +25,7 @@ def keep_what_trains(state_dict: Mapping[str, Tensor], keep: Collection[str]) ->
     """
     lost = [name for name in keep if name not in state_dict]
     if lost:
-        msg = f"{len(lost)} trained parameters would be missing from the checkpoint, {lost[0]} first; nothing was saved."
+        msg = f"{len(lost)} trained parameters would be missing from the checkpoint, {lost[0]} first; none was saved."
         raise CheckpointError(msg)
     wanted = set(keep)
     return {name: tensor for name, tensor in state_dict.items() if name in wanted}

@@ -1,7 +1,8 @@
 """A LoRA layer in fewer and cheaper steps than PEFT's, with the same result.
 
 PEFT computes `base(x) + lora_B(lora_A(dropout(x))) * scaling` as separate operations and keeps a dropped copy of x
-for each layer. Here scaling and sum happen inside the matrix product, and the backward pass forms no gradient that nobody needs. For small batches on a CPU this saves a tenth of a step.
+for each layer. Here scaling and sum happen inside the matrix product, and the backward pass forms no gradient that
+nobody needs. For small batches on a CPU this saves a tenth of a step.
 """
 
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from lora_lightning.lora.dropout import inverted_mask
@@ -18,7 +20,7 @@ class _LoraLinear(torch.autograd.Function):
     """y = x W^T + b + s (D(x) A^T) B^T, where D drops elements of x, with W frozen."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(  # noqa: PLR0917  # autograd passes by position
         ctx: Any,
         x: Tensor,
         weight: Tensor,
@@ -37,7 +39,8 @@ class _LoraLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    @once_differentiable  # a second derivative would lack terms; now it raises
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, lora_a, lora_b, hidden, mask = ctx.saved_tensors
         grad_hidden = (grad @ lora_b).mul_(ctx.scaling)
         dropped = x if mask is None else x * mask
@@ -54,7 +57,7 @@ class _LoraLinear(torch.autograd.Function):
         return grad_x, None, grad_bias, grad_a, grad_b, None, None
 
 
-class FusedLoraLinear(PeftLinear):  # type: ignore[misc]  # PEFT is not typed
+class FusedLoraLinear(PeftLinear):  # PEFT is not typed
     """PEFT's LoRA layer over `nn.Linear`; computes like it, in fewer steps where that is possible.
 
     Merging, several adapters, DoRA and other variants, mixed precision and quantised bases go PEFT's own way.
@@ -72,7 +75,7 @@ class FusedLoraLinear(PeftLinear):  # type: ignore[misc]  # PEFT is not typed
             (..., out_features), the dtype of x.
         """
         if args or kwargs or not self._is_plain(x):
-            return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
+            return super().forward(x, *args, **kwargs)
         name = self.active_adapters[0]
         base, dropout = self.base_layer, self.lora_dropout[name]
         p = dropout.p if self.training and isinstance(dropout, nn.Dropout) else 0.0

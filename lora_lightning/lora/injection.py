@@ -11,6 +11,8 @@ from lora_lightning.errors import ConfigurationError, nearest
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.target_modules import linear_layers, resolve_target_modules
 
+HEADS = ("classifier", "score")  # PEFT trains what is called so in any case, found in the checkpoint or not
+
 
 def modules_lacked(model: nn.Module, missing_parameters: Collection[str]) -> list[str]:
     """The largest modules all of whose parameters the pretrained checkpoint lacked.
@@ -44,13 +46,14 @@ def modules_trained_in_full(model: nn.Module, settings: LoraSettings, lacked: Co
         lacked: What the pretrained checkpoint lacked, from `modules_lacked`.
 
     Returns:
-        Full dotted module names.
+        Full dotted module names, the head among them.
 
     Raises:
         ConfigurationError: If an entry of `modules_to_save` is no module of the model.
     """
     names = [name for name, _ in model.named_modules() if name]
     chosen = list(lacked)
+    chosen += [name for name in names if name.endswith(HEADS) and name not in chosen]
     for wanted in settings.modules_to_save or []:
         matches = [name for name in names if name == wanted or name.endswith(f".{wanted}")]
         if not matches:
@@ -101,7 +104,7 @@ def trained_parameters(model: nn.Module) -> list[str]:
 
 def _warn_if_rank_is_full(model: nn.Module, targets: Collection[str], r: int) -> None:
     layers = linear_layers(model)
-    sizes = {name: min(layers[name].weight.shape) for name in targets}  # type: ignore[arg-type,union-attr]
+    sizes = {name: min(layers[name].weight.shape) for name in targets}  # type: ignore[arg-type]
     smallest = min(sizes, key=lambda name: sizes[name])
     if r > sizes[smallest]:
         msg = (

@@ -114,6 +114,12 @@ def resolve_target_modules(model: nn.Module, target_modules: str | list[str], ex
         ConfigurationError: If a name fits no layer, or a preset does not know the architecture.
     """
     layers = list(linear_layers(model, exclude))
+    if not layers:
+        msg = (
+            f"model.lora.target_modules is {target_modules!r}, but no linear layer is left for it beside "
+            f"{', '.join(exclude)}, which train in full; shorten modules_to_save, or write `lora: null`."
+        )
+        raise ConfigurationError(msg)
     if target_modules == "all-linear":
         return layers
     if isinstance(target_modules, str) and target_modules in PRESETS:

@@ -42,12 +42,7 @@ class IntentMetrics(nn.Module):
         self.weighted_f1 = MulticlassF1Score(num_labels, average="weighted")
         self.calibration_error = MulticlassCalibrationError(num_labels, n_bins=CALIBRATION_BINS, norm="l1")
         self.confusion = MulticlassConfusionMatrix(num_labels)
-        self.domain_names = list(space.domains)
-        domain_of_label = torch.full((num_labels,), -1)
-        for index, labels in enumerate(space.domains.values()):
-            domain_of_label[labels] = index
-        self.register_buffer("domain_of_label", domain_of_label, persistent=False)
-        self.domain_accuracy = nn.ModuleList(MeanMetric() for _ in self.domain_names)
+        self.domains = space.domains
         if space.has_out_of_scope:
             self.in_scope_accuracy = MeanMetric()
             self.scores, self.truth, self.correct, self.called = (CatMetric() for _ in range(4))
@@ -69,24 +64,19 @@ class IntentMetrics(nn.Module):
             for metric in (self.accuracy, self.macro_f1, self.weighted_f1, self.confusion):
                 metric.update(prediction[labelled], kept_target)
             self.calibration_error.update(kept.softmax(dim=-1), kept_target)
-        hit = (prediction == target).float()
-        for index, metric in enumerate(self.domain_accuracy):
-            rows = labelled & (self.domain_of_label[target] == index)  # type: ignore[index]
-            if rows.any():
-                metric.update(hit[rows])  # type: ignore[operator]
         if self.has_out_of_scope:
-            self._update_out_of_scope(logits, target, hit)
+            self._update_out_of_scope(logits, target, prediction)
 
-    def _update_out_of_scope(self, logits: Tensor, target: Tensor, hit: Tensor) -> None:
+    def _update_out_of_scope(self, logits: Tensor, target: Tensor, prediction: Tensor) -> None:
         index = self.out_of_scope_index
         outside = target == (OUT_OF_SCOPE_TARGET if index is None else index)
         if (~outside).any():
-            self.in_scope_accuracy.update(hit[~outside])
+            self.in_scope_accuracy.update((prediction == target)[~outside].float())
         self.scores.update(out_of_scope_score(logits, index))
         self.truth.update(outside.float())
         self.correct.update((in_scope_prediction(logits, index) == target).float())
         if index is not None:
-            self.called.update((logits.argmax(dim=-1) == index).float())
+            self.called.update((prediction == index).float())
 
     def choose_threshold(self) -> float:
         """Chooses the out-of-scope threshold on this split's rows; collective under several processes.
@@ -114,9 +104,11 @@ class IntentMetrics(nn.Module):
             "weighted_f1": self.weighted_f1.compute(),
             "calibration_error": self.calibration_error.compute(),
         }
-        for name, metric in zip(self.domain_names, self.domain_accuracy, strict=True):
-            if metric.update_called:
-                values[f"domain_accuracy/{name}"] = metric.compute()  # type: ignore[operator]
+        # From the confusion of all processes: one process alone may not have seen every domain.
+        counts = self.confusion.compute()
+        for name, labels in self.domains.items():
+            if rows := int(counts[labels].sum()):
+                values[f"domain_accuracy/{name}"] = counts.diagonal()[labels].sum() / rows
         if self.has_out_of_scope:
             values["in_scope_accuracy"] = self.in_scope_accuracy.compute()
             values |= self._compute_out_of_scope(threshold)
@@ -138,14 +130,13 @@ class IntentMetrics(nn.Module):
 
     def reset(self) -> None:
         """Forgets every batch."""
-        for module in self.children():
-            for metric in module if isinstance(module, nn.ModuleList) else [module]:
-                metric.reset()  # type: ignore[operator]
+        for metric in self.children():
+            metric.reset()  # type: ignore[operator]
 
 
 def _values(metric: CatMetric) -> Tensor:
     """All collected values; a `CatMetric` that saw a single row gives a scalar."""
-    return torch.atleast_1d(torch.as_tensor(metric.compute()))
+    return torch.as_tensor(metric.compute()).reshape(-1)
 
 
 def _detection(called: Tensor, truth: Tensor) -> dict[str, Tensor]:

@@ -58,7 +58,7 @@ def best_threshold(scores: Tensor, is_out_of_scope: Tensor, in_scope_correct: Te
         Of equally good thresholds the highest, which leaves most in-scope queries alone.
     """
     order = torch.argsort(scores, descending=True, stable=True)
-    sorted_scores = scores[order].double()
+    sorted_scores = scores[order]
     # Moving the threshold below a row wins it when it is out of scope and loses it when its intent was right.
     gain = is_out_of_scope[order].long() - (in_scope_correct & ~is_out_of_scope)[order].long()
     total = torch.cumsum(gain, dim=0)
@@ -69,4 +69,6 @@ def best_threshold(scores: Tensor, is_out_of_scope: Tensor, in_scope_correct: Te
     if total[best] <= 0:
         return float("inf")
     below = sorted_scores[best + 1] if best + 1 < len(sorted_scores) else sorted_scores[best]
-    return float((sorted_scores[best] + below) / 2)
+    halfway = below + (sorted_scores[best] - below) / 2
+    # Between neighbouring floats there is nothing halfway, and rounding down would let the lower score in.
+    return float(halfway if halfway > below else sorted_scores[best])

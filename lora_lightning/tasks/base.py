@@ -2,8 +2,8 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, is_dataclass
+from typing import Any, TypeVar, cast
 
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -19,7 +19,6 @@ from lora_lightning.tasks.optimization import OptimizationSettings, build_optimi
 
 # Hyperparameters that decide which weights a checkpoint holds; the others may differ when it is evaluated.
 STRUCTURAL = ("backbone.", "lora.", "label_space.names.")
-SETTINGS = {"lora": LoraSettings, "optimization": OptimizationSettings, "label_space": LabelSpace}
 
 
 class AdaptationTask(LightningModule):
@@ -47,8 +46,8 @@ class AdaptationTask(LightningModule):
             msg = f"model.base_dropout is {base_dropout}, but a probability in [0, 1) or null is needed."
             raise ConfigurationError(msg)
         self.backbone = backbone
-        self.lora = lora
-        self.optimization = optimization
+        self.lora = from_plain(LoraSettings, lora)
+        self.optimization = from_plain(OptimizationSettings, optimization) or OptimizationSettings()
         self.base_dropout = base_dropout
         self.network: nn.Module | None = None
 
@@ -58,8 +57,7 @@ class AdaptationTask(LightningModule):
         Args:
             hyperparameters: The arguments of `__init__`, by name.
         """
-        plain = {name: asdict(value) if name in SETTINGS and value else value for name, value in hyperparameters.items()}
-        self.save_hyperparameters({**plain, "_instantiator": f"{__name__}.{task_from_hyperparameters.__name__}"})
+        self.save_hyperparameters({name: to_plain(value) for name, value in hyperparameters.items()})
 
     @abstractmethod
     def build_network(self) -> nn.Module:
@@ -67,6 +65,9 @@ class AdaptationTask(LightningModule):
 
     def adopt_labels(self, space: LabelSpace) -> None:
         """Takes the labels from elsewhere, before the model is built; tasks without labels ignore them."""
+
+    def check_settings(self) -> None:
+        """Finds settings that do not fit the backbone's architecture, before any weights load."""
 
     def export_files(self) -> dict[str, Any]:
         """What to write beside exported weights, as JSON, by file name."""
@@ -134,22 +135,27 @@ class AdaptationTask(LightningModule):
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
 
-def task_from_hyperparameters(task_class: type[AdaptationTask], hyperparameters: Mapping[str, Any]) -> AdaptationTask:
-    """Makes a task again from what `remember` kept; `load_from_checkpoint` calls it.
+Settings = TypeVar("Settings")
+
+
+def to_plain(value: Any) -> Any:
+    """A dataclass object as nested dictionaries; anything else as it is."""
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+def from_plain(settings_class: type[Settings], value: Any) -> Settings | None:
+    """Makes a settings object again from the plain values that a checkpoint holds.
 
     Args:
-        task_class: The class of the task.
-        hyperparameters: From the checkpoint.
+        settings_class: A dataclass.
+        value: An object of it, its fields by name, or `None`.
 
     Returns:
-        The task, without weights.
+        The object, or `None`.
     """
-    values = {
-        name: SETTINGS[name](**value) if name in SETTINGS and value else value
-        for name, value in hyperparameters.items()
-        if not name.startswith("_")
-    }
-    return task_class(**values)
+    if isinstance(value, Mapping):
+        return settings_class(**value)
+    return cast("Settings | None", value)
 
 
 def contradictions(saved: Mapping[str, Any], asked: Mapping[str, Any], structural_only: bool) -> list[str]:
@@ -191,8 +197,7 @@ def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
     Returns:
         Plain values by dotted name.
     """
-    if hasattr(values, "__dataclass_fields__"):
-        values = asdict(values)
+    values = to_plain(values)
     if not isinstance(values, Mapping):
         return {prefix: values}
     flat: dict[str, Any] = {}

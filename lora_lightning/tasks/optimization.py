@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -114,10 +114,8 @@ def build_schedule(optimizer: Optimizer, settings: OptimizationSettings, total_s
         raise ConfigurationError(msg)
     warmup_steps = 0 if endless else round(settings.warmup_share * total_steps)
     if settings.schedule == "constant":
-        schedule: LRScheduler = get_constant_schedule_with_warmup(optimizer, warmup_steps)
-        return schedule
-    schedule = SCHEDULES[settings.schedule](optimizer, warmup_steps, round(total_steps))
-    return schedule
+        return cast("LRScheduler", get_constant_schedule_with_warmup(optimizer, warmup_steps))
+    return cast("LRScheduler", SCHEDULES[settings.schedule](optimizer, warmup_steps, round(total_steps)))
 
 
 def trained_share(model: nn.Module) -> tuple[int, int]:

@@ -2,11 +2,12 @@
 
 import math
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PretrainedConfig
 
 from lora_lightning.backbones import (
     check_adapter_settings,
@@ -26,7 +27,7 @@ from lora_lightning.metrics import (
     in_scope_prediction,
     out_of_scope_score,
 )
-from lora_lightning.tasks.base import AdaptationTask
+from lora_lightning.tasks.base import AdaptationTask, from_plain
 from lora_lightning.tasks.optimization import OptimizationSettings
 
 Batch = dict[str, Tensor]
@@ -49,6 +50,7 @@ class SequenceClassificationTask(AdaptationTask):
     def __init__(
         self,
         backbone: str,
+        *,
         lora: LoraSettings | None = LoraSettings(),  # noqa: B008  # jsonargparse shows it; never changed
         optimization: OptimizationSettings = OptimizationSettings(),  # noqa: B008
         base_dropout: float | None = None,
@@ -60,7 +62,7 @@ class SequenceClassificationTask(AdaptationTask):
             msg = f"model.label_smoothing is {label_smoothing}, but a share in [0, 1) is needed."
             raise ConfigurationError(msg)
         self.label_smoothing = label_smoothing
-        self.label_space = label_space
+        self.label_space = from_plain(LabelSpace, label_space)
         self.metrics = nn.ModuleDict()
         # Infinity calls nothing out of scope, until validation has chosen.
         self.register_buffer("out_of_scope_threshold", torch.tensor(float("inf")))
@@ -100,15 +102,19 @@ class SequenceClassificationTask(AdaptationTask):
             raise ConfigurationError(msg)
         return self.label_space
 
+    def _load_config(self) -> PretrainedConfig:
+        pad_token_id = int(load_tokenizer(self.backbone).pad_token_id)
+        return load_classification_config(self.backbone, self.labels.names, pad_token_id, self.base_dropout)
+
+    def check_settings(self) -> None:
+        """Finds settings that do not fit the backbone's architecture, before any weights load."""
+        if self.lora is not None:
+            check_adapter_settings(self._load_config(), self.lora)
+
     def build_network(self) -> nn.Module:
         """Loads the backbone, attaches the adapters, and makes the metrics."""
-        tokenizer = load_tokenizer(self.backbone)
-        config = load_classification_config(
-            self.backbone, self.labels.names, int(tokenizer.pad_token_id), self.base_dropout
-        )
-        if self.lora is not None:
-            check_adapter_settings(config, self.lora)
-        loaded = load_sequence_classifier(self.backbone, config)
+        self.check_settings()
+        loaded = load_sequence_classifier(self.backbone, self._load_config())
         network: nn.Module = loaded.model
         if self.lora is not None:
             network = attach_lora(loaded.model, self.lora, loaded.lacked, "SEQ_CLS")
@@ -127,9 +133,7 @@ class SequenceClassificationTask(AdaptationTask):
         Returns:
             (batch, classes), the backbone's floating dtype.
         """
-        logits: Tensor = self.built_network(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
-        ).logits
+        logits: Tensor = self.built_network(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         return logits
 
     def _shared_step(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -151,10 +155,12 @@ class SequenceClassificationTask(AdaptationTask):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the validation metrics."""
+        del batch_idx
         self._evaluation_step(batch, "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the test metrics."""
+        del batch_idx
         self._evaluation_step(batch, "test")
 
     def _evaluation_step(self, batch: Batch, split: str) -> None:
@@ -163,9 +169,7 @@ class SequenceClassificationTask(AdaptationTask):
 
     def split_metrics(self, split: str) -> IntentMetrics:
         """The metrics of `val` or `test`."""
-        metrics = self.metrics[split]
-        assert isinstance(metrics, IntentMetrics)
-        return metrics
+        return cast("IntentMetrics", self.metrics[split])
 
     def on_validation_epoch_end(self) -> None:
         """Chooses the out-of-scope threshold, then logs."""

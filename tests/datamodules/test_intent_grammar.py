@@ -46,9 +46,7 @@ def test_rows_are_the_same_on_every_machine(corpus: Corpus) -> None:
 
 def test_another_seed_writes_other_rows(corpus: Corpus) -> None:
     other = generate_intents(1)
-    assert {split: len(rows) for split, rows in other.items()} == {
-        split: len(rows) for split, rows in corpus.items()
-    }
+    assert {split: len(rows) for split, rows in other.items()} == {split: len(rows) for split, rows in corpus.items()}
     assert all(other[split] != corpus[split] for split in corpus)
 
 
@@ -62,9 +60,7 @@ def test_counts(corpus: Corpus, split: str, per_intent: int, out_of_scope: int) 
 
 
 def test_sizes_are_arguments() -> None:
-    small = generate_intents(
-        train_per_intent=5, val_per_intent=0, test_per_intent=1, out_of_scope=(3, 2, 0)
-    )
+    small = generate_intents(train_per_intent=5, val_per_intent=0, test_per_intent=1, out_of_scope=(3, 2, 0))
     n = len(DOMAINS)
     assert {split: len(rows) for split, rows in small.items()} == {
         "train": 5 * n + 3,

@@ -1,0 +1,65 @@
+"""Train on CLINC150 full with several seeds and print mean and spread of the test metrics as JSON.
+
+Each seed is a run of `lora-lightning fit --config configs/clinc150/minilm_lora.yaml` in its own process; a seed
+whose run is finished is not trained again.
+
+Example:
+    python benchmarks/clinc150_quality.py --data ../shared/data/clinc150 --seeds 0 1 2
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNS = ROOT / "lightning_logs" / "clinc150-quality"
+METRICS = (
+    "in_scope_accuracy",
+    "in_scope_accuracy_at_threshold",
+    "out_of_scope_recall",
+    "out_of_scope_recall_at_threshold",
+    "out_of_scope_auroc",
+    "out_of_scope_fpr_at_95_tpr",
+    "macro_f1",
+    "calibration_error",
+)
+
+
+def train(seed: int, data: str) -> None:
+    """Runs one seed as a user would."""
+    command = [sys.executable, "-m", "lora_lightning", "fit"]
+    command += ["--config", str(ROOT / "configs/clinc150/minilm_lora.yaml"), "--data.data_dir", data]
+    command += ["--seed_everything", str(seed), "--trainer.logger.save_dir", str(RUNS.parent)]
+    command += ["--trainer.logger.name", RUNS.name, "--trainer.logger.version", f"seed_{seed}"]
+    subprocess.run(command, check=True, stdout=sys.stderr)  # noqa: S603
+
+
+def main() -> None:
+    """Trains what is missing and reports."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="folder with data_full.json")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options = parser.parse_args()
+    summaries = []
+    for seed in options.seeds:
+        path = RUNS / f"seed_{seed}" / "summary.json"
+        if not path.exists():
+            train(seed, options.data)
+        summaries.append(json.loads(path.read_text()))
+    report = {
+        "seeds": options.seeds,
+        "trained_parameters": summaries[0]["trained_parameters"],
+        "total_parameters": summaries[0]["total_parameters"],
+    }
+    for name in METRICS:
+        values = [summary["metrics"][f"test/{name}"] for summary in summaries]
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        report[f"test/{name}"] = {"mean": statistics.mean(values), "stdev": spread, "seeds": values}
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""The label space with and without an out-of-scope class, and what becomes of out-of-scope rows."""
+
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from lora_lightning.datamodules import IntentDataModule, SyntheticIntentsDataModule
+from lora_lightning.datamodules.base import Rows
+from lora_lightning.datamodules.intent_grammar import DOMAINS
+from lora_lightning.datamodules.intents import Pairs
+from lora_lightning.metrics.label_space import LabelSpace
+
+PAIRS: dict[str, Pairs] = {
+    "train": [("t0", "zoo"), ("t1", "oos"), ("t2", "alarm"), ("t3", "pay"), ("t4", "alarm"), ("t5", "oos")],
+    "val": [("v0", "oos"), ("v1", "pay")],
+    "test": [("e0", "alarm"), ("e1", "oos"), ("e2", "zoo")],
+}
+
+
+class PlantedIntents(IntentDataModule):
+    """Three intents, two of them in domains."""
+
+    pairs: ClassVar[dict[str, Pairs]] = PAIRS
+
+    def load_pairs(self) -> dict[str, Pairs]:
+        return self.pairs
+
+    def domain_of_intent(self) -> dict[str, str]:
+        return {"pay": "bank", "alarm": "home", "unused": "home"}
+
+
+class WithoutOutOfScope(PlantedIntents):
+    """The same without out-of-scope queries."""
+
+    pairs: ClassVar[dict[str, Pairs]] = {
+        split: [pair for pair in pairs if pair[1] != "oos"] for split, pairs in PAIRS.items()
+    }
+
+
+def test_out_of_scope_is_the_last_class() -> None:
+    module = PlantedIntents(oos_as_class=True)
+    assert module.label_space == LabelSpace(["alarm", "pay", "zoo", "oos"], 3, True, {"home": [0], "bank": [1]})
+    assert module.load_rows() == {
+        "train": Rows(["t0", "t1", "t2", "t3", "t4", "t5"], [2, 3, 0, 1, 0, 3]),
+        "val": Rows(["v0", "v1"], [3, 1]),
+        "test": Rows(["e0", "e1", "e2"], [0, 3, 2]),
+    }
+
+
+def test_without_the_class_out_of_scope_rows_do_not_train_and_are_evaluated_as_minus_one() -> None:
+    module = PlantedIntents(oos_as_class=False)
+    assert module.label_space == LabelSpace(["alarm", "pay", "zoo"], None, True, {"home": [0], "bank": [1]})
+    assert module.load_rows() == {
+        "train": Rows(["t0", "t2", "t3", "t4"], [2, 0, 1, 0]),
+        "val": Rows(["v0", "v1"], [-1, 1]),
+        "test": Rows(["e0", "e1", "e2"], [0, -1, 2]),
+    }
+
+
+@pytest.mark.parametrize("oos_as_class", [True, False])
+def test_data_without_out_of_scope_queries_gets_no_class_for_them(oos_as_class: bool) -> None:
+    module = WithoutOutOfScope(oos_as_class=oos_as_class)
+    assert module.label_space == LabelSpace(["alarm", "pay", "zoo"], None, False, {"home": [0], "bank": [1]})
+    assert module.load_rows()["train"].labels == [2, 0, 1, 0]
+
+
+@pytest.mark.parametrize("oos_as_class", [True, False])
+def test_synthetic_intents_reach_the_loaders(oos_as_class: bool, backbone: str, tmp_path: Path) -> None:
+    module = SyntheticIntentsDataModule(
+        oos_as_class=oos_as_class, backbone=backbone, cache_dir=str(tmp_path / "cache"), eval_batch_size=50
+    )
+    module.prepare_data()
+    module.setup("fit")
+    module.setup("test")
+    space = module.label_space
+    assert space.names == sorted(DOMAINS) + ["oos"] * oos_as_class
+    assert space.domains == {
+        domain: [index for index, name in enumerate(sorted(DOMAINS)) if DOMAINS[name] == domain]
+        for domain in dict.fromkeys(DOMAINS[name] for name in sorted(DOMAINS))
+    }
+    trained = {label for batch in module.train_dataloader() for label in batch["labels"].tolist()}
+    assert trained == set(range(len(space.names)))
+    pairs = module.load_pairs()
+    for split, loader in (("val", module.val_dataloader()), ("test", module.test_dataloader())):
+        labels: dict[int, int] = {}
+        for batch in loader:
+            labels |= zip(batch["index"].tolist(), batch["labels"].tolist(), strict=True)
+        outside = len(space.names) - 1 if oos_as_class else -1
+        for row, (text, intent) in enumerate(pairs[split]):
+            assert labels.pop(row) == (outside if intent == "oos" else space.names.index(intent))
+            assert module.texts(split)[row] == text
+        assert not labels
+
+
+def test_corpus_seed_changes_the_sentences() -> None:
+    assert (
+        SyntheticIntentsDataModule(corpus_seed=0).load_pairs() != SyntheticIntentsDataModule(corpus_seed=1).load_pairs()
+    )

@@ -1,0 +1,49 @@
+"""The entry: fast, quiet, and without heavy imports before they are needed."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lora_lightning import __version__
+from lora_lightning.main import COMMANDS, main
+
+
+def python(code: str) -> str:
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return result.stdout.strip()
+
+
+def test_importing_the_package_is_cheap() -> None:
+    code = "import time; start = time.perf_counter(); import lora_lightning; print(time.perf_counter() - start)"
+    assert min(float(python(code)) for _ in range(3)) < 0.1
+
+
+def test_help_answers_within_a_second_and_names_every_command() -> None:
+    seconds, outputs = [], []
+    for _ in range(3):
+        start = time.perf_counter()
+        result = subprocess.run([sys.executable, "-m", "lora_lightning", "--help"], capture_output=True, check=True)
+        seconds.append(time.perf_counter() - start)
+        outputs.append(result.stdout.decode())
+    assert min(seconds) < 1
+    assert all(command in outputs[0] for command in COMMANDS)
+    assert "configs/quickstart.yaml" in outputs[0]
+
+
+def test_nothing_heavy_is_imported_for_help() -> None:
+    code = "import sys, lora_lightning.main as m; m.build_parser(); print({*sys.modules} & {'torch', 'lightning'})"
+    assert python(code) == "set()"
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert __version__ in capsys.readouterr().out
+
+
+def test_unknown_command_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["trian"])
+    assert "'fit'" in capsys.readouterr().err
