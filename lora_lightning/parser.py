@@ -26,11 +26,11 @@ NOT_ACCEPTED = re.compile(
     r"|Subcommand '\w+' does not accept option '(?P<option>[^']+)'"
     r"|[Uu]nrecognized arguments?: (?:--)?(?P<word>[^\s=]+))"
 )
-OWN_SENTENCE = re.compile(r"^(?P<where>the configuration|[\w.]+)(?P<rest>:? (?:is|has|there is) .*)$")
+OWN_SENTENCE = re.compile(r"^(?P<where>the configuration|[\w.]+)(?P<rest>:? (?:is|has|must be|there is) .*)$")
 IMPORT_PATH = re.compile(
     r"^(?:Expected a dot import path string: |Expected a path but |No module named )'?(?P<name>[\w.]+)"
 )
-EXPECTED = re.compile(r"^Expected (?:a |an )?(?P<kind>.+?)\. Got value: (?P<value>.*)$")
+EXPECTED = re.compile(r"^Expected (?:a |an )?(?P<kind>.+?)(?:\. Got value: (?P<value>.*))?$")
 NOISE = (
     "Does not validate against any",
     "Subtypes:",
@@ -80,6 +80,8 @@ def _sentence(path: str, text: str) -> str:
         names = [cls.__name__ for cls in CLASSES]
         return f"{where}: there is no class {found['name']!r}{_suggest(found['name'], names)}"
     if found := EXPECTED.match(text):
+        if found["value"] is None:
+            return f"{where} must be {_kind(found['kind'])}."
         return f"{where} is {found['value'].strip()!r}, but {_kind(found['kind'])} is needed."
     found = OWN_SENTENCE.match(text)  # a nested class's parser has explained already
     if found and path and not text.startswith(("model.", "data.", "trainer.")):

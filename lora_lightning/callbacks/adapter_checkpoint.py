@@ -5,6 +5,7 @@ from typing import Literal, cast
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
 
 from lora_lightning.backbones.export import export_model
 from lora_lightning.datamodules import TextDataModule
@@ -35,6 +36,7 @@ class AdapterCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
         self.best_metrics: dict[str, float] = {}
+        self._latest: dict[str, float] = {}
         self.adapter_folder: Path | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -46,14 +48,13 @@ class AdapterCheckpoint(ModelCheckpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves, and exports the adapter if this epoch is the best so far."""
-        if not trainer.sanity_checking:
-            self._check_monitor(trainer)
-        before = self.best_model_score
+        if trainer.sanity_checking:
+            return
+        self._check_monitor(trainer)
+        before, self._latest = self.best_model_score, _validation_metrics(trainer)
         super().on_validation_end(trainer, pl_module)
-        if self.best_model_score is not before and not trainer.sanity_checking:
-            self.best_metrics = {
-                name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")
-            }
+        if self.best_model_score is not before:
+            self.best_metrics = self._latest
             self._export(trainer, cast("AdaptationTask", pl_module))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -63,7 +64,7 @@ class AdapterCheckpoint(ModelCheckpoint):
             self._export(trainer, cast("AdaptationTask", pl_module))
 
     def _check_monitor(self, trainer: Trainer) -> None:
-        names = [name for name in trainer.callback_metrics if name.startswith("val/")]
+        names = list(_validation_metrics(trainer))
         if self.monitor is not None and self.monitor not in trainer.callback_metrics:
             remedy = nearest(self.monitor, names)
             msg = f"checkpoint.monitor is {self.monitor!r}, which validation does not report; {remedy}"
@@ -76,10 +77,19 @@ class AdapterCheckpoint(ModelCheckpoint):
             export_model(task.built_network, datamodule.tokenizer, self.adapter_folder, task.export_files())
 
     def state_dict(self) -> dict[str, object]:
-        """Lightning's state and the best epoch's metrics."""
-        return {**super().state_dict(), "best_metrics": self.best_metrics}
+        """Lightning's state and the best epoch's metrics, which are this epoch's while the best is being saved."""
+        is_best = self.monitor is not None and self._latest.get(self.monitor) == _as_float(self.best_model_score)
+        return {**super().state_dict(), "best_metrics": self._latest if is_best else self.best_metrics}
 
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
         """Lightning's state and the best epoch's metrics."""
         self.best_metrics = cast("dict[str, float]", state_dict.get("best_metrics", {}))
         super().load_state_dict(state_dict)
+
+
+def _validation_metrics(trainer: Trainer) -> dict[str, float]:
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+
+
+def _as_float(score: Tensor | None) -> float | None:
+    return None if score is None else float(score)

