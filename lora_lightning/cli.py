@@ -148,11 +148,29 @@ class LoraLightningCLI(LightningCLI):
             check_writable(folder)
             announce_run(folder)
 
+    def fit(self, **kwargs: Any) -> None:
+        """Trains.
+
+        Raises:
+            KeyboardInterrupt: After Ctrl-C, with how to go on; Lightning has finished the step and cleaned up.
+        """
+        try:
+            self.trainer.fit(**kwargs)
+        except SystemExit:
+            if not self.trainer.interrupted:
+                raise
+            last = self._checkpoint_callback().last_model_path
+            hint = f"go on with --ckpt_path {last}" if last else "no epoch was finished, so start again"
+            raise KeyboardInterrupt(hint) from None
+
+    def _checkpoint_callback(self) -> AdapterCheckpoint:
+        return next(c for c in self.trainer.callbacks if isinstance(c, AdapterCheckpoint))  # type: ignore[attr-defined]
+
     def after_fit(self) -> None:
         """Tests the best checkpoint and prints what came out."""
         if self.trainer.interrupted or self.options.trainer.get("fast_dev_run"):
             return
-        checkpoint = next(c for c in self.trainer.callbacks if isinstance(c, AdapterCheckpoint))  # type: ignore[attr-defined]
+        checkpoint = self._checkpoint_callback()
         metrics = dict(checkpoint.best_metrics)
         if self.options.test_after_fit and checkpoint.best_model_path:
             self.trainer.test(self.model, self.datamodule, ckpt_path=checkpoint.best_model_path, verbose=False)

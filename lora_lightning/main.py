@@ -69,7 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LoraLightningError as error:
         print(f"lora-lightning: error: {error}", file=sys.stderr)
         return USER_ERROR
-    except KeyboardInterrupt:
-        print("lora-lightning: interrupted.", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        hint = f"; {error}" if str(error) else ""
+        print(f"lora-lightning: interrupted{hint}.", file=sys.stderr)
         return INTERRUPTED
     return 0

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -392,3 +393,25 @@ def test_a_bad_loss_names_the_last_good_checkpoint(
     assert str(good) in last
     state = torch.load(good, weights_only=True)["state_dict"]
     assert all(bool(tensor.isfinite().all()) for name, tensor in state.items() if "threshold" not in name)
+
+
+def test_ctrl_c_says_how_to_go_on(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = SequenceClassificationTask.training_step
+
+    def interrupted(self: SequenceClassificationTask, batch: Any, batch_idx: int) -> torch.Tensor:
+        if self.trainer.current_epoch == 1:
+            raise KeyboardInterrupt
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(SequenceClassificationTask, "training_step", interrupted)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        assert main(["fit", f"--config={run / 'config.yaml'}", f"--trainer.logger.save_dir={tmp_path}"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning ignores further ones
+    last = capfd.readouterr().err.strip().splitlines()[-1]
+    good = tmp_path / "run/version_0/checkpoints/last.ckpt"
+    assert last == f"lora-lightning: interrupted; go on with --ckpt_path {good}."
+    assert good.exists()

@@ -181,7 +181,12 @@ class TextDataModule(LightningDataModule):
         return cast("list[list[int]]", encoded["input_ids"])
 
     def _from_cache(self, split: str) -> TokenizedDataset:
-        saved = load_file(self._cache_file())
+        cache = self._cache_file()
+        try:
+            saved = load_file(cache)
+        except SafetensorError as error:
+            msg = f"the tokenised data in {cache} is damaged ({error}); delete the file and start again."
+            raise DataError(msg) from error
         token_ids, lengths, labels = (saved[f"{split}.{name}"] for name in ("input_ids", "lengths", "labels"))
         return TokenizedDataset(token_ids, lengths, labels, self._pad_token_id)
 
