@@ -9,6 +9,7 @@ Example:
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -47,6 +48,7 @@ def main() -> None:
     for seed in options.seeds:
         path = RUNS / f"seed_{seed}" / "summary.json"
         if not path.exists():
+            shutil.rmtree(path.parent, ignore_errors=True)  # a run that was interrupted
             train(seed, options.data)
         summaries.append(json.loads(path.read_text()))
     report = {

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -9,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, RichProgressBar
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from lora_lightning.callbacks import AdapterCheckpoint, ConfusionFigure, FiniteLoss, PredictionWriter
@@ -34,16 +36,35 @@ class SaveRunConfig(SaveConfigCallback):
         Raises:
             ConfigurationError: If the folder belongs to another run.
         """
-        if stage != "fit":
+        del pl_module
+        if stage != "fit" or self.already_saved or not trainer.is_global_zero:
             return
-        folder = Path(str(trainer.log_dir))
-        if trainer.is_global_zero and not self.already_saved and (folder / self.config_filename).exists():
+        path = run_folder_of(trainer) / self.config_filename
+        if path.exists():
             msg = (
-                f"the run folder {folder} already holds a run; choose another trainer.logger.init_args.name or "
+                f"the run folder {path.parent} already holds a run; choose another trainer.logger.init_args.name or "
                 "version, or move the folder away."
             )
             raise ConfigurationError(msg)
-        super().setup(trainer, pl_module, stage)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, str(path), skip_none=False)
+        self.already_saved = True
+
+
+def run_folder_of(trainer: Trainer) -> Path:
+    """Where a training run's results land: the folder that checkpoints go below, for any logger.
+
+    Args:
+        trainer: With its loggers.
+
+    Returns:
+        `<save_dir>/<name>/<version>` of the first logger, or the trainer's root without one.
+    """
+    if not trainer.loggers:
+        return Path(trainer.default_root_dir)
+    logger = trainer.loggers[0]
+    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+    return Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / version
 
 
 class LoraLightningCLI(LightningCLI):
@@ -75,7 +96,7 @@ class LoraLightningCLI(LightningCLI):
     def run_folder(self) -> Path:
         """Where this command's results land: a training run's own folder."""
         if self.subcommand == "fit":
-            return Path(str(self.trainer.log_dir))
+            return run_folder_of(self.trainer)
         folder = Path(self.options.ckpt_path).absolute().parent
         return folder.parent if folder.name == "checkpoints" else folder
 
@@ -87,7 +108,7 @@ class LoraLightningCLI(LightningCLI):
         if path is None and command != "fit":
             msg = f"{command} needs --ckpt_path of a trained model, such as <run>/checkpoints/best.ckpt."
             raise CheckpointError(msg)
-        if path is None or path in ("best", "last", "hpc"):
+        if path is None:
             return
         saved = read_checkpoint(path)["hyper_parameters"]
         asked = self.options.model.init_args.as_dict()
@@ -137,14 +158,19 @@ class LoraLightningCLI(LightningCLI):
         kept: list[Callback] = [callback for callback in callbacks if isinstance(callback, wanted)]
         if self.subcommand != "fit":
             config["enable_checkpointing"] = False
+            own = config.get("callbacks") or []
+            config["callbacks"] = [callback for callback in own if not isinstance(callback, ModelCheckpoint)]
         return super()._instantiate_trainer(config, kept)
 
     def before_fit(self) -> None:
         """Finds out now, not after an epoch, whether data and settings fit and results can be written."""
         self.model.adopt_labels(self.datamodule.label_space)
         self.model.check_settings()
+        if self.options.trainer.get("overfit_batches"):
+            msg = "trainer.overfit_batches is not supported; use trainer.limit_train_batches and limit_val_batches."
+            raise ConfigurationError(msg)
         folder = self.run_folder
-        if self.trainer.is_global_zero:
+        if self.trainer.is_global_zero and not self.options.trainer.get("fast_dev_run"):
             check_writable(folder)
             announce_run(folder)
 
@@ -168,7 +194,7 @@ class LoraLightningCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Tests the best checkpoint and prints what came out."""
-        if self.trainer.interrupted or self.options.trainer.get("fast_dev_run"):
+        if self.options.trainer.get("fast_dev_run"):
             return
         checkpoint = self._checkpoint_callback()
         metrics = dict(checkpoint.best_metrics)
@@ -273,6 +299,13 @@ def run(arguments: Sequence[str]) -> LoraLightningCLI:
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
+    except SystemExit as error:
+        # Lightning's graceful end of a Ctrl-C: it ignores further ones and exits with 1.
+        if error.code == 1 and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            raise KeyboardInterrupt from None
+        raise
+    except MisconfigurationException as error:
+        raise (_own_error(error) or ConfigurationError(" ".join(str(error).split()))) from error
     except Exception as error:  # noqa: BLE001  # raised again below
         # jsonargparse wraps what a class raises while it is made.
         raise _own_error(error) or error from None

@@ -209,15 +209,22 @@ def test_training_goes_on_from_the_last_checkpoint(run: Path, tmp_path: Path) ->
         pytest.param(["--trainer.accumulate_grad_batches=2", "--trainer.gradient_clip_val=1"], id="accumulation"),
         pytest.param(["--trainer.limit_val_batches=0", "--test_after_fit=false"], id="no validation"),
         pytest.param(["--trainer.fast_dev_run=true"], id="fast_dev_run"),
+        pytest.param(["--trainer.max_steps=3"], id="less than an epoch"),
         pytest.param(["--model.base_dropout=0", "--model.label_smoothing=0.1"], id="no dropout"),
     ],
 )
-def test_other_ways_to_train(tiny_backbone: TinyBackbone, data: Path, tmp_path: Path, more: Words) -> None:
+def test_other_ways_to_train(
+    tiny_backbone: TinyBackbone, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: Words
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
     assert main(fit_words(tiny_backbone("distilbert"), data, tmp_path, *more)) == 0
     finished = list(tmp_path.rglob("last.ckpt"))
     assert len(finished) == (0 if "--trainer.fast_dev_run=true" in more else 1)
     if finished:
         assert len(list(tmp_path.rglob("adapter/labels.json"))) == 1
+    assert not list(here.iterdir())  # nothing lands in the working directory
 
 
 def test_without_a_logger_the_run_has_a_folder_of_its_own(
@@ -330,6 +337,11 @@ MISUSE: dict[str, tuple[Misuse, list[str]]] = {
         lambda run, _: ["fit", f"--config={run / 'config.yaml'}", "--trainer.logger.save_dir=/proc/nowhere"],
         ["/proc/nowhere", "cannot be written"],
     ),
+    "no such accelerator": (
+        lambda run, _: ["fit", f"--config={run / 'config.yaml'}", "--trainer.accelerator=mps"],
+        ["MPS"],
+    ),
+    "checkpoint keyword": (lambda run, _: ["test", f"--config={run / 'config.yaml'}", "--ckpt_path=best"], ["best"]),
     "unknown metric": (
         lambda run, folder: [
             *("fit", f"--config={run / 'config.yaml'}", f"--trainer.logger.save_dir={folder}"),
@@ -415,3 +427,17 @@ def test_ctrl_c_says_how_to_go_on(
     good = tmp_path / "run/version_0/checkpoints/last.ckpt"
     assert last == f"lora-lightning: interrupted; go on with --ckpt_path {good}."
     assert good.exists()
+
+
+def test_a_resumed_run_keeps_the_score_to_beat(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    best = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
+    state = best["callbacks"]["AdapterCheckpoint"]
+    state["best_model_score"] = torch.tensor(2.0)  # no epoch can reach it
+    state["best_metrics"] = {"val/in_scope_accuracy": 2.0}
+    path = tmp_path / "resume.ckpt"
+    torch.save(best, path)
+    words = ["fit", f"--config={run / 'config.yaml'}", f"--trainer.logger.save_dir={tmp_path}"]
+    assert main([*words, "--trainer.max_epochs=4", f"--ckpt_path={path}"]) == 0
+    assert summary(tmp_path / "run/version_0")["metrics"]["val/in_scope_accuracy"] == 2.0
+    assert not (tmp_path / "run/version_0/checkpoints/best.ckpt").exists()
+    assert (run / "checkpoints/best.ckpt").exists()

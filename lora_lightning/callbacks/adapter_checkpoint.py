@@ -37,6 +37,7 @@ class AdapterCheckpoint(ModelCheckpoint):
         )
         self.best_metrics: dict[str, float] = {}
         self._latest: dict[str, float] = {}
+        self._step_of_last = 0
         self.adapter_folder: Path | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -53,6 +54,9 @@ class AdapterCheckpoint(ModelCheckpoint):
         self._check_monitor(trainer)
         before, self._latest = self.best_model_score, _validation_metrics(trainer)
         super().on_validation_end(trainer, pl_module)
+        if self._last_global_step_saved != trainer.global_step:  # Lightning keeps `last` only with a new best
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        self._step_of_last = trainer.global_step
         if self.best_model_score is not before:
             self.best_metrics = self._latest
             self._export(trainer, cast("AdaptationTask", pl_module))
@@ -61,7 +65,23 @@ class AdapterCheckpoint(ModelCheckpoint):
         """Saves here only where there is no validation."""
         super().on_train_epoch_end(trainer, pl_module)
         if not trainer.enable_validation:
+            self._step_of_last = trainer.global_step
             self._export(trainer, cast("AdaptationTask", pl_module))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keeps the steps since the last validation, and exports where no validation ran at all."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if trainer.global_step != self._step_of_last:
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        if not self.best_model_path:
+            self.best_model_path = self.last_model_path
+            self._export(trainer, cast("AdaptationTask", pl_module))
+
+    @property
+    def state_key(self) -> str:
+        """One key whatever is monitored, so that a resumed run always finds the state."""
+        return type(self).__qualname__
 
     def _check_monitor(self, trainer: Trainer) -> None:
         names = list(_validation_metrics(trainer))
@@ -82,9 +102,15 @@ class AdapterCheckpoint(ModelCheckpoint):
         return {**super().state_dict(), "best_metrics": self._latest if is_best else self.best_metrics}
 
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
-        """Lightning's state and the best epoch's metrics."""
+        """Lightning's state and the best epoch's metrics; a run resumed in a new folder keeps the score to beat."""
         self.best_metrics = cast("dict[str, float]", state_dict.get("best_metrics", {}))
+        own = self.dirpath
+        best = Path(str(state_dict.get("best_model_path") or ""))
+        if best.is_file():
+            self.dirpath = cast("str", state_dict.get("dirpath", own))  # or Lightning forgets the score
+            self.adapter_folder = best.parent.parent / ADAPTER_FOLDER
         super().load_state_dict(state_dict)
+        self.dirpath = own
 
 
 def _validation_metrics(trainer: Trainer) -> dict[str, float]:

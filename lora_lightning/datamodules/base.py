@@ -57,7 +57,6 @@ class TextDataModule(LightningDataModule):
 
     def __init__(
         self,
-        *,
         backbone: str | None = None,
         batch_size: int = 32,
         eval_batch_size: int = 64,

@@ -94,7 +94,6 @@ class LengthGroupedBatchSampler(DistributedSampler[list[int]]):
         self,
         lengths: NDArray[np.int64],
         batch_size: int,
-        *,
         shuffle: bool,
         seed: int = 0,
         num_replicas: int = 1,

@@ -82,7 +82,6 @@ class Clinc150DataModule(IntentDataModule):
 
     def __init__(
         self,
-        *,
         data_dir: str | None = None,
         variant: Literal["full", "small", "imbalanced", "oos_plus"] = "full",
         oos_as_class: bool = True,

@@ -28,7 +28,6 @@ class IntentDataModule(TextDataModule):
 
     def __init__(
         self,
-        *,
         oos_as_class: bool = True,
         backbone: str | None = None,
         batch_size: int = 32,

@@ -22,7 +22,6 @@ class SyntheticIntentsDataModule(IntentDataModule):
 
     def __init__(
         self,
-        *,
         corpus_seed: int = 0,
         oos_as_class: bool = True,
         backbone: str | None = None,

@@ -20,7 +20,7 @@ class _LoraLinear(torch.autograd.Function):
     """y = x W^T + b + s (D(x) A^T) B^T, where D drops elements of x, with W frozen."""
 
     @staticmethod
-    def forward(  # noqa: PLR0917  # autograd passes by position
+    def forward(  # autograd passes by position
         ctx: Any,
         x: Tensor,
         weight: Tensor,

@@ -138,7 +138,7 @@ UNREACHABLE = re.escape(
 
 
 def fail_with(error: Exception) -> Callable[..., Any]:
-    def load_dataset(*_: Any) -> Any:
+    def load_dataset(*_: Any, **__: Any) -> Any:
         raise error
 
     return load_dataset
@@ -197,7 +197,7 @@ def hub(**changed: list[tuple[str, int]]) -> datasets.DatasetDict:
 def test_hub_rows_become_pairs(monkeypatch: pytest.MonkeyPatch, variant: str, config: str) -> None:
     asked = []
 
-    def load_dataset(*arguments: str) -> datasets.DatasetDict:
+    def load_dataset(*arguments: str, **_: Any) -> datasets.DatasetDict:
         asked.append(arguments)
         return hub()
 
