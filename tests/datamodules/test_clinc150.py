@@ -222,7 +222,7 @@ def test_hub_rows_become_pairs(monkeypatch: pytest.MonkeyPatch, variant: str, co
 def test_hub_rows_are_checked_too(
     monkeypatch: pytest.MonkeyPatch, changed: dict[str, list[tuple[str, int]]], wording: str
 ) -> None:
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_: hub(**changed))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: hub(**changed))
     assert error_of(Clinc150DataModule(variant="small")).startswith(wording)
 
 
