@@ -37,7 +37,6 @@ class AdapterCheckpoint(ModelCheckpoint):
         )
         self.best_metrics: dict[str, float] = {}
         self._latest: dict[str, float] = {}
-        self._step_of_last = 0
         self.adapter_folder: Path | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -54,9 +53,7 @@ class AdapterCheckpoint(ModelCheckpoint):
         self._check_monitor(trainer)
         before, self._latest = self.best_model_score, _validation_metrics(trainer)
         super().on_validation_end(trainer, pl_module)
-        if self._last_global_step_saved != trainer.global_step:  # Lightning keeps `last` only with a new best
-            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
-        self._step_of_last = trainer.global_step
+        self._keep_last(trainer)  # Lightning does so only with a new best
         if self.best_model_score is not before:
             self.best_metrics = self._latest
             self._export(trainer, cast("AdaptationTask", pl_module))
@@ -64,19 +61,21 @@ class AdapterCheckpoint(ModelCheckpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves here only where there is no validation."""
         super().on_train_epoch_end(trainer, pl_module)
-        if not trainer.enable_validation:
-            self._step_of_last = trainer.global_step
+        if not trainer.enable_validation and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._export(trainer, cast("AdaptationTask", pl_module))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keeps the steps since the last validation, and exports where no validation ran at all."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        if trainer.global_step != self._step_of_last:
-            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        self._keep_last(trainer)
         if not self.best_model_path:
             self.best_model_path = self.last_model_path
             self._export(trainer, cast("AdaptationTask", pl_module))
+
+    def _keep_last(self, trainer: Trainer) -> None:
+        if not self._should_skip_saving_checkpoint(trainer):  # saved at this step already, or fast_dev_run
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     @property
     def state_key(self) -> str:
