@@ -15,6 +15,8 @@ from lora_lightning.backbones import (
     load_sequence_classifier,
     load_tokenizer,
 )
+from lora_lightning.backbones.attention import use_dropout_attention
+from lora_lightning.backbones.first_token import keep_first_token_only
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.dropout import use_fast_dropout
@@ -115,6 +117,8 @@ class SequenceClassificationTask(AdaptationTask):
         """Loads the backbone, attaches the adapters, and makes the metrics."""
         self.check_settings()
         loaded = load_sequence_classifier(self.backbone, self._load_config())
+        keep_first_token_only(loaded.model)
+        use_dropout_attention(loaded.model)
         network: nn.Module = loaded.model
         if self.lora is not None:
             network = attach_lora(loaded.model, self.lora, loaded.lacked, "SEQ_CLS")
