@@ -82,6 +82,35 @@ def load_tokenizer(backbone: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def load_config(backbone: str) -> PretrainedConfig:
+    """Reads the architecture as it was saved.
+
+    Args:
+        backbone: Hub id, folder or `package://` name.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        BackboneError: If it cannot be found.
+    """
+    source = resolve_backbone(backbone)
+    config: PretrainedConfig = _load(backbone, lambda: AutoConfig.from_pretrained(source, **_offline()))
+    return config
+
+
+def uses_token_types(config: PretrainedConfig) -> bool:
+    """Whether the model tells the first text of a pair from the second by an embedding, as BERT does.
+
+    Args:
+        config: The architecture.
+
+    Returns:
+        False for models that only see the separator, such as RoBERTa (one type) and DistilBERT (none).
+    """
+    return int(getattr(config, "type_vocab_size", 0) or 0) > 1
+
+
 def load_classification_config(
     backbone: str,
     label_names: list[str],
@@ -102,8 +131,7 @@ def load_classification_config(
     Raises:
         BackboneError: If it cannot be found, or has no embedding for the padding token.
     """
-    source = resolve_backbone(backbone)
-    config: PretrainedConfig = _load(backbone, lambda: AutoConfig.from_pretrained(source, **_offline()))
+    config = load_config(backbone)
     if pad_token_id >= getattr(config, "vocab_size", float("inf")):
         msg = (
             f"the tokenizer of {backbone!r} pads with token {pad_token_id}, but the model embeds only "
