@@ -11,6 +11,7 @@ from lora_lightning.errors import BackboneError, DataError
 from lora_lightning.metrics.squad_v2 import Question
 
 CHUNK = 1000  # texts tokenised at a time, so that a large data set's tokens never exist as Python lists all at once
+PROBE = "a 0"  # of which every tokenizer knows a part
 
 Integers = NDArray[np.int64]
 
@@ -94,7 +95,7 @@ def pair_layout(tokenizer: PreTrainedTokenizerBase) -> PairLayout:
             "answer's characters; choose another backbone."
         )
         raise BackboneError(msg)
-    encoded = tokenizer("a", "a", return_token_type_ids=True)
+    encoded = tokenizer(PROBE, PROBE, return_token_type_ids=True)
     ids, types = np.array(encoded["input_ids"]), np.array(encoded["token_type_ids"])
     part = np.array([2 if text is None else text for text in encoded.sequence_ids(0)])
     first, second = np.flatnonzero(part == 0), np.flatnonzero(part == 1)

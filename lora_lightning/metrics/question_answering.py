@@ -1,6 +1,6 @@
 """From logits of overlapping windows to one answer a question, counted once by any number of processes."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -44,6 +44,18 @@ class Candidates(NamedTuple):
     score: NDArray[np.float32]
     null_score: NDArray[np.float32]
 
+    def take(self, places: NDArray[Any] | slice) -> "Candidates":
+        """Some of the candidates.
+
+        Args:
+            places: A slice, positions, or (candidates,) bool.
+
+        Returns:
+            Those candidates.
+        """
+        question, start, end, score, null_score = self
+        return Candidates(question[places], start[places], end[places], score[places], null_score[places])
+
 
 def best_spans(
     start_logits: Tensor, end_logits: Tensor, in_context: Tensor, max_answer_length: int, n_best: int
@@ -68,7 +80,8 @@ def best_spans(
     scores = (start[:, :, None] + ends).flatten(1)
     top = scores.topk(min(n_best, scores.shape[1]), dim=1)
     first = top.indices // longest
-    return TokenSpans(first, first + top.indices % longest, top.values)
+    last = (first + top.indices % longest).clamp(max=start_logits.shape[1] - 1)  # beyond only where there is no span
+    return TokenSpans(first, last, top.values)
 
 
 def rank(candidates: Candidates) -> Candidates:
@@ -81,14 +94,12 @@ def rank(candidates: Candidates) -> Candidates:
         Different spans by question, the best of a question first, with `null_score` its lowest over all windows: the
         window that most likely holds the answer decides whether there is one (as in BERT's own evaluation).
     """
-    question, start, end, score, null_score = candidates
-    order = np.lexsort((end, start, -score, question))
-    question, start, end, score = question[order], start[order], end[order], score[order]
-    _, first, number = np.unique(question, return_index=True, return_inverse=True)
-    lowest = np.minimum.reduceat(null_score[order], first)[number]
-    _, kept = np.unique(np.stack([question, start, end]), axis=1, return_index=True)  # the first, so the best, of each
-    kept = np.sort(kept)
-    return Candidates(question[kept], start[kept], end[kept], score[kept], lowest[kept])
+    ordered = candidates.take(np.lexsort((candidates.end, candidates.start, -candidates.score, candidates.question)))
+    _, first, number = np.unique(ordered.question, return_index=True, return_inverse=True)
+    lowest = np.minimum.reduceat(ordered.null_score, first)[number]
+    spans = np.stack([ordered.question, ordered.start, ordered.end])
+    _, kept = np.unique(spans, axis=1, return_index=True)  # the first, so the best, of each
+    return ordered._replace(null_score=lowest).take(np.sort(kept))
 
 
 def best_of_each_question(candidates: Candidates) -> Candidates:
@@ -100,9 +111,8 @@ def best_of_each_question(candidates: Candidates) -> Candidates:
     Returns:
         One candidate a question, by number of the question; `null_score` is its lowest over all windows.
     """
-    question, start, end, score, null_score = rank(candidates)
-    _, first = np.unique(question, return_index=True)
-    return Candidates(question[first], start[first], end[first], score[first], null_score[first])
+    ranked = rank(candidates)
+    return ranked.take(np.unique(ranked.question, return_index=True)[1])
 
 
 class AnswerCandidates(Metric):
@@ -161,12 +171,11 @@ class QuestionAnsweringMetrics(nn.Module):
         """
         best = self.candidates.compute()
         asked = [questions[number] for number in best.question]
-        texts = [
-            answer_text(question, start, end) for question, start, end in zip(asked, best.start, best.end, strict=True)
-        ]
+        spans = zip(asked, best.start, best.end, strict=True)
+        texts = [answer_text(question.context, start, end) for question, start, end in spans]
         return score_answers(asked, texts, best.null_score - best.score)
 
 
-def answer_text(question: Question, start: int, end: int) -> str:
-    """The characters from `start` up to `end` of the context, without space around them."""
-    return question.context[start:end].strip()
+def answer_text(context: str, start: int, end: int) -> str:
+    """The characters from `start` up to `end`, without space around them."""
+    return context[start:end].strip()

@@ -140,6 +140,18 @@ def best_threshold(scores: QuestionScores, by: Literal["exact", "f1"]) -> tuple[
     return float(total[best]) / len(gain), threshold
 
 
+def choose_threshold(scores: QuestionScores) -> float:
+    """The null score above which to leave a question unanswered, chosen by F1; on validation data, to apply to test.
+
+    Args:
+        scores: At least one question.
+
+    Returns:
+        From `best_threshold`; infinity where every question has an answer, as in SQuAD 1.1.
+    """
+    return np.inf if scores.has_answer.all() else best_threshold(scores, "f1")[1]
+
+
 def squad_v2_report(scores: QuestionScores, threshold: float) -> dict[str, float]:
     """Every value the official script prints, under its names.
 
@@ -166,23 +178,3 @@ def squad_v2_report(scores: QuestionScores, threshold: float) -> dict[str, float
         best, at = best_threshold(scores, name)
         values |= {f"best_{name}": best, f"best_{name}_thresh": at if np.isfinite(at) else 0.0}
     return values
-
-
-def final_answers(
-    ids: Sequence[str], answers: Sequence[str], null_scores: Sequence[float], threshold: float
-) -> dict[str, str]:
-    """Applies the threshold.
-
-    Args:
-        ids: Of the questions.
-        answers: The best text for each.
-        null_scores: How much more the model believes in no answer.
-        threshold: Questions with a null score above it get the empty text.
-
-    Returns:
-        Text by question id, in the official predictions' form.
-    """
-    return {
-        name: "" if null_score > threshold else answer
-        for name, answer, null_score in zip(ids, answers, null_scores, strict=True)
-    }

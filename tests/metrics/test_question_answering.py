@@ -44,6 +44,7 @@ def test_spans_are_the_best_of_all_pairs(
         first = data.draw(st.integers(0, tokens - 1))
         allowed[window, first : data.draw(st.integers(first + 1, tokens))] = True
     found = best_spans(start, end, allowed, longest, n_best)
+    assert found.end.max() < tokens
     for window in range(windows):
         expected = all_spans(start[window].tolist(), end[window].tolist(), allowed[window].tolist(), longest)[:n_best]
         scores = found.score[window].tolist()

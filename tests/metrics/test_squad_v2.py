@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from lora_lightning.metrics.squad_v2 import (
     Question,
     best_threshold,
+    choose_threshold,
     f1_score,
-    final_answers,
     normalize_answer,
     score_answers,
     squad_v2_report,
@@ -151,9 +151,15 @@ def test_threshold_applied_is_the_best() -> None:
     assert squad_v2_report(scores, threshold)["f1"] == pytest.approx(best)
 
 
-def test_final_answers_are_empty_above_the_threshold_only() -> None:
-    answers = final_answers(["p", "q", "r"], ["x", "y", "z"], [0.9, 1.0, 1.1], 1.0)
-    assert answers == {"p": "x", "q": "y", "r": ""}
+def test_without_unanswerable_questions_all_are_answered() -> None:
+    scores = score_answers([question("x"), question("y")], ["x", "z"], [5.0, 6.0])
+    assert choose_threshold(scores) == math.inf
+
+
+def test_threshold_is_chosen_by_f1() -> None:
+    scores = score_answers([question("x"), question(), question("y z")], ["x", "w", "y"], [0.5, 2.0, 1.0])
+    assert best_threshold(scores, "exact")[1] == 0.5
+    assert choose_threshold(scores) == best_threshold(scores, "f1")[1] == 1.0
 
 
 # The reference: one question at a time, as the data set's paper and evaluation page describe it.
