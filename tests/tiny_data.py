@@ -37,7 +37,7 @@ def save_tiny_clinc150(folder: Path, variants: tuple[str, ...] = ("full",)) -> P
 def save_tiny_squad(folder: Path) -> Path:
     """Writes `train-v2.0.json` and `dev-v2.0.json` in the official layout.
 
-    An answer is one or two of the words w150 to w189, which stand only where there is one; every third question has
+    An answer is one or two of the words w150 to w153, which stand only where there is one; every third question has
     none. Contexts have 12 to 60 words, so that some need several windows of 32 tokens.
 
     Args:
@@ -58,7 +58,7 @@ def _paragraphs(article: int) -> list[dict[str, Any]]:
     for place in range(6):
         number = 6 * article + place
         words = [f"w{(7 * number + 3 * step) % 140}" for step in range(12 + 12 * (place % 5))]
-        answer = None if number % 3 == 2 else " ".join([f"w{150 + number % 40}"] * (1 + number % 2))
+        answer = None if number % 3 == 2 else " ".join([f"w{150 + number % 4}"] * (1 + number % 2))
         if answer is not None:
             words[(5 * number) % len(words)] = answer
         context = " ".join(words)
