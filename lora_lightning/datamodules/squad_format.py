@@ -31,7 +31,8 @@ def read_squad_json(path: Path, option: str, answers_needed: bool = True) -> Art
     try:
         content = path.read_bytes()
     except OSError as error:
-        msg = f"{option}: {path} cannot be read ({str(error.strerror).lower()}); give a file such as dev-v2.0.json."
+        there = ", ".join(sorted(file.name for file in path.parent.glob("*.json"))) or "no .json file"
+        msg = f"{option}: {path} cannot be read ({str(error.strerror).lower()}); the folder {path.parent} has {there}."
         raise DataError(msg) from error
     return parse_squad_json(content, str(path), answers_needed)
 

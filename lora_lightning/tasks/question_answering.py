@@ -273,19 +273,20 @@ def prediction_row(source: Mapping[str, Any], ranked: Candidates, threshold: flo
         `id`; `answer`, empty for none; `null_odds`; and `nbest`, the best different answers and the empty one, with
         their scores and probabilities (a softmax over these), the most probable first.
     """
-    null_score = ranked.null_score[0]
     texts: dict[str, float] = {}
     for start, end, score in zip(ranked.start, ranked.end, ranked.score, strict=True):
         texts.setdefault(answer_text(source["context"], start, end), float(score))
-    best = dict(list(texts.items())[:n_best])
-    listed = sorted([*best.items(), ("", float(null_score))], key=lambda item: -item[1])
+    answer = next(iter(texts))
+    null_score = float(ranked.null_score[0])
+    best = [(text, score) for text, score in texts.items() if text][:n_best]
+    listed = sorted([*best, ("", null_score)], key=lambda item: -item[1])
     scores = np.array([score for _, score in listed])
     probabilities = np.exp(scores - scores.max())
     probabilities /= probabilities.sum()
-    null_odds = float(null_score - ranked.score[0])
+    null_odds = float(ranked.null_score[0] - ranked.score[0])  # float32, as validation compared it
     return {
         "id": source["id"],
-        "answer": "" if null_odds > threshold else next(iter(texts)),
+        "answer": "" if null_odds > threshold else answer,
         "null_odds": null_odds,
         "nbest": [
             {"text": text, "score": round(score, DIGITS), "probability": round(probability, DIGITS)}

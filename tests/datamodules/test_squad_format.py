@@ -233,13 +233,17 @@ def test_another_json_is_named(content: bytes) -> None:
         parse_squad_json(content, "ask.json")
 
 
-def test_a_missing_file_is_named_with_its_option(tmp_path: Path) -> None:
-    with pytest.raises(DataError) as raised:
-        read_squad_json(tmp_path / "dev-v2.0.json", "--data.data_dir")
-    assert str(raised.value) == (
-        f"--data.data_dir: {tmp_path}/dev-v2.0.json cannot be read (no such file or directory); give a file such as "
-        "dev-v2.0.json."
-    )
+def test_a_missing_file_is_named_with_its_option_and_what_is_there(tmp_path: Path) -> None:
+    def message() -> str:
+        with pytest.raises(DataError) as raised:
+            read_squad_json(tmp_path / "train-v2.0.json", "--data.data_dir")
+        return str(raised.value)
+
+    start = f"--data.data_dir: {tmp_path}/train-v2.0.json cannot be read (no such file or directory); the folder "
+    assert message() == f"{start}{tmp_path} has no .json file."
+    for name in ("dev-v2.0.json", "b.json", "c.txt"):
+        (tmp_path / name).write_text("")
+    assert message() == f"{start}{tmp_path} has b.json, dev-v2.0.json."
 
 
 @pytest.mark.shared

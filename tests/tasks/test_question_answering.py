@@ -165,6 +165,12 @@ def test_one_row_of_predictions_by_hand() -> None:
     assert prediction_row({"id": "q", "context": CONTEXT}, ranked, threshold=-0.9, n_best=2)["answer"] == ""
 
 
+def test_space_alone_is_no_answer() -> None:
+    row = prediction_row({"id": "q", "context": CONTEXT}, candidates((7, 9, 2.0), (0, 3, 1.0), null_score=0.5), 9.0, 5)
+    assert row["answer"] == ""
+    assert [entry["text"] for entry in row["nbest"]] == ["one", ""]
+
+
 def test_windows_with_fewer_spans_than_asked_propose_no_more(tiny_backbone: TinyBackbone) -> None:
     task = built(tiny_backbone("bert"), n_best=50, max_answer_length=2)
     batch: dict[str, Tensor] = {
