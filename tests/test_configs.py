@@ -7,7 +7,7 @@ import yaml
 
 from lora_lightning.main import main
 from tests.conftest import TinyBackbone
-from tests.tiny_data import save_tiny_clinc150
+from tests.tiny_data import save_tiny_clinc150, save_tiny_squad
 from tests.tiny_models import FAMILIES
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -30,6 +30,9 @@ def test_config_trains(path: Path, tiny_backbone: TinyBackbone, tmp_path: Path) 
     words += ["--trainer.limit_train_batches=3", "--trainer.enable_progress_bar=false"]
     if config["data"]["class_path"] == "Clinc150DataModule":
         words += [f"--data.data_dir={save_tiny_clinc150(tmp_path / 'data', VARIANTS)}"]
+    if config["data"]["class_path"] == "SquadV2DataModule":
+        words += [f"--data.data_dir={save_tiny_squad(tmp_path / 'data')}"]
+        words += ["--data.max_length=32", "--data.doc_stride=8"]  # a tiny backbone has 40 positions
     assert main(words) == 0
     name = config["trainer"]["logger"]["init_args"]["name"]
     assert (tmp_path / name / "version_0" / "adapter" / "adapter_model.safetensors").exists()

@@ -1,7 +1,8 @@
-"""A CLINC150 release of a few dozen rows, learnable from single words."""
+"""A CLINC150 release and a SQuAD of a few dozen rows, learnable from single words."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 INTENTS = ("balance", "transfer", "weather", "timer")  # two domains of the real data set, two intents each
 ROWS = {"train": 16, "val": 5, "test": 7}
@@ -31,3 +32,37 @@ def save_tiny_clinc150(folder: Path, variants: tuple[str, ...] = ("full",)) -> P
     for variant in variants:
         (folder / f"data_{variant}.json").write_text(json.dumps(content))
     return folder
+
+
+def save_tiny_squad(folder: Path) -> Path:
+    """Writes `train-v2.0.json` and `dev-v2.0.json` in the official layout.
+
+    An answer is one or two of the words w150 to w153, which stand only where there is one; every third question has
+    none. Contexts have 12 to 60 words, so that some need several windows of 32 tokens.
+
+    Args:
+        folder: Where to; made if needed.
+
+    Returns:
+        The folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, articles in (("train-v2.0.json", range(6)), ("dev-v2.0.json", range(6, 9))):
+        data = [{"title": f"article {number}", "paragraphs": _paragraphs(number)} for number in articles]
+        (folder / name).write_text(json.dumps({"version": "v2.0", "data": data}))
+    return folder
+
+
+def _paragraphs(article: int) -> list[dict[str, Any]]:
+    paragraphs = []
+    for place in range(6):
+        number = 6 * article + place
+        words = [f"w{(7 * number + 3 * step) % 140}" for step in range(12 + 12 * (place % 5))]
+        answer = None if number % 3 == 2 else " ".join([f"w{150 + number % 4}"] * (1 + number % 2))
+        if answer is not None:
+            words[(5 * number) % len(words)] = answer
+        context = " ".join(words)
+        answers = [] if answer is None else [{"text": answer, "answer_start": context.index(answer)}]
+        question = {"id": f"q{number}", "question": f" w{number % 9}", "answers": answers, "is_impossible": not answers}
+        paragraphs.append({"context": context, "qas": [question]})
+    return paragraphs

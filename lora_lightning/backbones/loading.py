@@ -1,6 +1,6 @@
 """Load a pretrained model and its tokenizer, and say what the checkpoint lacked."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -82,6 +82,35 @@ def load_tokenizer(backbone: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def load_config(backbone: str) -> PretrainedConfig:
+    """Reads the architecture as it was saved.
+
+    Args:
+        backbone: Hub id, folder or `package://` name.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        BackboneError: If it cannot be found.
+    """
+    source = resolve_backbone(backbone)
+    config: PretrainedConfig = _load(backbone, lambda: AutoConfig.from_pretrained(source, **_offline()))
+    return config
+
+
+def uses_token_types(config: PretrainedConfig) -> bool:
+    """Whether the model tells the first text of a pair from the second by an embedding, as BERT does.
+
+    Args:
+        config: The architecture.
+
+    Returns:
+        False for models that only see the separator, such as RoBERTa (one type) and DistilBERT (none).
+    """
+    return int(getattr(config, "type_vocab_size", 0) or 0) > 1
+
+
 def load_classification_config(
     backbone: str,
     label_names: list[str],
@@ -102,8 +131,7 @@ def load_classification_config(
     Raises:
         BackboneError: If it cannot be found, or has no embedding for the padding token.
     """
-    source = resolve_backbone(backbone)
-    config: PretrainedConfig = _load(backbone, lambda: AutoConfig.from_pretrained(source, **_offline()))
+    config = load_config(backbone)
     if pad_token_id >= getattr(config, "vocab_size", float("inf")):
         msg = (
             f"the tokenizer of {backbone!r} pads with token {pad_token_id}, but the model embeds only "
@@ -120,26 +148,46 @@ def load_classification_config(
     return config
 
 
-def check_adapter_settings(config: PretrainedConfig, settings: LoraSettings) -> None:
+def check_adapter_settings(
+    config: PretrainedConfig, settings: LoraSettings, auto_class: Any = AutoModelForSequenceClassification
+) -> None:
     """Finds a wrong module name before any weights load, on a model without storage.
 
     Args:
-        config: From `load_classification_config`.
+        config: From `load_classification_config` or `load_question_answering_config`.
         settings: The adapter's settings.
+        auto_class: Which of transformers' `AutoModelFor...` has the task's head.
 
     Raises:
-        BackboneError: If the architecture cannot classify texts.
+        BackboneError: If the architecture has no such head.
         ConfigurationError: If a target or a module to save does not exist in the architecture.
     """
-    with torch.device("meta"):
-        model = _load(str(config.name_or_path), lambda: AutoModelForSequenceClassification.from_config(config))
+    model = build_without_storage(auto_class, config)
     head = [name for name, _ in model.named_children() if name != model.base_model_prefix]
     whole = modules_trained_in_full(model, settings, head)
     resolve_target_modules(model, settings.target_modules, exclude=whole)
 
 
+def build_without_storage(auto_class: Any, config: PretrainedConfig) -> PreTrainedModel:
+    """Builds a model on the meta device, to look at its modules before any weights load.
+
+    Args:
+        auto_class: One of transformers' `AutoModelFor...`.
+        config: The architecture.
+
+    Returns:
+        The model.
+
+    Raises:
+        BackboneError: If the architecture has no such model.
+    """
+    with torch.device("meta"):
+        model: PreTrainedModel = _load(str(config.name_or_path), lambda: auto_class.from_config(config))
+    return model
+
+
 def load_sequence_classifier(backbone: str, config: PretrainedConfig) -> LoadedBackbone:
-    """Loads `AutoModelForSequenceClassification` in float32; a head for other labels is made anew.
+    """Loads `AutoModelForSequenceClassification`; a head for other labels is made anew.
 
     Args:
         backbone: Hub id, folder or `package://` name.
@@ -151,15 +199,36 @@ def load_sequence_classifier(backbone: str, config: PretrainedConfig) -> LoadedB
     Raises:
         BackboneError: If the weights cannot be found or do not fit the architecture.
     """
+    return load_model(AutoModelForSequenceClassification, backbone, config)
+
+
+def load_model(
+    auto_class: Any, backbone: str, config: PretrainedConfig, key_mapping: Mapping[str, str] | None = None
+) -> LoadedBackbone:
+    """Loads a pretrained model in float32; a head that the weights lack, or have in another shape, is made anew.
+
+    Args:
+        auto_class: One of transformers' `AutoModelFor...`.
+        backbone: Hub id, folder or `package://` name.
+        config: The architecture, with the task's settings.
+        key_mapping: What to replace in the names of the weights, by regular expression.
+
+    Returns:
+        The model and what its checkpoint lacked.
+
+    Raises:
+        BackboneError: If the weights cannot be found or do not fit the architecture.
+    """
     source = resolve_backbone(backbone)
     model, info = _load(
         backbone,
-        lambda: AutoModelForSequenceClassification.from_pretrained(
+        lambda: auto_class.from_pretrained(
             source,
             config=config,
             dtype=torch.float32,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            key_mapping=key_mapping,
             **_offline(),
         ),
     )

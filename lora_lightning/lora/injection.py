@@ -11,7 +11,11 @@ from lora_lightning.errors import ConfigurationError, nearest
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.target_modules import linear_layers, resolve_target_modules
 
-HEADS = ("classifier", "score")  # PEFT trains what is called so in any case, found in the checkpoint or not
+HEADS = (
+    "classifier",
+    "score",
+    "qa_outputs",
+)  # PEFT trains what is called so in any case, found in the checkpoint or not
 
 
 def modules_lacked(model: nn.Module, missing_parameters: Collection[str]) -> list[str]:
@@ -64,14 +68,16 @@ def modules_trained_in_full(model: nn.Module, settings: LoraSettings, lacked: Co
     return [name for name in chosen if not any(name.startswith(f"{other}.") for other in chosen)]
 
 
-def attach_lora(model: PreTrainedModel, settings: LoraSettings, lacked: Collection[str], task_type: str) -> PeftModel:
+def attach_lora(
+    model: PreTrainedModel, settings: LoraSettings, lacked: Collection[str], task_type: str | None
+) -> PeftModel:
     """Freezes the base and adds trainable adapters.
 
     Args:
         model: The pretrained model; changed in place.
         settings: Rank, scaling, targets.
         lacked: Module names from `modules_lacked`; they train in full and are saved with the adapter.
-        task_type: PEFT's word for the task, for example `SEQ_CLS`.
+        task_type: PEFT's word for the task, for example `SEQ_CLS`; `None` for a wrapper that changes no argument.
 
     Returns:
         The PEFT model. Adapters are float32 and start at dW = 0 (B = 0).

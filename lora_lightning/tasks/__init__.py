@@ -2,6 +2,7 @@
 
 from lora_lightning.tasks.base import AdaptationTask
 from lora_lightning.tasks.optimization import OptimizationSettings
+from lora_lightning.tasks.question_answering import QuestionAnsweringTask
 from lora_lightning.tasks.sequence_classification import SequenceClassificationTask
 
-__all__ = ["AdaptationTask", "OptimizationSettings", "SequenceClassificationTask"]
+__all__ = ["AdaptationTask", "OptimizationSettings", "QuestionAnsweringTask", "SequenceClassificationTask"]
