@@ -20,7 +20,8 @@ class FiniteLoss(Callback):
             return
         msg = (
             f"the training loss became {float(loss.detach())} at step {trainer.global_step} "
-            f"(epoch {trainer.current_epoch}); {_last_good(trainer)} Lower model.optimization.learning_rate or set --trainer.gradient_clip_val 1.0."
+            f"(epoch {trainer.current_epoch}); {_last_good(trainer)} "
+            "Lower model.optimization.learning_rate or set --trainer.gradient_clip_val 1.0."
         )
         raise TrainingError(msg)
 
