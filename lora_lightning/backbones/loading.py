@@ -23,21 +23,15 @@ from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.injection import modules_lacked, modules_trained_in_full
 from lora_lightning.lora.target_modules import resolve_target_modules
 
-# Every name under which a transformers architecture keeps a dropout probability of its base.
-DROPOUT_NAMES = (
-    "attention_dropout",
-    "attention_probs_dropout_prob",
-    "attn_pdrop",
-    "dropout",
-    "embd_pdrop",
-    "embedding_dropout",
-    "hidden_dropout_prob",
-    "mlp_dropout",
-    "pooler_dropout",
-    "resid_pdrop",
-    "summary_last_dropout",
-    "activation_dropout",
-)
+# Probabilities that a configuration keeps for a head of its own, or for leaving out whole layers.
+NOT_OF_THE_BASE = {
+    "classifier_dropout",
+    "classifier_dropout_prob",
+    "layerdrop",
+    "qa_dropout",
+    "seq_classif_dropout",
+    "summary_first_dropout",
+}
 
 Loaded = TypeVar("Loaded")
 
@@ -142,10 +136,18 @@ def load_classification_config(
     config.label2id = {name: index for index, name in enumerate(label_names)}
     config.pad_token_id = pad_token_id
     if base_dropout is not None:
-        for name in DROPOUT_NAMES:
-            if isinstance(getattr(config, name, None), float | int):
-                setattr(config, name, base_dropout)
+        for name in _dropout_names(config):
+            setattr(config, name, base_dropout)
     return config
+
+
+def _dropout_names(config: PretrainedConfig) -> list[str]:
+    """Under which names this architecture keeps the dropout probabilities of its base."""
+    return [
+        name
+        for name, value in vars(config).items()
+        if ("dropout" in name or "pdrop" in name) and name not in NOT_OF_THE_BASE and isinstance(value, float | int)
+    ]
 
 
 def check_adapter_settings(
@@ -240,6 +242,13 @@ def load_model(
         msg = (
             f"the weights of {backbone!r} do not fit its config.json, {wrong[0] if wrong else f'all of {base}*'} "
             "first: the architecture or a size differs; save the model again with its own configuration."
+        )
+        raise BackboneError(msg)
+    holes = [name for name in info["missing_keys"] if not any(name.startswith(f"{module}.") for module in lacked)]
+    if holes := [name for name in holes if name in dict(model.named_parameters())]:
+        msg = (
+            f"the weights of {backbone!r} lack {holes[0]} (one of {len(holes)}), but not the rest of its module: "
+            "the file is incomplete; download or save the model again."
         )
         raise BackboneError(msg)
     return LoadedBackbone(model, lacked)

@@ -60,6 +60,9 @@ class TextDataModule(LightningDataModule):
             if value < 1:
                 msg = f"data.{name} is {value}, but a batch has at least 1 row."
                 raise ConfigurationError(msg)
+        if num_workers < 0:
+            msg = f"data.num_workers is {num_workers}, but it must be 0 (batches are built in the process) or more."
+            raise ConfigurationError(msg)
         self.backbone = backbone
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size

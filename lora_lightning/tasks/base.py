@@ -1,11 +1,12 @@
 """What every task shares: the adapted backbone, its optimizer, and the save contract."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 from lightning import LightningModule
+from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
@@ -104,12 +105,21 @@ class AdaptationTask(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over what trains, and the schedule, stepped once an optimizer step."""
-        optimizer = build_optimizer(self, self.optimization)
+        mixed_precision = isinstance(self.trainer.precision_plugin, MixedPrecision)
+        optimizer = build_optimizer(self, self.optimization, mixed_precision=mixed_precision)
         schedule = build_schedule(optimizer, self.optimization, self.trainer.estimated_stepping_batches)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "train/learning_rate"},
         }
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves the module; a threshold that validation chose keeps its dtype under any precision."""
+        dtypes = {name: buffer.dtype for name, buffer in self.named_buffers(recurse=False)}
+        super()._apply(fn, recurse)
+        for name, dtype in dtypes.items():
+            setattr(self, name, self.get_buffer(name).to(dtype))
+        return self
 
     def saved_names(self) -> list[str]:
         """Names of everything a checkpoint must hold: trained parameters and the task's own buffers."""
