@@ -66,7 +66,7 @@ def run_folder_of(trainer: Trainer) -> Path:
         return Path(trainer.default_root_dir)
     logger = trainer.loggers[0]
     if logger.version is None:  # some loggers know it only once they have started
-        _ = logger.experiment
+        _ = logger.experiment  # type: ignore[attr-defined]
     version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
     return Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / version
 
@@ -335,6 +335,8 @@ def run(arguments: Sequence[str]) -> LoraLightningCLI:
 
 def _as_configuration_error(error: Exception) -> ConfigurationError | None:
     """What Lightning or the parser itself refuses is an option's value; what fails deeper is no user's mistake."""
+    if isinstance(error, UnicodeDecodeError):
+        return ConfigurationError(f"a file is not in UTF-8 ({error}); save it in that encoding.")
     frames = traceback.extract_tb(error.__traceback__)
     refused_by = Path(frames[-1].filename).parts if frames else ()
     if not isinstance(error, ValueError | TypeError | ImportError) or not REFUSING.intersection(refused_by):

@@ -116,7 +116,7 @@ class AdaptationTask(LightningModule):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Moves the module; a threshold that validation chose keeps its dtype under any precision."""
         dtypes = {name: buffer.dtype for name, buffer in self.named_buffers(recurse=False)}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, dtype in dtypes.items():
             setattr(self, name, self.get_buffer(name).to(dtype))
         return self
