@@ -196,7 +196,10 @@ class LoraLightningCLI(LightningCLI):
             return
         checkpoint = self._checkpoint_callback()
         metrics = dict(checkpoint.best_metrics)
-        if self.options.test_after_fit and checkpoint.best_model_path:
+        if self.options.test_after_fit and not self.datamodule.split_names("test"):
+            if self.trainer.is_global_zero:
+                print(f"not tested: {self.datamodule.without_test}")
+        elif self.options.test_after_fit and checkpoint.best_model_path:
             self.trainer.test(self.model, self.datamodule, ckpt_path=checkpoint.best_model_path, verbose=False)
             metrics |= {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         if self.trainer.is_global_zero:
@@ -265,6 +268,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=r".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=r".*number of training batches .* is smaller than the logging.*")
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=r"Metric .* will save all targets and predictions in the buffer.*")
     warnings.filterwarnings("ignore", message=r".*Couldn't infer the batch indices.*")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

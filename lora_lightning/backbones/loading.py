@@ -22,6 +22,7 @@ from lora_lightning.errors import BackboneError
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.injection import modules_lacked, modules_trained_in_full
 from lora_lightning.lora.target_modules import resolve_target_modules
+from lora_lightning.metrics.label_space import SINGLE_LABEL, ProblemType
 
 # Every name under which a transformers architecture keeps a dropout probability of its base.
 DROPOUT_NAMES = (
@@ -116,14 +117,16 @@ def load_classification_config(
     label_names: list[str],
     pad_token_id: int,
     base_dropout: float | None = None,
+    problem_type: ProblemType = SINGLE_LABEL,
 ) -> PretrainedConfig:
     """Reads the architecture and gives it the task's labels.
 
     Args:
         backbone: Hub id, folder or `package://` name.
-        label_names: Names of the classes, by index.
+        label_names: Names of the classes, by index; of a regression the name of the number.
         pad_token_id: The tokenizer's padding token.
         base_dropout: Probability for every dropout of the pretrained model; `None` leaves what it came with.
+        problem_type: transformers' word for the kind of labels; goes into `config.json`.
 
     Returns:
         The configuration for `AutoModelForSequenceClassification`.
@@ -140,6 +143,7 @@ def load_classification_config(
         raise BackboneError(msg)
     config.id2label = dict(enumerate(label_names))
     config.label2id = {name: index for index, name in enumerate(label_names)}
+    config.problem_type = problem_type
     config.pad_token_id = pad_token_id
     if base_dropout is not None:
         for name in DROPOUT_NAMES:

@@ -114,7 +114,8 @@ class AdapterCheckpoint(ModelCheckpoint):
 
 
 def _validation_metrics(trainer: Trainer) -> dict[str, float]:
-    return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    values = trainer.callback_metrics.items()
+    return {name: float(value) for name, value in values if name.startswith(("val/", "val_"))}
 
 
 def _as_float(score: Tensor | None) -> float | None:
