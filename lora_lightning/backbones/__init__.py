@@ -7,6 +7,7 @@ from lora_lightning.backbones.loading import (
     load_config,
     load_sequence_classifier,
     load_tokenizer,
+    position_limit,
     uses_token_types,
 )
 from lora_lightning.backbones.source import hub_is_reachable, resolve_backbone
@@ -19,6 +20,7 @@ __all__ = [
     "load_config",
     "load_sequence_classifier",
     "load_tokenizer",
+    "position_limit",
     "resolve_backbone",
     "uses_token_types",
 ]

@@ -40,6 +40,9 @@ DROPOUT_NAMES = (
     "activation_dropout",
 )
 
+# RoBERTa's family numbers positions from the one after the padding token's id: 512 of the 514 in its config.json.
+COUNTS_FROM_PADDING = ("camembert", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl")
+
 Loaded = TypeVar("Loaded")
 
 
@@ -110,6 +113,21 @@ def uses_token_types(config: PretrainedConfig) -> bool:
         False for models that only see the separator, such as RoBERTa (one type) and DistilBERT (none).
     """
     return int(getattr(config, "type_vocab_size", 0) or 0) > 1
+
+
+def position_limit(config: PretrainedConfig) -> int | None:
+    """The longest row that the model has positions for.
+
+    Args:
+        config: The architecture.
+
+    Returns:
+        Tokens, marks included; `None` where the architecture names no limit.
+    """
+    positions: int | None = getattr(config, "max_position_embeddings", None)
+    if positions is not None and config.model_type in COUNTS_FROM_PADDING:
+        return positions - 1 - int(config.pad_token_id or 0)
+    return positions
 
 
 def load_classification_config(

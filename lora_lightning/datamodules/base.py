@@ -207,7 +207,7 @@ class TextDataModule(LightningDataModule):
             names = self.split_names(kind)
             if not names:
                 why = self.without_test if kind == TEST else f"the data has no {kind} split with labels"
-                msg = f"{why}; it has {', '.join(self.raw_splits)}."
+                msg = f"{why}; there is {', '.join(self.raw_splits)}."
                 raise DataError(msg)
             for name in names:
                 if kind == PREDICT:
