@@ -198,7 +198,10 @@ class LoraLightningCLI(LightningCLI):
             return
         checkpoint = self._checkpoint_callback()
         metrics = dict(checkpoint.best_metrics)
-        if self.options.test_after_fit and checkpoint.best_model_path:
+        if self.options.test_after_fit and not self.datamodule.split_names("test"):
+            if self.trainer.is_global_zero:
+                print(f"not tested: {self.datamodule.without_test}")
+        elif self.options.test_after_fit and checkpoint.best_model_path:
             read_checkpoint(checkpoint.best_model_path)  # a resumed run's may lie anywhere
             self.trainer.test(
                 self.model, self.datamodule, ckpt_path=checkpoint.best_model_path, verbose=False, weights_only=True
@@ -284,6 +287,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=r".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=r".*number of training batches .* is smaller than the logging.*")
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=r"Metric .* will save all targets and predictions in the buffer.*")
     warnings.filterwarnings("ignore", message=r".*Couldn't infer the batch indices.*")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

@@ -7,6 +7,7 @@ from lora_lightning.backbones.loading import (
     load_config,
     load_sequence_classifier,
     load_tokenizer,
+    position_limit,
     uses_token_types,
 )
 from lora_lightning.backbones.question_answering import (

@@ -22,6 +22,7 @@ from lora_lightning.errors import BackboneError
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.injection import modules_lacked, modules_trained_in_full
 from lora_lightning.lora.target_modules import resolve_target_modules
+from lora_lightning.metrics.label_space import SINGLE_LABEL, ProblemType
 
 # Probabilities that a configuration keeps for a head of its own, or for leaving out whole layers.
 NOT_OF_THE_BASE = {
@@ -32,6 +33,9 @@ NOT_OF_THE_BASE = {
     "seq_classif_dropout",
     "summary_first_dropout",
 }
+
+# RoBERTa's family numbers positions from the one after the padding token's id: 512 of the 514 in its config.json.
+COUNTS_FROM_PADDING = ("camembert", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl")
 
 Loaded = TypeVar("Loaded")
 
@@ -105,19 +109,36 @@ def uses_token_types(config: PretrainedConfig) -> bool:
     return int(getattr(config, "type_vocab_size", 0) or 0) > 1
 
 
+def position_limit(config: PretrainedConfig) -> int | None:
+    """The longest row that the model has positions for.
+
+    Args:
+        config: The architecture.
+
+    Returns:
+        Tokens, marks included; `None` where the architecture names no limit.
+    """
+    positions: int | None = getattr(config, "max_position_embeddings", None)
+    if positions is not None and config.model_type in COUNTS_FROM_PADDING:
+        return positions - 1 - int(config.pad_token_id or 0)
+    return positions
+
+
 def load_classification_config(
     backbone: str,
     label_names: list[str],
     pad_token_id: int,
     base_dropout: float | None = None,
+    problem_type: ProblemType = SINGLE_LABEL,
 ) -> PretrainedConfig:
     """Reads the architecture and gives it the task's labels.
 
     Args:
         backbone: Hub id, folder or `package://` name.
-        label_names: Names of the classes, by index.
+        label_names: Names of the classes, by index; of a regression the name of the number.
         pad_token_id: The tokenizer's padding token.
         base_dropout: Probability for every dropout of the pretrained model; `None` leaves what it came with.
+        problem_type: transformers' word for the kind of labels; goes into `config.json`.
 
     Returns:
         The configuration for `AutoModelForSequenceClassification`.
@@ -134,6 +155,7 @@ def load_classification_config(
         raise BackboneError(msg)
     config.id2label = dict(enumerate(label_names))
     config.label2id = {name: index for index, name in enumerate(label_names)}
+    config.problem_type = problem_type
     config.pad_token_id = pad_token_id
     if base_dropout is not None:
         for name in _dropout_names(config):

@@ -115,4 +115,5 @@ class AdapterCheckpoint(ModelCheckpoint):
 
 
 def _validation_metrics(trainer: Trainer) -> dict[str, float]:
-    return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    values = trainer.callback_metrics.items()
+    return {name: float(value) for name, value in values if name.startswith(("val/", "val_"))}

@@ -44,6 +44,7 @@ class TextDataModule(LightningDataModule):
         num_workers: Processes that build batches; 0 is fastest for short texts.
     """
 
+    without_test: ClassVar[str] = "the data has no test split with labels"  # why `test` scores nothing
     predictions_name: ClassVar[str] = "predictions.csv"  # in the run's folder, unless --predictions.file is given
 
     def __init__(
@@ -208,7 +209,8 @@ class TextDataModule(LightningDataModule):
         for kind in KINDS_OF_STAGE[stage]:
             names = self.split_names(kind)
             if not names:
-                msg = f"the data has no {kind} split with labels; it has {', '.join(self.raw_splits)}."
+                why = self.without_test if kind == TEST else f"the data has no {kind} split with labels"
+                msg = f"{why}; there is {', '.join(self.raw_splits)}."
                 raise DataError(msg)
             for name in names:
                 if kind == PREDICT:
