@@ -14,7 +14,6 @@ from lora_lightning.backbones.question_answering import (
     check_question_answering_settings,
     load_question_answerer,
     load_question_answering_config,
-    position_limit,
 )
 from lora_lightning.backbones.source import hub_is_reachable, resolve_backbone
 

@@ -110,18 +110,18 @@ def uses_token_types(config: PretrainedConfig) -> bool:
 
 
 def position_limit(config: PretrainedConfig) -> int | None:
-    """The longest row that the model has positions for.
+    """The longest row that the model was made for.
 
     Args:
         config: The architecture.
 
     Returns:
-        Tokens, marks included; `None` where the architecture names no limit.
+        Tokens, marks included; `None` where it only knows distances between tokens, as DeBERTa does.
     """
     positions: int | None = getattr(config, "max_position_embeddings", None)
-    if positions is not None and config.model_type in COUNTS_FROM_PADDING:
-        return positions - 1 - int(config.pad_token_id or 0)
-    return positions
+    if positions is None or not getattr(config, "position_biased_input", True):
+        return None
+    return positions - 1 - int(config.pad_token_id or 0) if config.model_type in COUNTS_FROM_PADDING else positions
 
 
 def load_classification_config(

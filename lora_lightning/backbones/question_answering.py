@@ -11,8 +11,6 @@ from lora_lightning.backbones.loading import (
 )
 from lora_lightning.lora.config import LoraSettings
 
-# Architectures whose first position has the number after the padding token's.
-POSITIONS_AFTER_PADDING = (
     "camembert",
     "data2vec-text",
     "ibert",
@@ -82,19 +80,3 @@ def load_question_answerer(backbone: str, config: PretrainedConfig) -> LoadedBac
     if renamed is not None:  # or save_pretrained would bring the old names back, and nothing could load them
         vars(loaded.model).pop("_weight_conversions", None)
     return loaded
-
-
-def position_limit(config: PretrainedConfig) -> int | None:
-    """The most tokens that the model was made for.
-
-    Args:
-        config: The architecture.
-
-    Returns:
-        The number of its positions; `None` where it only knows distances between tokens, as DeBERTa does.
-    """
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is None or not getattr(config, "position_biased_input", True):
-        return None
-    skipped = (config.pad_token_id or 0) + 1 if config.model_type in POSITIONS_AFTER_PADDING else 0
-    return int(positions) - skipped

@@ -114,11 +114,15 @@ class AdaptationTask(LightningModule):
         }
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Moves the module; a threshold that validation chose keeps its dtype under any precision."""
-        dtypes = {name: buffer.dtype for name, buffer in self.named_buffers(recurse=False)}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, dtype in dtypes.items():
-            setattr(self, name, self.get_buffer(name).to(dtype))
+        """Moves and converts the network; metrics and thresholds only move, and stay exact in half precision."""
+
+        def move(tensor: Tensor) -> Tensor:
+            result = fn(tensor)
+            return result if result.dtype == tensor.dtype else tensor.to(result.device)
+
+        for name, child in self.named_children() if recurse else ():
+            child._apply(fn if name == "network" else move)  # noqa: SLF001  # torch's hook for every conversion
+        super()._apply(move, recurse=False)  # type: ignore[no-untyped-call]
         return self
 
     def saved_names(self) -> list[str]:
