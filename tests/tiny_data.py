@@ -1,5 +1,6 @@
-"""A CLINC150 release and a SQuAD of a few dozen rows, learnable from single words."""
+"""A CLINC150 release, a SQuAD and a table of a few dozen rows, learnable from single words."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -66,3 +67,28 @@ def _paragraphs(article: int) -> list[dict[str, Any]]:
         question = {"id": f"q{number}", "question": f" w{number % 9}", "answers": answers, "is_impossible": not answers}
         paragraphs.append({"context": context, "qas": [question]})
     return paragraphs
+
+
+def save_tiny_table(path: Path, rows: int = 40, label: str = "word") -> Path:
+    """Writes a CSV file with the columns `text`, `other` and `label`.
+
+    Args:
+        path: The file; its folder is made if needed.
+        rows: How many.
+        label: `word` for one of two, `set` for some of three with commas between, `number`.
+
+    Returns:
+        The file.
+    """
+    labels = {
+        "word": lambda row: ("no", "yes")[row % 2],
+        "set": lambda row: ",".join(name for bit, name in enumerate("abc") if row >> bit & 1),
+        "number": lambda row: row % 5 / 4,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["text", "other", "label"])
+        for row in range(rows):
+            writer.writerow([f"w{10 + row % 8} w{60 + row}" + " w5" * (row % 4), f"w{3 + row % 5}", labels[label](row)])
+    return path

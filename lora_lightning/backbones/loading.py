@@ -35,7 +35,18 @@ NOT_OF_THE_BASE = {
 }
 
 # RoBERTa's family numbers positions from the one after the padding token's id: 512 of the 514 in its config.json.
-COUNTS_FROM_PADDING = ("camembert", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl")
+COUNTS_FROM_PADDING = (
+    "camembert",
+    "data2vec-text",
+    "ibert",
+    "longformer",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+)
 
 Loaded = TypeVar("Loaded")
 

@@ -11,18 +11,6 @@ from lora_lightning.backbones.loading import (
 )
 from lora_lightning.lora.config import LoraSettings
 
-    "camembert",
-    "data2vec-text",
-    "ibert",
-    "longformer",
-    "mpnet",
-    "roberta",
-    "roberta-prelayernorm",
-    "xlm-roberta",
-    "xlm-roberta-xl",
-    "xmod",
-)
-
 
 def load_question_answering_config(
     backbone: str, pad_token_id: int, base_dropout: float | None = None

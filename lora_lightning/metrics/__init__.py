@@ -1,6 +1,6 @@
 """What torchmetrics lacks, and the set of metrics each task reports."""
 
-from lora_lightning.metrics.classification import ClassificationMetrics, scores_and_decisions
+from lora_lightning.metrics.classification import ClassificationMetrics, chosen_metrics, scores_and_decisions
 from lora_lightning.metrics.intents import IntentMetrics
 from lora_lightning.metrics.label_space import MULTI_LABEL, OUT_OF_SCOPE_TARGET, REGRESSION, SINGLE_LABEL, LabelSpace
 from lora_lightning.metrics.out_of_scope import best_threshold, in_scope_prediction, out_of_scope_score
@@ -14,6 +14,7 @@ __all__ = [
     "IntentMetrics",
     "LabelSpace",
     "best_threshold",
+    "chosen_metrics",
     "classification_metrics",
     "in_scope_prediction",
     "out_of_scope_score",

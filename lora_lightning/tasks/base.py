@@ -38,9 +38,10 @@ class AdaptationTask(LightningModule):
     def __init__(
         self,
         backbone: str,
-        lora: LoraSettings | None,
-        optimization: OptimizationSettings,
-        base_dropout: float | None,
+        # The same defaults as the tasks': without them the parser takes null for a task's own default.
+        lora: LoraSettings | None = LoraSettings(),  # noqa: B008  # never changed
+        optimization: OptimizationSettings = OptimizationSettings(),  # noqa: B008
+        base_dropout: float | None = None,
     ) -> None:
         super().__init__()
         if base_dropout is not None and not 0 <= base_dropout < 1:

@@ -27,6 +27,7 @@ from lora_lightning.metrics import (
     ClassificationMetrics,
     IntentMetrics,
     LabelSpace,
+    chosen_metrics,
     classification_metrics,
 )
 from lora_lightning.tasks.base import AdaptationTask, from_plain
@@ -128,6 +129,7 @@ class SequenceClassificationTask(AdaptationTask):
 
     def check_settings(self) -> None:
         """Finds settings that do not fit the labels or the backbone's architecture, before any weights load."""
+        chosen_metrics(self.labels)
         if self.label_smoothing and self.labels.problem_type != SINGLE_LABEL:
             kind = self.labels.problem_type.replace("_", " ")
             msg = f"model.label_smoothing is {self.label_smoothing}, but this data is {kind}; set it to 0."
