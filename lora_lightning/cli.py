@@ -240,7 +240,7 @@ class LoraLightningCLI(LightningCLI):
         writer.file = writer.file or str(self.run_folder / self.datamodule.predictions_name)
         self.datamodule.check_predictions_file(Path(writer.file))
         check_writable(Path(writer.file).parent, "--predictions.file to a file in a folder")
-        if self.options.data.init_args.predict_file == "-" and self.trainer.world_size > 1:
+        if self.datamodule.predict_file == "-" and self.trainer.world_size > 1:
             msg = (
                 f"standard input has one reader, but this is {self.trainer.world_size} processes; write the queries to "
                 "a file, or set --trainer.devices 1."
