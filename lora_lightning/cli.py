@@ -21,7 +21,7 @@ from lora_lightning.errors import CheckpointError, ConfigurationError, LoraLight
 from lora_lightning.lora.checkpoint import read_checkpoint
 from lora_lightning.metrics import LabelSpace
 from lora_lightning.parser import ArgumentParser
-from lora_lightning.summary import announce_run, print_metrics, print_run_summary, write_metrics
+from lora_lightning.summary import LOWER_IS_BETTER, announce_run, print_metrics, print_run_summary, write_metrics
 from lora_lightning.tasks import AdaptationTask
 from lora_lightning.tasks.base import contradictions
 
@@ -161,11 +161,18 @@ class LoraLightningCLI(LightningCLI):
             config["callbacks"] = [callback for callback in own if not isinstance(callback, ModelCheckpoint)]
         return super()._instantiate_trainer(config, kept)
 
+    def _check_mode(self) -> None:
+        monitor, mode = self.options.checkpoint.monitor, self.options.checkpoint.mode
+        if mode == "max" and monitor.rpartition("/")[2] in LOWER_IS_BETTER:
+            msg = f"checkpoint.mode is max, but a lower {monitor} is better; set --checkpoint.mode min."
+            raise ConfigurationError(msg)
+
     def before_fit(self) -> None:
         """Finds out now, not after an epoch, whether data and settings fit and results can be written."""
         if (space := self.datamodule.label_space) is not None:
             self.model.adopt_labels(space)
         self.model.check_settings()
+        self._check_mode()
         if self.options.trainer.get("overfit_batches"):
             msg = "trainer.overfit_batches is not supported; use trainer.limit_train_batches and limit_val_batches."
             raise ConfigurationError(msg)
@@ -287,6 +294,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=r".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=r".*number of training batches .* is smaller than the logging.*")
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=r"Be aware that when using `ckpt_path`, callbacks used to create.*")
     warnings.filterwarnings("ignore", message=r"Metric .* will save all targets and predictions in the buffer.*")
     warnings.filterwarnings("ignore", message=r".*Couldn't infer the batch indices.*")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -87,7 +87,9 @@ def print_run_summary(
     console.print(f"\ntrained parameters: {trained:,} of {total:,} ({100 * trained / total:.2f} %)")
     console.print(f"run folder:         {folder}")
     console.print(f"best checkpoint:    {checkpoint.best_model_path}")
-    console.print(f"adapter for PEFT:   {checkpoint.adapter_folder}")
+    name = "adapter for PEFT:  " if task.lora else "for transformers:  "
+    console.print(f"{name} {checkpoint.adapter_folder}")
     summary = {"metrics": dict(metrics), "trained_parameters": trained, "total_parameters": total}
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    console.print(f"curves:             tensorboard --logdir {folder.parent}")
+    if any(folder.glob("events.out.tfevents.*")):
+        console.print(f"curves:             tensorboard --logdir {folder.parent}")

@@ -346,6 +346,13 @@ MISUSE: dict[str, tuple[Misuse, list[str]]] = {
         ["MPS"],
     ),
     "checkpoint keyword": (lambda run, _: ["test", f"--config={run / 'config.yaml'}", "--ckpt_path=best"], ["best"]),
+    "higher loss as better": (
+        lambda run, folder: [
+            *("fit", f"--config={run / 'config.yaml'}", f"--trainer.logger.save_dir={folder}"),
+            "--checkpoint.monitor=val/loss",
+        ],
+        ["--checkpoint.mode min"],
+    ),
     "unknown metric": (
         lambda run, folder: [
             *("fit", f"--config={run / 'config.yaml'}", f"--trainer.logger.save_dir={folder}"),
@@ -534,7 +541,7 @@ def test_numbers_that_decide_stay_float32_in_half_precision(
     states = [
         state for metric in task.modules() if isinstance(metric, Metric) for state in metric.metric_state.values()
     ]
-    tensors = [state for state in states if isinstance(state, torch.Tensor)] + [t for s in states for t in s]
+    tensors = [t for state in states for t in (state if isinstance(state, list) else [state])]
     assert {tensor.dtype for tensor in tensors if tensor.is_floating_point()} == {torch.float32}
 
 

@@ -39,6 +39,7 @@ def export_model(
             network.config.save_pretrained(str(scratch))
         elif isinstance(network, PreTrainedModel):
             network.save_pretrained(str(scratch))
+        (scratch / "README.md").unlink(missing_ok=True)  # PEFT's blank form of a model card
         tokenizer.save_pretrained(str(scratch))
         for name, value in extra_files.items():
             (scratch / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

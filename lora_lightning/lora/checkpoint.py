@@ -78,7 +78,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         CheckpointError: If the file is missing, truncated, or no checkpoint of this program.
     """
     if not Path(path).is_file():
-        msg = f"the checkpoint {path} does not exist; a run's checkpoints are in <run>/checkpoints/."
+        problem = "is a folder" if Path(path).is_dir() else "does not exist"
+        msg = f"the checkpoint {path} {problem}; a run's checkpoints are <run>/checkpoints/best.ckpt and last.ckpt."
         raise CheckpointError(msg)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)

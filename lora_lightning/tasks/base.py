@@ -122,7 +122,7 @@ class AdaptationTask(LightningModule):
             return result if result.dtype == tensor.dtype else tensor.to(result.device)
 
         for name, child in self.named_children() if recurse else ():
-            child._apply(fn if name == "network" else move)  # noqa: SLF001  # torch's hook for every conversion
+            child._apply(fn if name == "network" else move)  # type: ignore[no-untyped-call]  # noqa: SLF001
         super()._apply(move, recurse=False)  # type: ignore[no-untyped-call]
         return self
 
