@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from lora_lightning.backbones import hub_is_reachable, load_config, position_limit, uses_token_types
+from lora_lightning.backbones import load_config, position_limit, uses_token_types
 from lora_lightning.datamodules.base import PREDICT, TEST, TRAIN, VALIDATION, TextDataModule
 from lora_lightning.datamodules.batching import EncodedSplit
 from lora_lightning.datamodules.context_windows import encode_windows
+from lora_lightning.datamodules.hub import load_hub_dataset
 from lora_lightning.datamodules.squad_format import (
     Articles,
     check_articles,
@@ -133,17 +134,10 @@ class SquadV2DataModule(TextDataModule):
         return train, validation
 
     def _from_hub(self) -> tuple[Articles, Articles]:
-        import datasets  # noqa: PLC0415  # a second and 100 MiB that local files do not need
-
-        try:
-            download = datasets.DownloadConfig(local_files_only=not hub_is_reachable())
-            splits = datasets.load_dataset(HUB_DATASET, download_config=download)
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            msg = (
-                f"the data set {HUB_DATASET} could not be fetched from the hub; without network set --data.data_dir "
-                f"to a folder with the original release's {TRAIN_NAME} and {DEV_NAME}."
-            )
-            raise DataError(msg) from error
+        remedy = (
+            f"without network set --data.data_dir to a folder with the original release's {TRAIN_NAME} and {DEV_NAME}."
+        )
+        splits = load_hub_dataset(HUB_DATASET, None, remedy)
         train, validation = (hub_articles(splits[name], f"{HUB_DATASET}, {name}") for name in ("train", "validation"))
         return train, validation
 

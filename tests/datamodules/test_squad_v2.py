@@ -145,7 +145,7 @@ def test_hub_rows_become_questions_by_article(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     splits = SquadV2DataModule().load_splits()
-    assert asked == [("rajpurkar/squad_v2",)]
+    assert asked == [("rajpurkar/squad_v2", None)]
     assert [question.id for question in splits["train"]] == ["a", "c", "b"]
     assert splits["train"][1].answers == (("one", 0), ("two", 4))
     assert [(question.id, question.answers) for question in splits["val"]] == [("b", ())]
