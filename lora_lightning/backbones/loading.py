@@ -1,5 +1,6 @@
 """Load a pretrained model and its tokenizer, and say what the checkpoint lacked."""
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lora_lightning.backbones.source import hub_is_reachable, resolve_backbone
+from lora_lightning.backbones.source import gguf_file_of, hub_is_reachable, resolve_backbone
 from lora_lightning.errors import BackboneError
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.injection import modules_lacked, modules_trained_in_full
@@ -68,7 +69,7 @@ def load_tokenizer(backbone: str) -> PreTrainedTokenizerBase:
         BackboneError: If it cannot be found, is empty, or has no token to pad with.
     """
     source = resolve_backbone(backbone)
-    tokenizer: PreTrainedTokenizerBase = _load(backbone, lambda: AutoTokenizer.from_pretrained(source, **_offline()))
+    tokenizer: PreTrainedTokenizerBase = _load(backbone, lambda: AutoTokenizer.from_pretrained(source, **_where(source)))
     if len(tokenizer) <= len(tokenizer.all_special_tokens) + 2:  # a word marker may be there too
         # transformers makes an empty one where the files are missing: every word would be unknown.
         msg = f"the backbone {backbone!r} holds no tokenizer; save one beside the model with save_pretrained."
@@ -80,6 +81,35 @@ def load_tokenizer(backbone: str) -> PreTrainedTokenizerBase:
         msg = f"the tokenizer of {backbone!r} has no padding, end or unknown token; add one and save it again."
         raise BackboneError(msg)
     return tokenizer
+
+
+def load_config(backbone: str) -> PretrainedConfig:
+    """Reads the architecture as it was saved.
+
+    Args:
+        backbone: Hub id, folder or `package://` name.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        BackboneError: If it cannot be found.
+    """
+    source = resolve_backbone(backbone)
+    config: PretrainedConfig = _load(backbone, lambda: AutoConfig.from_pretrained(source, **_where(source)))
+    return config
+
+
+def uses_token_types(config: PretrainedConfig) -> bool:
+    """Whether the model tells the first text of a pair from the second by an embedding, as BERT does.
+
+    Args:
+        config: The architecture.
+
+    Returns:
+        False for models that only see the separator, such as RoBERTa (one type) and DistilBERT (none).
+    """
+    return int(getattr(config, "type_vocab_size", 0) or 0) > 1
 
 
 def load_classification_config(
@@ -102,8 +132,7 @@ def load_classification_config(
     Raises:
         BackboneError: If it cannot be found, or has no embedding for the padding token.
     """
-    source = resolve_backbone(backbone)
-    config: PretrainedConfig = _load(backbone, lambda: AutoConfig.from_pretrained(source, **_offline()))
+    config = load_config(backbone)
     if pad_token_id >= getattr(config, "vocab_size", float("inf")):
         msg = (
             f"the tokenizer of {backbone!r} pads with token {pad_token_id}, but the model embeds only "
@@ -113,11 +142,22 @@ def load_classification_config(
     config.id2label = dict(enumerate(label_names))
     config.label2id = {name: index for index, name in enumerate(label_names)}
     config.pad_token_id = pad_token_id
-    if base_dropout is not None:
-        for name in DROPOUT_NAMES:
-            if isinstance(getattr(config, name, None), float | int):
-                setattr(config, name, base_dropout)
+    set_base_dropout(config, base_dropout)
     return config
+
+
+def set_base_dropout(config: PretrainedConfig, base_dropout: float | None) -> None:
+    """Sets every dropout of the pretrained model, in place.
+
+    Args:
+        config: The architecture.
+        base_dropout: The probability; `None` leaves what it came with.
+    """
+    if base_dropout is None:
+        return
+    for name in DROPOUT_NAMES:
+        if isinstance(getattr(config, name, None), float | int):
+            setattr(config, name, base_dropout)
 
 
 def check_adapter_settings(config: PretrainedConfig, settings: LoraSettings) -> None:
@@ -131,15 +171,32 @@ def check_adapter_settings(config: PretrainedConfig, settings: LoraSettings) -> 
         BackboneError: If the architecture cannot classify texts.
         ConfigurationError: If a target or a module to save does not exist in the architecture.
     """
-    with torch.device("meta"):
-        model = _load(str(config.name_or_path), lambda: AutoModelForSequenceClassification.from_config(config))
+    model = build_without_storage(AutoModelForSequenceClassification, config)
     head = [name for name, _ in model.named_children() if name != model.base_model_prefix]
     whole = modules_trained_in_full(model, settings, head)
     resolve_target_modules(model, settings.target_modules, exclude=whole)
 
 
+def build_without_storage(auto_class: Any, config: PretrainedConfig) -> PreTrainedModel:
+    """Builds a model on the meta device, to look at its modules before any weights load.
+
+    Args:
+        auto_class: One of transformers' `AutoModelFor...`.
+        config: The architecture.
+
+    Returns:
+        The model.
+
+    Raises:
+        BackboneError: If the architecture has no such model.
+    """
+    with torch.device("meta"):
+        model: PreTrainedModel = _load(str(config.name_or_path), lambda: auto_class.from_config(config))
+    return model
+
+
 def load_sequence_classifier(backbone: str, config: PretrainedConfig) -> LoadedBackbone:
-    """Loads `AutoModelForSequenceClassification` in float32; a head for other labels is made anew.
+    """Loads `AutoModelForSequenceClassification`; a head for other labels is made anew.
 
     Args:
         backbone: Hub id, folder or `package://` name.
@@ -151,16 +208,33 @@ def load_sequence_classifier(backbone: str, config: PretrainedConfig) -> LoadedB
     Raises:
         BackboneError: If the weights cannot be found or do not fit the architecture.
     """
+    return load_model(AutoModelForSequenceClassification, backbone, config)
+
+
+def load_model(auto_class: Any, backbone: str, config: PretrainedConfig) -> LoadedBackbone:
+    """Loads a pretrained model in float32; a head that the weights lack, or have in another shape, is made anew.
+
+    Args:
+        auto_class: One of transformers' `AutoModelFor...`.
+        backbone: Hub id, folder or `package://` name.
+        config: The architecture, with the task's settings.
+
+    Returns:
+        The model and what its checkpoint lacked.
+
+    Raises:
+        BackboneError: If the weights cannot be found or do not fit the architecture.
+    """
     source = resolve_backbone(backbone)
     model, info = _load(
         backbone,
-        lambda: AutoModelForSequenceClassification.from_pretrained(
+        lambda: auto_class.from_pretrained(
             source,
             config=config,
             dtype=torch.float32,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
-            **_offline(),
+            **_where(source),
         ),
     )
     base = f"{model.base_model_prefix}."
@@ -173,7 +247,15 @@ def load_sequence_classifier(backbone: str, config: PretrainedConfig) -> LoadedB
             "first: the architecture or a size differs; save the model again with its own configuration."
         )
         raise BackboneError(msg)
+    if gguf_file_of(source) is not None:
+        _forget_quantization(model)
     return LoadedBackbone(model, lacked)
+
+
+def _forget_quantization(model: PreTrainedModel) -> None:
+    """A GGUF file's weights are plain float32 once loaded; transformers goes on calling them quantised."""
+    model.hf_quantizer = None
+    del model.config.quantization_config
 
 
 def _load(backbone: str, load: Callable[[], Loaded]) -> Loaded:
@@ -186,14 +268,21 @@ def _load(backbone: str, load: Callable[[], Loaded]) -> Loaded:
     transformers.utils.logging.disable_progress_bar()
     try:
         return load()
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (ImportError, OSError, ValueError, KeyError, SafetensorError) as error:
         raise BackboneError(_reason(backbone, error)) from error
     finally:
         transformers.utils.logging.set_verbosity(verbosity)
 
 
-def _offline() -> dict[str, bool]:
-    return {"local_files_only": not hub_is_reachable()}
+def _where(source: str) -> dict[str, Any]:
+    """What transformers' loaders need beside the source."""
+    gguf_file = gguf_file_of(source)
+    if gguf_file is None:
+        return {"local_files_only": not hub_is_reachable()}
+    if importlib.util.find_spec("gguf") is None:
+        msg = f"{source} holds a GGUF file, and the Python package that reads it is missing; run `pip install gguf`."
+        raise BackboneError(msg)
+    return {"local_files_only": True, "gguf_file": gguf_file}
 
 
 def _reason(backbone: str, error: Any) -> str:

@@ -64,7 +64,13 @@ def modules_trained_in_full(model: nn.Module, settings: LoraSettings, lacked: Co
     return [name for name in chosen if not any(name.startswith(f"{other}.") for other in chosen)]
 
 
-def attach_lora(model: PreTrainedModel, settings: LoraSettings, lacked: Collection[str], task_type: str) -> PeftModel:
+def attach_lora(
+    model: PreTrainedModel,
+    settings: LoraSettings,
+    lacked: Collection[str],
+    task_type: str,
+    never_adapted: Collection[str] = (),
+) -> PeftModel:
     """Freezes the base and adds trainable adapters.
 
     Args:
@@ -72,6 +78,7 @@ def attach_lora(model: PreTrainedModel, settings: LoraSettings, lacked: Collecti
         settings: Rank, scaling, targets.
         lacked: Module names from `modules_lacked`; they train in full and are saved with the adapter.
         task_type: PEFT's word for the task, for example `SEQ_CLS`.
+        never_adapted: Dotted names of modules that get no adapter either, such as a language model's head.
 
     Returns:
         The PEFT model. Adapters are float32 and start at dW = 0 (B = 0).
@@ -80,7 +87,7 @@ def attach_lora(model: PreTrainedModel, settings: LoraSettings, lacked: Collecti
         ConfigurationError: If a target or a module to save does not exist.
     """
     whole = modules_trained_in_full(model, settings, lacked)
-    targets = resolve_target_modules(model, settings.target_modules, exclude=whole)
+    targets = resolve_target_modules(model, settings.target_modules, exclude=[*whole, *never_adapted])
     _warn_if_rank_is_full(model, targets, settings.r)
     config = LoraConfig(
         task_type=task_type,
