@@ -131,10 +131,7 @@ class LoraLightningCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Prediction needs no training data: its labels come from the checkpoint."""
-        if self.subcommand == "predict":
-            if self.saved_labels is None:
-                msg = f"the checkpoint {self.options.ckpt_path} holds no labels; use one that lora-lightning wrote."
-                raise CheckpointError(msg)
+        if self.subcommand == "predict" and self.saved_labels is not None:
             self.model.adopt_labels(self.saved_labels)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -164,7 +161,8 @@ class LoraLightningCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Finds out now, not after an epoch, whether data and settings fit and results can be written."""
-        self.model.adopt_labels(self.datamodule.label_space)
+        if (space := self.datamodule.label_space) is not None:
+            self.model.adopt_labels(space)
         self.model.check_settings()
         if self.options.trainer.get("overfit_batches"):
             msg = "trainer.overfit_batches is not supported; use trainer.limit_train_batches and limit_val_batches."
@@ -220,19 +218,20 @@ class LoraLightningCLI(LightningCLI):
             write_metrics(metrics, self.run_folder / f"{command}_metrics.json")
 
     def before_predict(self) -> None:
-        """Puts the predictions beside the run unless told otherwise."""
+        """Puts the predictions beside the run unless told otherwise, and finds a wrong place before the work."""
         writer = next(c for c in self.trainer.callbacks if isinstance(c, PredictionWriter))  # type: ignore[attr-defined]
-        writer.file = writer.file or str(self.run_folder / "predictions.csv")
+        writer.file = writer.file or str(self.run_folder / self.datamodule.predictions_name)
+        self.datamodule.check_predictions_file(Path(writer.file))
 
     def predict(self, **kwargs: Any) -> None:
-        """Classifies the queries; the rows go to the file, not into memory twice."""
+        """Predicts every row; they go to the file, not into memory twice."""
         self.trainer.predict(**{**kwargs, "return_predictions": False})
 
     def after_predict(self) -> None:
         """Says where the predictions are."""
         if self.trainer.is_global_zero:
             writer = next(c for c in self.trainer.callbacks if isinstance(c, PredictionWriter))  # type: ignore[attr-defined]
-            print(f"{len(self.datamodule.predict_texts)} predictions are in {writer.file}")
+            print(f"{writer.rows_written} predictions are in {writer.file}")
 
 
 def check_writable(folder: Path) -> None:

@@ -94,7 +94,9 @@ ENCODERS: dict[str, Callable[[], PreTrainedModel]] = {
             **_BERT_SIZES, bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3, local_attention=8
         )
     ),
-    "roberta": lambda: RobertaForMaskedLM(RobertaConfig(**_BERT_SIZES, bos_token_id=2, eos_token_id=3)),
+    "roberta": lambda: RobertaForMaskedLM(
+        RobertaConfig(**_BERT_SIZES, type_vocab_size=1, bos_token_id=2, eos_token_id=3)
+    ),
 }
 DECODERS: dict[str, Callable[[], PreTrainedModel]] = {
     "gpt2": lambda: GPT2LMHeadModel(

@@ -1,66 +1,56 @@
-"""What every text data module shares: tokenise once, cache, batch by length, predict from a file."""
+"""What every text data module shares, whatever the task: tokenise once, cache, batch by length, predict."""
 
-import hashlib
-import json
 import os
-import re
-import sys
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
-import numpy as np
 from lightning import LightningDataModule
-from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from lora_lightning.backbones import load_tokenizer
-from lora_lightning.datamodules.batching import LengthGroupedBatchSampler, TokenizedDataset
+from lora_lightning.datamodules.batching import EncodedSplit, LengthGroupedBatchSampler, TokenizedDataset
+from lora_lightning.datamodules.prediction_files import check_table_name, write_table
+from lora_lightning.datamodules.token_cache import cache_file, read_split, tokenizer_state, write_splits
 from lora_lightning.errors import ConfigurationError, DataError
 from lora_lightning.metrics.label_space import LabelSpace
 
-PREDICT = "predict"
-SPLITS_OF_STAGE = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), PREDICT: (PREDICT,)}
-
-
-@dataclass(frozen=True)
-class Rows:
-    """One split before tokenising.
-
-    Attributes:
-        texts: The queries.
-        labels: Class index of each.
-    """
-
-    texts: list[str]
-    labels: list[int]
+TRAIN, VALIDATION, TEST, PREDICT = "train", "val", "test", "predict"
+KINDS_OF_STAGE = {
+    "fit": (TRAIN, VALIDATION),
+    "validate": (VALIDATION,),
+    "test": (TEST,),
+    "predict": (PREDICT,),
+}
+IGNORED_LABEL = -100  # what torch's cross entropy leaves out unless told otherwise
 
 
 class TextDataModule(LightningDataModule):
-    """Base of the data modules: subclasses say where rows come from and what the labels are.
+    """Base of the data modules: subclasses say where rows come from and how they become tokens.
+
+    A split is called `train`, `val`, `test` or `predict`; where a kind has several splits, `val_matched` and so on.
+    The rows of a split are whatever the subclass likes, as long as JSON (or a dataclass of what JSON holds) can tell
+    two of them apart: they name the cache.
 
     Args:
         backbone: Whose tokenizer to use; the command line fills it in from `model.backbone`.
         batch_size: Training rows a step and process.
         eval_batch_size: Rows a step and process in validation, test and prediction.
-        max_length: Longest text in tokens; longer ones are cut.
-        predict_file: Text file with one query a line for `predict`, or `-` for standard input.
+        predict_file: What `predict` reads.
         cache_dir: Where tokenised data is kept; `~/.cache/lora_lightning` (or below `$XDG_CACHE_HOME`) if not given.
         num_workers: Processes that build batches; 0 is fastest for short texts.
     """
+
+    predictions_name: ClassVar[str] = "predictions.csv"  # in the run's folder, unless --predictions.file is given
 
     def __init__(
         self,
         backbone: str | None = None,
         batch_size: int = 32,
         eval_batch_size: int = 64,
-        max_length: int = 128,
         predict_file: str | None = None,
         cache_dir: str | None = None,
         num_workers: int = 0,
@@ -70,91 +60,185 @@ class TextDataModule(LightningDataModule):
             if value < 1:
                 msg = f"data.{name} is {value}, but a batch has at least 1 row."
                 raise ConfigurationError(msg)
-        if max_length < 3:  # noqa: PLR2004  # a start, one token, an end
-            msg = f"data.max_length is {max_length}, but a text has at least 3 tokens with its marks."
-            raise ConfigurationError(msg)
         self.backbone = backbone
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
-        self.max_length = max_length
         self.predict_file = predict_file
         self.cache_dir = cache_dir
         self.num_workers = num_workers
         self.splits: dict[str, TokenizedDataset] = {}
-        self.predict_texts: list[str] = []
-        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self.prediction_splits: dict[str, Any] = {}
 
     @abstractmethod
-    def load_rows(self) -> dict[str, Rows]:
-        """Reads every split.
+    def load_splits(self) -> dict[str, Any]:
+        """Reads and checks the splits with labels; called once, through `raw_splits`.
 
         Returns:
-            Rows by split name: `train`, `val`, `test`.
+            Rows by split name.
 
         Raises:
             DataError: If the data is missing or malformed; names the file and the row.
         """
 
-    @property
     @abstractmethod
-    def label_space(self) -> LabelSpace:
-        """The labels of the data set; reads the data on first use."""
+    def load_prediction_splits(self) -> dict[str, Any]:
+        """Reads and checks what to predict, without touching the training data.
+
+        Returns:
+            Rows by split name, usually `predict` alone.
+
+        Raises:
+            DataError: If there is nothing to predict, or it is malformed; names the file and the row.
+        """
+
+    @abstractmethod
+    def encode(self, split: str, rows: Any) -> EncodedSplit:
+        """Turns a split's rows into tokens and labels.
+
+        Args:
+            split: Its name.
+            rows: From `load_splits` or `load_prediction_splits`.
+
+        Returns:
+            The tokens; not necessarily one row of them for each of `rows`.
+        """
+
+    @abstractmethod
+    def encoding_settings(self) -> dict[str, Any]:
+        """What `encode` depends on beside the rows and the tokenizer, such as the longest text, for JSON."""
+
+    @abstractmethod
+    def prediction_inputs(self, split: str) -> list[dict[str, Any]]:
+        """What a reader needs beside each prediction, such as its text; by row number (a batch's `index`)."""
 
     @property
+    def label_space(self) -> LabelSpace | None:
+        """The labels of the data set; `None` where the task has none."""
+        return None
+
+    def padding(self) -> dict[str, int]:
+        """What fills the space after a short row, by per-token column."""
+        pad_token_id = cast("int", self.tokenizer.pad_token_id)
+        return {"input_ids": pad_token_id, "token_type_ids": 0, "labels": IGNORED_LABEL}
+
+    def check_predictions_file(self, path: Path) -> None:
+        """Refuses a place for the predictions that `write_predictions` cannot use, before any weights load.
+
+        Args:
+            path: `--predictions.file`.
+
+        Raises:
+            ConfigurationError: If it does not fit.
+        """
+        check_table_name(path)
+
+    def write_predictions(self, predictions: Mapping[str, Sequence[dict[str, Any]]], path: Path) -> None:
+        """Writes what `predict` found; here one table with a row for each prediction.
+
+        Args:
+            predictions: Readable rows by split, in the order of the input.
+            path: `--predictions.file`, or `predictions_name` in the run's folder.
+
+        Raises:
+            ConfigurationError: If the file cannot be written.
+        """
+        write_table(path, [row for rows in predictions.values() for row in rows])
+
+    @cached_property
+    def raw_splits(self) -> dict[str, Any]:
+        """The splits with labels, read once."""
+        return self.load_splits()
+
+    def split_names(self, kind: str) -> list[str]:
+        """The splits of a kind.
+
+        Args:
+            kind: `train`, `val`, `test` or `predict`.
+
+        Returns:
+            `[kind]`, or the names that start with it, such as `val_matched` and `val_mismatched`, in the order of
+            the loaders; empty where the data has none.
+        """
+        names = self.prediction_splits if kind == PREDICT else self.raw_splits
+        return [name for name in names if name == kind or name.startswith(f"{kind}_")]
+
+    @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The backbone's tokenizer, loaded on first use.
+        """The backbone's tokenizer.
 
         Raises:
             ConfigurationError: If no backbone was given.
         """
-        if self._tokenizer is None:
-            if self.backbone is None:
-                msg = "data.backbone is not set; give the same backbone as the model's."
-                raise ConfigurationError(msg)
-            self._tokenizer = load_tokenizer(self.backbone)
-        return self._tokenizer
+        return load_tokenizer(self.required_backbone)
+
+    @property
+    def required_backbone(self) -> str:
+        """The backbone's name.
+
+        Raises:
+            ConfigurationError: If none was given.
+        """
+        if self.backbone is None:
+            msg = "data.backbone is not set; give the same backbone as the model's."
+            raise ConfigurationError(msg)
+        return self.backbone
 
     def prepare_data(self) -> None:
         """Tokenises and caches, in one process, unless the cache has this data already."""
         if self.trainer is not None and self.trainer.predicting:
             return
-        cache = self._cache_file()
-        if not cache.is_file():
-            self._write_cache(cache)
+        if not self.cache_file.is_file():
+            encoded = {name: self.encode(name, rows) for name, rows in self.raw_splits.items()}
+            write_splits(self.cache_file, encoded)
 
     def setup(self, stage: str) -> None:
         """Opens the splits that a stage needs.
 
         Args:
             stage: `fit`, `validate`, `test` or `predict`.
-        """
-        for split in SPLITS_OF_STAGE[stage]:
-            if split == PREDICT:
-                self.predict_texts = read_queries(self.predict_file)
-                token_ids, lengths = flatten_rows(self._tokenize(self.predict_texts))
-                self.splits[split] = TokenizedDataset(token_ids, lengths, None, self._pad_token_id)
-            elif split not in self.splits:
-                self.splits[split] = self._from_cache(split)
 
-    def texts(self, split: str) -> list[str]:
-        """The queries of a split, for reports; by row number."""
-        return self.predict_texts if split == PREDICT else self.load_rows()[split].texts
+        Raises:
+            DataError: If the data has no such split.
+        """
+        if stage == PREDICT:
+            self.prediction_splits = self.load_prediction_splits()
+        for kind in KINDS_OF_STAGE[stage]:
+            names = self.split_names(kind)
+            if not names:
+                msg = f"the data has no {kind} split with labels; it has {', '.join(self.raw_splits)}."
+                raise DataError(msg)
+            for name in names:
+                if kind == PREDICT:
+                    encoded = self.encode(name, self.prediction_splits[name])
+                    self.splits[name] = TokenizedDataset(encoded, self.padding())
+                elif name not in self.splits:
+                    self.splits[name] = TokenizedDataset(read_split(self.cache_file, name), self.padding())
+
+    @cached_property
+    def cache_file(self) -> Path:
+        """A file named by everything that decides the tokens and labels."""
+        parts = (type(self).__qualname__, tokenizer_state(self.tokenizer), self.encoding_settings())
+        return cache_file(self.cache_dir, [*parts, *self.raw_splits.items()])
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled, length-grouped batches of the training split."""
-        return self._loader("train", self.batch_size, shuffle=True)
+        return self._loader(TRAIN, self.batch_size, shuffle=True)
 
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Every validation row once, by length."""
-        return self._loader("val", self.eval_batch_size)
+    def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
+        """Every validation row once, by length; a list where there are several validation splits."""
+        return self._evaluation_loaders(VALIDATION)
 
-    def test_dataloader(self) -> DataLoader[Any]:
-        """Every test row once, by length."""
-        return self._loader("test", self.eval_batch_size)
+    def test_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
+        """Every test row once, by length; a list where there are several test splits."""
+        return self._evaluation_loaders(TEST)
 
-    def predict_dataloader(self) -> DataLoader[Any]:
-        """Every query of `predict_file` once, by length."""
-        return self._loader(PREDICT, self.eval_batch_size)
+    def predict_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
+        """Every row to predict once, by length; a list where there are several files to write."""
+        return self._evaluation_loaders(PREDICT)
+
+    def _evaluation_loaders(self, kind: str) -> DataLoader[Any] | list[DataLoader[Any]]:
+        loaders = [self._loader(name, self.eval_batch_size) for name in self.split_names(kind)]
+        return loaders[0] if len(loaders) == 1 else loaders
 
     def _loader(self, split: str, batch_size: int, shuffle: bool = False) -> DataLoader[Any]:
         dataset = self.splits[split]
@@ -174,128 +258,3 @@ class TextDataModule(LightningDataModule):
             persistent_workers=self.num_workers > 0,
             pin_memory=bool(self.trainer and self.trainer.strategy.root_device.type == "cuda"),
         )
-
-    def _tokenize(self, texts: list[str]) -> list[list[int]]:
-        encoded = self.tokenizer(texts, truncation=True, max_length=self.max_length, return_attention_mask=False)
-        return cast("list[list[int]]", encoded["input_ids"])
-
-    def _from_cache(self, split: str) -> TokenizedDataset:
-        cache = self._cache_file()
-        try:
-            saved = load_file(cache)
-        except SafetensorError as error:
-            msg = f"the tokenised data in {cache} is damaged ({error}); delete the file and start again."
-            raise DataError(msg) from error
-        token_ids, lengths, labels = (saved[f"{split}.{name}"] for name in ("input_ids", "lengths", "labels"))
-        return TokenizedDataset(token_ids, lengths, labels, self._pad_token_id)
-
-    @property
-    def _pad_token_id(self) -> int:
-        return int(cast("int", self.tokenizer.pad_token_id))
-
-    def _cache_file(self) -> Path:
-        """A file named by everything that decides the token ids and labels."""
-        root = self.cache_dir or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "lora_lightning"
-        digest = hashlib.sha256()
-        cut = (self.max_length, self.tokenizer.truncation_side)
-        for part in (_tokenizer_state(self.tokenizer), cut, self.label_space.names):
-            digest.update(json.dumps(part).encode())
-        for split, rows in self.load_rows().items():
-            digest.update(json.dumps([split, rows.texts, rows.labels]).encode())
-        return Path(root).expanduser() / f"tokenized-{digest.hexdigest()[:32]}.safetensors"
-
-    def _write_cache(self, cache: Path) -> None:
-        """Writes beside the final place and renames, so that a half-written cache is never read."""
-        tensors: dict[str, NDArray[Any]] = {}
-        for split, rows in self.load_rows().items():
-            token_ids, lengths = flatten_rows(self._tokenize(rows.texts))
-            labels = np.array(rows.labels, dtype=np.int64)
-            tensors |= {f"{split}.input_ids": token_ids, f"{split}.lengths": lengths, f"{split}.labels": labels}
-        scratch = cache.with_suffix(f".{os.getpid()}")
-        try:
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, scratch)
-            scratch.replace(cache)
-        except (OSError, SafetensorError) as error:
-            msg = f"tokenised data cannot be kept in {cache.parent} ({error}); set --data.cache_dir."
-            raise DataError(msg) from error
-        finally:
-            with suppress(OSError):  # an error here must not hide the one above
-                scratch.unlink()
-
-
-def flatten_rows(rows: list[list[int]]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Token ids of many texts as one array.
-
-    Args:
-        rows: Token ids of each text.
-
-    Returns:
-        All ids one after another, (total tokens,), int32; and the length of each text, (rows,), int64.
-    """
-    lengths = np.array([len(row) for row in rows], dtype=np.int64)
-    return np.array([token for row in rows for token in row], dtype=np.int32), lengths
-
-
-def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What decides the ids: the whole fast tokenizer, or the vocabulary where there is only a slow one."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return tokenizer.get_vocab()
-    state: dict[str, Any] = json.loads(backend.to_str())
-    return {name: value for name, value in state.items() if name not in {"truncation", "padding"}}  # last call's
-
-
-def read_queries(predict_file: str | None) -> list[str]:
-    """Reads the queries to predict, one a line.
-
-    Args:
-        predict_file: A text file in UTF-8, or `-` for standard input.
-
-    Returns:
-        The lines without their ends; empty lines after the last query are left out.
-
-    Raises:
-        DataError: If no file was given, it cannot be read, holds no query, or has an empty line between queries.
-    """
-    if predict_file is None:
-        msg = "predict needs --data.predict_file with a text file of one query a line, or - for standard input."
-        raise DataError(msg)
-    name = "standard input" if predict_file == "-" else predict_file
-    try:
-        # Bytes: standard input may have been opened with another encoding, and keeps a byte order mark.
-        raw = sys.stdin.buffer.read() if predict_file == "-" else Path(predict_file).expanduser().read_bytes()
-        content = raw.decode("utf-8-sig").rstrip()
-    except (OSError, UnicodeDecodeError) as error:
-        msg = f"--data.predict_file {predict_file}: {_why(error)}; give a UTF-8 text file with one query a line."
-        raise DataError(msg) from error
-    # Not splitlines(): to it a form feed or U+2028 inside a query ends a line, and row numbers would shift.
-    lines = re.split("\r\n|\r|\n", content) if content else []
-    check_texts(lines, name, "line")
-    if not lines:
-        msg = f"{name} holds no query; write one query a line."
-        raise DataError(msg)
-    return lines
-
-
-def check_texts(texts: Sequence[str] | Iterable[str], name: str, unit: str) -> None:
-    """Refuses empty texts.
-
-    Args:
-        texts: In the order of the file.
-        name: What to call the file.
-        unit: What to call a position in it, for example `line`; counted from 1.
-
-    Raises:
-        DataError: At the first empty text.
-    """
-    for number, text in enumerate(texts, start=1):
-        if not text.strip():
-            msg = f"{name}, {unit} {number}: the text is empty; remove the row or fill it in."
-            raise DataError(msg)
-
-
-def _why(error: OSError | UnicodeDecodeError) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return f"byte {error.start} is not UTF-8"
-    return str(error.strerror).lower() if error.strerror else type(error).__name__

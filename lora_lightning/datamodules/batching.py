@@ -1,6 +1,8 @@
 """Batches of similar length, the same for every run with a seed, right under any number of processes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,28 +16,47 @@ from lora_lightning.errors import DataError
 POOL_BATCHES = 200  # rows are sorted by length within random pools of this many batches
 
 
-class TokenizedDataset(Dataset[dict[str, Tensor]]):
-    """Token ids of one split in one flat array; indexing with a list of rows gives a padded batch.
+@dataclass(frozen=True)
+class EncodedSplit:
+    """One split as the model takes it: rows of tokens of different lengths, in flat arrays.
 
-    Args:
-        token_ids: (total tokens,), int32, the rows one after another.
-        lengths: (rows,), tokens of each row.
-        labels: (rows,), int64 class indices; `None` for text without labels.
-        pad_token_id: Fills the space after a row that is shorter than the batch's longest.
+    Attributes:
+        lengths: (rows,), int64, tokens of each row.
+        tokens: Per-token columns by name, each (total tokens,), the rows one after another: `input_ids` always,
+            where needed others such as `token_type_ids`, or `labels` of a language model.
+        rows: Per-row columns by name, first axis rows: `labels`, (rows,) int64 classes, (rows, classes) float32, or
+            (rows,) float32 targets of a regression.
+
+    Raises:
+        ValueError: If a column's first axis does not fit `lengths`.
     """
 
-    def __init__(
-        self,
-        token_ids: NDArray[np.int32],
-        lengths: NDArray[np.int64],
-        labels: NDArray[np.int64] | None,
-        pad_token_id: int,
-    ) -> None:
-        self.token_ids = token_ids
-        self.lengths = lengths
-        self.labels = labels
-        self.pad_token_id = pad_token_id
-        self.ends = np.cumsum(lengths)
+    lengths: NDArray[np.int64]
+    tokens: dict[str, NDArray[Any]]
+    rows: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Checks that every column fits; a shifted column would train on wrong labels without a word."""
+        for columns, size in ((self.tokens, int(self.lengths.sum())), (self.rows, len(self.lengths))):
+            for name, column in columns.items():
+                if len(column) != size:
+                    msg = f"the column {name!r} has {len(column)} entries where {size} are needed"
+                    raise ValueError(msg)
+
+
+class TokenizedDataset(Dataset[dict[str, Tensor]]):
+    """One encoded split; indexing with a list of rows gives a padded batch.
+
+    Args:
+        split: The rows.
+        padding: By per-token column, what fills the space after a row that is shorter than the batch's longest.
+    """
+
+    def __init__(self, split: EncodedSplit, padding: Mapping[str, int]) -> None:
+        self.split = split
+        self.padding = {name: padding[name] for name in split.tokens}
+        self.lengths = split.lengths
+        self.starts = np.cumsum(split.lengths) - split.lengths
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -48,25 +69,20 @@ class TokenizedDataset(Dataset[dict[str, Tensor]]):
             rows: Row numbers.
 
         Returns:
-            `input_ids` and `attention_mask`, (len(rows), longest), int64; `index`, (len(rows),), int64, the row
-            numbers; and `labels`, (len(rows),), int64, where there are labels.
+            The per-token columns and `attention_mask`, (len(rows), longest), int64; `index`, (len(rows),), int64,
+            the row numbers; and the per-row columns, (len(rows), ...), with their own dtype.
         """
         index = np.asarray(rows, dtype=np.int64)
         lengths = self.lengths[index]
-        mask = np.arange(lengths.max()) < lengths[:, None]
-        input_ids = np.full(mask.shape, self.pad_token_id, dtype=np.int64)
-        starts = self.ends[index] - lengths
-        input_ids[mask] = np.concatenate(
-            [self.token_ids[start : start + length] for start, length in zip(starts, lengths, strict=True)]
-        )
-        batch = {
-            "input_ids": torch.from_numpy(input_ids),
-            "attention_mask": torch.from_numpy(mask.astype(np.int64)),
-            "index": torch.from_numpy(index),
-        }
-        if self.labels is not None:
-            batch["labels"] = torch.from_numpy(self.labels[index])
-        return batch
+        places = np.arange(lengths.max())
+        mask = places < lengths[:, None]
+        positions = (self.starts[index][:, None] + places)[mask]
+        batch = {"attention_mask": torch.from_numpy(mask.astype(np.int64)), "index": torch.from_numpy(index)}
+        for name, column in self.split.tokens.items():
+            padded = np.full(mask.shape, self.padding[name], dtype=np.int64)
+            padded[mask] = column[positions]
+            batch[name] = torch.from_numpy(padded)
+        return batch | {name: torch.from_numpy(column[index]) for name, column in self.split.rows.items()}
 
 
 class LengthGroupedBatchSampler(DistributedSampler[list[int]]):

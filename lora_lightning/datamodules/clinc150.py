@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lora_lightning.backbones import hub_is_reachable
-from lora_lightning.datamodules.base import check_texts
 from lora_lightning.datamodules.intents import OUT_OF_SCOPE, IntentDataModule, Pairs
+from lora_lightning.datamodules.queries import check_texts
 from lora_lightning.errors import DataError, nearest
 
 HUB_DATASET = "clinc/clinc_oos"

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from functools import cached_property
 
-from lora_lightning.datamodules.base import Rows, TextDataModule
+from lora_lightning.datamodules.classification import ClassificationDataModule, LabelledTexts
 from lora_lightning.metrics.label_space import OUT_OF_SCOPE_TARGET, LabelSpace
 
 OUT_OF_SCOPE = "oos"
@@ -11,7 +11,7 @@ OUT_OF_SCOPE = "oos"
 Pairs = list[tuple[str, str]]  # (text, intent)
 
 
-class IntentDataModule(TextDataModule):
+class IntentDataModule(ClassificationDataModule):
     """Base of the intent data modules.
 
     Args:
@@ -74,7 +74,7 @@ class IntentDataModule(TextDataModule):
             return LabelSpace(names, None, outside, domains)
         return LabelSpace([*names, OUT_OF_SCOPE], len(names), outside, domains)
 
-    def load_rows(self) -> dict[str, Rows]:
+    def load_splits(self) -> dict[str, LabelledTexts]:
         """Class indices in place of names; without a class for them, out-of-scope rows do not train."""
         space = self.label_space
         index = {name: number for number, name in enumerate(space.names)}
@@ -85,5 +85,5 @@ class IntentDataModule(TextDataModule):
                 for text, intent in pairs
                 if intent in index or split != "train"
             ]
-            rows[split] = Rows([text for text, _ in kept], [label for _, label in kept])
+            rows[split] = LabelledTexts([text for text, _ in kept], [label for _, label in kept])
         return rows

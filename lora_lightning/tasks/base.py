@@ -1,13 +1,13 @@
 """What every task shares: the adapted backbone, its optimizer, and the save contract."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any, TypeVar, cast
 
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import nn
+from torch import Tensor, nn
 
 from lora_lightning.backbones.source import backbone_identity
 from lora_lightning.errors import CheckpointError, ConfigurationError
@@ -68,6 +68,18 @@ class AdaptationTask(LightningModule):
 
     def check_settings(self) -> None:
         """Finds settings that do not fit the backbone's architecture, before any weights load."""
+
+    @abstractmethod
+    def prediction_rows(self, batches: Sequence[Mapping[str, Tensor]], inputs: Sequence[Any]) -> list[dict[str, Any]]:
+        """Makes predictions readable.
+
+        Args:
+            batches: What `predict_step` returned for one split, from every process, in any order.
+            inputs: The data module's `prediction_inputs` of the split, by a batch's `index`.
+
+        Returns:
+            One row for each prediction, in the order of the input.
+        """
 
     def export_files(self) -> dict[str, Any]:
         """What to write beside exported weights, as JSON, by file name."""

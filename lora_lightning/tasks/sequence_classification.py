@@ -1,6 +1,7 @@
 """Classify texts with an adapted transformers backbone."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, cast
 
@@ -31,6 +32,8 @@ from lora_lightning.tasks.base import AdaptationTask, from_plain
 from lora_lightning.tasks.optimization import OptimizationSettings
 
 Batch = dict[str, Tensor]
+MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+DIGITS = 6  # of scores in files
 
 
 class SequenceClassificationTask(AdaptationTask):
@@ -128,12 +131,14 @@ class SequenceClassificationTask(AdaptationTask):
         """Logits of a batch.
 
         Args:
-            batch: `input_ids` and `attention_mask`, (batch, tokens), int64.
+            batch: `input_ids` and `attention_mask`, (batch, tokens), int64; for pairs of texts on some backbones
+                `token_type_ids` too.
 
         Returns:
             (batch, classes), the backbone's floating dtype.
         """
-        logits: Tensor = self.built_network(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+        logits: Tensor = self.built_network(**inputs).logits
         return logits
 
     def _shared_step(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -217,6 +222,25 @@ class SequenceClassificationTask(AdaptationTask):
             "out_of_scope_score": outside,
             "is_out_of_scope": outside >= self.out_of_scope_threshold,
         }
+
+    def prediction_rows(
+        self, batches: Sequence[Mapping[str, Tensor]], inputs: Sequence[Mapping[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """The input, its intent, the scores and the decision of each row."""
+        rows = {}
+        for batch in batches:
+            columns = [
+                batch[name].tolist() for name in ("index", "intent", "score", "out_of_scope_score", "is_out_of_scope")
+            ]
+            for index, intent, score, outside, is_outside in zip(*columns, strict=True):
+                rows[index] = {
+                    **inputs[index],
+                    "intent": self.labels.names[intent],
+                    "score": round(score, DIGITS),
+                    "out_of_scope_score": round(outside, DIGITS),
+                    "decision": "out_of_scope" if is_outside else "in_scope",
+                }
+        return [rows[index] for index in sorted(rows)]
 
     def export_files(self) -> dict[str, Any]:
         """What a server needs beside the weights: label names and the out-of-scope rule."""

@@ -4,16 +4,21 @@ import csv
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from lora_lightning.callbacks.prediction_writer import PredictionWriter, prediction_rows, write_rows
+from lora_lightning.callbacks import PredictionWriter
+from lora_lightning.datamodules import SyntheticIntentsDataModule
 from lora_lightning.datamodules.batching import LengthGroupedBatchSampler
+from lora_lightning.datamodules.classification import LabelledTexts
+from lora_lightning.datamodules.prediction_files import write_table
 from lora_lightning.errors import ConfigurationError
+from lora_lightning.metrics import LabelSpace
+from lora_lightning.tasks import SequenceClassificationTask
 
 LABELS = ["alarm", "balance", "weather"]
 TEXTS = [
@@ -29,6 +34,7 @@ TEXTS = [
     "=1+1",
     "null",
 ]
+TASK = SequenceClassificationTask("tiny", label_space=LabelSpace(LABELS, None, True, {}))
 INTENTS = [index % 3 for index in range(len(TEXTS))]
 
 
@@ -73,13 +79,13 @@ def test_rows_come_in_the_order_of_the_input(processes: int) -> None:
     batches = [batch for process in range(processes) for batch in batches_by_length(process, processes)]
     seen = [row for batch in batches for row in batch["index"].tolist()]
     assert seen != sorted(seen)
-    assert prediction_rows(batches, TEXTS, LABELS) == EXPECTED
+    assert TASK.prediction_rows(batches, [{"text": text} for text in TEXTS]) == EXPECTED
 
 
 @pytest.mark.parametrize("name", ["answers.csv", "answers.jsonl"])
 def test_what_is_written_reads_back_the_same(tmp_path: Path, name: str) -> None:
     path = tmp_path / "new" / "folder" / name
-    write_rows(path, EXPECTED)
+    write_table(path, EXPECTED)
     assert read(path) == EXPECTED
     assert list(read(path)[0]) == ["text", "intent", "score", "out_of_scope_score", "decision"]
     assert len(path.read_bytes().splitlines()) == len(TEXTS) + (path.suffix == ".csv")
@@ -89,15 +95,15 @@ def test_what_is_written_reads_back_the_same(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["answers.csv", "answers.jsonl"])
 def test_an_older_file_is_replaced(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
-    write_rows(path, EXPECTED)
-    write_rows(path, EXPECTED[:2])
+    write_table(path, EXPECTED)
+    write_table(path, EXPECTED[:2])
     assert read(path) == EXPECTED[:2]
 
 
 @pytest.mark.parametrize("file", ["answers.txt", "answers", "answers.json", ".csv/answers"])
-def test_an_unknown_ending_is_refused_at_once(file: str) -> None:
+def test_an_unknown_ending_is_refused_before_anything_loads(file: str) -> None:
     with pytest.raises(ConfigurationError) as raised:
-        PredictionWriter(file)
+        SyntheticIntentsDataModule().check_predictions_file(Path(file))
     assert str(raised.value) == f"--predictions.file is {file!r}, but its ending must be .csv or .jsonl."
 
 
@@ -110,7 +116,7 @@ def test_a_file_that_cannot_be_written_is_named_with_the_reason(tmp_path: Path, 
         (tmp_path / "file").write_text("")
         path = tmp_path / "file" / "answers.csv"
     with pytest.raises(ConfigurationError) as raised:
-        write_rows(path, EXPECTED)
+        write_table(path, EXPECTED)
     message = str(raised.value)
     assert message.startswith(f"the predictions cannot be written to {path} (")
     assert message.endswith("); choose another --predictions.file.")
@@ -120,11 +126,22 @@ def test_a_file_that_cannot_be_written_is_named_with_the_reason(tmp_path: Path, 
 @pytest.mark.parametrize(("rank", "written"), [(0, True), (1, False)])
 def test_the_first_process_alone_writes(tmp_path: Path, rank: int, written: bool) -> None:
     path = tmp_path / "answers.jsonl"
-    trainer = SimpleNamespace(
-        world_size=1, is_global_zero=rank == 0, datamodule=SimpleNamespace(texts={"predict": TEXTS}.__getitem__)
-    )
-    task = SimpleNamespace(labels=SimpleNamespace(names=LABELS))
-    PredictionWriter(str(path)).write_on_epoch_end(cast("Any", trainer), cast("Any", task), batches_by_length(), [])
+    datamodule = SyntheticIntentsDataModule()
+    datamodule.prediction_splits = {"predict": LabelledTexts(TEXTS)}
+    trainer: Any = SimpleNamespace(world_size=1, is_global_zero=rank == 0, datamodule=datamodule)
+    writer = PredictionWriter(str(path))
+    writer.write_on_epoch_end(trainer, TASK, batches_by_length(), [])
     assert path.exists() == written
+    assert writer.rows_written == len(TEXTS) * written
     if written:
         assert read(path) == EXPECTED
+
+
+def test_several_splits_are_written_one_after_another(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    datamodule = SyntheticIntentsDataModule()
+    datamodule.prediction_splits = {"predict_a": LabelledTexts(TEXTS), "predict_b": LabelledTexts(TEXTS[:3])}
+    trainer: Any = SimpleNamespace(world_size=1, is_global_zero=True, datamodule=datamodule)
+    short = [{name: column[batch["index"] < 3] for name, column in batch.items()} for batch in batches_by_length()]
+    PredictionWriter(str(path)).write_on_epoch_end(trainer, TASK, [batches_by_length(), short], [])
+    assert read(path) == EXPECTED + EXPECTED[:3]

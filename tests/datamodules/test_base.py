@@ -1,37 +1,36 @@
-"""Tokenise once and cache; read queries from a file or standard input."""
+"""Tokenise once and cache; every split has its loaders; predict without the data set."""
 
-import io
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.numpy import load_file
 
-from lora_lightning.datamodules import base
-from lora_lightning.datamodules.base import Rows, TextDataModule, check_texts, read_queries
+from lora_lightning.datamodules import token_cache
+from lora_lightning.datamodules.classification import ClassificationDataModule, LabelledTexts
 from lora_lightning.errors import ConfigurationError, DataError
 from lora_lightning.metrics.label_space import LabelSpace
 from tests.datamodules.conftest import WORDS, save_tokenizer
 
 ROWS = {
-    "train": Rows(["play some jazz", "what is my balance please"], [0, 1]),
-    "val": Rows(["hi"], [1]),
-    "test": Rows(["book a flight to rome for two people please"], [0]),
+    "train": LabelledTexts(["play some jazz", "what is my balance please"], [0, 1]),
+    "val": LabelledTexts(["hi"], [1]),
+    "test": LabelledTexts(["book a flight to rome for two people please"], [0]),
 }
 
 
-class TinyDataModule(TextDataModule):
+class TinyDataModule(ClassificationDataModule):
     """Four rows and two labels, to be changed by a test."""
 
     def __init__(
-        self, rows: dict[str, Rows] = ROWS, names: tuple[str, ...] = ("music", "bank"), **settings: Any
+        self, rows: dict[str, LabelledTexts] = ROWS, names: tuple[str, ...] = ("music", "bank"), **settings: Any
     ) -> None:
         super().__init__(**settings)
         self.rows = rows
         self.names = names
 
-    def load_rows(self) -> dict[str, Rows]:
+    def load_splits(self) -> dict[str, LabelledTexts]:
         return self.rows
 
     @property
@@ -65,7 +64,7 @@ def test_second_start_reads_the_cache_and_does_not_tokenise(
     def tokenise(*_: Any) -> None:
         pytest.fail("tokenised again")
 
-    monkeypatch.setattr(TextDataModule, "_tokenize", tokenise)
+    monkeypatch.setattr(ClassificationDataModule, "encode", tokenise)
     second = started(**settings)
     assert len(list(cache_dir.iterdir())) == 1
     for split, rows in ROWS.items():
@@ -88,36 +87,36 @@ def test_token_ids_are_the_tokenizers(settings: dict[str, Any]) -> None:
     [
         {"max_length": 5},
         {"names": ("music", "banking")},
-        {"rows": ROWS | {"val": Rows(["hello"], [1])}},
-        {"rows": ROWS | {"val": Rows(["hi"], [0])}},
-        {"rows": ROWS | {"train": Rows(ROWS["train"].texts[::-1], ROWS["train"].labels[::-1])}},
+        {"rows": ROWS | {"val": LabelledTexts(["hello"], [1])}},
+        {"rows": ROWS | {"val": LabelledTexts(["hi"], [0])}},
+        {"rows": ROWS | {"train": LabelledTexts(ROWS["train"].texts[::-1], ROWS["train"].labels[::-1])}},
     ],
     ids=["max_length", "label name", "text", "label", "order"],
 )
 def test_whatever_decides_the_ids_and_labels_names_another_cache(
     settings: dict[str, Any], change: dict[str, Any]
 ) -> None:
-    assert TinyDataModule(**settings)._cache_file() == TinyDataModule(**settings)._cache_file()
-    assert TinyDataModule(**settings)._cache_file() != TinyDataModule(**(settings | change))._cache_file()
+    assert TinyDataModule(**settings).cache_file == TinyDataModule(**settings).cache_file
+    assert TinyDataModule(**settings).cache_file != TinyDataModule(**(settings | change)).cache_file
 
 
 def test_another_tokenizer_names_another_cache(settings: dict[str, Any], tmp_path: Path) -> None:
-    plain = TinyDataModule(**settings)._cache_file()
+    plain = TinyDataModule(**settings).cache_file
     same = save_tokenizer(tmp_path / "moved")
-    assert TinyDataModule(**(settings | {"backbone": same}))._cache_file() == plain
+    assert TinyDataModule(**(settings | {"backbone": same})).cache_file == plain
     others = [
         save_tokenizer(tmp_path / "words", WORDS[::-1]),
         save_tokenizer(tmp_path / "side", truncation_side="left"),
     ]
-    assert all(TinyDataModule(**(settings | {"backbone": other}))._cache_file() != plain for other in others)
+    assert all(TinyDataModule(**(settings | {"backbone": other})).cache_file != plain for other in others)
 
 
 def test_a_call_that_sets_truncation_or_padding_does_not_rename_the_cache(settings: dict[str, Any]) -> None:
+    before = TinyDataModule(**settings).cache_file
     module = TinyDataModule(**settings)
-    before = module._cache_file()
     module.tokenizer(["play some jazz"], truncation=True, max_length=4, padding="max_length")
     assert module.tokenizer.backend_tokenizer.truncation  # the state did change
-    assert module._cache_file() == before
+    assert module.cache_file == before
 
 
 @pytest.mark.parametrize("crash", [KeyboardInterrupt, OSError(28, "No space left on device")])
@@ -129,7 +128,7 @@ def test_a_crash_while_writing_leaves_nothing_behind(
         raise crash
 
     with monkeypatch.context() as patch:
-        patch.setattr(base, "save_file", write_half)
+        patch.setattr(token_cache, "save_file", write_half)
         with pytest.raises(DataError if isinstance(crash, OSError) else KeyboardInterrupt):
             TinyDataModule(**settings).prepare_data()
     assert list(cache_dir.iterdir()) == []
@@ -147,10 +146,10 @@ def test_default_cache_is_in_the_users_cache_folder(
     backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert TinyDataModule(backbone=backbone)._cache_file().parent == tmp_path / "xdg" / "lora_lightning"
+    assert TinyDataModule(backbone=backbone).cache_file.parent == tmp_path / "xdg" / "lora_lightning"
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", "")  # by its specification the same as unset
-    assert TinyDataModule(backbone=backbone)._cache_file().parent == tmp_path / ".cache" / "lora_lightning"
+    assert TinyDataModule(backbone=backbone).cache_file.parent == tmp_path / ".cache" / "lora_lightning"
 
 
 @pytest.mark.parametrize(("max_length", "expected"), [(5, [5, 5]), (6, [5, 6]), (128, [5, 7])])
@@ -173,7 +172,7 @@ def test_loaders_batch_every_row_with_the_asked_sizes(settings: dict[str, Any]) 
 
 
 def test_training_order_follows_the_global_seed(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = ROWS | {"train": Rows(["hi"] * 40, [0] * 40)}
+    rows = ROWS | {"train": LabelledTexts(["hi"] * 40, [0] * 40)}
     module = started(**settings, rows=rows, batch_size=4)
     orders = []
     for seed in ("1", "1", "2"):
@@ -215,83 +214,49 @@ def test_a_missing_backbone_is_refused() -> None:
         _ = TinyDataModule().tokenizer
 
 
-# What a user may have in a file or pipe, and the queries in it.
-CONTENTS = {
-    "newline at the end": (b"hi\nbye\n", ["hi", "bye"]),
-    "no newline at the end": (b"hi\nbye", ["hi", "bye"]),
-    "empty lines at the end": (b"hi\nbye\n\n \n\n", ["hi", "bye"]),
-    "byte order mark": (b"\xef\xbb\xbfhi\nbye\n", ["hi", "bye"]),
-    "windows": (b"hi\r\nbye\r\n", ["hi", "bye"]),
-    "not ascii": ("zürich, 東京 🎷\nbye".encode(), ["zürich, 東京 🎷", "bye"]),
-    "space inside": (b"  hi there\nbye", ["  hi there", "bye"]),
-    "separators that end no line": ("a\u2028b\x0cc\x85d\ne".encode(), ["a\u2028b\x0cc\x85d", "e"]),
-}
+class TwoValidationSplits(TinyDataModule):
+    """Validated in two splits, never tested."""
+
+    def load_splits(self) -> dict[str, LabelledTexts]:
+        return {
+            "train": ROWS["train"],
+            "val_matched": LabelledTexts(["hi", "play some jazz"], [1, 0]),
+            "val_mismatched": LabelledTexts(["book a flight"], [0]),
+        }
 
 
-def pipe(content: bytes, monkeypatch: pytest.MonkeyPatch, encoding: str = "utf-8") -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding=encoding))
+def test_several_validation_splits_have_a_loader_each(settings: dict[str, Any]) -> None:
+    module = TwoValidationSplits(**settings)
+    module.prepare_data()
+    module.setup("validate")
+    assert module.split_names("val") == ["val_matched", "val_mismatched"]
+    assert list(module.splits) == ["val_matched", "val_mismatched"]  # a stage opens what it needs
+    labels = [[row for batch in loader for row in batch["labels"].tolist()] for loader in module.val_dataloader()]
+    assert labels == [[0, 1], [0]]  # longest first
 
 
-@pytest.mark.parametrize(("content", "expected"), CONTENTS.values(), ids=CONTENTS)
-@pytest.mark.parametrize("source", ["file", "stdin"])
-def test_queries_are_the_lines_of_a_file_or_of_standard_input(
-    source: str, content: bytes, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "queries.txt"
-    if source == "stdin":
-        pipe(content, monkeypatch, encoding="latin-1")  # whatever the locale says, UTF-8 is read
-    else:
-        file.write_bytes(content)
-    assert read_queries("-" if source == "stdin" else str(file)) == expected
+def test_a_split_that_the_data_lacks_is_named_with_what_there_is(settings: dict[str, Any]) -> None:
+    module = TwoValidationSplits(**settings)
+    module.prepare_data()
+    with pytest.raises(DataError, match=r"no test split with labels; it has train, val_matched, val_mismatched\.$"):
+        module.setup("test")
 
 
-def test_a_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "queries.txt").write_text("hi")
-    assert read_queries("~/queries.txt") == ["hi"]
+def test_numbers_and_several_labels_stay_floating(settings: dict[str, Any]) -> None:
+    rows = {
+        "train": LabelledTexts(["hi", "play"], [[0.0, 1.0], [1.0, 1.0]]),
+        "val": LabelledTexts(["hi"], [2.5]),
+        "test": LabelledTexts(["hi"], [1]),
+    }
+    module = started(**settings, rows=rows)
+    batches = [module.splits[split][[0]]["labels"] for split in rows]
+    assert [batch.tolist() for batch in batches] == [[[0, 1]], [2.5], [1]]
+    assert [batch.dtype for batch in batches] == [torch.float32, torch.float32, torch.int64]
 
 
-@pytest.mark.parametrize(
-    ("content", "wording"),
-    [
-        (b"hi\n\nbye\n", "{name}, line 2: the text is empty; remove the row or fill it in."),
-        (b"hi\nbye\n \t\nhello", "{name}, line 3: the text is empty; remove the row or fill it in."),
-        (b"\nhi", "{name}, line 1: the text is empty; remove the row or fill it in."),
-        (b"", "{name} holds no query; write one query a line."),
-        (b" \n\n", "{name} holds no query; write one query a line."),
-        (b"hi\ncaf\xe9\n", "{option}: byte 6 is not UTF-8; give a UTF-8 text file with one query a line."),
-    ],
-    ids=["empty line", "blank line", "first line", "empty file", "blank file", "not UTF-8"],
-)
-@pytest.mark.parametrize("source", ["file", "stdin"])
-def test_wrong_queries_name_the_file_the_place_and_the_remedy(
-    source: str, content: bytes, wording: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "queries.txt"
-    file.write_bytes(content)
-    pipe(content, monkeypatch)
-    asked = "-" if source == "stdin" else str(file)
-    with pytest.raises(DataError) as raised:
-        read_queries(asked)
-    name = "standard input" if source == "stdin" else str(file)
-    assert str(raised.value) == wording.format(name=name, option=f"--data.predict_file {asked}")
-
-
-@pytest.mark.parametrize(
-    ("asked", "wording"),
-    [
-        (None, r"predict needs --data\.predict_file with a text file of one query a line, or - for standard input\."),
-        ("absent.txt", r"--data\.predict_file .*absent\.txt: no such file or directory; give a UTF-8 text file"),
-        ("", r"--data\.predict_file .*: is a directory; give a UTF-8 text file"),
-    ],
-    ids=["none", "absent", "folder"],
-)
-def test_no_queries_at_all_is_an_error_with_a_remedy(asked: str | None, wording: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=wording):
-        read_queries(None if asked is None else str(tmp_path / asked))
-
-
-def test_check_texts_names_the_first_empty_one() -> None:
-    check_texts(["a", " b"], "file", "row")
-    with pytest.raises(DataError, match=r"^rows\.json, row 2: the text is empty"):
-        check_texts((text for text in ["a", "\u3000\t", ""]), "rows.json", "row")
+def test_a_damaged_cache_is_named_with_the_remedy(settings: dict[str, Any]) -> None:
+    module = TinyDataModule(**settings)
+    module.prepare_data()
+    module.cache_file.write_bytes(module.cache_file.read_bytes()[:50])
+    with pytest.raises(DataError, match=r"the tokenised data in .* is damaged .*; delete the file and start again"):
+        module.setup("fit")

@@ -1,6 +1,7 @@
 """Batching by length: every row once, the same under any number of processes, little padding."""
 
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, DistributedSampler
 from transformers import PreTrainedTokenizerBase
 
-from lora_lightning.datamodules.base import flatten_rows
-from lora_lightning.datamodules.batching import LengthGroupedBatchSampler, TokenizedDataset
+from lora_lightning.datamodules.batching import EncodedSplit, LengthGroupedBatchSampler, TokenizedDataset
+from lora_lightning.datamodules.tokenizing import flatten_rows
 from lora_lightning.errors import DataError
 
 Lengths = NDArray[np.int64]
@@ -143,9 +144,14 @@ def rows() -> list[list[int]]:
     return [random.integers(10, 99, length).tolist() for length in (5, 1, 8, 3, 3, 12)]
 
 
+def dataset_of(rows: list[list[int]], pad: int = PAD, **columns: NDArray[Any]) -> TokenizedDataset:
+    lengths, ids = flatten_rows(rows)
+    return TokenizedDataset(EncodedSplit(lengths, {"input_ids": ids}, columns), {"input_ids": pad})
+
+
 @pytest.fixture
 def dataset(rows: list[list[int]]) -> TokenizedDataset:
-    return TokenizedDataset(*flatten_rows(rows), np.array([4, 0, -1, 2, 2, 1]), PAD)
+    return dataset_of(rows, labels=np.array([4, 0, -1, 2, 2, 1]))
 
 
 def test_batch_holds_the_asked_rows_padded_on_the_right(dataset: TokenizedDataset, rows: list[list[int]]) -> None:
@@ -165,13 +171,42 @@ def test_batch_holds_the_asked_rows_padded_on_the_right(dataset: TokenizedDatase
 
 
 def test_text_without_labels_gives_batches_without_labels(rows: list[list[int]]) -> None:
-    assert set(TokenizedDataset(*flatten_rows(rows), None, PAD)[[0]]) == {"input_ids", "attention_mask", "index"}
+    assert set(dataset_of(rows)[[0]]) == {"input_ids", "attention_mask", "index"}
+
+
+def test_every_column_keeps_its_shape_dtype_and_padding(rows: list[list[int]]) -> None:
+    lengths, ids = flatten_rows(rows)
+    regression = np.array([0.5, -1, 2, 3, 4, 5], dtype=np.float32)
+    classes = np.eye(6, 4, dtype=np.float32)
+    split = EncodedSplit(lengths, {"input_ids": ids, "labels": ids + 1}, {"score": regression, "classes": classes})
+    batch = TokenizedDataset(split, {"input_ids": PAD, "labels": -100, "not there": 1})[[3, 1]]
+    assert batch["labels"].tolist() == [[token + 1 for token in rows[3]], [rows[1][0] + 1, -100, -100]]
+    assert batch["labels"].dtype == torch.int64
+    assert batch["input_ids"].tolist() == [rows[3], [*rows[1], PAD, PAD]]
+    assert batch["score"].tolist() == [3, -1]
+    assert batch["classes"].equal(torch.tensor([[0.0, 0, 0, 1], [0, 1, 0, 0]]))
+
+
+def test_a_column_without_a_padding_value_is_refused(rows: list[list[int]]) -> None:
+    lengths, ids = flatten_rows(rows)
+    with pytest.raises(KeyError, match="labels"):
+        TokenizedDataset(EncodedSplit(lengths, {"input_ids": ids, "labels": ids}), {"input_ids": PAD})
+
+
+@pytest.mark.parametrize("kind", ["tokens", "rows"])
+def test_a_shifted_column_is_refused(rows: list[list[int]], kind: str) -> None:
+    lengths, ids = flatten_rows(rows)
+    columns: dict[str, Any] = {"tokens": {"input_ids": ids}, "rows": {"labels": lengths}}
+    assert EncodedSplit(lengths, **columns).lengths is lengths
+    columns[kind] = {name: column[:-1] for name, column in columns[kind].items()}
+    with pytest.raises(ValueError, match=r"the column '\w+' has \d+ entries where \d+ are needed"):
+        EncodedSplit(lengths, **columns)
 
 
 def test_batches_equal_the_tokenizers_own_padding(tokenizer: PreTrainedTokenizerBase) -> None:
     texts = ["play some jazz", "what is my balance", "hi", "book a flight to rome for two people please"]
     ids = tokenizer(texts)["input_ids"]
-    dataset = TokenizedDataset(*flatten_rows(ids), None, tokenizer.pad_token_id)
+    dataset = dataset_of(ids, pad=tokenizer.pad_token_id)
     for chosen in ([0, 1, 2, 3], [2], [3, 0], [2, 2]):
         expected = tokenizer.pad({"input_ids": [ids[row] for row in chosen]}, return_tensors="pt")
         batch = dataset[chosen]

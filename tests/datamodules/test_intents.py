@@ -6,7 +6,7 @@ from typing import ClassVar
 import pytest
 
 from lora_lightning.datamodules import IntentDataModule, SyntheticIntentsDataModule
-from lora_lightning.datamodules.base import Rows
+from lora_lightning.datamodules.classification import LabelledTexts
 from lora_lightning.datamodules.intent_grammar import DOMAINS
 from lora_lightning.datamodules.intents import Pairs
 from lora_lightning.metrics.label_space import LabelSpace
@@ -41,20 +41,20 @@ class WithoutOutOfScope(PlantedIntents):
 def test_out_of_scope_is_the_last_class() -> None:
     module = PlantedIntents(oos_as_class=True)
     assert module.label_space == LabelSpace(["alarm", "pay", "zoo", "oos"], 3, True, {"home": [0], "bank": [1]})
-    assert module.load_rows() == {
-        "train": Rows(["t0", "t1", "t2", "t3", "t4", "t5"], [2, 3, 0, 1, 0, 3]),
-        "val": Rows(["v0", "v1"], [3, 1]),
-        "test": Rows(["e0", "e1", "e2"], [0, 3, 2]),
+    assert module.load_splits() == {
+        "train": LabelledTexts(["t0", "t1", "t2", "t3", "t4", "t5"], [2, 3, 0, 1, 0, 3]),
+        "val": LabelledTexts(["v0", "v1"], [3, 1]),
+        "test": LabelledTexts(["e0", "e1", "e2"], [0, 3, 2]),
     }
 
 
 def test_without_the_class_out_of_scope_rows_do_not_train_and_are_evaluated_as_minus_one() -> None:
     module = PlantedIntents(oos_as_class=False)
     assert module.label_space == LabelSpace(["alarm", "pay", "zoo"], None, True, {"home": [0], "bank": [1]})
-    assert module.load_rows() == {
-        "train": Rows(["t0", "t2", "t3", "t4"], [2, 0, 1, 0]),
-        "val": Rows(["v0", "v1"], [-1, 1]),
-        "test": Rows(["e0", "e1", "e2"], [0, -1, 2]),
+    assert module.load_splits() == {
+        "train": LabelledTexts(["t0", "t2", "t3", "t4"], [2, 0, 1, 0]),
+        "val": LabelledTexts(["v0", "v1"], [-1, 1]),
+        "test": LabelledTexts(["e0", "e1", "e2"], [0, -1, 2]),
     }
 
 
@@ -62,7 +62,7 @@ def test_without_the_class_out_of_scope_rows_do_not_train_and_are_evaluated_as_m
 def test_data_without_out_of_scope_queries_gets_no_class_for_them(oos_as_class: bool) -> None:
     module = WithoutOutOfScope(oos_as_class=oos_as_class)
     assert module.label_space == LabelSpace(["alarm", "pay", "zoo"], None, False, {"home": [0], "bank": [1]})
-    assert module.load_rows()["train"].labels == [2, 0, 1, 0]
+    assert module.load_splits()["train"].labels == [2, 0, 1, 0]
 
 
 @pytest.mark.parametrize("oos_as_class", [True, False])

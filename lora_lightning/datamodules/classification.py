@@ -1,0 +1,119 @@
+"""What data modules for sequence classification share: texts or pairs of texts, each with a label."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from lora_lightning.backbones import load_config, uses_token_types
+from lora_lightning.datamodules.base import PREDICT, TextDataModule
+from lora_lightning.datamodules.batching import EncodedSplit
+from lora_lightning.datamodules.queries import read_queries
+from lora_lightning.datamodules.tokenizing import tokenize_texts
+from lora_lightning.errors import ConfigurationError
+from lora_lightning.metrics.label_space import LabelSpace
+
+
+@dataclass(frozen=True)
+class LabelledTexts:
+    """One split before tokenising.
+
+    Attributes:
+        texts: The texts, or the first ones of the pairs.
+        labels: Of each text: a class index, a number to predict, or one 0.0 or 1.0 a class; `None` in prediction.
+        pairs: The second text of each row; `None` where there is one text only.
+    """
+
+    texts: list[str]
+    labels: Sequence[int] | Sequence[float] | Sequence[Sequence[float]] | None = None
+    pairs: list[str] | None = None
+
+
+class ClassificationDataModule(TextDataModule):
+    """Base of the data modules for `SequenceClassificationTask`.
+
+    Args:
+        backbone: Whose tokenizer to use; the command line fills it in from `model.backbone`.
+        batch_size: Training rows a step and process.
+        eval_batch_size: Rows a step and process in validation, test and prediction.
+        max_length: Longest text in tokens; longer ones are cut.
+        predict_file: Text file with one query a line for `predict`, or `-` for standard input.
+        cache_dir: Where tokenised data is kept; `~/.cache/lora_lightning` (or below `$XDG_CACHE_HOME`) if not given.
+        num_workers: Processes that build batches; 0 is fastest for short texts.
+    """
+
+    def __init__(
+        self,
+        backbone: str | None = None,
+        batch_size: int = 32,
+        eval_batch_size: int = 64,
+        max_length: int = 128,
+        predict_file: str | None = None,
+        cache_dir: str | None = None,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(
+            backbone=backbone,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            predict_file=predict_file,
+            cache_dir=cache_dir,
+            num_workers=num_workers,
+        )
+        if max_length < 3:  # noqa: PLR2004  # a start, one token, an end
+            msg = f"data.max_length is {max_length}, but a text has at least 3 tokens with its marks."
+            raise ConfigurationError(msg)
+        self.max_length = max_length
+
+    @property
+    @abstractmethod
+    def label_space(self) -> LabelSpace:
+        """The labels of the data set; reads the data on first use."""
+
+    @abstractmethod
+    def load_splits(self) -> dict[str, LabelledTexts]:
+        """Reads and checks `train`, `val` and `test`."""
+
+    def load_prediction_splits(self) -> dict[str, LabelledTexts]:
+        """The queries of `predict_file`, one a line."""
+        return {PREDICT: LabelledTexts(read_queries(self.predict_file))}
+
+    @cached_property
+    def has_token_types(self) -> bool:
+        """Whether the backbone tells the texts of a pair apart; its tokenizer alone does not know."""
+        return uses_token_types(load_config(self.required_backbone))
+
+    def encode(self, split: str, rows: LabelledTexts) -> EncodedSplit:
+        """One row of tokens a text, and its label as `labels`, int64 classes or float32 numbers."""
+        del split
+        # A single text needs no types: the model itself takes them all for the first.
+        token_types = rows.pairs is not None and self.has_token_types
+        lengths, tokens = tokenize_texts(self.tokenizer, rows.texts, rows.pairs, self.max_length, token_types)
+        if rows.labels is None:
+            return EncodedSplit(lengths, tokens)
+        labels = np.asarray(rows.labels)
+        return EncodedSplit(lengths, tokens, {"labels": labels.astype("f4" if labels.dtype.kind == "f" else "i8")})
+
+    def encoding_settings(self) -> dict[str, Any]:
+        """Where texts are cut, and what the class indices mean."""
+        return {
+            "max_length": self.max_length,
+            "truncation_side": self.tokenizer.truncation_side,
+            "token_types": self.has_token_types,
+            "labels": self.label_space.names,
+        }
+
+    def texts(self, split: str) -> list[str]:
+        """The texts of a split, for reports; by row number."""
+        rows: LabelledTexts = (self.prediction_splits if split in self.prediction_splits else self.raw_splits)[split]
+        return rows.texts
+
+    def prediction_inputs(self, split: str) -> list[dict[str, Any]]:
+        """The text of each row, and the second one of a pair."""
+        rows: LabelledTexts = self.prediction_splits[split]
+        if rows.pairs is None:
+            return [{"text": text} for text in rows.texts]
+        return [{"text": text, "text_pair": pair} for text, pair in zip(rows.texts, rows.pairs, strict=True)]

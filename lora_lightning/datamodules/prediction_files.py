@@ -1,0 +1,49 @@
+"""Predictions as a table: CSV or JSON lines, by the file's ending."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lora_lightning.errors import ConfigurationError
+
+SUFFIXES = (".csv", ".jsonl")
+
+
+def check_table_name(path: Path) -> None:
+    """Refuses a file whose ending names no format.
+
+    Args:
+        path: `--predictions.file`.
+
+    Raises:
+        ConfigurationError: If the ending is neither `.csv` nor `.jsonl`.
+    """
+    if path.suffix not in SUFFIXES:
+        msg = f"--predictions.file is {str(path)!r}, but its ending must be {' or '.join(SUFFIXES)}."
+        raise ConfigurationError(msg)
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes rows as CSV or as JSON lines, by the file's ending.
+
+    Args:
+        path: The file; its folder is made if needed.
+        rows: At least one.
+
+    Raises:
+        ConfigurationError: If the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", encoding="utf-8", newline="") as stream:
+            if path.suffix == ".csv":
+                writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
+                writer.writeheader()
+                writer.writerows(rows)
+            else:
+                stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    except OSError as error:
+        msg = f"the predictions cannot be written to {path} ({error.strerror}); choose another --predictions.file."
+        raise ConfigurationError(msg) from error
