@@ -14,7 +14,13 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from lora_lightning.callbacks import AdapterCheckpoint, ConfusionFigure, FiniteLoss, PredictionWriter
+from lora_lightning.callbacks import (
+    AdapterCheckpoint,
+    ConfusionFigure,
+    FiniteLoss,
+    PredictionWriter,
+    TokenThroughput,
+)
 from lora_lightning.datamodules import TextDataModule
 from lora_lightning.errors import CheckpointError, ConfigurationError, LoraLightningError
 from lora_lightning.lora.checkpoint import read_checkpoint
@@ -139,7 +145,7 @@ class LoraLightningCLI(LightningCLI):
         extra: list[Callback] = [FiniteLoss()]
         if self.subcommand == "fit":
             if self.options.trainer.logger is not False:
-                extra += [LearningRateMonitor(logging_interval="step"), ConfusionFigure()]
+                extra += [LearningRateMonitor(logging_interval="step"), ConfusionFigure(), TokenThroughput()]
         else:
             kwargs["logger"] = False
         if self.options.trainer.enable_progress_bar is not False:
@@ -164,6 +170,7 @@ class LoraLightningCLI(LightningCLI):
         if (space := self.datamodule.label_space) is not None:
             self.model.adopt_labels(space)
         self.model.check_settings()
+        _ = self.datamodule.raw_splits  # reads the data, and so checks it, where no labels did
         if self.options.trainer.get("overfit_batches"):
             msg = "trainer.overfit_batches is not supported; use trainer.limit_train_batches and limit_val_batches."
             raise ConfigurationError(msg)
@@ -196,7 +203,8 @@ class LoraLightningCLI(LightningCLI):
             return
         checkpoint = self._checkpoint_callback()
         metrics = dict(checkpoint.best_metrics)
-        if self.options.test_after_fit and checkpoint.best_model_path:
+        has_test = bool(self.datamodule.split_names("test"))
+        if self.options.test_after_fit and has_test and checkpoint.best_model_path:
             self.trainer.test(self.model, self.datamodule, ckpt_path=checkpoint.best_model_path, verbose=False)
             metrics |= {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         if self.trainer.is_global_zero:

@@ -13,7 +13,7 @@ from lora_lightning.tasks import AdaptationTask
 from lora_lightning.tasks.optimization import trained_share
 
 SPLITS = {"val": "validation", "test": "test"}
-LOWER_IS_BETTER = ("loss", "calibration_error", "out_of_scope_fpr_at_95_tpr")
+LOWER_IS_BETTER = ("loss", "perplexity", "calibration_error", "out_of_scope_fpr_at_95_tpr")
 
 
 def announce_run(folder: Path) -> None:

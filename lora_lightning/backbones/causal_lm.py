@@ -57,7 +57,7 @@ def position_limit(config: PretrainedConfig) -> int | None:
 def output_head_name(model: PreTrainedModel) -> str:
     """The dotted name of the layer that turns hidden states into logits, for example `lm_head`."""
     head = model.get_output_embeddings()
-    return next(name for name, module in model.named_modules() if module is head)
+    return next(str(name) for name, module in model.named_modules() if module is head)
 
 
 def check_causal_lm_settings(config: PretrainedConfig, settings: LoraSettings) -> None:
@@ -78,8 +78,8 @@ def check_causal_lm_settings(config: PretrainedConfig, settings: LoraSettings) -
     for name in whole:
         if config.tie_word_embeddings and name in tied:
             msg = (
-                f"model.lora.modules_to_save: {name} shares its weights with {', '.join(sorted(tied - {name}))} in this "
-                "model, and training a copy of them would part the two; leave it out, or write `lora: null`."
+                f"model.lora.modules_to_save: {name} shares its weights with {', '.join(sorted(tied - {name}))}, and "
+                "training a copy of them would part the two; leave it out, or write `lora: null`."
             )
             raise ConfigurationError(msg)
     resolve_target_modules(model, settings.target_modules, exclude=[*whole, output_head_name(model)])

@@ -1,6 +1,7 @@
 """Load a pretrained model and its tokenizer, and say what the checkpoint lacked."""
 
 import importlib.util
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,9 @@ def load_tokenizer(backbone: str) -> PreTrainedTokenizerBase:
         BackboneError: If it cannot be found, is empty, or has no token to pad with.
     """
     source = resolve_backbone(backbone)
-    tokenizer: PreTrainedTokenizerBase = _load(backbone, lambda: AutoTokenizer.from_pretrained(source, **_where(source)))
+    tokenizer: PreTrainedTokenizerBase = _load(
+        backbone, lambda: AutoTokenizer.from_pretrained(source, **_where(source))
+    )
     if len(tokenizer) <= len(tokenizer.all_special_tokens) + 2:  # a word marker may be there too
         # transformers makes an empty one where the files are missing: every word would be unknown.
         msg = f"the backbone {backbone!r} holds no tokenizer; save one beside the model with save_pretrained."
@@ -254,7 +257,7 @@ def load_model(auto_class: Any, backbone: str, config: PretrainedConfig) -> Load
 
 def _forget_quantization(model: PreTrainedModel) -> None:
     """A GGUF file's weights are plain float32 once loaded; transformers goes on calling them quantised."""
-    model.hf_quantizer = None
+    model.hf_quantizer = None  # type: ignore[assignment]
     del model.config.quantization_config
 
 
@@ -268,7 +271,7 @@ def _load(backbone: str, load: Callable[[], Loaded]) -> Loaded:
     transformers.utils.logging.disable_progress_bar()
     try:
         return load()
-    except (ImportError, OSError, ValueError, KeyError, SafetensorError) as error:
+    except (ImportError, OSError, ValueError, KeyError, SafetensorError, struct.error) as error:
         raise BackboneError(_reason(backbone, error)) from error
     finally:
         transformers.utils.logging.set_verbosity(verbosity)

@@ -19,13 +19,11 @@ class Blocks:
     Attributes:
         input_ids: (positions,), int32.
         labels: (positions,), int32, the token that follows each position, or `IGNORED`.
-        position_ids: (positions,), int32, starting at 0 with every document; `None` where a block is one text.
         lengths: (blocks,), int64, positions of each block; their sum is `positions`.
     """
 
     input_ids: NDArray[np.int32]
     labels: NDArray[np.int32]
-    position_ids: NDArray[np.int32] | None
     lengths: NDArray[np.int64]
 
 
@@ -47,10 +45,12 @@ def cut_stream(tokens: NDArray[np.int32], context_length: int) -> Blocks:
     positions = max(len(tokens) - 1, 0)
     full, rest = divmod(positions, context_length)
     lengths = np.array([context_length] * full + [rest] * (rest > 0), dtype=np.int64)
-    return Blocks(tokens[:positions], tokens[1:], None, lengths)
+    return Blocks(tokens[:positions], tokens[1:], lengths)
 
 
-def pack_documents(documents: Sequence[tuple[NDArray[np.int32], NDArray[np.bool_]]], context_length: int) -> Blocks:
+def pack_documents(
+    documents: Sequence[tuple[NDArray[np.int32], NDArray[np.bool_]]], context_length: int
+) -> tuple[Blocks, NDArray[np.int32], NDArray[np.int64]]:
     """Puts whole documents into as few blocks as best-fit-decreasing finds.
 
     A document's last token is only predicted, never an input, so `n` tokens take `n - 1` positions.
@@ -61,23 +61,26 @@ def pack_documents(documents: Sequence[tuple[NDArray[np.int32], NDArray[np.bool_
         context_length: Positions a block has at most.
 
     Returns:
-        The blocks, fullest first as they were opened; documents in a block longest first.
+        The blocks, in the order in which they were opened, the documents in each from long to short; the place of
+        each position in its document, (positions,), int32; and the block of each document, (documents,), int64.
 
     Raises:
         ValueError: If a document has fewer than two tokens or does not fit a block.
     """
     sizes = np.array([len(tokens) - 1 for tokens, _ in documents], dtype=np.int64)
     bins = best_fit_decreasing(sizes, context_length)
-    order = np.array([document for members in bins for document in members], dtype=np.int64)
+    block_of_document = np.zeros(len(documents), dtype=np.int64)
     empty: list[NDArray[np.int32]] = [np.empty(0, dtype=np.int32)]  # concatenate needs one
     input_ids, labels, position_ids = list(empty), list(empty), list(empty)
-    for document in order:
-        tokens, learnt = documents[document]
-        input_ids.append(tokens[:-1])
-        labels.append(np.where(learnt[1:], tokens[1:], np.int32(IGNORED)))
-        position_ids.append(np.arange(len(tokens) - 1, dtype=np.int32))
+    for block, members in enumerate(bins):
+        block_of_document[members] = block
+        for tokens, learnt in (documents[document] for document in members):
+            input_ids.append(tokens[:-1])
+            labels.append(np.where(learnt[1:], tokens[1:], np.int32(IGNORED)))
+            position_ids.append(np.arange(len(tokens) - 1, dtype=np.int32))
     lengths = np.array([int(sizes[members].sum()) for members in bins], dtype=np.int64)
-    return Blocks(np.concatenate(input_ids), np.concatenate(labels), np.concatenate(position_ids), lengths)
+    blocks = Blocks(np.concatenate(input_ids), np.concatenate(labels), lengths)
+    return blocks, np.concatenate(position_ids), block_of_document
 
 
 def best_fit_decreasing(sizes: NDArray[np.int64], capacity: int) -> list[list[int]]:

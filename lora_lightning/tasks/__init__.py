@@ -1,7 +1,15 @@
 """LightningModules, one for each kind of task."""
 
 from lora_lightning.tasks.base import AdaptationTask
+from lora_lightning.tasks.causal_language_modeling import CausalLanguageModelingTask
+from lora_lightning.tasks.generation import GenerationSettings
 from lora_lightning.tasks.optimization import OptimizationSettings
 from lora_lightning.tasks.sequence_classification import SequenceClassificationTask
 
-__all__ = ["AdaptationTask", "OptimizationSettings", "SequenceClassificationTask"]
+__all__ = [
+    "AdaptationTask",
+    "CausalLanguageModelingTask",
+    "GenerationSettings",
+    "OptimizationSettings",
+    "SequenceClassificationTask",
+]

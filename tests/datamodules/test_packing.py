@@ -19,7 +19,6 @@ def test_stream_by_hand() -> None:
     assert blocks.lengths.tolist() == [2, 2, 1]
     assert blocks.input_ids.tolist() == [1, 2, 3, 4, 5]
     assert blocks.labels.tolist() == [2, 3, 4, 5, 6]
-    assert blocks.position_ids is None
 
 
 @given(st.lists(st.integers(0, 2**31 - 1), max_size=60), st.integers(1, 12))
@@ -40,12 +39,12 @@ def test_documents_by_hand() -> None:
         (ids([4, 5, 6, 7, 8]), np.array([True, False, True, True, True])),
         (ids([9, 10]), np.array([False, True])),
     ]
-    blocks = pack_documents(documents, 5)
+    blocks, position_ids, block_of_document = pack_documents(documents, 5)
+    assert block_of_document.tolist() == [1, 0, 0]
     assert blocks.lengths.tolist() == [5, 2]
     assert blocks.input_ids.tolist() == [4, 5, 6, 7, 9, 1, 2]
     assert blocks.labels.tolist() == [IGNORED, 6, 7, 8, 10, IGNORED, 3]
-    assert blocks.position_ids is not None
-    assert blocks.position_ids.tolist() == [0, 1, 2, 3, 0, 0, 1]
+    assert position_ids.tolist() == [0, 1, 2, 3, 0, 0, 1]
 
 
 @given(st.lists(st.tuples(st.integers(2, 13), st.randoms(use_true_random=False)), max_size=40))
@@ -54,22 +53,23 @@ def test_packed_documents_come_back_whole(drawn: list[tuple[int, object]]) -> No
     for number, (length, random) in enumerate(drawn):
         tokens = ids([100 * number + place for place in range(length)])  # tells document and place
         documents.append((tokens, np.array([random.random() < 0.5 for _ in range(length)])))  # type: ignore[attr-defined]
-    blocks = pack_documents(documents, 12)
-    assert blocks.position_ids is not None
-    starts = np.flatnonzero(blocks.position_ids == 0)
+    blocks, position_ids, block_of_document = pack_documents(documents, 12)
+    starts = np.flatnonzero(position_ids == 0)
     ends = np.append(starts, len(blocks.input_ids))[1:]
-    seen = {}
+    block_ends = np.cumsum(blocks.lengths)
+    seen = set()
     for start, end in zip(starts, ends, strict=True):
         tokens, learnt = documents[blocks.input_ids[start] // 100]
         assert blocks.input_ids[start:end].tolist() == tokens[:-1].tolist()
-        assert blocks.position_ids[start:end].tolist() == list(range(len(tokens) - 1))
+        assert position_ids[start:end].tolist() == list(range(len(tokens) - 1))
         assert blocks.labels[start:end].tolist() == [
             token if learn else IGNORED for token, learn in zip(tokens[1:].tolist(), learnt[1:], strict=True)
         ]
-        seen[blocks.input_ids[start] // 100] = True
+        number = int(blocks.input_ids[start] // 100)
+        seen.add(number)
+        assert block_of_document[number] == np.searchsorted(block_ends, start, side="right")
     assert len(seen) == len(starts) == len(documents)
-    block_ends = np.cumsum(blocks.lengths).tolist()
-    assert set(block_ends) <= set(ends.tolist())  # no document lies across two blocks
+    assert set(block_ends.tolist()) <= set(ends.tolist())  # no document lies across two blocks
     assert not len(blocks.lengths) or blocks.lengths.max() <= 12
 
 
