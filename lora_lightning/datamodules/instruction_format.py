@@ -65,7 +65,7 @@ def parse_example(record: Record) -> Example:
         return Example(record.where, messages[: last + 1])
     instruction, response = text_field(record, "instruction"), text_field(record, "output")
     messages = [{"role": "user", "content": instruction}, {"role": "assistant", "content": response}]
-    return Example(record.where, messages, text_field(record, "input", optional=True))
+    return Example(record.where, messages, _context(record))
 
 
 def parse_messages(record: Record) -> list[Message]:
@@ -201,4 +201,8 @@ def parse_prompt(prompt: str | Record) -> Example:
         return Example(prompt.where, parse_messages(prompt))
     name = "prompt" if "prompt" in prompt.fields else "instruction"
     messages = [{"role": "user", "content": text_field(prompt, name)}]
-    return Example(prompt.where, messages, text_field(prompt, "input", optional=True))
+    return Example(prompt.where, messages, _context(prompt))
+
+
+def _context(record: Record) -> str:
+    return text_field(record, "input", may_be_empty=True) if record.fields.get("input") is not None else ""

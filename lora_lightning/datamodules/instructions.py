@@ -47,6 +47,8 @@ class InstructionDataModule(CausalLMDataModule):
         hub_config: Its configuration, where it has several.
         chat_template: Write examples with the tokenizer's chat template, as chats must be; otherwise under the
             headings Instruction, Input and Response.
+        empty_responses: A record without a response (the original Alpaca has some) is an `error`, or is left out
+            (`drop`), counted and reported.
         long_examples: What happens to an example that no block can hold: `cut` its end off, or `drop` it. Either is
             counted and reported.
         context_length: Tokens the model sees at once.
@@ -69,6 +71,7 @@ class InstructionDataModule(CausalLMDataModule):
         hub_dataset: str | None = None,
         hub_config: str | None = None,
         chat_template: bool = False,
+        empty_responses: Literal["error", "drop"] = "error",
         long_examples: Literal["cut", "drop"] = "cut",
         context_length: int = 512,
         validation_share: float = 0.05,
@@ -95,6 +98,7 @@ class InstructionDataModule(CausalLMDataModule):
         self.hub_dataset = hub_dataset
         self.hub_config = hub_config
         self.chat_template = chat_template
+        self.empty_responses = empty_responses
         self.long_examples = long_examples
 
     def read_splits(self) -> dict[str, list[Example]]:
@@ -107,13 +111,27 @@ class InstructionDataModule(CausalLMDataModule):
         else:
             msg = "no instructions were given: set data.train_file or data.hub_dataset."
             raise ConfigurationError(msg)
-        splits = {split: [self._checked(parse_example(record)) for record in rows] for split, rows in records.items()}
+        splits = {split: self._examples(split, rows) for split, rows in records.items()}
         if "val" not in splits:
             if len(splits["train"]) < 2:  # noqa: PLR2004  # one to learn, one to validate
-                msg = f"{splits['train'][0].where} is the only record; add more, or give data.val_file."
+                msg = f"{records['train'][0].where}: one example is too few to validate as well; give data.val_file."
                 raise DataError(msg)
             splits["train"], splits["val"] = hold_out(splits["train"], self.validation_share, self.split_seed)
         return splits
+
+    def _examples(self, split: str, records: Sequence[Record]) -> list[Example]:
+        empty = [
+            record
+            for record in records
+            if isinstance(record.fields.get("output"), str) and not record.fields["output"].strip()
+        ]
+        if empty and self.empty_responses == "error":
+            msg = f"{empty[0].where}: the response is empty; fill it in, or set data.empty_responses: drop."
+            raise DataError(msg)
+        if empty:
+            rank_zero_warn(f"{split}: {len(empty)} of {len(records)} records have no response and were left out.")
+        left_out = {record.where for record in empty}
+        return [self._checked(parse_example(record)) for record in records if record.where not in left_out]
 
     def _check_tokenizer(self) -> None:
         if self.chat_template and not self.tokenizer.chat_template:

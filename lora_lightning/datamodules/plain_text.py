@@ -132,9 +132,8 @@ class PlainTextDataModule(CausalLMDataModule):
         where = f"{self.hub_dataset}, {split}"
         if not self.hub_rows_are_lines:
             return Corpus(where, self._texts(records), are_documents=True)
-        for record in records[:1]:
-            text_field(record, self.text_field, optional=True)
-        return Corpus(where, ["".join(str(record.fields[self.text_field]) for record in records)], are_documents=False)
+        lines = [text_field(record, self.text_field, may_be_empty=True) for record in records]
+        return Corpus(where, ["".join(lines)], are_documents=False)
 
     def _texts(self, records: Iterable[Record]) -> list[str]:
         return [text_field(record, self.text_field) for record in records]

@@ -129,13 +129,13 @@ def hub_records(dataset: str, config: str | None, remedy: str) -> dict[str, list
     }
 
 
-def text_field(record: Record, name: str, optional: bool = False) -> str:
+def text_field(record: Record, name: str, may_be_empty: bool = False) -> str:
     """A text of a record.
 
     Args:
         record: The record.
         name: Of the field.
-        optional: Whether it may be empty or missing.
+        may_be_empty: Whether it may have no letters in it.
 
     Returns:
         The text.
@@ -143,16 +143,14 @@ def text_field(record: Record, name: str, optional: bool = False) -> str:
     Raises:
         DataError: If it is missing, no text, or empty.
     """
-    value = record.fields.get(name)
-    if optional and value in (None, ""):
-        return ""
     if name not in record.fields:
         msg = f"{record.where}: the field {name!r} is missing; the record has {', '.join(record.fields) or 'none'}."
         raise DataError(msg)
+    value = record.fields[name]
     if not isinstance(value, str):
         msg = f"{record.where}: the field {name!r} holds {json.dumps(value)[:60]} where a text is needed."
         raise DataError(msg)
-    if not value.strip():
+    if not (value.strip() or may_be_empty):
         msg = f"{record.where}: the field {name!r} is empty; remove the record or fill it in."
         raise DataError(msg)
     return value
