@@ -273,6 +273,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=r".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=r".*number of training batches .* is smaller than the logging.*")
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=r".*callbacks used to create the checkpoint need to be provided.*")
     warnings.filterwarnings("ignore", message=r".*Couldn't infer the batch indices.*")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

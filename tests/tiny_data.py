@@ -1,4 +1,4 @@
-"""A CLINC150 release of a few dozen rows, learnable from single words."""
+"""Data sets of a few dozen rows in the layouts of the real ones, learnable from single words."""
 
 import json
 from pathlib import Path
@@ -31,3 +31,41 @@ def save_tiny_clinc150(folder: Path, variants: tuple[str, ...] = ("full",)) -> P
     for variant in variants:
         (folder / f"data_{variant}.json").write_text(json.dumps(content))
     return folder
+
+
+def save_tiny_wikitext(folder: Path) -> Path:
+    """Writes `wiki.{train,valid,test}.raw`: sentences in which each of 20 words is followed by the next.
+
+    Args:
+        folder: Where to; made if needed.
+
+    Returns:
+        The folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, lines in (("train", 60), ("valid", 15), ("test", 20)):
+        sentences = [" ".join(f"w{(start + place) % 20}" for place in range(12)) for start in range(lines)]
+        (folder / f"wiki.{name}.raw").write_text("\n".join(sentences) + "\n")
+    return folder
+
+
+def save_tiny_instructions(folder: Path) -> Path:
+    """Writes `instructions.jsonl`: Alpaca's fields, the response repeats the instruction's word.
+
+    Args:
+        folder: Where to; made if needed.
+
+    Returns:
+        The file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    records = [
+        {
+            "instruction": f"w{number % 10}",
+            "input": "w30" if number % 2 else "",
+            "output": " ".join([f"w{number % 10}"] * (1 + number % 7)),
+        }
+        for number in range(40)
+    ]
+    (folder / "instructions.jsonl").write_text("\n".join(json.dumps(record) for record in records) + "\n")
+    return folder / "instructions.jsonl"

@@ -7,6 +7,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
 
 from lora_lightning.datamodules.causal_lm import CausalLMDataModule
 from lora_lightning.errors import ConfigurationError
@@ -39,20 +40,27 @@ class GeneratedSamples(Callback):
             msg = f"the callback GeneratedSamples needs a CausalLanguageModelingTask, not {type(pl_module).__name__}."
             raise ConfigurationError(msg)
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Finds prompts that are too long before training, not after an epoch."""
+        task = cast("CausalLanguageModelingTask", pl_module)
+        task.check_lengths(self._batch(trainer, task))
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Generates and shows."""
         boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         if trainer.sanity_checking or not boards or not trainer.is_global_zero:
             return
         task = cast("CausalLanguageModelingTask", pl_module)
-        rows = cast("CausalLMDataModule", trainer.datamodule).prompts(self.prompts)  # type: ignore[attr-defined]
-        batch = {name: tensor.to(task.device) for name, tensor in rows[range(len(rows))].items()}
         with isolate_rng():
             torch.manual_seed(self.seed)
-            completions = task.complete(batch)
+            completions = task.complete(self._batch(trainer, task))
         for board in boards:
             text = samples_table(self.prompts, completions)
             board.experiment.add_text("samples", text, global_step=trainer.global_step)
+
+    def _batch(self, trainer: Trainer, task: CausalLanguageModelingTask) -> dict[str, Tensor]:
+        rows = cast("CausalLMDataModule", trainer.datamodule).prompts(self.prompts)  # type: ignore[attr-defined]
+        return {name: tensor.to(task.device) for name, tensor in rows[range(len(rows))].items()}
 
 
 def samples_table(prompts: Sequence[str], completions: Sequence[str]) -> str:

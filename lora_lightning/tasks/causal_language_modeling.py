@@ -193,7 +193,7 @@ class CausalLanguageModelingTask(AdaptationTask):
             `index`, (prompts,), the row in the file; and `completion`, a text for each prompt.
         """
         del batch_idx
-        self._check_lengths(batch)
+        self.check_lengths(batch)
         return {"index": batch["index"], "completion": self.complete(batch)}
 
     def complete(self, prompts: Mapping[str, Tensor]) -> list[str]:
@@ -207,7 +207,15 @@ class CausalLanguageModelingTask(AdaptationTask):
         """
         return complete(self.language_model, self.tokenizer, prompts, self.generation)
 
-    def _check_lengths(self, batch: Batch) -> None:
+    def check_lengths(self, batch: Batch) -> None:
+        """Refuses prompts that leave no room for their completion.
+
+        Args:
+            batch: `index` and `attention_mask` of prompts.
+
+        Raises:
+            ConfigurationError: If one does not fit the model's positions with `generation.max_new_tokens`.
+        """
         limit = position_limit(self.language_model.config)
         longest, row = batch["attention_mask"].sum(dim=1).max(dim=0)
         if limit is not None and int(longest) + self.generation.max_new_tokens > limit:
