@@ -1,53 +1,77 @@
-"""Train on CLINC150 through the command line's own code and print one JSON line: speed, memory, result.
+"""Train on CLINC150 through the command line's own code, without evaluation; print speed and memory as a JSON line.
+
+Options that are not its own go to `lora-lightning fit`. With --profile it also prints what a step's time goes to.
 
 Example:
-    python benchmarks/train_once.py --data ../shared/data/clinc150 --max-steps 200 \
-        --model.lora.target_modules=attention-qv
+    python benchmarks/train_once.py --data ../shared/data/clinc150 --trainer.max_epochs=1 --model.base_dropout=0
+    python benchmarks/train_once.py --data ../shared/data/clinc150 --trainer.max_steps=40 --profile
 """
 
 import argparse
 import json
 import resource
-import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
+from typing import Any, cast
 
 from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.profilers import PyTorchProfiler
 
 from lora_lightning.cli import run
 
 CONFIG = Path(__file__).parent.parent / "configs/clinc150/minilm_lora.yaml"
+# What a step consists of, by PyTorch's names of operations.
+KINDS = {
+    "matrix products": {"mm", "addmm", "bmm", "baddbmm", "mv", "addmv"},
+    "fused attention": {
+        "_scaled_dot_product_flash_attention_for_cpu",
+        "_scaled_dot_product_flash_attention_for_cpu_backward",
+    },
+    "activations": {"gelu", "gelu_backward", "tanh", "tanh_backward"},
+    "layer norms": {"native_layer_norm", "native_layer_norm_backward"},
+    "random numbers": {"random"},
+    "elementwise and copies": {"add", "mul", "sub", "div", "exp", "amax", "addcmul", "copy", "fill", "sum"},
+    "optimizer": {"_fused_adamw", "_foreach_norm", "_foreach_mul"},
+}
+
+
+def shares_of_a_step(profiler: PyTorchProfiler) -> dict[str, float]:
+    """Shares of the profiled steps' time by kind of operation; what none of them took is Python and dispatch."""
+    averages = profiler.function_events.key_averages() if profiler.function_events else []  # type: ignore[no-untyped-call]
+    total = sum(event.cpu_time_total for event in averages if event.key.startswith("ProfilerStep"))
+    taken: Counter[str] = Counter()
+    for event in averages:  # add and its in-place form add_ count as one
+        taken[event.key.removeprefix("aten::").rstrip("_")] += event.self_cpu_time_total
+    shares = {kind: sum(taken[name] for name in names) / total for kind, names in KINDS.items()}
+    return {**shares, "everything else": 1 - sum(shares.values())}
 
 
 def main() -> None:
     """Parses the few options of its own, hands the rest to `lora-lightning fit`."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--max-steps", type=int, default=None, help="train only, no validation and no test")
+    parser.add_argument("--profile", action="store_true")
     options, rest = parser.parse_known_args()
     words = ["fit", "--config", str(CONFIG), "--data.data_dir", options.data, *rest]
-    words += [
-        "--trainer.callbacks+=Timer",
-        "--trainer.callbacks.interval=step",
-        "--trainer.logger.init_args.save_dir",
-        tempfile.mkdtemp(),
-    ]
-    if options.max_steps:
-        words += ["--trainer.max_steps", str(options.max_steps), "--trainer.limit_val_batches=0"]
-        words += ["--test_after_fit=false"]
+    words += ["--trainer.callbacks+=Timer", "--trainer.callbacks.interval=step", "--test_after_fit=false"]
+    words += ["--trainer.logger.init_args.save_dir", tempfile.mkdtemp(), "--trainer.limit_val_batches=0"]
+    words += ["--trainer.profiler=PyTorchProfiler"] * options.profile
     cli = run(words)
     timer = next(c for c in cli.trainer.callbacks if isinstance(c, Timer))  # type: ignore[attr-defined]
     seconds = timer.time_elapsed("train")
     rows = len(cli.datamodule.splits["train"])
     steps = cli.trainer.global_step
     samples = rows * steps / len(cli.datamodule.train_dataloader())
-    result = {
+    result: dict[str, Any] = {
         "train_samples_per_second": samples / seconds,
         "train_s": seconds,
         "steps": steps,
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
-    print(json.dumps(result), file=sys.stdout)
+    if options.profile:
+        result |= {"shares": shares_of_a_step(cast("PyTorchProfiler", cli.trainer.profiler))}  # type: ignore[attr-defined]
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

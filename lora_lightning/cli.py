@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ from lora_lightning.tasks import AdaptationTask
 from lora_lightning.tasks.base import contradictions
 
 LOGS = Path("lightning_logs")
+REFUSING = {"lightning", "jsonargparse"}  # packages that check options
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -69,6 +71,8 @@ def run_folder_of(trainer: Trainer) -> Path:
     if not trainer.loggers:
         return Path(trainer.default_root_dir)
     logger = trainer.loggers[0]
+    if logger.version is None:  # some loggers know it only once they have started
+        _ = logger.experiment  # type: ignore[attr-defined]
     version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
     return Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / version
 
@@ -128,13 +132,6 @@ class LoraLightningCLI(LightningCLI):
         if saved.get("label_space"):
             self.saved_labels = LabelSpace(**saved["label_space"])
 
-    def before_instantiate_classes(self) -> None:
-        """Gives runs without a logger a folder of their own."""
-        trainer = self.options.trainer
-        if self.subcommand == "fit" and trainer.logger is False and trainer.default_root_dir is None:
-            taken = [int(path.name[8:]) for path in LOGS.glob("version_*") if path.name[8:].isdigit()]
-            trainer.default_root_dir = str(LOGS / f"version_{max(taken, default=-1) + 1}")
-
     def after_instantiate_classes(self) -> None:
         """Prediction needs no training data: its labels come from the checkpoint."""
         if self.subcommand == "predict" and self.saved_labels is not None:
@@ -143,12 +140,17 @@ class LoraLightningCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the callbacks without options; evaluation logs to no logger and prints its own table."""
         extra: list[Callback] = [FiniteLoss()]
-        if self.subcommand == "fit":
-            if self.options.trainer.logger is not False:
-                extra += [LearningRateMonitor(logging_interval="step"), ConfusionFigure(), TokenThroughput()]
-        else:
+        trainer = self.options.trainer
+        if self.subcommand != "fit":
             kwargs["logger"] = False
-        if self.options.trainer.enable_progress_bar is not False:
+        elif trainer.logger is not False:
+            extra += [LearningRateMonitor(logging_interval="step"), ConfusionFigure(), TokenThroughput()]
+        elif trainer.default_root_dir is None:  # a folder of its own, though no logger makes one
+            taken = [int(path.name[8:]) for path in LOGS.glob("version_*") if path.name[8:].isdigit()]
+            kwargs["default_root_dir"] = str(LOGS / f"version_{max(taken, default=-1) + 1}")
+        if self.subcommand == "predict" and trainer.devices == "auto":
+            kwargs["devices"] = 1  # a few queries are not worth a second process, and standard input has one reader
+        if trainer.enable_progress_bar is not False:
             extra.append(RichProgressBar(leave=False))
         self.trainer_defaults["callbacks"] = extra
         return super().instantiate_trainer(**kwargs)
@@ -203,12 +205,26 @@ class LoraLightningCLI(LightningCLI):
             return
         checkpoint = self._checkpoint_callback()
         metrics = dict(checkpoint.best_metrics)
-        has_test = bool(self.datamodule.split_names("test"))
-        if self.options.test_after_fit and has_test and checkpoint.best_model_path:
-            self.trainer.test(self.model, self.datamodule, ckpt_path=checkpoint.best_model_path, verbose=False)
+        if self.options.test_after_fit and not self.datamodule.split_names("test"):
+            if self.trainer.is_global_zero:
+                print(f"not tested: {self.datamodule.without_test}")
+        elif self.options.test_after_fit and checkpoint.best_model_path:
+            read_checkpoint(checkpoint.best_model_path)  # a resumed run's may lie anywhere
+            self.trainer.test(
+                self.model, self.datamodule, ckpt_path=checkpoint.best_model_path, verbose=False, weights_only=True
+            )
             metrics |= {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         if self.trainer.is_global_zero:
+            self._announce_early_stop()
             print_run_summary(self.run_folder, self.model, metrics, checkpoint)
+
+    def _announce_early_stop(self) -> None:
+        stopping = next(c for c in self.trainer.callbacks if isinstance(c, EarlyStopping))  # type: ignore[attr-defined]
+        if stopping.stopped_epoch:
+            print(
+                f"stopped after epoch {stopping.stopped_epoch + 1}: no better {stopping.monitor} in "
+                f"{stopping.patience} epochs (early_stopping.patience)"
+            )
 
     def validate(self, **kwargs: Any) -> None:
         """Scores the validation split."""
@@ -230,6 +246,13 @@ class LoraLightningCLI(LightningCLI):
         writer = next(c for c in self.trainer.callbacks if isinstance(c, PredictionWriter))  # type: ignore[attr-defined]
         writer.file = writer.file or str(self.run_folder / self.datamodule.predictions_name)
         self.datamodule.check_predictions_file(Path(writer.file))
+        check_writable(Path(writer.file).parent, "--predictions.file to a file in a folder")
+        if self.options.data.init_args.predict_file == "-" and self.trainer.world_size > 1:
+            msg = (
+                f"standard input has one reader, but this is {self.trainer.world_size} processes; write the queries to "
+                "a file, or set --trainer.devices 1."
+            )
+            raise ConfigurationError(msg)
 
     def predict(self, **kwargs: Any) -> None:
         """Predicts every row; they go to the file, not into memory twice."""
@@ -242,11 +265,12 @@ class LoraLightningCLI(LightningCLI):
             print(f"{writer.rows_written} predictions are in {writer.file}")
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, remedy: str = "--trainer.logger.init_args.save_dir to a folder") -> None:
     """Makes a folder and tries to write into it.
 
     Args:
-        folder: Where a run's results will land.
+        folder: Where results will land.
+        remedy: What to set to what, to choose another place.
 
     Raises:
         ConfigurationError: If that fails.
@@ -257,10 +281,7 @@ def check_writable(folder: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        msg = (
-            f"the run folder {folder} cannot be written ({error.strerror}); set "
-            "--trainer.logger.init_args.save_dir to a folder that can."
-        )
+        msg = f"the folder {folder} cannot be written ({error.strerror}); set {remedy} that can."
         raise ConfigurationError(msg) from error
 
 
@@ -274,6 +295,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=r".*number of training batches .* is smaller than the logging.*")
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=r".*callbacks used to create the checkpoint need to be provided.*")
+    warnings.filterwarnings("ignore", message=r"Metric .* will save all targets and predictions in the buffer.*")
     warnings.filterwarnings("ignore", message=r".*Couldn't infer the batch indices.*")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -291,6 +313,10 @@ def run(arguments: Sequence[str]) -> LoraLightningCLI:
         LoraLightningError: If the input is wrong.
     """
     quiet()
+    for word in arguments:
+        if word.startswith(("--data.backbone", "--data.init_args.backbone")):
+            msg = "data.backbone always follows the model's; set --model.backbone instead."
+            raise ConfigurationError(msg)
     sys.argv[1:] = list(arguments)  # Lightning relaunches the program from it under DDP
     try:
         return LoraLightningCLI(
@@ -316,7 +342,18 @@ def run(arguments: Sequence[str]) -> LoraLightningCLI:
         raise (_own_error(error) or ConfigurationError(" ".join(str(error).split()))) from error
     except Exception as error:  # noqa: BLE001  # raised again below
         # jsonargparse wraps what a class raises while it is made.
-        raise _own_error(error) or error from None
+        raise _own_error(error) or _as_configuration_error(error) or error from None
+
+
+def _as_configuration_error(error: Exception) -> ConfigurationError | None:
+    """What Lightning or the parser itself refuses is an option's value; what fails deeper is no user's mistake."""
+    if isinstance(error, UnicodeDecodeError):
+        return ConfigurationError(f"a file is not in UTF-8 ({error}); save it in that encoding.")
+    frames = traceback.extract_tb(error.__traceback__)
+    refused_by = Path(frames[-1].filename).parts if frames else ()
+    if not isinstance(error, ValueError | TypeError | ImportError) or not REFUSING.intersection(refused_by):
+        return None
+    return ConfigurationError(" ".join(str(error).split()))
 
 
 def _own_error(error: BaseException | None) -> LoraLightningError | None:

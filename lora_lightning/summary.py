@@ -12,8 +12,15 @@ from lora_lightning.errors import ConfigurationError
 from lora_lightning.tasks import AdaptationTask
 from lora_lightning.tasks.optimization import trained_share
 
-SPLITS = {"val": "validation", "test": "test"}
-LOWER_IS_BETTER = ("loss", "perplexity", "calibration_error", "out_of_scope_fpr_at_95_tpr")
+KINDS = {"val": "validation", "test": "test"}
+LOWER_IS_BETTER = (
+    "loss",
+    "calibration_error",
+    "mean_absolute_error",
+    "mean_squared_error",
+    "out_of_scope_fpr_at_95_tpr",
+    "perplexity",
+)
 
 
 def announce_run(folder: Path) -> None:
@@ -28,14 +35,16 @@ def metrics_table(metrics: Mapping[str, float]) -> Table:
         metrics: Values by `<split>/<name>`; names such as `domain_accuracy/travel` keep their slash.
 
     Returns:
-        A rich table, one column a split that occurs.
+        A rich table, one column a split of validation or test that occurs.
     """
-    splits = [split for split in SPLITS if any(name.startswith(f"{split}/") for name in metrics)]
-    names = list(dict.fromkeys(name.partition("/")[2] for name in metrics if name.partition("/")[0] in SPLITS))
+    tags = [name.partition("/") for name in metrics if name.partition("/")[0].partition("_")[0] in KINDS]
+    splits = sorted({split for split, _, _ in tags}, key=lambda split: (split.startswith("test"), split))
+    names = list(dict.fromkeys(name for _, _, name in tags))
     table = Table(show_edge=False, pad_edge=False)
     table.add_column("metric")
     for split in splits:
-        table.add_column(SPLITS[split], justify="right")
+        kind, _, part = split.partition("_")
+        table.add_column(f"{KINDS[kind]} {part}".strip(), justify="right")
     for name in names:
         values = [metrics.get(f"{split}/{name}") for split in splits]
         arrow = " (lower is better)" if name in LOWER_IS_BETTER else ""

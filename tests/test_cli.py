@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import pickle
 import shutil
 import signal
 import subprocess
@@ -16,8 +17,10 @@ import pytest
 import torch
 from peft import PeftModel
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torchmetrics import Metric
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+from lora_lightning.cli import run as run_command
 from lora_lightning.main import main
 from lora_lightning.tasks import SequenceClassificationTask
 from tests.conftest import TinyBackbone
@@ -211,6 +214,7 @@ def test_training_goes_on_from_the_last_checkpoint(run: Path, tmp_path: Path) ->
         pytest.param(["--trainer.fast_dev_run=true"], id="fast_dev_run"),
         pytest.param(["--trainer.max_steps=3"], id="less than an epoch"),
         pytest.param(["--model.base_dropout=0", "--model.label_smoothing=0.1"], id="no dropout"),
+        pytest.param(["--trainer.precision=bf16-mixed", "--trainer.gradient_clip_val=1"], id="mixed precision"),
     ],
 )
 def test_other_ways_to_train(
@@ -349,6 +353,38 @@ MISUSE: dict[str, tuple[Misuse, list[str]]] = {
         ],
         ["val/acuracy", "val/accuracy"],
     ),
+    "another tokenizer": (
+        lambda run, _: evaluate_words("fit", run, "--data.backbone=roberta-base"),
+        ["data.backbone", "--model.backbone"],
+    ),
+    "unknown strategy": (lambda run, _: evaluate_words("fit", run, "--trainer.strategy=ddpp"), ["ddpp"]),
+    "negative seed": (lambda run, _: evaluate_words("fit", run, "--seed_everything=-1"), ["-1"]),
+    "negative workers": (lambda run, _: evaluate_words("fit", run, "--data.num_workers=-1"), ["num_workers is -1"]),
+    "validation after the epoch's end": (
+        lambda run, folder: [
+            *("fit", f"--config={run / 'config.yaml'}", f"--trainer.logger.save_dir={folder}"),
+            "--trainer.val_check_interval=1000",
+        ],
+        ["val_check_interval"],
+    ),
+    "YAML in another encoding": (lambda _, folder: ["fit", f"--config={_latin_1(folder)}"], ["utf-8"]),
+    "predictions nowhere": (
+        lambda run, folder: evaluate_words(
+            "predict", run, "--predictions.file=/proc/nowhere/a.csv", f"--data.predict_file={_queries(folder)}"
+        ),
+        ["/proc/nowhere", "--predictions.file"],
+    ),
+    "two readers of standard input": (
+        lambda run, _: evaluate_words("predict", run, "--data.predict_file=-", "--trainer.devices=2"),
+        ["standard input", "--trainer.devices 1"],
+    ),
+    "best checkpoint that is none": (
+        lambda run, folder: [
+            *("fit", f"--config={run / 'config.yaml'}", f"--trainer.logger.save_dir={folder}"),
+            _checkpoint(run, folder, lambda checkpoint: _point_to(checkpoint, _payload(folder))),
+        ],
+        ["payload", "damaged"],
+    ),
     "loss is not a number": (
         lambda run, folder: [
             *("fit", f"--config={run / 'config.yaml'}", f"--trainer.logger.save_dir={folder}"),
@@ -357,6 +393,40 @@ MISUSE: dict[str, tuple[Misuse, list[str]]] = {
         ["loss became", "at step", "learning_rate"],
     ),
 }
+
+
+def _latin_1(folder: Path) -> Path:
+    path = folder / "latin.yaml"
+    path.write_bytes("# caf\u00e9\nseed_everything: 1\n".encode("latin-1"))
+    return path
+
+
+def _queries(folder: Path) -> Path:
+    path = folder / "queries.txt"
+    path.write_text("w1 w2\n")
+    return path
+
+
+def _payload(folder: Path) -> Path:
+    """A file that makes another one if unpickled."""
+    path = folder / "payload.ckpt"
+    path.write_bytes(pickle.dumps(_Payload(folder / "executed")))
+    return path
+
+
+class _Payload:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
+
+
+def _point_to(checkpoint: dict[str, Any], best: Path) -> None:
+    checkpoint["callbacks"]["AdapterCheckpoint"] |= {
+        "best_model_path": str(best),
+        "best_model_score": torch.tensor(2.0),
+    }
 
 
 def _copy(run: Path, folder: Path) -> Path:
@@ -386,6 +456,7 @@ def test_misuse_is_one_clear_sentence(run: Path, tmp_path: Path, capfd: pytest.C
     for text in needed:
         assert text in last
     assert set(run.parent.iterdir()) == before  # a mistake leaves no half run behind
+    assert not (tmp_path / "executed").exists()
 
 
 def test_a_bad_loss_names_the_last_good_checkpoint(
@@ -427,6 +498,54 @@ def test_ctrl_c_says_how_to_go_on(
     good = tmp_path / "run/version_0/checkpoints/last.ckpt"
     assert last == f"lora-lightning: interrupted; go on with --ckpt_path {good}."
     assert good.exists()
+
+
+def test_an_interrupted_run_ends_like_one_that_was_not(
+    tiny_backbone: TinyBackbone, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = ["--model.base_dropout=0", "--model.lora.lora_dropout=0"]
+    original = SequenceClassificationTask.on_train_epoch_start
+
+    def interrupted(self: SequenceClassificationTask) -> None:
+        if self.trainer.current_epoch == 1:
+            raise KeyboardInterrupt
+        original(self)
+
+    handler = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(SequenceClassificationTask, "on_train_epoch_start", interrupted)
+        assert main(fit_words(tiny_backbone("bert"), data, tmp_path / "a", *more)) == 130
+    signal.signal(signal.SIGINT, handler)
+    last = tmp_path / "a/run/version_0/checkpoints/last.ckpt"
+    assert main(fit_words(tiny_backbone("bert"), data, tmp_path / "b", *more, f"--ckpt_path={last}")) == 0
+    assert main(fit_words(tiny_backbone("bert"), data, tmp_path / "c", *more)) == 0
+    resumed, straight = (trained_state(tmp_path / name / "run/version_0") for name in ("b", "c"))
+    assert resumed.keys() == straight.keys()
+    assert all(torch.equal(resumed[name], straight[name]) for name in straight)
+    assert not all(torch.equal(trained_state(last.parent.parent)[name], straight[name]) for name in straight)
+
+
+def test_numbers_that_decide_stay_float32_in_half_precision(
+    tiny_backbone: TinyBackbone, data: Path, tmp_path: Path
+) -> None:
+    task = run_command(fit_words(tiny_backbone("bert"), data, tmp_path, "--trainer.precision=bf16-true")).model
+    assert next(task.network.parameters()).dtype == torch.bfloat16
+    assert task.out_of_scope_threshold.dtype == torch.float32
+    states = [
+        state for metric in task.modules() if isinstance(metric, Metric) for state in metric.metric_state.values()
+    ]
+    tensors = [state for state in states if isinstance(state, torch.Tensor)] + [t for s in states for t in s]
+    assert {tensor.dtype for tensor in tensors if tensor.is_floating_point()} == {torch.float32}
+
+
+def test_a_tie_keeps_the_first_best_epochs_metrics(tiny_backbone: TinyBackbone, data: Path, tmp_path: Path) -> None:
+    words = fit_words(tiny_backbone("bert"), data, tmp_path, "--model.optimization.learning_rate=1e-12")
+    assert main([*words, "--model.lora.lora_dropout=0.5"]) == 0
+    saved = [torch.load(tmp_path / f"run/version_0/checkpoints/{name}.ckpt") for name in ("best", "last")]
+    best, last = (checkpoint["callbacks"]["AdapterCheckpoint"] for checkpoint in saved)
+    assert saved[0]["epoch"] == 0
+    assert saved[1]["epoch"] == 1
+    assert best["best_metrics"] == last["best_metrics"]
 
 
 def test_a_resumed_run_keeps_the_score_to_beat(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

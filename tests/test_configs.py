@@ -1,6 +1,7 @@
 """Every YAML in configs/ is found by itself and trains, validates and tests on a tiny model of its own family."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,14 @@ import yaml
 
 from lora_lightning.main import main
 from tests.conftest import TinyBackbone
-from tests.tiny_data import save_tiny_clinc150, save_tiny_instructions, save_tiny_wikitext
+from tests.tiny_data import (
+    save_tiny_clinc150,
+    save_tiny_instructions,
+    save_tiny_squad,
+    save_tiny_table,
+    save_tiny_wikitext,
+)
+from tests.tiny_glue import save_tiny_glue
 from tests.tiny_models import FAMILIES
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -39,15 +47,29 @@ def stand_in(config: dict[str, Any], tiny_backbone: TinyBackbone, folder: Path) 
     return copy
 
 
-def tiny_data(data_class: str, folder: Path) -> list[str]:
-    """Options that put tiny files in the place of a config's data set."""
-    if data_class == "Clinc150DataModule":
-        return [f"--data.data_dir={save_tiny_clinc150(folder, VARIANTS)}"]
-    if data_class == "PlainTextDataModule":
-        return [f"--data.data_dir={save_tiny_wikitext(folder)}", "--data.context_length=30"]
-    if data_class == "InstructionDataModule":
-        return [f"--data.train_file={save_tiny_instructions(folder)}", "--data.context_length=40"]
-    return []
+def data_words(data: dict[str, Any], folder: Path) -> list[str]:
+    """Options that put tiny data in place of a config's own; synthetic data needs none."""
+    words: dict[str, Callable[[], list[str]]] = {
+        "Clinc150DataModule": lambda: [f"--data.data_dir={save_tiny_clinc150(folder, VARIANTS)}"],
+        "GlueDataModule": lambda: [
+            f"--data.data_dir={save_tiny_glue(folder, data['init_args']['task_name'])}",
+            "--data.allow_partial=true",
+        ],
+        # A tiny backbone has 40 positions.
+        "InstructionDataModule": lambda: [
+            f"--data.train_file={save_tiny_instructions(folder)}",
+            "--data.context_length=40",
+        ],
+        "PlainTextDataModule": lambda: [f"--data.data_dir={save_tiny_wikitext(folder)}", "--data.context_length=30"],
+        "SquadV2DataModule": lambda: [
+            f"--data.data_dir={save_tiny_squad(folder)}",
+            "--data.max_length=32",
+            "--data.doc_stride=8",
+        ],
+        "SyntheticIntentsDataModule": list,
+        "TextClassificationDataModule": lambda: [f"--data.train_file={save_tiny_table(folder / 'train.csv')}"],
+    }
+    return words[data["class_path"]]()
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONFIGS)))
@@ -58,7 +80,7 @@ def test_config_trains(path: Path, tiny_backbone: TinyBackbone, tmp_path: Path) 
     words += [f"--model.backbone={stand_in(config, tiny_backbone, tmp_path)}"]
     words += [f"--trainer.logger.save_dir={tmp_path}", "--trainer.accelerator=cpu", "--trainer.max_epochs=1"]
     words += ["--trainer.limit_train_batches=3", "--trainer.enable_progress_bar=false"]
-    words += tiny_data(config["data"]["class_path"], tmp_path / "data")
+    words += data_words(config["data"], tmp_path / "data")
     if config["model"]["class_path"] == "CausalLanguageModelingTask":
         words += ["--model.generation.max_new_tokens=2"]
     assert main(words) == 0

@@ -1,7 +1,9 @@
 """Data sets of a few dozen rows in the layouts of the real ones, learnable from single words."""
 
+import csv
 import json
 from pathlib import Path
+from typing import Any
 
 INTENTS = ("balance", "transfer", "weather", "timer")  # two domains of the real data set, two intents each
 ROWS = {"train": 16, "val": 5, "test": 7}
@@ -31,6 +33,65 @@ def save_tiny_clinc150(folder: Path, variants: tuple[str, ...] = ("full",)) -> P
     for variant in variants:
         (folder / f"data_{variant}.json").write_text(json.dumps(content))
     return folder
+
+
+def save_tiny_squad(folder: Path) -> Path:
+    """Writes `train-v2.0.json` and `dev-v2.0.json` in the official layout.
+
+    An answer is one or two of the words w150 to w153, which stand only where there is one; every third question has
+    none. Contexts have 12 to 60 words, so that some need several windows of 32 tokens.
+
+    Args:
+        folder: Where to; made if needed.
+
+    Returns:
+        The folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, articles in (("train-v2.0.json", range(6)), ("dev-v2.0.json", range(6, 9))):
+        data = [{"title": f"article {number}", "paragraphs": _paragraphs(number)} for number in articles]
+        (folder / name).write_text(json.dumps({"version": "v2.0", "data": data}))
+    return folder
+
+
+def _paragraphs(article: int) -> list[dict[str, Any]]:
+    paragraphs = []
+    for place in range(6):
+        number = 6 * article + place
+        words = [f"w{(7 * number + 3 * step) % 140}" for step in range(12 + 12 * (place % 5))]
+        answer = None if number % 3 == 2 else " ".join([f"w{150 + number % 4}"] * (1 + number % 2))
+        if answer is not None:
+            words[(5 * number) % len(words)] = answer
+        context = " ".join(words)
+        answers = [] if answer is None else [{"text": answer, "answer_start": context.index(answer)}]
+        question = {"id": f"q{number}", "question": f" w{number % 9}", "answers": answers, "is_impossible": not answers}
+        paragraphs.append({"context": context, "qas": [question]})
+    return paragraphs
+
+
+def save_tiny_table(path: Path, rows: int = 40, label: str = "word") -> Path:
+    """Writes a CSV file with the columns `text`, `other` and `label`.
+
+    Args:
+        path: The file; its folder is made if needed.
+        rows: How many.
+        label: `word` for one of two, `set` for some of three with commas between, `number`.
+
+    Returns:
+        The file.
+    """
+    labels = {
+        "word": lambda row: ("no", "yes")[row % 2],
+        "set": lambda row: ",".join(name for bit, name in enumerate("abc") if row >> bit & 1),
+        "number": lambda row: row % 5 / 4,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["text", "other", "label"])
+        for row in range(rows):
+            writer.writerow([f"w{10 + row % 8} w{60 + row}" + " w5" * (row % 4), f"w{3 + row % 5}", labels[label](row)])
+    return path
 
 
 def save_tiny_wikitext(folder: Path) -> Path:

@@ -7,18 +7,28 @@ from lora_lightning.backbones.loading import (
     load_config,
     load_sequence_classifier,
     load_tokenizer,
+    position_limit,
     uses_token_types,
+)
+from lora_lightning.backbones.question_answering import (
+    check_question_answering_settings,
+    load_question_answerer,
+    load_question_answering_config,
 )
 from lora_lightning.backbones.source import hub_is_reachable, resolve_backbone
 
 __all__ = [
     "LoadedBackbone",
     "check_adapter_settings",
+    "check_question_answering_settings",
     "hub_is_reachable",
     "load_classification_config",
     "load_config",
+    "load_question_answerer",
+    "load_question_answering_config",
     "load_sequence_classifier",
     "load_tokenizer",
+    "position_limit",
     "resolve_backbone",
     "uses_token_types",
 ]

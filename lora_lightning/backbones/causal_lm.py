@@ -41,19 +41,6 @@ def load_causal_lm_config(backbone: str, base_dropout: float | None = None) -> P
     return config
 
 
-def position_limit(config: PretrainedConfig) -> int | None:
-    """The most tokens that the model can take at once.
-
-    Args:
-        config: From `load_causal_lm_config`.
-
-    Returns:
-        Its number of positions; `None` where positions are relative and the architecture sets no limit.
-    """
-    limit = getattr(config, "max_position_embeddings", None)
-    return None if limit is None else int(limit)
-
-
 def output_head_name(model: PreTrainedModel) -> str:
     """The dotted name of the layer that turns hidden states into logits, for example `lm_head`."""
     head = model.get_output_embeddings()

@@ -21,7 +21,8 @@ def export_model(
     """Writes an adapter as a PEFT folder, a fully fine-tuned model as a transformers folder.
 
     The folder holds safetensors, the tokenizer and a `config.json` with the label names; for an adapter also
-    `adapter_config.json`. It is written beside its place and then moved, so a crash leaves the old one.
+    `adapter_config.json`. It is written beside its place and then moved, so a crash leaves the old one, at worst as
+    `.<name>.old`.
 
     Args:
         network: A `PeftModel` or a `PreTrainedModel`.

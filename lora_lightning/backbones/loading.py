@@ -2,7 +2,7 @@
 
 import importlib.util
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,21 +24,30 @@ from lora_lightning.errors import BackboneError
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.injection import modules_lacked, modules_trained_in_full
 from lora_lightning.lora.target_modules import resolve_target_modules
+from lora_lightning.metrics.label_space import SINGLE_LABEL, ProblemType
 
-# Every name under which a transformers architecture keeps a dropout probability of its base.
-DROPOUT_NAMES = (
-    "attention_dropout",
-    "attention_probs_dropout_prob",
-    "attn_pdrop",
-    "dropout",
-    "embd_pdrop",
-    "embedding_dropout",
-    "hidden_dropout_prob",
-    "mlp_dropout",
-    "pooler_dropout",
-    "resid_pdrop",
-    "summary_last_dropout",
-    "activation_dropout",
+# Probabilities that a configuration keeps for a head of its own, or for leaving out whole layers.
+NOT_OF_THE_BASE = {
+    "classifier_dropout",
+    "classifier_dropout_prob",
+    "layerdrop",
+    "qa_dropout",
+    "seq_classif_dropout",
+    "summary_first_dropout",
+}
+
+# RoBERTa's family numbers positions from the one after the padding token's id: 512 of the 514 in its config.json.
+COUNTS_FROM_PADDING = (
+    "camembert",
+    "data2vec-text",
+    "ibert",
+    "longformer",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
 )
 
 Loaded = TypeVar("Loaded")
@@ -115,19 +124,36 @@ def uses_token_types(config: PretrainedConfig) -> bool:
     return int(getattr(config, "type_vocab_size", 0) or 0) > 1
 
 
+def position_limit(config: PretrainedConfig) -> int | None:
+    """The longest row that the model was made for.
+
+    Args:
+        config: The architecture.
+
+    Returns:
+        Tokens, marks included; `None` where it only knows distances between tokens, as DeBERTa does.
+    """
+    positions: int | None = getattr(config, "max_position_embeddings", None)
+    if positions is None or not getattr(config, "position_biased_input", True):
+        return None
+    return positions - 1 - int(config.pad_token_id or 0) if config.model_type in COUNTS_FROM_PADDING else positions
+
+
 def load_classification_config(
     backbone: str,
     label_names: list[str],
     pad_token_id: int,
     base_dropout: float | None = None,
+    problem_type: ProblemType = SINGLE_LABEL,
 ) -> PretrainedConfig:
     """Reads the architecture and gives it the task's labels.
 
     Args:
         backbone: Hub id, folder or `package://` name.
-        label_names: Names of the classes, by index.
+        label_names: Names of the classes, by index; of a regression the name of the number.
         pad_token_id: The tokenizer's padding token.
         base_dropout: Probability for every dropout of the pretrained model; `None` leaves what it came with.
+        problem_type: transformers' word for the kind of labels; goes into `config.json`.
 
     Returns:
         The configuration for `AutoModelForSequenceClassification`.
@@ -144,6 +170,7 @@ def load_classification_config(
         raise BackboneError(msg)
     config.id2label = dict(enumerate(label_names))
     config.label2id = {name: index for index, name in enumerate(label_names)}
+    config.problem_type = problem_type
     config.pad_token_id = pad_token_id
     set_base_dropout(config, base_dropout)
     return config
@@ -156,25 +183,35 @@ def set_base_dropout(config: PretrainedConfig, base_dropout: float | None) -> No
         config: The architecture.
         base_dropout: The probability; `None` leaves what it came with.
     """
-    if base_dropout is None:
-        return
-    for name in DROPOUT_NAMES:
-        if isinstance(getattr(config, name, None), float | int):
+    if base_dropout is not None:
+        for name in _dropout_names(config):
             setattr(config, name, base_dropout)
 
 
-def check_adapter_settings(config: PretrainedConfig, settings: LoraSettings) -> None:
+def _dropout_names(config: PretrainedConfig) -> list[str]:
+    """Under which names this architecture keeps the dropout probabilities of its base."""
+    return [
+        name
+        for name, value in vars(config).items()
+        if ("dropout" in name or "pdrop" in name) and name not in NOT_OF_THE_BASE and isinstance(value, float | int)
+    ]
+
+
+def check_adapter_settings(
+    config: PretrainedConfig, settings: LoraSettings, auto_class: Any = AutoModelForSequenceClassification
+) -> None:
     """Finds a wrong module name before any weights load, on a model without storage.
 
     Args:
-        config: From `load_classification_config`.
+        config: From `load_classification_config` or `load_question_answering_config`.
         settings: The adapter's settings.
+        auto_class: Which of transformers' `AutoModelFor...` has the task's head.
 
     Raises:
-        BackboneError: If the architecture cannot classify texts.
+        BackboneError: If the architecture has no such head.
         ConfigurationError: If a target or a module to save does not exist in the architecture.
     """
-    model = build_without_storage(AutoModelForSequenceClassification, config)
+    model = build_without_storage(auto_class, config)
     head = [name for name, _ in model.named_children() if name != model.base_model_prefix]
     whole = modules_trained_in_full(model, settings, head)
     resolve_target_modules(model, settings.target_modules, exclude=whole)
@@ -214,13 +251,16 @@ def load_sequence_classifier(backbone: str, config: PretrainedConfig) -> LoadedB
     return load_model(AutoModelForSequenceClassification, backbone, config)
 
 
-def load_model(auto_class: Any, backbone: str, config: PretrainedConfig) -> LoadedBackbone:
+def load_model(
+    auto_class: Any, backbone: str, config: PretrainedConfig, key_mapping: Mapping[str, str] | None = None
+) -> LoadedBackbone:
     """Loads a pretrained model in float32; a head that the weights lack, or have in another shape, is made anew.
 
     Args:
         auto_class: One of transformers' `AutoModelFor...`.
         backbone: Hub id, folder or `package://` name.
         config: The architecture, with the task's settings.
+        key_mapping: What to replace in the names of the weights, by regular expression.
 
     Returns:
         The model and what its checkpoint lacked.
@@ -237,6 +277,7 @@ def load_model(auto_class: Any, backbone: str, config: PretrainedConfig) -> Load
             dtype=torch.float32,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            key_mapping=key_mapping,
             **_where(source),
         ),
     )
@@ -248,6 +289,13 @@ def load_model(auto_class: Any, backbone: str, config: PretrainedConfig) -> Load
         msg = (
             f"the weights of {backbone!r} do not fit its config.json, {wrong[0] if wrong else f'all of {base}*'} "
             "first: the architecture or a size differs; save the model again with its own configuration."
+        )
+        raise BackboneError(msg)
+    holes = [name for name in info["missing_keys"] if not any(name.startswith(f"{module}.") for module in lacked)]
+    if holes := [name for name in holes if name in dict(model.named_parameters())]:
+        msg = (
+            f"the weights of {backbone!r} lack {holes[0]} (one of {len(holes)}), but not the rest of its module: "
+            "the file is incomplete; download or save the model again."
         )
         raise BackboneError(msg)
     if gguf_file_of(source) is not None:

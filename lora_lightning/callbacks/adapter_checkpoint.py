@@ -37,7 +37,7 @@ class AdapterCheckpoint(ModelCheckpoint):
         )
         self.best_metrics: dict[str, float] = {}
         self._latest: dict[str, float] = {}
-        self._step_of_last = 0
+        self._score_before: Tensor | None = None
         self.adapter_folder: Path | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -49,34 +49,34 @@ class AdapterCheckpoint(ModelCheckpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves, and exports the adapter if this epoch is the best so far."""
+        self._check_monitor(trainer)
         if trainer.sanity_checking:
             return
-        self._check_monitor(trainer)
-        before, self._latest = self.best_model_score, _validation_metrics(trainer)
+        self._score_before, self._latest = self.best_model_score, _validation_metrics(trainer)
         super().on_validation_end(trainer, pl_module)
-        if self._last_global_step_saved != trainer.global_step:  # Lightning keeps `last` only with a new best
-            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
-        self._step_of_last = trainer.global_step
-        if self.best_model_score is not before:
-            self.best_metrics = self._latest
+        self._keep_last(trainer)  # Lightning does so only with a new best
+        if self.best_model_score is not self._score_before:
+            self.best_metrics, self._score_before = self._latest, self.best_model_score
             self._export(trainer, cast("AdaptationTask", pl_module))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves here only where there is no validation."""
         super().on_train_epoch_end(trainer, pl_module)
-        if not trainer.enable_validation:
-            self._step_of_last = trainer.global_step
+        if not trainer.enable_validation and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._export(trainer, cast("AdaptationTask", pl_module))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keeps the steps since the last validation, and exports where no validation ran at all."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        if trainer.global_step != self._step_of_last:
-            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        self._keep_last(trainer)
         if not self.best_model_path:
             self.best_model_path = self.last_model_path
             self._export(trainer, cast("AdaptationTask", pl_module))
+
+    def _keep_last(self, trainer: Trainer) -> None:
+        if not self._should_skip_saving_checkpoint(trainer):  # saved at this step already, or fast_dev_run
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     @property
     def state_key(self) -> str:
@@ -85,7 +85,7 @@ class AdapterCheckpoint(ModelCheckpoint):
 
     def _check_monitor(self, trainer: Trainer) -> None:
         names = list(_validation_metrics(trainer))
-        if self.monitor is not None and self.monitor not in trainer.callback_metrics:
+        if names and self.monitor is not None and self.monitor not in trainer.callback_metrics:
             remedy = nearest(self.monitor, names)
             msg = f"checkpoint.monitor is {self.monitor!r}, which validation does not report; {remedy}"
             raise ConfigurationError(msg)
@@ -98,24 +98,22 @@ class AdapterCheckpoint(ModelCheckpoint):
 
     def state_dict(self) -> dict[str, object]:
         """Lightning's state and the best epoch's metrics, which are this epoch's while the best is being saved."""
-        is_best = self.monitor is not None and self._latest.get(self.monitor) == _as_float(self.best_model_score)
+        is_best = self.best_model_score is not self._score_before
         return {**super().state_dict(), "best_metrics": self._latest if is_best else self.best_metrics}
 
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
         """Lightning's state and the best epoch's metrics; a run resumed in a new folder keeps the score to beat."""
+        best, own = Path(str(state_dict.get("best_model_path") or "")), self.dirpath
+        if not best.is_file():  # moved or deleted, or no path at all: there is nothing to beat
+            return
         self.best_metrics = cast("dict[str, float]", state_dict.get("best_metrics", {}))
-        own = self.dirpath
-        best = Path(str(state_dict.get("best_model_path") or ""))
-        if best.is_file():
-            self.dirpath = cast("str", state_dict.get("dirpath", own))  # or Lightning forgets the score
-            self.adapter_folder = best.parent.parent / ADAPTER_FOLDER
+        self.dirpath = cast("str", state_dict.get("dirpath", own))  # or Lightning forgets the score
+        self.adapter_folder = best.parent.parent / ADAPTER_FOLDER
         super().load_state_dict(state_dict)
         self.dirpath = own
+        self._score_before = self.best_model_score
 
 
 def _validation_metrics(trainer: Trainer) -> dict[str, float]:
-    return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-
-
-def _as_float(score: Tensor | None) -> float | None:
-    return None if score is None else float(score)
+    values = trainer.callback_metrics.items()
+    return {name: float(value) for name, value in values if name.startswith(("val/", "val_"))}

@@ -24,25 +24,29 @@ class ConfusionFigure(Callback):
         self.labels = labels
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws the validation split."""
+        """Draws the validation splits."""
         if not trainer.sanity_checking:
-            self._draw(trainer, pl_module, "val")
+            self._draw(trainer, pl_module)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws the test split."""
-        self._draw(trainer, pl_module, "test")
+        """Draws the test splits."""
+        self._draw(trainer, pl_module)
 
-    def _draw(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
+    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not isinstance(pl_module, SequenceClassificationTask):
             return
-        counts = pl_module.split_metrics(split).confusion.compute().cpu()  # collective
         boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        if not boards or not trainer.is_global_zero:
-            return
-        rows = most_confused(counts, self.labels)
-        figure = confusion_figure(counts[rows][:, rows], [pl_module.labels.names[row] for row in rows], split)
-        for board in boards:
-            board.experiment.add_figure(f"{split}/confusion", figure, global_step=trainer.global_step)
+        for split in pl_module.scored_splits:
+            confusion = pl_module.split_metrics(split).confusion
+            if confusion is None:  # only single labels can be confused
+                continue
+            counts = confusion.compute().cpu()  # collective
+            if not boards or not trainer.is_global_zero:
+                continue
+            rows = most_confused(counts, self.labels)
+            figure = confusion_figure(counts[rows][:, rows], [pl_module.labels.names[row] for row in rows], split)
+            for board in boards:
+                board.experiment.add_figure(f"{split}/confusion", figure, global_step=trainer.global_step)
 
 
 def most_confused(counts: Tensor, limit: int) -> list[int]:

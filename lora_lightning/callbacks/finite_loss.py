@@ -19,8 +19,9 @@ class FiniteLoss(Callback):
         if loss.isfinite():
             return
         msg = (
-            f"the training loss became {float(loss)} at step {trainer.global_step} (epoch {trainer.current_epoch}); "
-            f"{_last_good(trainer)} Lower model.optimization.learning_rate or set --trainer.gradient_clip_val 1.0."
+            f"the training loss became {float(loss.detach())} at step {trainer.global_step} "
+            f"(epoch {trainer.current_epoch}); {_last_good(trainer)} "
+            "Lower model.optimization.learning_rate or set --trainer.gradient_clip_val 1.0."
         )
         raise TrainingError(msg)
 

@@ -44,6 +44,7 @@ class TextDataModule(LightningDataModule):
         num_workers: Processes that build batches; 0 is fastest for short texts.
     """
 
+    without_test: ClassVar[str] = "the data has no test split with labels"  # why `test` scores nothing
     predictions_name: ClassVar[str] = "predictions.csv"  # in the run's folder, unless --predictions.file is given
 
     def __init__(
@@ -60,6 +61,9 @@ class TextDataModule(LightningDataModule):
             if value < 1:
                 msg = f"data.{name} is {value}, but a batch has at least 1 row."
                 raise ConfigurationError(msg)
+        if num_workers < 0:
+            msg = f"data.num_workers is {num_workers}, but it must be 0 (batches are built in the process) or more."
+            raise ConfigurationError(msg)
         self.backbone = backbone
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -205,7 +209,8 @@ class TextDataModule(LightningDataModule):
         for kind in KINDS_OF_STAGE[stage]:
             names = self.split_names(kind)
             if not names:
-                msg = f"the data has no {kind} split with labels; it has {', '.join(self.raw_splits)}."
+                why = self.without_test if kind == TEST else f"the data has no {kind} split with labels"
+                msg = f"{why}; there is {', '.join(self.raw_splits)}."
                 raise DataError(msg)
             for name in names:
                 if kind == PREDICT:

@@ -7,12 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lora_lightning.backbones import load_config
-from lora_lightning.backbones.causal_lm import position_limit
+from lora_lightning.backbones import load_config, position_limit
 from lora_lightning.datamodules.base import PREDICT, TextDataModule
 from lora_lightning.datamodules.batching import EncodedSplit, TokenizedDataset
 from lora_lightning.datamodules.queries import read_queries
-from lora_lightning.datamodules.records import Record, read_records
+from lora_lightning.datamodules.records import RECORD_FILES, Record, read_records
 from lora_lightning.datamodules.tokenizing import flatten_rows
 from lora_lightning.errors import ConfigurationError
 
@@ -40,7 +39,7 @@ class CausalLMDataModule(TextDataModule):
         backbone: Whose tokenizer to use; the command line fills it in from `model.backbone`.
         batch_size: Training blocks a step and process.
         eval_batch_size: Blocks, or prompts, a step and process in validation, test and prediction.
-        predict_file: Text file with one prompt a line for `predict`, `-` for standard input, or JSON lines.
+        predict_file: What `predict` continues: a text file with one prompt a line, `-` for standard input, or records.
         cache_dir: Where tokenised data is kept; `~/.cache/lora_lightning` (or below `$XDG_CACHE_HOME`) if not given.
         num_workers: Processes that build batches.
     """
@@ -118,7 +117,7 @@ class CausalLMDataModule(TextDataModule):
 
     def load_prediction_splits(self) -> dict[str, list[Prompt]]:
         """The prompts of `predict_file`."""
-        if self.predict_file is not None and Path(self.predict_file).suffix in {".json", ".jsonl"}:
+        if self.predict_file is not None and Path(self.predict_file).suffix in RECORD_FILES:
             prompts: Sequence[str | Record] = read_records(self.predict_file)
         else:
             prompts = read_queries(self.predict_file)

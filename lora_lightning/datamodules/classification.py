@@ -7,8 +7,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from transformers import PretrainedConfig
 
-from lora_lightning.backbones import load_config, uses_token_types
+from lora_lightning.backbones import load_config, position_limit, uses_token_types
 from lora_lightning.datamodules.base import PREDICT, TextDataModule
 from lora_lightning.datamodules.batching import EncodedSplit
 from lora_lightning.datamodules.queries import read_queries
@@ -82,16 +83,31 @@ class ClassificationDataModule(TextDataModule):
         return {PREDICT: LabelledTexts(read_queries(self.predict_file))}
 
     @cached_property
-    def has_token_types(self) -> bool:
-        """Whether the backbone tells the texts of a pair apart; its tokenizer alone does not know."""
-        return uses_token_types(load_config(self.required_backbone))
+    def model_config(self) -> PretrainedConfig:
+        """The backbone's architecture: its tokenizer alone knows neither token types nor positions."""
+        return load_config(self.required_backbone)
+
+    def _check_marks(self, pairs: bool) -> None:
+        needed = self.tokenizer.num_special_tokens_to_add(pair=pairs) + 1 + pairs
+        if self.max_length < needed:
+            unit = "pair of texts" if pairs else "text"
+            msg = f"data.max_length is {self.max_length}, but a {unit} has at least {needed} tokens with its marks."
+            raise ConfigurationError(msg)
 
     def encode(self, split: str, rows: LabelledTexts) -> EncodedSplit:
         """One row of tokens a text, and its label as `labels`, int64 classes or float32 numbers."""
         del split
         # A single text needs no types: the model itself takes them all for the first.
-        token_types = rows.pairs is not None and self.has_token_types
+        token_types = rows.pairs is not None and uses_token_types(self.model_config)
+        self._check_marks(rows.pairs is not None)
         lengths, tokens = tokenize_texts(self.tokenizer, rows.texts, rows.pairs, self.max_length, token_types)
+        limit = position_limit(self.model_config)
+        if limit is not None and len(lengths) and lengths.max() > limit:
+            msg = (
+                f"data.max_length is {self.max_length} and there is a text of {lengths.max()} tokens, but the backbone "
+                f"{self.backbone} has {limit} positions; set data.max_length to at most {limit}."
+            )
+            raise ConfigurationError(msg)
         if rows.labels is None:
             return EncodedSplit(lengths, tokens)
         labels = np.asarray(rows.labels)
@@ -102,7 +118,7 @@ class ClassificationDataModule(TextDataModule):
         return {
             "max_length": self.max_length,
             "truncation_side": self.tokenizer.truncation_side,
-            "token_types": self.has_token_types,
+            "token_types": uses_token_types(self.model_config),
             "labels": self.label_space.names,
         }
 

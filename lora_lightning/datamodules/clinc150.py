@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from lora_lightning.backbones import hub_is_reachable
+from lora_lightning.datamodules.hub import hub_table, load_hub_dataset
 from lora_lightning.datamodules.intents import OUT_OF_SCOPE, IntentDataModule, Pairs
 from lora_lightning.datamodules.queries import check_texts
 from lora_lightning.errors import DataError, nearest
@@ -153,22 +153,15 @@ class Clinc150DataModule(IntentDataModule):
                 "them, or set --data.data_dir to the original JSON release."
             )
             raise DataError(msg)
-        import datasets  # noqa: PLC0415  # a second and 100 MiB that local files do not need
-
-        try:
-            download = datasets.DownloadConfig(local_files_only=not hub_is_reachable())
-            splits = datasets.load_dataset(HUB_DATASET, HUB_CONFIG[self.variant], download_config=download)
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            msg = (
-                f"the data set {HUB_DATASET} could not be fetched from the hub; without network set --data.data_dir "
-                f"to a folder with the original release's data_{self.variant}.json."
-            )
-            raise DataError(msg) from error
-        names = splits["train"].features["intent"].names
-        return {
-            split: {f"{HUB_DATASET}, {hub_split}": [(row["text"], names[row["intent"]]) for row in splits[hub_split]]}
-            for split, hub_split in (("train", "train"), ("val", "validation"), ("test", "test"))
-        }
+        remedy = (
+            f"without network set --data.data_dir to a folder with the original release's data_{self.variant}.json."
+        )
+        splits = load_hub_dataset(HUB_DATASET, HUB_CONFIG[self.variant], remedy)
+        parts: Parts = {}
+        for split, hub_split in (("train", "train"), ("val", "validation"), ("test", "test")):
+            table = hub_table(splits, HUB_DATASET, hub_split, ["text", "intent"])
+            parts[split] = {table.name: list(zip(table.column("text"), table.column("intent"), strict=True))}
+        return parts
 
 
 def _has_rows(content: Any, key: str) -> bool:

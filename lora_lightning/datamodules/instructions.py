@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from lora_lightning.datamodules.base import KINDS_OF_STAGE, PREDICT
 from lora_lightning.datamodules.batching import EncodedSplit
 from lora_lightning.datamodules.causal_lm import CausalLMDataModule, Prompt
+from lora_lightning.datamodules.holding_out import held_out
 from lora_lightning.datamodules.instruction_format import (
     Example,
     Message,
@@ -25,7 +26,7 @@ from lora_lightning.datamodules.instruction_format import (
     render_plain,
 )
 from lora_lightning.datamodules.packing import pack_documents
-from lora_lightning.datamodules.records import Record, hold_out, hub_records, read_records
+from lora_lightning.datamodules.records import Record, hub_records, read_records
 from lora_lightning.errors import ConfigurationError, DataError
 
 EXAMPLES_AT_ONCE = 1024
@@ -40,11 +41,11 @@ class InstructionDataModule(CausalLMDataModule):
     The loss is on the responses (with their end) alone. Blocks hold whole examples, the same ones in every epoch.
 
     Args:
-        train_file: JSON lines, or a JSON list (`.json`), of records.
-        val_file: The same for validation; without it a random share of the training records is set aside.
+        train_file: Records: JSON lines, a JSON list (`.json`), CSV, TSV or Parquet.
+        validation_file: The same for validation; without it a random share of the training records is held out.
         test_file: The same for test; without it nothing is tested.
-        hub_dataset: Instead of files: a data set of the hub with the same fields, for example `tatsu-lab/alpaca`.
-        hub_config: Its configuration, where it has several.
+        dataset_name: Instead of files: a data set of the hub with the same fields, for example `tatsu-lab/alpaca`.
+        dataset_config_name: Its configuration, where it has several.
         chat_template: Write examples with the tokenizer's chat template, as chats must be; otherwise under the
             headings Instruction, Input and Response.
         empty_responses: A record without a response (the original Alpaca has some) is an `error`, or is left out
@@ -57,8 +58,8 @@ class InstructionDataModule(CausalLMDataModule):
         backbone: Whose tokenizer to use; the command line fills it in from `model.backbone`.
         batch_size: Training blocks a step and process.
         eval_batch_size: Blocks, or prompts, a step and process in validation, test and prediction.
-        predict_file: Text file with one instruction a line for `predict`, `-` for standard input, or JSON lines with
-            `instruction` and `input`, or with `messages`.
+        predict_file: What `predict` responds to: a text file with one instruction a line, `-` for standard input, or
+            records with `instruction` and `input`, or with `messages`.
         cache_dir: Where tokenised data is kept; `~/.cache/lora_lightning` (or below `$XDG_CACHE_HOME`) if not given.
         num_workers: Processes that build batches.
     """
@@ -66,10 +67,10 @@ class InstructionDataModule(CausalLMDataModule):
     def __init__(
         self,
         train_file: str | None = None,
-        val_file: str | None = None,
+        validation_file: str | None = None,
         test_file: str | None = None,
-        hub_dataset: str | None = None,
-        hub_config: str | None = None,
+        dataset_name: str | None = None,
+        dataset_config_name: str | None = None,
         chat_template: bool = False,
         empty_responses: Literal["error", "drop"] = "error",
         long_examples: Literal["cut", "drop"] = "cut",
@@ -94,9 +95,9 @@ class InstructionDataModule(CausalLMDataModule):
             cache_dir=cache_dir,
             num_workers=num_workers,
         )
-        self.files = {"train": train_file, "val": val_file, "test": test_file}
-        self.hub_dataset = hub_dataset
-        self.hub_config = hub_config
+        self.files = {"train": train_file, "val": validation_file, "test": test_file}
+        self.dataset_name = dataset_name
+        self.dataset_config_name = dataset_config_name
         self.chat_template = chat_template
         self.empty_responses = empty_responses
         self.long_examples = long_examples
@@ -106,17 +107,23 @@ class InstructionDataModule(CausalLMDataModule):
         self._check_tokenizer()
         if self.files["train"] is not None:
             records = {split: read_records(path) for split, path in self.files.items() if path is not None}
-        elif self.hub_dataset is not None:
-            records = hub_records(self.hub_dataset, self.hub_config, "set --data.train_file to a JSON file.")
+        elif self.dataset_name is not None:
+            records = hub_records(self.dataset_name, self.dataset_config_name, "set --data.train_file to a JSON file.")
         else:
-            msg = "no instructions were given: set data.train_file or data.hub_dataset."
+            msg = "no instructions were given: set data.train_file or data.dataset_name."
             raise ConfigurationError(msg)
         splits = {split: self._examples(split, rows) for split, rows in records.items()}
         if "val" not in splits:
-            if len(splits["train"]) < 2:  # noqa: PLR2004  # one to learn, one to validate
-                msg = f"{records['train'][0].where}: one example is too few to validate as well; give data.val_file."
+            chosen = held_out(len(splits["train"]), self.validation_share, self.split_seed)
+            if not chosen.any():
+                msg = (
+                    f"{self.files['train'] or self.dataset_name} has {len(chosen)} examples, too few to hold out "
+                    f"{self.validation_share:g} of them; set data.validation_share or data.validation_file."
+                )
                 raise DataError(msg)
-            splits["train"], splits["val"] = hold_out(splits["train"], self.validation_share, self.split_seed)
+            whole = splits["train"]
+            splits["train"] = [example for example, out in zip(whole, chosen, strict=True) if not out]
+            splits["val"] = [example for example, out in zip(whole, chosen, strict=True) if out]
         return splits
 
     def _examples(self, split: str, records: Sequence[Record]) -> list[Example]:

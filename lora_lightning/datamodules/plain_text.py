@@ -9,8 +9,10 @@ import numpy as np
 
 from lora_lightning.datamodules.batching import EncodedSplit
 from lora_lightning.datamodules.causal_lm import CausalLMDataModule, Prompt
+from lora_lightning.datamodules.holding_out import held_out
 from lora_lightning.datamodules.packing import cut_stream
-from lora_lightning.datamodules.records import Record, hold_out, hub_records, read_records, read_text, text_field
+from lora_lightning.datamodules.records import RECORD_FILES, Record, hub_records, read_records, text_field
+from lora_lightning.datamodules.tables import read_text
 from lora_lightning.errors import ConfigurationError, DataError
 
 WIKITEXT_SPLITS = {"train": "train", "val": "valid", "test": "test"}
@@ -35,28 +37,28 @@ class Corpus:
 class PlainTextDataModule(CausalLMDataModule):
     """Blocks of `context_length` tokens from one stream of text, without padding and without loss.
 
-    A text file is one text, byte for byte. Of JSON lines (`.jsonl`, `.json`) and of the hub's data sets each record
-    is a document, and ends with the model's end-of-text token. Validation and test predict every token but the first
+    A text file is one text, byte for byte. Of records (JSON lines, a JSON list, CSV, TSV, Parquet, the hub) each is a
+    document, and ends with the model's end-of-text token. Validation and test predict every token but the first
     of the split exactly once, from the tokens of its block.
 
     Args:
         data_dir: Folder in WikiText's layout: `wiki.train.raw`, `wiki.valid.raw`, `wiki.test.raw` (or `.tokens`).
-        train_file: Instead: a text file, or JSON lines.
-        val_file: The same for validation; without it a share of the training data is set aside: random documents, or
-            the end of the one text.
+        train_file: Instead: a text file, or records.
+        validation_file: The same for validation; without it a share of the training data is held out: random
+            documents, or the end of the one text.
         test_file: The same for test; without it nothing is tested.
-        hub_dataset: Instead: a data set of the hub, for example `Salesforce/wikitext`.
-        hub_config: Its configuration, for example `wikitext-2-raw-v1`.
-        hub_rows_are_lines: Rows of the hub's data set are lines of one text and no documents, as WikiText's are.
-        text_field: The field of a record that holds the text.
+        dataset_name: Instead: a data set of the hub, for example `Salesforce/wikitext`.
+        dataset_config_name: Its configuration, for example `wikitext-2-raw-v1`.
+        rows_are_lines: Rows of the hub's data set are lines of one text and no documents, as WikiText's are.
+        text_column: Name of the field of texts in records.
         context_length: Tokens the model sees at once.
         validation_share: Share of the training data to validate on where there is no validation split, in (0, 1).
         split_seed: Which documents that are.
         backbone: Whose tokenizer to use; the command line fills it in from `model.backbone`.
         batch_size: Training blocks a step and process.
         eval_batch_size: Blocks, or prompts, a step and process in validation, test and prediction.
-        predict_file: Text file with one prompt a line for `predict`, `-` for standard input, or JSON lines with
-            `prompt`.
+        predict_file: What `predict` continues: a text file with one prompt a line, `-` for standard input, or records
+            with `prompt`.
         cache_dir: Where tokenised data is kept; `~/.cache/lora_lightning` (or below `$XDG_CACHE_HOME`) if not given.
         num_workers: Processes that build batches.
     """
@@ -65,12 +67,12 @@ class PlainTextDataModule(CausalLMDataModule):
         self,
         data_dir: str | None = None,
         train_file: str | None = None,
-        val_file: str | None = None,
+        validation_file: str | None = None,
         test_file: str | None = None,
-        hub_dataset: str | None = None,
-        hub_config: str | None = None,
-        hub_rows_are_lines: bool = False,
-        text_field: str = "text",
+        dataset_name: str | None = None,
+        dataset_config_name: str | None = None,
+        rows_are_lines: bool = False,
+        text_column: str = "text",
         context_length: int = 512,
         validation_share: float = 0.05,
         split_seed: int = 0,
@@ -93,11 +95,11 @@ class PlainTextDataModule(CausalLMDataModule):
             num_workers=num_workers,
         )
         self.data_dir = data_dir
-        self.files = {"train": train_file, "val": val_file, "test": test_file}
-        self.hub_dataset = hub_dataset
-        self.hub_config = hub_config
-        self.hub_rows_are_lines = hub_rows_are_lines
-        self.text_field = text_field
+        self.files = {"train": train_file, "val": validation_file, "test": test_file}
+        self.dataset_name = dataset_name
+        self.dataset_config_name = dataset_config_name
+        self.rows_are_lines = rows_are_lines
+        self.text_column = text_column
 
     def read_splits(self) -> dict[str, Corpus]:
         """Reads the text of every split; sets validation aside where there is none."""
@@ -112,46 +114,52 @@ class PlainTextDataModule(CausalLMDataModule):
             return {split: self._read_file(path) for split, path in wikitext_files(Path(self.data_dir)).items()}
         if self.files["train"] is not None:
             return {split: self._read_file(path) for split, path in self.files.items() if path is not None}
-        if self.hub_dataset is not None:
+        if self.dataset_name is not None:
             remedy = "set --data.data_dir to a folder with wiki.train.raw, or --data.train_file."
-            found = hub_records(self.hub_dataset, self.hub_config, remedy)
+            found = hub_records(self.dataset_name, self.dataset_config_name, remedy)
             return {split: self._of_hub(records, split) for split, records in found.items()}
-        msg = "no text was given: set data.data_dir (WikiText's layout), data.train_file or data.hub_dataset."
+        msg = "no text was given: set data.data_dir (WikiText's layout), data.train_file or data.dataset_name."
         raise ConfigurationError(msg)
 
     def _read_file(self, path: str | Path) -> Corpus:
-        if Path(path).suffix in {".json", ".jsonl"}:
+        if Path(path).suffix in RECORD_FILES:
             return Corpus(str(path), self._texts(read_records(path)), are_documents=True)
-        text = read_text(path)
+        text = read_text(Path(path))
         if not text.strip():
             msg = f"{path} is empty; give a file with text."
             raise DataError(msg)
         return Corpus(str(path), [text], are_documents=False)
 
     def _of_hub(self, records: list[Record], split: str) -> Corpus:
-        where = f"{self.hub_dataset}, {split}"
-        if not self.hub_rows_are_lines:
+        where = f"{self.dataset_name}, {split}"
+        if not self.rows_are_lines:
             return Corpus(where, self._texts(records), are_documents=True)
-        lines = [text_field(record, self.text_field, may_be_empty=True) for record in records]
+        lines = [text_field(record, self.text_column, may_be_empty=True) for record in records]
         return Corpus(where, ["".join(lines)], are_documents=False)
 
     def _texts(self, records: Iterable[Record]) -> list[str]:
-        return [text_field(record, self.text_field) for record in records]
+        return [text_field(record, self.text_column) for record in records]
 
     def _set_aside(self, corpus: Corpus) -> tuple[Corpus, Corpus]:
         pieces = corpus.texts if corpus.are_documents else corpus.texts[0].splitlines(keepends=True)
-        if len(pieces) < 2:  # noqa: PLR2004  # one to learn, one to validate
-            msg = f"{corpus.where} is too short to set a share aside for validation; give data.val_file."
-            raise DataError(msg)
         if corpus.are_documents:
-            kept, held_out = hold_out(pieces, self.validation_share, self.split_seed)
-        else:  # random lines would be predicted from their neighbours
-            place = min(max(round((1 - self.validation_share) * len(pieces)), 1), len(pieces) - 1)
-            kept, held_out = ["".join(pieces[:place])], ["".join(pieces[place:])]
-        return (
-            Corpus(corpus.where, kept, corpus.are_documents),
-            Corpus(corpus.where, held_out, corpus.are_documents),
-        )
+            chosen = held_out(len(pieces), self.validation_share, self.split_seed)
+        else:  # the end of the text: random lines would be predicted from their neighbours
+            chosen = np.arange(len(pieces)) >= len(pieces) - round(self.validation_share * len(pieces))
+        if not 0 < chosen.sum() < len(pieces):
+            unit = "documents" if corpus.are_documents else "lines"
+            msg = (
+                f"{corpus.where} has {len(pieces)} {unit}, too few to hold out {self.validation_share:g} of them; set "
+                "data.validation_share or data.validation_file."
+            )
+            raise DataError(msg)
+        parts = []
+        for rows in (~chosen, chosen):
+            texts = [piece for piece, kept in zip(pieces, rows, strict=True) if kept]
+            parts.append(
+                Corpus(corpus.where, texts if corpus.are_documents else ["".join(texts)], corpus.are_documents)
+            )
+        return parts[0], parts[1]
 
     def encode_examples(self, rows: Corpus) -> EncodedSplit:
         """The stream of all texts in blocks."""

@@ -30,7 +30,7 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
     Args:
         path: The file; its folder is made if needed.
-        rows: At least one.
+        rows: At least one. A list or a mapping becomes JSON in a CSV cell.
 
     Raises:
         ConfigurationError: If the file cannot be written.
@@ -41,9 +41,13 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             if path.suffix == ".csv":
                 writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
                 writer.writeheader()
-                writer.writerows(rows)
+                writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
             else:
                 stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     except OSError as error:
         msg = f"the predictions cannot be written to {path} ({error.strerror}); choose another --predictions.file."
         raise ConfigurationError(msg) from error
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value

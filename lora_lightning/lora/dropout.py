@@ -29,8 +29,8 @@ def inverted_mask(x: Tensor, p: float) -> Tensor:
     dropped = min(round(p * LEVELS), LEVELS - 1)
     # NumPy compares and converts bytes with vector instructions; PyTorch takes ten times as long.
     kept = words.numpy().view(np.uint8)[: x.numel()] >= dropped
-    mask = np.multiply(kept, np.float32(LEVELS / (LEVELS - dropped)))
-    return torch.from_numpy(mask).view(x.shape).to(x.dtype)
+    mask = torch.from_numpy(kept.astype(np.float32)).mul_(LEVELS / (LEVELS - dropped))
+    return mask.view(x.shape).to(x.dtype)
 
 
 class FastDropout(nn.Dropout):

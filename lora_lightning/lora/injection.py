@@ -11,7 +11,11 @@ from lora_lightning.errors import ConfigurationError, nearest
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.target_modules import linear_layers, resolve_target_modules
 
-HEADS = ("classifier", "score")  # PEFT trains what is called so in any case, found in the checkpoint or not
+HEADS = (
+    "classifier",
+    "score",
+    "qa_outputs",
+)  # PEFT trains what is called so in any case, found in the checkpoint or not
 
 
 def modules_lacked(model: nn.Module, missing_parameters: Collection[str]) -> list[str]:
@@ -68,7 +72,7 @@ def attach_lora(
     model: PreTrainedModel,
     settings: LoraSettings,
     lacked: Collection[str],
-    task_type: str,
+    task_type: str | None,
     never_adapted: Collection[str] = (),
 ) -> PeftModel:
     """Freezes the base and adds trainable adapters.
@@ -77,7 +81,7 @@ def attach_lora(
         model: The pretrained model; changed in place.
         settings: Rank, scaling, targets.
         lacked: Module names from `modules_lacked`; they train in full and are saved with the adapter.
-        task_type: PEFT's word for the task, for example `SEQ_CLS`.
+        task_type: PEFT's word for the task, for example `SEQ_CLS`; `None` for a wrapper that changes no argument.
         never_adapted: Dotted names of modules that get no adapter either, such as a language model's head.
 
     Returns:

@@ -1,7 +1,9 @@
 """Every metric of one split of an intent data set."""
 
+from typing import cast
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import CatMetric, MeanMetric
 from torchmetrics.classification import (
     BinaryAUROC,
@@ -9,39 +11,29 @@ from torchmetrics.classification import (
     BinaryPrecision,
     BinaryRecall,
     BinarySpecificityAtSensitivity,
-    MulticlassAccuracy,
-    MulticlassCalibrationError,
     MulticlassConfusionMatrix,
-    MulticlassF1Score,
 )
 
+from lora_lightning.metrics.classification import ClassificationMetrics
 from lora_lightning.metrics.label_space import OUT_OF_SCOPE_TARGET, LabelSpace
 from lora_lightning.metrics.out_of_scope import best_threshold, in_scope_prediction, out_of_scope_score
 
-CALIBRATION_BINS = 15  # Guo et al. 2017, arXiv 1706.04599
 
-
-class IntentMetrics(nn.Module):
-    """Accuracy, F1, calibration, out-of-scope detection and accuracy by domain, over one split.
+class IntentMetrics(ClassificationMetrics):
+    """The usual metrics of single labels, out-of-scope detection and accuracy by domain, over one split.
 
     Targets are class indices. A query out of scope has the index of that class, or -1 where there is no such class.
-    Every value is a fraction in [0, 1]. `accuracy` counts out-of-scope queries too where they have a class.
+    Every value but the loss is a fraction in [0, 1]. `accuracy` counts out-of-scope queries too where they have a
+    class.
 
     Args:
         space: The data set's labels.
     """
 
     def __init__(self, space: LabelSpace) -> None:
-        super().__init__()
-        num_labels = len(space.names)
+        super().__init__(space)
         self.out_of_scope_index = space.out_of_scope_index
         self.has_out_of_scope = space.has_out_of_scope
-        self.loss = MeanMetric()
-        self.accuracy = MulticlassAccuracy(num_labels, average="micro")
-        self.macro_f1 = MulticlassF1Score(num_labels, average="macro")
-        self.weighted_f1 = MulticlassF1Score(num_labels, average="weighted")
-        self.calibration_error = MulticlassCalibrationError(num_labels, n_bins=CALIBRATION_BINS, norm="l1")
-        self.confusion = MulticlassConfusionMatrix(num_labels)
         self.domains = space.domains
         if space.has_out_of_scope:
             self.in_scope_accuracy = MeanMetric()
@@ -57,18 +49,14 @@ class IntentMetrics(nn.Module):
         """
         logits = logits.detach().float()
         labelled = target != OUT_OF_SCOPE_TARGET
-        prediction = logits.argmax(dim=-1)
         if labelled.any():
-            kept, kept_target = logits[labelled], target[labelled]
-            self.loss.update(loss.detach(), weight=len(kept_target))
-            for metric in (self.accuracy, self.macro_f1, self.weighted_f1, self.confusion):
-                metric.update(prediction[labelled], kept_target)
-            self.calibration_error.update(kept.softmax(dim=-1), kept_target)
+            super().update(logits[labelled], target[labelled], loss)
         if self.has_out_of_scope:
-            self._update_out_of_scope(logits, target, prediction)
+            self._update_out_of_scope(logits, target)
 
-    def _update_out_of_scope(self, logits: Tensor, target: Tensor, prediction: Tensor) -> None:
+    def _update_out_of_scope(self, logits: Tensor, target: Tensor) -> None:
         index = self.out_of_scope_index
+        prediction = logits.argmax(dim=-1)
         outside = target == (OUT_OF_SCOPE_TARGET if index is None else index)
         if (~outside).any():
             self.in_scope_accuracy.update((prediction == target)[~outside].float())
@@ -88,24 +76,19 @@ class IntentMetrics(nn.Module):
             return float("inf")
         return best_threshold(_values(self.scores), _values(self.truth).bool(), _values(self.correct).bool())
 
-    def compute(self, threshold: float) -> dict[str, Tensor]:
+    def compute(self, threshold: float = float("inf")) -> dict[str, Tensor]:
         """Everything, by name.
 
         Args:
-            threshold: Out-of-scope score from which a query is called out of scope, chosen on validation.
+            threshold: Out-of-scope score from which a query is called out of scope, chosen on validation; infinity
+                calls nothing so.
 
         Returns:
             Scalars by metric name, without the split's prefix.
         """
-        values = {
-            "loss": self.loss.compute(),
-            "accuracy": self.accuracy.compute(),
-            "macro_f1": self.macro_f1.compute(),
-            "weighted_f1": self.weighted_f1.compute(),
-            "calibration_error": self.calibration_error.compute(),
-        }
+        values = super().compute()
         # From the confusion of all processes: one process alone may not have seen every domain.
-        counts = self.confusion.compute()
+        counts = cast("MulticlassConfusionMatrix", self.confusion).compute()
         for name, labels in self.domains.items():
             if rows := int(counts[labels].sum()):
                 values[f"domain_accuracy/{name}"] = counts.diagonal()[labels].sum() / rows
@@ -127,11 +110,6 @@ class IntentMetrics(nn.Module):
         specificity, _ = BinarySpecificityAtSensitivity(min_sensitivity=0.95)(scores, truth)
         values["out_of_scope_fpr_at_95_tpr"] = 1 - specificity
         return values
-
-    def reset(self) -> None:
-        """Forgets every batch."""
-        for metric in self.children():
-            metric.reset()  # type: ignore[operator]
 
 
 def _values(metric: CatMetric) -> Tensor:

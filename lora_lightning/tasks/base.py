@@ -1,14 +1,15 @@
 """What every task shares: the adapted backbone, its optimizer, and the save contract."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 from lightning import LightningModule
+from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lora_lightning.backbones.source import backbone_identity
@@ -20,7 +21,7 @@ from lora_lightning.metrics.label_space import LabelSpace
 from lora_lightning.tasks.optimization import OptimizationSettings, build_optimizer, build_schedule
 
 # Hyperparameters that decide which weights a checkpoint holds; the others may differ when it is evaluated.
-STRUCTURAL = ("backbone.", "lora.", "label_space.names.")
+STRUCTURAL = ("backbone.", "lora.", "label_space.names.", "label_space.problem_type.")
 
 
 class AdaptationTask(LightningModule):
@@ -41,8 +42,8 @@ class AdaptationTask(LightningModule):
     def __init__(
         self,
         backbone: str,
-        # Defaults here too: jsonargparse would take a missing one for null, and train the whole backbone.
-        lora: LoraSettings | None = LoraSettings(),  # noqa: B008
+        # The same defaults as the tasks': without them the parser takes null for a task's own default.
+        lora: LoraSettings | None = LoraSettings(),  # noqa: B008  # never changed
         optimization: OptimizationSettings = OptimizationSettings(),  # noqa: B008
         base_dropout: float | None = None,
         gradient_checkpointing: bool = False,
@@ -114,12 +115,25 @@ class AdaptationTask(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over what trains, and the schedule, stepped once an optimizer step."""
-        optimizer = build_optimizer(self, self.optimization)
+        mixed_precision = isinstance(self.trainer.precision_plugin, MixedPrecision)
+        optimizer = build_optimizer(self, self.optimization, mixed_precision=mixed_precision)
         schedule = build_schedule(optimizer, self.optimization, self.trainer.estimated_stepping_batches)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "train/learning_rate"},
         }
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves and converts the network; metrics and thresholds only move, and stay exact in half precision."""
+
+        def move(tensor: Tensor) -> Tensor:
+            result = fn(tensor)
+            return result if result.dtype == tensor.dtype else tensor.to(result.device)
+
+        for name, child in self.named_children() if recurse else ():
+            child._apply(fn if name == "network" else move)  # type: ignore[no-untyped-call]  # noqa: SLF001  # torch's hook
+        super()._apply(move, recurse=False)  # type: ignore[no-untyped-call]
+        return self
 
     def saved_names(self) -> list[str]:
         """Names of everything a checkpoint must hold: trained parameters and the task's own buffers."""

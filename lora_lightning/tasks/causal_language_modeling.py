@@ -12,13 +12,12 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lora_lightning.backbones import load_tokenizer
+from lora_lightning.backbones import load_tokenizer, position_limit
 from lora_lightning.backbones.causal_lm import (
     check_causal_lm_settings,
     load_causal_lm,
     load_causal_lm_config,
     output_head_name,
-    position_limit,
 )
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.config import LoraSettings

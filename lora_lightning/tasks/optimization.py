@@ -76,19 +76,20 @@ def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) ->
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(model: nn.Module, settings: OptimizationSettings) -> AdamW:
-    """AdamW in its fused form over what trains.
+def build_optimizer(model: nn.Module, settings: OptimizationSettings, *, mixed_precision: bool = False) -> AdamW:
+    """AdamW over what trains, in its fused form where that is possible.
 
     Args:
         model: Holds the parameters.
         settings: Learning rate and decay.
+        mixed_precision: Lightning clips gradients of a mixed-precision run only where the optimizer is not fused.
 
     Returns:
         The optimizer.
     """
     groups = parameter_groups(model.parameters(), settings.weight_decay)
     on_one_device = len({parameter.device.type for group in groups for parameter in group["params"]}) == 1
-    return AdamW(groups, lr=settings.learning_rate, fused=on_one_device or None)
+    return AdamW(groups, lr=settings.learning_rate, fused=(on_one_device and not mixed_precision) or None)
 
 
 def build_schedule(optimizer: Optimizer, settings: OptimizationSettings, total_steps: float) -> LRScheduler:

@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PretrainedConfig
 
 from lora_lightning.backbones import (
@@ -16,28 +15,36 @@ from lora_lightning.backbones import (
     load_sequence_classifier,
     load_tokenizer,
 )
+from lora_lightning.backbones.attention import use_dropout_attention
+from lora_lightning.backbones.first_token import keep_first_token_only
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.dropout import use_fast_dropout
 from lora_lightning.lora.fused import fuse_lora_layers
 from lora_lightning.lora.injection import attach_lora
 from lora_lightning.metrics import (
-    OUT_OF_SCOPE_TARGET,
+    SINGLE_LABEL,
+    ClassificationMetrics,
     IntentMetrics,
     LabelSpace,
-    in_scope_prediction,
-    out_of_scope_score,
+    chosen_metrics,
+    classification_metrics,
 )
 from lora_lightning.tasks.base import AdaptationTask, from_plain
+from lora_lightning.tasks.classification_outputs import classification_loss, predict_labels, readable
 from lora_lightning.tasks.optimization import OptimizationSettings
 
 Batch = dict[str, Tensor]
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-DIGITS = 6  # of scores in files
+KINDS_OF_STAGE = {"fit": ["val"], "validate": ["val"], "test": ["test"]}
+HEADLINES = ("in_scope_accuracy", "accuracy", "matthews_correlation", "micro_f1", "pearson")  # for the progress bar
 
 
 class SequenceClassificationTask(AdaptationTask):
-    """One label a text, with an optional class or threshold for texts out of scope.
+    """Labels of texts or pairs of texts: one of several, any number of them, or a number.
+
+    What is to be learnt, and which metrics are reported, comes from the data module's labels. Data with queries out
+    of scope has a class or a threshold for them.
 
     Args:
         backbone: A hub id, a local folder, or `package://<installed package>/<folder>`.
@@ -46,7 +53,7 @@ class SequenceClassificationTask(AdaptationTask):
         base_dropout: Probability for every dropout of the pretrained model; `null` leaves what it came with.
         gradient_checkpointing: Keep only what goes into each layer and compute the rest again in the backward pass:
             much less memory for long texts, about a third more time.
-        label_smoothing: Share of the target's mass spread over all classes, in [0, 1).
+        label_smoothing: Share of the target's mass spread over all classes, in [0, 1); for single labels.
         label_space: The labels; filled in from the data module, or from the checkpoint in `predict`.
     """
 
@@ -70,6 +77,7 @@ class SequenceClassificationTask(AdaptationTask):
         self.label_smoothing = label_smoothing
         self.label_space = from_plain(LabelSpace, label_space)
         self.metrics = nn.ModuleDict()
+        self.scored_splits: list[str] = []  # in the order of the loaders
         # Infinity calls nothing out of scope, until validation has chosen.
         self.register_buffer("out_of_scope_threshold", torch.tensor(float("inf")))
         self.remember(
@@ -83,14 +91,22 @@ class SequenceClassificationTask(AdaptationTask):
         )
 
     def setup(self, stage: str) -> None:
-        """Takes the labels from the data module.
+        """Takes the labels from the data module, and makes the metrics of every split that will be scored.
 
         Args:
             stage: `fit`, `validate`, `test` or `predict`; prediction keeps the checkpoint's labels.
+
+        Raises:
+            ConfigurationError: If a metric does not exist for such labels.
         """
-        offered = getattr(self.trainer.datamodule, "label_space", None) if stage != "predict" else None  # type: ignore[attr-defined]
-        if self.label_space is None and offered is not None:
-            self.adopt_labels(offered)
+        if stage == "predict":
+            return
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self.label_space is None and datamodule.label_space is not None:
+            self.adopt_labels(datamodule.label_space)
+        self.scored_splits = [name for kind in KINDS_OF_STAGE[stage] for name in datamodule.split_names(kind)]
+        for name in self.scored_splits:
+            self.metrics[name] = classification_metrics(self.labels)
 
     def adopt_labels(self, space: LabelSpace) -> None:
         """Takes the labels from a data module or a checkpoint, before the model is built."""
@@ -111,24 +127,31 @@ class SequenceClassificationTask(AdaptationTask):
 
     def _load_config(self) -> PretrainedConfig:
         pad_token_id = int(load_tokenizer(self.backbone).pad_token_id)
-        return load_classification_config(self.backbone, self.labels.names, pad_token_id, self.base_dropout)
+        return load_classification_config(
+            self.backbone, self.labels.names, pad_token_id, self.base_dropout, self.labels.problem_type
+        )
 
     def check_settings(self) -> None:
-        """Finds settings that do not fit the backbone's architecture, before any weights load."""
+        """Finds settings that do not fit the labels or the backbone's architecture, before any weights load."""
+        chosen_metrics(self.labels)
+        if self.label_smoothing and self.labels.problem_type != SINGLE_LABEL:
+            kind = self.labels.problem_type.replace("_", " ")
+            msg = f"model.label_smoothing is {self.label_smoothing}, but this data is {kind}; set it to 0."
+            raise ConfigurationError(msg)
         if self.lora is not None:
             check_adapter_settings(self._load_config(), self.lora)
 
     def build_network(self) -> nn.Module:
-        """Loads the backbone, attaches the adapters, and makes the metrics."""
+        """Loads the backbone and attaches the adapters."""
         self.check_settings()
         loaded = load_sequence_classifier(self.backbone, self._load_config())
+        keep_first_token_only(loaded.model)
+        use_dropout_attention(loaded.model)
         network: nn.Module = loaded.model
         if self.lora is not None:
             network = attach_lora(loaded.model, self.lora, loaded.lacked, "SEQ_CLS")
         use_fast_dropout(network)
         fuse_lora_layers(network)
-        for split in ("val", "test"):
-            self.metrics[split] = IntentMetrics(self.labels)
         return network.train()  # from_pretrained leaves it in eval mode, and Lightning keeps modes as they are
 
     def forward(self, batch: Batch) -> Tensor:
@@ -139,7 +162,7 @@ class SequenceClassificationTask(AdaptationTask):
                 `token_type_ids` too.
 
         Returns:
-            (batch, classes), the backbone's floating dtype.
+            (batch, labels), the backbone's floating dtype.
         """
         inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
         logits: Tensor = self.built_network(**inputs).logits
@@ -147,112 +170,100 @@ class SequenceClassificationTask(AdaptationTask):
 
     def _shared_step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         logits = self(batch)
-        loss = functional.cross_entropy(
-            logits.float(),
-            batch["labels"],
-            ignore_index=OUT_OF_SCOPE_TARGET,
-            label_smoothing=self.label_smoothing if self.training else 0.0,
-        )
+        label_smoothing = self.label_smoothing if self.training else 0.0
+        loss = classification_loss(logits, batch["labels"], self.labels.problem_type, label_smoothing)
         return logits, loss
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean cross entropy of a batch."""
+        """Mean loss of a batch."""
         del batch_idx
         _, loss = self._shared_step(batch)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["labels"]))
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds a batch to the validation metrics."""
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Adds a batch to the metrics of its validation split."""
         del batch_idx
-        self._evaluation_step(batch, "val")
+        self._evaluation_step(batch, dataloader_idx)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds a batch to the test metrics."""
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Adds a batch to the metrics of its test split."""
         del batch_idx
-        self._evaluation_step(batch, "test")
+        self._evaluation_step(batch, dataloader_idx)
 
-    def _evaluation_step(self, batch: Batch, split: str) -> None:
+    def _evaluation_step(self, batch: Batch, dataloader_idx: int) -> None:
         logits, loss = self._shared_step(batch)
-        self.split_metrics(split).update(logits, batch["labels"], loss)
+        self.split_metrics(self.scored_splits[dataloader_idx]).update(logits, batch["labels"], loss)
 
-    def split_metrics(self, split: str) -> IntentMetrics:
-        """The metrics of `val` or `test`."""
-        return cast("IntentMetrics", self.metrics[split])
+    def split_metrics(self, split: str) -> ClassificationMetrics:
+        """The metrics of a split, such as `val` or `test`."""
+        return cast("ClassificationMetrics", self.metrics[split])
 
     def on_validation_epoch_end(self) -> None:
         """Chooses the out-of-scope threshold, then logs."""
-        self.out_of_scope_threshold.fill_(self.split_metrics("val").choose_threshold())
-        self._log_metrics("val")
+        for split in self.scored_splits:
+            metrics = self.split_metrics(split)
+            if isinstance(metrics, IntentMetrics):
+                self.out_of_scope_threshold.fill_(metrics.choose_threshold())
+        self._log_metrics()
 
     def on_test_epoch_end(self) -> None:
         """Logs, with the threshold that validation chose."""
-        self._log_metrics("test")
+        self._log_metrics()
 
-    def _log_metrics(self, split: str) -> None:
-        values = self.split_metrics(split).compute(float(self.out_of_scope_threshold))
-        headline = {"in_scope_accuracy", "accuracy"}
-        for name, value in values.items():
-            self.log(f"{split}/{name}", value, prog_bar=name in headline, sync_dist=True)
+    def _log_metrics(self) -> None:
+        for split in self.scored_splits:
+            metrics = self.split_metrics(split)
+            if isinstance(metrics, IntentMetrics):
+                values = metrics.compute(float(self.out_of_scope_threshold))
+            else:
+                values = metrics.compute()
+            for name, value in values.items():
+                self.log(f"{split}/{name}", value, prog_bar=name in HEADLINES, sync_dist=True)
 
     def on_validation_epoch_start(self) -> None:
         """Forgets the last epoch's batches; callbacks may look at them until now."""
-        self.split_metrics("val").reset()
+        self._reset_metrics()
 
     def on_test_epoch_start(self) -> None:
         """Forgets the last test's batches."""
-        self.split_metrics("test").reset()
+        self._reset_metrics()
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Scores queries.
+    def _reset_metrics(self) -> None:
+        for split in self.scored_splits:
+            self.split_metrics(split).reset()
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Predicts the labels of texts.
 
         Args:
             batch: From the data module's predict loader.
             batch_idx: Not used.
+            dataloader_idx: Not used.
 
         Returns:
-            For each query, (batch,): `index` in the file, `intent` (best in-scope class), `score` (its softmax
-            probability), `out_of_scope_score`, both in [0, 1], and `is_out_of_scope`, bool.
+            `index`, the row number, (batch,) int64, and the columns of `predict_labels`.
         """
-        del batch_idx
-        logits = self(batch)
-        outside_index = self.labels.out_of_scope_index
-        intent = in_scope_prediction(logits, outside_index)
-        outside = out_of_scope_score(logits, outside_index)
-        return {
-            "index": batch["index"],
-            "intent": intent,
-            "score": logits.float().softmax(dim=-1).gather(1, intent[:, None]).squeeze(1),
-            "out_of_scope_score": outside,
-            "is_out_of_scope": outside >= self.out_of_scope_threshold,
-        }
+        del batch_idx, dataloader_idx
+        return {"index": batch["index"]} | predict_labels(self(batch), self.labels, self.out_of_scope_threshold)
 
     def prediction_rows(
         self, batches: Sequence[Mapping[str, Any]], inputs: Sequence[Mapping[str, Any]]
     ) -> list[dict[str, Any]]:
-        """The input, its intent, the scores and the decision of each row."""
+        """Each input with its labels and scores."""
         rows = {}
         for batch in batches:
-            columns = [
-                batch[name].tolist() for name in ("index", "intent", "score", "out_of_scope_score", "is_out_of_scope")
-            ]
-            for index, intent, score, outside, is_outside in zip(*columns, strict=True):
-                rows[index] = {
-                    **inputs[index],
-                    "intent": self.labels.names[intent],
-                    "score": round(score, DIGITS),
-                    "out_of_scope_score": round(outside, DIGITS),
-                    "decision": "out_of_scope" if is_outside else "in_scope",
-                }
+            columns = {name: column.tolist() for name, column in batch.items()}
+            for position, index in enumerate(columns.pop("index")):
+                prediction = {name: column[position] for name, column in columns.items()}
+                rows[index] = {**inputs[index], **readable(prediction, self.labels)}
         return [rows[index] for index in sorted(rows)]
 
     def export_files(self) -> dict[str, Any]:
-        """What a server needs beside the weights: label names and the out-of-scope rule."""
-        threshold = float(self.out_of_scope_threshold)
-        return {
-            "labels.json": {
-                "names": self.labels.names,
-                "out_of_scope_index": self.labels.out_of_scope_index,
-                "out_of_scope_threshold": threshold if math.isfinite(threshold) else None,
-            }
-        }
+        """What a server needs beside the weights: label names, their kind, and the out-of-scope rule of intents."""
+        content: dict[str, Any] = {"names": self.labels.names, "problem_type": self.labels.problem_type}
+        if self.labels.has_out_of_scope:
+            threshold = float(self.out_of_scope_threshold)
+            content["out_of_scope_index"] = self.labels.out_of_scope_index
+            content["out_of_scope_threshold"] = threshold if math.isfinite(threshold) else None
+        return {"labels.json": content}

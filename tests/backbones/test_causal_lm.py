@@ -9,13 +9,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from lora_lightning.backbones import load_tokenizer, resolve_backbone
+from lora_lightning.backbones import load_tokenizer, position_limit, resolve_backbone
 from lora_lightning.backbones.causal_lm import (
     check_causal_lm_settings,
     load_causal_lm,
     load_causal_lm_config,
     output_head_name,
-    position_limit,
 )
 from lora_lightning.errors import BackboneError, ConfigurationError
 from lora_lightning.lora.config import LoraSettings

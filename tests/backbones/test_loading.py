@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
@@ -117,6 +118,14 @@ def test_base_dropout_sets_every_dropout_of_the_base(tiny_classifier: TinyClassi
     with torch.no_grad():  # also what no module shows: dropout inside the attention function
         first, second = base(input_ids=tokens)[0], base(input_ids=tokens)[0]
     assert torch.equal(first, second) == (p == 0)
+
+
+def test_weights_with_a_hole_are_refused(bert_copy: Path) -> None:
+    weights = load_file(bert_copy / "model.safetensors")
+    del weights["bert.encoder.layer.0.attention.self.query.weight"]
+    save_file(weights, bert_copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BackboneError, match=r"lack bert\.encoder\.layer\.0\.attention\.self\.query\.weight"):
+        load(bert_copy)
 
 
 def test_base_dropout_reaches_the_pooler_of_deberta(tiny_classifier: TinyClassifier) -> None:

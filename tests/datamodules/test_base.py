@@ -238,7 +238,7 @@ def test_several_validation_splits_have_a_loader_each(settings: dict[str, Any]) 
 def test_a_split_that_the_data_lacks_is_named_with_what_there_is(settings: dict[str, Any]) -> None:
     module = TwoValidationSplits(**settings)
     module.prepare_data()
-    with pytest.raises(DataError, match=r"no test split with labels; it has train, val_matched, val_mismatched\.$"):
+    with pytest.raises(DataError, match=r"no test split with labels; there is train, val_matched, val_mismatched\.$"):
         module.setup("test")
 
 

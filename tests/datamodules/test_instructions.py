@@ -106,7 +106,11 @@ def test_a_chat_learns_every_turn_of_the_assistant(chatty: str, tmp_path: Path) 
     ]
     records = [{"messages": [{"role": role, "content": content} for role, content in chat]}] * 2
     module = InstructionDataModule(
-        train_file=save_records(tmp_path / "a.jsonl", records), chat_template=True, context_length=40, backbone=chatty
+        train_file=save_records(tmp_path / "a.jsonl", records),
+        validation_share=0.5,
+        chat_template=True,
+        context_length=40,
+        backbone=chatty,
     )
     [(_, labels)] = documents(opened(module, tmp_path / "cache"), "train")
     learnt = module.tokenizer.convert_ids_to_tokens([label for label in labels if label != -100])
@@ -115,7 +119,9 @@ def test_a_chat_learns_every_turn_of_the_assistant(chatty: str, tmp_path: Path) 
 
 def test_instructions_may_use_the_chat_template_too(chatty: str, tmp_path: Path) -> None:
     path = save_records(tmp_path / "a.jsonl", [{"instruction": "w1", "input": "w2", "output": "w3"}] * 2)
-    module = InstructionDataModule(train_file=path, chat_template=True, context_length=40, backbone=chatty)
+    module = InstructionDataModule(
+        train_file=path, validation_share=0.5, chat_template=True, context_length=40, backbone=chatty
+    )
     [(ids, labels)] = documents(opened(module, tmp_path / "cache"), "train")
     assert module.tokenizer.decode(ids) == "<|endoftext|> <unk> w1 w2 <|endoftext|> <|endoftext|> <unk> w3"
     assert [label for label in labels if label != -100] == module.tokenizer("w3 <|endoftext|>")["input_ids"]
@@ -134,7 +140,7 @@ def test_what_is_lost_of_long_examples_is_counted_each_time(
     path = long_and_short(tmp_path)
     for _ in range(2):  # the second time from the cache
         module = InstructionDataModule(
-            train_file=path, val_file=path, long_examples=how, context_length=20, backbone=gpt2
+            train_file=path, validation_file=path, long_examples=how, context_length=20, backbone=gpt2
         )
         with pytest.warns(UserWarning, match="train: of 8 examples") as caught:
             opened(module, tmp_path / "cache")
@@ -154,8 +160,9 @@ def test_nothing_is_said_where_nothing_is_lost(gpt2: str, tmp_path: Path) -> Non
 
 def test_a_split_without_any_response_in_reach_is_refused(gpt2: str, tmp_path: Path) -> None:
     path = save_records(tmp_path / "a.jsonl", [{"instruction": "w1 " * 60, "output": "w5"}] * 4)
+    module = InstructionDataModule(train_file=path, validation_share=0.5, context_length=20, backbone=gpt2)
     with pytest.raises(DataError, match=r"none of the \d examples of this split has a response within"):
-        opened(InstructionDataModule(train_file=path, context_length=20, backbone=gpt2), tmp_path)
+        opened(module, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -187,17 +194,17 @@ def test_a_tokenizer_without_a_chat_template_names_the_remedies(gpt2: str, tmp_p
 
 
 def test_other_missing_parts_are_named(gpt2: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"set data\.train_file or data\.hub_dataset"):
+    with pytest.raises(ConfigurationError, match=r"set data\.train_file or data\.dataset_name"):
         _ = InstructionDataModule(context_length=40, backbone=gpt2).raw_splits
     path = save_records(tmp_path / "a.jsonl", instructions(1))
-    with pytest.raises(DataError, match=r"a\.jsonl, line 1: one example is too few"):
+    with pytest.raises(DataError, match=r"a\.jsonl has 1 examples, too few to hold out 0\.05 of them"):
         _ = InstructionDataModule(train_file=path, context_length=40, backbone=gpt2).raw_splits
     with pytest.raises(ConfigurationError, match="has only 40 positions"):
         _ = InstructionDataModule(train_file=path, context_length=41, backbone=gpt2).raw_splits
 
 
 def test_the_template_is_part_of_the_caches_name(chatty: str, tmp_path: Path) -> None:
-    path = save_records(tmp_path / "a.jsonl", instructions(4))
+    path = save_records(tmp_path / "a.jsonl", instructions(20))
     names = set()
     for options in ({"chat_template": True}, {"chat_template": False}, {"long_examples": "drop"}):
         module = InstructionDataModule(train_file=path, context_length=40, backbone=chatty, **options)  # type: ignore[arg-type]
@@ -244,9 +251,9 @@ def test_real_instructions_are_packed_whole(gpt2: str, tmp_path: Path, shared_da
 
 
 def test_records_without_a_response_are_left_out_if_asked(gpt2: str, tmp_path: Path) -> None:
-    rows = instructions(6)
+    rows = instructions(21)
     rows[2]["output"] = ""
     path = save_records(tmp_path / "a.jsonl", rows)
     module = InstructionDataModule(train_file=path, empty_responses="drop", context_length=40, backbone=gpt2)
-    with pytest.warns(UserWarning, match="train: 1 of 6 records have no response and were left out"):
-        assert sum(len(examples) for examples in module.raw_splits.values()) == 5
+    with pytest.warns(UserWarning, match="train: 1 of 21 records have no response and were left out"):
+        assert sum(len(examples) for examples in module.raw_splits.values()) == 20

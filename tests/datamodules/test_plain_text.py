@@ -73,7 +73,7 @@ def test_every_label_of_a_batch_is_the_next_token(gpt2: str, tmp_path: Path) -> 
 def test_documents_of_json_lines_end_with_the_end_of_text(gpt2: str, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"body": f"w{n} w{n + 1}"}) for n in range(20)))
     module = PlainTextDataModule(
-        train_file=str(tmp_path / "a.jsonl"), text_field="body", context_length=8, backbone=gpt2, validation_share=0.2
+        train_file=str(tmp_path / "a.jsonl"), text_column="body", context_length=8, backbone=gpt2, validation_share=0.2
     )
     open_all(module, tmp_path / "cache")
     documents = []
@@ -115,13 +115,13 @@ def test_rows_of_the_hubs_wikitext_are_lines_of_one_text(
     rows = ["", " = w1 = \n", "", " w2 w3 \n"]
     part = datasets.Dataset.from_list([{"text": row} for row in rows])
     monkeypatch.setattr("datasets.load_dataset", lambda *_args, **_kw: {"train": part, "validation": part})
-    options = {"hub_dataset": "a/b", "hub_config": "c", "backbone": gpt2, "context_length": 8}
-    lines = PlainTextDataModule(**options, hub_rows_are_lines=True)  # type: ignore[arg-type]
+    options = {"dataset_name": "a/b", "dataset_config_name": "c", "backbone": gpt2, "context_length": 8}
+    lines = PlainTextDataModule(**options, rows_are_lines=True)  # type: ignore[arg-type]
     assert lines.raw_splits["train"].texts == ["".join(rows)]
     with pytest.raises(DataError, match="a/b, train, row 1: the field 'text' is empty"):
         _ = PlainTextDataModule(**options).raw_splits  # type: ignore[arg-type]
     with pytest.raises(DataError, match="the field 'body' is missing"):
-        _ = PlainTextDataModule(**options, hub_rows_are_lines=True, text_field="body").raw_splits  # type: ignore[arg-type]
+        _ = PlainTextDataModule(**options, rows_are_lines=True, text_column="body").raw_splits  # type: ignore[arg-type]
 
 
 def test_a_tokenizer_with_a_begin_of_text_token_puts_it_before_every_document(tmp_path: Path, gpt2: str) -> None:
@@ -131,7 +131,9 @@ def test_a_tokenizer_with_a_begin_of_text_token_puts_it_before_every_document(tm
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<unk> $A", special_tokens=[("<unk>", 0)])
     tokenizer.bos_token = tokenizer.pad_token = tokenizer.unk_token
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": f"w{n}"}) for n in (5, 6, 7)))
-    module = PlainTextDataModule(train_file=str(tmp_path / "a.jsonl"), backbone=gpt2, context_length=8)
+    module = PlainTextDataModule(
+        train_file=str(tmp_path / "a.jsonl"), validation_share=0.4, backbone=gpt2, context_length=8
+    )
     module.__dict__["tokenizer"] = tokenizer
     open_all(module, tmp_path / "cache")
     assert stream(module, "train")[::3] == [0] * (len(stream(module, "train")) // 3)
@@ -155,8 +157,8 @@ def test_a_context_beyond_the_models_positions_is_refused(gpt2: str, tmp_path: P
         ({"data_dir": "{folder}"}, DataError, r"wiki\.train\.raw is missing; the folder has empty\.txt"),
         ({"train_file": "{folder}/none.txt"}, DataError, "cannot be read"),
         ({"train_file": "{folder}/empty.txt"}, DataError, "is empty"),
-        ({"train_file": "{folder}/line.txt"}, DataError, "too short to set a share aside"),
-        ({"hub_dataset": "no/such"}, DataError, "could not be fetched"),
+        ({"train_file": "{folder}/line.txt"}, DataError, r"line\.txt has 1 lines, too few to hold out 0\.05"),
+        ({"dataset_name": "no/such"}, DataError, "could not be fetched"),
     ],
 )
 def test_wrong_options_and_files_are_refused(
@@ -175,7 +177,10 @@ def test_a_split_of_one_token_is_refused(gpt2: str, tmp_path: Path) -> None:
     for name in ("train", "val"):
         (tmp_path / f"{name}.txt").write_text("w1" if name == "val" else "w1 w2 w3")
     module = PlainTextDataModule(
-        train_file=str(tmp_path / "train.txt"), val_file=str(tmp_path / "val.txt"), context_length=8, backbone=gpt2
+        train_file=str(tmp_path / "train.txt"),
+        validation_file=str(tmp_path / "val.txt"),
+        context_length=8,
+        backbone=gpt2,
     )
     with pytest.raises(DataError, match=r"val\.txt has fewer than 2 tokens"):
         open_all(module, tmp_path)

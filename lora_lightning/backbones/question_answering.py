@@ -1,0 +1,70 @@
+"""Load pretrained models with a head that marks where an answer starts and ends."""
+
+from transformers import AutoModel, AutoModelForQuestionAnswering, PretrainedConfig
+
+from lora_lightning.backbones.loading import (
+    LoadedBackbone,
+    build_without_storage,
+    check_adapter_settings,
+    load_classification_config,
+    load_model,
+)
+from lora_lightning.lora.config import LoraSettings
+
+
+def load_question_answering_config(
+    backbone: str, pad_token_id: int, base_dropout: float | None = None
+) -> PretrainedConfig:
+    """Reads the architecture and gives it a head with two outputs a token: does an answer start, or end, here?
+
+    Args:
+        backbone: Hub id, folder or `package://` name.
+        pad_token_id: The tokenizer's padding token.
+        base_dropout: Probability for every dropout of the pretrained model; `None` leaves what it came with.
+
+    Returns:
+        The configuration for `AutoModelForQuestionAnswering`.
+
+    Raises:
+        BackboneError: If it cannot be found, or has no embedding for the padding token.
+    """
+    # Also where the backbone was fine-tuned on three classes: the number of labels is that of outputs a token.
+    return load_classification_config(backbone, ["start", "end"], pad_token_id, base_dropout)
+
+
+def check_question_answering_settings(config: PretrainedConfig, settings: LoraSettings) -> None:
+    """Finds a wrong module name before any weights load.
+
+    Args:
+        config: From `load_question_answering_config`.
+        settings: The adapter's settings.
+
+    Raises:
+        BackboneError: If the architecture has no head for question answering.
+        ConfigurationError: If a target or a module to save does not exist in the architecture.
+    """
+    check_adapter_settings(config, settings, AutoModelForQuestionAnswering)
+
+
+def load_question_answerer(backbone: str, config: PretrainedConfig) -> LoadedBackbone:
+    """Loads `AutoModelForQuestionAnswering`; a head that the weights lack is made anew.
+
+    Args:
+        backbone: Hub id, folder or `package://` name.
+        config: From `load_question_answering_config`.
+
+    Returns:
+        The model and what its checkpoint lacked.
+
+    Raises:
+        BackboneError: If the weights cannot be found or do not fit the architecture.
+    """
+    here = build_without_storage(AutoModelForQuestionAnswering, config).base_model_prefix
+    elsewhere = build_without_storage(AutoModel, config).base_model_prefix
+    # Llama's and Qwen's question answerers call `transformer` what is `model` in every checkpoint of theirs, and would
+    # stay random (transformers#30381).
+    renamed = None if here == elsewhere else {rf"^{elsewhere}\.": f"{here}."}
+    loaded = load_model(AutoModelForQuestionAnswering, backbone, config, renamed)
+    if renamed is not None:  # or save_pretrained would bring the old names back, and nothing could load them
+        vars(loaded.model).pop("_weight_conversions", None)
+    return loaded

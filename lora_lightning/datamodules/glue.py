@@ -1,0 +1,200 @@
+"""GLUE: nine tasks of language understanding and a diagnostic set (Wang et al. 2019, arXiv 1804.07461)."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lora_lightning.datamodules.base import PREDICT, TRAIN
+from lora_lightning.datamodules.classification import ClassificationDataModule, LabelledTexts
+from lora_lightning.datamodules.glue_tasks import GLUE_TASKS, GlueSplit
+from lora_lightning.datamodules.hub import hub_table, load_hub_dataset
+from lora_lightning.datamodules.label_columns import class_indices, class_labels, numbers
+from lora_lightning.datamodules.tables import Table, read_tsv
+from lora_lightning.errors import ConfigurationError, DataError
+from lora_lightning.metrics.label_space import LabelSpace
+
+HUB_DATASET = "nyu-mll/glue"
+LOWEST_SCORE, HIGHEST_SCORE = 0.0, 5.0  # of STS-B
+
+
+class GlueDataModule(ClassificationDataModule):
+    """One task of GLUE, from the hub's `nyu-mll/glue` or from the classic download's folders of TSV files.
+
+    MNLI is validated on its matched and its mismatched split (`val_matched/accuracy`, `val_mismatched/accuracy`).
+    The labels of the test splits are not public: `predict` writes the files that gluebenchmark.com takes.
+
+    Args:
+        task_name: Which task; `ax`, the diagnostic set, is predicted with a model of `mnli`.
+        data_dir: Folder with `CoLA/train.tsv` and so on; without it the hub is asked.
+        allow_partial: Take files that lack rows of the official data; their scores compare with no others.
+        backbone: Whose tokenizer to use; the command line fills it in from `model.backbone`.
+        batch_size: Training rows a step and process.
+        eval_batch_size: Rows a step and process in validation and prediction.
+        max_length: Longest text, or pair, in tokens; longer ones are cut.
+        cache_dir: Where tokenised data is kept; `~/.cache/lora_lightning` (or below `$XDG_CACHE_HOME`) if not given.
+        num_workers: Processes that build batches; 0 is fastest for short texts.
+    """
+
+    without_test: ClassVar[str] = "GLUE's test labels are not public; `predict` writes the files for gluebenchmark.com"
+    predictions_name: ClassVar[str] = "glue_submission"
+
+    def __init__(
+        self,
+        task_name: Literal["cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli", "ax"],
+        data_dir: str | None = None,
+        allow_partial: bool = False,
+        backbone: str | None = None,
+        batch_size: int = 32,
+        eval_batch_size: int = 64,
+        max_length: int = 128,
+        cache_dir: str | None = None,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(
+            backbone=backbone,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            max_length=max_length,
+            cache_dir=cache_dir,
+            num_workers=num_workers,
+        )
+        self.task_name = task_name
+        self.task = GLUE_TASKS[task_name]
+        self.data_dir = data_dir
+        self.allow_partial = allow_partial
+        self.numbers_of_rows: dict[str, list[int]] = {}  # GLUE's own, by split to predict
+
+    @property
+    def label_space(self) -> LabelSpace:
+        """The task's labels, as the hub calls and orders them."""
+        return self.task.label_space
+
+    def setup(self, stage: str) -> None:
+        """Opens the splits that a stage needs.
+
+        Args:
+            stage: `fit`, `validate`, `test` or `predict`.
+
+        Raises:
+            DataError: If a file is missing, or the model to predict with was trained for other labels.
+        """
+        if stage == "fit" and TRAIN not in self.raw_splits:
+            self._read(TRAIN)  # says what is wrong
+        if stage == PREDICT and self.trainer is not None:
+            trained: LabelSpace | None = getattr(self.trainer.lightning_module, "label_space", None)
+            if trained is not None and trained.names != self.label_space.names:
+                msg = (
+                    f"the model knows the labels {', '.join(trained.names)}, but {self.task_name} of GLUE has "
+                    f"{', '.join(self.label_space.names)}; use a checkpoint that was trained for it."
+                )
+                raise DataError(msg)
+        super().setup(stage)
+
+    def load_splits(self) -> dict[str, LabelledTexts]:
+        """Reads the splits with labels; without a training file there is still validation."""
+        names = [name for name in self.task.splits if not name.startswith(PREDICT)]
+        if not names:
+            msg = "ax of GLUE is for prediction only; train on mnli, then predict with --data.task_name ax."
+            raise DataError(msg)
+        if self.data_dir is not None and not self._path(self.task.splits[TRAIN]).exists():
+            names.remove(TRAIN)
+        return {name: self._labelled(self._read(name)) for name in names}
+
+    def load_prediction_splits(self) -> dict[str, LabelledTexts]:
+        """Reads the test splits."""
+        splits = {}
+        for name in self.task.splits:
+            if name.startswith(PREDICT):
+                table = self._read(name)
+                self.numbers_of_rows[name] = [int(number) for number in numbers(table, self._column("index"))]
+                splits[name] = self._unlabelled(table)
+        return splits
+
+    def prediction_inputs(self, split: str) -> list[dict[str, Any]]:
+        """GLUE's own number of each row."""
+        return [{"index": number} for number in self.numbers_of_rows[split]]
+
+    def check_predictions_file(self, path: Path) -> None:
+        """Refuses a file: the submission is a folder of files with names that the server knows."""
+        if path.suffix or path.is_file():
+            msg = f"--predictions.file is {str(path)!r}, but a GLUE submission is a folder; give one to write files in."
+            raise ConfigurationError(msg)
+
+    def write_predictions(self, predictions: Mapping[str, Sequence[dict[str, Any]]], path: Path) -> None:
+        """Writes a file for each split, such as `MNLI-m.tsv`, with the server's columns and words.
+
+        Args:
+            predictions: Readable rows by split.
+            path: The folder; made if needed. Files of other tasks in it stay.
+
+        Raises:
+            ConfigurationError: If it cannot be written.
+        """
+        for split, rows in predictions.items():
+            file = path / self.task.splits[split].submission
+            lines = ["index\tprediction", *(f"{row['index']}\t{self._word(row)}" for row in rows)]
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+                file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            except OSError as error:
+                msg = f"{file} cannot be written ({error.strerror}); choose another folder with --predictions.file."
+                raise ConfigurationError(msg) from error
+
+    def _word(self, row: Mapping[str, Any]) -> str:
+        if not self.task.names:
+            return f"{min(max(row['prediction'], LOWEST_SCORE), HIGHEST_SCORE):.3f}"
+        return self.task.words[self.task.names.index(row["label"])]
+
+    def _path(self, split: GlueSplit) -> Path:
+        return Path(self.data_dir or "").expanduser() / self.task.folder / split.file
+
+    def _column(self, kind: str) -> str:
+        if self.data_dir is None:
+            return {"label": "label", "index": "idx"}[kind]
+        return {"label": self.task.label, "index": self.task.index}[kind]
+
+    @cached_property
+    def _hub(self) -> Any:
+        remedy = f"without network set --data.data_dir to a folder that holds {self.task.folder}/ of the GLUE download."
+        return load_hub_dataset(HUB_DATASET, self.task_name, remedy)
+
+    def _read(self, name: str) -> Table:
+        split = self.task.splits[name]
+        if self.data_dir is None:
+            wanted = "index" if name.startswith(PREDICT) else "label"
+            columns = [*self.task.hub_columns, self._column(wanted)]
+            table = hub_table(self._hub, f"{HUB_DATASET}, {self.task_name}", split.hub_split, columns)
+        else:
+            table = self._read_file(split)
+        if len(table) != split.rows:
+            counts = f"{table.name} has {len(table)} rows where GLUE has {split.rows}"
+            if not self.allow_partial:
+                msg = f"{counts}; fetch the file again, or set --data.allow_partial true to use it as it is."
+                raise DataError(msg)
+            rank_zero_warn(f"{counts}; scores on it compare with no others.")
+        return table
+
+    def _read_file(self, split: GlueSplit) -> Table:
+        path = self._path(split)
+        if not path.is_file():
+            there = ", ".join(sorted(file.name for file in path.parent.glob("*.tsv"))) or "no .tsv files"
+            msg = f"--data.data_dir: {self.task_name} needs {path}, which does not exist; {path.parent} has {there}."
+            raise DataError(msg)
+        return read_tsv(path, split.columns, skip_broken=self.task.flawed)
+
+    def _unlabelled(self, table: Table) -> LabelledTexts:
+        columns = self.task.hub_columns if self.data_dir is None else self.task.columns
+        texts = [table.texts(column, may_be_empty=self.task.flawed) for column in columns]
+        return LabelledTexts(texts[0], None, texts[1] if len(texts) > 1 else None)
+
+    def _labelled(self, table: Table) -> LabelledTexts:
+        rows = self._unlabelled(table)
+        column = self._column("label")
+        if not self.task.names:
+            return LabelledTexts(rows.texts, numbers(table, column), rows.pairs)
+        words = self.task.names if self.data_dir is None else self.task.words
+        labels = [[label] for label in class_labels(table, column)]
+        return LabelledTexts(rows.texts, [row[0] for row in class_indices(table, column, labels, words)], rows.pairs)

@@ -1,0 +1,84 @@
+"""Data sets of the hub through the `datasets` library."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lora_lightning.backbones import hub_is_reachable
+from lora_lightning.datamodules.tables import Table
+from lora_lightning.errors import DataError, nearest
+
+
+def load_hub_dataset(name: str, config: str | None, remedy: str) -> Any:
+    """Fetches a data set, or finds it in the hub's cache.
+
+    Args:
+        name: Hub id, such as `nyu-mll/glue`.
+        config: Which configuration of it, where it has several.
+        remedy: What to do without network, for the message.
+
+    Returns:
+        A `datasets.DatasetDict`.
+
+    Raises:
+        DataError: If it cannot be fetched.
+    """
+    import datasets  # noqa: PLC0415  # a second and 100 MiB that local files do not need
+
+    try:
+        download = datasets.DownloadConfig(local_files_only=not hub_is_reachable())
+        return datasets.load_dataset(name, config, download_config=download)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        msg = f"the data set {name} could not be fetched from the hub; {remedy}"
+        raise DataError(msg) from error
+
+
+def hub_table(splits: Any, name: str, split: str, columns: Sequence[str]) -> Table:
+    """One split of a hub data set.
+
+    Args:
+        splits: From `load_hub_dataset`.
+        name: What to call it.
+        split: As the hub calls it.
+        columns: Those that are needed; others stay on disk.
+
+    Returns:
+        The table. Numbers of a class label are its names, and -1, the hub's word for a hidden label, is `None`.
+
+    Raises:
+        DataError: If a column is missing.
+    """
+    import datasets  # noqa: PLC0415
+
+    part = splits[split]
+    cells_of = {}
+    for column in columns:
+        if column not in part.column_names:
+            msg = f"{name}, {split} has no column {column!r}; {nearest(column, part.column_names)}"
+            raise DataError(msg)
+        cells, feature = list(part[column]), part.features[column]
+        if isinstance(feature, datasets.ClassLabel):
+            cells = [_class_name(feature, cell) for cell in cells]
+        elif isinstance(getattr(feature, "feature", None), datasets.ClassLabel):
+            cells = [None if cell is None else [_class_name(feature.feature, one) for one in cell] for cell in cells]
+        cells_of[column] = cells
+    return Table(f"{name}, {split}", cells_of, "row", range(1, len(part) + 1))
+
+
+def hub_label_names(splits: Any, split: str, column: str) -> list[str] | None:
+    """The names that a hub data set gives its classes, in its own order.
+
+    Args:
+        splits: From `load_hub_dataset`.
+        split: As the hub calls it.
+        column: Of the labels.
+
+    Returns:
+        The names, or `None` where the data set has none.
+    """
+    feature = splits[split].features.get(column)
+    names = getattr(getattr(feature, "feature", feature), "names", None)
+    return None if names is None else list(names)
+
+
+def _class_name(feature: Any, number: int | None) -> str | None:
+    return None if number is None or number < 0 else str(feature.names[number])

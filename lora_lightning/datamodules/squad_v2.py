@@ -1,0 +1,305 @@
+"""SQuAD 2.0: questions about paragraphs of Wikipedia, half of dev's without an answer (Rajpurkar et al. 2018)."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from lora_lightning.backbones import hub_is_reachable, load_config, position_limit, uses_token_types
+from lora_lightning.datamodules.base import PREDICT, TEST, TRAIN, VALIDATION, TextDataModule
+from lora_lightning.datamodules.batching import EncodedSplit
+from lora_lightning.datamodules.context_windows import encode_windows
+from lora_lightning.datamodules.squad_format import (
+    Articles,
+    check_articles,
+    checked_question,
+    parse_squad_json,
+    read_squad_json,
+)
+from lora_lightning.errors import ConfigurationError, DataError
+from lora_lightning.metrics.squad_v2 import Question
+
+HUB_DATASET = "rajpurkar/squad_v2"
+TRAIN_NAME, DEV_NAME = "train-v2.0.json", "dev-v2.0.json"
+
+
+class SquadV2DataModule(TextDataModule):
+    """SQuAD 2.0 (or 1.1, or your own data in its layout) from the official JSON or the hub's `rajpurkar/squad_v2`.
+
+    A context that does not fit is read in overlapping windows. The validation split decides how sure a model must be
+    of an answer to give it. SQuAD's own test set is not public; `test` is
+
+    - without `validation_share` the validation file again, as is usual: the threshold was chosen on it, so the scores
+      are the official script's best ones;
+    - with `validation_share` and a validation file that file: nothing was chosen on it;
+    - with `validation_share` alone the held-out articles again, for the same scores as validation's.
+
+    Args:
+        data_dir: Folder with the release's `train-v2.0.json` and `dev-v2.0.json`; without it and without files the
+            hub is asked.
+        train_file: A training file instead of the folder's.
+        validation_file: A validation file instead of the folder's.
+        validation_share: Share of the training file's articles to hold out for validation, in (0, 1); no article is on
+            both sides.
+        split_seed: Another seed holds out other articles.
+        backbone: Whose tokenizer to use; the command line fills it in from `model.backbone`.
+        batch_size: Training windows a step and process.
+        eval_batch_size: Windows a step and process in validation, test and prediction.
+        max_length: Tokens of a window at most, with the question and the tokenizer's marks.
+        doc_stride: Context tokens that neighbouring windows share.
+        predict_file: JSON in SQuAD's layout for `predict`, or `-` for standard input; its questions need no answers.
+        cache_dir: Where tokenised data is kept; `~/.cache/lora_lightning` (or below `$XDG_CACHE_HOME`) if not given.
+        num_workers: Processes that build batches; 0 is fastest for short texts.
+    """
+
+    predictions_name: ClassVar[str] = "predictions.json"
+
+    def __init__(
+        self,
+        data_dir: str | None = None,
+        train_file: str | None = None,
+        validation_file: str | None = None,
+        validation_share: float | None = None,
+        split_seed: int = 0,
+        backbone: str | None = None,
+        batch_size: int = 16,
+        eval_batch_size: int = 32,
+        max_length: int = 384,
+        doc_stride: int = 128,
+        predict_file: str | None = None,
+        cache_dir: str | None = None,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(
+            backbone=backbone,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            predict_file=predict_file,
+            cache_dir=cache_dir,
+            num_workers=num_workers,
+        )
+        if validation_share is not None and not 0 < validation_share < 1:
+            msg = f"data.validation_share is {validation_share}, but a share in (0, 1) or null is needed."
+            raise ConfigurationError(msg)
+        if not 0 <= doc_stride < max_length:
+            msg = f"data.doc_stride is {doc_stride}, but it must be in [0, max_length), here [0, {max_length})."
+            raise ConfigurationError(msg)
+        self.data_dir = data_dir
+        self.train_file = train_file
+        self.validation_file = validation_file
+        self.validation_share = validation_share
+        self.split_seed = split_seed
+        self.max_length = max_length
+        self.doc_stride = doc_stride
+
+    def load_splits(self) -> dict[str, list[Question]]:
+        """Reads and checks the files or the hub."""
+        train, validation = self._from_files() if self._files else self._from_hub()
+        if self.validation_share is not None:
+            train, held_out = self._hold_out(train)
+            splits = {TRAIN: train, VALIDATION: held_out, TEST: validation or held_out}
+        else:
+            splits = {TRAIN: train, VALIDATION: validation, TEST: validation}
+        return {
+            name: [question for article in articles for question in article]
+            for name, articles in splits.items()
+            if articles
+        }
+
+    @property
+    def _files(self) -> dict[str, tuple[Path, str]]:
+        """The path, and the option it came from, of each file that was asked for."""
+        asked = {TRAIN: ("train_file", self.train_file), VALIDATION: ("validation_file", self.validation_file)}
+        files = {name: (Path(path).expanduser(), f"--data.{option}") for name, (option, path) in asked.items() if path}
+        if self.data_dir is not None:
+            folder = Path(self.data_dir).expanduser()
+            names = {TRAIN: TRAIN_NAME, VALIDATION: DEV_NAME}
+            files = {split: (folder / name, "--data.data_dir") for split, name in names.items()} | files
+        return files
+
+    def _from_files(self) -> tuple[Articles, Articles]:
+        files = self._files
+        if VALIDATION not in files and self.validation_share is None:
+            msg = "there is no validation data: give --data.validation_file, or --data.validation_share such as 0.1."
+            raise DataError(msg)
+        if TRAIN not in files and self.validation_share is not None:
+            msg = "data.validation_share takes articles from the training data; give --data.train_file."
+            raise DataError(msg)
+        train, validation = (read_squad_json(*files[split]) if split in files else [] for split in (TRAIN, VALIDATION))
+        return train, validation
+
+    def _from_hub(self) -> tuple[Articles, Articles]:
+        import datasets  # noqa: PLC0415  # a second and 100 MiB that local files do not need
+
+        try:
+            download = datasets.DownloadConfig(local_files_only=not hub_is_reachable())
+            splits = datasets.load_dataset(HUB_DATASET, download_config=download)
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            msg = (
+                f"the data set {HUB_DATASET} could not be fetched from the hub; without network set --data.data_dir "
+                f"to a folder with the original release's {TRAIN_NAME} and {DEV_NAME}."
+            )
+            raise DataError(msg) from error
+        train, validation = (hub_articles(splits[name], f"{HUB_DATASET}, {name}") for name in ("train", "validation"))
+        return train, validation
+
+    def _hold_out(self, articles: Articles) -> tuple[Articles, Articles]:
+        count = round((self.validation_share or 0) * len(articles))
+        if len(articles) < 2:  # noqa: PLR2004  # one for either side
+            msg = (
+                f"data.validation_share is {self.validation_share}, but the training data has one article, which "
+                "cannot be on both sides; give --data.validation_file."
+            )
+            raise DataError(msg)
+        order = np.random.default_rng(self.split_seed).permutation(len(articles))
+        held_out = set(order[: min(max(count, 1), len(articles) - 1)].tolist())
+        return (
+            [article for number, article in enumerate(articles) if number not in held_out],
+            [article for number, article in enumerate(articles) if number in held_out],
+        )
+
+    def load_prediction_splits(self) -> dict[str, list[Question]]:
+        """The questions of `predict_file`."""
+        if self.predict_file is None:
+            msg = "predict needs --data.predict_file with questions in SQuAD's JSON layout, or - for standard input."
+            raise DataError(msg)
+        if self.predict_file == "-":
+            articles = parse_squad_json(sys.stdin.buffer.read(), "standard input", answers_needed=False)
+        else:
+            path = Path(self.predict_file).expanduser()
+            articles = read_squad_json(path, "--data.predict_file", answers_needed=False)
+        return {PREDICT: [question for article in articles for question in article]}
+
+    def questions(self, split: str) -> list[Question]:
+        """The questions of a split, by the number that a batch's `question` gives.
+
+        Args:
+            split: `train`, `val` or `test`.
+
+        Returns:
+            All of them, in the files' order.
+        """
+        questions: list[Question] = self.raw_splits[split]
+        return questions
+
+    @cached_property
+    def window_length(self) -> int:
+        """`max_length`, once it is known that the backbone has as many positions.
+
+        Raises:
+            ConfigurationError: If it has fewer.
+        """
+        limit = position_limit(load_config(self.required_backbone))
+        if limit is not None and self.max_length > limit:
+            msg = (
+                f"data.max_length is {self.max_length}, but {self.backbone} takes {limit} tokens at most; set "
+                f"--data.max_length {limit} and --data.doc_stride below a third of it."
+            )
+            raise ConfigurationError(msg)
+        return self.max_length
+
+    @cached_property
+    def has_token_types(self) -> bool:
+        """Whether the backbone tells question and context apart by an embedding."""
+        return uses_token_types(load_config(self.required_backbone))
+
+    def encoding_settings(self) -> dict[str, Any]:
+        """How contexts are cut into windows."""
+        return {
+            "max_length": self.window_length,
+            "doc_stride": self.doc_stride,
+            "token_types": self.has_token_types,
+            "cls_token_id": self.tokenizer.cls_token_id,
+        }
+
+    def padding(self) -> dict[str, int]:
+        """Padding is no part of the context: no character of it."""
+        return {**super().padding(), "char_start": 0, "char_end": 0}
+
+    def encode(self, split: str, rows: Sequence[Question]) -> EncodedSplit:
+        """One row of tokens a window.
+
+        Args:
+            split: Training needs no places of tokens in the context.
+            rows: The questions.
+
+        Returns:
+            Per token `input_ids`, `token_type_ids` where the backbone uses them, and but for training `char_start` and
+            `char_end`; per window the number of its `question`, `null_position`, and `start_positions` and
+            `end_positions` of the first answer, or both `null_position`.
+        """
+        per_token = ["input_ids"] + ["token_type_ids"] * self.has_token_types
+        per_token += ["char_start", "char_end"] * (split != TRAIN)
+        per_row = ("question", "null_position", "start_positions", "end_positions")
+        tokens: dict[str, list[Any]] = {name: [] for name in per_token}
+        columns: dict[str, list[int]] = {name: [] for name in per_row}
+        for window in encode_windows(rows, self.tokenizer, self.window_length, self.doc_stride):
+            for name, parts in tokens.items():
+                parts.append(getattr(window, name).astype(np.int32))
+            places = (window.question, window.null_position, window.start_position, window.end_position)
+            for name, value in zip(per_row, places, strict=True):
+                columns[name].append(value)
+        return EncodedSplit(
+            np.array([len(ids) for ids in tokens["input_ids"]], dtype=np.int64),
+            {name: np.concatenate(parts) for name, parts in tokens.items()},
+            {name: np.array(values, dtype=np.int64) for name, values in columns.items()},
+        )
+
+    def prediction_inputs(self, split: str) -> list[dict[str, Any]]:
+        """Id and context of each question, by the number that a batch's `question` gives."""
+        return [{"id": question.id, "context": question.context} for question in self.prediction_splits[split]]
+
+    def check_predictions_file(self, path: Path) -> None:
+        """Refuses what is not called `.json`, the official form."""
+        if path.suffix != ".json":
+            msg = f"--predictions.file is {str(path)!r}, but SQuAD's predictions are JSON; let it end in .json."
+            raise ConfigurationError(msg)
+
+    def write_predictions(self, predictions: Mapping[str, Sequence[dict[str, Any]]], path: Path) -> None:
+        """Writes the official predictions, and beside them what else is known of each question.
+
+        `<name>.json` has the answer by question id, empty for none; `<name>_null_odds.json` has by how much the model
+        prefers none, for the official script's `--na-prob-file`; `<name>_nbest.json` has each question's best answers.
+
+        Args:
+            predictions: From `QuestionAnsweringTask.prediction_rows`.
+            path: The first file.
+
+        Raises:
+            ConfigurationError: If a file cannot be written.
+        """
+        rows = [row for part in predictions.values() for row in part]
+        for ending, column in (("", "answer"), ("_null_odds", "null_odds"), ("_nbest", "nbest")):
+            place = path.with_name(f"{path.stem}{ending}.json")
+            content = {row["id"]: row[column] for row in rows}
+            try:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            except OSError as error:
+                msg = f"the predictions cannot be written to {place} ({error.strerror}); choose --predictions.file."
+                raise ConfigurationError(msg) from error
+
+
+def hub_articles(rows: Any, name: str) -> Articles:
+    """Questions from the hub's table.
+
+    Args:
+        rows: One split, with the columns id, title, context, question, answers.
+        name: What to call it in messages.
+
+    Returns:
+        The questions of each article, in the order in which titles appear.
+
+    Raises:
+        DataError: As for a file.
+    """
+    articles: dict[str, list[Question]] = {}
+    for row in rows.to_list():
+        answers = zip(row["answers"]["text"], row["answers"]["answer_start"], strict=True)
+        question = checked_question(row["id"], row["question"], row["context"], answers, name)
+        articles.setdefault(row["title"], []).append(question)
+    return check_articles(list(articles.values()), name)

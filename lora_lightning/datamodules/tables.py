@@ -1,0 +1,242 @@
+"""Read tables of texts and labels: CSV, TSV, JSON lines, Parquet. Every wrong row is named by file and place."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_lightning.errors import DataError, nearest
+
+FIELD_LIMIT = 2**31 - 1  # the csv module's own is 128 KiB, less than a long document
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns of equal length, and where each row came from.
+
+    Attributes:
+        name: The file, or the hub's data set, for messages.
+        columns: Cells by column name; `None` where a row has none.
+        unit: What `places` counts: `line` or `row`.
+        places: Number of each row, from 1.
+    """
+
+    name: str
+    columns: dict[str, list[Any]]
+    unit: str
+    places: Sequence[int]
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.places)
+
+    def where(self, row: int) -> str:
+        """A row's place, for messages: `train.csv, line 3`.
+
+        Args:
+            row: Row number, from 0.
+        """
+        return f"{self.name}, {self.unit} {self.places[row]}"
+
+    def column(self, name: str) -> list[Any]:
+        """The cells of a column.
+
+        Args:
+            name: Of the column.
+
+        Returns:
+            One a row.
+
+        Raises:
+            DataError: If there is no such column.
+        """
+        if name not in self.columns:
+            msg = f"{self.name} has no column {name!r}; {nearest(name, self.columns)}"
+            raise DataError(msg)
+        return self.columns[name]
+
+    def texts(self, name: str, may_be_empty: bool = False) -> list[str]:
+        """The texts of a column.
+
+        Args:
+            name: Of the column.
+            may_be_empty: Whether an empty text is left in.
+
+        Returns:
+            One a row, as they stand in the file.
+
+        Raises:
+            DataError: If there is no such column, or a cell is no text, or is empty.
+        """
+        cells = self.column(name)
+        for row, cell in enumerate(cells):
+            if not isinstance(cell, str):
+                found = "nothing" if cell is None else json.dumps(cell, default=str)[:80]
+                msg = f"{self.where(row)}: the column {name!r} must hold a text, but holds {found}."
+                raise DataError(msg)
+            if not cell.strip() and not may_be_empty:
+                msg = f"{self.where(row)}: the text in column {name!r} is empty; remove the row or fill it in."
+                raise DataError(msg)
+        return cells
+
+
+def read_table(path: Path) -> Table:
+    """Reads a table, by the file's ending.
+
+    A TSV file is read without quoting, so that a quotation mark is one and a cell holds neither tab nor line end;
+    a CSV file with the usual double quotes. Both start with the columns' names. In JSON lines each line is an object.
+
+    Args:
+        path: Ends in `.csv`, `.tsv`, `.jsonl` or `.parquet`.
+
+    Returns:
+        The table, with at least one row.
+
+    Raises:
+        DataError: If the file cannot be read, or a row is malformed.
+    """
+    if path.suffix not in READERS:
+        msg = f"{path} is no table that can be read; its ending must be one of {', '.join(READERS)}."
+        raise DataError(msg)
+    table = READERS[path.suffix](path)
+    if not len(table):
+        msg = f"{path} holds no rows."
+        raise DataError(msg)
+    return table
+
+
+def read_tsv(path: Path, names: Sequence[str] | None = None, skip_broken: bool = False) -> Table:
+    """Reads tab-separated values without quoting.
+
+    Args:
+        path: The file, in UTF-8, with or without a byte order mark.
+        names: The columns, where the file does not start with them.
+        skip_broken: Leave out rows with too few cells, and further cells of rows with too many, instead of raising.
+
+    Returns:
+        The table, maybe without rows.
+
+    Raises:
+        DataError: If the file cannot be read, or a row has too few or too many cells.
+    """
+    lines = ((number, line.split("\t")) for number, line in enumerate(_lines(path), start=1))
+    return _from_rows(path, lines, names, skip_broken)
+
+
+def _read_csv(path: Path) -> Table:
+    csv.field_size_limit(FIELD_LIMIT)
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+
+    def rows() -> Iterator[tuple[int, list[str]]]:
+        while True:
+            start = reader.line_num + 1
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                msg = f"{path}, line {start}: {error}; a cell with quotes in it must stand in quotes, its own doubled."
+                raise DataError(msg) from error
+            if row:
+                yield start, row
+
+    return _from_rows(path, rows(), None)
+
+
+def _from_rows(
+    path: Path, rows: Iterable[tuple[int, list[str]]], names: Sequence[str] | None, skip_broken: bool = False
+) -> Table:
+    rows = iter(rows)
+    if names is None:
+        _, names = next(rows, (1, []))
+        repeated = [name for number, name in enumerate(names) if name in names[:number]]
+        if repeated:
+            msg = f"{path}, line 1: the column {repeated[0]!r} occurs twice; every column needs a name of its own."
+            raise DataError(msg)
+    places: list[int] = []
+    kept: list[list[str]] = []
+    for number, row in rows:
+        if len(row) != len(names):
+            if not skip_broken:
+                cells = f"{len(row)} column{'s' * (len(row) != 1)}"
+                msg = f"{path}, line {number}: {cells} where {len(names)} are needed ({', '.join(names)})."
+                raise DataError(msg)
+            if len(row) < len(names):
+                continue
+        places.append(number)
+        kept.append(row)
+    columns = {name: [row[number] for row in kept] for number, name in enumerate(names)}
+    return Table(str(path), columns, "line", places)
+
+
+def _read_json_lines(path: Path) -> Table:
+    rows = []
+    for number, line in enumerate(_lines(path), start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            msg = f"{path}, line {number}: not JSON ({error}); write one object a line."
+            raise DataError(msg) from error
+        if not isinstance(row, dict):
+            msg = f"{path}, line {number}: expected an object, found {line.strip()[:80]}."
+            raise DataError(msg)
+        rows.append(row)
+    names = dict.fromkeys(name for row in rows for name in row)
+    return Table(str(path), {name: [row.get(name) for row in rows] for name in names}, "line", range(1, len(rows) + 1))
+
+
+def _read_parquet(path: Path) -> Table:
+    from pyarrow import parquet  # noqa: PLC0415  # half a second that other files do not need
+
+    try:
+        content = parquet.read_table(path)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        msg = f"{path} cannot be read as Parquet ({reason}); check the path, or write the file again."
+        raise DataError(msg) from error
+    return Table(str(path), content.to_pydict(), "row", range(1, content.num_rows + 1))
+
+
+READERS: dict[str, Callable[[Path], Table]] = {
+    ".csv": _read_csv,
+    ".tsv": read_tsv,
+    ".jsonl": _read_json_lines,
+    ".parquet": _read_parquet,
+}
+
+
+def _lines(path: Path) -> list[str]:
+    """Lines without their ends; empty ones at the end of the file are left out."""
+    # Not splitlines(): to it a form feed or U+2028 inside a text ends a line.
+    lines = [line.removesuffix("\r") for line in read_text(path).split("\n")]
+    while lines and not lines[-1]:
+        lines.pop()
+    return lines
+
+
+def read_text(path: Path) -> str:
+    """Reads a text file.
+
+    Args:
+        path: In UTF-8; a byte order mark is left out.
+
+    Returns:
+        Its content, line ends as they are.
+
+    Raises:
+        DataError: If it cannot be read or is not UTF-8; names the line.
+    """
+    try:
+        raw = path.expanduser().read_bytes()
+    except OSError as error:
+        msg = f"{path} cannot be read ({str(error.strerror).lower()}); check the path."
+        raise DataError(msg) from error
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        msg = f"{path}, line {line}: byte {error.start} of the file is not UTF-8; save the file in UTF-8."
+        raise DataError(msg) from error

@@ -1,0 +1,222 @@
+"""Your own texts and labels, from files or from any data set of the hub."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lora_lightning.datamodules.base import PREDICT, TEST, TRAIN, VALIDATION
+from lora_lightning.datamodules.classification import ClassificationDataModule, LabelledTexts
+from lora_lightning.datamodules.holding_out import held_out, rows_in_both
+from lora_lightning.datamodules.hub import hub_label_names, hub_table, load_hub_dataset
+from lora_lightning.datamodules.label_columns import class_indices, class_labels, label_sets, numbers, sorted_names
+from lora_lightning.datamodules.queries import read_queries
+from lora_lightning.datamodules.tables import READERS, Table, read_table
+from lora_lightning.errors import ConfigurationError, DataError
+from lora_lightning.metrics.label_space import MULTI_LABEL, REGRESSION, SINGLE_LABEL, LabelSpace, ProblemType
+
+HUB_SPLITS = {TRAIN: ("train",), VALIDATION: ("validation", "valid", "val", "dev"), TEST: ("test",)}
+HUB_REMEDY = "without network set --data.train_file to a file of your own."
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where the rows are, and the label names if the source has an order of its own for them."""
+
+    tables: dict[str, Table]
+    names: list[str] | None = None
+
+
+class TextClassificationDataModule(ClassificationDataModule):
+    """Texts, or pairs of texts, with one label, several labels, or a number each.
+
+    Files are CSV, TSV (no quoting: a quotation mark is one), JSON lines or Parquet, by their endings; their columns
+    are named below. Labels are those of the training file, sorted; of two, the second counts as positive.
+
+    Args:
+        train_file: Table to train on; or else `dataset_name`.
+        validation_file: Table to validate on; without it a share of the training rows is held out.
+        test_file: Table to test on; without it nothing is tested.
+        dataset_name: Hub id of a data set, in place of files.
+        dataset_config_name: Which configuration of it, where it has several.
+        text_column: Name of the column of texts.
+        text_pair_column: Name of the column of second texts, if there is one.
+        label_column: Name of the column of labels.
+        problem_type: `single_label_classification`, `multi_label_classification` or `regression`.
+        label_separator: What stands between several labels of a text in one cell; lists need none.
+        validation_share: Share of the training rows to validate on where there is no validation split, in (0, 1);
+            the same share of every class.
+        split_seed: Which rows these are.
+        metrics: Names of the metrics to report; those that are usual for the problem if not given.
+        backbone: Whose tokenizer to use; the command line fills it in from `model.backbone`.
+        batch_size: Training rows a step and process.
+        eval_batch_size: Rows a step and process in validation, test and prediction.
+        max_length: Longest text, or pair, in tokens; longer ones are cut.
+        predict_file: What `predict` reads: a table with the same columns of texts, or a text file with one text a
+            line, or `-` for standard input.
+        cache_dir: Where tokenised data is kept; `~/.cache/lora_lightning` (or below `$XDG_CACHE_HOME`) if not given.
+        num_workers: Processes that build batches; 0 is fastest for short texts.
+    """
+
+    def __init__(
+        self,
+        train_file: str | None = None,
+        validation_file: str | None = None,
+        test_file: str | None = None,
+        dataset_name: str | None = None,
+        dataset_config_name: str | None = None,
+        text_column: str = "text",
+        text_pair_column: str | None = None,
+        label_column: str = "label",
+        problem_type: ProblemType = SINGLE_LABEL,
+        label_separator: str = ",",
+        validation_share: float = 0.1,
+        split_seed: int = 0,
+        metrics: list[str] | None = None,
+        backbone: str | None = None,
+        batch_size: int = 32,
+        eval_batch_size: int = 64,
+        max_length: int = 128,
+        predict_file: str | None = None,
+        cache_dir: str | None = None,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(
+            backbone=backbone,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            max_length=max_length,
+            predict_file=predict_file,
+            cache_dir=cache_dir,
+            num_workers=num_workers,
+        )
+        self.files = {TRAIN: train_file, VALIDATION: validation_file, TEST: test_file}
+        if dataset_name is not None and any(self.files.values()):
+            msg = "data.dataset_name and files are both set; leave out one or the other."
+            raise ConfigurationError(msg)
+        if not 0 < validation_share < 1:
+            msg = f"data.validation_share is {validation_share}, but a share in (0, 1) is needed."
+            raise ConfigurationError(msg)
+        self.dataset_name = dataset_name
+        self.dataset_config_name = dataset_config_name
+        self.text_column = text_column
+        self.text_pair_column = text_pair_column
+        self.label_column = label_column
+        self.problem_type = problem_type
+        self.label_separator = label_separator
+        self.validation_share = validation_share
+        self.split_seed = split_seed
+        self.metrics = metrics
+
+    @cached_property
+    def label_space(self) -> LabelSpace:
+        """The labels of the training rows, or the name of the column of numbers."""
+        if self.problem_type == REGRESSION:
+            return LabelSpace([self.label_column], problem_type=REGRESSION, metrics=self.metrics)
+        table = self._source.tables[TRAIN]
+        labels = [label for row in self._labels_of(table) for label in row]
+        names = self._source.names or sorted_names(labels)
+        if len(names) < 2 and self.problem_type == SINGLE_LABEL:  # noqa: PLR2004
+            msg = f"{table.name}: the column {self.label_column!r} holds one label only, {names[0]!r}; two are needed."
+            raise DataError(msg)
+        if not names:
+            msg = f"{table.name}: the column {self.label_column!r} holds no label at all."
+            raise DataError(msg)
+        return LabelSpace(names, problem_type=self.problem_type, metrics=self.metrics)
+
+    def load_splits(self) -> dict[str, LabelledTexts]:
+        """Reads and checks every row, holds out rows for validation if need be, and reports what is in two splits."""
+        splits = {split: self._labelled(table) for split, table in self._source.tables.items()}
+        if VALIDATION not in splits:
+            classes = splits[TRAIN].labels if self.problem_type == SINGLE_LABEL else None
+            chosen = held_out(len(splits[TRAIN].texts), self.validation_share, self.split_seed, classes)  # type: ignore[arg-type]
+            if not chosen.any():
+                msg = (
+                    f"{self._source.tables[TRAIN].name} has {len(chosen)} rows, too few to hold out "
+                    f"{self.validation_share:g} of them; set data.validation_share or give a validation file."
+                )
+                raise DataError(msg)
+            whole = splits.pop(TRAIN)
+            splits = {TRAIN: _rows(whole, ~chosen), VALIDATION: _rows(whole, chosen)} | splits
+        for split in (VALIDATION, TEST):
+            if split in splits:
+                _report_duplicates(splits[TRAIN], splits[split], split)
+        return splits
+
+    def load_prediction_splits(self) -> dict[str, LabelledTexts]:
+        """The rows of a table, or the lines of a text file."""
+        path = Path(self.predict_file or "")
+        if path.suffix in READERS:
+            return {PREDICT: self._unlabelled(read_table(path))}
+        if self.text_pair_column is not None:
+            msg = (
+                f"--data.predict_file is {self.predict_file!r}, but pairs of texts need a table with the columns "
+                f"{self.text_column!r} and {self.text_pair_column!r} ({', '.join(READERS)})."
+            )
+            raise DataError(msg)
+        return {PREDICT: LabelledTexts(read_queries(self.predict_file))}
+
+    @cached_property
+    def _source(self) -> _Source:
+        if self.dataset_name is not None:
+            return self._from_hub(self.dataset_name)
+        if self.files[TRAIN] is None:
+            msg = "there is nothing to train on; set --data.train_file, or --data.dataset_name for the hub."
+            raise DataError(msg)
+        return _Source({split: read_table(Path(file)) for split, file in self.files.items() if file is not None})
+
+    def _from_hub(self, name: str) -> _Source:
+        splits = load_hub_dataset(name, self.dataset_config_name, HUB_REMEDY)
+        columns = [self.text_column, self.label_column, *([self.text_pair_column] if self.text_pair_column else [])]
+        tables = {}
+        for split, choices in HUB_SPLITS.items():
+            found = next((choice for choice in choices if choice in splits), None)
+            table = None if found is None else hub_table(splits, name, found, columns)
+            if table is not None and any(cell is not None for cell in table.column(self.label_column)):
+                tables[split] = table  # the labels of some test splits are hidden
+        if TRAIN not in tables:
+            msg = f"the data set {name} has no split 'train' with labels; it has {', '.join(splits)}."
+            raise DataError(msg)
+        return _Source(tables, hub_label_names(splits, "train", self.label_column))
+
+    def _unlabelled(self, table: Table) -> LabelledTexts:
+        pairs = None if self.text_pair_column is None else table.texts(self.text_pair_column)
+        return LabelledTexts(table.texts(self.text_column), None, pairs)
+
+    def _labels_of(self, table: Table) -> list[list[str]]:
+        if self.problem_type == MULTI_LABEL:
+            return label_sets(table, self.label_column, self.label_separator)
+        return [[label] for label in class_labels(table, self.label_column)]
+
+    def _labelled(self, table: Table) -> LabelledTexts:
+        rows = self._unlabelled(table)
+        if self.problem_type == REGRESSION:
+            return replace(rows, labels=numbers(table, self.label_column))
+        names = self.label_space.names
+        indices = class_indices(table, self.label_column, self._labels_of(table), names)
+        if self.problem_type == SINGLE_LABEL:
+            return replace(rows, labels=[row[0] for row in indices])
+        return replace(rows, labels=[[float(number in row) for number in range(len(names))] for row in indices])
+
+
+def _rows(rows: LabelledTexts, chosen: Any) -> LabelledTexts:
+    def choose(column: Any) -> Any:
+        return None if column is None else [cell for cell, wanted in zip(column, chosen, strict=True) if wanted]
+
+    return LabelledTexts(choose(rows.texts), choose(rows.labels), choose(rows.pairs))
+
+
+def _report_duplicates(train: LabelledTexts, other: LabelledTexts, split: str) -> None:
+    repeated = rows_in_both(_keys(train), _keys(other))
+    if repeated:
+        rank_zero_warn(
+            f"{len(repeated)} of {len(other.texts)} rows of the {split} split are in the training data too, such as "
+            f"{other.texts[repeated[0]][:80]!r}; scores will be too good."
+        )
+
+
+def _keys(rows: LabelledTexts) -> list[tuple[str, ...]]:
+    columns = (rows.texts,) if rows.pairs is None else (rows.texts, rows.pairs)
+    return list(zip(*columns, strict=True))

@@ -1,0 +1,181 @@
+"""From logits of overlapping windows to one answer a question, counted once by any number of processes."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+from torchmetrics import MeanMetric, Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from lora_lightning.metrics.squad_v2 import Question, QuestionScores, score_answers
+
+
+class TokenSpans(NamedTuple):
+    """The best spans of each window; every tensor has shape (windows, n_best), the best span first.
+
+    Attributes:
+        start: int64, column of the first token.
+        end: int64, column of the last token.
+        score: float32, start logit plus end logit; minus infinity where a window has fewer spans.
+    """
+
+    start: Tensor
+    end: Tensor
+    score: Tensor
+
+
+class Candidates(NamedTuple):
+    """Answers proposed by windows; every array has shape (candidates,).
+
+    Attributes:
+        question: int64, number of the question.
+        start: int64, first character in its context.
+        end: int64, one past the last character.
+        score: float32, start logit plus end logit.
+        null_score: float32, start logit plus end logit of "no answer" in the same window.
+    """
+
+    question: NDArray[np.int64]
+    start: NDArray[np.int64]
+    end: NDArray[np.int64]
+    score: NDArray[np.float32]
+    null_score: NDArray[np.float32]
+
+    def take(self, places: NDArray[Any] | slice) -> "Candidates":
+        """Some of the candidates.
+
+        Args:
+            places: A slice, positions, or (candidates,) bool.
+
+        Returns:
+            Those candidates.
+        """
+        question, start, end, score, null_score = self
+        return Candidates(question[places], start[places], end[places], score[places], null_score[places])
+
+
+def best_spans(
+    start_logits: Tensor, end_logits: Tensor, in_context: Tensor, max_answer_length: int, n_best: int
+) -> TokenSpans:
+    """Finds the spans with the highest start logit plus end logit, exactly: every allowed span is looked at.
+
+    Args:
+        start_logits: (windows, tokens), any floating dtype.
+        end_logits: (windows, tokens), any floating dtype.
+        in_context: (windows, tokens), bool; where an answer may start and end.
+        max_answer_length: Tokens of an answer at most.
+        n_best: Spans to find in each window.
+
+    Returns:
+        The spans of each window; fewer than `n_best` where the batch is too short to have as many.
+    """
+    longest = min(max_answer_length, start_logits.shape[1])
+    start = start_logits.float().masked_fill(~in_context, -torch.inf)
+    end = end_logits.float().masked_fill(~in_context, -torch.inf)
+    # [window, first token, further tokens]: an end lies at most `longest` - 1 tokens after its start.
+    ends = functional.pad(end, (0, longest - 1), value=-torch.inf).unfold(1, longest, 1)
+    scores = (start[:, :, None] + ends).flatten(1)
+    top = scores.topk(min(n_best, scores.shape[1]), dim=1)
+    first = top.indices // longest
+    last = (first + top.indices % longest).clamp(max=start_logits.shape[1] - 1)  # beyond only where there is no span
+    return TokenSpans(first, last, top.values)
+
+
+def rank(candidates: Candidates) -> Candidates:
+    """Puts the windows of each question together.
+
+    Args:
+        candidates: In any order; a window may occur more than once.
+
+    Returns:
+        Different spans by question, the best of a question first, with `null_score` its lowest over all windows: the
+        window that most likely holds the answer decides whether there is one (as in BERT's own evaluation).
+    """
+    ordered = candidates.take(np.lexsort((candidates.end, candidates.start, -candidates.score, candidates.question)))
+    _, first, number = np.unique(ordered.question, return_index=True, return_inverse=True)
+    lowest = np.minimum.reduceat(ordered.null_score, first)[number]
+    spans = np.stack([ordered.question, ordered.start, ordered.end])
+    _, kept = np.unique(spans, axis=1, return_index=True)  # the first, so the best, of each
+    return ordered._replace(null_score=lowest).take(np.sort(kept))
+
+
+def best_of_each_question(candidates: Candidates) -> Candidates:
+    """The highest-scoring span of each question.
+
+    Args:
+        candidates: In any order.
+
+    Returns:
+        One candidate a question, by number of the question; `null_score` is its lowest over all windows.
+    """
+    ranked = rank(candidates)
+    return ranked.take(np.unique(ranked.question, return_index=True)[1])
+
+
+class AnswerCandidates(Metric):
+    """Collects each window's candidate; processes may hold different windows of one question."""
+
+    full_state_update = False
+    question: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in Candidates._fields:
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(self, question: Tensor, start: Tensor, end: Tensor, score: Tensor, null_score: Tensor) -> None:
+        """Adds a batch of windows.
+
+        Args:
+            question: (windows,), int64.
+            start: (windows,), int64, first character.
+            end: (windows,), int64, one past the last character.
+            score: (windows,), float32.
+            null_score: (windows,), float32.
+        """
+        values = (question, start, end, score, null_score)
+        for name, value in zip(Candidates._fields, values, strict=True):
+            getattr(self, name).append(value.detach())
+
+    def compute(self) -> Candidates:
+        """The best candidate of each question that any process saw."""
+        columns = [dim_zero_cat(getattr(self, name)).cpu().numpy() for name in Candidates._fields]
+        return best_of_each_question(Candidates(*columns))
+
+
+class QuestionAnsweringMetrics(nn.Module):
+    """Loss and answers over one split."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss = MeanMetric()
+        self.candidates = AnswerCandidates()
+
+    def reset(self) -> None:
+        """Forgets every batch."""
+        self.loss.reset()
+        self.candidates.reset()
+
+    def score(self, questions: list[Question]) -> QuestionScores:
+        """Scores the best answer to each question, whatever its null score; collective under several processes.
+
+        Args:
+            questions: All of the split, by number.
+
+        Returns:
+            Scores of the questions of which a window was seen, in the split's order. `null_score` is the null score
+            minus the answer's, the null difference of BERT's evaluation.
+        """
+        best = self.candidates.compute()
+        asked = [questions[number] for number in best.question]
+        spans = zip(asked, best.start, best.end, strict=True)
+        texts = [answer_text(question.context, start, end) for question, start, end in spans]
+        return score_answers(asked, texts, best.null_score - best.score)
+
+
+def answer_text(context: str, start: int, end: int) -> str:
+    """The characters from `start` up to `end`, without space around them."""
+    return context[start:end].strip()

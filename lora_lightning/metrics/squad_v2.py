@@ -1,0 +1,180 @@
+"""Exact match and F1 of SQuAD 2.0, with questions that have no answer (Rajpurkar et al. 2018, arXiv 1806.03822)."""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a paragraph.
+
+    Attributes:
+        id: The data set's own name for it.
+        question: Its text.
+        context: The paragraph.
+        answers: (text, first character in the context) of each right answer; empty where there is none.
+    """
+
+    id: str
+    question: str
+    context: str
+    answers: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class QuestionScores:
+    """How well each question was answered; every array has shape (questions,).
+
+    Attributes:
+        has_answer: bool, whether the question has a right answer.
+        answered: bool, whether the answer given has any text.
+        exact: float64, 0 or 1, of the answer given.
+        f1: float64, in [0, 1], of the answer given.
+        silent: float64, 0 or 1: exact match and F1 of the empty answer.
+        null_score: float64, how much more the model believes in no answer than in the one given; any real number.
+    """
+
+    has_answer: NDArray[np.bool_]
+    answered: NDArray[np.bool_]
+    exact: Array
+    f1: Array
+    silent: Array
+    null_score: Array
+
+
+def normalize_answer(text: str) -> str:
+    """Lower-cases and strips an answer of what does not count: ASCII punctuation, English articles, extra space.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        The words that count, with single spaces between them.
+    """
+    return " ".join(ARTICLES.sub(" ", text.lower().translate(NO_PUNCTUATION)).split())
+
+
+def f1_score(gold: str, answer: str) -> float:
+    """Harmonic mean of precision and recall over two bags of words.
+
+    Args:
+        gold: The right answer, normalised.
+        answer: The answer given, normalised.
+
+    Returns:
+        In [0, 1]; where either has no word, 1 if both have none, else 0.
+    """
+    gold_words, words = gold.split(), answer.split()
+    if not gold_words or not words:
+        return float(gold_words == words)
+    shared = sum((Counter(gold_words) & Counter(words)).values())
+    if not shared:
+        return 0.0
+    precision, recall = shared / len(words), shared / len(gold_words)
+    return 2 * precision * recall / (precision + recall)
+
+
+def score_answers(
+    questions: Sequence[Question], answers: Sequence[str], null_scores: Sequence[float] | NDArray[np.floating]
+) -> QuestionScores:
+    """Compares each answer with the right ones; the best of them counts.
+
+    Args:
+        questions: What was asked.
+        answers: The text given to each, empty for "there is no answer".
+        null_scores: (questions,), how much more the model believes in no answer.
+
+    Returns:
+        The scores of each question.
+    """
+    rows: list[tuple[float, float, float]] = []
+    for question, answer in zip(questions, answers, strict=True):
+        # A right answer without a word, such as "the", can't be matched; without any other, silence is right.
+        golds = {normalize_answer(text) for text, _ in question.answers} - {""} or {""}
+        given = normalize_answer(answer)
+        rows.append((float(given in golds), max(f1_score(gold, given) for gold in golds), float("" in golds)))
+    exact, f1, silent = np.array(rows, dtype=np.float64).reshape(-1, 3).T
+    return QuestionScores(
+        has_answer=np.array([bool(question.answers) for question in questions], dtype=np.bool_),
+        answered=np.array([bool(answer) for answer in answers], dtype=np.bool_),
+        exact=exact,
+        f1=f1,
+        silent=silent,
+        null_score=np.asarray(null_scores, dtype=np.float64),
+    )
+
+
+def best_threshold(scores: QuestionScores, by: Literal["exact", "f1"]) -> tuple[float, float]:
+    """Finds the null score above which a question is best left unanswered, as the official script does.
+
+    Questions are taken in the order of their null scores and answered one after another: a question with an answer
+    adds its score, one without costs 1 when text was given. Of equally good thresholds the lowest counts. Like the
+    official script it may cut between questions with the same null score, which no threshold can.
+
+    Args:
+        scores: At least one question.
+        by: What to maximise.
+
+    Returns:
+        The best mean score, in [0, 1]; and its threshold, which leaves unanswered what scores above it: one of the
+        null scores, or minus infinity where answering nothing is best. (There the official script says 0, which for
+        the probabilities it expects means the same.)
+    """
+    order = np.argsort(scores.null_score, kind="stable")
+    gain = np.where(scores.has_answer, getattr(scores, by), -scores.answered.astype(np.float64))[order]
+    total = np.cumsum(np.concatenate([[np.count_nonzero(~scores.has_answer)], gain]))  # adds in the script's order
+    best = int(total.argmax())
+    threshold = float(scores.null_score[order[best - 1]]) if best else -np.inf
+    return float(total[best]) / len(gain), threshold
+
+
+def choose_threshold(scores: QuestionScores) -> float:
+    """The null score above which to leave a question unanswered, chosen by F1; on validation data, to apply to test.
+
+    Args:
+        scores: At least one question.
+
+    Returns:
+        From `best_threshold`; infinity where every question has an answer, as in SQuAD 1.1.
+    """
+    return np.inf if scores.has_answer.all() else best_threshold(scores, "f1")[1]
+
+
+def squad_v2_report(scores: QuestionScores, threshold: float) -> dict[str, float]:
+    """Every value the official script prints, under its names.
+
+    Args:
+        scores: At least one question.
+        threshold: Questions with a null score above it are left unanswered; infinity answers all.
+
+    Returns:
+        Means in [0, 1] (the official script prints percent) over all questions, over those with an answer (`HasAns_`)
+        and over those without (`NoAns_`), where there are such; the best that any threshold reaches (`best_`), which
+        means something only where some have an answer and some have none, and its threshold, 0 for none as there.
+    """
+    silenced = scores.null_score > threshold
+    values: dict[str, float] = {}
+    applied = {
+        "exact": np.where(silenced, scores.silent, scores.exact),
+        "f1": np.where(silenced, scores.silent, scores.f1),
+    }
+    groups = {"": np.ones_like(scores.has_answer), "HasAns_": scores.has_answer, "NoAns_": ~scores.has_answer}
+    for prefix, chosen in groups.items():
+        if chosen.any():
+            values |= {f"{prefix}{name}": float(value[chosen].mean()) for name, value in applied.items()}
+    for name in ("exact", "f1"):
+        best, at = best_threshold(scores, name)
+        values |= {f"best_{name}": best, f"best_{name}_thresh": at if np.isfinite(at) else 0.0}
+    return values

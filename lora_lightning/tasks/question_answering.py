@@ -1,0 +1,301 @@
+"""Answer questions with a span of their context, or not at all."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PretrainedConfig
+
+from lora_lightning.backbones import (
+    check_question_answering_settings,
+    load_question_answerer,
+    load_question_answering_config,
+    load_tokenizer,
+    uses_token_types,
+)
+from lora_lightning.backbones.attention import use_dropout_attention
+from lora_lightning.errors import ConfigurationError
+from lora_lightning.lora.config import LoraSettings
+from lora_lightning.lora.dropout import use_fast_dropout
+from lora_lightning.lora.fused import fuse_lora_layers
+from lora_lightning.lora.injection import attach_lora
+from lora_lightning.metrics.question_answering import (
+    Candidates,
+    QuestionAnsweringMetrics,
+    TokenSpans,
+    answer_text,
+    best_spans,
+    rank,
+)
+from lora_lightning.metrics.squad_v2 import QuestionScores, choose_threshold, squad_v2_report
+from lora_lightning.tasks.base import AdaptationTask
+from lora_lightning.tasks.optimization import OptimizationSettings
+
+Batch = dict[str, Tensor]
+MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+DIGITS = 6  # of scores in files
+
+
+class QuestionAnsweringTask(AdaptationTask):
+    """The start and the end of an answer, or that there is none, for each window of a context.
+
+    A span scores its start logit plus its end logit; "no answer" those of the CLS token. A question is left unanswered
+    where its null score minus its best span's score, its null odds, is above a threshold that validation chooses.
+
+    Args:
+        backbone: A hub id, a local folder, or `package://<installed package>/<folder>`.
+        lora: The adapter; `null` trains the whole backbone.
+        optimization: Learning rate, schedule, decay.
+        base_dropout: Probability for every dropout of the pretrained model; `null` leaves what it came with.
+        gradient_checkpointing: Keep only what goes into each layer and compute the rest again in the backward pass:
+            much less memory for long texts, about a third more time.
+        max_answer_length: Tokens of an answer at most.
+        n_best: Answers to write for each question in `predict`.
+    """
+
+    null_threshold: Tensor
+
+    def __init__(
+        self,
+        backbone: str,
+        *,
+        lora: LoraSettings | None = LoraSettings(),  # noqa: B008  # jsonargparse shows it; never changed
+        optimization: OptimizationSettings = OptimizationSettings(),  # noqa: B008
+        base_dropout: float | None = None,
+        gradient_checkpointing: bool = False,
+        max_answer_length: int = 30,
+        n_best: int = 20,
+    ) -> None:
+        super().__init__(backbone, lora, optimization, base_dropout, gradient_checkpointing)
+        for name, value in (("max_answer_length", max_answer_length), ("n_best", n_best)):
+            if value < 1:
+                msg = f"model.{name} is {value}, but it must be at least 1."
+                raise ConfigurationError(msg)
+        self.max_answer_length = max_answer_length
+        self.n_best = n_best
+        self.metrics = nn.ModuleDict({split: QuestionAnsweringMetrics() for split in ("val", "test")})
+        # Infinity answers every question, until validation has chosen.
+        self.register_buffer("null_threshold", torch.tensor(float("inf")))
+        self.remember(
+            backbone=backbone,
+            lora=lora,
+            optimization=optimization,
+            base_dropout=base_dropout,
+            gradient_checkpointing=gradient_checkpointing,
+            max_answer_length=max_answer_length,
+            n_best=n_best,
+        )
+
+    def setup(self, stage: str) -> None:
+        """Refuses data without questions.
+
+        Args:
+            stage: `fit`, `validate`, `test` or `predict`.
+
+        Raises:
+            ConfigurationError: If the data module has none.
+        """
+        del stage
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not hasattr(datamodule, "questions"):
+            name = type(datamodule).__name__
+            msg = f"QuestionAnsweringTask needs questions, and {name} has none; use SquadV2DataModule."
+            raise ConfigurationError(msg)
+
+    def _load_config(self) -> PretrainedConfig:
+        pad_token_id = int(load_tokenizer(self.backbone).pad_token_id)
+        return load_question_answering_config(self.backbone, pad_token_id, self.base_dropout)
+
+    def check_settings(self) -> None:
+        """Finds settings that do not fit the backbone's architecture, before any weights load."""
+        if self.lora is not None:
+            check_question_answering_settings(self._load_config(), self.lora)
+
+    def build_network(self) -> nn.Module:
+        """Loads the backbone and attaches the adapters."""
+        self.check_settings()
+        config = self._load_config()
+        loaded = load_question_answerer(self.backbone, config)
+        use_dropout_attention(loaded.model)
+        network: nn.Module = loaded.model
+        if self.lora is not None:
+            # PEFT's wrapper for QUESTION_ANS drops token_type_ids without a word (seen with 0.21.2).
+            task_type = None if uses_token_types(config) else "QUESTION_ANS"
+            network = attach_lora(loaded.model, self.lora, loaded.lacked, task_type)
+        use_fast_dropout(network)
+        fuse_lora_layers(network)
+        return network.train()  # from_pretrained leaves it in eval mode, and Lightning keeps modes as they are
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Start and end logits of a batch of windows.
+
+        Args:
+            batch: `input_ids`, `attention_mask` and, where the backbone uses them, `token_type_ids`, (windows, tokens),
+                int64.
+
+        Returns:
+            Two of (windows, tokens), float32, minus infinity on padding.
+        """
+        output = self.built_network(**{name: batch[name] for name in MODEL_INPUTS if name in batch})
+        padding = batch["attention_mask"] == 0
+        # Otherwise a window's loss would depend on how long the others in its batch are.
+        start, end = (
+            logits.float().masked_fill(padding, -torch.inf) for logits in (output.start_logits, output.end_logits)
+        )
+        return start, end
+
+    def _shared_step(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        start, end = self(batch)
+        losses = (
+            functional.cross_entropy(start, batch["start_positions"]),
+            functional.cross_entropy(end, batch["end_positions"]),
+        )
+        return start, end, (losses[0] + losses[1]) / 2
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Mean of the cross entropies of start and end, over the windows of a batch."""
+        del batch_idx
+        *_, loss = self._shared_step(batch)
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["question"]))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Adds a batch to the validation metrics."""
+        del batch_idx
+        self._evaluation_step(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Adds a batch to the test metrics."""
+        del batch_idx
+        self._evaluation_step(batch, "test")
+
+    def _evaluation_step(self, batch: Batch, split: str) -> None:
+        start, end, loss = self._shared_step(batch)
+        metrics = self.split_metrics(split)
+        metrics.loss.update(loss.detach(), weight=len(batch["question"]))
+        found = self._candidates(batch, start, end, n_best=1)
+        metrics.candidates.update(*(found[name].squeeze(1) for name in Candidates._fields))
+
+    def _candidates(self, batch: Batch, start: Tensor, end: Tensor, n_best: int) -> dict[str, Tensor]:
+        """The best answers of each window, as characters of its context; every column (windows, n_best)."""
+        in_context = batch["char_end"] > batch["char_start"]
+        spans: TokenSpans = best_spans(start, end, in_context, self.max_answer_length, n_best)
+        null = batch["null_position"][:, None]
+        return {
+            "question": batch["question"][:, None].expand_as(spans.start),
+            "start": batch["char_start"].gather(1, spans.start),
+            "end": batch["char_end"].gather(1, spans.end),
+            "score": spans.score,
+            "null_score": (start.gather(1, null) + end.gather(1, null)).expand_as(spans.score),
+        }
+
+    def split_metrics(self, split: str) -> QuestionAnsweringMetrics:
+        """The metrics of `val` or `test`."""
+        return cast("QuestionAnsweringMetrics", self.metrics[split])
+
+    def _scores(self, split: str) -> QuestionScores:
+        questions = self.trainer.datamodule.questions(split)  # type: ignore[attr-defined]
+        return self.split_metrics(split).score(questions)
+
+    def on_validation_epoch_start(self) -> None:
+        """Forgets the last epoch's batches."""
+        self.split_metrics("val").reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Forgets the last test's batches."""
+        self.split_metrics("test").reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Chooses the threshold by F1, then logs."""
+        scores = self._scores("val")
+        self.null_threshold.fill_(choose_threshold(scores))
+        self._log_metrics("val", scores)
+
+    def on_test_epoch_end(self) -> None:
+        """Logs, with the threshold that validation chose."""
+        self._log_metrics("test", self._scores("test"))
+
+    def _log_metrics(self, split: str, scores: QuestionScores) -> None:
+        values = squad_v2_report(scores, float(self.null_threshold))
+        values["loss"] = float(self.split_metrics(split).loss.compute())
+        for name, value in values.items():
+            self.log(f"{split}/{name}", value, prog_bar=name in {"exact", "f1"}, sync_dist=True)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Proposes answers.
+
+        Args:
+            batch: From the data module's predict loader.
+            batch_idx: Not used.
+
+        Returns:
+            The best `n_best` answers of each window, each column (windows, n_best): `question`, its number in the
+            file; `start` and `end`, characters of its context; `score`, minus infinity where a window has fewer;
+            `null_score`. And `index`, (windows,).
+        """
+        del batch_idx
+        start, end = self(batch)
+        return {"index": batch["index"], **self._candidates(batch, start, end, self.n_best)}
+
+    def prediction_rows(
+        self, batches: Sequence[Mapping[str, Tensor]], inputs: Sequence[Mapping[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """The answer to each question, its null odds and its best answers, with all of its windows put together."""
+        found = Candidates(
+            **{
+                name: torch.cat([batch[name].flatten() for batch in batches]).cpu().numpy()
+                for name in Candidates._fields
+            }
+        )
+        ranked = rank(found.take(np.isfinite(found.score)))
+        numbers, first = np.unique(ranked.question, return_index=True)
+        ends = [*first[1:], len(ranked.question)]
+        threshold = float(self.null_threshold)
+        return [
+            prediction_row(inputs[number], ranked.take(slice(start, end)), threshold, self.n_best)
+            for number, start, end in zip(numbers, first, ends, strict=True)
+        ]
+
+    def export_files(self) -> dict[str, Any]:
+        """What a server needs beside the weights: when to answer."""
+        limits = torch.finfo(torch.float32)  # JSON knows no infinity
+        threshold = float(self.null_threshold.clamp(limits.min, limits.max))
+        return {"question_answering.json": {"null_threshold": threshold, "max_answer_length": self.max_answer_length}}
+
+
+def prediction_row(source: Mapping[str, Any], ranked: Candidates, threshold: float, n_best: int) -> dict[str, Any]:
+    """What to write about one question.
+
+    Args:
+        source: Its `id` and `context`.
+        ranked: Its answers from all windows, the best first.
+        threshold: Null odds above it leave the question unanswered.
+        n_best: Answers to write at most.
+
+    Returns:
+        `id`; `answer`, empty for none; `null_odds`; and `nbest`, the best different answers and the empty one, with
+        their scores and probabilities (a softmax over these), the most probable first.
+    """
+    texts: dict[str, float] = {}
+    for start, end, score in zip(ranked.start, ranked.end, ranked.score, strict=True):
+        texts.setdefault(answer_text(source["context"], start, end), float(score))
+    answer = next(iter(texts))
+    null_score = float(ranked.null_score[0])
+    best = [(text, score) for text, score in texts.items() if text][:n_best]
+    listed = sorted([*best, ("", null_score)], key=lambda item: -item[1])
+    scores = np.array([score for _, score in listed])
+    probabilities = np.exp(scores - scores.max())
+    probabilities /= probabilities.sum()
+    null_odds = float(ranked.null_score[0] - ranked.score[0])  # float32, as validation compared it
+    return {
+        "id": source["id"],
+        "answer": "" if null_odds > threshold else answer,
+        "null_odds": null_odds,
+        "nbest": [
+            {"text": text, "score": round(score, DIGITS), "probability": round(probability, DIGITS)}
+            for (text, score), probability in zip(listed, probabilities.tolist(), strict=True)
+        ],
+    }

@@ -1,0 +1,122 @@
+"""Attention with dropout on a CPU: a NumPy reference, derivatives, the mean, and when PyTorch's own is used."""
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from lora_lightning.backbones import attention
+from lora_lightning.backbones.attention import dropout_attention_forward, use_dropout_attention
+from lora_lightning.lora.dropout import inverted_mask
+from tests.conftest import TinyClassifier
+from tests.tiny_models import FAMILIES
+
+LAYER = SimpleNamespace(is_causal=False)
+BATCH, HEADS, TOKENS, SIZE = 3, 2, 5, 4
+
+
+def qkv(dtype: torch.dtype = torch.float32, tokens: int = TOKENS) -> list[Tensor]:
+    """Queries, keys and values laid out as a linear layer leaves them."""
+    torch.manual_seed(0)
+    flat = [torch.randn(BATCH, tokens, HEADS * SIZE, dtype=dtype) for _ in range(3)]
+    return [x.view(BATCH, tokens, HEADS, SIZE).transpose(1, 2).requires_grad_() for x in flat]
+
+
+def padding_mask() -> Tensor:
+    lengths = torch.tensor([5, 3, 1])
+    return (torch.arange(TOKENS) < lengths[:, None])[:, None, None].expand(BATCH, 1, TOKENS, TOKENS)
+
+
+def numpy_attention(q: Any, k: Any, v: Any, where: Any, drop: NDArray[np.float64], scaling: float) -> Any:
+    scores = np.where(where, scaling * q @ k.swapaxes(-1, -2), -np.inf)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return ((weights * drop) @ v).swapaxes(1, 2)
+
+
+@pytest.mark.parametrize(
+    "mask", [None, padding_mask(), torch.ones(TOKENS, TOKENS, dtype=torch.bool).tril()[None, None]]
+)
+@pytest.mark.parametrize("scaling", [None, 0.3])
+def test_equals_numpy_with_the_same_elements_dropped(mask: Tensor | None, scaling: float | None) -> None:
+    q, k, v = qkv()
+    torch.manual_seed(7)
+    y, weights = dropout_attention_forward(LAYER, q, k, v, mask, dropout=0.4, scaling=scaling)  # type: ignore[arg-type]
+    torch.manual_seed(7)
+    drop = inverted_mask(torch.empty(BATCH * HEADS, TOKENS, TOKENS), 0.4).view(BATCH, HEADS, TOKENS, TOKENS)
+    where = np.ones((1, 1, 1, 1), dtype=bool) if mask is None else mask.numpy()
+    arrays = [x.detach().double().numpy() for x in (q, k, v)]
+    expected = numpy_attention(*arrays, where, drop.double().numpy(), scaling or 1 / math.sqrt(SIZE))
+    assert weights is None
+    assert y.is_contiguous()
+    np.testing.assert_allclose(y.detach().numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_derivatives_are_those_of_finite_differences() -> None:
+    bias = torch.zeros(BATCH, 1, 1, TOKENS, dtype=torch.float64).masked_fill(~padding_mask()[:, :, :1], -1e9)
+
+    def run(*inputs: Tensor) -> Tensor:
+        torch.manual_seed(5)  # the same elements at each call
+        y: Tensor = attention._DropoutAttention.apply(*inputs, bias, 0.5, 0.3)  # type: ignore[no-untyped-call]
+        return y
+
+    assert torch.autograd.gradcheck(run, tuple(qkv(torch.float64)))
+
+
+def test_mean_over_many_draws_is_the_attention_without_dropout() -> None:
+    q, k, v = (x.detach() for x in qkv())
+    expected, _ = sdpa_attention_forward(LAYER, q, k, v, padding_mask())  # type: ignore[arg-type]
+    drawn = torch.stack(
+        [dropout_attention_forward(LAYER, q, k, v, padding_mask(), dropout=0.25)[0] for _ in range(4000)]  # type: ignore[arg-type]
+    )
+    error = (drawn.mean(dim=0) - expected).abs()
+    assert (error <= 5 * drawn.std(dim=0) / 4000**0.5 + 1e-6).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "options"),
+    [
+        pytest.param(lambda x: x, {"dropout": 0.0}, id="no dropout"),
+        pytest.param(lambda x: x.double(), {}, id="float64"),
+        pytest.param(lambda x: x, {"attention_mask": None, "is_causal": True}, id="causal without a mask"),
+        pytest.param(lambda x: x, {"attention_mask": padding_mask().float()}, id="additive mask"),
+    ],
+)
+def test_what_it_does_not_know_goes_pytorchs_way(monkeypatch: pytest.MonkeyPatch, change: Any, options: Any) -> None:
+    q, k, v = (change(x) for x in qkv())
+    called: list[Any] = []
+
+    def pytorchs(*args: Any, **kwargs: Any) -> Any:
+        called.append(args)
+        return sdpa_attention_forward(*args, **kwargs)
+
+    monkeypatch.setattr(attention, "sdpa_attention_forward", pytorchs)
+    words = {"attention_mask": padding_mask(), "dropout": 0.5, **options}
+    y, _ = dropout_attention_forward(LAYER, q, k, v, **words)  # type: ignore[arg-type]
+    assert len(called) == 1
+    assert y.shape == (BATCH, TOKENS, HEADS, SIZE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_gives_the_same_logits_and_saves_no_trace(tiny_classifier: TinyClassifier, family: str) -> None:
+    model = tiny_classifier(family, base_dropout=0.3).model.eval()
+    batch = {"input_ids": torch.randint(5, 100, (4, 9)), "attention_mask": torch.ones(4, 9, dtype=torch.int64)}
+    batch["attention_mask"][1:, 6:] = 0
+    expected = model(**batch).logits
+    use_dropout_attention(model)
+    torch.testing.assert_close(model(**batch).logits, expected)
+    model.train()(**batch).logits.sum().backward()
+    assert attention.NAME not in str(model.config.to_dict())
+
+
+def test_bert_uses_it_while_training(tiny_classifier: TinyClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_classifier("bert", base_dropout=0.3).model.train()
+    use_dropout_attention(model)
+    monkeypatch.setattr(attention, "sdpa_attention_forward", None)
+    model(input_ids=torch.randint(5, 100, (4, 9)), attention_mask=torch.ones(4, 9, dtype=torch.int64))

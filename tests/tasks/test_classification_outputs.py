@@ -1,0 +1,69 @@
+"""The loss and the readable predictions of every kind of label."""
+
+import numpy as np
+import pytest
+import torch
+
+from lora_lightning.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL, LabelSpace
+from lora_lightning.tasks.classification_outputs import classification_loss, predict_labels, readable
+
+LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 3.0, -2.0]])
+NO_THRESHOLD = torch.tensor(float("inf"))
+
+
+def rows_of(logits: torch.Tensor, space: LabelSpace, threshold: torch.Tensor = NO_THRESHOLD) -> list[dict[str, object]]:
+    columns = {name: column.tolist() for name, column in predict_labels(logits, space, threshold).items()}
+    return [readable({name: column[row] for name, column in columns.items()}, space) for row in range(len(logits))]
+
+
+def test_one_label() -> None:
+    logits = LOGITS.double().numpy()
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    loss = classification_loss(LOGITS, torch.tensor([2, 1]), SINGLE_LABEL)
+    assert float(loss) == pytest.approx(-np.log([probabilities[0, 2], probabilities[1, 1]]).mean(), abs=1e-6)
+    smooth = classification_loss(LOGITS, torch.tensor([2, 1]), SINGLE_LABEL, label_smoothing=0.3)
+    assert float(smooth) == pytest.approx(0.7 * float(loss) - 0.3 * np.log(probabilities).mean(), abs=1e-6)
+    assert rows_of(LOGITS, LabelSpace(["a", "b", "c"])) == [
+        {"label": "a", "score": pytest.approx(probabilities[0, 0], abs=1e-6)},
+        {"label": "b", "score": pytest.approx(probabilities[1, 1], abs=1e-6)},
+    ]
+
+
+def test_rows_without_a_class_do_not_count() -> None:
+    whole = classification_loss(LOGITS[:1], torch.tensor([2]), SINGLE_LABEL)
+    assert classification_loss(LOGITS, torch.tensor([2, -1]), SINGLE_LABEL) == whole
+
+
+def test_several_labels() -> None:
+    target = torch.tensor([[1.0, 0, 1], [0, 1, 1]])
+    probabilities = 1 / (1 + np.exp(-LOGITS.double().numpy()))
+    chosen = np.where(target.numpy() == 1, probabilities, 1 - probabilities)
+    assert float(classification_loss(LOGITS, target, MULTI_LABEL)) == pytest.approx(-np.log(chosen).mean(), abs=1e-6)
+    rows = rows_of(LOGITS, LabelSpace(["a", "b", "c"], problem_type=MULTI_LABEL))
+    assert [row["labels"] for row in rows] == [["a", "c"], ["a", "b"]]  # a half is enough
+    assert rows[0]["scores"] == pytest.approx(dict(zip("abc", probabilities[0], strict=True)), abs=1e-6)
+
+
+def test_a_number() -> None:
+    logits, target = torch.tensor([[1.5], [-2.0]]), torch.tensor([1.0, 1.0])
+    assert float(classification_loss(logits, target, REGRESSION)) == pytest.approx((0.25 + 9) / 2)
+    space = LabelSpace(["score"], problem_type=REGRESSION)
+    assert rows_of(logits, space) == [{"prediction": 1.5}, {"prediction": -2}]
+
+
+def test_intents_are_decided_by_the_threshold() -> None:
+    space = LabelSpace(["a", "b", "oos"], 2, True)
+    inside, outside = rows_of(LOGITS[:, [0, 1, 2]] * torch.tensor([[1.0], [-1.0]]), space, torch.tensor(0.5))
+    assert (inside["intent"], inside["decision"]) == ("a", "in_scope")
+    assert (outside["intent"], outside["decision"]) == ("a", "out_of_scope")
+    probabilities = np.exp([2, -1, 0.5]) / np.exp([2, -1, 0.5]).sum()
+    assert inside["score"] == pytest.approx(probabilities[0], abs=1e-6)
+    assert inside["out_of_scope_score"] == pytest.approx(1 - probabilities[0], abs=1e-6)
+
+
+def test_half_precision_logits_lose_nothing_in_the_loss() -> None:
+    half = classification_loss(LOGITS.bfloat16(), torch.tensor([2, 1]), SINGLE_LABEL)
+    assert half.dtype == torch.float32
+    assert float(half) == pytest.approx(
+        float(classification_loss(LOGITS, torch.tensor([2, 1]), SINGLE_LABEL)), rel=1e-2
+    )
