@@ -15,7 +15,13 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from lora_lightning.callbacks import AdapterCheckpoint, ConfusionFigure, FiniteLoss, PredictionWriter
+from lora_lightning.callbacks import (
+    AdapterCheckpoint,
+    ConfusionFigure,
+    FiniteLoss,
+    PredictionWriter,
+    TokenThroughput,
+)
 from lora_lightning.datamodules import TextDataModule
 from lora_lightning.errors import CheckpointError, ConfigurationError, LoraLightningError
 from lora_lightning.lora.checkpoint import read_checkpoint
@@ -138,7 +144,7 @@ class LoraLightningCLI(LightningCLI):
         if self.subcommand != "fit":
             kwargs["logger"] = False
         elif trainer.logger is not False:
-            extra += [LearningRateMonitor(logging_interval="step"), ConfusionFigure()]
+            extra += [LearningRateMonitor(logging_interval="step"), ConfusionFigure(), TokenThroughput()]
         elif trainer.default_root_dir is None:  # a folder of its own, though no logger makes one
             taken = [int(path.name[8:]) for path in LOGS.glob("version_*") if path.name[8:].isdigit()]
             kwargs["default_root_dir"] = str(LOGS / f"version_{max(taken, default=-1) + 1}")
@@ -172,6 +178,7 @@ class LoraLightningCLI(LightningCLI):
         if (space := self.datamodule.label_space) is not None:
             self.model.adopt_labels(space)
         self.model.check_settings()
+        _ = self.datamodule.raw_splits  # reads the data, and so checks it, where no labels did
         self._check_mode()
         if self.options.trainer.get("overfit_batches"):
             msg = "trainer.overfit_batches is not supported; use trainer.limit_train_batches and limit_val_batches."

@@ -15,7 +15,7 @@ COMMANDS = {
     "fit": "train from a YAML config, then test the best checkpoint",
     "validate": "score a checkpoint on the validation split",
     "test": "score a checkpoint on the test split",
-    "predict": "classify the lines of a text file with a checkpoint",
+    "predict": "classify, answer or continue the lines of a text file with a checkpoint",
 }
 
 EPILOG = """\

@@ -14,11 +14,11 @@ from typing import NoReturn
 from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lora_lightning import datamodules, tasks
+from lora_lightning import callbacks, datamodules, tasks
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.config import LoraSettings
 
-CLASSES = [getattr(module, name) for module in (tasks, datamodules) for name in module.__all__]
+CLASSES = [getattr(module, name) for module in (tasks, datamodules, callbacks) for name in module.__all__]
 
 PARSER_KEY = re.compile(r'^(?:- )?Parser key "(?P<key>[^"]+)":\s*(?P<rest>.*)$')
 NOT_ACCEPTED = re.compile(

@@ -19,6 +19,7 @@ LOWER_IS_BETTER = (
     "mean_absolute_error",
     "mean_squared_error",
     "out_of_scope_fpr_at_95_tpr",
+    "perplexity",
 )
 
 

@@ -1,4 +1,4 @@
-"""A CLINC150 release, a SQuAD and a table of a few dozen rows, learnable from single words."""
+"""Data sets of a few dozen rows in the layouts of the real ones, learnable from single words."""
 
 import csv
 import json
@@ -92,3 +92,41 @@ def save_tiny_table(path: Path, rows: int = 40, label: str = "word") -> Path:
         for row in range(rows):
             writer.writerow([f"w{10 + row % 8} w{60 + row}" + " w5" * (row % 4), f"w{3 + row % 5}", labels[label](row)])
     return path
+
+
+def save_tiny_wikitext(folder: Path) -> Path:
+    """Writes `wiki.{train,valid,test}.raw`: sentences in which each of 20 words is followed by the next.
+
+    Args:
+        folder: Where to; made if needed.
+
+    Returns:
+        The folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, lines in (("train", 60), ("valid", 15), ("test", 20)):
+        sentences = [" ".join(f"w{(start + place) % 20}" for place in range(12)) for start in range(lines)]
+        (folder / f"wiki.{name}.raw").write_text("\n".join(sentences) + "\n")
+    return folder
+
+
+def save_tiny_instructions(folder: Path) -> Path:
+    """Writes `instructions.jsonl`: Alpaca's fields, the response repeats the instruction's word.
+
+    Args:
+        folder: Where to; made if needed.
+
+    Returns:
+        The file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    records = [
+        {
+            "instruction": f"w{number % 10}",
+            "input": "w30" if number % 2 else "",
+            "output": " ".join([f"w{number % 10}"] * (1 + number % 7)),
+        }
+        for number in range(40)
+    ]
+    (folder / "instructions.jsonl").write_text("\n".join(json.dumps(record) for record in records) + "\n")
+    return folder / "instructions.jsonl"

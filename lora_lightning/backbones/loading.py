@@ -1,5 +1,7 @@
 """Load a pretrained model and its tokenizer, and say what the checkpoint lacked."""
 
+import importlib.util
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lora_lightning.backbones.source import hub_is_reachable, resolve_backbone
+from lora_lightning.backbones.source import gguf_file_of, hub_is_reachable, resolve_backbone
 from lora_lightning.errors import BackboneError
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.injection import modules_lacked, modules_trained_in_full
@@ -77,7 +79,9 @@ def load_tokenizer(backbone: str) -> PreTrainedTokenizerBase:
         BackboneError: If it cannot be found, is empty, or has no token to pad with.
     """
     source = resolve_backbone(backbone)
-    tokenizer: PreTrainedTokenizerBase = _load(backbone, lambda: AutoTokenizer.from_pretrained(source, **_offline()))
+    tokenizer: PreTrainedTokenizerBase = _load(
+        backbone, lambda: AutoTokenizer.from_pretrained(source, **_where(source))
+    )
     if len(tokenizer) <= len(tokenizer.all_special_tokens) + 2:  # a word marker may be there too
         # transformers makes an empty one where the files are missing: every word would be unknown.
         msg = f"the backbone {backbone!r} holds no tokenizer; save one beside the model with save_pretrained."
@@ -104,7 +108,7 @@ def load_config(backbone: str) -> PretrainedConfig:
         BackboneError: If it cannot be found.
     """
     source = resolve_backbone(backbone)
-    config: PretrainedConfig = _load(backbone, lambda: AutoConfig.from_pretrained(source, **_offline()))
+    config: PretrainedConfig = _load(backbone, lambda: AutoConfig.from_pretrained(source, **_where(source)))
     return config
 
 
@@ -168,10 +172,20 @@ def load_classification_config(
     config.label2id = {name: index for index, name in enumerate(label_names)}
     config.problem_type = problem_type
     config.pad_token_id = pad_token_id
+    set_base_dropout(config, base_dropout)
+    return config
+
+
+def set_base_dropout(config: PretrainedConfig, base_dropout: float | None) -> None:
+    """Sets every dropout of the pretrained model, in place.
+
+    Args:
+        config: The architecture.
+        base_dropout: The probability; `None` leaves what it came with.
+    """
     if base_dropout is not None:
         for name in _dropout_names(config):
             setattr(config, name, base_dropout)
-    return config
 
 
 def _dropout_names(config: PretrainedConfig) -> list[str]:
@@ -264,7 +278,7 @@ def load_model(
             output_loading_info=True,
             ignore_mismatched_sizes=True,
             key_mapping=key_mapping,
-            **_offline(),
+            **_where(source),
         ),
     )
     base = f"{model.base_model_prefix}."
@@ -284,7 +298,15 @@ def load_model(
             "the file is incomplete; download or save the model again."
         )
         raise BackboneError(msg)
+    if gguf_file_of(source) is not None:
+        _forget_quantization(model)
     return LoadedBackbone(model, lacked)
+
+
+def _forget_quantization(model: PreTrainedModel) -> None:
+    """A GGUF file's weights are plain float32 once loaded; transformers goes on calling them quantised."""
+    model.hf_quantizer = None  # type: ignore[assignment]
+    del model.config.quantization_config
 
 
 def _load(backbone: str, load: Callable[[], Loaded]) -> Loaded:
@@ -297,14 +319,21 @@ def _load(backbone: str, load: Callable[[], Loaded]) -> Loaded:
     transformers.utils.logging.disable_progress_bar()
     try:
         return load()
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (ImportError, OSError, ValueError, KeyError, SafetensorError, struct.error) as error:
         raise BackboneError(_reason(backbone, error)) from error
     finally:
         transformers.utils.logging.set_verbosity(verbosity)
 
 
-def _offline() -> dict[str, bool]:
-    return {"local_files_only": not hub_is_reachable()}
+def _where(source: str) -> dict[str, Any]:
+    """What transformers' loaders need beside the source."""
+    gguf_file = gguf_file_of(source)
+    if gguf_file is None:
+        return {"local_files_only": not hub_is_reachable()}
+    if importlib.util.find_spec("gguf") is None:
+        msg = f"{source} holds a GGUF file, and the Python package that reads it is missing; run `pip install gguf`."
+        raise BackboneError(msg)
+    return {"local_files_only": True, "gguf_file": gguf_file}
 
 
 def _reason(backbone: str, error: Any) -> str:

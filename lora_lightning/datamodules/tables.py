@@ -128,7 +128,7 @@ def read_tsv(path: Path, names: Sequence[str] | None = None, skip_broken: bool =
 
 def _read_csv(path: Path) -> Table:
     csv.field_size_limit(FIELD_LIMIT)
-    reader = csv.reader(io.StringIO(_content(path), newline=""), strict=True)
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
 
     def rows() -> Iterator[tuple[int, list[str]]]:
         while True:
@@ -211,13 +211,24 @@ READERS: dict[str, Callable[[Path], Table]] = {
 def _lines(path: Path) -> list[str]:
     """Lines without their ends; empty ones at the end of the file are left out."""
     # Not splitlines(): to it a form feed or U+2028 inside a text ends a line.
-    lines = [line.removesuffix("\r") for line in _content(path).split("\n")]
+    lines = [line.removesuffix("\r") for line in read_text(path).split("\n")]
     while lines and not lines[-1]:
         lines.pop()
     return lines
 
 
-def _content(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Reads a text file.
+
+    Args:
+        path: In UTF-8; a byte order mark is left out.
+
+    Returns:
+        Its content, line ends as they are.
+
+    Raises:
+        DataError: If it cannot be read or is not UTF-8; names the line.
+    """
     try:
         raw = path.expanduser().read_bytes()
     except OSError as error:

@@ -69,7 +69,11 @@ def modules_trained_in_full(model: nn.Module, settings: LoraSettings, lacked: Co
 
 
 def attach_lora(
-    model: PreTrainedModel, settings: LoraSettings, lacked: Collection[str], task_type: str | None
+    model: PreTrainedModel,
+    settings: LoraSettings,
+    lacked: Collection[str],
+    task_type: str | None,
+    never_adapted: Collection[str] = (),
 ) -> PeftModel:
     """Freezes the base and adds trainable adapters.
 
@@ -78,6 +82,7 @@ def attach_lora(
         settings: Rank, scaling, targets.
         lacked: Module names from `modules_lacked`; they train in full and are saved with the adapter.
         task_type: PEFT's word for the task, for example `SEQ_CLS`; `None` for a wrapper that changes no argument.
+        never_adapted: Dotted names of modules that get no adapter either, such as a language model's head.
 
     Returns:
         The PEFT model. Adapters are float32 and start at dW = 0 (B = 0).
@@ -86,7 +91,7 @@ def attach_lora(
         ConfigurationError: If a target or a module to save does not exist.
     """
     whole = modules_trained_in_full(model, settings, lacked)
-    targets = resolve_target_modules(model, settings.target_modules, exclude=whole)
+    targets = resolve_target_modules(model, settings.target_modules, exclude=[*whole, *never_adapted])
     _warn_if_rank_is_full(model, targets, settings.r)
     config = LoraConfig(
         task_type=task_type,

@@ -1,8 +1,17 @@
 """LightningModules, one for each kind of task."""
 
 from lora_lightning.tasks.base import AdaptationTask
+from lora_lightning.tasks.causal_language_modeling import CausalLanguageModelingTask
+from lora_lightning.tasks.generation import GenerationSettings
 from lora_lightning.tasks.optimization import OptimizationSettings
 from lora_lightning.tasks.question_answering import QuestionAnsweringTask
 from lora_lightning.tasks.sequence_classification import SequenceClassificationTask
 
-__all__ = ["AdaptationTask", "OptimizationSettings", "QuestionAnsweringTask", "SequenceClassificationTask"]
+__all__ = [
+    "AdaptationTask",
+    "CausalLanguageModelingTask",
+    "GenerationSettings",
+    "OptimizationSettings",
+    "QuestionAnsweringTask",
+    "SequenceClassificationTask",
+]

@@ -50,6 +50,8 @@ class QuestionAnsweringTask(AdaptationTask):
         lora: The adapter; `null` trains the whole backbone.
         optimization: Learning rate, schedule, decay.
         base_dropout: Probability for every dropout of the pretrained model; `null` leaves what it came with.
+        gradient_checkpointing: Keep only what goes into each layer and compute the rest again in the backward pass:
+            much less memory for long texts, about a third more time.
         max_answer_length: Tokens of an answer at most.
         n_best: Answers to write for each question in `predict`.
     """
@@ -63,10 +65,11 @@ class QuestionAnsweringTask(AdaptationTask):
         lora: LoraSettings | None = LoraSettings(),  # noqa: B008  # jsonargparse shows it; never changed
         optimization: OptimizationSettings = OptimizationSettings(),  # noqa: B008
         base_dropout: float | None = None,
+        gradient_checkpointing: bool = False,
         max_answer_length: int = 30,
         n_best: int = 20,
     ) -> None:
-        super().__init__(backbone, lora, optimization, base_dropout)
+        super().__init__(backbone, lora, optimization, base_dropout, gradient_checkpointing)
         for name, value in (("max_answer_length", max_answer_length), ("n_best", n_best)):
             if value < 1:
                 msg = f"model.{name} is {value}, but it must be at least 1."
@@ -81,6 +84,7 @@ class QuestionAnsweringTask(AdaptationTask):
             lora=lora,
             optimization=optimization,
             base_dropout=base_dropout,
+            gradient_checkpointing=gradient_checkpointing,
             max_answer_length=max_answer_length,
             n_best=n_best,
         )

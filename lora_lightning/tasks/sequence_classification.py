@@ -51,6 +51,8 @@ class SequenceClassificationTask(AdaptationTask):
         lora: The adapter; `null` trains the whole backbone.
         optimization: Learning rate, schedule, decay.
         base_dropout: Probability for every dropout of the pretrained model; `null` leaves what it came with.
+        gradient_checkpointing: Keep only what goes into each layer and compute the rest again in the backward pass:
+            much less memory for long texts, about a third more time.
         label_smoothing: Share of the target's mass spread over all classes, in [0, 1); for single labels.
         label_space: The labels; filled in from the data module, or from the checkpoint in `predict`.
     """
@@ -64,10 +66,11 @@ class SequenceClassificationTask(AdaptationTask):
         lora: LoraSettings | None = LoraSettings(),  # noqa: B008  # jsonargparse shows it; never changed
         optimization: OptimizationSettings = OptimizationSettings(),  # noqa: B008
         base_dropout: float | None = None,
+        gradient_checkpointing: bool = False,
         label_smoothing: float = 0.0,
         label_space: LabelSpace | None = None,
     ) -> None:
-        super().__init__(backbone, lora, optimization, base_dropout)
+        super().__init__(backbone, lora, optimization, base_dropout, gradient_checkpointing)
         if not 0 <= label_smoothing < 1:
             msg = f"model.label_smoothing is {label_smoothing}, but a share in [0, 1) is needed."
             raise ConfigurationError(msg)
@@ -82,6 +85,7 @@ class SequenceClassificationTask(AdaptationTask):
             lora=lora,
             optimization=optimization,
             base_dropout=base_dropout,
+            gradient_checkpointing=gradient_checkpointing,
             label_smoothing=label_smoothing,
             label_space=label_space,
         )
@@ -244,7 +248,7 @@ class SequenceClassificationTask(AdaptationTask):
         return {"index": batch["index"]} | predict_labels(self(batch), self.labels, self.out_of_scope_threshold)
 
     def prediction_rows(
-        self, batches: Sequence[Mapping[str, Tensor]], inputs: Sequence[Mapping[str, Any]]
+        self, batches: Sequence[Mapping[str, Any]], inputs: Sequence[Mapping[str, Any]]
     ) -> list[dict[str, Any]]:
         """Each input with its labels and scores."""
         rows = {}

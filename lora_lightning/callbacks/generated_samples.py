@@ -1,0 +1,85 @@
+"""A few generated texts for TensorBoard, to read what the metrics do not tell."""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+
+from lora_lightning.datamodules.causal_lm import CausalLMDataModule
+from lora_lightning.errors import ConfigurationError
+from lora_lightning.tasks import CausalLanguageModelingTask
+
+
+class GeneratedSamples(Callback):
+    """Continues the same prompts after each validation, as `model.generation` says; does nothing without TensorBoard.
+
+    Args:
+        prompts: Texts to continue, or instructions to respond to.
+        seed: Of the draws, where `model.generation.do_sample` is set; training's own random numbers stay as they are.
+    """
+
+    def __init__(self, prompts: list[str], seed: int = 0) -> None:
+        if not prompts or not all(prompt.strip() for prompt in prompts):
+            msg = "GeneratedSamples needs at least one prompt, and none may be empty."
+            raise ConfigurationError(msg)
+        self.prompts = prompts
+        self.seed = seed
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuses a task that cannot generate.
+
+        Raises:
+            ConfigurationError: If it is not `CausalLanguageModelingTask`.
+        """
+        del trainer, stage
+        if not isinstance(pl_module, CausalLanguageModelingTask):
+            msg = f"the callback GeneratedSamples needs a CausalLanguageModelingTask, not {type(pl_module).__name__}."
+            raise ConfigurationError(msg)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Finds prompts that are too long before training, not after an epoch."""
+        task = cast("CausalLanguageModelingTask", pl_module)
+        task.check_lengths(self._batch(trainer, task))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Generates and shows."""
+        boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        if trainer.sanity_checking or not boards or not trainer.is_global_zero:
+            return
+        task = cast("CausalLanguageModelingTask", pl_module)
+        with isolate_rng():
+            torch.manual_seed(self.seed)
+            completions = task.complete(self._batch(trainer, task))
+        for board in boards:
+            text = samples_table(self.prompts, completions)
+            board.experiment.add_text("samples", text, global_step=trainer.global_step)
+
+    def _batch(self, trainer: Trainer, task: CausalLanguageModelingTask) -> dict[str, Tensor]:
+        rows = cast("CausalLMDataModule", trainer.datamodule).prompts(self.prompts)  # type: ignore[attr-defined]
+        return {name: tensor.to(task.device) for name, tensor in rows[range(len(rows))].items()}
+
+
+def samples_table(prompts: Sequence[str], completions: Sequence[str]) -> str:
+    """Prompts and completions as Markdown.
+
+    Args:
+        prompts: What was continued.
+        completions: How.
+
+    Returns:
+        One section a prompt, both texts verbatim.
+    """
+    sections = [
+        f"**Prompt**\n\n{_verbatim(prompt)}\n\n**Completion**\n\n{_verbatim(completion)}"
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+    return "\n\n---\n\n".join(sections)
+
+
+def _verbatim(text: str) -> str:
+    """Indented as code, where Markdown means nothing."""
+    return "\n".join(f"    {line}" for line in text.split("\n"))

@@ -1,0 +1,243 @@
+"""Instructions with responses, and chats, for causal language modelling; only the responses are learnt."""
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Literal, cast
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
+from numpy.typing import NDArray
+
+from lora_lightning.datamodules.base import KINDS_OF_STAGE, PREDICT
+from lora_lightning.datamodules.batching import EncodedSplit
+from lora_lightning.datamodules.causal_lm import CausalLMDataModule, Prompt
+from lora_lightning.datamodules.holding_out import held_out
+from lora_lightning.datamodules.instruction_format import (
+    Example,
+    Message,
+    Span,
+    as_chat,
+    learnt_tokens,
+    parse_example,
+    parse_prompt,
+    plain_prompt,
+    render_chat,
+    render_plain,
+)
+from lora_lightning.datamodules.packing import pack_documents
+from lora_lightning.datamodules.records import Record, hub_records, read_records
+from lora_lightning.errors import ConfigurationError, DataError
+
+EXAMPLES_AT_ONCE = 1024
+
+Tokens = tuple[NDArray[np.int32], NDArray[np.bool_]]  # ids, and which of them are learnt
+
+
+class InstructionDataModule(CausalLMDataModule):
+    """Examples packed into blocks of at most `context_length` tokens, apart from one another.
+
+    A record has `instruction`, `input` (may be empty) and `output`, or `messages`, each with `role` and `content`.
+    The loss is on the responses (with their end) alone. Blocks hold whole examples, the same ones in every epoch.
+
+    Args:
+        train_file: Records: JSON lines, a JSON list (`.json`), CSV, TSV or Parquet.
+        validation_file: The same for validation; without it a random share of the training records is held out.
+        test_file: The same for test; without it nothing is tested.
+        dataset_name: Instead of files: a data set of the hub with the same fields, for example `tatsu-lab/alpaca`.
+        dataset_config_name: Its configuration, where it has several.
+        chat_template: Write examples with the tokenizer's chat template, as chats must be; otherwise under the
+            headings Instruction, Input and Response.
+        empty_responses: A record without a response (the original Alpaca has some) is an `error`, or is left out
+            (`drop`), counted and reported.
+        long_examples: What happens to an example that no block can hold: `cut` its end off, or `drop` it. Either is
+            counted and reported.
+        context_length: Tokens the model sees at once.
+        validation_share: Share of the training data to validate on where there is no validation split, in (0, 1).
+        split_seed: Which examples that are.
+        backbone: Whose tokenizer to use; the command line fills it in from `model.backbone`.
+        batch_size: Training blocks a step and process.
+        eval_batch_size: Blocks, or prompts, a step and process in validation, test and prediction.
+        predict_file: What `predict` responds to: a text file with one instruction a line, `-` for standard input, or
+            records with `instruction` and `input`, or with `messages`.
+        cache_dir: Where tokenised data is kept; `~/.cache/lora_lightning` (or below `$XDG_CACHE_HOME`) if not given.
+        num_workers: Processes that build batches.
+    """
+
+    def __init__(
+        self,
+        train_file: str | None = None,
+        validation_file: str | None = None,
+        test_file: str | None = None,
+        dataset_name: str | None = None,
+        dataset_config_name: str | None = None,
+        chat_template: bool = False,
+        empty_responses: Literal["error", "drop"] = "error",
+        long_examples: Literal["cut", "drop"] = "cut",
+        context_length: int = 512,
+        validation_share: float = 0.05,
+        split_seed: int = 0,
+        backbone: str | None = None,
+        batch_size: int = 8,
+        eval_batch_size: int = 8,
+        predict_file: str | None = None,
+        cache_dir: str | None = None,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(
+            context_length=context_length,
+            validation_share=validation_share,
+            split_seed=split_seed,
+            backbone=backbone,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            predict_file=predict_file,
+            cache_dir=cache_dir,
+            num_workers=num_workers,
+        )
+        self.files = {"train": train_file, "val": validation_file, "test": test_file}
+        self.dataset_name = dataset_name
+        self.dataset_config_name = dataset_config_name
+        self.chat_template = chat_template
+        self.empty_responses = empty_responses
+        self.long_examples = long_examples
+
+    def read_splits(self) -> dict[str, list[Example]]:
+        """Reads and checks every record; sets validation aside where there is none."""
+        self._check_tokenizer()
+        if self.files["train"] is not None:
+            records = {split: read_records(path) for split, path in self.files.items() if path is not None}
+        elif self.dataset_name is not None:
+            records = hub_records(self.dataset_name, self.dataset_config_name, "set --data.train_file to a JSON file.")
+        else:
+            msg = "no instructions were given: set data.train_file or data.dataset_name."
+            raise ConfigurationError(msg)
+        splits = {split: self._examples(split, rows) for split, rows in records.items()}
+        if "val" not in splits:
+            chosen = held_out(len(splits["train"]), self.validation_share, self.split_seed)
+            if not chosen.any():
+                msg = (
+                    f"{self.files['train'] or self.dataset_name} has {len(chosen)} examples, too few to hold out "
+                    f"{self.validation_share:g} of them; set data.validation_share or data.validation_file."
+                )
+                raise DataError(msg)
+            whole = splits["train"]
+            splits["train"] = [example for example, out in zip(whole, chosen, strict=True) if not out]
+            splits["val"] = [example for example, out in zip(whole, chosen, strict=True) if out]
+        return splits
+
+    def _examples(self, split: str, records: Sequence[Record]) -> list[Example]:
+        empty = [
+            record
+            for record in records
+            if isinstance(record.fields.get("output"), str) and not record.fields["output"].strip()
+        ]
+        if empty and self.empty_responses == "error":
+            msg = f"{empty[0].where}: the response is empty; fill it in, or set data.empty_responses: drop."
+            raise DataError(msg)
+        if empty:
+            rank_zero_warn(f"{split}: {len(empty)} of {len(records)} records have no response and were left out.")
+        left_out = {record.where for record in empty}
+        return [self._checked(parse_example(record)) for record in records if record.where not in left_out]
+
+    def _check_tokenizer(self) -> None:
+        if self.chat_template and not self.tokenizer.chat_template:
+            msg = (
+                f"the tokenizer of {self.backbone} has no chat template; set data.chat_template: false, or use a "
+                "backbone that was trained for chats, such as HuggingFaceTB/SmolLM2-135M-Instruct."
+            )
+            raise ConfigurationError(msg)
+        if not self.chat_template and self.tokenizer.eos_token is None:
+            msg = f"the tokenizer of {self.backbone} has no end-of-text token to end a response with."
+            raise ConfigurationError(msg)
+
+    def _checked(self, example: Example) -> Example:
+        if example.is_chat and not self.chat_template:
+            msg = f"{example.where} is a chat, which needs the model's own format; set data.chat_template: true."
+            raise DataError(msg)
+        return example
+
+    def encode_examples(self, rows: list[Example]) -> EncodedSplit:
+        """Packed blocks; `cut_examples`, (blocks,), counts the examples in each that lost their end."""
+        most = self.context_length + 1  # the last token is only predicted
+        examples = [tokens for tokens in self._tokenized(rows) if self.long_examples == "cut" or len(tokens[0]) <= most]
+        cut = np.array([len(tokens) > most for tokens, _ in examples], dtype=np.int64)
+        examples = [(tokens[:most], learnt[:most]) for tokens, learnt in examples]
+        kept = [number for number, (_, learnt) in enumerate(examples) if learnt[1:].any()]
+        if not kept:
+            msg = (
+                f"{rows[0].where}: none of the {len(rows)} examples of this split has a response within "
+                f"data.context_length {self.context_length}; raise it."
+            )
+            raise DataError(msg)
+        blocks, positions, block_of_example = pack_documents([examples[number] for number in kept], self.context_length)
+        columns = {"input_ids": blocks.input_ids, "labels": blocks.labels, "position_ids": positions}
+        cuts = np.bincount(block_of_example, weights=cut[kept], minlength=len(blocks.lengths)).astype(np.int64)
+        return EncodedSplit(blocks.lengths, columns, {"cut_examples": cuts})
+
+    def _tokenized(self, rows: Sequence[Example]) -> list[Tokens]:
+        found: list[Tokens] = []
+        for start in range(0, len(rows), EXAMPLES_AT_ONCE):
+            rendered = [self._render(example) for example in rows[start : start + EXAMPLES_AT_ONCE]]
+            encoded = self.tokenizer(
+                [text for text, _ in rendered],
+                add_special_tokens=False,
+                return_attention_mask=False,
+                return_offsets_mapping=True,
+                verbose=False,
+            )
+            marks = self.start_tokens
+            for ids, offsets, (_, spans) in zip(encoded["input_ids"], encoded["offset_mapping"], rendered, strict=True):
+                learnt = np.concatenate([np.zeros(len(marks), dtype=np.bool_), learnt_tokens(offsets, spans)])
+                found.append((np.array(marks + ids, dtype=np.int32), learnt))
+        return found
+
+    def _render(self, example: Example) -> tuple[str, list[Span]]:
+        if self.chat_template:
+            return render_chat(example, self._chat_text)
+        return render_plain(example, cast("str", self.tokenizer.eos_token))
+
+    def _chat_text(self, messages: Sequence[Message], *, response_follows: bool) -> str:
+        text = self.tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=response_follows
+        )
+        return cast("str", text)
+
+    def encoding_settings(self) -> dict[str, Any]:
+        """How examples are written, and where they are cut."""
+        return {
+            "context_length": self.context_length,
+            "chat_template": self.tokenizer.chat_template if self.chat_template else None,
+            "long_examples": self.long_examples,
+        }
+
+    def setup(self, stage: str) -> None:
+        """Opens the splits that a stage needs, and says what was lost of them."""
+        super().setup(stage)
+        for kind in KINDS_OF_STAGE[stage]:
+            if kind != PREDICT:
+                self._report_losses(kind)
+
+    def _report_losses(self, split: str) -> None:
+        encoded = self.splits[split].split
+        cut = int(encoded.rows["cut_examples"].sum())
+        dropped = len(self.raw_splits[split]) - int((encoded.tokens["position_ids"] == 0).sum())
+        if cut or dropped:
+            msg = (
+                f"{split}: of {len(self.raw_splits[split])} examples {cut} lost their end and {dropped} were dropped, "
+                f"because they are longer than data.context_length {self.context_length}."
+            )
+            rank_zero_warn(msg)
+
+    def render_prompt(self, prompt: str | Record) -> Prompt:
+        """An instruction or a chat in the form of the training examples, up to where the response begins."""
+        example = self._checked(parse_prompt(prompt))
+        shown = example.messages[-1]["content"] if len(example.messages) == 1 else json.dumps(example.messages)
+        if self.chat_template:
+            return Prompt(shown, self._chat_text(as_chat(example), response_follows=True))
+        return Prompt(shown, plain_prompt(example.messages[0]["content"], example.context))
+
+    @cached_property
+    def start_tokens(self) -> list[int]:
+        """As in the base; a chat template writes the begin-of-text token itself."""
+        return [] if self.chat_template else super().start_tokens

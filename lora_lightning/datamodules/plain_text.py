@@ -1,0 +1,211 @@
+"""Plain text for causal language modelling: WikiText, any text file, JSON lines, or a data set of the hub."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lora_lightning.datamodules.batching import EncodedSplit
+from lora_lightning.datamodules.causal_lm import CausalLMDataModule, Prompt
+from lora_lightning.datamodules.holding_out import held_out
+from lora_lightning.datamodules.packing import cut_stream
+from lora_lightning.datamodules.records import RECORD_FILES, Record, hub_records, read_records, text_field
+from lora_lightning.datamodules.tables import read_text
+from lora_lightning.errors import ConfigurationError, DataError
+
+WIKITEXT_SPLITS = {"train": "train", "val": "valid", "test": "test"}
+DOCUMENTS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The text of one split.
+
+    Attributes:
+        where: The file or data set, for messages.
+        texts: One text, or the documents.
+        are_documents: Whether each of `texts` ends with the model's end-of-text token.
+    """
+
+    where: str
+    texts: list[str]
+    are_documents: bool
+
+
+class PlainTextDataModule(CausalLMDataModule):
+    """Blocks of `context_length` tokens from one stream of text, without padding and without loss.
+
+    A text file is one text, byte for byte. Of records (JSON lines, a JSON list, CSV, TSV, Parquet, the hub) each is a
+    document, and ends with the model's end-of-text token. Validation and test predict every token but the first
+    of the split exactly once, from the tokens of its block.
+
+    Args:
+        data_dir: Folder in WikiText's layout: `wiki.train.raw`, `wiki.valid.raw`, `wiki.test.raw` (or `.tokens`).
+        train_file: Instead: a text file, or records.
+        validation_file: The same for validation; without it a share of the training data is held out: random
+            documents, or the end of the one text.
+        test_file: The same for test; without it nothing is tested.
+        dataset_name: Instead: a data set of the hub, for example `Salesforce/wikitext`.
+        dataset_config_name: Its configuration, for example `wikitext-2-raw-v1`.
+        rows_are_lines: Rows of the hub's data set are lines of one text and no documents, as WikiText's are.
+        text_column: Name of the field of texts in records.
+        context_length: Tokens the model sees at once.
+        validation_share: Share of the training data to validate on where there is no validation split, in (0, 1).
+        split_seed: Which documents that are.
+        backbone: Whose tokenizer to use; the command line fills it in from `model.backbone`.
+        batch_size: Training blocks a step and process.
+        eval_batch_size: Blocks, or prompts, a step and process in validation, test and prediction.
+        predict_file: What `predict` continues: a text file with one prompt a line, `-` for standard input, or records
+            with `prompt`.
+        cache_dir: Where tokenised data is kept; `~/.cache/lora_lightning` (or below `$XDG_CACHE_HOME`) if not given.
+        num_workers: Processes that build batches.
+    """
+
+    def __init__(
+        self,
+        data_dir: str | None = None,
+        train_file: str | None = None,
+        validation_file: str | None = None,
+        test_file: str | None = None,
+        dataset_name: str | None = None,
+        dataset_config_name: str | None = None,
+        rows_are_lines: bool = False,
+        text_column: str = "text",
+        context_length: int = 512,
+        validation_share: float = 0.05,
+        split_seed: int = 0,
+        backbone: str | None = None,
+        batch_size: int = 8,
+        eval_batch_size: int = 8,
+        predict_file: str | None = None,
+        cache_dir: str | None = None,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(
+            context_length=context_length,
+            validation_share=validation_share,
+            split_seed=split_seed,
+            backbone=backbone,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            predict_file=predict_file,
+            cache_dir=cache_dir,
+            num_workers=num_workers,
+        )
+        self.data_dir = data_dir
+        self.files = {"train": train_file, "val": validation_file, "test": test_file}
+        self.dataset_name = dataset_name
+        self.dataset_config_name = dataset_config_name
+        self.rows_are_lines = rows_are_lines
+        self.text_column = text_column
+
+    def read_splits(self) -> dict[str, Corpus]:
+        """Reads the text of every split; sets validation aside where there is none."""
+        splits = self._read_source()
+        if "val" not in splits:
+            splits["train"], splits["val"] = self._set_aside(splits["train"])
+        return splits
+
+    def _read_source(self) -> dict[str, Corpus]:
+        """From the first of folder, files and hub that is given: a folder on the command line beats a YAML's hub id."""
+        if self.data_dir is not None:
+            return {split: self._read_file(path) for split, path in wikitext_files(Path(self.data_dir)).items()}
+        if self.files["train"] is not None:
+            return {split: self._read_file(path) for split, path in self.files.items() if path is not None}
+        if self.dataset_name is not None:
+            remedy = "set --data.data_dir to a folder with wiki.train.raw, or --data.train_file."
+            found = hub_records(self.dataset_name, self.dataset_config_name, remedy)
+            return {split: self._of_hub(records, split) for split, records in found.items()}
+        msg = "no text was given: set data.data_dir (WikiText's layout), data.train_file or data.dataset_name."
+        raise ConfigurationError(msg)
+
+    def _read_file(self, path: str | Path) -> Corpus:
+        if Path(path).suffix in RECORD_FILES:
+            return Corpus(str(path), self._texts(read_records(path)), are_documents=True)
+        text = read_text(Path(path))
+        if not text.strip():
+            msg = f"{path} is empty; give a file with text."
+            raise DataError(msg)
+        return Corpus(str(path), [text], are_documents=False)
+
+    def _of_hub(self, records: list[Record], split: str) -> Corpus:
+        where = f"{self.dataset_name}, {split}"
+        if not self.rows_are_lines:
+            return Corpus(where, self._texts(records), are_documents=True)
+        lines = [text_field(record, self.text_column, may_be_empty=True) for record in records]
+        return Corpus(where, ["".join(lines)], are_documents=False)
+
+    def _texts(self, records: Iterable[Record]) -> list[str]:
+        return [text_field(record, self.text_column) for record in records]
+
+    def _set_aside(self, corpus: Corpus) -> tuple[Corpus, Corpus]:
+        pieces = corpus.texts if corpus.are_documents else corpus.texts[0].splitlines(keepends=True)
+        if corpus.are_documents:
+            chosen = held_out(len(pieces), self.validation_share, self.split_seed)
+        else:  # the end of the text: random lines would be predicted from their neighbours
+            chosen = np.arange(len(pieces)) >= len(pieces) - round(self.validation_share * len(pieces))
+        if not 0 < chosen.sum() < len(pieces):
+            unit = "documents" if corpus.are_documents else "lines"
+            msg = (
+                f"{corpus.where} has {len(pieces)} {unit}, too few to hold out {self.validation_share:g} of them; set "
+                "data.validation_share or data.validation_file."
+            )
+            raise DataError(msg)
+        parts = []
+        for rows in (~chosen, chosen):
+            texts = [piece for piece, kept in zip(pieces, rows, strict=True) if kept]
+            parts.append(
+                Corpus(corpus.where, texts if corpus.are_documents else ["".join(texts)], corpus.are_documents)
+            )
+        return parts[0], parts[1]
+
+    def encode_examples(self, rows: Corpus) -> EncodedSplit:
+        """The stream of all texts in blocks."""
+        end = [self.tokenizer.eos_token_id] if rows.are_documents else []
+        if end == [None]:
+            msg = f"the tokenizer of {self.backbone} has no end-of-text token to set documents apart with."
+            raise ConfigurationError(msg)
+        parts = [np.empty(0, dtype=np.int32)]
+        for start in range(0, len(rows.texts), DOCUMENTS_AT_ONCE):
+            batch = self.tokenize(rows.texts[start : start + DOCUMENTS_AT_ONCE])
+            parts += [np.array(self.start_tokens + ids + end, dtype=np.int32) for ids in batch]
+        blocks = cut_stream(np.concatenate(parts), self.context_length)
+        if not len(blocks.lengths):
+            msg = f"{rows.where} has fewer than 2 tokens; give more text."
+            raise DataError(msg)
+        return EncodedSplit(blocks.lengths, {"input_ids": blocks.input_ids, "labels": blocks.labels})
+
+    def encoding_settings(self) -> dict[str, Any]:
+        """Where the stream is cut."""
+        return {"context_length": self.context_length}
+
+    def render_prompt(self, prompt: str | Record) -> Prompt:
+        """The text itself."""
+        text = prompt if isinstance(prompt, str) else text_field(prompt, "prompt")
+        return Prompt(text, text)
+
+
+def wikitext_files(folder: Path) -> dict[str, Path]:
+    """Finds the three files of a WikiText release.
+
+    Args:
+        folder: Holds `wiki.train.raw`, `wiki.valid.raw`, `wiki.test.raw`, or the same with `.tokens`.
+
+    Returns:
+        File by `train`, `val`, `test`.
+
+    Raises:
+        DataError: If one is missing.
+    """
+    folder = folder.expanduser()
+    endings = [ending for ending in ("raw", "tokens") if (folder / f"wiki.train.{ending}").is_file()]
+    ending = endings[0] if endings else "raw"
+    files = {split: folder / f"wiki.{name}.{ending}" for split, name in WIKITEXT_SPLITS.items()}
+    for path in files.values():
+        if not path.is_file():
+            there = ", ".join(sorted(file.name for file in folder.glob("*"))[:5]) or "nothing"
+            msg = f"--data.data_dir: {path} is missing; the folder has {there}. For other files set data.train_file."
+            raise DataError(msg)
+    return files

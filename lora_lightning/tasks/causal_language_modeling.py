@@ -1,0 +1,236 @@
+"""Predict the next token with an adapted causal language model."""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchmetrics import MeanMetric
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from lora_lightning.backbones import load_tokenizer, position_limit
+from lora_lightning.backbones.causal_lm import (
+    check_causal_lm_settings,
+    load_causal_lm,
+    load_causal_lm_config,
+    output_head_name,
+)
+from lora_lightning.errors import ConfigurationError
+from lora_lightning.lora.config import LoraSettings
+from lora_lightning.lora.dropout import use_fast_dropout
+from lora_lightning.lora.fused import fuse_lora_layers
+from lora_lightning.lora.injection import attach_lora
+from lora_lightning.tasks.base import AdaptationTask, from_plain
+from lora_lightning.tasks.generation import GenerationSettings, complete
+from lora_lightning.tasks.next_token import NextTokenModel
+from lora_lightning.tasks.optimization import OptimizationSettings
+
+Batch = dict[str, Tensor]
+
+
+class CausalLanguageModelingTask(AdaptationTask):
+    """Next-token prediction on plain text, or on the responses of instructions and chats.
+
+    Every label counts the same, in the loss of an optimizer step (over its accumulated batches and all processes) as
+    in the metrics. The head gets no adapter, and embeddings that are tied to it stay tied and frozen.
+
+    Args:
+        backbone: A hub id, a local folder, or `package://<installed package>/<folder>`.
+        lora: The adapter; `null` trains the whole backbone.
+        optimization: Learning rate, schedule, decay.
+        base_dropout: Probability for every dropout of the pretrained model; `null` leaves what it came with.
+        gradient_checkpointing: Keep only what goes into each layer and compute the rest again in the backward pass:
+            much less memory for long texts, about a third more time.
+        generation: How `predict` and sample texts are generated.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        *,
+        lora: LoraSettings | None = LoraSettings(),  # noqa: B008  # jsonargparse shows it; never changed
+        optimization: OptimizationSettings = OptimizationSettings(),  # noqa: B008
+        base_dropout: float | None = None,
+        gradient_checkpointing: bool = False,
+        generation: GenerationSettings = GenerationSettings(),  # noqa: B008
+    ) -> None:
+        super().__init__(backbone, lora, optimization, base_dropout, gradient_checkpointing)
+        self.generation = from_plain(GenerationSettings, generation) or GenerationSettings()
+        self.metrics = nn.ModuleDict(
+            {
+                split: nn.ModuleDict({"loss": MeanMetric(), "next_token_accuracy": MeanMetric()})
+                for split in ("val", "test")
+            }
+        )
+        self._labels_since_step = 0
+        self.remember(
+            backbone=backbone,
+            lora=lora,
+            optimization=optimization,
+            base_dropout=base_dropout,
+            gradient_checkpointing=gradient_checkpointing,
+            generation=generation,
+        )
+
+    @cached_property
+    def _config(self) -> PretrainedConfig:
+        return load_causal_lm_config(self.backbone, self.base_dropout)  # a GGUF file takes seconds to look into
+
+    def check_settings(self) -> None:
+        """Finds settings that do not fit the backbone's architecture, before any weights load."""
+        config = self._config
+        if self.lora is not None:
+            check_causal_lm_settings(config, self.lora)
+
+    def build_network(self) -> nn.Module:
+        """Loads the backbone and attaches the adapters."""
+        self.check_settings()
+        model = load_causal_lm(self.backbone, self._config)
+        network: nn.Module = model
+        if self.lora is not None:
+            network = attach_lora(model, self.lora, [], "CAUSAL_LM", [output_head_name(model)])
+        use_fast_dropout(network)
+        fuse_lora_layers(network)
+        return network.train()  # from_pretrained leaves it in eval mode, and Lightning keeps modes as they are
+
+    @property
+    def language_model(self) -> PreTrainedModel:
+        """The transformers model, adapters in place."""
+        network = self.built_network
+        return cast("PreTrainedModel", network.get_base_model() if isinstance(network, PeftModel) else network)
+
+    @cached_property
+    def next_token(self) -> NextTokenModel:
+        """Losses and hits of the model."""
+        return NextTokenModel(self.language_model)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The backbone's tokenizer, which generation needs."""
+        return load_tokenizer(self.backbone)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Summed cross entropy of a batch; `on_before_optimizer_step` makes the mean of it."""
+        del batch_idx
+        loss, labels = self.next_token.loss(batch)
+        self._labels_since_step += labels
+        self.log("train/loss", loss.detach() / labels, prog_bar=True, batch_size=labels)
+        return loss * self.trainer.accumulate_grad_batches  # Lightning divides by it
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Turns the gradient of a sum into that of a mean over all labels of the step.
+
+        A mean of the batches' means would weigh a label in a batch of few labels more than one in a batch of many.
+
+        Args:
+            optimizer: Holds the gradients, not yet clipped.
+        """
+        own = torch.tensor(float(self._labels_since_step), device=self.device)
+        labels = float(self.trainer.strategy.reduce(own, reduce_op="sum"))
+        self._labels_since_step = 0
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:  # the processes' mean of their sums so far
+                    parameter.grad.mul_(self.trainer.world_size / labels)
+
+    def on_validation_epoch_start(self) -> None:
+        """Forgets the last epoch's batches."""
+        self._reset("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Forgets the last test's batches."""
+        self._reset("test")
+
+    def _reset(self, split: str) -> None:
+        for metric in self._split_metrics(split).values():
+            metric.reset()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Adds a batch to the validation metrics."""
+        del batch_idx
+        self._evaluation_step(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Adds a batch to the test metrics."""
+        del batch_idx
+        self._evaluation_step(batch, "test")
+
+    def _evaluation_step(self, batch: Batch, split: str) -> None:
+        loss, hits, labels = self.next_token.evaluate(batch)
+        metrics = self._split_metrics(split)
+        metrics["loss"].update(loss / labels, weight=labels)
+        metrics["next_token_accuracy"].update(hits / labels, weight=labels)
+
+    def _split_metrics(self, split: str) -> dict[str, MeanMetric]:
+        return cast("dict[str, MeanMetric]", self.metrics[split])
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs."""
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Logs."""
+        self._log_metrics("test")
+
+    def _log_metrics(self, split: str) -> None:
+        values = {name: float(metric.compute()) for name, metric in self._split_metrics(split).items()}
+        for name, value in {**values, "perplexity": math.exp(min(values["loss"], 700.0))}.items():
+            self.log(f"{split}/{name}", value, prog_bar=name == "perplexity", sync_dist=True)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Continues prompts.
+
+        Args:
+            batch: From the data module's predict loader.
+            batch_idx: Not used.
+
+        Returns:
+            `index`, (prompts,), the row in the file; and `completion`, a text for each prompt.
+        """
+        del batch_idx
+        self.check_lengths(batch)
+        return {"index": batch["index"], "completion": self.complete(batch)}
+
+    def complete(self, prompts: Mapping[str, Tensor]) -> list[str]:
+        """Continues a batch of prompts.
+
+        Args:
+            prompts: `input_ids` and `attention_mask`, (prompts, tokens), int64, padded on the right.
+
+        Returns:
+            The completion of each prompt.
+        """
+        return complete(self.language_model, self.tokenizer, prompts, self.generation)
+
+    def check_lengths(self, batch: Batch) -> None:
+        """Refuses prompts that leave no room for their completion.
+
+        Args:
+            batch: `index` and `attention_mask` of prompts.
+
+        Raises:
+            ConfigurationError: If one does not fit the model's positions with `generation.max_new_tokens`.
+        """
+        limit = position_limit(self.language_model.config)
+        longest, row = batch["attention_mask"].sum(dim=1).max(dim=0)
+        if limit is not None and int(longest) + self.generation.max_new_tokens > limit:
+            msg = (
+                f"prompt {int(batch['index'][row]) + 1} has {int(longest)} tokens, which with "
+                f"model.generation.max_new_tokens {self.generation.max_new_tokens} exceeds the model's {limit} "
+                "positions; shorten one of them."
+            )
+            raise ConfigurationError(msg)
+
+    def prediction_rows(
+        self, batches: Sequence[Mapping[str, Any]], inputs: Sequence[Mapping[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Each prompt and its completion."""
+        rows = {}
+        for batch in batches:
+            for index, completion in zip(batch["index"].tolist(), batch["completion"], strict=True):
+                rows[index] = {**inputs[index], "completion": completion}
+        return [rows[index] for index in sorted(rows)]

@@ -1,0 +1,200 @@
+"""Ask a causal language model only for what is learnt: logits where there is a label, a part at a time."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+from transformers.masking_utils import create_causal_mask
+
+from lora_lightning.errors import BackboneError
+
+IGNORED = -100
+ROWS_AT_ONCE = 512  # positions whose logits are held together
+LOGITS_AT_ONCE = 2**26  # up to so many (256 MiB of float32), one piece is faster than several
+
+Batch = Mapping[str, Tensor]
+
+
+class NextTokenModel:
+    """A causal language model as a function from a batch to losses and hits.
+
+    A batch has `input_ids`, (rows, positions); `labels`, (rows, positions), the token that follows each position or
+    -100; and either `attention_mask` or, where a row holds several documents, `position_ids`, which start at 0 with
+    every document. All int64. Rows are padded on the right, where no position before can see it.
+
+    The logits of a whole batch are the largest tensor of a training step (402 MB for 2,048 positions of SmolLM2, and
+    1,061 MiB at the peak with their gradient). Here the head runs where there is a label, and over `ROWS_AT_ONCE`
+    positions at a time (85 MiB at the peak).
+
+    Args:
+        model: The causal language model, adapters in place.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+
+    def loss(self, batch: Batch) -> tuple[Tensor, int]:
+        """Cross entropy, differentiable.
+
+        Args:
+            batch: As above.
+
+        Returns:
+            The sum over all labels, float32 scalar, in nats; and the number of labels.
+        """
+        learnt = batch["labels"] != IGNORED
+        labels = batch["labels"][learnt]
+        if not self._head_is_linear:
+            logits = self.model(**self._inputs(batch)).logits[learnt]
+            return functional.cross_entropy(logits.float(), labels, reduction="sum"), len(labels)
+        head = self._head
+        hidden, weight = self._hidden_states(batch)[learnt], head.weight
+        if torch.is_autocast_enabled(hidden.device.type):  # the function below is not one that autocast knows
+            hidden, weight = (tensor.to(torch.get_autocast_dtype(hidden.device.type)) for tensor in (hidden, weight))
+        in_parts = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=ROWS_AT_ONCE, chunking_method=None)
+        mean = functional.linear_cross_entropy(
+            hidden.to(weight.dtype),
+            weight,
+            labels,
+            linear_bias=head.bias,
+            options=in_parts if len(labels) * len(weight) > LOGITS_AT_ONCE else None,
+        )
+        return mean.float() * len(labels), len(labels)  # a sum would overflow in float16
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor, int]:
+        """Cross entropy and hits, without gradients.
+
+        Args:
+            batch: As above.
+
+        Returns:
+            The sum of the cross entropy over all labels, float32 scalar, in nats; how many labels are the most likely
+            token, int64 scalar; and the number of labels.
+        """
+        learnt = batch["labels"] != IGNORED
+        labels = batch["labels"][learnt]
+        loss = torch.zeros((), device=labels.device)
+        hits = torch.zeros((), dtype=torch.int64, device=labels.device)
+        for logits, targets in zip(self._logits(batch, learnt), pieces(labels), strict=True):
+            loss += functional.cross_entropy(logits.float(), targets, reduction="sum")
+            hits += (logits.argmax(dim=-1) == targets).sum()
+        return loss, hits, len(labels)
+
+    def _logits(self, batch: Batch, learnt: Tensor) -> Iterator[Tensor]:
+        if self._head_is_linear:
+            for hidden in pieces(self._hidden_states(batch)[learnt]):
+                yield self._head(hidden)
+        else:
+            yield from pieces(self.model(**self._inputs(batch)).logits[learnt])
+
+    @property
+    def _head(self) -> nn.Linear:
+        return cast("nn.Linear", self.model.get_output_embeddings())
+
+    def _hidden_states(self, batch: Batch) -> Tensor:
+        hidden: Tensor = self.model.base_model(**self._inputs(batch)).last_hidden_state
+        return hidden
+
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
+        # With a cache transformers does not look for several documents in a row.
+        inputs: dict[str, Any] = {"input_ids": batch["input_ids"], "use_cache": False}
+        if "position_ids" not in batch:
+            return inputs | {"attention_mask": batch["attention_mask"]}
+        inputs["position_ids"] = batch["position_ids"]
+        if self._documents_kept_apart_by == "mask":
+            inputs["attention_mask"] = block_diagonal_mask(self.model, batch["position_ids"])
+        return inputs
+
+    @cached_property
+    def _head_is_linear(self) -> bool:
+        """Whether logits are the output layer of the last hidden state and nothing else; Gemma 2 squashes them."""
+        if type(self._head) is not nn.Linear:
+            return False
+        tokens = _some_tokens(self.model)
+        with _asked_quietly(self.model):
+            logits = self.model(input_ids=tokens, use_cache=False).logits
+            hidden = self.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+            return torch.equal(logits, self._head(hidden))
+
+    @cached_property
+    def _documents_kept_apart_by(self) -> Literal["positions", "mask"]:
+        return how_documents_are_kept_apart(self.model)
+
+
+def block_diagonal_mask(model: PreTrainedModel, position_ids: Tensor) -> Tensor | None:
+    """A causal mask that ends where a document ends, in the form that the model's attention takes.
+
+    Args:
+        model: The language model.
+        position_ids: (rows, positions), starting at 0 with every document.
+
+    Returns:
+        (rows, 1, positions, positions); `None` where every row is one document.
+    """
+    mask = create_causal_mask(
+        config=model.config,
+        inputs_embeds=torch.empty(*position_ids.shape, 0, dtype=model.dtype, device=position_ids.device),  # its shape
+        attention_mask=None,
+        past_key_values=None,
+        position_ids=position_ids,
+    )
+    return cast("Tensor | None", mask)
+
+
+def how_documents_are_kept_apart(model: PreTrainedModel) -> Literal["positions", "mask"]:
+    """Finds out how this architecture must be told that a row holds several documents, by trying.
+
+    Where positions start anew transformers 5 makes a block-diagonal mask, in most architectures: OPT's attention
+    never sees the positions and would look into the document before. A mask works there, but would hide a sliding
+    window, so positions alone are preferred.
+
+    Args:
+        model: The language model.
+
+    Returns:
+        `positions` if `position_ids` are enough, `mask` if it needs `block_diagonal_mask` as well.
+
+    Raises:
+        BackboneError: If the logits of a document change with its neighbours either way.
+    """
+    tokens = _some_tokens(model)
+    places = torch.tensor([[0, 1, 2, 0, 1, 2, 3]], device=tokens.device)
+    parts = tokens[:, :3], tokens[:, 3:]
+    with _asked_quietly(model):
+        alone = torch.cat([model(input_ids=part, use_cache=False).logits for part in parts], dim=1)
+        for way, mask in (("positions", None), ("mask", block_diagonal_mask(model, places))):
+            together = model(input_ids=tokens, position_ids=places, attention_mask=mask, use_cache=False).logits
+            if torch.allclose(together, alone, rtol=0, atol=1e-3 * float(alone.abs().max())):
+                return way  # type: ignore[return-value]
+    msg = (
+        f"{type(model).__name__} cannot keep several documents in one row apart, so instructions cannot be packed for "
+        "it; choose another backbone."
+    )
+    raise BackboneError(msg)
+
+
+def pieces(rows: Tensor) -> list[Tensor]:
+    """Rows in pieces of `ROWS_AT_ONCE`."""
+    return [rows[start : start + ROWS_AT_ONCE] for start in range(0, len(rows), ROWS_AT_ONCE)]
+
+
+def _some_tokens(model: PreTrainedModel) -> Tensor:
+    return torch.arange(7, device=model.device)[None] + int(model.config.vocab_size) // 2
+
+
+@contextmanager
+def _asked_quietly(model: PreTrainedModel) -> Iterator[None]:
+    """In evaluation mode, without gradients, in the weights' own precision; puts the mode back."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
+            yield
+    finally:
+        model.train(was_training)
