@@ -1,0 +1,161 @@
+"""LoRA against full fine-tuning on GLUE tasks with the offline encoder; prints JSON and writes a table.
+
+For each task and method: a small grid of learning rates, one epoch each with seed 0, the best by rows that are held out
+of the training file; then the real runs, one a seed, which keep their best epoch by the same held-out rows. The dev set
+is scored once, at the end, so that nothing was chosen on it. Every run is `lora-lightning fit` on the task's own
+config; finished runs are not repeated, so the command can be stopped and called again.
+
+Example:
+    python benchmarks/glue_lora_against_full.py --data ../shared/data/glue --seeds 0 1 2
+"""
+
+import argparse
+import json
+import multiprocessing
+import shutil
+import statistics
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from lora_lightning.cli import run
+from lora_lightning.datamodules.glue_tasks import GLUE_TASKS
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNS = ROOT / "lightning_logs" / "glue-lora-against-full"
+HELD_OUT_ROWS = 500
+EPOCHS = 2
+# Training rows of a task: what two CPU cores manage in an afternoon.
+TRAIN_ROWS = {"sst2": 6000, "cola": 6000, "stsb": 3000, "mrpc": 2400, "rte": 1800}
+METHODS = {
+    "LoRA": ([5e-4, 1e-3, 2e-3], []),
+    "full": ([3e-5, 1e-4, 3e-4], ["--model.lora", "null"]),
+}
+METRICS = {
+    "sst2": ["accuracy"],
+    "cola": ["matthews_correlation"],
+    "stsb": ["pearson", "spearman"],
+    "mrpc": ["accuracy", "f1"],
+    "rte": ["accuracy"],
+}
+DISTILBERT = {"sst2": 91.3, "cola": 51.3, "stsb": 86.9, "mrpc": 87.5, "rte": 59.9}  # its authors' README, one score each
+
+
+def write_parts(data: Path, task_name: str) -> Path:
+    """Draws training and held-out rows from the task's training file, the same at every call."""
+    task = GLUE_TASKS[task_name]
+    source = data / task.folder / task.splits["train"].file
+    lines = source.read_bytes().rstrip(b"\n").split(b"\n")
+    first = 1 if task.splits["train"].columns is None else 0  # no names of columns to pass in: a header is there
+    header, rows = lines[:first], lines[first:]
+    order = np.random.default_rng(0).permutation(len(rows))
+    ends = [HELD_OUT_ROWS, HELD_OUT_ROWS + TRAIN_ROWS[task_name]]
+    folder = RUNS / "data" / task.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, numbers in (("dev.tsv", order[: ends[0]]), ("train.tsv", order[ends[0] : ends[1]])):
+        content = header + [rows[number] for number in sorted(numbers)]
+        (folder / name).write_bytes(b"\n".join(content) + b"\n")
+    return folder.parent
+
+
+def in_a_process(words: list[str]) -> None:
+    """Runs one command of the program in a fork, which spares each run the seconds of importing."""
+    process = multiprocessing.get_context("fork").Process(target=run, args=(words,))
+    process.start()
+    process.join()
+    if process.exitcode:
+        msg = f"lora-lightning {' '.join(words)} failed; see above"
+        raise SystemExit(msg)
+
+
+def train(parts: Path, task: str, method: str, rate: float, seed: int, epochs: int) -> dict[str, Any]:
+    """Trains once, unless that is done, and returns the run's summary."""
+    folder = RUNS / f"{task}-{method}-{rate:g}-epochs-{epochs}" / f"seed_{seed}"
+    if not (folder / "summary.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)  # a run that was interrupted
+        words = ["fit", "--config", str(ROOT / f"configs/glue/{task}_minilm_lora.yaml"), *METHODS[method][1]]
+        words += ["--model.optimization.learning_rate", str(rate), "--seed_everything", str(seed)]
+        words += ["--data.data_dir", str(parts), "--data.allow_partial", "true", "--trainer.max_epochs", str(epochs)]
+        words += ["--trainer.logger.save_dir", str(RUNS), "--trainer.logger.name", folder.parent.name]
+        in_a_process([*words, "--trainer.logger.version", folder.name])
+    return {"folder": folder, **json.loads((folder / "summary.json").read_text())}
+
+
+def score_dev(data: Path, folder: Path) -> dict[str, float]:
+    """Scores a run's best epoch on the real dev set."""
+    if not (folder / "validate_metrics.json").exists():
+        words = ["validate", "--config", str(folder / "config.yaml"), "--data.data_dir", str(data)]
+        in_a_process([*words, "--ckpt_path", str(folder / "checkpoints/best.ckpt"), "--data.allow_partial", "false"])
+    scores: dict[str, float] = json.loads((folder / "validate_metrics.json").read_text())
+    return scores
+
+
+def compare(data: Path, task: str, method: str, seeds: list[int]) -> dict[str, Any]:
+    """Chooses the learning rate, trains all seeds with it, and scores them."""
+    parts = write_parts(data, task)
+    monitor = yaml.safe_load((ROOT / f"configs/glue/{task}_minilm_lora.yaml").read_text())["checkpoint"]["monitor"]
+    grid = {rate: train(parts, task, method, rate, 0, 1)["metrics"][monitor] for rate in METHODS[method][0]}
+    rate = max(grid, key=lambda rate: grid[rate])
+    runs = [train(parts, task, method, rate, seed, EPOCHS) for seed in seeds]
+    scores = [score_dev(data, each["folder"]) for each in runs]
+    result: dict[str, Any] = {
+        "grid": grid,
+        "learning_rate": rate,
+        "trained_share": runs[0]["trained_parameters"] / runs[0]["total_parameters"],
+    }
+    for name in METRICS[task]:
+        values = [100 * score[f"val/{name}"] for score in scores]
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        result[name] = {"mean": statistics.mean(values), "stdev": spread, "seeds": values}
+    return result
+
+
+def majority(data: Path, task_name: str) -> float:
+    """Accuracy of always answering the dev set's most frequent label, in percent; 0 for a correlation."""
+    task = GLUE_TASKS[task_name]
+    if METRICS[task_name][0] != "accuracy":
+        return 0.0
+    split = task.splits["val"]
+    lines = (data / task.folder / split.file).read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
+    column = lines[0].split("\t").index(task.label)
+    labels = Counter(line.split("\t")[column] for line in lines[1:])
+    return 100 * max(labels.values()) / labels.total()
+
+
+def table(report: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    head = ["task, metric", "training rows", "majority class", "LoRA", "full", "LoRA - full", "learning rates"]
+    lines = [[*head, "DistilBERT, full, all rows"], ["---"] * (len(head) + 1)]
+    for task, results in report["tasks"].items():
+        lora, full = results["LoRA"], results["full"]
+        for number, name in enumerate(METRICS[task]):
+            ours = [f"{each[name]['mean']:.1f} ({each[name]['stdev']:.1f})" for each in (lora, full)]
+            gap = lora[name]["mean"] - full[name]["mean"]
+            rates = f"{lora['learning_rate']:g}, {full['learning_rate']:g}"
+            share = [f"{results['majority']:.1f}", str(DISTILBERT[task])] if number == 0 else ["", ""]
+            rows = [str(TRAIN_ROWS[task]), share[0], *ours, f"{gap:+.1f}", rates, share[1]]
+            lines.append([f"{task}, {name}", *rows])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main() -> None:
+    """Trains what is missing and reports."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, type=Path, help="folder with SST-2/train.tsv and so on")
+    parser.add_argument("--tasks", nargs="+", choices=list(TRAIN_ROWS), default=list(TRAIN_ROWS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options = parser.parse_args()
+    data = options.data.resolve()
+    report: dict[str, Any] = {"seeds": options.seeds, "epochs": EPOCHS, "held_out_rows": HELD_OUT_ROWS, "tasks": {}}
+    for task in options.tasks:
+        results = {method: compare(data, task, method, options.seeds) for method in METHODS}
+        report["tasks"][task] = {"train_rows": TRAIN_ROWS[task], "majority": majority(data, task), **results}
+    print(json.dumps(report, indent=2))
+    print(table(report))
+
+
+if __name__ == "__main__":
+    main()
