@@ -40,7 +40,13 @@ METRICS = {
     "mrpc": ["accuracy", "f1"],
     "rte": ["accuracy"],
 }
-DISTILBERT = {"sst2": 91.3, "cola": 51.3, "stsb": 86.9, "mrpc": 87.5, "rte": 59.9}  # its authors' README, one score each
+DISTILBERT = {
+    "sst2": 91.3,
+    "cola": 51.3,
+    "stsb": 86.9,
+    "mrpc": 87.5,
+    "rte": 59.9,
+}  # its authors' README, one score each
 
 
 def write_parts(data: Path, task_name: str) -> Path:
