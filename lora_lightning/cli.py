@@ -18,6 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lora_lightning.callbacks import (
     AdapterCheckpoint,
     ConfusionFigure,
+    FinalValidation,
     FiniteLoss,
     PredictionWriter,
     TokenThroughput,
@@ -27,7 +28,14 @@ from lora_lightning.errors import CheckpointError, ConfigurationError, LoraLight
 from lora_lightning.lora.checkpoint import read_checkpoint
 from lora_lightning.metrics import LabelSpace
 from lora_lightning.parser import ArgumentParser
-from lora_lightning.summary import LOWER_IS_BETTER, announce_run, print_metrics, print_run_summary, write_metrics
+from lora_lightning.summary import (
+    HIGHER_IS_BETTER,
+    LOWER_IS_BETTER,
+    announce_run,
+    print_metrics,
+    print_run_summary,
+    write_metrics,
+)
 from lora_lightning.tasks import AdaptationTask
 from lora_lightning.tasks.base import contradictions
 
@@ -139,7 +147,7 @@ class LoraLightningCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the callbacks without options; evaluation logs to no logger and prints its own table."""
-        extra: list[Callback] = [FiniteLoss()]
+        extra: list[Callback] = [FiniteLoss(), FinalValidation()]
         trainer = self.options.trainer
         if self.subcommand != "fit":
             kwargs["logger"] = False
@@ -169,8 +177,12 @@ class LoraLightningCLI(LightningCLI):
 
     def _check_mode(self) -> None:
         monitor, mode = self.options.checkpoint.monitor, self.options.checkpoint.mode
-        if mode == "max" and monitor.rpartition("/")[2] in LOWER_IS_BETTER:
+        metric = monitor.rpartition("/")[2].removesuffix("_at_threshold")
+        if mode == "max" and metric in LOWER_IS_BETTER:
             msg = f"checkpoint.mode is max, but a lower {monitor} is better; set --checkpoint.mode min."
+            raise ConfigurationError(msg)
+        if mode == "min" and metric.endswith(HIGHER_IS_BETTER):
+            msg = f"checkpoint.mode is min, but a higher {monitor} is better; set --checkpoint.mode max."
             raise ConfigurationError(msg)
 
     def before_fit(self) -> None:

@@ -2,6 +2,7 @@
 
 from lora_lightning.callbacks.adapter_checkpoint import AdapterCheckpoint
 from lora_lightning.callbacks.confusion_figure import ConfusionFigure
+from lora_lightning.callbacks.final_validation import FinalValidation
 from lora_lightning.callbacks.finite_loss import FiniteLoss
 from lora_lightning.callbacks.generated_samples import GeneratedSamples
 from lora_lightning.callbacks.prediction_writer import PredictionWriter
@@ -10,6 +11,7 @@ from lora_lightning.callbacks.token_throughput import TokenThroughput
 __all__ = [
     "AdapterCheckpoint",
     "ConfusionFigure",
+    "FinalValidation",
     "FiniteLoss",
     "GeneratedSamples",
     "PredictionWriter",
