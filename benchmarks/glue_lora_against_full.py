@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from lora_lightning.cli import run
 from lora_lightning.datamodules.glue_tasks import GLUE_TASKS
@@ -41,7 +40,13 @@ METRICS = {
     "mrpc": ["accuracy", "f1"],
     "rte": ["accuracy"],
 }
-DISTILBERT = {"sst2": 91.3, "cola": 51.3, "stsb": 86.9, "mrpc": 87.5, "rte": 59.9}  # its authors' README, one score each
+DISTILBERT = {
+    "sst2": 91.3,
+    "cola": 51.3,
+    "stsb": 86.9,
+    "mrpc": 87.5,
+    "rte": 59.9,
+}  # its authors' README, one score each
 
 
 def write_parts(data: Path, task_name: str) -> Path:
@@ -96,8 +101,8 @@ def score_dev(data: Path, folder: Path) -> dict[str, float]:
 def compare(data: Path, task: str, method: str, seeds: list[int]) -> dict[str, Any]:
     """Chooses the learning rate, trains all seeds with it, and scores them."""
     parts = write_parts(data, task)
-    monitor = yaml.safe_load((ROOT / f"configs/glue/{task}_minilm_lora.yaml").read_text())["checkpoint"]["monitor"]
-    grid = {rate: train(parts, task, method, rate, 0, 1)["metrics"][monitor] for rate in METHODS[method][0]}
+    decisive = f"val/{METRICS[task][0]}"  # what the config keeps the best epoch by
+    grid = {rate: train(parts, task, method, rate, 0, 1)["metrics"][decisive] for rate in METHODS[method][0]}
     rate = max(grid, key=lambda rate: grid[rate])
     runs = [train(parts, task, method, rate, seed, EPOCHS) for seed in seeds]
     scores = [score_dev(data, each["folder"]) for each in runs]
