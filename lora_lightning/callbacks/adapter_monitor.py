@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
 
 from lora_lightning.callbacks.run_folder import run_folder_of
 from lora_lightning.errors import ConfigurationError
@@ -90,7 +91,7 @@ class AdapterMonitor(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures where no steps are set, and completes the file."""
-        if trainer.sanity_checking or not trainer.training:
+        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
         if self.every_n_steps is None:
             self.record(trainer, pl_module)
@@ -112,7 +113,10 @@ class AdapterMonitor(Callback):
         if step in {self._measured_at, 0}:
             return
         self._measured_at = step
-        measurements = self.measure(trainer, pl_module)
+        self.hand_on(trainer, step, self.measure(trainer, pl_module))
+
+    def hand_on(self, trainer: Trainer, step: int, measurements: list[Measurement]) -> None:
+        """Adds numbers to the table and shows them in every logger; on the main process only."""
         if not trainer.is_global_zero or not measurements:
             return
         self._parts.append(tidy(step, measurements))
