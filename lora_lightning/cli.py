@@ -20,7 +20,7 @@ from lora_lightning.callbacks import (
     ConfusionFigure,
     FiniteLoss,
     PredictionWriter,
-    TokenThroughput,
+    ThroughputMonitor,
 )
 from lora_lightning.callbacks.run_folder import run_folder_of
 from lora_lightning.datamodules import TextDataModule
@@ -127,7 +127,7 @@ class LoraLightningCLI(LightningCLI):
         if self.subcommand != "fit":
             kwargs["logger"] = False
         elif trainer.logger is not False:
-            extra += [LearningRateMonitor(logging_interval="step"), ConfusionFigure(), TokenThroughput()]
+            extra += [LearningRateMonitor(logging_interval="step"), ConfusionFigure(), ThroughputMonitor()]
         elif trainer.default_root_dir is None:  # a folder of its own, though no logger makes one
             taken = [int(path.name[8:]) for path in LOGS.glob("version_*") if path.name[8:].isdigit()]
             kwargs["default_root_dir"] = str(LOGS / f"version_{max(taken, default=-1) + 1}")
