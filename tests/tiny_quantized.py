@@ -6,8 +6,6 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
-from lora_lightning.lora.quantized import keep_4bit_weights_in_order
-
 
 def quantized_causal_lm(
     folder: Path, bits: int, dtype: torch.dtype = torch.float32, **settings: Any
@@ -37,5 +35,4 @@ def quantized_causal_lm(
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder, quantization_config=config, dtype=dtype, device_map="cpu"
     )
-    keep_4bit_weights_in_order(model)
     return model

@@ -105,7 +105,8 @@ class MergeEquivalence(AdapterMonitor):
         """
         del pl_module
         failure = self.verdict.failure if self.verdict else None
-        if failure and self.on_failure == "raise":
+        a_try = trainer.fast_dev_run  # type: ignore[attr-defined]  # one step of warm-up may have learnt nothing
+        if failure and self.on_failure == "raise" and not a_try:
             raise VerificationError(failure)
         if trainer.is_global_zero and self._news:
             print(f"merge check FAILED: {failure}" if failure else f"merge check: {self._news}")

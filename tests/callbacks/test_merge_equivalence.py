@@ -1,6 +1,8 @@
 """The merge gate passes on every family and task, catches every planted fault, and leaves training as it was."""
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from lightning import Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger
 from peft import LoraConfig, get_peft_model
@@ -349,6 +352,48 @@ def test_tolerance_follows_the_precision(precision: str, tiny_backbone: TinyBack
     assert gate.verdict is not None
     assert gate.verdict.failure is None
     assert numbers(tmp_path)["base/max_logit_difference"] > 1e-4  # float32's tolerance would not do
+
+
+def test_a_dry_run_never_fails_for_what_one_step_has_not_learnt(
+    tiny_backbone: TinyBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(SETTINGS, "optimization", OptimizationSettings(learning_rate=1e-30, warmup_share=0))
+    fit("intents", tiny_backbone("bert"), tmp_path, MergeEquivalence(), fast_dev_run=True, logger=False)
+    assert "merge check FAILED: the adapter changes nothing" in capsys.readouterr().out
+
+
+def test_two_processes_compare_all_of_the_data_once(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
+    names = ["MergeEquivalence", "FrozenBaseCheck", "ParameterEfficiency"]
+    config = {
+        "model": {"class_path": "SequenceClassificationTask", "init_args": {"backbone": str(tiny_backbone("bert"))}},
+        "data": {
+            "class_path": "Clinc150DataModule",
+            "init_args": {"data_dir": str(save_tiny_clinc150(tmp_path / "data")), "cache_dir": str(tmp_path)},
+        },
+        "trainer": {
+            "callbacks": [{"class_path": name} for name in names],
+            "max_epochs": 2,
+            "logger": {"class_path": "CSVLogger", "init_args": {"save_dir": str(tmp_path), "name": "run"}},
+        },
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    words = ["--data.batch_size=4", "--data.eval_batch_size=3", "--trainer.accelerator=cpu", "--trainer.devices=2"]
+    words += ["--trainer.strategy=ddp", "--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=2"]
+    command = [sys.executable, "-m", "lora_lightning", "fit", f"--config={tmp_path / 'run.yaml'}", *words]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr
+    # Four batches of three rows in each of two processes.
+    assert result.stdout.count("merge check: merge into the base weights") == 1
+    assert "0 % of 24 decisions flip" in result.stdout
+    rows = pq.read_table(tmp_path / "run/version_0/adapter_metrics/merge_equivalence.parquet").to_pylist()
+    assert len({row["metric"] for row in rows}) == len(rows)
+    metrics = (tmp_path / "run/version_0/metrics.csv").read_text()
+    for tag in (
+        "verification/frozen_base/unchanged_tensors",
+        "training_efficiency/samples_per_second",
+        "efficiency/all",
+    ):
+        assert tag in metrics
 
 
 @pytest.mark.parametrize(("option", "value"), [("batches", 0), ("tolerance", 0.0), ("tolerance", -1.0)])

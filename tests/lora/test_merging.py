@@ -18,7 +18,7 @@ from lora_lightning.lora.delta import adapted_layers, base_weight
 from lora_lightning.lora.fused import fuse_lora_layers
 from lora_lightning.lora.injection import attach_lora
 from lora_lightning.lora.merging import merge_targets, merged, merged_weight, quantization_errors, without_adapters
-from lora_lightning.lora.quantized import dequantized_weight
+from lora_lightning.lora.quantized import dequantized_weight, keep_4bit_weights_in_order
 from tests.conftest import TinyBackbone, TinyClassifier
 from tests.tiny_models import FAMILIES
 from tests.tiny_quantized import quantized_causal_lm
@@ -167,6 +167,7 @@ def test_whatever_happens_inside_the_weights_come_back(
 
 def quantized(folder: Path, bits: int, variant: str = "lora", targets: tuple[str, ...] = ("q_proj", "up_proj")) -> Any:
     model = quantized_causal_lm(folder, bits)
+    keep_4bit_weights_in_order(model)
     return randomized(get_peft_model(model, VARIANTS[variant](list(targets))))
 
 
