@@ -21,8 +21,9 @@ from lora_lightning.callbacks import (
     FinalValidation,
     FiniteLoss,
     PredictionWriter,
-    TokenThroughput,
+    ThroughputMonitor,
 )
+from lora_lightning.callbacks.run_folder import run_folder_of
 from lora_lightning.datamodules import TextDataModule
 from lora_lightning.errors import CheckpointError, ConfigurationError, LoraLightningError
 from lora_lightning.lora.checkpoint import read_checkpoint
@@ -65,24 +66,6 @@ class SaveRunConfig(SaveConfigCallback):
         path.parent.mkdir(parents=True, exist_ok=True)
         self.parser.save(self.config, str(path), skip_none=False)
         self.already_saved = True
-
-
-def run_folder_of(trainer: Trainer) -> Path:
-    """Where a training run's results land: the folder that checkpoints go below, for any logger.
-
-    Args:
-        trainer: With its loggers.
-
-    Returns:
-        `<save_dir>/<name>/<version>` of the first logger, or the trainer's root without one.
-    """
-    if not trainer.loggers:
-        return Path(trainer.default_root_dir)
-    logger = trainer.loggers[0]
-    if logger.version is None:  # some loggers know it only once they have started
-        _ = logger.experiment  # type: ignore[attr-defined]
-    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-    return Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / version
 
 
 class LoraLightningCLI(LightningCLI):
@@ -152,7 +135,7 @@ class LoraLightningCLI(LightningCLI):
         if self.subcommand != "fit":
             kwargs["logger"] = False
         elif trainer.logger is not False:
-            extra += [LearningRateMonitor(logging_interval="step"), ConfusionFigure(), TokenThroughput()]
+            extra += [LearningRateMonitor(logging_interval="step"), ConfusionFigure(), ThroughputMonitor()]
         elif trainer.default_root_dir is None:  # a folder of its own, though no logger makes one
             taken = [int(path.name[8:]) for path in LOGS.glob("version_*") if path.name[8:].isdigit()]
             kwargs["default_root_dir"] = str(LOGS / f"version_{max(taken, default=-1) + 1}")

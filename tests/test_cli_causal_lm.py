@@ -129,7 +129,7 @@ def test_tensorboard_shows_curves_speed_and_samples(run: Path) -> None:
             names.update(events.Tags()[kind])
     assert {
         "train/loss",
-        "train/tokens_per_second",
+        "training_efficiency/tokens_per_second",
         "val/loss",
         "val/perplexity",
         "val/next_token_accuracy",

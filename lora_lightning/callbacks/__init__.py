@@ -4,16 +4,22 @@ from lora_lightning.callbacks.adapter_checkpoint import AdapterCheckpoint
 from lora_lightning.callbacks.confusion_figure import ConfusionFigure
 from lora_lightning.callbacks.final_validation import FinalValidation
 from lora_lightning.callbacks.finite_loss import FiniteLoss
+from lora_lightning.callbacks.frozen_base import FrozenBaseCheck
 from lora_lightning.callbacks.generated_samples import GeneratedSamples
+from lora_lightning.callbacks.merge_equivalence import MergeEquivalence
+from lora_lightning.callbacks.parameter_efficiency import ParameterEfficiency
 from lora_lightning.callbacks.prediction_writer import PredictionWriter
-from lora_lightning.callbacks.token_throughput import TokenThroughput
+from lora_lightning.callbacks.throughput import ThroughputMonitor
 
 __all__ = [
     "AdapterCheckpoint",
     "ConfusionFigure",
     "FinalValidation",
     "FiniteLoss",
+    "FrozenBaseCheck",
     "GeneratedSamples",
+    "MergeEquivalence",
+    "ParameterEfficiency",
     "PredictionWriter",
-    "TokenThroughput",
+    "ThroughputMonitor",
 ]

@@ -20,6 +20,7 @@ from lora_lightning.backbones.causal_lm import (
     output_head_name,
 )
 from lora_lightning.errors import ConfigurationError
+from lora_lightning.lora.comparison import Outputs
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.dropout import use_fast_dropout
 from lora_lightning.lora.fused import fuse_lora_layers
@@ -177,9 +178,18 @@ class CausalLanguageModelingTask(AdaptationTask):
         self._log_metrics("test")
 
     def _log_metrics(self, split: str) -> None:
-        values = {name: float(metric.compute()) for name, metric in self._split_metrics(split).items()}
-        for name, value in {**values, "perplexity": math.exp(min(values["loss"], 700.0))}.items():
+        for name, value in self.metric_values(split).items():
             self.log(f"{split}/{name}", value, prog_bar=name == "perplexity", sync_dist=True)
+
+    def metric_values(self, split: str) -> dict[str, float]:
+        """Loss, perplexity and next-token accuracy of a split."""
+        values = {name: float(metric.compute()) for name, metric in self._split_metrics(split).items()}
+        return {**values, "perplexity": math.exp(min(values["loss"], 700.0))}
+
+    def outputs(self, batch: Batch) -> Outputs:
+        """The logits at up to 256 labels, spread over the batch, and the most likely tokens there."""
+        logits = self.next_token.some_logits(batch)
+        return Outputs(logits, "categorical", logits.argmax(dim=-1))
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Continues prompts.

@@ -15,6 +15,7 @@ from lora_lightning.errors import BackboneError
 
 IGNORED = -100
 ROWS_AT_ONCE = 512  # positions whose logits are held together
+ROWS_TO_COMPARE = 256  # of a batch; 125 MiB of float32 logits with 128,000 tokens in the vocabulary
 LOGITS_AT_ONCE = 2**26  # up to so many (256 MiB of float32), one piece is faster than several
 
 Batch = Mapping[str, Tensor]
@@ -85,6 +86,23 @@ class NextTokenModel:
             loss += functional.cross_entropy(logits.float(), targets, reduction="sum")
             hits += (logits.argmax(dim=-1) == targets).sum()
         return loss, hits, len(labels)
+
+    @torch.no_grad()
+    def some_logits(self, batch: Batch) -> Tensor:
+        """Logits at some of the labels, without gradients.
+
+        Args:
+            batch: As above.
+
+        Returns:
+            (labels, vocabulary), any floating dtype; at most `ROWS_TO_COMPARE`, evenly spread over the batch's labels.
+        """
+        places = (batch["labels"] != IGNORED).flatten().nonzero().squeeze(1)
+        if len(places) > ROWS_TO_COMPARE:
+            places = places[torch.linspace(0, len(places) - 1, ROWS_TO_COMPARE, device=places.device).round().long()]
+        chosen = torch.zeros(batch["labels"].shape, dtype=torch.bool, device=places.device)
+        chosen.view(-1)[places] = True
+        return torch.cat(list(self._logits(batch, chosen)))
 
     def _logits(self, batch: Batch, learnt: Tensor) -> Iterator[Tensor]:
         if self._head_is_linear:

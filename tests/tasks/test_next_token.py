@@ -179,3 +179,16 @@ def test_half_precision_loses_little() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert NextTokenModel(model).loss(batch)[0].item() == pytest.approx(exact, rel=2e-2)
         assert NextTokenModel(model).evaluate(batch)[0].item() == pytest.approx(exact, rel=2e-2)
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_some_logits_are_those_at_evenly_spread_labels(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = make(family), plain_batch()
+    with torch.no_grad():
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    expected = logits[batch["labels"] != IGNORED]
+    torch.testing.assert_close(NextTokenModel(model).some_logits(batch), expected, rtol=0, atol=1e-5)
+    monkeypatch.setattr(next_token, "ROWS_TO_COMPARE", 3)
+    some = NextTokenModel(model).some_logits(batch)
+    middle = torch.linspace(0, len(expected) - 1, 3).round().long()
+    torch.testing.assert_close(some, expected[middle], rtol=0, atol=1e-5)

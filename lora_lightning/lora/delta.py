@@ -1,0 +1,160 @@
+"""The update of one adapted layer, dW = scaling * B @ A, as its factors; an (out, in) matrix is never formed."""
+
+import re
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from peft.tuners.adalora.layer import AdaLoraLayer
+from peft.tuners.lora.layer import LoraLayer
+from torch import Tensor, nn
+
+from lora_lightning.lora.quantized import dequantized_weight
+
+ADAPTER = "default"  # PEFT's name for the only adapter that this package trains
+LAYER_NUMBER = re.compile(r"(?:^|\.)(\d+)\.")
+
+
+@dataclass(frozen=True)
+class AdapterDelta:
+    """dW = scaling * B @ A of one layer.
+
+    Under DoRA this is the direction's low-rank part, before the magnitude rescales the rows of W + dW.
+
+    Attributes:
+        module: Dotted name in the pretrained model, for example `encoder.layer.3.attention.self.query`.
+        A: (r, in_features), float32, detached; under AdaLoRA its rows are scaled by `lora_E`.
+        B: (out_features, r), float32, detached.
+        scaling: `lora_alpha / r`, or what the variant makes of it.
+    """
+
+    module: str
+    A: Tensor
+    B: Tensor
+    scaling: float
+
+    @property
+    def r(self) -> int:
+        """Rank that the factors allow."""
+        return self.A.shape[0]
+
+    @property
+    def layer(self) -> int | None:
+        """Number of the layer, the first number in the name; `None` outside numbered layers."""
+        return split_name(self.module)[0]
+
+    @property
+    def kind(self) -> str:
+        """Name within the layer, for example `attention.self.query`."""
+        return split_name(self.module)[1]
+
+    def dense(self) -> Tensor:
+        """The update itself.
+
+        Returns:
+            (out_features, in_features), float32.
+        """
+        return self.scaling * (self.B @ self.A)
+
+
+def split_name(module: str) -> tuple[int | None, str]:
+    """Splits a module's name into the number of its layer and its name within the layer.
+
+    Args:
+        module: Dotted name.
+
+    Returns:
+        `(3, "attention.self.query")` for `encoder.layer.3.attention.self.query`; `(None, module)` without a number.
+    """
+    found = LAYER_NUMBER.search(module)
+    return (None, module) if found is None else (int(found[1]), module[found.end() :])
+
+
+def adapted_layers(model: nn.Module) -> dict[str, LoraLayer]:
+    """The layers that carry an adapter.
+
+    Args:
+        model: A PEFT model, or anything that contains one.
+
+    Returns:
+        PEFT's layer by dotted name in the pretrained model, in the model's order; empty without adapters.
+    """
+    layers = {}
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer) and ADAPTER in module.scaling:
+            # PEFT wraps the pretrained model as base_model.model, a task of ours as network.
+            layers[re.sub(r"^(network\.)?(base_model\.model\.)?", "", name)] = module
+    return layers
+
+
+def adapter_factors(layer: LoraLayer) -> tuple[Tensor, Tensor]:
+    """The two trained matrices of a layer, as they are stored.
+
+    Args:
+        layer: Of `adapted_layers`.
+
+    Returns:
+        A, (r, in_features), and B, (out_features, r); the parameters themselves, with their gradients.
+    """
+    if ADAPTER in layer.lora_embedding_A:
+        return layer.lora_embedding_A[ADAPTER], layer.lora_embedding_B[ADAPTER]
+    a, b = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
+    factors = (a, b) if isinstance(layer, AdaLoraLayer) else (a.weight, b.weight)
+    return cast("tuple[Tensor, Tensor]", factors)
+
+
+def layer_delta(module: str, layer: LoraLayer) -> AdapterDelta:
+    """The update of one layer.
+
+    Args:
+        module: The layer's name, kept in the result.
+        layer: Of `adapted_layers`. Under FSDP2 every process has to call this: shards are gathered.
+
+    Returns:
+        Its factors in float32; they share memory with the parameters where those are float32.
+    """
+    a, b = (whole(factor).float() for factor in adapter_factors(layer))
+    scaling = float(layer.scaling[ADAPTER])
+    if isinstance(layer, AdaLoraLayer):
+        a = a * whole(layer.lora_E[ADAPTER]).float()
+        scaling /= float(layer.ranknum[ADAPTER]) + 1e-5  # as PEFT computes it
+    return AdapterDelta(module, a, b, scaling)
+
+
+def adapter_deltas(model: nn.Module) -> list[AdapterDelta]:
+    """The updates of all adapted layers.
+
+    Args:
+        model: A PEFT model, or anything that contains one.
+
+    Returns:
+        One a layer, in the model's order; empty without adapters.
+    """
+    return [layer_delta(name, layer) for name, layer in adapted_layers(model).items()]
+
+
+def base_weight(layer: LoraLayer) -> Tensor:
+    """The frozen weight under an adapter, dequantised where it is quantised.
+
+    Args:
+        layer: Of `adapted_layers`.
+
+    Returns:
+        (out_features, in_features) as A and B count them, float32, detached; GPT-2's `Conv1D` and embeddings are
+        transposed.
+    """
+    base = layer.get_base_layer()
+    weight = whole(dequantized_weight(base)).float()
+    return weight.T if is_transposed(layer) else weight
+
+
+def is_transposed(layer: LoraLayer) -> bool:
+    """Whether the frozen weight is kept as (in_features, out_features), as in GPT-2's `Conv1D` and in embeddings."""
+    return bool(getattr(layer, "fan_in_fan_out", False)) or isinstance(layer.get_base_layer(), nn.Embedding)
+
+
+@torch.no_grad()
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself, gathered from all processes where it is sharded (collective), detached."""
+    gather = getattr(tensor, "full_tensor", None)
+    return (tensor if gather is None else gather()).detach()
