@@ -1,17 +1,21 @@
 """Lightning callbacks, one file each: a hook gathers, a pure function computes, a logger shows."""
 
 from lora_lightning.callbacks.adapter_checkpoint import AdapterCheckpoint
+from lora_lightning.callbacks.adapter_norms import AdapterNormMonitor
 from lora_lightning.callbacks.confusion_figure import ConfusionFigure
 from lora_lightning.callbacks.finite_loss import FiniteLoss
 from lora_lightning.callbacks.generated_samples import GeneratedSamples
 from lora_lightning.callbacks.prediction_writer import PredictionWriter
+from lora_lightning.callbacks.rank_utilization import RankUtilizationMonitor
 from lora_lightning.callbacks.token_throughput import TokenThroughput
 
 __all__ = [
     "AdapterCheckpoint",
+    "AdapterNormMonitor",
     "ConfusionFigure",
     "FiniteLoss",
     "GeneratedSamples",
     "PredictionWriter",
+    "RankUtilizationMonitor",
     "TokenThroughput",
 ]
