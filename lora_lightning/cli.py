@@ -24,7 +24,7 @@ from lora_lightning.callbacks import (
     ThroughputMonitor,
 )
 from lora_lightning.callbacks.run_folder import run_folder_of
-from lora_lightning.datamodules import TextDataModule
+from lora_lightning.datamodules import AdaptationDataModule
 from lora_lightning.errors import CheckpointError, ConfigurationError, LoraLightningError
 from lora_lightning.lora.checkpoint import read_checkpoint
 from lora_lightning.metrics import LabelSpace
@@ -71,7 +71,7 @@ class SaveRunConfig(SaveConfigCallback):
 class LoraLightningCLI(LightningCLI):
     """`fit`, `validate`, `test` and `predict` for any task and data module of this package."""
 
-    datamodule: TextDataModule
+    datamodule: AdaptationDataModule
     model: AdaptationTask
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -323,7 +323,7 @@ def run(arguments: Sequence[str]) -> LoraLightningCLI:
     try:
         return LoraLightningCLI(
             AdaptationTask,
-            TextDataModule,
+            AdaptationDataModule,
             save_config_callback=SaveRunConfig,
             trainer_defaults={"enable_model_summary": False, "use_distributed_sampler": False},
             seed_everything_default=0,

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 def export_model(
     network: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     folder: Path,
     extra_files: Mapping[str, Any],
 ) -> None:
@@ -26,7 +26,7 @@ def export_model(
 
     Args:
         network: A `PeftModel` or a `PreTrainedModel`.
-        tokenizer: Its tokenizer.
+        tokenizer: Its tokenizer; `None` where it reads no text.
         folder: Where to; replaced if it exists.
         extra_files: Values to write as JSON, by file name.
     """
@@ -40,7 +40,8 @@ def export_model(
         elif isinstance(network, PreTrainedModel):
             network.save_pretrained(str(scratch))
         (scratch / "README.md").unlink(missing_ok=True)  # PEFT's blank form of a model card
-        tokenizer.save_pretrained(str(scratch))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(str(scratch))
         for name, value in extra_files.items():
             (scratch / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
         scratch.chmod(0o755)  # mkdtemp and safetensors make private files; an adapter is there to be shared

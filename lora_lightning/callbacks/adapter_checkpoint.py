@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from lora_lightning.backbones.export import export_model
-from lora_lightning.datamodules import TextDataModule
+from lora_lightning.datamodules import AdaptationDataModule
 from lora_lightning.errors import ConfigurationError, nearest
 from lora_lightning.tasks import AdaptationTask
 
@@ -93,7 +93,7 @@ class AdapterCheckpoint(ModelCheckpoint):
     def _export(self, trainer: Trainer, task: AdaptationTask) -> None:
         self.adapter_folder = Path(self.dirpath or ".").parent / ADAPTER_FOLDER
         if trainer.is_global_zero:
-            datamodule = cast("TextDataModule", trainer.datamodule)  # type: ignore[attr-defined]
+            datamodule = cast("AdaptationDataModule", trainer.datamodule)  # type: ignore[attr-defined]
             export_model(task.built_network, datamodule.tokenizer, self.adapter_folder, task.export_files())
 
     def state_dict(self) -> dict[str, object]:

@@ -5,14 +5,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lora_lightning.callbacks.run_folder import run_folder_of
 from lora_lightning.errors import ConfigurationError
-from lora_lightning.lora.delta import split_name
+from lora_lightning.lora.delta import adapted_layers, split_name
 
 METRICS_FOLDER = "adapter_metrics"
 TOTAL = "all"  # in place of a module's name
@@ -71,13 +73,13 @@ class AdapterMonitor(Callback):
     def show(self, trainer: Trainer, board: TensorBoardLogger, measurements: list[Measurement]) -> None:
         """Adds pictures or histograms to TensorBoard; on the main process only."""
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes up the table of the run that is resumed in this folder."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes up the table of the run that is resumed in this folder; the step is not restored any earlier."""
         del pl_module
         path = self.table_path(trainer)
         if trainer.is_global_zero and path.exists():
             old = pq.read_table(path, schema=SCHEMA)
-            self._parts = [old.filter(pa.compute.less_equal(old["step"], trainer.global_step))]
+            self._parts = [old.filter(pc.less_equal(old["step"], trainer.global_step))]
         self._measured_at = -1
 
     def on_train_batch_end(
@@ -140,6 +142,18 @@ class AdapterMonitor(Callback):
         draft = path.with_suffix(".tmp")
         pq.write_table(self._parts[0], draft)
         draft.replace(path)
+
+
+def warn_without_adapters(monitor: Callback, pl_module: LightningModule) -> None:
+    """Says that a monitor of adapters has nothing to measure.
+
+    Args:
+        monitor: Which one.
+        pl_module: The task, its model built.
+    """
+    if not adapted_layers(pl_module):
+        name = type(monitor).__name__
+        rank_zero_warn(f"{name} measures nothing: this model trains without adapters (model.lora is null).")
 
 
 def tidy(step: int, measurements: Iterable[Measurement]) -> pa.Table:

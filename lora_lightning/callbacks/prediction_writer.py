@@ -8,7 +8,7 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from lora_lightning.datamodules import TextDataModule
+from lora_lightning.datamodules import AdaptationDataModule
 from lora_lightning.datamodules.base import PREDICT
 from lora_lightning.tasks import AdaptationTask
 
@@ -35,7 +35,7 @@ class PredictionWriter(BasePredictionWriter):
     ) -> None:
         """Gathers every process's rows and writes them in one place."""
         del batch_indices
-        datamodule = cast("TextDataModule", trainer.datamodule)  # type: ignore[attr-defined]
+        datamodule = cast("AdaptationDataModule", trainer.datamodule)  # type: ignore[attr-defined]
         names = datamodule.split_names(PREDICT)
         # Lightning gives a list of batches, or one for each loader where there are several.
         own = [predictions] if len(names) == 1 else list(predictions)

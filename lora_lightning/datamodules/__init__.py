@@ -1,6 +1,6 @@
 """Where batches come from, one module a data set."""
 
-from lora_lightning.datamodules.base import TextDataModule
+from lora_lightning.datamodules.base import AdaptationDataModule
 from lora_lightning.datamodules.causal_lm import CausalLMDataModule
 from lora_lightning.datamodules.classification import ClassificationDataModule
 from lora_lightning.datamodules.clinc150 import Clinc150DataModule
@@ -8,11 +8,14 @@ from lora_lightning.datamodules.glue import GlueDataModule
 from lora_lightning.datamodules.instructions import InstructionDataModule
 from lora_lightning.datamodules.intents import IntentDataModule
 from lora_lightning.datamodules.plain_text import PlainTextDataModule
+from lora_lightning.datamodules.planted_rank import PlantedRankDataModule
 from lora_lightning.datamodules.squad_v2 import SquadV2DataModule
 from lora_lightning.datamodules.synthetic_intents import SyntheticIntentsDataModule
+from lora_lightning.datamodules.text import TextDataModule
 from lora_lightning.datamodules.text_classification import TextClassificationDataModule
 
 __all__ = [
+    "AdaptationDataModule",
     "CausalLMDataModule",
     "ClassificationDataModule",
     "Clinc150DataModule",
@@ -20,6 +23,7 @@ __all__ = [
     "InstructionDataModule",
     "IntentDataModule",
     "PlainTextDataModule",
+    "PlantedRankDataModule",
     "SquadV2DataModule",
     "SyntheticIntentsDataModule",
     "TextClassificationDataModule",

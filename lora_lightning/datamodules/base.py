@@ -1,20 +1,18 @@
-"""What every text data module shares, whatever the task: tokenise once, cache, batch by length, predict."""
+"""What the command line, the tasks and the callbacks ask of any data module: named splits, batches, predictions."""
 
 import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from lora_lightning.backbones import load_tokenizer
-from lora_lightning.datamodules.batching import EncodedSplit, LengthGroupedBatchSampler, TokenizedDataset
+from lora_lightning.datamodules.batching import LengthGroupedBatchSampler, TokenizedDataset
 from lora_lightning.datamodules.prediction_files import check_table_name, write_table
-from lora_lightning.datamodules.token_cache import cache_file, read_split, tokenizer_state, write_splits
 from lora_lightning.errors import ConfigurationError, DataError
 from lora_lightning.metrics.label_space import LabelSpace
 
@@ -25,23 +23,18 @@ KINDS_OF_STAGE = {
     "test": (TEST,),
     "predict": (PREDICT,),
 }
-IGNORED_LABEL = -100  # what torch's cross entropy leaves out unless told otherwise
 
 
-class TextDataModule(LightningDataModule):
-    """Base of the data modules: subclasses say where rows come from and how they become tokens.
+class AdaptationDataModule(LightningDataModule):
+    """Base of the data modules: subclasses say where rows come from and what a split's dataset is.
 
     A split is called `train`, `val`, `test` or `predict`; where a kind has several splits, `val_matched` and so on.
-    The rows of a split are whatever the subclass likes, as long as JSON (or a dataclass of what JSON holds) can tell
-    two of them apart: they name the cache.
 
     Args:
-        backbone: Whose tokenizer to use; the command line fills it in from `model.backbone`.
         batch_size: Training rows a step and process.
         eval_batch_size: Rows a step and process in validation, test and prediction.
         predict_file: What `predict` reads.
-        cache_dir: Where tokenised data is kept; `~/.cache/lora_lightning` (or below `$XDG_CACHE_HOME`) if not given.
-        num_workers: Processes that build batches; 0 is fastest for short texts.
+        num_workers: Processes that build batches; 0 is fastest for small rows.
     """
 
     without_test: ClassVar[str] = "the data has no test split with labels"  # why `test` scores nothing
@@ -49,11 +42,9 @@ class TextDataModule(LightningDataModule):
 
     def __init__(
         self,
-        backbone: str | None = None,
         batch_size: int = 32,
         eval_batch_size: int = 64,
         predict_file: str | None = None,
-        cache_dir: str | None = None,
         num_workers: int = 0,
     ) -> None:
         super().__init__()
@@ -64,11 +55,9 @@ class TextDataModule(LightningDataModule):
         if num_workers < 0:
             msg = f"data.num_workers is {num_workers}, but it must be 0 (batches are built in the process) or more."
             raise ConfigurationError(msg)
-        self.backbone = backbone
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.predict_file = predict_file
-        self.cache_dir = cache_dir
         self.num_workers = num_workers
         self.splits: dict[str, TokenizedDataset] = {}
         self.prediction_splits: dict[str, Any] = {}
@@ -96,20 +85,15 @@ class TextDataModule(LightningDataModule):
         """
 
     @abstractmethod
-    def encode(self, split: str, rows: Any) -> EncodedSplit:
-        """Turns a split's rows into tokens and labels.
+    def open_split(self, name: str) -> TokenizedDataset:
+        """Makes a split's dataset.
 
         Args:
-            split: Its name.
-            rows: From `load_splits` or `load_prediction_splits`.
+            name: Of `raw_splits` or `prediction_splits`.
 
         Returns:
-            The tokens; not necessarily one row of them for each of `rows`.
+            The dataset; rows without tokens have per-row columns only, and length 1.
         """
-
-    @abstractmethod
-    def encoding_settings(self) -> dict[str, Any]:
-        """What `encode` depends on beside the rows and the tokenizer, such as the longest text, for JSON."""
 
     @abstractmethod
     def prediction_inputs(self, split: str) -> list[dict[str, Any]]:
@@ -120,10 +104,10 @@ class TextDataModule(LightningDataModule):
         """The labels of the data set; `None` where the task has none."""
         return None
 
-    def padding(self) -> dict[str, int]:
-        """What fills the space after a short row, by per-token column."""
-        pad_token_id = cast("int", self.tokenizer.pad_token_id)
-        return {"input_ids": pad_token_id, "token_type_ids": 0, "labels": IGNORED_LABEL}
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """What goes with exported weights; `None` where nothing is text."""
+        return None
 
     def check_predictions_file(self, path: Path) -> None:
         """Refuses a place for the predictions that `write_predictions` cannot use, before any weights load.
@@ -166,35 +150,6 @@ class TextDataModule(LightningDataModule):
         names = self.prediction_splits if kind == PREDICT else self.raw_splits
         return [name for name in names if name == kind or name.startswith(f"{kind}_")]
 
-    @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The backbone's tokenizer.
-
-        Raises:
-            ConfigurationError: If no backbone was given.
-        """
-        return load_tokenizer(self.required_backbone)
-
-    @property
-    def required_backbone(self) -> str:
-        """The backbone's name.
-
-        Raises:
-            ConfigurationError: If none was given.
-        """
-        if self.backbone is None:
-            msg = "data.backbone is not set; give the same backbone as the model's."
-            raise ConfigurationError(msg)
-        return self.backbone
-
-    def prepare_data(self) -> None:
-        """Tokenises and caches, in one process, unless the cache has this data already."""
-        if self.trainer is not None and self.trainer.predicting:
-            return
-        if not self.cache_file.is_file():
-            encoded = {name: self.encode(name, rows) for name, rows in self.raw_splits.items()}
-            write_splits(self.cache_file, encoded)
-
     def setup(self, stage: str) -> None:
         """Opens the splits that a stage needs.
 
@@ -213,17 +168,8 @@ class TextDataModule(LightningDataModule):
                 msg = f"{why}; there is {', '.join(self.raw_splits)}."
                 raise DataError(msg)
             for name in names:
-                if kind == PREDICT:
-                    encoded = self.encode(name, self.prediction_splits[name])
-                    self.splits[name] = TokenizedDataset(encoded, self.padding())
-                elif name not in self.splits:
-                    self.splits[name] = TokenizedDataset(read_split(self.cache_file, name), self.padding())
-
-    @cached_property
-    def cache_file(self) -> Path:
-        """A file named by everything that decides the tokens and labels."""
-        parts = (type(self).__qualname__, tokenizer_state(self.tokenizer), self.encoding_settings())
-        return cache_file(self.cache_dir, [*parts, *self.raw_splits.items()])
+                if kind == PREDICT or name not in self.splits:
+                    self.splits[name] = self.open_split(name)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled, length-grouped batches of the training split."""

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from lora_lightning.backbones import load_config, position_limit
-from lora_lightning.datamodules.base import PREDICT, TextDataModule
+from lora_lightning.datamodules.base import PREDICT
 from lora_lightning.datamodules.batching import EncodedSplit, TokenizedDataset
 from lora_lightning.datamodules.queries import read_queries
 from lora_lightning.datamodules.records import RECORD_FILES, Record, read_records
+from lora_lightning.datamodules.text import TextDataModule
 from lora_lightning.datamodules.tokenizing import flatten_rows
 from lora_lightning.errors import ConfigurationError
 

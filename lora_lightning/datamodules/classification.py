@@ -10,9 +10,10 @@ import numpy as np
 from transformers import PretrainedConfig
 
 from lora_lightning.backbones import load_config, position_limit, uses_token_types
-from lora_lightning.datamodules.base import PREDICT, TextDataModule
+from lora_lightning.datamodules.base import PREDICT
 from lora_lightning.datamodules.batching import EncodedSplit
 from lora_lightning.datamodules.queries import read_queries
+from lora_lightning.datamodules.text import TextDataModule
 from lora_lightning.datamodules.tokenizing import tokenize_texts
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.metrics.label_space import LabelSpace

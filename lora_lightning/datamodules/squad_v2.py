@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lora_lightning.backbones import load_config, position_limit, uses_token_types
-from lora_lightning.datamodules.base import PREDICT, TEST, TRAIN, VALIDATION, TextDataModule
+from lora_lightning.datamodules.base import PREDICT, TEST, TRAIN, VALIDATION
 from lora_lightning.datamodules.batching import EncodedSplit
 from lora_lightning.datamodules.context_windows import encode_windows
 from lora_lightning.datamodules.hub import load_hub_dataset
@@ -21,6 +21,7 @@ from lora_lightning.datamodules.squad_format import (
     parse_squad_json,
     read_squad_json,
 )
+from lora_lightning.datamodules.text import TextDataModule
 from lora_lightning.errors import ConfigurationError, DataError
 from lora_lightning.metrics.squad_v2 import Question
 

@@ -4,6 +4,7 @@ from lora_lightning.tasks.base import AdaptationTask
 from lora_lightning.tasks.causal_language_modeling import CausalLanguageModelingTask
 from lora_lightning.tasks.generation import GenerationSettings
 from lora_lightning.tasks.optimization import OptimizationSettings
+from lora_lightning.tasks.planted_rank import PlantedRankTask
 from lora_lightning.tasks.question_answering import QuestionAnsweringTask
 from lora_lightning.tasks.sequence_classification import SequenceClassificationTask
 
@@ -12,6 +13,7 @@ __all__ = [
     "CausalLanguageModelingTask",
     "GenerationSettings",
     "OptimizationSettings",
+    "PlantedRankTask",
     "QuestionAnsweringTask",
     "SequenceClassificationTask",
 ]

@@ -23,7 +23,7 @@ from lora_lightning.metrics.label_space import LabelSpace
 from lora_lightning.tasks.optimization import OptimizationSettings, build_optimizer, build_schedule
 
 # Hyperparameters that decide which weights a checkpoint holds; the others may differ when it is evaluated.
-STRUCTURAL = ("backbone.", "lora.", "label_space.names.", "label_space.problem_type.")
+STRUCTURAL = ("backbone.", "lora.", "label_space.names.", "label_space.problem_type.", "problem.")
 
 
 class AdaptationTask(LightningModule):

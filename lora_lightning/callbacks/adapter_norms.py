@@ -1,0 +1,120 @@
+"""How large the adapters and their gradients are while they train."""
+
+from dataclasses import dataclass
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from peft.tuners.lora.layer import LoraLayer
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lora_lightning.callbacks.adapter_monitor import TOTAL, AdapterMonitor, Measurement, warn_without_adapters
+from lora_lightning.callbacks.histograms import add_histogram
+from lora_lightning.lora.delta import adapted_layers, adapter_factors, base_weight, layer_delta, whole
+from lora_lightning.lora.norms import (
+    base_norm,
+    delta_norm,
+    gradient_norm,
+    layer_norms,
+    moments,
+    root_sum_square,
+    total_norms,
+)
+
+AB = ((0, "A"), (1, "B"))  # the factors' places in a pair, and their names
+
+
+@dataclass
+class Gradients:
+    """Gradient norms of the factors, by layer, as one optimizer step found them.
+
+    Attributes:
+        step: Optimizer steps including this one.
+        norms: (A's, B's) by layer, scalars on the layer's device.
+    """
+
+    step: int
+    norms: dict[str, tuple[Tensor, Tensor]]
+
+
+class AdapterNormMonitor(AdapterMonitor):
+    """Norms of A, B and dW, dW against the frozen weight, entries of A and B, and gradients; by layer and in total.
+
+    `lora_adapters/<module>/` has `A_norm`, `A_mean`, `A_std`, the same of B, `delta_norm` and `relative_delta_norm`
+    (||dW|| / ||W||), and `A_gradient_norm` and `B_gradient_norm` of the last optimizer step: unscaled, summed over
+    accumulated batches, before clipping; with `every_n_steps` only where a step is due. `lora_adapters/all/` takes all
+    layers as one matrix. Norms are Frobenius norms. TensorBoard also gets histograms of the entries.
+
+    Args:
+        every_n_steps: Optimizer steps between measurements; `null` measures at each validation.
+    """
+
+    table = "adapter_norms"
+    tag = "lora_adapters"
+
+    def __init__(self, every_n_steps: int | None = None) -> None:
+        super().__init__(every_n_steps)
+        self._layers: dict[str, LoraLayer] = {}
+        self._base_norms: dict[str, float] = {}  # the weights are frozen
+        self._gradients: Gradients | None = None
+        self._entries: dict[str, Tensor] = {}  # for the histograms of this measurement
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Finds the layers, and says where there are none."""
+        super().on_fit_start(trainer, pl_module)
+        warn_without_adapters(self, pl_module)
+        self._layers, self._base_norms, self._gradients = adapted_layers(pl_module), {}, None
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Keeps the gradients' norms; Lightning has unscaled them here and not clipped them yet."""
+        del pl_module, optimizer
+        step = trainer.global_step + 1
+        if self.every_n_steps is not None and step % self.every_n_steps:
+            return
+        norms = {}
+        for name, layer in self._layers.items():
+            a, b = (gradient_norm(factor) for factor in adapter_factors(layer))
+            if a is not None and b is not None:
+                norms[name] = (a, b)
+        self._gradients = Gradients(step, norms)
+
+    def measure(self, trainer: Trainer, pl_module: LightningModule) -> list[Measurement]:
+        """Measures every layer, and all of them together."""
+        del pl_module
+        if not self._layers:
+            return []
+        # Every process takes part so far: under FSDP2 shards are gathered.
+        if not self._base_norms:
+            self._base_norms = {name: base_norm(base_weight(layer)) for name, layer in self._layers.items()}
+        deltas = {name: layer_delta(name, layer) for name, layer in self._layers.items()}
+        factors = {name: [whole(factor) for factor in adapter_factors(layer)] for name, layer in self._layers.items()}
+        if not trainer.is_global_zero:
+            return []
+        self._entries = {f"{name}/{factor}": pair[number] for name, pair in factors.items() for number, factor in AB}
+        a, b = ({name: moments(pair[number]) for name, pair in factors.items()} for number, _ in AB)
+        update = {name: delta_norm(delta) for name, delta in deltas.items()}
+        numbers = {name: layer_norms(a[name], b[name], update[name], self._base_norms[name]) for name in deltas}
+        numbers[TOTAL] = total_norms(a, b, update, self._base_norms)
+        found = [Measurement(name, *metric) for name, metrics in numbers.items() for metric in metrics.items()]
+        return found + self._gradient_measurements(trainer.global_step)
+
+    def _gradient_measurements(self, step: int) -> list[Measurement]:
+        if self._gradients is None or self._gradients.step != step:
+            return []
+        found = []
+        for number, factor in AB:
+            norms = {name: float(pair[number]) for name, pair in self._gradients.norms.items()}
+            norms[TOTAL] = root_sum_square(norms.values())
+            found += [Measurement(name, f"{factor}_gradient_norm", value) for name, value in norms.items()]
+        return found
+
+    def record(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measures and shows, and lets the factors go."""
+        super().record(trainer, pl_module)
+        self._entries = {}
+
+    def show(self, trainer: Trainer, board: TensorBoardLogger, measurements: list[Measurement]) -> None:
+        """Adds a histogram of each factor's entries."""
+        del measurements
+        for name, entries in self._entries.items():
+            add_histogram(board, f"{self.tag}/{name}", entries, trainer.global_step)

@@ -1,0 +1,177 @@
+"""How much of their rank the adapters use while they train, and what to do about it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+
+from lora_lightning.callbacks.adapter_monitor import TOTAL, AdapterMonitor, Measurement, warn_without_adapters
+from lora_lightning.callbacks.histograms import add_histogram
+from lora_lightning.callbacks.rank_figures import spectra_figure, utilization_figure
+from lora_lightning.callbacks.run_folder import run_folder_of
+from lora_lightning.errors import ConfigurationError, nearest
+from lora_lightning.lora.delta import adapted_layers, adapter_deltas, split_name
+from lora_lightning.lora.rank_advice import rank_advice
+from lora_lightning.lora.spectrum import common_energy_rank, rank_numbers, singular_values
+
+PANELS = 16  # of spectra in one picture
+REPORT = "rank_utilization.json"
+
+
+class RankUtilizationMonitor(AdapterMonitor):
+    """Effective rank, stable rank and energy rank of each adapter's dW, and the share of r that it uses.
+
+    `lora_rank/<module>/` has `effective_rank`, `stable_rank`, `energy_rank_90`, `energy_rank_99` and `utilization`
+    (effective rank / r); `lora_rank/all/` their means, and as `energy_rank_99` the one r that would keep 99 % of the
+    energy of all adapters together. TensorBoard also gets a heat map of utilization, the spectra of a few modules over
+    training, and histograms. When training ends it says which r to try, and writes that with the spectra to
+    `rank_utilization.json` in the run's folder.
+
+    Under DoRA these are the ranks of the direction's low-rank part, under AdaLoRA r is the number of rows in use.
+
+    Args:
+        every_n_steps: Optimizer steps between measurements; `null` measures at each validation.
+        spectrum_modules: Modules in the picture of spectra, each the end of a dotted name; `null` shows the middle
+            layer.
+    """
+
+    table = "rank_utilization"
+    tag = "lora_rank"
+
+    def __init__(self, every_n_steps: int | None = None, spectrum_modules: list[str] | None = None) -> None:
+        super().__init__(every_n_steps)
+        self.spectrum_modules = spectrum_modules
+        self._history: dict[str, list[tuple[int, list[float]]]] = {}  # of the modules in the picture
+        self._spectra: dict[str, Tensor] = {}
+        self._ranks: dict[str, int] = {}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Chooses the modules of the picture, before training.
+
+        Raises:
+            ConfigurationError: If `spectrum_modules` names no adapter, or too many.
+        """
+        super().on_fit_start(trainer, pl_module)
+        warn_without_adapters(self, pl_module)
+        if modules := list(adapted_layers(pl_module)):
+            shown = shown_modules(modules, self.spectrum_modules)
+            self._history = {module: self._history.get(module, []) for module in shown}
+
+    def measure(self, trainer: Trainer, pl_module: LightningModule) -> list[Measurement]:
+        """Measures every adapter, and all of them together."""
+        deltas = adapter_deltas(pl_module)  # every process: shards are gathered
+        if not trainer.is_global_zero or not deltas:
+            return []
+        self._ranks = {delta.module: delta.r for delta in deltas}
+        self._spectra = dict(zip(self._ranks, singular_values(deltas), strict=True))
+        for module, curves in self._history.items():
+            curves.append((trainer.global_step, self._spectra[module].tolist()))
+        numbers = {module: rank_numbers(self._spectra[module], r) for module, r in self._ranks.items()}
+        numbers[TOTAL] = mean_numbers(list(numbers.values()), self._spectra)
+        return [Measurement(module, *metric) for module, metrics in numbers.items() for metric in metrics.items()]
+
+    def show(self, trainer: Trainer, board: TensorBoardLogger, measurements: list[Measurement]) -> None:
+        """Draws the heat map and the spectra, and adds histograms."""
+        step = trainer.global_step
+        for module, spectrum in self._spectra.items():
+            add_histogram(board, f"{self.tag}/{module}/singular_values", spectrum, step)
+        used = {m.module: m.value for m in measurements if m.metric == "utilization" and m.module != TOTAL}
+        board.experiment.add_figure(f"{self.tag}/utilization", utilization_figure(used, step), global_step=step)
+        board.experiment.add_figure(f"{self.tag}/spectra", spectra_figure(self._history), global_step=step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measures what training ended with, says what to try, and keeps it in the run."""
+        super().on_train_end(trainer, pl_module)
+        if not self._spectra or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        advice = rank_advice(self._spectra, self._ranks)
+        print(f"rank: {advice}")
+        path = run_folder_of(trainer) / REPORT
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(
+            json.dumps(rank_report(trainer.global_step, advice, self._spectra, self._ranks), indent=2) + "\n",
+            encoding="utf-8",
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the picture of spectra needs when the run is resumed."""
+        return {"history": self._history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the picture's past up again."""
+        self._history = state_dict["history"]
+
+
+def shown_modules(modules: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
+    """Chooses the modules whose spectra are drawn.
+
+    Args:
+        modules: Dotted names of all adapted modules.
+        wanted: Ends of names; `None` for the layer in the middle, or for the first modules where layers have no number.
+
+    Returns:
+        1 to 16 of `modules`, in their order.
+
+    Raises:
+        ConfigurationError: If an entry of `wanted` fits none of them, or all entries fit more than 16.
+    """
+    if wanted is None:
+        layers = sorted({layer for layer, _ in map(split_name, modules) if layer is not None})
+        middle = layers[len(layers) // 2] if layers else None
+        return [module for module in modules if split_name(module)[0] == middle][:PANELS]
+    for name in wanted:
+        if not any(f".{module}".endswith(f".{name}") for module in modules):
+            msg = f"RankUtilizationMonitor.spectrum_modules: there is no adapter {name!r}; {nearest(name, modules)}"
+            raise ConfigurationError(msg)
+    ends = tuple(f".{name}" for name in wanted)
+    chosen = [module for module in modules if f".{module}".endswith(ends)]
+    if not 1 <= len(chosen) <= PANELS:
+        msg = (
+            f"RankUtilizationMonitor.spectrum_modules names {len(chosen)} adapters, but a picture shows 1 to {PANELS}; "
+            "give whole names, such as encoder.layer.0.attention.self.query."
+        )
+        raise ConfigurationError(msg)
+    return chosen
+
+
+def mean_numbers(numbers: Sequence[Mapping[str, float]], spectra: Mapping[str, Tensor]) -> dict[str, float]:
+    """The numbers of all adapters together.
+
+    Args:
+        numbers: Of each adapter, from `rank_numbers`; at least one.
+        spectra: Singular values by module.
+
+    Returns:
+        Means over the adapters; the energy ranks instead are the one r that keeps as much of the energy of all.
+    """
+    means = {name: sum(each[name] for each in numbers) / len(numbers) for name in numbers[0]}
+    finite = [spectrum for spectrum in spectra.values() if spectrum.isfinite().all()]
+    for percent in (90, 99):
+        means[f"energy_rank_{percent}"] = float(common_energy_rank(finite, percent / 100))
+    return means
+
+
+def rank_report(step: int, advice: str, spectra: Mapping[str, Tensor], ranks: Mapping[str, int]) -> dict[str, Any]:
+    """The end of a run as JSON.
+
+    Args:
+        step: Optimizer steps of the run.
+        advice: From `rank_advice`.
+        spectra: Singular values by module.
+        ranks: r by module.
+
+    Returns:
+        `step`, `advice`, and by module under `adapters` its r, its numbers and its singular values; what is not finite
+        is `None`.
+    """
+    adapters: dict[str, Any] = {}
+    for module, spectrum in spectra.items():
+        finite = bool(torch.isfinite(spectrum).all())
+        values = spectrum.tolist() if finite else None
+        numbers = rank_numbers(spectrum, ranks[module]) if finite else {}
+        adapters[module] = {"r": ranks[module], **numbers, "singular_values": values}
+    return {"step": step, "advice": advice, "adapters": adapters}

@@ -1,0 +1,126 @@
+"""Learn updates of known rank: a test of adapters, and of what measures them, that takes seconds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_lightning.backbones.planted_rank import PlantedRank, PlantedRankConfig, PlantedRankModel
+from lora_lightning.errors import ConfigurationError
+from lora_lightning.lora.config import LoraSettings
+from lora_lightning.lora.fused import fuse_lora_layers
+from lora_lightning.lora.injection import attach_lora
+from lora_lightning.tasks.base import AdaptationTask, from_plain
+from lora_lightning.tasks.optimization import OptimizationSettings
+
+Batch = dict[str, Tensor]
+
+
+class PlantedRankTask(AdaptationTask):
+    """Regression on frozen linear layers plus planted updates: y = (W + dW) x, where dW has a chosen rank.
+
+    An adapter with r at least that rank can learn dW exactly, so a spectrum of the trained adapter must show it.
+
+    Args:
+        problem: Sizes, planted ranks, seed.
+        lora: The adapter; `null` trains the layers themselves.
+        optimization: Learning rate, schedule, decay.
+    """
+
+    planted: Tensor
+
+    def __init__(
+        self,
+        *,
+        problem: PlantedRank = PlantedRank(),  # noqa: B008  # jsonargparse shows it; never changed
+        lora: LoraSettings | None = LoraSettings(r=16, lora_alpha=16, lora_dropout=0.0),  # noqa: B008
+        optimization: OptimizationSettings = OptimizationSettings(),  # noqa: B008
+    ) -> None:
+        super().__init__("planted_rank", lora, optimization)
+        self.problem = from_plain(PlantedRank, problem) or PlantedRank()
+        self.remember(problem=problem, lora=lora, optimization=optimization)
+        planted = self.problem.base_weights() + self.problem.deltas()
+        self.register_buffer("planted", planted)
+
+    def setup(self, stage: str) -> None:
+        """Checks that the data fits.
+
+        Args:
+            stage: Not used.
+
+        Raises:
+            ConfigurationError: If the inputs have another width than the layers.
+        """
+        del stage
+        width = self.trainer.datamodule.in_features  # type: ignore[attr-defined]
+        if width != self.problem.in_features:
+            msg = (
+                f"data.in_features is {width}, but model.problem.in_features is {self.problem.in_features}; give both "
+                "the same number."
+            )
+            raise ConfigurationError(msg)
+
+    def build_network(self) -> nn.Module:
+        """Makes the frozen layers and attaches the adapters."""
+        model = PlantedRankModel(PlantedRankConfig(asdict(self.problem)))
+        network: nn.Module = model
+        if self.lora is not None:
+            network = attach_lora(model, self.lora, [], None)
+        fuse_lora_layers(network)
+        return network
+
+    def forward(self, batch: Batch) -> Tensor:
+        """How far the adapted layers' outputs are from the planted ones.
+
+        Args:
+            batch: `inputs`, (batch, in_features), floating dtype.
+
+        Returns:
+            (batch, layers), floating dtype, squared errors summed over the outputs; before training each layer's mean
+            is its planted rank.
+        """
+        inputs = batch["inputs"]
+        targets = torch.einsum("bi,loi->blo", inputs.to(self.planted.dtype), self.planted)
+        errors: Tensor = self.built_network(inputs) - targets
+        return errors.square().sum(dim=-1)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Mean squared error of a batch."""
+        del batch_idx
+        loss = self(batch).mean()
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["inputs"]))
+        return loss  # type: ignore[no-any-return]
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Adds a batch to the validation loss."""
+        del batch_idx
+        self.log("val/loss", self(batch).mean(), prog_bar=True, batch_size=len(batch["inputs"]), sync_dist=True)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Adds a batch to the test loss."""
+        del batch_idx
+        self.log("test/loss", self(batch).mean(), batch_size=len(batch["inputs"]), sync_dist=True)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Squared errors of each row.
+
+        Args:
+            batch: From the data module's predict loader.
+            batch_idx: Not used.
+
+        Returns:
+            `index`, the row number, (batch,) int64, and `squared_error`, (batch, layers).
+        """
+        del batch_idx
+        return {"index": batch["index"], "squared_error": self(batch)}
+
+    def prediction_rows(self, batches: Sequence[Mapping[str, Any]], inputs: Sequence[Any]) -> list[dict[str, Any]]:
+        """Each row's number with its squared error in every layer."""
+        found = {
+            int(index): errors.tolist()
+            for batch in batches
+            for index, errors in zip(batch["index"], batch["squared_error"], strict=True)
+        }
+        return [{**inputs[index], "squared_error": found[index]} for index in sorted(found)]
