@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -70,14 +71,14 @@ class AdapterMonitor(Callback):
     def show(self, trainer: Trainer, board: TensorBoardLogger, measurements: list[Measurement]) -> None:
         """Adds pictures or histograms to TensorBoard; on the main process only."""
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes up the table of the run that is resumed in this folder."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes up the table of the run that is resumed in this folder; only now the step is restored."""
         del pl_module
         path = self.table_path(trainer)
         if trainer.is_global_zero and path.exists():
             old = pq.read_table(path, schema=SCHEMA)
-            self._parts = [old.filter(pa.compute.less_equal(old["step"], trainer.global_step))]
-        self._measured_at = -1
+            self._parts = [old.filter(pc.less_equal(old["step"], trainer.global_step))]
+        self._measured_at = trainer.global_step  # nothing has changed yet
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -109,7 +110,7 @@ class AdapterMonitor(Callback):
     def record(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures, unless this step is measured already, and hands the numbers on."""
         step = trainer.global_step
-        if step in {self._measured_at, 0}:
+        if step == self._measured_at:
             return
         self._measured_at = step
         measurements = self.measure(trainer, pl_module)
