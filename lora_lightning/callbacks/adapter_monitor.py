@@ -74,13 +74,13 @@ class AdapterMonitor(Callback):
         """Adds pictures or histograms to TensorBoard; on the main process only."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes up the table of the run that is resumed in this folder; the step is not restored any earlier."""
+        """Takes up the table of the run that is resumed in this folder; only now the step is restored."""
         del pl_module
         path = self.table_path(trainer)
         if trainer.is_global_zero and path.exists():
             old = pq.read_table(path, schema=SCHEMA)
             self._parts = [old.filter(pc.less_equal(old["step"], trainer.global_step))]
-        self._measured_at = -1
+        self._measured_at = trainer.global_step  # nothing has changed yet
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -112,7 +112,7 @@ class AdapterMonitor(Callback):
     def record(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures, unless this step is measured already, and hands the numbers on."""
         step = trainer.global_step
-        if step in {self._measured_at, 0}:
+        if step == self._measured_at:
             return
         self._measured_at = step
         self.hand_on(trainer, step, self.measure(trainer, pl_module))

@@ -22,6 +22,7 @@ from lora_lightning.lora.quantized import keep_4bit_weights_in_order
 from lora_lightning.metrics.label_space import LabelSpace
 from lora_lightning.tasks.optimization import OptimizationSettings, build_optimizer, build_schedule
 
+MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 # Hyperparameters that decide which weights a checkpoint holds; the others may differ when it is evaluated.
 STRUCTURAL = ("backbone.", "lora.", "label_space.names.", "label_space.problem_type.", "problem.")
 
@@ -138,6 +139,23 @@ class AdaptationTask(LightningModule):
             msg = "the model is not built yet; call configure_model() first, as a Trainer does."
             raise ConfigurationError(msg)
         return self.network
+
+    @property
+    def transformers_model(self) -> PreTrainedModel:
+        """The transformers model, adapters in place."""
+        network = self.built_network
+        return cast("PreTrainedModel", network.get_base_model() if isinstance(network, PeftModel) else network)
+
+    def model_inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+        """What the transformers model takes of a batch.
+
+        Args:
+            batch: From any of the data module's loaders.
+
+        Returns:
+            Arguments of its `forward`, and of its `base_model`'s.
+        """
+        return {name: batch[name] for name in MODEL_INPUTS if name in batch}
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over what trains, and the schedule, stepped once an optimizer step."""

@@ -51,7 +51,7 @@ class NextTokenModel:
         learnt = batch["labels"] != IGNORED
         labels = batch["labels"][learnt]
         if not self._head_is_linear:
-            logits = self.model(**self._inputs(batch)).logits[learnt]
+            logits = self.model(**self.inputs(batch)).logits[learnt]
             return functional.cross_entropy(logits.float(), labels, reduction="sum"), len(labels)
         head = self._head
         hidden, weight = self._hidden_states(batch)[learnt], head.weight
@@ -109,17 +109,25 @@ class NextTokenModel:
             for hidden in pieces(self._hidden_states(batch)[learnt]):
                 yield self._head(hidden)
         else:
-            yield from pieces(self.model(**self._inputs(batch)).logits[learnt])
+            yield from pieces(self.model(**self.inputs(batch)).logits[learnt])
 
     @property
     def _head(self) -> nn.Linear:
         return cast("nn.Linear", self.model.get_output_embeddings())
 
     def _hidden_states(self, batch: Batch) -> Tensor:
-        hidden: Tensor = self.model.base_model(**self._inputs(batch)).last_hidden_state
+        hidden: Tensor = self.model.base_model(**self.inputs(batch)).last_hidden_state
         return hidden
 
-    def _inputs(self, batch: Batch) -> dict[str, Any]:
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """What the model takes of a batch, documents of one row kept apart.
+
+        Args:
+            batch: As above.
+
+        Returns:
+            Arguments of its `forward`.
+        """
         # With a cache transformers does not look for several documents in a row.
         inputs: dict[str, Any] = {"input_ids": batch["input_ids"], "use_cache": False}
         if "position_ids" not in batch:

@@ -36,7 +36,6 @@ from lora_lightning.tasks.base import AdaptationTask
 from lora_lightning.tasks.optimization import OptimizationSettings
 
 Batch = dict[str, Tensor]
-MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 DIGITS = 6  # of scores in files
 POSITIONS = 2**31  # more characters than a context has
 
@@ -141,7 +140,7 @@ class QuestionAnsweringTask(AdaptationTask):
         Returns:
             Two of (windows, tokens), float32, minus infinity on padding.
         """
-        output = self.built_network(**{name: batch[name] for name in MODEL_INPUTS if name in batch})
+        output = self.built_network(**self.model_inputs(batch))
         padding = batch["attention_mask"] == 0
         # Otherwise a window's loss would depend on how long the others in its batch are.
         start, end = (

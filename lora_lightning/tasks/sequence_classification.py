@@ -41,7 +41,6 @@ from lora_lightning.tasks.classification_outputs import (
 from lora_lightning.tasks.optimization import OptimizationSettings
 
 Batch = dict[str, Tensor]
-MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 KINDS_OF_STAGE = {"fit": ["val"], "validate": ["val"], "test": ["test"]}
 HEADLINES = ("in_scope_accuracy", "accuracy", "matthews_correlation", "micro_f1", "pearson")  # for the progress bar
 
@@ -169,8 +168,7 @@ class SequenceClassificationTask(AdaptationTask):
         Returns:
             (batch, labels), the backbone's floating dtype.
         """
-        inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
-        logits: Tensor = self.built_network(**inputs).logits
+        logits: Tensor = self.built_network(**self.model_inputs(batch)).logits
         return logits
 
     def _shared_step(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -130,7 +130,7 @@ def test_a_packed_document_has_the_logits_it_has_alone(family: str, attention: s
     batch = {"input_ids": TOKENS, "position_ids": PLACES, "labels": torch.zeros_like(TOKENS)}
     with torch.no_grad():
         alone = torch.cat([model(input_ids=part).logits for part in TOKENS.split(LENGTHS, dim=1)], dim=1)
-        packed = model(**ours._inputs(batch)).logits
+        packed = model(**ours.inputs(batch)).logits
         side_by_side = model(input_ids=TOKENS).logits
     torch.testing.assert_close(packed, alone, rtol=0, atol=1e-5)
     assert (side_by_side - alone).abs().max() > 0.1  # so the check above can fail
