@@ -1,45 +1,25 @@
 """Prove on held-out batches that merging the adapters does not change what the model says."""
 
-import copy
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.utilities.seed import isolate_rng
 from peft import PeftModel
 from torch import Tensor, nn
-from torchmetrics import Metric
 from transformers import PreTrainedModel
 
 from lora_lightning.backbones import load_original_weights
 from lora_lightning.callbacks.adapter_monitor import TOTAL, AdapterMonitor, Measurement
-from lora_lightning.callbacks.throughput import time_when_idle
+from lora_lightning.callbacks.held_out import Batch, Observation, held_out_batches, observe, precision, undisturbed
 from lora_lightning.errors import ConfigurationError, VerificationError
-from lora_lightning.lora.comparison import OutputComparison, OutputDifference, Outputs
+from lora_lightning.lora.comparison import OutputComparison, OutputDifference
 from lora_lightning.lora.delta import adapted_layers
 from lora_lightning.lora.merge_verdict import Verdict, judge
 from lora_lightning.lora.merging import merge_targets, merged, quantization_errors, without_adapters
 from lora_lightning.lora.quantized import quantized_bits
 from lora_lightning.tasks import AdaptationTask
-
-Batch = dict[str, Tensor]
-
-
-class Observation(NamedTuple):
-    """What one state of the model says about the held-out batches.
-
-    Attributes:
-        outputs: One a batch, on the host.
-        metrics: Of the task, over the batches of all processes.
-        seconds: A batch takes, on average.
-    """
-
-    outputs: list[Outputs]
-    metrics: dict[str, float]
-    seconds: float
 
 
 class MergeEquivalence(AdapterMonitor):
@@ -122,7 +102,7 @@ class MergeEquivalence(AdapterMonitor):
             originals = self._originals(task)
             adapted = observe(trainer, task, batches)
             with without_adapters(task):
-                base = observe(trainer, task, batches)
+                base = observe(trainer, task, batches, with_metrics=False)
             adapter = compare(trainer, adapted, base)
             measurements = [*_rows("adapter", adapter), _seconds("adapted", adapted)]
             differences: dict[str, OutputDifference] = {}
@@ -135,7 +115,7 @@ class MergeEquivalence(AdapterMonitor):
                 measurements += [*_rows(target, differences[target]), _seconds(target, found)]
                 measurements += metric_changes(trainer, target, adapted.metrics, found.metrics)
             measurements += layer_errors(task, originals)
-            with _precision(trainer):
+            with precision(trainer):
                 self.verdict = judge(task, differences, from_base, adapter, self.tolerance)
         self._news = self.verdict.sentence
         if self.verdict.failure and self.on_failure == "raise":
@@ -158,79 +138,6 @@ def why_not(trainer: Trainer, task: AdaptationTask, batches: list[Batch]) -> str
     if any(hasattr(parameter, "full_tensor") for parameter in task.parameters()):
         return "because the model is sharded over processes; compare after exporting it"
     return None if int(fewest) else "because a process has no validation batches"
-
-
-def held_out_batches(trainer: Trainer, count: int) -> list[Batch]:
-    """Some of this process's validation batches, spread evenly, on the host; loading them draws no random number."""
-    with isolate_rng():
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        loaders = trainer.val_dataloaders if datamodule is None else datamodule.val_dataloader()
-        loader = loaders[0] if isinstance(loaders, list | tuple) else loaders
-        if not loader:
-            return []
-        wanted = set(torch.linspace(0, len(loader) - 1, min(count, len(loader))).round().long().tolist())
-        return [batch for number, batch in enumerate(loader) if number in wanted]
-
-
-@contextmanager
-def undisturbed(task: AdaptationTask) -> Iterator[None]:
-    """In evaluation mode without gradients; modes, metrics and random states are afterwards what they were."""
-    modes = [(module, module.training) for module in task.modules()]
-    metrics = task.metrics
-    task.metrics = copy.deepcopy(metrics)
-    task.eval()
-    try:
-        # In-place changes of weights are not for inference mode, in which Lightning validates.
-        with isolate_rng(), torch.inference_mode(mode=False), torch.no_grad():
-            yield
-    finally:
-        task.metrics = metrics
-        for module, mode in modes:
-            module.training = mode
-
-
-def observe(trainer: Trainer, task: AdaptationTask, batches: list[Batch]) -> Observation:
-    """Runs the model as it is over the batches; collective, for its metrics.
-
-    Args:
-        trainer: Knows devices and precision.
-        task: In evaluation mode.
-        batches: On the host.
-
-    Returns:
-        What it says. The metrics' pass goes first and warms up for the one that is timed.
-    """
-    for module in task.metrics.modules():
-        if isinstance(module, Metric):
-            module.reset()
-    outputs, seconds = [], 0.0
-    for batch in batches:
-        moved = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
-        with _precision(trainer):
-            task.validation_step(moved, 0)
-            with stopwatch(task.device) as took:
-                said = task.outputs(moved)
-        seconds += took[0]
-        outputs.append(Outputs(said.logits.cpu(), said.distribution, said.decisions.cpu()))
-    broken = torch.tensor(any(bool(said.logits.isnan().any()) for said in outputs), dtype=torch.int64)
-    broken = trainer.strategy.reduce(broken.to(task.device), reduce_op="max")
-    metrics = {} if broken else task.metric_values(first_split(task))  # no metric is made for NaN
-    return Observation(outputs, metrics, seconds / len(batches))
-
-
-@contextmanager
-def stopwatch(device: torch.device) -> Iterator[list[float]]:
-    """Seconds that the work inside takes, in a list of one; waits for a GPU before and after."""
-    took = [0.0]
-    start = time_when_idle(device)
-    yield took
-    took[0] = time_when_idle(device) - start
-
-
-def first_split(task: AdaptationTask) -> str:
-    """The name of the first validation loader's split."""
-    splits: list[str] = getattr(task, "scored_splits", ["val"])
-    return splits[0]
 
 
 def compare(trainer: Trainer, first: Observation, second: Observation) -> OutputDifference:
@@ -266,10 +173,6 @@ def layer_errors(task: AdaptationTask, originals: Mapping[str, Tensor] | None) -
         if _bits(layer)
         for metric, value in quantization_errors(name, layer, (originals or {}).get(name)).items()
     ]
-
-
-def _precision(trainer: Trainer) -> AbstractContextManager[None]:
-    return cast("AbstractContextManager[None]", trainer.precision_plugin.val_step_context())
 
 
 def _bits(layer: Any) -> int | None:

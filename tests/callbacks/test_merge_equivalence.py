@@ -314,10 +314,13 @@ class Watched(MergeEquivalence):
     comparisons = 0
 
     def measure(self, trainer: Trainer, pl_module: Any) -> Any:
+        modes = [(module, module.training) for module in pl_module.modules()]
+        pl_module.train()
         pl_module.network.base_model.eval()  # mixed modes have to come back too
         with watched(pl_module):
             found = super().measure(trainer, pl_module)
-        pl_module.network.train()
+        for module, mode in modes:
+            module.training = mode
         self.comparisons += 1
         return found
 
@@ -379,6 +382,7 @@ def test_two_processes_compare_all_of_the_data_once(tiny_backbone: TinyBackbone,
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
     words = ["--data.batch_size=4", "--data.eval_batch_size=3", "--trainer.accelerator=cpu", "--trainer.devices=2"]
     words += ["--trainer.strategy=ddp", "--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=2"]
+    words += ["--checkpoint.monitor=val/in_scope_accuracy", "--checkpoint.mode=max"]
     command = [sys.executable, "-m", "lora_lightning", "fit", f"--config={tmp_path / 'run.yaml'}", *words]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr
@@ -389,6 +393,7 @@ def test_two_processes_compare_all_of_the_data_once(tiny_backbone: TinyBackbone,
     assert len({row["metric"] for row in rows}) == len(rows)
     metrics = (tmp_path / "run/version_0/metrics.csv").read_text()
     for tag in (
+        "verification/all/base/change_of_in_scope_accuracy",
         "verification/frozen_base/unchanged_tensors",
         "training_efficiency/samples_per_second",
         "efficiency/all",
