@@ -25,7 +25,7 @@ from lora_lightning.callbacks import (
 )
 from lora_lightning.callbacks.run_folder import run_folder_of
 from lora_lightning.datamodules import AdaptationDataModule
-from lora_lightning.errors import CheckpointError, ConfigurationError, LoraLightningError
+from lora_lightning.errors import CheckpointError, ConfigurationError, LoraLightningError, VerificationError
 from lora_lightning.lora.checkpoint import read_checkpoint
 from lora_lightning.metrics import LabelSpace
 from lora_lightning.parser import ArgumentParser
@@ -189,8 +189,13 @@ class LoraLightningCLI(LightningCLI):
         Raises:
             KeyboardInterrupt: After Ctrl-C, with how to go on; Lightning has finished the step and cleaned up.
         """
+        self.failed_check: VerificationError | None = None
         try:
             self.trainer.fit(**kwargs)
+        except VerificationError as error:
+            if not self._checkpoint_callback().best_model_path:
+                raise
+            self.failed_check = error  # training is over and saved: first the test and the summary
         except SystemExit:
             if not self.trainer.interrupted:
                 raise
@@ -202,7 +207,11 @@ class LoraLightningCLI(LightningCLI):
         return next(c for c in self.trainer.callbacks if isinstance(c, AdapterCheckpoint))  # type: ignore[attr-defined]
 
     def after_fit(self) -> None:
-        """Tests the best checkpoint and prints what came out."""
+        """Tests the best checkpoint and prints what came out.
+
+        Raises:
+            VerificationError: If a callback's check of the trained model failed.
+        """
         if self.options.trainer.get("fast_dev_run"):
             return
         checkpoint = self._checkpoint_callback()
@@ -219,6 +228,8 @@ class LoraLightningCLI(LightningCLI):
         if self.trainer.is_global_zero:
             self._announce_early_stop()
             print_run_summary(self.run_folder, self.model, metrics, checkpoint)
+        if self.failed_check is not None:
+            raise self.failed_check
 
     def _announce_early_stop(self) -> None:
         stopping = next(c for c in self.trainer.callbacks if isinstance(c, EarlyStopping))  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ from typing import NamedTuple, cast
 import torch
 from lightning import Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lora_lightning.callbacks.throughput import time_when_idle
@@ -47,18 +47,30 @@ def held_out_batches(trainer: Trainer, count: int) -> list[Batch]:
 @contextmanager
 def undisturbed(task: AdaptationTask) -> Iterator[None]:
     """In evaluation mode without gradients; modes, metrics and random states are afterwards what they were."""
-    modes = [(module, module.training) for module in task.modules()]
     metrics = task.metrics
     task.metrics = copy.deepcopy(metrics)
-    task.eval()
     try:
         # In-place changes of weights are not for inference mode, in which Lightning validates.
-        with isolate_rng(), torch.inference_mode(mode=False), torch.no_grad():
+        with evaluating(task), isolate_rng(), torch.inference_mode(mode=False), torch.no_grad():
             yield
     finally:
         task.metrics = metrics
-        for module, mode in modes:
-            module.training = mode
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; afterwards every module is in the mode that it was in.
+
+    Args:
+        module: With everything inside.
+    """
+    modes = [(child, child.training) for child in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for child, training in modes:
+            child.training = training
 
 
 def observe(trainer: Trainer, task: AdaptationTask, batches: list[Batch], *, with_metrics: bool = True) -> Observation:

@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from lora_lightning.backbones.planted_rank import PlantedRank, PlantedRankConfig, PlantedRankModel
 from lora_lightning.errors import ConfigurationError
+from lora_lightning.lora.comparison import Outputs
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.fused import fuse_lora_layers
 from lora_lightning.lora.injection import attach_lora
@@ -41,6 +43,7 @@ class PlantedRankTask(AdaptationTask):
         super().__init__("planted_rank", lora, optimization)
         self.problem = from_plain(PlantedRank, problem) or PlantedRank()
         self.remember(problem=problem, lora=lora, optimization=optimization)
+        self.metrics.update({split: MeanMetric() for split in ("val", "test")})
         planted = self.problem.base_weights() + self.problem.deltas()
         self.register_buffer("planted", planted)
 
@@ -96,12 +99,37 @@ class PlantedRankTask(AdaptationTask):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the validation loss."""
         del batch_idx
-        self.log("val/loss", self(batch).mean(), prog_bar=True, batch_size=len(batch["inputs"]), sync_dist=True)
+        self.metrics["val"].update(self(batch))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the test loss."""
         del batch_idx
-        self.log("test/loss", self(batch).mean(), batch_size=len(batch["inputs"]), sync_dist=True)
+        self.metrics["test"].update(self(batch))
+
+    def on_validation_epoch_start(self) -> None:
+        """Forgets the last epoch's batches."""
+        self.metrics["val"].reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Forgets the last test's batches."""
+        self.metrics["test"].reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the mean over all examples."""
+        self.log("val/loss", self.metric_values("val")["loss"], prog_bar=True)
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the mean over all examples."""
+        self.log("test/loss", self.metric_values("test")["loss"])
+
+    def metric_values(self, split: str) -> dict[str, float]:
+        """Mean squared error, summed over the outputs of a layer."""
+        return {"loss": float(self.metrics[split].compute())}
+
+    def outputs(self, batch: Batch) -> Outputs:
+        """The layers' outputs; numbers, so there is nothing to decide."""
+        numbers = self.built_network(batch["inputs"]).flatten(1)
+        return Outputs(numbers, "number", numbers.new_empty(0, dtype=torch.int64))
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Squared errors of each row.
