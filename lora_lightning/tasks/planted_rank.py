@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -99,20 +99,20 @@ class PlantedRankTask(AdaptationTask):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the validation loss."""
         del batch_idx
-        self.metrics["val"].update(self(batch))
+        self._errors("val").update(self(batch))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the test loss."""
         del batch_idx
-        self.metrics["test"].update(self(batch))
+        self._errors("test").update(self(batch))
 
     def on_validation_epoch_start(self) -> None:
         """Forgets the last epoch's batches."""
-        self.metrics["val"].reset()
+        self._errors("val").reset()
 
     def on_test_epoch_start(self) -> None:
         """Forgets the last test's batches."""
-        self.metrics["test"].reset()
+        self._errors("test").reset()
 
     def on_validation_epoch_end(self) -> None:
         """Logs the mean over all examples."""
@@ -122,9 +122,12 @@ class PlantedRankTask(AdaptationTask):
         """Logs the mean over all examples."""
         self.log("test/loss", self.metric_values("test")["loss"])
 
+    def _errors(self, split: str) -> MeanMetric:
+        return cast("MeanMetric", self.metrics[split])
+
     def metric_values(self, split: str) -> dict[str, float]:
         """Mean squared error, summed over the outputs of a layer."""
-        return {"loss": float(self.metrics[split].compute())}
+        return {"loss": float(self._errors(split).compute())}
 
     def outputs(self, batch: Batch) -> Outputs:
         """The layers' outputs; numbers, so there is nothing to decide."""
