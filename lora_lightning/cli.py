@@ -18,9 +18,10 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lora_lightning.callbacks import (
     AdapterCheckpoint,
     ConfusionFigure,
+    FinalValidation,
     FiniteLoss,
     PredictionWriter,
-    TokenThroughput,
+    ThroughputMonitor,
 )
 from lora_lightning.callbacks.run_folder import run_folder_of
 from lora_lightning.datamodules import AdaptationDataModule
@@ -28,7 +29,14 @@ from lora_lightning.errors import CheckpointError, ConfigurationError, LoraLight
 from lora_lightning.lora.checkpoint import read_checkpoint
 from lora_lightning.metrics import LabelSpace
 from lora_lightning.parser import ArgumentParser
-from lora_lightning.summary import LOWER_IS_BETTER, announce_run, print_metrics, print_run_summary, write_metrics
+from lora_lightning.summary import (
+    HIGHER_IS_BETTER,
+    LOWER_IS_BETTER,
+    announce_run,
+    print_metrics,
+    print_run_summary,
+    write_metrics,
+)
 from lora_lightning.tasks import AdaptationTask
 from lora_lightning.tasks.base import contradictions
 
@@ -122,12 +130,12 @@ class LoraLightningCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the callbacks without options; evaluation logs to no logger and prints its own table."""
-        extra: list[Callback] = [FiniteLoss()]
+        extra: list[Callback] = [FiniteLoss(), FinalValidation()]
         trainer = self.options.trainer
         if self.subcommand != "fit":
             kwargs["logger"] = False
         elif trainer.logger is not False:
-            extra += [LearningRateMonitor(logging_interval="step"), ConfusionFigure(), TokenThroughput()]
+            extra += [LearningRateMonitor(logging_interval="step"), ConfusionFigure(), ThroughputMonitor()]
         elif trainer.default_root_dir is None:  # a folder of its own, though no logger makes one
             taken = [int(path.name[8:]) for path in LOGS.glob("version_*") if path.name[8:].isdigit()]
             kwargs["default_root_dir"] = str(LOGS / f"version_{max(taken, default=-1) + 1}")
@@ -152,8 +160,12 @@ class LoraLightningCLI(LightningCLI):
 
     def _check_mode(self) -> None:
         monitor, mode = self.options.checkpoint.monitor, self.options.checkpoint.mode
-        if mode == "max" and monitor.rpartition("/")[2] in LOWER_IS_BETTER:
+        metric = monitor.rpartition("/")[2].removesuffix("_at_threshold")
+        if mode == "max" and metric in LOWER_IS_BETTER:
             msg = f"checkpoint.mode is max, but a lower {monitor} is better; set --checkpoint.mode min."
+            raise ConfigurationError(msg)
+        if mode == "min" and metric.endswith(HIGHER_IS_BETTER):
+            msg = f"checkpoint.mode is min, but a higher {monitor} is better; set --checkpoint.mode max."
             raise ConfigurationError(msg)
 
     def before_fit(self) -> None:

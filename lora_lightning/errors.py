@@ -31,6 +31,10 @@ class TrainingError(LoraLightningError):
     """Training cannot go on, for example because the loss is not a number."""
 
 
+class VerificationError(LoraLightningError):
+    """What was trained fails a check, for example because merging changes what the model says."""
+
+
 def nearest(name: str, allowed: Iterable[str], limit: int = 3) -> str:
     """Words the remedy for an unknown name.
 

@@ -21,6 +21,18 @@ LOWER_IS_BETTER = (
     "out_of_scope_fpr_at_95_tpr",
     "perplexity",
 )
+HIGHER_IS_BETTER = (  # also at the end of longer names
+    "accuracy",
+    "auroc",
+    "correlation",
+    "exact",
+    "exact_match",
+    "f1",
+    "pearson",
+    "precision",
+    "recall",
+    "spearman",
+)
 
 
 def announce_run(folder: Path) -> None:

@@ -231,6 +231,15 @@ def test_other_ways_to_train(
     assert not list(here.iterdir())  # nothing lands in the working directory
 
 
+def test_a_run_of_less_than_an_epoch_is_validated_at_its_last_step(
+    tiny_backbone: TinyBackbone, data: Path, tmp_path: Path
+) -> None:
+    assert main(fit_words(tiny_backbone("bert"), data, tmp_path, "--trainer.max_steps=3")) == 0
+    folder = tmp_path / "run/version_0"
+    assert {"val/in_scope_accuracy", "test/in_scope_accuracy"} <= summary(folder)["metrics"].keys()
+    assert torch.load(folder / "checkpoints/best.ckpt", weights_only=True)["global_step"] == 3
+
+
 def test_without_a_logger_the_run_has_a_folder_of_its_own(
     tiny_backbone: TinyBackbone, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -129,7 +129,7 @@ def test_tensorboard_shows_curves_speed_and_samples(run: Path) -> None:
             names.update(events.Tags()[kind])
     assert {
         "train/loss",
-        "train/tokens_per_second",
+        "training_efficiency/tokens_per_second",
         "val/loss",
         "val/perplexity",
         "val/next_token_accuracy",
@@ -174,7 +174,7 @@ def test_plain_peft_loads_the_adapter_and_gives_the_same_logits(run: Path, tiny_
     model = PeftModel.from_pretrained(base, run / "adapter").eval()
     inputs = AutoTokenizer.from_pretrained(run / "adapter")("w1 w2 w3", return_tensors="pt")
     with torch.no_grad():
-        expected = task.language_model(inputs["input_ids"]).logits
+        expected = task.transformers_model(inputs["input_ids"]).logits
         torch.testing.assert_close(model(inputs["input_ids"]).logits, expected, rtol=0, atol=1e-5)
         with model.disable_adapter():
             assert (model(inputs["input_ids"]).logits - expected).abs().max() > 0.01
@@ -220,7 +220,7 @@ def test_full_fine_tuning_leaves_a_transformers_folder(tiny_backbone: TinyBackbo
     assert model.lm_head.weight is model.transformer.wte.weight
     tokens = torch.tensor([[5, 6, 7]])
     with torch.no_grad():
-        torch.testing.assert_close(model(tokens).logits, task.language_model(tokens).logits, rtol=0, atol=1e-5)
+        torch.testing.assert_close(model(tokens).logits, task.transformers_model(tokens).logits, rtol=0, atol=1e-5)
 
 
 def test_two_processes_train_and_score_as_one(tiny_backbone: TinyBackbone, instructions: Path, tmp_path: Path) -> None:

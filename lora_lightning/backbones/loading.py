@@ -2,14 +2,15 @@
 
 import importlib.util
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import transformers
 from safetensors import SafetensorError
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -18,6 +19,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.pytorch_utils import Conv1D
 
 from lora_lightning.backbones.source import gguf_file_of, hub_is_reachable, resolve_backbone
 from lora_lightning.errors import BackboneError
@@ -301,6 +303,37 @@ def load_model(
     if gguf_file_of(source) is not None:
         _forget_quantization(model)
     return LoadedBackbone(model, lacked)
+
+
+def load_original_weights(model: PreTrainedModel, backbone: str, modules: Collection[str]) -> dict[str, Tensor]:
+    """Loads what layers of a quantised model were before.
+
+    Args:
+        model: The quantised model; only its class matters.
+        backbone: Hub id, folder or `package://` name of the model that it was made from.
+        modules: Dotted names of the layers.
+
+    Returns:
+        (out_features, in_features) by name, in the dtype in which they are stored, on the CPU.
+
+    Raises:
+        BackboneError: If it cannot be found, or has no such layer.
+    """
+    source = resolve_backbone(backbone)
+    original: PreTrainedModel = _load(
+        backbone,
+        lambda: type(model).from_pretrained(source, dtype="auto", ignore_mismatched_sizes=True, **_where(source)),
+    )
+    weights = {}
+    for name in modules:
+        try:
+            module = original.get_submodule(name)
+        except AttributeError as error:
+            msg = f"the backbone {backbone!r} has no layer {name}; give the model that was quantised."
+            raise BackboneError(msg) from error
+        weight = cast("Tensor", module.weight).detach()
+        weights[name] = weight.T if isinstance(module, Conv1D | nn.Embedding) else weight
+    return weights
 
 
 def _forget_quantization(model: PreTrainedModel) -> None:

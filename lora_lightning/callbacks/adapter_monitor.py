@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lora_lightning.callbacks.run_folder import run_folder_of
@@ -73,13 +74,13 @@ class AdapterMonitor(Callback):
         """Adds pictures or histograms to TensorBoard; on the main process only."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes up the table of the run that is resumed in this folder; the step is not restored any earlier."""
+        """Takes up the table of the run that is resumed in this folder; only now the step is restored."""
         del pl_module
         path = self.table_path(trainer)
         if trainer.is_global_zero and path.exists():
             old = pq.read_table(path, schema=SCHEMA)
             self._parts = [old.filter(pc.less_equal(old["step"], trainer.global_step))]
-        self._measured_at = -1
+        self._measured_at = trainer.global_step  # nothing has changed yet
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -92,7 +93,7 @@ class AdapterMonitor(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures where no steps are set, and completes the file."""
-        if trainer.sanity_checking or not trainer.training:
+        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
         if self.every_n_steps is None:
             self.record(trainer, pl_module)
@@ -111,10 +112,13 @@ class AdapterMonitor(Callback):
     def record(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures, unless this step is measured already, and hands the numbers on."""
         step = trainer.global_step
-        if step in {self._measured_at, 0}:
+        if step == self._measured_at:
             return
         self._measured_at = step
-        measurements = self.measure(trainer, pl_module)
+        self.hand_on(trainer, step, self.measure(trainer, pl_module))
+
+    def hand_on(self, trainer: Trainer, step: int, measurements: list[Measurement]) -> None:
+        """Adds numbers to the table and shows them in every logger; on the main process only."""
         if not trainer.is_global_zero or not measurements:
             return
         self._parts.append(tidy(step, measurements))

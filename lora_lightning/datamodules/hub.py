@@ -1,6 +1,7 @@
 """Data sets of the hub through the `datasets` library."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from lora_lightning.backbones import hub_is_reachable
@@ -24,11 +25,15 @@ def load_hub_dataset(name: str, config: str | None, remedy: str) -> Any:
     """
     import datasets  # noqa: PLC0415  # a second and 100 MiB that local files do not need
 
+    reachable = hub_is_reachable()
     try:
-        download = datasets.DownloadConfig(local_files_only=not hub_is_reachable())
+        download = datasets.DownloadConfig(local_files_only=not reachable)
         return datasets.load_dataset(name, config, download_config=download)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        msg = f"the data set {name} could not be fetched from the hub; {remedy}"
+        if (reachable or Path(name).exists()) and str(error).strip():
+            msg = f"the data set {name} could not be loaded: {' '.join(str(error).split())}"
+        else:
+            msg = f"the data set {name} could not be fetched from the hub; {remedy}"
         raise DataError(msg) from error
 
 

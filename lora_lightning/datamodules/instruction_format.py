@@ -151,8 +151,7 @@ def render_chat(example: Example, template: ChatTemplate) -> tuple[str, list[Spa
             if number == last:
                 end = len(text) - len(closing) + len(closing.rstrip())
             else:
-                turn = message["content"].strip() + closing.rstrip()
-                end = text.find(turn, len(before)) + len(turn)
+                end = _end_of(text, len(before), (message["content"].strip(), closing.strip()))
             if not text.startswith(before) or end <= len(before):
                 msg = (
                     f"{example.where}: the chat template writes message {number + 1} so that it cannot be found in the "
@@ -164,6 +163,16 @@ def render_chat(example: Example, template: ChatTemplate) -> tuple[str, list[Spa
         msg = f"{example.where}: the chat template refuses these messages ({error}); mend or remove the record."
         raise DataError(msg) from error
     return text, spans
+
+
+def _end_of(text: str, place: int, parts: Sequence[str]) -> int:
+    """Where `parts` end that follow one another at `place`, with nothing but space before each; 0 if they do not."""
+    for part in filter(None, parts):  # a template that closes no turn adds no space to it either
+        place = len(text) - len(text[place:].lstrip())
+        if not text.startswith(part, place):
+            return 0
+        place += len(part)
+    return place
 
 
 def learnt_tokens(offsets: Sequence[Span], spans: Sequence[Span]) -> NDArray[np.bool_]:

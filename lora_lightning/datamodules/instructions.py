@@ -232,9 +232,10 @@ class InstructionDataModule(CausalLMDataModule):
     def render_prompt(self, prompt: str | Record) -> Prompt:
         """An instruction or a chat in the form of the training examples, up to where the response begins."""
         example = self._checked(parse_prompt(prompt))
-        shown = example.messages[-1]["content"] if len(example.messages) == 1 else json.dumps(example.messages)
+        messages = as_chat(example)  # with what the instruction works on
+        shown = messages[0]["content"] if len(messages) == 1 else json.dumps(messages, ensure_ascii=False)
         if self.chat_template:
-            return Prompt(shown, self._chat_text(as_chat(example), response_follows=True))
+            return Prompt(shown, self._chat_text(messages, response_follows=True))
         return Prompt(shown, plain_prompt(example.messages[0]["content"], example.context))
 
     @cached_property

@@ -118,11 +118,14 @@ class TextClassificationDataModule(ClassificationDataModule):
         table = self._source.tables[TRAIN]
         labels = [label for row in self._labels_of(table) for label in row]
         names = self._source.names or sorted_names(labels)
-        if len(names) < 2 and self.problem_type == SINGLE_LABEL:  # noqa: PLR2004
-            msg = f"{table.name}: the column {self.label_column!r} holds one label only, {names[0]!r}; two are needed."
-            raise DataError(msg)
         if not names:
-            msg = f"{table.name}: the column {self.label_column!r} holds no label at all."
+            msg = f"{table.name}: the column {self.label_column!r} holds no label at all; fill it in."
+            raise DataError(msg)
+        if len(names) == 1:
+            msg = (
+                f"{table.name}: the column {self.label_column!r} holds one label only, {names[0]!r}; two are needed, "
+                "the second one for rows to which it does not apply."
+            )
             raise DataError(msg)
         return LabelSpace(names, problem_type=self.problem_type, metrics=self.metrics)
 

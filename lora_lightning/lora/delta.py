@@ -7,8 +7,9 @@ from typing import cast
 import torch
 from peft.tuners.adalora.layer import AdaLoraLayer
 from peft.tuners.lora.layer import LoraLayer
-from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
+
+from lora_lightning.lora.quantized import dequantized_weight
 
 ADAPTER = "default"  # PEFT's name for the only adapter that this package trains
 LAYER_NUMBER = re.compile(r"(?:^|\.)(\d+)\.")
@@ -143,9 +144,13 @@ def base_weight(layer: LoraLayer) -> Tensor:
         transposed.
     """
     base = layer.get_base_layer()
-    weight = whole(dequantize_module_weight(base)).float()
-    turned = getattr(layer, "fan_in_fan_out", False) or isinstance(base, nn.Embedding)
-    return weight.T if turned else weight
+    weight = whole(dequantized_weight(base)).float()
+    return weight.T if is_transposed(layer) else weight
+
+
+def is_transposed(layer: LoraLayer) -> bool:
+    """Whether the frozen weight is kept as (in_features, out_features), as in GPT-2's `Conv1D` and in embeddings."""
+    return bool(getattr(layer, "fan_in_fan_out", False)) or isinstance(layer.get_base_layer(), nn.Embedding)
 
 
 @torch.no_grad()

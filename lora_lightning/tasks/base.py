@@ -15,11 +15,14 @@ from transformers import PreTrainedModel
 from lora_lightning.backbones.source import backbone_identity
 from lora_lightning.errors import CheckpointError, ConfigurationError
 from lora_lightning.lora.checkpoint import check_state, keep_what_trains
+from lora_lightning.lora.comparison import Outputs
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.injection import trained_parameters
+from lora_lightning.lora.quantized import keep_4bit_weights_in_order
 from lora_lightning.metrics.label_space import LabelSpace
 from lora_lightning.tasks.optimization import OptimizationSettings, build_optimizer, build_schedule
 
+MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 # Hyperparameters that decide which weights a checkpoint holds; the others may differ when it is evaluated.
 STRUCTURAL = ("backbone.", "lora.", "label_space.names.", "label_space.problem_type.", "problem.")
 
@@ -49,6 +52,7 @@ class AdaptationTask(LightningModule):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        self.metrics = nn.ModuleDict()
         if base_dropout is not None and not 0 <= base_dropout < 1:
             msg = f"model.base_dropout is {base_dropout}, but a probability in [0, 1) or null is needed."
             raise ConfigurationError(msg)
@@ -70,6 +74,28 @@ class AdaptationTask(LightningModule):
     @abstractmethod
     def build_network(self) -> nn.Module:
         """Loads the backbone and attaches the adapters; called once, by `configure_model`."""
+
+    @abstractmethod
+    def outputs(self, batch: dict[str, Tensor]) -> Outputs:
+        """What the model says about a batch, to compare two states of it.
+
+        Args:
+            batch: From the training or an evaluation loader.
+
+        Returns:
+            Without padding and without positions that have no label.
+        """
+
+    @abstractmethod
+    def metric_values(self, split: str) -> dict[str, float]:
+        """The metrics of what `validation_step` or `test_step` has seen since their last reset; collective.
+
+        Args:
+            split: Such as `val`.
+
+        Returns:
+            Numbers by name, without the split's prefix.
+        """
 
     def adopt_labels(self, space: LabelSpace) -> None:
         """Takes the labels from elsewhere, before the model is built; tasks without labels ignore them."""
@@ -100,6 +126,7 @@ class AdaptationTask(LightningModule):
             if self.gradient_checkpointing:
                 checkpoint_layers(network.get_base_model() if isinstance(network, PeftModel) else network)
             self.network = network
+        keep_4bit_weights_in_order(self.network)
 
     @property
     def built_network(self) -> nn.Module:
@@ -112,6 +139,23 @@ class AdaptationTask(LightningModule):
             msg = "the model is not built yet; call configure_model() first, as a Trainer does."
             raise ConfigurationError(msg)
         return self.network
+
+    @property
+    def transformers_model(self) -> PreTrainedModel:
+        """The transformers model, adapters in place."""
+        network = self.built_network
+        return cast("PreTrainedModel", network.get_base_model() if isinstance(network, PeftModel) else network)
+
+    def model_inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+        """What the transformers model takes of a batch.
+
+        Args:
+            batch: From any of the data module's loaders.
+
+        Returns:
+            Arguments of its `forward`, and of its `base_model`'s.
+        """
+        return {name: batch[name] for name in MODEL_INPUTS if name in batch}
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over what trains, and the schedule, stepped once an optimizer step."""

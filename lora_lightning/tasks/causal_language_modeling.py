@@ -6,11 +6,10 @@ from functools import cached_property
 from typing import Any, cast
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from lora_lightning.backbones import load_tokenizer, position_limit
 from lora_lightning.backbones.causal_lm import (
@@ -20,6 +19,7 @@ from lora_lightning.backbones.causal_lm import (
     output_head_name,
 )
 from lora_lightning.errors import ConfigurationError
+from lora_lightning.lora.comparison import Outputs
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.dropout import use_fast_dropout
 from lora_lightning.lora.fused import fuse_lora_layers
@@ -97,21 +97,19 @@ class CausalLanguageModelingTask(AdaptationTask):
         fuse_lora_layers(network)
         return network.train()  # from_pretrained leaves it in eval mode, and Lightning keeps modes as they are
 
-    @property
-    def language_model(self) -> PreTrainedModel:
-        """The transformers model, adapters in place."""
-        network = self.built_network
-        return cast("PreTrainedModel", network.get_base_model() if isinstance(network, PeftModel) else network)
-
     @cached_property
     def next_token(self) -> NextTokenModel:
         """Losses and hits of the model."""
-        return NextTokenModel(self.language_model)
+        return NextTokenModel(self.transformers_model)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The backbone's tokenizer, which generation needs."""
         return load_tokenizer(self.backbone)
+
+    def model_inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+        """What the model takes of a batch, documents of one row kept apart."""
+        return self.next_token.inputs(batch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Summed cross entropy of a batch; `on_before_optimizer_step` makes the mean of it."""
@@ -177,9 +175,18 @@ class CausalLanguageModelingTask(AdaptationTask):
         self._log_metrics("test")
 
     def _log_metrics(self, split: str) -> None:
-        values = {name: float(metric.compute()) for name, metric in self._split_metrics(split).items()}
-        for name, value in {**values, "perplexity": math.exp(min(values["loss"], 700.0))}.items():
+        for name, value in self.metric_values(split).items():
             self.log(f"{split}/{name}", value, prog_bar=name == "perplexity", sync_dist=True)
+
+    def metric_values(self, split: str) -> dict[str, float]:
+        """Loss, perplexity and next-token accuracy of a split."""
+        values = {name: float(metric.compute()) for name, metric in self._split_metrics(split).items()}
+        return {**values, "perplexity": math.exp(min(values["loss"], 700.0))}
+
+    def outputs(self, batch: Batch) -> Outputs:
+        """The logits at up to 256 labels, spread over the batch, and the most likely tokens there."""
+        logits = self.next_token.some_logits(batch)
+        return Outputs(logits, "categorical", logits.argmax(dim=-1))
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Continues prompts.
@@ -204,7 +211,7 @@ class CausalLanguageModelingTask(AdaptationTask):
         Returns:
             The completion of each prompt.
         """
-        return complete(self.language_model, self.tokenizer, prompts, self.generation)
+        return complete(self.transformers_model, self.tokenizer, prompts, self.generation)
 
     def check_lengths(self, batch: Batch) -> None:
         """Refuses prompts that leave no room for their completion.
@@ -215,7 +222,7 @@ class CausalLanguageModelingTask(AdaptationTask):
         Raises:
             ConfigurationError: If one does not fit the model's positions with `generation.max_new_tokens`.
         """
-        limit = position_limit(self.language_model.config)
+        limit = position_limit(self.transformers_model.config)
         longest, row = batch["attention_mask"].sum(dim=1).max(dim=0)
         if limit is not None and int(longest) + self.generation.max_new_tokens > limit:
             msg = (

@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lora_lightning.lora.comparison import Outputs
 from lora_lightning.metrics import (
     MULTI_LABEL,
     OUT_OF_SCOPE_TARGET,
@@ -68,6 +70,26 @@ def predict_labels(logits: Tensor, space: LabelSpace, out_of_scope_threshold: Te
     if space.problem_type == MULTI_LABEL:
         return {"scores": scores}
     return {"label": decisions, "score": scores.gather(1, decisions[:, None]).squeeze(1)}
+
+
+def outputs_of_logits(logits: Tensor, space: LabelSpace, out_of_scope_threshold: Tensor) -> Outputs:
+    """Logits with what they mean and decide.
+
+    Args:
+        logits: (batch, labels), any floating dtype.
+        space: The labels.
+        out_of_scope_threshold: Scalar; for data with out-of-scope queries.
+
+    Returns:
+        Decisions are classes, -1 for a query out of scope; 0 or 1 for each of several labels; none in a regression.
+    """
+    if space.problem_type == REGRESSION:
+        return Outputs(logits, "number", logits.new_empty(0, dtype=torch.int64))
+    if space.problem_type == MULTI_LABEL:
+        return Outputs(logits, "bernoulli", scores_and_decisions(logits, MULTI_LABEL)[1])
+    said = predict_labels(logits, space, out_of_scope_threshold)
+    decisions = said["intent"].masked_fill(said["is_out_of_scope"], -1) if "intent" in said else said["label"]
+    return Outputs(logits, "categorical", decisions)
 
 
 def readable(prediction: Mapping[str, Any], space: LabelSpace) -> dict[str, Any]:

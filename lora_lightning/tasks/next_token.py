@@ -15,6 +15,7 @@ from lora_lightning.errors import BackboneError
 
 IGNORED = -100
 ROWS_AT_ONCE = 512  # positions whose logits are held together
+ROWS_TO_COMPARE = 256  # of a batch; 125 MiB of float32 logits with 128,000 tokens in the vocabulary
 LOGITS_AT_ONCE = 2**26  # up to so many (256 MiB of float32), one piece is faster than several
 
 Batch = Mapping[str, Tensor]
@@ -50,7 +51,7 @@ class NextTokenModel:
         learnt = batch["labels"] != IGNORED
         labels = batch["labels"][learnt]
         if not self._head_is_linear:
-            logits = self.model(**self._inputs(batch)).logits[learnt]
+            logits = self.model(**self.inputs(batch)).logits[learnt]
             return functional.cross_entropy(logits.float(), labels, reduction="sum"), len(labels)
         head = self._head
         hidden, weight = self._hidden_states(batch)[learnt], head.weight
@@ -86,22 +87,47 @@ class NextTokenModel:
             hits += (logits.argmax(dim=-1) == targets).sum()
         return loss, hits, len(labels)
 
+    @torch.no_grad()
+    def some_logits(self, batch: Batch) -> Tensor:
+        """Logits at some of the labels, without gradients.
+
+        Args:
+            batch: As above.
+
+        Returns:
+            (labels, vocabulary), any floating dtype; at most `ROWS_TO_COMPARE`, evenly spread over the batch's labels.
+        """
+        places = (batch["labels"] != IGNORED).flatten().nonzero().squeeze(1)
+        if len(places) > ROWS_TO_COMPARE:
+            places = places[torch.linspace(0, len(places) - 1, ROWS_TO_COMPARE, device=places.device).round().long()]
+        chosen = torch.zeros(batch["labels"].shape, dtype=torch.bool, device=places.device)
+        chosen.view(-1)[places] = True
+        return torch.cat(list(self._logits(batch, chosen)))
+
     def _logits(self, batch: Batch, learnt: Tensor) -> Iterator[Tensor]:
         if self._head_is_linear:
             for hidden in pieces(self._hidden_states(batch)[learnt]):
                 yield self._head(hidden)
         else:
-            yield from pieces(self.model(**self._inputs(batch)).logits[learnt])
+            yield from pieces(self.model(**self.inputs(batch)).logits[learnt])
 
     @property
     def _head(self) -> nn.Linear:
         return cast("nn.Linear", self.model.get_output_embeddings())
 
     def _hidden_states(self, batch: Batch) -> Tensor:
-        hidden: Tensor = self.model.base_model(**self._inputs(batch)).last_hidden_state
+        hidden: Tensor = self.model.base_model(**self.inputs(batch)).last_hidden_state
         return hidden
 
-    def _inputs(self, batch: Batch) -> dict[str, Any]:
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """What the model takes of a batch, documents of one row kept apart.
+
+        Args:
+            batch: As above.
+
+        Returns:
+            Arguments of its `forward`.
+        """
         # With a cache transformers does not look for several documents in a row.
         inputs: dict[str, Any] = {"input_ids": batch["input_ids"], "use_cache": False}
         if "position_ids" not in batch:

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -15,6 +14,7 @@ from transformers import (
 )
 
 from lora_lightning.errors import ConfigurationError
+from lora_lightning.lora.quantized import parameter_count
 
 SCHEDULES: dict[str, Any] = {
     "linear": get_linear_schedule_with_warmup,
@@ -126,7 +126,7 @@ def trained_share(model: nn.Module) -> tuple[int, int]:
         model: Any module.
 
     Returns:
-        (trained, total) numbers of parameters.
+        (trained, total) numbers of parameters; a quantised weight counts what it stands for, not its packed elements.
     """
-    sizes = torch.tensor([[p.numel() * p.requires_grad, p.numel()] for p in model.parameters()]).sum(dim=0)
-    return int(sizes[0]), int(sizes[1])
+    sizes = [(parameter_count(parameter), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)

@@ -18,6 +18,7 @@ from lora_lightning.backbones import (
 )
 from lora_lightning.backbones.attention import use_dropout_attention
 from lora_lightning.errors import ConfigurationError
+from lora_lightning.lora.comparison import Outputs
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.dropout import use_fast_dropout
 from lora_lightning.lora.fused import fuse_lora_layers
@@ -35,8 +36,8 @@ from lora_lightning.tasks.base import AdaptationTask
 from lora_lightning.tasks.optimization import OptimizationSettings
 
 Batch = dict[str, Tensor]
-MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 DIGITS = 6  # of scores in files
+POSITIONS = 2**31  # more characters than a context has
 
 
 class QuestionAnsweringTask(AdaptationTask):
@@ -139,7 +140,7 @@ class QuestionAnsweringTask(AdaptationTask):
         Returns:
             Two of (windows, tokens), float32, minus infinity on padding.
         """
-        output = self.built_network(**{name: batch[name] for name in MODEL_INPUTS if name in batch})
+        output = self.built_network(**self.model_inputs(batch))
         padding = batch["attention_mask"] == 0
         # Otherwise a window's loss would depend on how long the others in its batch are.
         start, end = (
@@ -219,10 +220,24 @@ class QuestionAnsweringTask(AdaptationTask):
         self._log_metrics("test", self._scores("test"))
 
     def _log_metrics(self, split: str, scores: QuestionScores) -> None:
-        values = squad_v2_report(scores, float(self.null_threshold))
-        values["loss"] = float(self.split_metrics(split).loss.compute())
-        for name, value in values.items():
+        for name, value in self._report(split, scores).items():
             self.log(f"{split}/{name}", value, prog_bar=name in {"exact", "f1"}, sync_dist=True)
+
+    def _report(self, split: str, scores: QuestionScores) -> dict[str, float]:
+        values = squad_v2_report(scores, float(self.null_threshold))
+        return {**values, "loss": float(self.split_metrics(split).loss.compute())}
+
+    def metric_values(self, split: str) -> dict[str, float]:
+        """The metrics of the questions of which a window was seen, with the threshold as it is."""
+        return self._report(split, self._scores(split))
+
+    def outputs(self, batch: Batch) -> Outputs:
+        """Start and end logits of each window, and the span it proposes or that there is none."""
+        start, end = self(batch)
+        found = {name: column.squeeze(1) for name, column in self._candidates(batch, start, end, n_best=1).items()}
+        unanswered = found["null_score"] - found["score"] > self.null_threshold
+        spans = found["start"] * POSITIONS + found["end"]
+        return Outputs(torch.cat([start, end]), "categorical", spans.masked_fill(unanswered, -1))
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Proposes answers.

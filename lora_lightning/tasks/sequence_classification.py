@@ -18,6 +18,7 @@ from lora_lightning.backbones import (
 from lora_lightning.backbones.attention import use_dropout_attention
 from lora_lightning.backbones.first_token import keep_first_token_only
 from lora_lightning.errors import ConfigurationError
+from lora_lightning.lora.comparison import Outputs
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.dropout import use_fast_dropout
 from lora_lightning.lora.fused import fuse_lora_layers
@@ -31,11 +32,15 @@ from lora_lightning.metrics import (
     classification_metrics,
 )
 from lora_lightning.tasks.base import AdaptationTask, from_plain
-from lora_lightning.tasks.classification_outputs import classification_loss, predict_labels, readable
+from lora_lightning.tasks.classification_outputs import (
+    classification_loss,
+    outputs_of_logits,
+    predict_labels,
+    readable,
+)
 from lora_lightning.tasks.optimization import OptimizationSettings
 
 Batch = dict[str, Tensor]
-MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 KINDS_OF_STAGE = {"fit": ["val"], "validate": ["val"], "test": ["test"]}
 HEADLINES = ("in_scope_accuracy", "accuracy", "matthews_correlation", "micro_f1", "pearson")  # for the progress bar
 
@@ -76,7 +81,6 @@ class SequenceClassificationTask(AdaptationTask):
             raise ConfigurationError(msg)
         self.label_smoothing = label_smoothing
         self.label_space = from_plain(LabelSpace, label_space)
-        self.metrics = nn.ModuleDict()
         self.scored_splits: list[str] = []  # in the order of the loaders
         # Infinity calls nothing out of scope, until validation has chosen.
         self.register_buffer("out_of_scope_threshold", torch.tensor(float("inf")))
@@ -164,8 +168,7 @@ class SequenceClassificationTask(AdaptationTask):
         Returns:
             (batch, labels), the backbone's floating dtype.
         """
-        inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
-        logits: Tensor = self.built_network(**inputs).logits
+        logits: Tensor = self.built_network(**self.model_inputs(batch)).logits
         return logits
 
     def _shared_step(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -213,13 +216,21 @@ class SequenceClassificationTask(AdaptationTask):
 
     def _log_metrics(self) -> None:
         for split in self.scored_splits:
-            metrics = self.split_metrics(split)
-            if isinstance(metrics, IntentMetrics):
-                values = metrics.compute(float(self.out_of_scope_threshold))
-            else:
-                values = metrics.compute()
-            for name, value in values.items():
+            for name, value in self.metric_values(split).items():
                 self.log(f"{split}/{name}", value, prog_bar=name in HEADLINES, sync_dist=True)
+
+    def metric_values(self, split: str) -> dict[str, float]:
+        """The metrics of a split, with the out-of-scope threshold as it is."""
+        metrics = self.split_metrics(split)
+        if isinstance(metrics, IntentMetrics):
+            values = metrics.compute(float(self.out_of_scope_threshold))
+        else:
+            values = metrics.compute()
+        return {name: float(value) for name, value in values.items()}
+
+    def outputs(self, batch: Batch) -> Outputs:
+        """The logits, and what `predict` would say."""
+        return outputs_of_logits(self(batch), self.labels, self.out_of_scope_threshold)
 
     def on_validation_epoch_start(self) -> None:
         """Forgets the last epoch's batches; callbacks may look at them until now."""

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -114,7 +115,6 @@ TOKENS = ["<unk>", "<|end|>", "t", "1", *(f"t{number}" for number in range(28))]
 @pytest.fixture
 def gguf_folder(tmp_path: Path) -> tuple[Path, LlamaForCausalLM]:
     """A tiny Llama as a GGUF file in float32, and the same model."""
-    gguf = pytest.importorskip("gguf")
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from lora_lightning.backbones.first_token import PLACE_OF_FAMILY, keep_first_token_only
+from lora_lightning.backbones.first_token import PLACE_OF_FAMILY, every_token, keep_first_token_only
 from tests.conftest import TinyClassifier
 from tests.tiny_models import FAMILIES
 
@@ -53,3 +53,9 @@ def test_the_last_layer_really_has_one_token(
     keep_first_token_only(model)
     hidden = model.base_model(**batch, output_hidden_states=True)
     assert hidden.last_hidden_state.shape[1] == 1
+    with every_token(model):
+        whole = model(**batch, output_hidden_states=True)
+    assert whole.hidden_states[-1].shape[:2] == batch["input_ids"].shape
+    torch.testing.assert_close(whole.hidden_states[-1][:, :1], hidden.last_hidden_state, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(model(**batch).logits, whole.logits, rtol=1e-5, atol=1e-6)
+    assert model.base_model(**batch).last_hidden_state.shape[1] == 1  # the shortcut is back

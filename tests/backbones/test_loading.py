@@ -11,11 +11,12 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from lora_lightning.backbones import (
     check_adapter_settings,
     load_classification_config,
+    load_original_weights,
     load_sequence_classifier,
     load_tokenizer,
 )
@@ -23,7 +24,7 @@ from lora_lightning.errors import BackboneError, ConfigurationError
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.target_modules import PRESETS
 from tests.conftest import TinyBackbone, TinyClassifier
-from tests.tiny_models import DECODERS, FAMILIES, VOCABULARY_SIZE
+from tests.tiny_models import DECODERS, FAMILIES, HIDDEN, VOCABULARY_SIZE
 
 NAMES = ["yes", "no", "maybe"]
 # Probabilities that belong to a head, another task or whole layers, and not to the base.
@@ -275,3 +276,17 @@ def test_transformers_verbosity_is_as_it_was(bert_copy: Path, works: bool) -> No
         assert transformers.utils.logging.get_verbosity() == transformers.logging.INFO
     finally:
         transformers.utils.logging.set_verbosity_warning()
+
+
+@pytest.mark.parametrize(
+    ("family", "layer"), [("gpt2", "transformer.h.1.mlp.c_fc"), ("llama", "model.layers.1.mlp.up_proj")]
+)
+def test_original_weights_are_out_by_in(family: str, layer: str, tiny_backbone: TinyBackbone) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_backbone(family))
+    found = load_original_weights(model, str(tiny_backbone(family)), [layer])[layer]
+    x = torch.randn(5, HIDDEN)
+    module = model.get_submodule(layer)
+    bias = 0 if module.bias is None else module.bias
+    torch.testing.assert_close(x @ found.T + bias, module(x))
+    with pytest.raises(BackboneError, match=r"has no layer model\.nothing; give the model that was quantised"):
+        load_original_weights(model, str(tiny_backbone(family)), ["model.nothing"])

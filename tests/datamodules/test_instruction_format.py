@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -75,6 +75,7 @@ contents = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Co", 
 )
 
 
+@example([(" a", "b "), ("c\u2003", "\u2003d e ")])
 @given(st.lists(st.tuples(contents, contents), min_size=1, max_size=4))
 def test_spans_hold_the_responses_of_any_chat(turns: list[tuple[str, str]]) -> None:
     messages = [message for asked, said in turns for message in (say("user", asked), say("assistant", said))]
@@ -88,6 +89,28 @@ def test_spans_hold_the_responses_of_any_chat(turns: list[tuple[str, str]]) -> N
 def test_a_template_that_hides_its_turns_is_an_error_with_the_place(source: str) -> None:
     with pytest.raises(DataError, match="f, line 3: the chat template writes message 3 so that it cannot be found"):
         render_chat(Example("f, line 3", CHAT), template(source))
+
+
+def test_a_template_that_cuts_a_long_turn_is_an_error_and_never_teaches_the_users_words() -> None:
+    source = (
+        "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' and not loop.last %}"
+        "{{ m.content.split('</think>')[-1] }}{% else %}{{ m.content }}{% endif %}</s>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    thought = "<think>" + "let me think " * 20 + "</think>4"
+    chat = [say("user", "2 + 2?"), say("assistant", thought), say("user", "and 3 + 3?"), say("assistant", "6")]
+    with pytest.raises(DataError, match="f, line 1: the chat template writes message 2 so that it cannot be found"):
+        render_chat(Example("f, line 1", chat), template(source))
+
+
+def test_a_turn_is_never_taken_for_the_same_words_further_on() -> None:
+    source = (  # hides what the assistant says, and the user repeats it
+        "{% for m in messages %}<{{ m.role }}>{% if m.role == 'user' or loop.last %}{{ m.content }}{% endif %}</s>"
+        "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    chat = [say("user", "2 + 2?"), say("assistant", "4"), say("user", "why 4"), say("assistant", "6")]
+    with pytest.raises(DataError, match="message 2 so that it cannot be found"):
+        render_chat(Example("f, line 1", chat), template(source))
 
 
 def test_a_template_that_refuses_a_chat_is_an_error_with_the_place() -> None:

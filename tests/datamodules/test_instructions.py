@@ -219,7 +219,7 @@ def test_prompts_end_where_the_response_begins(gpt2: str, chatty: str, tmp_path:
     for backbone, chat in ((gpt2, False), (chatty, True)):
         module = InstructionDataModule(predict_file=str(tmp_path / "p.jsonl"), chat_template=chat, backbone=backbone)
         module.setup("predict")
-        assert module.prediction_inputs("predict") == [{"prompt": "w1"}, {"prompt": "w3"}]
+        assert module.prediction_inputs("predict") == [{"prompt": "w1\n\nw2"}, {"prompt": "w3"}]
         rendered = [prompt.text for prompt in module.prediction_splits["predict"]]
         if chat:
             assert rendered == [

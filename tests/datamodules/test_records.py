@@ -98,6 +98,16 @@ def test_the_hub_gives_its_splits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["train"][1] == Record("owner/name, train, row 2", {"text": "b"})
 
 
+def test_what_is_wrong_with_a_data_set_that_is_there_is_passed_on(tmp_path: Path) -> None:
+    lines = [f"- config_name: {name}\n  data_files: {name}.jsonl" for name in ("first", "second")]
+    (tmp_path / "README.md").write_text("---\nconfigs:\n" + "\n".join(lines) + "\n---\n")
+    for name in ("first", "second"):
+        write(tmp_path / f"{name}.jsonl", '{"text": "a"}\n')
+    with pytest.raises(DataError, match=r"could not be loaded: .*first.*second"):
+        hub_records(str(tmp_path), None, "do this.")
+    assert hub_records(str(tmp_path), "second", "do this.")["train"][0].fields == {"text": "a"}
+
+
 def test_no_network_is_a_remedy_and_a_split_train_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match=r"the data set no/such could not be fetched from the hub; do this\."):
         hub_records("no/such", None, "do this.")

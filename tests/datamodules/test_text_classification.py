@@ -163,9 +163,11 @@ def test_a_label_that_training_lacks_is_named_with_the_nearest(tmp_path: Path, p
     )
 
 
-def test_one_label_alone_is_nothing_to_learn(tmp_path: Path) -> None:
+@pytest.mark.parametrize("problem_type", ["single_label_classification", "multi_label_classification"])
+def test_one_label_alone_is_nothing_to_learn(tmp_path: Path, problem_type: Any) -> None:
     rows = [{"text": f"w{row}", "label": "ham"} for row in range(9)]
-    assert "the column 'label' holds one label only, 'ham'; two are needed." in error_of(module_of(tmp_path, rows))
+    message = error_of(module_of(tmp_path, rows, problem_type=problem_type))
+    assert "the column 'label' holds one label only, 'ham'; two are needed, " in message
 
 
 def test_no_label_in_any_set_is_nothing_to_learn(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lora_lightning.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL, LabelSpace
-from lora_lightning.tasks.classification_outputs import classification_loss, predict_labels, readable
+from lora_lightning.tasks.classification_outputs import classification_loss, outputs_of_logits, predict_labels, readable
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 3.0, -2.0]])
 NO_THRESHOLD = torch.tensor(float("inf"))
@@ -67,3 +67,29 @@ def test_half_precision_logits_lose_nothing_in_the_loss() -> None:
     assert float(half) == pytest.approx(
         float(classification_loss(LOGITS, torch.tensor([2, 1]), SINGLE_LABEL)), rel=1e-2
     )
+
+
+@pytest.mark.parametrize("out_of_scope_index", [None, 2])
+def test_decisions_are_what_predict_says(out_of_scope_index: int | None) -> None:
+    space = LabelSpace(["a", "b", "c"], out_of_scope_index, has_out_of_scope=True)
+    logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 0.1, 9.0], [0.0, 0.1, 0.05]])
+    for threshold in (0.0, 0.5, 2.0):
+        said = predict_labels(logits, space, torch.tensor(threshold))
+        outputs = outputs_of_logits(logits, space, torch.tensor(threshold))
+        expected = [
+            -1 if outside else intent
+            for intent, outside in zip(said["intent"].tolist(), said["is_out_of_scope"].tolist(), strict=True)
+        ]
+        assert outputs.decisions.tolist() == expected
+        assert outputs.distribution == "categorical"
+        assert outputs.logits is logits
+
+
+def test_decisions_of_labels_sets_and_numbers() -> None:
+    logits, nothing = torch.tensor([[2.0, -1.0], [-1.0, 0.5]]), torch.tensor(0.0)
+    said = outputs_of_logits(logits, LabelSpace(["a", "b"]), nothing)
+    assert (said.distribution, said.decisions.tolist()) == ("categorical", [0, 1])
+    said = outputs_of_logits(logits, LabelSpace(["a", "b"], problem_type="multi_label_classification"), nothing)
+    assert (said.distribution, said.decisions.tolist()) == ("bernoulli", [[1, 0], [0, 1]])
+    said = outputs_of_logits(logits[:, :1], LabelSpace(["a"], problem_type="regression"), nothing)
+    assert (said.distribution, said.decisions.tolist()) == ("number", [])

@@ -130,7 +130,7 @@ def test_a_packed_document_has_the_logits_it_has_alone(family: str, attention: s
     batch = {"input_ids": TOKENS, "position_ids": PLACES, "labels": torch.zeros_like(TOKENS)}
     with torch.no_grad():
         alone = torch.cat([model(input_ids=part).logits for part in TOKENS.split(LENGTHS, dim=1)], dim=1)
-        packed = model(**ours._inputs(batch)).logits
+        packed = model(**ours.inputs(batch)).logits
         side_by_side = model(input_ids=TOKENS).logits
     torch.testing.assert_close(packed, alone, rtol=0, atol=1e-5)
     assert (side_by_side - alone).abs().max() > 0.1  # so the check above can fail
@@ -179,3 +179,16 @@ def test_half_precision_loses_little() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert NextTokenModel(model).loss(batch)[0].item() == pytest.approx(exact, rel=2e-2)
         assert NextTokenModel(model).evaluate(batch)[0].item() == pytest.approx(exact, rel=2e-2)
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_some_logits_are_those_at_evenly_spread_labels(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = make(family), plain_batch()
+    with torch.no_grad():
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    expected = logits[batch["labels"] != IGNORED]
+    torch.testing.assert_close(NextTokenModel(model).some_logits(batch), expected, rtol=0, atol=1e-5)
+    monkeypatch.setattr(next_token, "ROWS_TO_COMPARE", 3)
+    some = NextTokenModel(model).some_logits(batch)
+    middle = torch.linspace(0, len(expected) - 1, 3).round().long()
+    torch.testing.assert_close(some, expected[middle], rtol=0, atol=1e-5)

@@ -216,3 +216,22 @@ def test_pefts_wrapper_is_left_where_it_would_drop_token_types(
     tiny_backbone: TinyBackbone, family: str, task_type: str | None
 ) -> None:
     assert built(tiny_backbone(family)).built_network.peft_config["default"].task_type == task_type  # type: ignore[union-attr,index]
+
+
+def test_outputs_are_the_logits_without_padding_and_the_proposed_answers(
+    tiny_backbone: TinyBackbone, data: SquadV2DataModule
+) -> None:
+    task = built(tiny_backbone("bert"))
+    batch = next(batch for batch in data.val_dataloader() if (batch["attention_mask"] == 0).any())
+    start, end = task(batch)
+    found = task.predict_step(batch, 0)
+    for threshold in (math.inf, -math.inf, 0.0):
+        task.null_threshold.fill_(threshold)
+        said = task.outputs(batch)
+        assert torch.equal(said.logits, torch.cat([start, end]))
+        finite = said.logits.isfinite().sum()
+        assert finite == 2 * batch["attention_mask"].sum() < said.logits.numel()
+        null_odds = (found["null_score"] - found["score"])[:, 0]
+        assert torch.equal(said.decisions == -1, null_odds > threshold)
+        spans = torch.stack([found["start"][:, 0], found["end"][:, 0]], dim=1)[said.decisions != -1]
+        assert len(said.decisions[said.decisions != -1].unique()) == len(spans.unique(dim=0))

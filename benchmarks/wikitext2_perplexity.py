@@ -1,0 +1,79 @@
+"""Perplexity of SmolLM2-135M on WikiText-2 before and after LoRA, at several context lengths; prints JSON and a table.
+
+Every context length trains on the same number of tokens and is scored on the same first tokens of the test split, each
+predicted from at most its own block. "Before" is the same model with its adapters switched off. Contexts that are done
+are not trained again. Options that are not listed go to `lora-lightning fit`.
+
+Example:
+    python benchmarks/wikitext2_perplexity.py --data ../shared/data/text/wikitext-2-raw --trainer.precision bf16-mixed
+"""
+
+import argparse
+import json
+import multiprocessing
+import time
+from pathlib import Path
+from typing import Any, cast
+
+from peft import PeftModel
+
+from lora_lightning.cli import LoraLightningCLI, run
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNS = ROOT / "lightning_logs" / "wikitext2-perplexity"
+TOKENS_A_STEP = 1024
+TEST_TOKENS = 32768
+
+
+def score(cli: LoraLightningCLI) -> float:
+    """Perplexity on the first tokens of the test split."""
+    cli.trainer.test(cli.model, cli.datamodule, verbose=False)
+    return float(cli.trainer.callback_metrics["test/perplexity"])
+
+
+def measure(data: Path, context: int, steps: int, rest: list[str], result: Path) -> None:
+    """Trains at one context length and scores with and without the adapters."""
+    rows = TOKENS_A_STEP // context
+    words = ["fit", "--config", str(ROOT / "configs/causal_lm/smollm2_offline_wikitext2_lora.yaml")]
+    words += ["--data.data_dir", str(data), "--data.context_length", str(context)]
+    words += ["--data.batch_size", str(rows), "--data.eval_batch_size", str(rows), "--trainer.max_steps", str(steps)]
+    words += ["--trainer.accumulate_grad_batches", "1", "--trainer.limit_val_batches", "0"]
+    words += ["--trainer.limit_test_batches", str(TEST_TOKENS // TOKENS_A_STEP), "--test_after_fit", "false"]
+    words += ["--trainer.logger.save_dir", str(RUNS), "--trainer.logger.name", f"context-{context}"]
+    since = time.perf_counter()
+    cli = run([*words, *rest])
+    seconds = time.perf_counter() - since
+    after = score(cli)
+    with cast("PeftModel", cli.model.built_network).disable_adapter():
+        before = score(cli)
+    values = {"before": before, "after": after, "steps": steps, "tokens": steps * TOKENS_A_STEP, "seconds": seconds}
+    result.parent.mkdir(parents=True, exist_ok=True)
+    result.write_text(json.dumps(values))
+
+
+def main() -> None:
+    """Measures what is missing and reports."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, type=Path, help="folder with wiki.train.raw")
+    parser.add_argument("--contexts", type=int, nargs="+", default=[256, 512, 1024])
+    parser.add_argument("--steps", type=int, default=120, help=f"of {TOKENS_A_STEP} tokens each")
+    options, rest = parser.parse_known_args()
+    report: dict[str, Any] = {"test_tokens": TEST_TOKENS, "options": rest, "contexts": {}}
+    for context in options.contexts:
+        result = RUNS / f"context-{context}-steps-{options.steps}.json"
+        if not result.exists():  # in its own process: memory of one does not weigh on the next
+            arguments = (options.data.resolve(), context, options.steps, rest, result)
+            process = multiprocessing.get_context("fork").Process(target=measure, args=arguments)
+            process.start()
+            process.join()
+            if process.exitcode:
+                raise SystemExit(process.exitcode)
+        report["contexts"][context] = json.loads(result.read_text())
+    print(json.dumps(report, indent=2))
+    print("| context length | before | after | tokens trained on |\n| --- | --- | --- | --- |")
+    for context, row in report["contexts"].items():
+        print(f"| {context} | {row['before']:.2f} | {row['after']:.2f} | {row['tokens']:,} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Prove that training left the frozen base alone."""
+
+import hashlib
+from collections.abc import Iterator
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lora_lightning.errors import VerificationError
+from lora_lightning.lora.delta import adapted_layers
+from lora_lightning.tasks import AdaptationTask
+
+TRAINED_BY_NAME = ("lora_", ".modules_to_save.")  # PEFT's names of what it adds
+
+
+class FrozenBaseCheck(Callback):
+    """Checks that only adapters train, and that what is frozen has no gradient and ends with the bytes it began with.
+
+    Parameters, buffers, and what bitsandbytes keeps beside quantised weights (scales, code books) are hashed when
+    training starts and when it ends (SHA-256: about a second for each GB, and from a GPU the transfer; one tensor at a
+    time is copied to the host). Each process checks its own copy or shard.
+
+    Logs `verification/frozen_base/unchanged_tensors`, their number.
+    """
+
+    def __init__(self) -> None:
+        self._hashes: dict[str, str] | None = None
+        self._checked_gradients = False
+        self._changed: str | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hashes the base.
+
+        Raises:
+            VerificationError: If a parameter of the base is set to train.
+        """
+        self._hashes, self._changed, self._checked_gradients = None, None, False
+        if not adapted_layers(pl_module):
+            if trainer.is_global_zero:
+                print("FrozenBaseCheck: the whole model trains, so no base is frozen and nothing is checked.")
+            return
+        check_only_adapters_train(pl_module)
+        self._hashes = {name: fingerprint(tensor) for name, tensor in frozen_tensors(pl_module)}
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Looks for gradients of the base, at the first step.
+
+        Raises:
+            VerificationError: If there is one.
+        """
+        del trainer, optimizer
+        if self._hashes is None or self._checked_gradients:
+            return
+        self._checked_gradients = True
+        for name, parameter in pl_module.named_parameters():
+            if not parameter.requires_grad and parameter.grad is not None:
+                msg = f"the frozen parameter {name} has a gradient; do not set requires_grad or grad of the base."
+                raise VerificationError(msg)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compares."""
+        if self._hashes is None:
+            return
+        self._changed = first_difference(self._hashes, dict(frozen_tensors(pl_module)))
+        unchanged = {"verification/frozen_base/unchanged_tensors": float(len(self._hashes))}
+        for logger in trainer.loggers if self._changed is None else []:
+            logger.log_metrics(unchanged, step=trainer.global_step)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Complains, now that every checkpoint is written.
+
+        Raises:
+            VerificationError: If a frozen tensor changed.
+        """
+        del trainer, pl_module
+        if self._changed is not None:
+            msg = (
+                f"the frozen base changed during training, {self._changed} first: the adapter belongs to weights that "
+                "exist nowhere else; look for a callback, hook or library that writes into the base."
+            )
+            raise VerificationError(msg)
+
+
+def check_only_adapters_train(model: nn.Module) -> None:
+    """Refuses a base that trains.
+
+    Args:
+        model: With adapters, whose biases (`bias: all`, `lora_only`) and `modules_to_save` may train beside them.
+
+    Raises:
+        VerificationError: If another parameter requires a gradient; names the first.
+    """
+    lora = model.lora if isinstance(model, AdaptationTask) else None
+    allowed = TRAINED_BY_NAME if lora is None or lora.bias == "none" else (*TRAINED_BY_NAME, ".bias")
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not any(part in f".{name}" for part in allowed):
+            msg = f"{name} belongs to the base but trains; set its requires_grad to False, or model.lora to null."
+            raise VerificationError(msg)
+
+
+def frozen_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Everything that training must not touch.
+
+    Args:
+        model: With adapters; of a task, the pretrained model counts, its metrics and thresholds do not.
+
+    Yields:
+        Name and tensor: frozen parameters with bitsandbytes' states, and buffers, those not saved among them.
+    """
+    network = model.built_network if isinstance(model, AdaptationTask) else model
+    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    tensors = {**network.state_dict(), **dict(network.named_buffers())}
+    for name, tensor in tensors.items():
+        # AdaLoRA's own count of ranks is frozen, and changes.
+        if name not in trained and isinstance(tensor, Tensor) and "lora_" not in name and ".ranknum." not in name:
+            yield name, tensor
+
+
+def first_difference(hashes: dict[str, str], tensors: dict[str, Tensor]) -> str | None:
+    """The first tensor that is missing, new or no longer what was hashed.
+
+    Args:
+        hashes: Of `fingerprint`, by name.
+        tensors: What there is now, by name.
+
+    Returns:
+        Its name; `None` if all are the same.
+    """
+    for name, expected in hashes.items():
+        if name not in tensors or fingerprint(tensors[name]) != expected:
+            return name
+    return next((name for name in tensors if name not in hashes), None)
+
+
+def fingerprint(tensor: Tensor) -> str:
+    """A hash of dtype, shape and bytes.
+
+    Args:
+        tensor: Any, of any dtype on any device; of a sharded one, this process's shard.
+
+    Returns:
+        SHA-256, in hexadecimal.
+    """
+    own = getattr(tensor, "to_local", lambda: tensor)().detach()
+    content = own.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    digest = hashlib.sha256(f"{own.dtype} {tuple(own.shape)}".encode())
+    digest.update(content.data)
+    return digest.hexdigest()

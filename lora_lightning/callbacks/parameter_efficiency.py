@@ -1,0 +1,52 @@
+"""How little trains: by kind of module, in bytes, and against full fine-tuning."""
+
+from lightning import LightningModule, Trainer
+
+from lora_lightning.callbacks.adapter_monitor import TOTAL, AdapterMonitor, Measurement
+from lora_lightning.lora.parameter_kinds import ParameterCounts, count_by_kind
+
+
+class ParameterEfficiency(AdapterMonitor):
+    """Counts parameters when training starts; a quantised one counts as what it stands for.
+
+    Below `efficiency/all/`: `trained_parameters`, `total_parameters`, `trained_share` in [0, 1], `trained_bytes` (of
+    what a checkpoint or an exported adapter holds), and `reduction`: how many times fewer parameters train than in full
+    fine-tuning. Below `efficiency/<kind>/` the first three for each kind of module, such as `attention.self.query`,
+    over all layers; adapters count to the module that they adapt.
+    """
+
+    table = "parameter_efficiency"
+    tag = "efficiency"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Counts."""
+        super().on_train_start(trainer, pl_module)
+        self.hand_on(trainer, trainer.global_step, self.measure(trainer, pl_module))
+        self.write(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing has changed."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing has changed."""
+
+    def measure(self, trainer: Trainer, pl_module: LightningModule) -> list[Measurement]:
+        """Counts now."""
+        del trainer
+        kinds = count_by_kind(pl_module)
+        total = sum(kinds.values(), start=ParameterCounts())
+        measurements = [*_rows(TOTAL, total), Measurement(TOTAL, "trained_bytes", total.trained_bytes)]
+        if total.trained:
+            measurements.append(Measurement(TOTAL, "reduction", total.pretrained / total.trained))
+        return measurements + [row for kind, counts in kinds.items() for row in _rows(kind, counts)]
+
+
+def _rows(module: str, counts: ParameterCounts) -> list[Measurement]:
+    return [
+        Measurement(module, "trained_parameters", counts.trained),
+        Measurement(module, "total_parameters", counts.total),
+        Measurement(module, "trained_share", counts.trained / counts.total),
+    ]

@@ -1,0 +1,242 @@
+"""How far training moves what each layer says about the same examples."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
+from numpy.typing import NDArray
+from peft import LoraConfig, PeftModel
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lora_lightning.backbones import load_config
+from lora_lightning.backbones.first_token import every_token
+from lora_lightning.callbacks.adapter_monitor import AdapterMonitor, Measurement
+from lora_lightning.callbacks.run_folder import run_folder_of
+from lora_lightning.datamodules import TextDataModule
+from lora_lightning.datamodules.base import VALIDATION
+from lora_lightning.errors import ConfigurationError
+from lora_lightning.lora.delta import ADAPTER
+from lora_lightning.lora.representations import Pooling, linear_cka, pool_tokens, row_cosines
+from lora_lightning.tasks import AdaptationTask
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FOLDER = "representations"
+ROWS = "rows"  # of the validation split, beside the layers in an exported file
+PROBE_SEED = 0  # not the run's own: every run of the same data looks at the same examples
+
+
+class RepresentationDrift(AdapterMonitor):
+    """Compares the hidden states of adapted and base model, on a fixed sample of the validation data.
+
+    By layer: `representation_drift/layer.<number>.output/cosine`, the mean over the examples (1: every example points
+    where it did), and `.../cka`, linear centred kernel alignment (1: the examples lie to one another as they did, up
+    to rotation and scale; NaN where all examples have the same state). TensorBoard shows both over layers and steps.
+
+    The base's states are taken when training starts, with the adapters and `modules_to_save` disabled. Where the base
+    itself trains (`lora: null`, or `lora.bias`), it is as it is before the first step, and checkpoints keep its pooled
+    states for resumed runs. All tokens of the last layer are computed, also where a classifier reads only the first.
+
+    Args:
+        every_n_steps: Optimizer steps between measurements; `null` measures at each validation.
+        layers: Numbers of the layers, from 0; `null` measures all.
+        probe_size: Examples, at least 2; all of the (first) validation split where it has fewer.
+        pooling: An example's vector: `mean` over its real tokens, or its `first` or `last` one.
+        export: Write the pooled states to `base.safetensors` and `step_<step>.safetensors` in
+            `<run folder>/representations`: (examples, features), float32, by layer; and `rows`, the examples' numbers
+            in the validation split.
+    """
+
+    table = "representation_drift"
+    tag = "representation_drift"
+
+    def __init__(
+        self,
+        every_n_steps: int | None = None,
+        layers: list[int] | None = None,
+        probe_size: int = 64,
+        pooling: Pooling = "mean",
+        export: bool = True,
+    ) -> None:
+        super().__init__(every_n_steps)
+        if probe_size < 2:  # noqa: PLR2004  # one example has no geometry
+            msg = f"RepresentationDrift.probe_size is {probe_size}, but at least 2 examples are needed."
+            raise ConfigurationError(msg)
+        self.layers = layers
+        self.probe_size = probe_size
+        self.pooling: Pooling = pooling
+        self.export = export
+        self._rows = np.empty(0, dtype=np.int64)
+        self._base: dict[str, Tensor] = {}
+        self._base_trains = False
+        self._resumed: dict[str, Any] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuses a layer that the backbone lacks, before its weights load.
+
+        Raises:
+            ConfigurationError: If a number in `layers` is none of its layers'.
+        """
+        del trainer
+        if self.layers is None or stage != "fit":
+            return
+        task = cast("AdaptationTask", pl_module)
+        count = load_config(task.backbone).num_hidden_layers
+        for layer in self.layers:
+            if not 0 <= layer < count:
+                msg = (
+                    f"RepresentationDrift.layers has {layer}, but {task.backbone} has {count} layers; choose from 0 to "
+                    f"{count - 1}."
+                )
+                raise ConfigurationError(msg)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws the examples and takes the base's states."""
+        super().on_train_start(trainer, pl_module)
+        task = cast("AdaptationTask", pl_module)
+        self._rows = probe_rows(_validation(trainer)[1].lengths, self.probe_size)
+        network = task.built_network
+        self._base_trains = not isinstance(network, PeftModel) or _biases_train(network)
+        with nullcontext() if self._base_trains else cast("PeftModel", network).disable_adapter():
+            self._base = self._states(trainer, task)
+        if self._base_trains and trainer.global_step:
+            self._take_up(trainer)
+        self._write_states(trainer, "base", self._base)
+
+    def _take_up(self, trainer: Trainer) -> None:
+        """Before the first step the base was what the checkpoint remembers."""
+        if self._resumed.get("what") == self._what():
+            self._base = self._resumed["states"]
+            return
+        rank_zero_warn(
+            f"RepresentationDrift compares with step {trainer.global_step}, from which this run goes on: the base "
+            "trains too, and the checkpoint has no states of the same layers and examples from before training."
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base's states, where nothing but memory has them."""
+        return {"states": self._base, "what": self._what()} if self._base_trains else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps them until training starts."""
+        self._resumed = state_dict
+
+    def _what(self) -> dict[str, Any]:
+        return {"layers": list(self._base), "rows": self._rows.tolist(), "pooling": self.pooling}
+
+    def measure(self, trainer: Trainer, pl_module: LightningModule) -> list[Measurement]:
+        """Compares each layer with the base's, and exports."""
+        states = self._states(trainer, cast("AdaptationTask", pl_module))
+        self._write_states(trainer, f"step_{trainer.global_step:06d}", states)
+        measurements = []
+        for layer, base in self._base.items():
+            cosine = float(row_cosines(states[layer], base).mean())
+            measurements.append(Measurement(layer, "cosine", cosine))
+            measurements.append(Measurement(layer, "cka", float(linear_cka(states[layer], base))))
+        return measurements
+
+    def _states(self, trainer: Trainer, task: AdaptationTask) -> dict[str, Tensor]:
+        """The pooled states of every layer, (examples, features), float32, on the CPU; every process computes them."""
+        datamodule, dataset = _validation(trainer)
+        pooled: dict[str, list[Tensor]] = {}
+        with torch.no_grad(), evaluating(task), every_token(task):
+            for start in range(0, len(self._rows), datamodule.eval_batch_size):
+                rows = self._rows[start : start + datamodule.eval_batch_size]
+                batch = {name: tensor.to(task.device) for name, tensor in dataset[rows].items()}
+                inputs = task.model_inputs(batch)
+                output = task.transformers_model.base_model(**inputs, output_hidden_states=True)
+                for layer, hidden in enumerate(output.hidden_states[1:]):  # the first is the embeddings' output
+                    if self.layers is None or layer in self.layers:
+                        vectors = pool_tokens(hidden, batch["attention_mask"], self.pooling)
+                        pooled.setdefault(f"layer.{layer}.output", []).append(vectors.cpu())
+        return {layer: torch.cat(parts) for layer, parts in pooled.items()}
+
+    def _write_states(self, trainer: Trainer, name: str, states: dict[str, Tensor]) -> None:
+        if not self.export or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        folder = run_folder_of(trainer) / FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {**states, ROWS: torch.from_numpy(self._rows)}
+        save_file(content, folder / f"{name}.safetensors", metadata={"pooling": self.pooling})
+
+    def show(self, trainer: Trainer, board: TensorBoardLogger, measurements: list[Measurement]) -> None:
+        """Draws both similarities over layers and steps."""
+        del measurements
+        rows = [row for part in self._parts for row in part.to_pylist()]
+        figure = drift_figure({(row["metric"], row["layer"], row["step"]): row["value"] for row in rows})
+        board.experiment.add_figure(self.tag, figure, global_step=trainer.global_step)
+
+
+def _biases_train(network: PeftModel) -> bool:
+    """Whether disabling the adapters would leave trained biases behind."""
+    return cast("LoraConfig", network.peft_config[ADAPTER]).bias != "none"
+
+
+def _validation(trainer: Trainer) -> tuple[TextDataModule, Any]:
+    datamodule = cast("TextDataModule", trainer.datamodule)  # type: ignore[attr-defined]
+    return datamodule, datamodule.splits[datamodule.split_names(VALIDATION)[0]]
+
+
+def probe_rows(lengths: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """Draws the examples to look at: the same for the same data.
+
+    Args:
+        lengths: (rows,), tokens of each row of the split.
+        size: How many to draw; all where there are fewer.
+
+    Returns:
+        (min(size, rows),), int64, different row numbers, from long rows to short, so that little is padded.
+    """
+    rows = np.random.default_rng(PROBE_SEED).permutation(len(lengths))[:size]
+    return rows[np.argsort(-lengths[rows], kind="stable")]
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; afterwards every module is in the mode that it was in.
+
+    Args:
+        module: With everything inside.
+    """
+    modes = [(child, child.training) for child in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for child, training in modes:
+            child.training = training
+
+
+def drift_figure(values: dict[tuple[str, int, int], float]) -> "Figure":
+    """Draws cosine and CKA, layers upwards and steps to the right.
+
+    Args:
+        values: Similarity by metric (`cosine`, `cka`), layer and step.
+
+    Returns:
+        A matplotlib figure that belongs to no window.
+    """
+    from matplotlib.figure import Figure  # noqa: PLC0415  # a second of import, needed only where something is drawn
+
+    layers, steps = sorted({layer for _, layer, _ in values}), sorted({step for *_, step in values})
+    figure = Figure(figsize=(11, 2.2 + 0.16 * len(layers)), layout="constrained")
+    for axes, metric in zip(figure.subplots(1, 2), ("cosine", "cka"), strict=True):
+        grid = np.array([[values.get((metric, layer, step), np.nan) for step in steps] for layer in layers])
+        lowest = float(np.nanmin(grid)) if np.isfinite(grid).any() else 0.0
+        image = axes.imshow(grid, aspect="auto", origin="lower", cmap="viridis", vmin=min(lowest, 0.999), vmax=1)
+        figure.colorbar(image, ax=axes)
+        shown = range(0, len(steps), -(-len(steps) // 8))
+        axes.set_xticks(list(shown), [steps[place] for place in shown])
+        shown = range(0, len(layers), -(-len(layers) // 16))
+        axes.set_yticks(list(shown), [layers[place] for place in shown])
+        axes.set_xlabel("step")
+        axes.set_ylabel("layer")
+        axes.set_title(f"{metric} with the base model")
+    return figure

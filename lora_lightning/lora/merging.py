@@ -1,0 +1,230 @@
+"""Merge adapters into the weights under them: what comes out for each choice of base, tried out and taken back.
+
+A 16- or 32-bit base has one merge, W + dW. A quantised base has three, and they differ by the quantisation error
+q = original - dequantised: dequantised + dW, which is what was trained, in 16 or 32 bits; original + dW; and
+dequantised + dW quantised again.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, cast
+
+import torch
+from peft.tuners.lora.layer import LoraLayer
+from peft.tuners.lora.variants import DoraLinearVariant
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+from lora_lightning.errors import ConfigurationError
+from lora_lightning.lora.delta import ADAPTER, adapted_layers, base_weight, is_transposed, layer_delta, whole
+from lora_lightning.lora.quantized import dequantized_weight, quantized_bits, requantized
+
+MergeTarget = Literal["base", "dequantized", "original", "requantized"]
+MERGEABLE = (nn.Linear, nn.Embedding, Conv1D)  # bitsandbytes' layers are nn.Linear too
+
+
+def merge_targets(model: nn.Module, originals: Mapping[str, Tensor] | None = None) -> list[MergeTarget]:
+    """What an adapter can be merged into.
+
+    Args:
+        model: A PEFT model, or anything that contains one.
+        originals: The weights that the base was quantised from, where they are at hand.
+
+    Returns:
+        `base` alone where nothing is quantised, else `dequantized`, `original` if it is given, and `requantized`; empty
+        without adapters.
+    """
+    layers = adapted_layers(model).values()
+    if not any(quantized_bits(layer.get_base_layer()) for layer in layers):
+        return ["base"] if layers else []
+    return ["dequantized", "requantized"] if originals is None else ["dequantized", "original", "requantized"]
+
+
+@torch.no_grad()
+def merged_weight(module: str, layer: LoraLayer, weight: Tensor) -> Tensor:
+    """One layer's weight with its adapter in it: W + dW; under DoRA m (W + dW) / ||W + dW||, row by row.
+
+    Source: Hu et al. 2021 (arXiv 2106.09685), section 4.1; Liu et al. 2024 (arXiv 2402.09353), equation 5. Other
+    variants are merged by PEFT's own code.
+
+    Args:
+        module: The layer's name, for messages.
+        layer: Of `adapted_layers`.
+        weight: W, (out_features, in_features), float32: of `base_weight`, or the original one.
+
+    Returns:
+        (out_features, in_features), float32, a new tensor.
+
+    Raises:
+        ConfigurationError: If the variant cannot be merged.
+    """
+    variant = layer.lora_variant.get(ADAPTER)
+    if variant is not None and type(variant) is not DoraLinearVariant:
+        stored = (weight.T if is_transposed(layer) else weight).clone()
+        try:
+            merged = variant.merge_safe(layer, ADAPTER, stored)
+        except (NotImplementedError, RuntimeError, ValueError) as error:
+            msg = f"{module}: {type(variant).__name__} cannot be merged ({error}); keep the adapter beside its base."
+            raise ConfigurationError(msg) from error
+        return merged.T if is_transposed(layer) else merged
+    delta = layer_delta(module, layer)
+    merged = torch.addmm(weight, delta.B, delta.A, alpha=delta.scaling)
+    if variant is not None:
+        magnitude = whole(cast("Tensor", layer.lora_magnitude_vector[ADAPTER].weight)).float()
+        merged *= (magnitude / merged.norm(dim=1))[:, None]
+    return merged
+
+
+@contextmanager
+def merged(model: nn.Module, target: MergeTarget, originals: Mapping[str, Tensor] | None = None) -> Iterator[None]:
+    """Runs the model with its adapters merged, then puts everything back as it was, bit for bit.
+
+    Each adapted layer gives its place to the layer below, as in an exported model. Memory beside the model: for `base`
+    the adapted weights once more in host memory (13 GB for all linear layers of a 7B Llama in 16 bits), since they are
+    overwritten in place; for a quantised base its adapted weights on the device as the target keeps them (13 GB more
+    for `dequantized` and `original` in 16 bits, 3.5 GB for `requantized` in 4), as the merged model will need anyway,
+    and nothing is overwritten. Merging goes on layer by layer, in float32.
+
+    Args:
+        model: A PEFT model, or anything that contains one; on this process whole, not sharded.
+        target: One of `merge_targets`.
+        originals: For `original`: (out_features, in_features), any floating dtype, by the name of the layer.
+
+    Yields:
+        Nothing; the model is merged.
+
+    Raises:
+        ConfigurationError: If a layer cannot be merged, or its original weight is missing.
+    """
+
+    def make(module: str, layer: LoraLayer, stack: ExitStack) -> nn.Module:
+        base = layer.get_base_layer()
+        if not isinstance(base, MERGEABLE):
+            msg = f"{module}: a {type(base).__name__} cannot be merged; keep the adapter beside its base."
+            raise ConfigurationError(msg)
+        if quantized_bits(base):
+            return _merged_quantized(module, layer, target, originals)
+        _overwrite_until(stack, base.weight, _stored(layer, merged_weight(module, layer, base_weight(layer))))
+        if (bias := _merged_bias(module, layer)) is not getattr(base, "bias", None):
+            _overwrite_until(stack, cast("Tensor", base.bias), cast("Tensor", bias))
+        return base
+
+    with _layers_replaced(model, make):
+        yield
+
+
+@contextmanager
+def without_adapters(model: nn.Module) -> Iterator[None]:
+    """Runs the model on its base alone; modules that train in full beside the adapters stay as they are.
+
+    Args:
+        model: A PEFT model, or anything that contains one.
+
+    Yields:
+        Nothing; adapters are out of the model.
+    """
+    with _layers_replaced(model, lambda module, layer, stack: layer.get_base_layer()):  # noqa: ARG005
+        yield
+
+
+@torch.no_grad()
+def quantization_errors(
+    module: str, layer: LoraLayer, original: Tensor | None = None
+) -> dict[Literal["quantization_error", "requantization_error"], float]:
+    """How much larger the errors of quantising are than what was learnt, as Frobenius norms.
+
+    Above 1, the choice of the base changes the weight more than training did.
+
+    Args:
+        module: The layer's name.
+        layer: Of `adapted_layers`, quantised.
+        original: The weight that it was quantised from, (out_features, in_features), any floating dtype.
+
+    Returns:
+        `quantization_error`, ||original - dequantised|| / ||dW||, where the original is given; `requantization_error`,
+        ||dW after quantising W + dW again - dW|| / ||dW||. Infinity for an update of 0.
+    """
+    base = base_weight(layer)
+    sum_ = merged_weight(module, layer, base)
+    size = (sum_ - base).norm()
+    again = dequantized_weight(requantized(layer.get_base_layer(), sum_)).float()
+    errors = {"requantization_error": float((again - sum_).norm() / size)}
+    if original is not None:
+        errors["quantization_error"] = float((original.to(base) - base).norm() / size)
+    return cast("dict[Literal['quantization_error', 'requantization_error'], float]", errors)
+
+
+class _FloatingLinear(nn.Linear):
+    """A linear layer in its own dtype, whatever dtype the rest of the model has."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's name
+        bias = None if self.bias is None else self.bias.to(self.weight.dtype)
+        return functional.linear(input.to(self.weight.dtype), self.weight, bias).to(input.dtype)
+
+
+def _merged_quantized(
+    module: str, layer: LoraLayer, target: MergeTarget, originals: Mapping[str, Tensor] | None
+) -> nn.Module:
+    base = cast("Any", layer.get_base_layer())
+    if target == "original":
+        if originals is None or module not in originals:
+            msg = f"{module}: its original weight is not among the given ones; give the model that was quantised."
+            raise ConfigurationError(msg)
+        dtype, weight = originals[module].dtype, originals[module].to(base.weight.device, torch.float32)
+    else:
+        # 8-bit weights are quantised from float16 and keep no other dtype.
+        state = getattr(base.weight, "quant_state", None)
+        dtype, weight = torch.float16 if state is None else state.dtype, base_weight(layer)
+    weight = merged_weight(module, layer, weight)
+    if target == "requantized":
+        new = cast("nn.Linear", requantized(base, weight))
+    else:
+        new = _FloatingLinear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        new.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+    if (bias := _merged_bias(module, layer)) is not None:
+        new.bias = nn.Parameter(bias, requires_grad=False)
+    return new.train(base.training)
+
+
+@torch.no_grad()
+def _merged_bias(module: str, layer: LoraLayer) -> Tensor | None:
+    """The layer's bias, the same object where the adapter has none (`lora_bias`)."""
+    bias = getattr(layer.get_base_layer(), "bias", None)
+    if not layer.lora_bias.get(ADAPTER):
+        return bias
+    if bias is None:
+        msg = (
+            f"{module}: the adapter has a bias (lora_bias) and its base none, so it cannot be merged; set it to false."
+        )
+        raise ConfigurationError(msg)
+    return cast("Tensor", bias + layer.scaling[ADAPTER] * layer.lora_B[ADAPTER].bias)
+
+
+def _stored(layer: LoraLayer, weight: Tensor) -> Tensor:
+    return weight.T if is_transposed(layer) else weight
+
+
+@torch.no_grad()
+def _overwrite_until(stack: ExitStack, parameter: Tensor, values: Tensor) -> None:
+    """Overwrites in place, so that whatever shares the storage sees it, until the stack is unwound."""
+    saved = parameter.detach().to("cpu", copy=True)
+    stack.callback(lambda: parameter.data.copy_(saved))
+    parameter.data.copy_(values)
+
+
+@contextmanager
+def _layers_replaced(model: nn.Module, make: Callable[[str, LoraLayer, ExitStack], nn.Module]) -> Iterator[None]:
+    names = {cast("nn.Module", layer): name for name, layer in adapted_layers(model).items()}
+    places = [
+        (parent, child, layer)
+        for parent in model.modules()
+        for child, layer in parent.named_children()
+        if layer in names
+    ]
+    with ExitStack() as stack:
+        made = {layer: make(name, cast("LoraLayer", layer), stack) for layer, name in names.items()}
+        for parent, child, layer in places:
+            stack.callback(setattr, parent, child, layer)
+            setattr(parent, child, made[layer])
+        yield

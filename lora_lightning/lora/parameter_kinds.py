@@ -1,0 +1,72 @@
+"""Parameters by kind of module, adapters counted with what they adapt."""
+
+import re
+from dataclasses import dataclass
+
+from torch import nn
+
+from lora_lightning.lora.delta import split_name
+from lora_lightning.lora.quantized import parameter_count
+
+WRAPPERS = re.compile(r"^(network\.)?(base_model\.model\.)?")  # a task's, PEFT's
+ADDED_BY_PEFT = re.compile(r"\.(base_layer|original_module|modules_to_save\.\w+|(lora_\w+|ranknum)(\.\w+)?)\b")
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """Numbers of parameters.
+
+    Attributes:
+        trained: Those that require a gradient.
+        total: All that are in memory, with the frozen copies that PEFT keeps of modules it trains in full.
+        pretrained: Those of the model before PEFT, which full fine-tuning would train.
+        trained_bytes: Of the trained ones, in their own dtype.
+    """
+
+    trained: int = 0
+    total: int = 0
+    pretrained: int = 0
+    trained_bytes: int = 0
+
+    def __add__(self, other: "ParameterCounts") -> "ParameterCounts":
+        """Both together."""
+        return ParameterCounts(
+            self.trained + other.trained,
+            self.total + other.total,
+            self.pretrained + other.pretrained,
+            self.trained_bytes + other.trained_bytes,
+        )
+
+
+def count_by_kind(model: nn.Module) -> dict[str, ParameterCounts]:
+    """Counts each parameter once, however many modules share it.
+
+    Args:
+        model: With or without adapters.
+
+    Returns:
+        Counts by the module's name within its layer, such as `attention.self.query`, in the model's order; modules
+        of the same name in several layers are one kind.
+    """
+    kinds: dict[str, ParameterCounts] = {}
+    for name, parameter in model.named_parameters():
+        path = WRAPPERS.sub("", name)
+        clean = ADDED_BY_PEFT.sub("", path)
+        # The last part is the parameter's own name, unless PEFT keeps it in a dictionary (lora_embedding_A.default).
+        module = (
+            clean if re.search(r"\.(lora_embedding_[AB]|ranknum|lora_[ABE])\.\w+$", path) else clean.rpartition(".")[0]
+        )
+        size = parameter_count(parameter)
+        own = ParameterCounts(
+            trained=size * parameter.requires_grad,
+            total=size,
+            pretrained=0 if _is_added(path) else size,
+            trained_bytes=parameter.numel() * parameter.element_size() * parameter.requires_grad,
+        )
+        kind = split_name(module)[1]
+        kinds[kind] = kinds.get(kind, ParameterCounts()) + own
+    return kinds
+
+
+def _is_added(path: str) -> bool:
+    return bool(re.search(r"\.(original_module|lora_\w+|ranknum)\b", path))
