@@ -1,6 +1,5 @@
 """Norms and spectra are right for every kind of adapter and base: DoRA, rsLoRA, AdaLoRA, quantised, half precision."""
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.delta import adapted_layers, adapter_deltas, adapter_factors, base_weight
 from lora_lightning.lora.injection import attach_lora
-from lora_lightning.lora.norms import base_norm, delta_norm
+from lora_lightning.lora.norms import base_norm, delta_norms
+from lora_lightning.lora.quantized import keep_4bit_weights_in_order
 from lora_lightning.lora.spectrum import singular_values
 from tests.conftest import TinyBackbone, TinyClassifier
 from tests.tiny_models import FAMILIES
@@ -33,12 +33,16 @@ def move_from_zero(model: nn.Module) -> nn.Module:
 
 
 def bert(backbone: TinyBackbone, dtype: torch.dtype = torch.float32, **quantization: Any) -> Any:
-    config = BitsAndBytesConfig(**quantization, llm_int8_skip_modules=["classifier", "bert.pooler"]) if quantization else None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return AutoModelForSequenceClassification.from_pretrained(
-            backbone("bert"), dtype=dtype, quantization_config=config
-        )
+    config = (
+        BitsAndBytesConfig(**quantization, llm_int8_skip_modules=["classifier", "bert.pooler"])
+        if quantization
+        else None
+    )
+    model = AutoModelForSequenceClassification.from_pretrained(
+        backbone("bert"), dtype=dtype, quantization_config=config
+    )
+    keep_4bit_weights_in_order(model)
+    return model
 
 
 def lora(model: Any, dtype_of_base: bool = False, **settings: Any) -> PeftModel:
@@ -86,12 +90,13 @@ def numpy_delta(layer: Any) -> np.ndarray:
 def test_norms_and_spectra_are_those_of_pefts_own_update(variant: nn.Module) -> None:
     layers, found = adapted_layers(variant), adapter_deltas(variant)
     assert [delta.module for delta in found] == list(layers)
-    for delta, spectrum, layer in zip(found, singular_values(found), layers.values(), strict=True):
+    together = zip(found, singular_values(found), delta_norms(found), layers.values(), strict=True)
+    for delta, spectrum, norm, layer in together:
         dense = numpy_delta(layer)
         assert delta.dense().shape == dense.shape == (delta.B.shape[0], delta.A.shape[1])
         sigma = np.linalg.svd(dense, compute_uv=False)[: delta.r]
         np.testing.assert_allclose(spectrum, sigma, rtol=1e-5, atol=1e-6 * sigma[0])
-        assert delta_norm(delta) == pytest.approx(np.linalg.norm(dense), rel=1e-5)
+        assert norm == pytest.approx(np.linalg.norm(dense), rel=1e-5)
 
 
 def test_the_base_weight_is_what_the_layer_multiplies_with(variant: nn.Module) -> None:
