@@ -13,7 +13,7 @@ from lora_lightning.callbacks.histograms import add_histogram
 from lora_lightning.lora.delta import adapted_layers, adapter_factors, base_weight, layer_delta, whole
 from lora_lightning.lora.norms import (
     base_norm,
-    delta_norm,
+    delta_norms,
     gradient_norm,
     layer_norms,
     moments,
@@ -60,10 +60,11 @@ class AdapterNormMonitor(AdapterMonitor):
         self._entries: dict[str, Tensor] = {}  # for the histograms of this measurement
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Finds the layers, and says where there are none."""
+        """Finds the layers and measures their frozen weights once, or says that there are none."""
         super().on_fit_start(trainer, pl_module)
         warn_without_adapters(self, pl_module)
-        self._layers, self._base_norms, self._gradients = adapted_layers(pl_module), {}, None
+        self._layers, self._gradients = adapted_layers(pl_module), None
+        self._base_norms = {name: base_norm(base_weight(layer)) for name, layer in self._layers.items()}
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Keeps the gradients' norms; Lightning has unscaled them here and not clipped them yet."""
@@ -84,16 +85,14 @@ class AdapterNormMonitor(AdapterMonitor):
         if not self._layers:
             return []
         # Every process takes part so far: under FSDP2 shards are gathered.
-        if not self._base_norms:
-            self._base_norms = {name: base_norm(base_weight(layer)) for name, layer in self._layers.items()}
-        deltas = {name: layer_delta(name, layer) for name, layer in self._layers.items()}
+        deltas = [layer_delta(name, layer) for name, layer in self._layers.items()]
         factors = {name: [whole(factor) for factor in adapter_factors(layer)] for name, layer in self._layers.items()}
         if not trainer.is_global_zero:
             return []
         self._entries = {f"{name}/{factor}": pair[number] for name, pair in factors.items() for number, factor in AB}
         a, b = ({name: moments(pair[number]) for name, pair in factors.items()} for number, _ in AB)
-        update = {name: delta_norm(delta) for name, delta in deltas.items()}
-        numbers = {name: layer_norms(a[name], b[name], update[name], self._base_norms[name]) for name in deltas}
+        update = dict(zip(self._layers, delta_norms(deltas), strict=True))
+        numbers = {name: layer_norms(a[name], b[name], update[name], self._base_norms[name]) for name in update}
         numbers[TOTAL] = total_norms(a, b, update, self._base_norms)
         found = [Measurement(name, *metric) for name, metrics in numbers.items() for metric in metrics.items()]
         return found + self._gradient_measurements(trainer.global_step)

@@ -125,7 +125,8 @@ def shown_modules(modules: Sequence[str], wanted: Sequence[str] | None) -> list[
         return [module for module in modules if split_name(module)[0] == middle][:PANELS]
     for name in wanted:
         if not any(f".{module}".endswith(f".{name}") for module in modules):
-            msg = f"RankUtilizationMonitor.spectrum_modules: there is no adapter {name!r}; {nearest(name, modules)}"
+            kinds = {split_name(module)[1] for module in modules}
+            msg = f"RankUtilizationMonitor.spectrum_modules: there is no adapter {name!r}; {nearest(name, kinds)}"
             raise ConfigurationError(msg)
     ends = tuple(f".{name}" for name in wanted)
     chosen = [module for module in modules if f".{module}".endswith(ends)]

@@ -1,7 +1,7 @@
 """How large an adapter is: its factors, their gradients, and dW beside the frozen weight."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lora_lightning.lora.delta import AdapterDelta, whole
 from lora_lightning.lora.spectrum import delta_core, in_float64
+from lora_lightning.lora.threads import map_in_threads
 
 
 @dataclass(frozen=True)
@@ -60,16 +61,16 @@ def moments(matrix: Tensor) -> Moments:
     return Moments(exact.numel(), total, energy)
 
 
-def delta_norm(delta: AdapterDelta) -> float:
-    """||dW||_F, from the core of its factors.
+def delta_norms(deltas: Sequence[AdapterDelta]) -> list[float]:
+    """||dW||_F of several updates, from the cores of their factors.
 
     Args:
-        delta: The update of a layer.
+        deltas: The updates; shapes may differ.
 
     Returns:
-        The norm; 0 for a zero update.
+        The norm of each; 0 for a zero update.
     """
-    return float(torch.linalg.vector_norm(delta_core(delta)))
+    return [float(torch.linalg.vector_norm(core)) for core in map_in_threads(delta_core, deltas)]
 
 
 def base_norm(weight: Tensor) -> float:
@@ -85,17 +86,17 @@ def base_norm(weight: Tensor) -> float:
 
 
 def gradient_norm(parameter: Tensor) -> Tensor | None:
-    """Frobenius norm of a parameter's gradient.
+    """Frobenius norm of a parameter's gradient, cheap enough for every step.
 
     Args:
         parameter: A factor. Under FSDP2 every process has to call this: the norms of the shards are gathered.
 
     Returns:
-        float64 scalar, on the parameter's device so that nothing waits for it; `None` without a gradient.
+        float32 scalar, on the parameter's device so that nothing waits for it; `None` without a gradient.
     """
     if parameter.grad is None:
         return None
-    return whole(torch.linalg.vector_norm(in_float64(parameter.grad)))
+    return whole(torch.linalg.vector_norm(parameter.grad, dtype=torch.float32))
 
 
 def layer_norms(a: Moments, b: Moments, update_norm: float, weight_norm: float) -> dict[str, float]:

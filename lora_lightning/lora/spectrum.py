@@ -6,13 +6,13 @@ those of a core no larger than (r, r). No (out, in) matrix is formed.
 Everything is computed in float64. In float32 the error would be that of ||A|| ||B||, which may be far above ||dW||.
 """
 
-from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from lora_lightning.lora.delta import AdapterDelta
+from lora_lightning.lora.threads import map_in_threads
 
 
 def in_float64(tensor: Tensor) -> Tensor:
@@ -39,27 +39,21 @@ def delta_core(delta: AdapterDelta) -> Tensor:
 def singular_values(deltas: Sequence[AdapterDelta]) -> list[Tensor]:
     """Singular values of several updates.
 
-    Cores of one shape go through one batched SVD. The factors do not: LAPACK takes tall matrices one by one, and
-    stacking them costs more than it saves.
-
     Args:
         deltas: The updates; shapes may differ.
 
     Returns:
         For each (min(out, in, r),), float64, on the CPU, descending, not negative; NaN where a factor is not finite.
     """
-    cores = [delta_core(delta) for delta in deltas]
-    same_shape = defaultdict(list)
-    for number, core in enumerate(cores):
-        same_shape[core.shape].append(number)
-    values: dict[int, Tensor] = {}
-    for numbers in same_shape.values():
-        stacked = torch.stack([cores[number] for number in numbers])
-        finite = stacked.isfinite().flatten(1).all(dim=1)  # an SVD raises on what is not
-        found = torch.linalg.svdvals(stacked.where(finite[:, None, None], 0.0))
-        found[~finite] = torch.nan
-        values |= dict(zip(numbers, found, strict=True))
-    return [values[number] for number in range(len(cores))]
+    return map_in_threads(_singular_values, deltas)
+
+
+def _singular_values(delta: AdapterDelta) -> Tensor:
+    core = delta_core(delta)
+    if core.isfinite().all():
+        values: Tensor = torch.linalg.svdvals(core)
+        return values
+    return core.new_full((min(core.shape),), torch.nan)  # an SVD would raise
 
 
 def effective_rank(spectrum: Tensor) -> Tensor:
