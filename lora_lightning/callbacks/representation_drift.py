@@ -1,7 +1,6 @@
 """How far training moves what each layer says about the same examples."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -12,11 +11,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from lora_lightning.backbones import load_config
 from lora_lightning.backbones.first_token import every_token
 from lora_lightning.callbacks.adapter_monitor import AdapterMonitor, Measurement
+from lora_lightning.callbacks.held_out import evaluating
 from lora_lightning.callbacks.run_folder import run_folder_of
 from lora_lightning.datamodules import TextDataModule
 from lora_lightning.datamodules.base import VALIDATION
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 FOLDER = "representations"
 ROWS = "rows"  # of the validation split, beside the layers in an exported file
+ROWS_AT_ONCE = 16  # of similar length, so that little is padded, and few hidden states are held together
 PROBE_SEED = 0  # not the run's own: every run of the same data looks at the same examples
 
 
@@ -147,12 +148,11 @@ class RepresentationDrift(AdapterMonitor):
         datamodule, dataset = _validation(trainer)
         pooled: dict[str, list[Tensor]] = {}
         with torch.no_grad(), evaluating(task), every_token(task):
-            for start in range(0, len(self._rows), datamodule.eval_batch_size):
-                rows = self._rows[start : start + datamodule.eval_batch_size]
+            at_once = min(ROWS_AT_ONCE, datamodule.eval_batch_size)
+            for start in range(0, len(self._rows), at_once):
+                rows = self._rows[start : start + at_once]
                 batch = {name: tensor.to(task.device) for name, tensor in dataset[rows].items()}
-                inputs = task.model_inputs(batch)
-                output = task.transformers_model.base_model(**inputs, output_hidden_states=True)
-                for layer, hidden in enumerate(output.hidden_states[1:]):  # the first is the embeddings' output
+                for layer, hidden in enumerate(task.hidden_states(batch)[1:]):  # the first is the embeddings'
                     if self.layers is None or layer in self.layers:
                         vectors = pool_tokens(hidden, batch["attention_mask"], self.pooling)
                         pooled.setdefault(f"layer.{layer}.output", []).append(vectors.cpu())
@@ -196,22 +196,6 @@ def probe_rows(lengths: NDArray[np.int64], size: int) -> NDArray[np.int64]:
     """
     rows = np.random.default_rng(PROBE_SEED).permutation(len(lengths))[:size]
     return rows[np.argsort(-lengths[rows], kind="stable")]
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; afterwards every module is in the mode that it was in.
-
-    Args:
-        module: With everything inside.
-    """
-    modes = [(child, child.training) for child in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for child, training in modes:
-            child.training = training
 
 
 def drift_figure(values: dict[tuple[str, int, int], float]) -> "Figure":
