@@ -24,15 +24,15 @@ ALL_MONITORS = Path(__file__).parent.parent / "configs" / "callbacks" / "all_mon
 STEPS = 9  # an epoch has: 72 rows, batches of 8
 
 
-def tables_of_monitors() -> dict[str, bool]:
-    """The Parquet table of every monitor in all_monitors.yaml; whether it is measured at every validation."""
+AT_THE_START = "parameter_efficiency"
+AT_THE_END = ("intruder_dimensions", "merge_equivalence")
+
+
+def tables_of_monitors() -> list[str]:
+    """The Parquet table of every monitor in all_monitors.yaml that has one."""
     names = [entry["class_path"] for entry in yaml.safe_load(ALL_MONITORS.read_text())["trainer"]["callbacks+"]]
     monitors = [getattr(callbacks, name) for name in names]
-    return {
-        monitor.table: name != "IntruderDimensions"
-        for name, monitor in zip(names, monitors, strict=True)
-        if issubclass(monitor, AdapterMonitor)
-    }
+    return [monitor.table for monitor in monitors if issubclass(monitor, AdapterMonitor)]
 
 
 def fit_words(backbone: Path, logs: Path, *more: str) -> Words:
@@ -69,12 +69,10 @@ def steps_in_tables(run: Path) -> dict[str, list[int]]:
     return steps
 
 
-def expected_steps(*validations: int) -> dict[str, list[int]]:
-    return {table: list(validations) if often else [validations[-1]] for table, often in tables_of_monitors().items()}
-
-
-def assert_measured(run: Path, *validations: int) -> None:
-    assert steps_in_tables(run) == expected_steps(*validations)
+def assert_measured(run: Path, *validations: int, start: int = 0) -> None:
+    expected = {table: list(validations) for table in tables_of_monitors()}
+    expected |= {AT_THE_START: [start], **{table: [validations[-1]] for table in AT_THE_END}}
+    assert steps_in_tables(run) == expected
 
 
 def trained_state(run: Path) -> dict[str, torch.Tensor]:
@@ -161,7 +159,7 @@ def test_a_resumed_run_goes_on(run: Path, tmp_path: Path) -> None:
     words += ["--trainer.max_epochs=3", f"--ckpt_path={run / 'checkpoints/last.ckpt'}"]
     assert main(words) == 0
     resumed = tmp_path / "run" / "version_0"
-    assert_measured(resumed, 3 * STEPS)
+    assert_measured(resumed, 3 * STEPS, start=2 * STEPS)
     base: list[Any] = [(folder / "representations" / "base.safetensors").read_bytes() for folder in (run, resumed)]
     assert base[0] == base[1]  # the same examples, the same base
 
@@ -189,3 +187,17 @@ def test_two_processes_measure_as_one(tiny_backbone: TinyBackbone, tmp_path: Pat
             }
         )
     assert found[1] == pytest.approx(found[0], abs=5e-3)
+
+
+def test_a_failed_check_is_raised_after_test_and_summary(
+    tiny_backbone: TinyBackbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = fit_words(tiny_backbone("bert"), tmp_path, "--trainer.max_epochs=1", "--trainer.callbacks=MergeEquivalence")
+    assert main([*words, "--trainer.callbacks.tolerance=1e-12"]) == 2
+    run = tmp_path / "run" / "version_0"
+    assert "test/in_scope_accuracy" in (run / "summary.json").read_text()
+    assert (run / "checkpoints" / "best.ckpt").exists()
+    said = capsys.readouterr()
+    assert "trained parameters" in said.out
+    assert "merging into the base weights changes the model" in said.err
+    assert "Traceback" not in said.err
