@@ -77,7 +77,9 @@ def spectra_figure(history: Mapping[str, Spectra]) -> "Figure":
     rows = math.ceil(len(history) / columns)
     figure = Figure(figsize=(0.6 + 2.9 * columns, 0.7 + 2.1 * rows))
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
-    largest = max((max(values, default=0.0) for curves in history.values() for _, values in curves), default=0.0)
+    positive = [value for curves in history.values() for _, values in curves for value in values if value > 0]
+    largest = max(positive, default=0.0)
+    decades_apart = largest > 100 * max(min(positive, default=0.0), FLOOR * largest)
     for number, (module, curves) in enumerate(history.items()):
         panel = panels[number]
         shown = [curves[place] for place in evenly_spaced(len(curves), CURVES)]
@@ -94,13 +96,13 @@ def spectra_figure(history: Mapping[str, Spectra]) -> "Figure":
     if largest > 0:
         panels[0].set_yscale("log")
         panels[0].minorticks_off()
-        panels[0].yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        panels[0].yaxis.set_major_locator(LogLocator(subs=(1,) if decades_apart else (1, 2, 5)))
         panels[0].yaxis.set_major_formatter("{x:g}")
         panels[0].legend(fontsize=8)
     figure.supxlabel("number of the singular value", fontsize=9)
     figure.supylabel("singular value of dW", fontsize=9)
     figure.suptitle("spectra of dW over training, from yellow to blue", fontsize=9)
-    margins = {"left": 0.75 / figure.get_figwidth(), "right": 1 - 0.1 / figure.get_figwidth()}
+    margins = {"left": 0.8 / figure.get_figwidth(), "right": 1 - 0.1 / figure.get_figwidth()}
     margins |= {"bottom": 0.5 / figure.get_figheight(), "top": 1 - 0.55 / figure.get_figheight()}
     figure.subplots_adjust(**margins, hspace=0.25, wspace=0.08)
     return figure
