@@ -1,13 +1,15 @@
 """Every YAML in configs/ is found by itself and trains, validates and tests on a tiny model of its own family."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from lora_lightning import callbacks
+from lora_lightning.callbacks.adapter_monitor import AdapterMonitor
 from lora_lightning.main import main
 from tests.conftest import TinyBackbone
 from tests.tiny_data import (
@@ -21,6 +23,7 @@ from tests.tiny_glue import save_tiny_glue
 from tests.tiny_models import FAMILIES
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+PARTIAL = CONFIGS / "callbacks"  # added to a full config
 VARIANTS = ("full", "small", "imbalanced", "oos_plus")
 
 
@@ -72,11 +75,39 @@ def data_words(data: dict[str, Any], folder: Path) -> list[str]:
     return words[data["class_path"]]()
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONFIGS)))
+def by_path(paths: Iterable[Path]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("path", sorted(paths), ids=lambda path: str(path.relative_to(CONFIGS)))
+
+
+@by_path(path for path in CONFIGS.rglob("*.yaml") if path.parent != PARTIAL)
 def test_config_trains(path: Path, tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
-    config = yaml.safe_load(path.read_text())
+    train([path], tiny_backbone, tmp_path)
+
+
+@by_path(PARTIAL.glob("*.yaml"))
+@pytest.mark.parametrize("full", ["quickstart.yaml", "causal_lm/gpt2_wikitext2_lora.yaml"])
+def test_partial_config_adds_callbacks(path: Path, full: str, tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
+    run = train([CONFIGS / full, path], tiny_backbone, tmp_path)
+    own, added = (yaml.safe_load(file.read_text())["trainer"] for file in (CONFIGS / full, path))
+    asked = [callback["class_path"] for callback in [*own.get("callbacks", []), *added["callbacks+"]]]
+    used = yaml.safe_load((run / "config.yaml").read_text())["trainer"]["callbacks"]
+    assert [callback["class_path"].rpartition(".")[2] for callback in used] == asked
+
+
+def test_all_monitors_are_all_that_have_a_config() -> None:
+    """The one line switches on what the other files switch on one by one."""
+    files = {path.stem: yaml.safe_load(path.read_text())["trainer"]["callbacks+"] for path in PARTIAL.glob("*.yaml")}
+    together = [callback["class_path"] for callback in files.pop("all_monitors")]
+    assert sorted(together) == sorted(callback["class_path"] for added in files.values() for callback in added)
+    monitors = {name for name in callbacks.__all__ if issubclass(getattr(callbacks, name), AdapterMonitor)}
+    assert monitors <= set(together)
+
+
+def train(paths: list[Path], tiny_backbone: TinyBackbone, tmp_path: Path) -> Path:
+    """Trains with the configs, the first of them a full one, on tiny data; the run's folder."""
+    config = yaml.safe_load(paths[0].read_text())
     assert config["seed_everything"] == 0
-    words = ["fit", f"--config={path}", f"--data.cache_dir={tmp_path}", "--data.batch_size=4"]
+    words = ["fit", *(f"--config={path}" for path in paths), f"--data.cache_dir={tmp_path}", "--data.batch_size=4"]
     words += [f"--model.backbone={stand_in(config, tiny_backbone, tmp_path)}"]
     words += [f"--trainer.logger.save_dir={tmp_path}", "--trainer.accelerator=cpu", "--trainer.max_epochs=1"]
     words += ["--trainer.limit_train_batches=3", "--trainer.enable_progress_bar=false"]
@@ -84,9 +115,10 @@ def test_config_trains(path: Path, tiny_backbone: TinyBackbone, tmp_path: Path) 
     if config["model"]["class_path"] == "CausalLanguageModelingTask":
         words += ["--model.generation.max_new_tokens=2"]
     assert main(words) == 0
-    name = config["trainer"]["logger"]["init_args"]["name"]
-    assert (tmp_path / name / "version_0" / "adapter" / "adapter_model.safetensors").exists()
-    assert (tmp_path / name / "version_0" / "summary.json").exists()
+    run = tmp_path / config["trainer"]["logger"]["init_args"]["name"] / "version_0"
+    assert (run / "adapter" / "adapter_model.safetensors").exists()
+    assert (run / "summary.json").exists()
+    return run
 
 
 def test_every_config_says_how_to_run_it() -> None:
@@ -94,4 +126,5 @@ def test_every_config_says_how_to_run_it() -> None:
     assert len(paths) >= 5
     for path in paths:
         relative = path.relative_to(CONFIGS.parent)
-        assert f"# lora-lightning fit --config {relative}" in path.read_text(), relative
+        before = "--config configs/quickstart.yaml " if path.parent == PARTIAL else ""
+        assert f"# lora-lightning fit {before}--config {relative}" in path.read_text(), relative

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 FOLDER = "representations"
 ROWS = "rows"  # of the validation split, beside the layers in an exported file
+ROWS_AT_ONCE = 16  # of similar length, so that little is padded, and few hidden states are held together
 PROBE_SEED = 0  # not the run's own: every run of the same data looks at the same examples
 
 
@@ -147,12 +148,11 @@ class RepresentationDrift(AdapterMonitor):
         datamodule, dataset = _validation(trainer)
         pooled: dict[str, list[Tensor]] = {}
         with torch.no_grad(), evaluating(task), every_token(task):
-            for start in range(0, len(self._rows), datamodule.eval_batch_size):
-                rows = self._rows[start : start + datamodule.eval_batch_size]
+            at_once = min(ROWS_AT_ONCE, datamodule.eval_batch_size)
+            for start in range(0, len(self._rows), at_once):
+                rows = self._rows[start : start + at_once]
                 batch = {name: tensor.to(task.device) for name, tensor in dataset[rows].items()}
-                inputs = task.model_inputs(batch)
-                output = task.transformers_model.base_model(**inputs, output_hidden_states=True)
-                for layer, hidden in enumerate(output.hidden_states[1:]):  # the first is the embeddings' output
+                for layer, hidden in enumerate(task.hidden_states(batch)[1:]):  # the first is the embeddings'
                     if self.layers is None or layer in self.layers:
                         vectors = pool_tokens(hidden, batch["attention_mask"], self.pooling)
                         pooled.setdefault(f"layer.{layer}.output", []).append(vectors.cpu())

@@ -127,9 +127,21 @@ class AdaptationTask(LightningModule):
             batch: From any of the data module's loaders.
 
         Returns:
-            Arguments of its `forward`, and of its `base_model`'s.
+            Arguments of its `forward`.
         """
         return {name: batch[name] for name in MODEL_INPUTS if name in batch}
+
+    def hidden_states(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """What the embeddings and each layer say; through the whole model, as FSDP2 needs it.
+
+        Args:
+            batch: From any of the data module's loaders.
+
+        Returns:
+            One more than the model has layers, each (rows, tokens, features), the backbone's floating dtype.
+        """
+        output = self.built_network(**self.model_inputs(batch), output_hidden_states=True)
+        return cast("tuple[Tensor, ...]", output.hidden_states)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over what trains, and the schedule, stepped once an optimizer step."""

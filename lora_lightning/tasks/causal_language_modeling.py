@@ -107,8 +107,8 @@ class CausalLanguageModelingTask(AdaptationTask):
         return load_tokenizer(self.backbone)
 
     def model_inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
-        """What the model takes of a batch, documents of one row kept apart."""
-        return self.next_token.inputs(batch)
+        """What the model takes of a batch, documents of one row kept apart; logits of the last position only."""
+        return {**self.next_token.inputs(batch), "logits_to_keep": 1}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Summed cross entropy of a batch; `on_before_optimizer_step` makes the mean of it."""

@@ -11,11 +11,12 @@ import pytest
 import torch
 from lightning import Callback, LightningDataModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, AutoModelForSequenceClassification, BitsAndBytesConfig, PreTrainedModel
 
-from lora_lightning.callbacks import RepresentationDrift
+from lora_lightning.callbacks import IntruderDimensions, RepresentationDrift
 from lora_lightning.callbacks.representation_drift import drift_figure, evaluating, probe_rows
 from lora_lightning.datamodules import Clinc150DataModule, InstructionDataModule, SquadV2DataModule
 from lora_lightning.errors import ConfigurationError
@@ -55,7 +56,7 @@ def train(
     """A few steps with a learning rate that moves every layer; options of the task, or of the trainer."""
     settings = OptimizationSettings(learning_rate=0.02)
     own = {name: options.pop(name) for name in ("lora",) if name in options}
-    task = TASKS[kind](str(backbone), optimization=settings, **own)
+    task = options.pop("task", None) or TASKS[kind](str(backbone), optimization=settings, **own)
     checkpoint = options.pop("ckpt_path", None)
     defaults: dict[str, Any] = {"max_steps": 3, "logger": False, "enable_checkpointing": False}
     trainer = Trainer(
@@ -228,6 +229,48 @@ def test_a_checkpoint_without_the_bases_states_is_said_so(tiny_backbone: TinyBac
             max_epochs=2,
             ckpt_path=str(next((tmp_path / "a").rglob("*.ckpt"))),
         )
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_run_resumed_in_its_own_folder_goes_on_in_its_table(
+    tiny_backbone: TinyBackbone, tmp_path: Path, accumulate: int
+) -> None:
+    options: dict[str, Any] = {"max_steps": -1, "accumulate_grad_batches": accumulate}
+    backbone, half = tiny_backbone("bert"), -(-9 // accumulate)
+    due = [step for step in range(1, 2 * half + 1) if step % 2 == 0 or step in {half, 2 * half}]
+    train(tmp_path, backbone, RepresentationDrift(2), **options, max_epochs=1, enable_checkpointing=True)
+    last = str(next(tmp_path.rglob("*.ckpt")))
+    for _ in range(2):  # the second time, what the first had measured after the checkpoint is measured anew
+        train(tmp_path, backbone, RepresentationDrift(2), **options, max_epochs=2, ckpt_path=last)
+        assert sorted({step for step, *_ in table(tmp_path)}) == due
+
+
+def test_a_quantised_base_is_itself_the_base(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
+    task = SequenceClassificationTask(str(tiny_backbone("bert")))
+    models = [four_bit(tiny_backbone("bert")) for _ in range(2)]
+    config = LoraConfig(target_modules=["query", "value", "output.dense"], task_type="SEQ_CLS")
+    task.network = get_peft_model(models[0], config).train()
+    train(tmp_path, tiny_backbone("bert"), RepresentationDrift(probe_size=8), IntruderDimensions(), task=task)
+    base = exported(tmp_path, "base")
+    before = hidden_means(models[1].base_model.eval(), task, base["rows"])
+    np.testing.assert_allclose(base["layer.1.output"], before[1], atol=1e-5)
+    assert table(tmp_path)[3, 1, "cosine"] < 1 - 1e-7
+    assert (
+        pq.read_table(tmp_path / "adapter_metrics" / "intruder_dimensions.parquet").num_rows == 4 * 8 + 2
+    )  # four layers twice, and all
+
+
+def four_bit(backbone: Path) -> PreTrainedModel:
+    torch.manual_seed(0)
+    settings = BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=["classifier", "bert.pooler.dense"])
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+        backbone, num_labels=5, quantization_config=settings
+    )
+    assert type(model.bert.encoder.layer[0].attention.self.query).__name__ == "Linear4bit"
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # or an evaluation reorders the weights, and training fails
+    return model
 
 
 def test_checkpoints_of_adapters_stay_small(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
