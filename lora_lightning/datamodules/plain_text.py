@@ -10,13 +10,13 @@ import numpy as np
 from lora_lightning.datamodules.batching import EncodedSplit
 from lora_lightning.datamodules.causal_lm import CausalLMDataModule, Prompt
 from lora_lightning.datamodules.holding_out import held_out
+from lora_lightning.datamodules.long_texts import tokenize_long_texts
 from lora_lightning.datamodules.packing import cut_stream
 from lora_lightning.datamodules.records import RECORD_FILES, Record, hub_records, read_records, text_field
 from lora_lightning.datamodules.tables import read_text
 from lora_lightning.errors import ConfigurationError, DataError
 
 WIKITEXT_SPLITS = {"train": "train", "val": "valid", "test": "test"}
-DOCUMENTS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -163,14 +163,14 @@ class PlainTextDataModule(CausalLMDataModule):
 
     def encode_examples(self, rows: Corpus) -> EncodedSplit:
         """The stream of all texts in blocks."""
-        end = [self.tokenizer.eos_token_id] if rows.are_documents else []
-        if end == [None]:
+        if rows.are_documents and self.tokenizer.eos_token_id is None:
             msg = f"the tokenizer of {self.backbone} has no end-of-text token to set documents apart with."
             raise ConfigurationError(msg)
+        before = np.array(self.start_tokens, dtype=np.int32)
+        after = np.array([self.tokenizer.eos_token_id] if rows.are_documents else [], dtype=np.int32)
         parts = [np.empty(0, dtype=np.int32)]
-        for start in range(0, len(rows.texts), DOCUMENTS_AT_ONCE):
-            batch = self.tokenize(rows.texts[start : start + DOCUMENTS_AT_ONCE])
-            parts += [np.array(self.start_tokens + ids + end, dtype=np.int32) for ids in batch]
+        for ids in tokenize_long_texts(self.tokenizer, rows.texts, rows.where):
+            parts += [before, ids, after]
         blocks = cut_stream(np.concatenate(parts), self.context_length)
         if not len(blocks.lengths):
             msg = f"{rows.where} has fewer than 2 tokens; give more text."
