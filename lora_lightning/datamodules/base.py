@@ -150,6 +150,21 @@ class AdaptationDataModule(LightningDataModule):
         names = self.prediction_splits if kind == PREDICT else self.raw_splits
         return [name for name in names if name == kind or name.startswith(f"{kind}_")]
 
+    def check_splits(self, stage: str) -> None:
+        """Refuses data that lacks a split.
+
+        Args:
+            stage: Which needs it: `fit`, `validate`, `test` or `predict`.
+
+        Raises:
+            DataError: If there is none of its kind.
+        """
+        for kind in KINDS_OF_STAGE[stage]:
+            if not self.split_names(kind):
+                why = self.without_test if kind == TEST else f"the data has no {kind} split with labels"
+                msg = f"{why}; there is {', '.join(self.raw_splits)}."
+                raise DataError(msg)
+
     def setup(self, stage: str) -> None:
         """Opens the splits that a stage needs.
 
@@ -161,13 +176,9 @@ class AdaptationDataModule(LightningDataModule):
         """
         if stage == PREDICT:
             self.prediction_splits = self.load_prediction_splits()
+        self.check_splits(stage)
         for kind in KINDS_OF_STAGE[stage]:
-            names = self.split_names(kind)
-            if not names:
-                why = self.without_test if kind == TEST else f"the data has no {kind} split with labels"
-                msg = f"{why}; there is {', '.join(self.raw_splits)}."
-                raise DataError(msg)
-            for name in names:
+            for name in self.split_names(kind):
                 if kind == PREDICT or name not in self.splits:
                     self.splits[name] = self.open_split(name)
 

@@ -27,9 +27,8 @@ from lora_lightning.datamodules.instruction_format import (
 )
 from lora_lightning.datamodules.packing import pack_documents
 from lora_lightning.datamodules.records import Record, hub_records, read_records
+from lora_lightning.datamodules.tokenizing import chunks_of
 from lora_lightning.errors import ConfigurationError, DataError
-
-EXAMPLES_AT_ONCE = 1024
 
 Tokens = tuple[NDArray[np.int32], NDArray[np.bool_]]  # ids, and which of them are learnt
 
@@ -177,17 +176,19 @@ class InstructionDataModule(CausalLMDataModule):
 
     def _tokenized(self, rows: Sequence[Example]) -> list[Tokens]:
         found: list[Tokens] = []
-        for start in range(0, len(rows), EXAMPLES_AT_ONCE):
-            rendered = [self._render(example) for example in rows[start : start + EXAMPLES_AT_ONCE]]
+        rendered = [self._render(example) for example in rows]
+        texts = [text for text, _ in rendered]
+        marks = self.start_tokens
+        for chunk in chunks_of(texts):
             encoded = self.tokenizer(
-                [text for text, _ in rendered],
+                texts[chunk],
                 add_special_tokens=False,
                 return_attention_mask=False,
                 return_offsets_mapping=True,
                 verbose=False,
             )
-            marks = self.start_tokens
-            for ids, offsets, (_, spans) in zip(encoded["input_ids"], encoded["offset_mapping"], rendered, strict=True):
+            learnt_spans = [spans for _, spans in rendered[chunk]]
+            for ids, offsets, spans in zip(encoded["input_ids"], encoded["offset_mapping"], learnt_spans, strict=True):
                 learnt = np.concatenate([np.zeros(len(marks), dtype=np.bool_), learnt_tokens(offsets, spans)])
                 found.append((np.array(marks + ids, dtype=np.int32), learnt))
         return found

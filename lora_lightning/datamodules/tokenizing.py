@@ -1,13 +1,17 @@
-"""Texts to flat arrays of token ids, a few thousand at a time through the fast tokenizer."""
+"""Texts to flat arrays of token ids, a part at a time: a fast tokenizer's own result is far larger than the ids.
 
-from collections.abc import Iterable, Sequence
+It takes about 130 bytes for each character.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-TEXTS_AT_ONCE = 4096  # the tokenizer's own result is a hundred times larger than the ids in it
+TEXTS_AT_ONCE = 4096
+CHARACTERS_AT_ONCE = 2**18  # 35 MiB
 
 
 def tokenize_texts(
@@ -33,8 +37,9 @@ def tokenize_texts(
     names = ("input_ids", "token_type_ids")[: 1 + token_types]
     parts: dict[str, list[NDArray[np.int32]]] = {name: [] for name in names}
     lengths: list[NDArray[np.int64]] = []
-    for start in range(0, len(texts), TEXTS_AT_ONCE):
-        chunk = slice(start, start + TEXTS_AT_ONCE)
+    for chunk in chunks_of(
+        texts if pairs is None else [first + second for first, second in zip(texts, pairs, strict=True)]
+    ):
         encoded = tokenizer(
             list(texts[chunk]),
             None if pairs is None else list(pairs[chunk]),
@@ -51,6 +56,25 @@ def tokenize_texts(
         np.concatenate([np.zeros(0, dtype=np.int64), *lengths]),
         {name: np.concatenate([empty, *columns]) for name, columns in parts.items()},
     )
+
+
+def chunks_of(texts: Sequence[str]) -> Iterator[slice]:
+    """Parts of a sequence of texts that can be tokenised at once.
+
+    Args:
+        texts: Any number.
+
+    Yields:
+        Consecutive parts of at most `TEXTS_AT_ONCE` texts and `CHARACTERS_AT_ONCE` characters, but at least one text.
+    """
+    start = characters = 0
+    for number, text in enumerate(texts):
+        characters += len(text)
+        if number > start and (number - start == TEXTS_AT_ONCE or characters > CHARACTERS_AT_ONCE):
+            yield slice(start, number)
+            start, characters = number, len(text)
+    if len(texts) > start:
+        yield slice(start, len(texts))
 
 
 def flatten_rows(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
