@@ -108,7 +108,7 @@ def test_the_gradient_of_a_step_is_that_of_the_mean_over_its_labels(
     task = built(KeepsGradients, tiny_backbone("llama"), **NO_DROPOUT)
     trainer(tmp_path, max_epochs=1, gradient_clip_val=None).fit(task, loader(batch, batch))
     plain = built(CausalLanguageModelingTask, tiny_backbone("llama"), **NO_DROPOUT)
-    logits = plain.language_model(input_ids=batch["input_ids"]).logits
+    logits = plain.transformers_model(input_ids=batch["input_ids"]).logits
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten()).backward()
     for name, gradient in gradients(plain).items():
         torch.testing.assert_close(task.seen[0][name], gradient, rtol=1e-4, atol=1e-7, msg=name)
@@ -243,7 +243,7 @@ def test_greedy_completions_are_the_most_likely_tokens_whatever_the_neighbours(
     task = built(CausalLanguageModelingTask, tiny_backbone(family), generation=GenerationSettings(max_new_tokens=5))
     rows = [[5, 6, 7, 8], [9], [20, 21]]
     completions = task.complete(prompts(*rows))
-    model = task.language_model.eval()
+    model = task.transformers_model.eval()
     for row, completion in zip(rows, completions, strict=True):
         tokens = list(row)
         for _ in range(5):
@@ -262,14 +262,16 @@ def test_draws_are_the_same_for_the_same_seed_and_generating_keeps_the_mode(tiny
         torch.manual_seed(seed)
         texts.append(task.complete(prompts([5, 6], [7])))
     assert texts[0] == texts[1] != texts[2]
-    assert task.language_model.training
+    assert task.transformers_model.training
 
 
 def test_a_prompt_that_leaves_no_room_is_named(tiny_backbone: TinyBackbone) -> None:
-    task = built(CausalLanguageModelingTask, tiny_backbone("gpt2"), generation=GenerationSettings(max_new_tokens=35))
-    task.predict_step(prompts([5] * 5, [6]), 0)
-    with pytest.raises(ConfigurationError, match=r"prompt 2 has 6 tokens.*max_new_tokens 35 exceeds the model's 40"):
-        task.predict_step(prompts([5], [6] * 6), 0)
+    task = CausalLanguageModelingTask(str(tiny_backbone("gpt2")), generation=GenerationSettings(max_new_tokens=35))
+    task.check_lengths([5, 1], ["f, line 1", "f, line 2"])
+    with pytest.raises(
+        ConfigurationError, match=r"f, line 2: the prompt has 6 tokens.*max_new_tokens 35 exceeds the model's 40"
+    ):
+        task.check_lengths([1, 6], ["f, line 1", "f, line 2"])
 
 
 @pytest.mark.parametrize(
