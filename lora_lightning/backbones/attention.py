@@ -13,7 +13,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from lora_lightning.lora.dropout import inverted_mask
+from lora_lightning.lora.dropout import random_signs
 
 NAME = "cpu_dropout"
 
@@ -27,29 +27,36 @@ class _DropoutAttention(torch.autograd.Function):
     ) -> Tensor:
         batch, heads, tokens, _ = query.shape
         q, k, v = (t.reshape(batch * heads, tokens, -1) for t in (query, key, value))
-        scores = torch.baddbmm(q.new_empty(1), q, k.transpose(1, 2), beta=0, alpha=scaling)
+        scores = _product(q, k.transpose(1, 2), scaling)
         if bias is not None:
             scores.view(batch, heads, tokens, tokens).add_(bias)
         # Row sums as products: a sum over ten elements costs as much as the attention's other parts together.
         weights = scores.sub_(scores.amax(dim=-1, keepdim=True)).exp_()
         weights.div_(_row_sums(weights))
-        mask = inverted_mask(weights, p)
-        ctx.save_for_backward(q, k, v, weights, mask)
-        ctx.scaling = scaling
-        return _split_heads(torch.bmm(weights * mask, v), heads)
+        signs, factor = random_signs(weights, p)
+        weights.mul_(signs)  # weights are not negative, so a minus marks a dropped one: a mask would double the memory
+        ctx.save_for_backward(q, k, v, weights)
+        ctx.scaling, ctx.factor = scaling, factor
+        kept = torch.clamp_min(weights, 0, out=signs)
+        return _split_heads(_product(kept, v, factor), heads)
 
     @staticmethod
     @once_differentiable  # a second derivative would lack terms; now it raises
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, weights, mask = ctx.saved_tensors
+        q, k, v, weights = ctx.saved_tensors
         heads = grad.shape[1]
         grad = grad.reshape(v.shape)
-        dropped = weights * mask
-        grad_v = torch.bmm(dropped.transpose(1, 2), grad)
-        grad_weights = torch.bmm(grad, v.transpose(1, 2)).mul_(dropped)
+        kept = weights.clamp_min(0)
+        grad_v = _product(kept.transpose(1, 2), grad, ctx.factor)
+        grad_weights = _product(grad, v.transpose(1, 2), ctx.factor).mul_(kept)
+        weights = torch.abs(weights, out=kept)
         grad_scores = grad_weights.addcmul_(weights, _row_sums(grad_weights), value=-1).mul_(ctx.scaling)
         grad_q, grad_k = torch.bmm(grad_scores, k), torch.bmm(grad_scores.transpose(1, 2), q)
         return *(_split_heads(t, heads) for t in (grad_q, grad_k, grad_v)), None, None, None
+
+
+def _product(x: Tensor, y: Tensor, factor: float) -> Tensor:
+    return torch.baddbmm(x.new_empty(1), x, y, beta=0, alpha=factor)
 
 
 def _row_sums(x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ Here a mask is cut from random 64-bit words instead, a byte an element. On any o
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -25,12 +26,31 @@ def inverted_mask(x: Tensor, p: float) -> Tensor:
     """
     if x.device.type != "cpu":
         return functional.dropout(torch.ones_like(x), p)
-    words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
+    kept, factor = _kept(x.numel(), p)
+    return torch.from_numpy(kept.astype(np.float32)).mul_(factor).view(x.shape).to(x.dtype)
+
+
+def random_signs(x: Tensor, p: float) -> tuple[Tensor, float]:
+    """Draws what to drop as signs, for numbers that are never negative: one tensor then holds them and the choice.
+
+    Args:
+        x: Any shape, floating dtype, on a CPU; only its shape and dtype matter.
+        p: Probability of dropping an element, in [0, 1); rounded to 1 / 256.
+
+    Returns:
+        Shape and dtype of x: -1 where an element is dropped, 1 elsewhere, the same elements as `inverted_mask` drops;
+        and the factor of what is kept, 1 / (1 - p) for the rounded p.
+    """
+    kept, factor = _kept(x.numel(), p)
+    signs = kept.view(np.int8) * np.int8(2) - np.int8(1)
+    return torch.from_numpy(signs.astype(np.float32)).view(x.shape).to(x.dtype), factor
+
+
+def _kept(count: int, p: float) -> tuple[NDArray[np.bool_], float]:
+    words = torch.empty((count + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
     dropped = min(round(p * LEVELS), LEVELS - 1)
     # NumPy compares and converts bytes with vector instructions; PyTorch takes ten times as long.
-    kept = words.numpy().view(np.uint8)[: x.numel()] >= dropped
-    mask = torch.from_numpy(kept.astype(np.float32)).mul_(LEVELS / (LEVELS - dropped))
-    return mask.view(x.shape).to(x.dtype)
+    return words.numpy().view(np.uint8)[:count] >= dropped, LEVELS / (LEVELS - dropped)
 
 
 class FastDropout(nn.Dropout):

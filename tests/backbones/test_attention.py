@@ -69,6 +69,16 @@ def test_derivatives_are_those_of_finite_differences() -> None:
     assert torch.autograd.gradcheck(run, tuple(qkv(torch.float64)))
 
 
+def test_one_tensor_of_weights_is_kept_for_the_backward_pass() -> None:
+    kept: list[int] = []
+    tokens = 64
+    q, k, v = qkv(tokens=tokens)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):  # type: ignore[func-returns-value]
+        dropout_attention_forward(LAYER, q, k, v, None, dropout=0.3)  # type: ignore[arg-type]
+    assert sum(size == BATCH * HEADS * tokens * tokens for size in kept) == 1
+    assert sum(kept) < 2 * BATCH * HEADS * tokens * tokens
+
+
 def test_mean_over_many_draws_is_the_attention_without_dropout() -> None:
     q, k, v = (x.detach() for x in qkv())
     expected, _ = sdpa_attention_forward(LAYER, q, k, v, padding_mask())  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lora_lightning.lora.dropout import LEVELS, FastDropout, inverted_mask, use_fast_dropout
+from lora_lightning.lora.dropout import LEVELS, FastDropout, inverted_mask, random_signs, use_fast_dropout
 
 
 @pytest.mark.parametrize("p", [0.0, 0.05, 0.1, 0.3, 0.5, 0.9, 0.9999])
@@ -19,6 +19,19 @@ def test_mask_is_zero_or_the_inverse_of_what_is_kept(p: float, dtype: torch.dtyp
     assert mask.shape == (7, 3)
     assert mask.dtype == dtype
     assert set(mask.unique().tolist()) <= {0.0, kept.item()}
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.9999])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_signs_drop_the_same_elements(p: float, dtype: torch.dtype) -> None:
+    x = torch.empty(7, 11, dtype=dtype)
+    torch.manual_seed(0)
+    mask = inverted_mask(x, p)
+    torch.manual_seed(0)
+    signs, factor = random_signs(x, p)
+    assert signs.dtype == dtype
+    assert set(signs.unique().tolist()) <= {-1.0, 1.0}
+    torch.testing.assert_close(signs.clamp_min(0) * factor, mask)
 
 
 @pytest.mark.parametrize("p", [0.05, 0.1, 0.25, 0.5, 0.9])
