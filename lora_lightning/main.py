@@ -50,6 +50,16 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def print_warning(message: Warning | str, *_where: object) -> None:
+    """Prints a warning without the line of code that it comes from, which is no use to a user.
+
+    Args:
+        message: What to say.
+        _where: Category, file and so on, as Python gives them to `warnings.showwarning`.
+    """
+    print(f"lora-lightning: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program.
 
@@ -65,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             from lora_lightning.cli import run  # noqa: PLC0415  # seconds of imports, not for --help
 
+            warnings.showwarning = print_warning  # type: ignore[assignment]  # takes all that Python gives
             run(words)
     except LoraLightningError as error:
         print(f"lora-lightning: error: {error}", file=sys.stderr)

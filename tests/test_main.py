@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 
@@ -41,6 +42,20 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])
     assert __version__ in capsys.readouterr().out
+
+
+def test_a_warning_is_a_sentence_without_the_place_in_the_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(_words: list[str]) -> None:
+        warnings.simplefilter("always")
+        warnings.warn("2 rows are\nin both splits.", stacklevel=2)
+
+    monkeypatch.setattr("lora_lightning.cli.run", run)
+    before = warnings.showwarning
+    assert main(["fit"]) == 0
+    assert capsys.readouterr().err == "lora-lightning: warning: 2 rows are in both splits.\n"
+    assert warnings.showwarning is before
 
 
 def test_unknown_command_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,10 @@
 """Load a pretrained model and its tokenizer, and say what the checkpoint lacked."""
 
 import importlib.util
+import io
 import struct
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -269,18 +271,20 @@ def load_model(
         BackboneError: If the weights cannot be found or do not fit the architecture.
     """
     source = resolve_backbone(backbone)
-    model, info = _load(
-        backbone,
-        lambda: auto_class.from_pretrained(
-            source,
-            config=config,
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            key_mapping=key_mapping,
-            **_where(source),
-        ),
-    )
+    # transformers shows a bar of its tensors whatever it is told.
+    with nullcontext() if gguf_file_of(source) is None else redirect_stderr(io.StringIO()):
+        model, info = _load(
+            backbone,
+            lambda: auto_class.from_pretrained(
+                source,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                key_mapping=key_mapping,
+                **_where(source),
+            ),
+        )
     base = f"{model.base_model_prefix}."
     unfit = [name for name, *_ in info["mismatched_keys"]]
     lacked = modules_lacked(model, {*info["missing_keys"], *unfit})

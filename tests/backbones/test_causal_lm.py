@@ -189,6 +189,14 @@ def test_a_gguf_file_loads_as_the_model_it_holds(gguf_folder: tuple[Path, LlamaF
     assert tokenizer.eos_token == TOKENS[1]
 
 
+def test_a_gguf_file_loads_without_a_word(
+    gguf_folder: tuple[Path, LlamaForCausalLM], capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(gguf_folder[0])
+    load_causal_lm(folder, load_causal_lm_config(folder))
+    assert capfd.readouterr().err == ""
+
+
 def test_a_model_from_a_gguf_file_saves_as_any_other(
     gguf_folder: tuple[Path, LlamaForCausalLM], tmp_path: Path
 ) -> None:
