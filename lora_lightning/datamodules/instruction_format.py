@@ -13,6 +13,10 @@ from lora_lightning.errors import DataError
 
 MARK = "\ue000\ue001"  # for private use, so in no text
 
+FIELDS = "give every record instruction and output, or messages with role and content"
+PROMPT_FIELDS = "give every record instruction (or prompt), or messages with role and content"
+MESSAGE_FIELDS = "give every message role and content"
+
 Span = tuple[int, int]  # characters from, up to but without
 Message = dict[str, str]  # role and content
 
@@ -63,7 +67,7 @@ def parse_example(record: Record) -> Example:
             msg = f"{record.where}: no message has the role assistant, so there is no response to learn."
             raise DataError(msg)
         return Example(record.where, messages[: last + 1])
-    instruction, response = text_field(record, "instruction"), text_field(record, "output")
+    instruction, response = (text_field(record, name, remedy=FIELDS) for name in ("instruction", "output"))
     messages = [{"role": "user", "content": instruction}, {"role": "assistant", "content": response}]
     return Example(record.where, messages, _context(record))
 
@@ -87,7 +91,7 @@ def parse_messages(record: Record) -> list[Message]:
     parsed = []
     for number, message in enumerate(messages, start=1):
         inner = Record(f"{record.where}, message {number}", message if isinstance(message, dict) else {})
-        parsed.append({"role": text_field(inner, "role"), "content": text_field(inner, "content")})
+        parsed.append({name: text_field(inner, name, remedy=MESSAGE_FIELDS) for name in ("role", "content")})
     return parsed
 
 
@@ -200,7 +204,7 @@ def parse_prompt(prompt: str | Record) -> Example:
     if "messages" in prompt.fields:
         return Example(prompt.where, parse_messages(prompt))
     name = "prompt" if "prompt" in prompt.fields else "instruction"
-    messages = [{"role": "user", "content": text_field(prompt, name)}]
+    messages = [{"role": "user", "content": text_field(prompt, name, remedy=PROMPT_FIELDS)}]
     return Example(prompt.where, messages, _context(prompt))
 
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from lora_lightning.datamodules.tables import decode_text
 from lora_lightning.errors import DataError
 
 
@@ -27,10 +28,11 @@ def read_queries(predict_file: str | None) -> list[str]:
     try:
         # Bytes: standard input may have been opened with another encoding, and keeps a byte order mark.
         raw = sys.stdin.buffer.read() if predict_file == "-" else Path(predict_file).expanduser().read_bytes()
-        content = raw.decode("utf-8-sig").rstrip()
-    except (OSError, UnicodeDecodeError) as error:
-        msg = f"--data.predict_file {predict_file}: {_why(error)}; give a UTF-8 text file with one query a line."
+    except OSError as error:
+        why = str(error.strerror).lower() if error.strerror else type(error).__name__
+        msg = f"--data.predict_file {predict_file}: {why}; give a UTF-8 text file with one query a line."
         raise DataError(msg) from error
+    content = decode_text(raw, name).rstrip()
     # Not splitlines(): to it a form feed or U+2028 inside a query ends a line, and row numbers would shift.
     lines = re.split("\r\n|\r|\n", content) if content else []
     check_texts(lines, name, "line")
@@ -55,9 +57,3 @@ def check_texts(texts: Iterable[str], name: str, unit: str) -> None:
         if not text.strip():
             msg = f"{name}, {unit} {number}: the text is empty; remove the row or fill it in."
             raise DataError(msg)
-
-
-def _why(error: OSError | UnicodeDecodeError) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return f"byte {error.start} is not UTF-8"
-    return str(error.strerror).lower() if error.strerror else type(error).__name__

@@ -40,6 +40,9 @@ def read_records(path: str | Path) -> list[Record]:
         DataError: If the file cannot be read or a row is malformed; names the line or the record.
     """
     path = Path(path)
+    if path.suffix not in RECORD_FILES:
+        msg = f"{path} is no file of records that can be read; its ending must be one of {', '.join(RECORD_FILES)}."
+        raise DataError(msg)
     if path.suffix == JSON_LIST:
         return _read_json_list(path)
     table = read_table(path)
@@ -74,13 +77,14 @@ def hub_records(dataset: str, config: str | None, remedy: str) -> dict[str, list
     }
 
 
-def text_field(record: Record, name: str, may_be_empty: bool = False) -> str:
+def text_field(record: Record, name: str, may_be_empty: bool = False, remedy: str = "add it") -> str:
     """A text of a record.
 
     Args:
         record: The record.
         name: Of the field.
         may_be_empty: Whether it may have no letters in it.
+        remedy: What to do where there is no such field, to end the message.
 
     Returns:
         The text.
@@ -89,7 +93,8 @@ def text_field(record: Record, name: str, may_be_empty: bool = False) -> str:
         DataError: If it is missing, no text, or empty.
     """
     if name not in record.fields:
-        msg = f"{record.where}: the field {name!r} is missing; the record has {', '.join(record.fields) or 'none'}."
+        there = ", ".join(record.fields) or "none"
+        msg = f"{record.where}: the field {name!r} is missing; the record has {there}; {remedy}."
         raise DataError(msg)
     value = record.fields[name]
     if not isinstance(value, str):
@@ -111,8 +116,11 @@ def _read_json_list(path: Path) -> list[Record]:
     except ValueError as error:
         msg = f"{path} is not JSON ({error}); mend it, or use .jsonl for one object a line."
         raise DataError(msg) from error
-    if not isinstance(rows, list) or not rows:
-        msg = f"{path} holds no list of records; use .jsonl for one object a line."
+    if not isinstance(rows, list):
+        msg = f"{path} holds no list of records; put them in [ ], or use .jsonl for one object a line."
+        raise DataError(msg)
+    if not rows:
+        msg = f"{path} holds no rows; give a file with at least one."
         raise DataError(msg)
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):

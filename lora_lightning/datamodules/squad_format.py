@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lora_lightning.datamodules.tables import decode_text
 from lora_lightning.errors import DataError
 from lora_lightning.metrics.squad_v2 import Question
 
@@ -52,9 +53,9 @@ def parse_squad_json(content: bytes, name: str, answers_needed: bool = True) -> 
         DataError: As in `read_squad_json`.
     """
     try:
-        root = json.loads(content.decode("utf-8-sig"))
+        root = json.loads(decode_text(content, name))
     except ValueError as error:
-        msg = f"{name} is not JSON in UTF-8 ({error}); fetch the original release again."
+        msg = f"{name} is not JSON ({error}); mend the file, or fetch it again if it is the original release."
         raise DataError(msg) from error
     articles = []
     for number, article in enumerate(_field(root, "data", list, name), start=1):

@@ -10,6 +10,11 @@ from typing import Any
 
 from lora_lightning.errors import DataError, nearest
 
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+CELL_REMEDIES = {
+    ".csv": "a cell with a comma in it must stand in double quotes.",
+    ".tsv": "no cell may hold a tab or a line end.",
+}
 FIELD_LIMIT = 2**31 - 1  # the csv module's own is 128 KiB, less than a long document
 
 
@@ -54,7 +59,8 @@ class Table:
             DataError: If there is no such column.
         """
         if name not in self.columns:
-            msg = f"{self.name} has no column {name!r}; {nearest(name, self.columns)}"
+            remedy = _separator_remedy(self.name, list(self.columns)) or nearest(name, self.columns)
+            msg = f"{self.name} has no column {name!r}; {remedy}"
             raise DataError(msg)
         return self.columns[name]
 
@@ -103,7 +109,7 @@ def read_table(path: Path) -> Table:
         raise DataError(msg)
     table = READERS[path.suffix](path)
     if not len(table):
-        msg = f"{path} holds no rows."
+        msg = f"{path} holds no rows; give a file with at least one."
         raise DataError(msg)
     return table
 
@@ -162,7 +168,8 @@ def _from_rows(
         if len(row) != len(names):
             if not skip_broken:
                 cells = f"{len(row)} column{'s' * (len(row) != 1)}"
-                msg = f"{path}, line {number}: {cells} where {len(names)} are needed ({', '.join(names)})."
+                remedy = _separator_remedy(str(path), names) or CELL_REMEDIES.get(path.suffix, "mend the line.")
+                msg = f"{path}, line {number}: {cells} where {len(names)} are needed ({', '.join(names)}); {remedy}"
                 raise DataError(msg)
             if len(row) < len(names):
                 continue
@@ -170,6 +177,15 @@ def _from_rows(
         kept.append(row)
     columns = {name: [row[number] for row in kept] for number, name in enumerate(names)}
     return Table(str(path), columns, "line", places)
+
+
+def _separator_remedy(name: str, columns: Sequence[str]) -> str | None:
+    """What to do about a file whose only column is the names of several with another separator between them."""
+    own = SEPARATORS.get(Path(name).suffix)
+    found = [mark for mark in (";", "\t", ",", "|") if mark != own and len(columns) == 1 and mark in columns[0]]
+    if own is None or not found:
+        return None
+    return f"its first line is {columns[0]!r}, which has {found[0]!r} between the names where {own!r} is needed."
 
 
 def _read_json_lines(path: Path) -> Table:
@@ -234,9 +250,25 @@ def read_text(path: Path) -> str:
     except OSError as error:
         msg = f"{path} cannot be read ({str(error.strerror).lower()}); check the path."
         raise DataError(msg) from error
+    return decode_text(raw, str(path))
+
+
+def decode_text(raw: bytes, name: str) -> str:
+    """Decodes the content of a file.
+
+    Args:
+        raw: UTF-8; a byte order mark is left out.
+        name: What to call the file in messages.
+
+    Returns:
+        The text, line ends as they are.
+
+    Raises:
+        DataError: If it is not UTF-8; names the line.
+    """
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
-        msg = f"{path}, line {line}: byte {error.start} of the file is not UTF-8; save the file in UTF-8."
+        msg = f"{name}, line {line}: byte {error.start} of the file is not UTF-8; save the file in UTF-8."
         raise DataError(msg) from error

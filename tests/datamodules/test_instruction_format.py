@@ -127,14 +127,21 @@ def test_messages_after_the_last_response_are_left_out() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"input": "", "output": "x"}, "f: the field 'instruction' is missing; the record has input, output"),
+        (
+            {"input": "", "output": "x"},
+            "f: the field 'instruction' is missing; the record has input, output; give every",
+        ),
         ({"instruction": "x"}, "f: the field 'output' is missing"),
+        (
+            {"conversations": []},
+            "has conversations; give every record instruction and output, or messages with role and",
+        ),
         ({"instruction": "x", "output": " "}, "f: the field 'output' is empty"),
         ({"instruction": "x", "output": "y", "input": 3}, "f: the field 'input' holds 3"),
         ({"messages": []}, "f: messages must be a list of objects"),
         ({"messages": "hi"}, "f: messages must be a list of objects"),
         ({"messages": ["hi"]}, "f, message 1: the field 'role' is missing"),
-        ({"messages": [{"role": "user"}]}, "f, message 1: the field 'content' is missing"),
+        ({"messages": [{"role": "user"}]}, "the record has role; give every message role and content"),
         ({"messages": [say("user", "x"), say("assistant", "")]}, "f, message 2: the field 'content' is empty"),
         ({"messages": [say("user", "x")]}, "f: no message has the role assistant"),
     ],

@@ -53,7 +53,7 @@ def test_a_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (b"\nhi", "{name}, line 1: the text is empty; remove the row or fill it in."),
         (b"", "{name} holds no query; write one query a line."),
         (b" \n\n", "{name} holds no query; write one query a line."),
-        (b"hi\ncaf\xe9\n", "{option}: byte 6 is not UTF-8; give a UTF-8 text file with one query a line."),
+        (b"hi\ncaf\xe9\n", "{name}, line 2: byte 6 of the file is not UTF-8; save the file in UTF-8."),
     ],
     ids=["empty line", "blank line", "first line", "empty file", "blank file", "not UTF-8"],
 )

@@ -51,9 +51,9 @@ def test_tables_and_lists_give_the_same_records(tmp_path: Path) -> None:
         ("a.jsonl", '{"a": 1}\n["a"]\n', r'a.jsonl, line 2: expected an object, found \["a"\]'),
         ("a.json", '{"a": 1}', "a.json holds no list of records"),
         ("a.json", "[1]", "a.json, record 1: expected an object with named fields, found 1"),
-        ("a.json", "[]", "a.json holds no list of records"),
+        ("a.json", "[]", "a.json holds no rows; give a file with at least one"),
         ("a.json", "[", "a.json is not JSON"),
-        ("a.txt", "x", "a.txt is no table that can be read"),
+        ("a.txt", "x", r"its ending must be one of \.csv, \.tsv, \.jsonl, \.parquet, \.json\."),
     ],
 )
 def test_malformed_files_are_named_with_their_line(tmp_path: Path, name: str, content: str, message: str) -> None:
@@ -64,7 +64,7 @@ def test_malformed_files_are_named_with_their_line(tmp_path: Path, name: str, co
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"b": "x"}, "f, line 1: the field 'a' is missing; the record has b"),
+        ({"b": "x"}, "f, line 1: the field 'a' is missing; the record has b; add it"),
         ({}, "the record has none"),
         ({"a": 3}, "the field 'a' holds 3 where a text is needed"),
         ({"a": " \n"}, "the field 'a' is empty"),

@@ -217,14 +217,22 @@ def test_what_is_wrong_is_named(case: str) -> None:
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe{}", b"<html>"], ids=["empty", "cut", "utf-16", "html"])
+@pytest.mark.parametrize("content", [b"", b"{", b"<html>"], ids=["empty", "cut", "html"])
 def test_what_is_not_json_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "train-v2.0.json"
     path.write_bytes(content)
     with pytest.raises(DataError) as raised:
         read_squad_json(path, "--data.train_file")
-    assert str(raised.value).startswith(f"{path} is not JSON in UTF-8 (")
-    assert str(raised.value).endswith("; fetch the original release again.")
+    assert str(raised.value).startswith(f"{path} is not JSON (")
+    assert str(raised.value).endswith("; mend the file, or fetch it again if it is the original release.")
+
+
+def test_what_is_not_utf_8_is_named_with_its_line() -> None:
+    content = '{"data":\n[{"title": "café"}]}'.encode("latin-1")
+    with pytest.raises(
+        DataError, match=r"^own\.json, line 2: byte 24 of the file is not UTF-8; save the file in UTF-8"
+    ):
+        parse_squad_json(content, "own.json")
 
 
 @pytest.mark.parametrize("content", [b"[]", b"3", b"null"])

@@ -62,17 +62,34 @@ def test_line_ends_and_marks_are_not_part_of_cells(
 
 
 WRONG: dict[str, tuple[str, str | bytes, str]] = {
-    "csv with a column too few": ("csv", "text,label\na,b\nc\n", "line 3: 1 column where 2 are needed (text, label)."),
-    "csv with a column too many": ("csv", "text,label\na,b,c\n", "line 2: 3 columns where 2 are needed"),
+    "csv with a column too few": (
+        "csv",
+        "text,label\na,b\nc\n",
+        "line 3: 1 column where 2 are needed (text, label); a cell with a comma",
+    ),
+    "csv with a column too many": (
+        "csv",
+        "text,label\na,b,c\n",
+        "line 2: 3 columns where 2 are needed (text, label); a c",
+    ),
     "csv with an open quote": ("csv", 'text,label\na,b\n"c,d\ne,f\n', "line 3: unexpected end of data; a cell with"),
     "csv with text after a quote": ("csv", 'text,label\n"a"b,c\n', "line 2: ',' expected after '\"'; a cell with"),
     "tsv with a column too few": ("tsv", "text\tlabel\na\tb\n\nc\td\n", "line 3: 1 column where 2 are needed"),
-    "tsv with a column too many": ("tsv", "text\tlabel\na\tb\tc\n", "line 2: 3 columns where 2 are needed"),
+    "tsv with a column too many": (
+        "tsv",
+        "text\tlabel\na\tb\tc\n",
+        "line 2: 3 columns where 2 are needed (text, label); no cell may",
+    ),
+    "semicolons": (
+        "csv",
+        "text;label\na, or so;b\n",
+        "line 2: 2 columns where 1 are needed (text;label); its first line",
+    ),
     "column twice": ("tsv", "text\ttext\na\tb\n", "line 1: the column 'text' occurs twice; every column needs"),
-    "header only": ("csv", "text,label\n", " holds no rows."),
-    "empty csv": ("csv", "", " holds no rows."),
-    "empty tsv": ("tsv", "", " holds no rows."),
-    "empty json lines": ("jsonl", "\n\n", " holds no rows."),
+    "header only": ("csv", "text,label\n", " holds no rows; give a file with at least one."),
+    "empty csv": ("csv", "", " holds no rows; give a file with at least one."),
+    "empty tsv": ("tsv", "", " holds no rows; give a file with at least one."),
+    "empty json lines": ("jsonl", "\n\n", " holds no rows; give a file with at least one."),
     "no json": ("jsonl", '{"text": "a"}\n{"text": \n', "line 2: not JSON ("),
     "empty line in json lines": ("jsonl", '{"text": "a"}\n\n{"text": "b"}\n', "line 2: not JSON ("),
     "no object": ("jsonl", '{"text": "a"}\n["b"]\n', 'line 2: expected an object, found ["b"].'),
@@ -110,6 +127,21 @@ def test_a_missing_column_is_named_with_the_nearest(tmp_path: Path) -> None:
     table = read_table(write(tmp_path / "rows.csv", [("a", "b")]))
     with pytest.raises(DataError, match=r"rows\.csv has no column 'txt'; did you mean 'text'\?"):
         table.column("txt")
+
+
+@pytest.mark.parametrize(
+    ("ending", "separator", "needed"),
+    [("csv", ";", "','"), ("csv", "\t", "','"), ("tsv", ",", r"'\t'"), ("tsv", "|", r"'\t'")],
+)
+def test_another_separator_is_recognised(tmp_path: Path, ending: str, separator: str, needed: str) -> None:
+    path = tmp_path / f"rows.{ending}"
+    path.write_text(f"text{separator}label\na{separator}b\n")
+    with pytest.raises(DataError) as raised:
+        read_table(path).column("text")
+    assert str(raised.value) == (
+        f"{path} has no column 'text'; its first line is {f'text{separator}label'!r}, which has {separator!r} between "
+        f"the names where {needed} is needed."
+    )
 
 
 @pytest.mark.parametrize(
