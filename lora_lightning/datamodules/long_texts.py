@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers.models import BPE
+from tokenizers.models import Unigram
 from transformers import PreTrainedTokenizerBase
 
 from lora_lightning.datamodules import tokenizing
@@ -49,11 +49,11 @@ def _tokenize_in_pieces(tokenizer: PreTrainedTokenizerBase, text: str, where: st
     At its ends a piece may have other tokens than the whole text: a word is cut, a mark of the text's start is put
     before it. So the outer quarters of an overlap do not count, and the rest has to agree token by token. For byte
     pair encoding one pair of tokens is proof: a sequence is the encoding of a text if every two neighbours are that of
-    theirs. So is one word where words are tokenised one by one. For what else there is, some 500 tokens agree, and not
-    only the few of one repeated character.
+    theirs. So is one word where words are tokenised one by one. For the most probable tokens of a long run without
+    words (Unigram) there is no proof, but the some 500 tokens that agree must be more than one repeated character.
     """
     size = tokenizing.CHARACTERS_AT_ONCE
-    needed = 1 if isinstance(tokenizer.backend_tokenizer.model, BPE) else DIFFERENT_TOKENS
+    needed = DIFFERENT_TOKENS if isinstance(tokenizer.backend_tokenizer.model, Unigram) else 1
     begin, first = 0, 0  # of the piece in the text, and of its own tokens in its `tokens`
     tokens = _tokens_of(tokenizer, text, begin, size)
     kept = []

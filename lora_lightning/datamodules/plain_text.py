@@ -49,7 +49,8 @@ class PlainTextDataModule(CausalLMDataModule):
         test_file: The same for test; without it nothing is tested.
         dataset_name: Instead: a data set of the hub, for example `Salesforce/wikitext`.
         dataset_config_name: Its configuration, for example `wikitext-2-raw-v1`.
-        rows_are_lines: Rows of the hub's data set are lines of one text and no documents, as WikiText's are.
+        rows_are_lines: Rows of the hub's data set are lines of one text, with their ends, and no documents, as
+            WikiText's are; an empty row is its blank line, a space and a line end.
         text_column: Name of the field of texts in records.
         context_length: Tokens the model sees at once.
         validation_share: Share of the training data to validate on where there is no validation split, in (0, 1).
@@ -134,11 +135,13 @@ class PlainTextDataModule(CausalLMDataModule):
         where = f"{self.dataset_name}, {split}"
         if not self.rows_are_lines:
             return Corpus(where, self._texts(records), are_documents=True)
-        lines = [text_field(record, self.text_column, may_be_empty=True) for record in records]
-        return Corpus(where, ["".join(lines)], are_documents=False)
+        lines = self._texts(records, may_be_empty=True)
+        # The hub's WikiText has an empty row where wiki.*.raw has a line of one space.
+        return Corpus(where, ["".join(line or " \n" for line in lines)], are_documents=False)
 
-    def _texts(self, records: Iterable[Record]) -> list[str]:
-        return [text_field(record, self.text_column) for record in records]
+    def _texts(self, records: Iterable[Record], may_be_empty: bool = False) -> list[str]:
+        remedy = "name the field of texts with --data.text_column"
+        return [text_field(record, self.text_column, may_be_empty, remedy) for record in records]
 
     def _set_aside(self, corpus: Corpus) -> tuple[Corpus, Corpus]:
         pieces = corpus.texts if corpus.are_documents else corpus.texts[0].splitlines(keepends=True)

@@ -117,10 +117,13 @@ def test_rows_of_the_hubs_wikitext_are_lines_of_one_text(
     monkeypatch.setattr("datasets.load_dataset", lambda *_args, **_kw: {"train": part, "validation": part})
     options = {"dataset_name": "a/b", "dataset_config_name": "c", "backbone": gpt2, "context_length": 8}
     lines = PlainTextDataModule(**options, rows_are_lines=True)  # type: ignore[arg-type]
-    assert lines.raw_splits["train"].texts == ["".join(rows)]
+    assert lines.raw_splits["train"].texts == [" \n = w1 = \n \n w2 w3 \n"]  # as wiki.train.raw has it
     with pytest.raises(DataError, match="a/b, train, row 1: the field 'text' is empty"):
         _ = PlainTextDataModule(**options).raw_splits  # type: ignore[arg-type]
-    with pytest.raises(DataError, match="the field 'body' is missing"):
+    with pytest.raises(
+        DataError,
+        match=r"the field 'body' is missing; the record has text; name the field of texts with --data\.text_c",
+    ):
         _ = PlainTextDataModule(**options, rows_are_lines=True, text_column="body").raw_splits  # type: ignore[arg-type]
 
 
@@ -199,6 +202,22 @@ def test_a_prompt_file_without_a_prompt_is_named(gpt2: str, tmp_path: Path) -> N
     (tmp_path / "p.jsonl").write_text('{"text": "w1 w2"}\n')
     with pytest.raises(DataError, match=r"p\.jsonl, line 1: the field 'prompt' is missing"):
         PlainTextDataModule(predict_file=str(tmp_path / "p.jsonl"), backbone=gpt2).setup("predict")
+
+
+@pytest.mark.shared
+def test_rows_of_the_hubs_wikitext_are_the_real_file(
+    gpt2: str, shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets  # noqa: PLC0415
+
+    text = (shared_data / "text/wikitext-2-raw/wiki.valid.raw").read_text(encoding="utf-8")
+    rows = [f"{line}\n" if line.strip() else "" for line in text.removesuffix("\n").split("\n")]  # as the hub's is made
+    part = datasets.Dataset.from_list([{"text": row} for row in rows])
+    monkeypatch.setattr("datasets.load_dataset", lambda *_args, **_kw: {"train": part, "validation": part})
+    module = PlainTextDataModule(
+        dataset_name="Salesforce/wikitext", rows_are_lines=True, backbone=gpt2, context_length=8
+    )
+    assert module.raw_splits["val"].texts == [text]
 
 
 @pytest.mark.shared
