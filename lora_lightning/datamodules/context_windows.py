@@ -114,12 +114,14 @@ def window_bounds(tokens: int, room: int, overlap: int) -> list[tuple[int, int]]
     Args:
         tokens: Of the context, at least 1.
         room: Context tokens that fit a window.
-        overlap: Tokens that neighbours share, below `room`.
+        overlap: Tokens that neighbours share; below `room`, unless all tokens fit one window.
 
     Returns:
         (first token, one past the last) of each window; together they cover every token.
     """
-    count = 1 + max(0, -(-(tokens - room) // (room - overlap)))
+    if tokens <= room:
+        return [(0, tokens)]
+    count = 1 - (room - tokens) // (room - overlap)
     return [(first, min(first + room, tokens)) for first in range(0, count * (room - overlap), room - overlap)]
 
 
@@ -140,7 +142,11 @@ def answer_tokens(offsets: Integers, answer: tuple[str, int]) -> tuple[int, int]
 
 
 def encode_windows(
-    questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase, max_length: int, doc_stride: int
+    questions: Sequence[Question],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    doc_stride: int,
+    name: str,
 ) -> Iterator[Window]:
     """Tokenises questions and contexts; a context is tokenised once for all of its questions.
 
@@ -149,12 +155,14 @@ def encode_windows(
         tokenizer: A fast one.
         max_length: Tokens of a window at most.
         doc_stride: Context tokens that neighbouring windows share.
+        name: What to call the questions' file in messages.
 
     Yields:
         Every window of every question, in order.
 
     Raises:
-        DataError: If a question leaves too little room for its context, or a context has no token.
+        DataError: If a question leaves too little room for its context, or a context has no token; names the file and
+            the question.
     """
     layout = pair_layout(tokenizer)
     for first in range(0, len(questions), CHUNK):
@@ -167,7 +175,7 @@ def encode_windows(
             context = np.array(encoded["input_ids"][which], dtype=np.int64)
             offsets = np.array(encoded["offset_mapping"][which], dtype=np.int64).reshape(-1, 2)
             room = max_length - len(words) - layout.size
-            _check_room(question, len(words), len(context), room, max_length, doc_stride)
+            _check_room(f"{name}, question {question.id!r}", len(words), len(context), room, max_length, doc_stride)
             for bounds in window_bounds(len(context), room, doc_stride):
                 yield _window(number, question, words, context, offsets, bounds, layout)
 
@@ -184,17 +192,17 @@ def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], offsets: bool 
 
 
 def _check_room(
-    question: Question, question_tokens: int, context_tokens: int, room: int, max_length: int, doc_stride: int
+    place: str, question_tokens: int, context_tokens: int, room: int, max_length: int, doc_stride: int
 ) -> None:
-    if room <= doc_stride:
+    if room < context_tokens and room <= doc_stride:
         msg = (
-            f"question {question.id!r} has {question_tokens} tokens, so that of data.max_length {max_length} "
-            f"{max(room, 0)} are left for the context, which must be more than data.doc_stride {doc_stride}; raise "
-            "max_length, lower doc_stride, or shorten the question."
+            f"{place} has {question_tokens} tokens, so that of data.max_length {max_length} {max(room, 0)} are left "
+            f"for windows of its context of {context_tokens}, which must be more than data.doc_stride "
+            f"{doc_stride}; raise max_length, lower doc_stride, or shorten the question."
         )
         raise DataError(msg)
     if not context_tokens:
-        msg = f"question {question.id!r}: the backbone's tokenizer finds no token in its context; remove the question."
+        msg = f"{place}: the backbone's tokenizer finds no token in its context; remove the question."
         raise DataError(msg)
 
 

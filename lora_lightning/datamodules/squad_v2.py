@@ -231,7 +231,7 @@ class SquadV2DataModule(TextDataModule):
         per_row = ("question", "null_position", "start_positions", "end_positions")
         tokens: dict[str, list[Any]] = {name: [] for name in per_token}
         columns: dict[str, list[int]] = {name: [] for name in per_row}
-        for window in encode_windows(rows, self.tokenizer, self.window_length, self.doc_stride):
+        for window in encode_windows(rows, self.tokenizer, self.window_length, self.doc_stride, self._source_of(split)):
             for name, parts in tokens.items():
                 parts.append(getattr(window, name).astype(np.int32))
             places = (window.question, window.null_position, window.start_position, window.end_position)
@@ -242,6 +242,15 @@ class SquadV2DataModule(TextDataModule):
             {name: np.concatenate(parts) for name, parts in tokens.items()},
             {name: np.array(values, dtype=np.int64) for name, values in columns.items()},
         )
+
+    def _source_of(self, split: str) -> str:
+        """What to call the file, or the hub's split, that a split's questions came from."""
+        if split == PREDICT:
+            return "standard input" if self.predict_file == "-" else f"{self.predict_file}"
+        files = {name: str(path) for name, (path, _) in self._files.items()}
+        files = files or {TRAIN: f"{HUB_DATASET}, train", VALIDATION: f"{HUB_DATASET}, validation"}
+        held_out = split == VALIDATION and self.validation_share is not None
+        return files[TRAIN if split == TRAIN or held_out or VALIDATION not in files else VALIDATION]
 
     def prediction_inputs(self, split: str) -> list[dict[str, Any]]:
         """Id and context of each question, by the number that a batch's `question` gives."""

@@ -74,7 +74,7 @@ def tokenizer_of(family: str) -> PreTrainedTokenizerBase:
 
 
 def windows_of(question: Question, family: str, max_length: int = 24, doc_stride: int = 4) -> list[Window]:
-    return list(encode_windows([question], tokenizer_of(family), max_length, doc_stride))
+    return list(encode_windows([question], tokenizer_of(family), max_length, doc_stride, "dev.json"))
 
 
 @pytest.mark.parametrize(
@@ -256,19 +256,33 @@ def test_answers_of_whole_words_come_back_letter_by_letter(family: str) -> None:
 
 @pytest.mark.parametrize("max_length", [9, 3, 1])
 def test_a_question_without_room_is_named_with_the_limit(max_length: int) -> None:
-    question = Question("5ad", "who built the old", "bridge", ())
+    question = Question("5ad", "who built the old", "bridge over this river", ())
     with pytest.raises(DataError) as raised:
         windows_of(question, "as BERT", max_length, 2)
     assert str(raised.value) == (
-        f"question '5ad' has 4 tokens, so that of data.max_length {max_length} {max(max_length - 7, 0)} are left for "
-        "the context, which must be more than data.doc_stride 2; raise max_length, lower doc_stride, or shorten the "
-        "question."
+        f"dev.json, question '5ad' has 4 tokens, so that of data.max_length {max_length} {max(max_length - 7, 0)} are "
+        "left for windows of its context of 4, which must be more than data.doc_stride 2; raise max_length, lower "
+        "doc_stride, or shorten the question."
     )
-    assert len(windows_of(question, "as BERT", 10, 2)) == 1
+    assert len(windows_of(question, "as BERT", 10, 2)) == 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_context_that_fits_needs_no_room_for_an_overlap(family: str) -> None:
+    question = Question("q", "who built the old stone", "town", ())
+    for doc_stride in (0, 1, 5, 30):
+        (window,) = windows_of(question, family, 64, doc_stride)
+        assert window.input_ids.tolist() == windows_of(question, family, 64, 0)[0].input_ids.tolist()
+    tokens = len(window.input_ids)
+    assert len(windows_of(question, family, tokens, tokens - 1)) == 1
+    with pytest.raises(DataError):
+        windows_of(question, family, tokens - 1, tokens - 2)
 
 
 def test_a_context_without_tokens_is_named() -> None:
-    with pytest.raises(DataError, match=r"^question 'q7': the backbone's tokenizer finds no token in its context"):
+    with pytest.raises(
+        DataError, match=r"^dev\.json, question 'q7': the backbone's tokenizer finds no token in its context"
+    ):
         windows_of(Question("q7", "who", "\u2003"), "as BERT")
 
 
@@ -284,7 +298,7 @@ def test_a_slow_tokenizer_is_refused() -> None:
 def test_questions_of_many_contexts_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lora_lightning.datamodules.context_windows.CHUNK", 3)
     questions = [Question(str(number), "who", f"old {WORDS[number % 5]} town" * 3) for number in range(8)]
-    windows = list(encode_windows(questions, tokenizer_of("as BERT"), 10, 1))
+    windows = list(encode_windows(questions, tokenizer_of("as BERT"), 10, 1, "dev.json"))
     assert sorted({window.question for window in windows}) == list(range(8))
     assert [window.question for window in windows] == sorted(window.question for window in windows)
     for window in windows:

@@ -280,8 +280,27 @@ def test_a_question_without_room_stops_before_training(make: Callable[..., Squad
     content = json.loads(path.read_text())
     content["data"][1]["paragraphs"][0]["qas"][0]["question"] = "w1 " * 30
     path.write_text(json.dumps(content))
-    with pytest.raises(DataError, match=r"^question 'q6' has 30 tokens, so that of data\.max_length 32 2 are left"):
+    wording = "question 'q6' has 30 tokens, so that of data.max_length 32 2 are left"
+    with pytest.raises(DataError, match="^" + re.escape(f"{path}, {wording}")):
         make().prepare_data()
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({}, ["train-v2.0.json", "dev-v2.0.json", "dev-v2.0.json"]),
+        ({"validation_share": 0.3}, ["train-v2.0.json", "train-v2.0.json", "dev-v2.0.json"]),
+    ],
+)
+def test_a_question_is_named_with_the_file_of_its_split(
+    make: Callable[..., SquadV2DataModule], settings: dict[str, Any], names: list[str]
+) -> None:
+    module = make(max_length=3, doc_stride=2, predict_file="ask.json", **settings)
+    for split, name in zip(("train", "val", "test"), names, strict=True):
+        with pytest.raises(DataError, match=rf"{re.escape(name)}, question 'q\d+' has"):
+            module.encode(split, module.raw_splits[split])
+    with pytest.raises(DataError, match=r"^ask\.json, question"):
+        module.encode("predict", module.raw_splits["val"])
 
 
 # Prediction
