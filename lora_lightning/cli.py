@@ -174,15 +174,17 @@ class LoraLightningCLI(LightningCLI):
             raise ConfigurationError(msg)
 
     def before_fit(self) -> None:
-        """Finds out now, not after an epoch, whether data and settings fit and results can be written."""
+        """Finds out before there is a run folder whether data and settings fit and results can be written."""
         if (space := self.datamodule.label_space) is not None:
             self.model.adopt_labels(space)
         self.model.check_settings()
-        _ = self.datamodule.raw_splits  # reads the data, and so checks it, where no labels did
         self._check_mode()
+        self.datamodule.check_splits("fit")  # reads the data, and so checks it, where no labels did
         if self.options.trainer.get("overfit_batches"):
             msg = "trainer.overfit_batches is not supported; use trainer.limit_train_batches and limit_val_batches."
             raise ConfigurationError(msg)
+        if self.trainer.local_rank == 0:
+            self.datamodule.prepare_data()  # the trainer's own call will find it done
         folder = self.run_folder
         if self.trainer.is_global_zero and not self.options.trainer.get("fast_dev_run"):
             check_writable(folder)

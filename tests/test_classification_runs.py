@@ -245,6 +245,28 @@ def test_misuse_is_one_clear_sentence(mnli_run: Path, capfd: pytest.CaptureFixtu
         assert text in last
 
 
+@pytest.mark.parametrize("mistake", ["no training file", "too long"])
+def test_a_mistake_in_the_data_leaves_no_run_behind(
+    tiny_backbone: TinyBackbone, tmp_path: Path, capfd: pytest.CaptureFixture[str], mistake: str
+) -> None:
+    data = save_tiny_glue(tmp_path / "data", "rte")
+    words = ["--data=GlueDataModule", "--data.task_name=rte", f"--data.data_dir={data}", "--data.allow_partial=true"]
+    if mistake == "no training file":
+        (data / "RTE/train.tsv").unlink()
+    else:
+        train = data / "RTE/train.tsv"
+        train.write_text(train.read_text() + "\n12\t" + "w1 " * 50 + "\tw2\tentailment")
+    assert main(fit_words(tiny_backbone("bert"), tmp_path, *words)) == 2
+    output = capfd.readouterr()
+    wording = {
+        "no training file": "RTE/train.tsv, which does not exist",
+        "too long": "set data.max_length to at most 40",
+    }
+    assert wording[mistake] in output.err
+    assert "run folder" not in output.out
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_unknown_metric_is_one_clear_sentence(
     tiny_backbone: TinyBackbone, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -100,8 +100,8 @@ def test_a_checkpoint_holds_what_trains_and_the_threshold(run: Path) -> None:
     state = torch.load(run / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
     rest = [name for name in state if "lora_" not in name and "qa_outputs.modules_to_save" not in name]
     assert rest == ["null_threshold"]
-    threshold = metrics_of(run / "summary.json")["val/best_f1_thresh"]
-    assert state["null_threshold"].item() == pytest.approx(threshold, abs=1e-6)
+    threshold = state["null_threshold"].item()
+    assert threshold >= metrics_of(run / "summary.json")["val/best_f1_thresh"]
     exported = json.loads((run / "adapter/question_answering.json").read_text())
     assert exported["null_threshold"] == pytest.approx(threshold, abs=1e-6)
 
@@ -219,7 +219,7 @@ MISUSE: dict[str, tuple[Callable[[Path, Path], Words], list[str]]] = {
     "windows too long": (lambda *_: ["--data.max_length=41"], ["data.max_length is 41", "takes 40 tokens at most"]),
     "windows too short": (
         lambda *_: ["--data.max_length=9", "--data.doc_stride=8"],
-        ["question 'q0' has 1 tokens", "data.max_length 9"],
+        ["train-v2.0.json, question 'q0' has 1 tokens", "data.max_length 9"],
     ),
     "a target that is the head": (
         lambda *_: ['--model.lora.target_modules=["qa_outputs"]'],
@@ -246,12 +246,16 @@ def test_misuse_is_one_clear_sentence(
     if case == "intents instead of questions":
         given = [word for word in given if not word.startswith("--data")]
     assert main([*given, *words(data, tmp_path)]) == 2
-    output = capfd.readouterr().err
+    captured = capfd.readouterr()
+    output = captured.err
     last = output.strip().splitlines()[-1]
     assert last.startswith("lora-lightning: error: ")
     assert "Traceback" not in output
     for text in needed:
         assert text in last
+    if case.startswith("windows"):
+        assert "run folder" not in captured.out
+        assert not (tmp_path / "run").exists()
 
 
 def test_a_checkpoint_of_another_task_is_refused(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -195,6 +195,21 @@ class TextDataModule(LightningDataModule):
             encoded = {name: self.encode(name, rows) for name, rows in self.raw_splits.items()}
             write_splits(self.cache_file, encoded)
 
+    def check_splits(self, stage: str) -> None:
+        """Refuses data that lacks a split.
+
+        Args:
+            stage: Which needs it: `fit`, `validate`, `test` or `predict`.
+
+        Raises:
+            DataError: If there is none of its kind.
+        """
+        for kind in KINDS_OF_STAGE[stage]:
+            if not self.split_names(kind):
+                why = self.without_test if kind == TEST else f"the data has no {kind} split with labels"
+                msg = f"{why}; there is {', '.join(self.raw_splits)}."
+                raise DataError(msg)
+
     def setup(self, stage: str) -> None:
         """Opens the splits that a stage needs.
 
@@ -206,13 +221,9 @@ class TextDataModule(LightningDataModule):
         """
         if stage == PREDICT:
             self.prediction_splits = self.load_prediction_splits()
+        self.check_splits(stage)
         for kind in KINDS_OF_STAGE[stage]:
-            names = self.split_names(kind)
-            if not names:
-                why = self.without_test if kind == TEST else f"the data has no {kind} split with labels"
-                msg = f"{why}; there is {', '.join(self.raw_splits)}."
-                raise DataError(msg)
-            for name in names:
+            for name in self.split_names(kind):
                 if kind == PREDICT:
                     encoded = self.encode(name, self.prediction_splits[name])
                     self.splits[name] = TokenizedDataset(encoded, self.padding())

@@ -79,10 +79,8 @@ class GlueDataModule(ClassificationDataModule):
             stage: `fit`, `validate`, `test` or `predict`.
 
         Raises:
-            DataError: If a file is missing, or the model to predict with was trained for other labels.
+            DataError: If a split is missing, or the model to predict with was trained for other labels.
         """
-        if stage == "fit" and TRAIN not in self.raw_splits:
-            self._read(TRAIN)  # says what is wrong
         if stage == PREDICT and self.trainer is not None:
             trained: LabelSpace | None = getattr(self.trainer.lightning_module, "label_space", None)
             if trained is not None and trained.names != self.label_space.names:
@@ -92,6 +90,12 @@ class GlueDataModule(ClassificationDataModule):
                 )
                 raise DataError(msg)
         super().setup(stage)
+
+    def check_splits(self, stage: str) -> None:
+        """As in the base; a training file that is missing is named."""
+        if stage == "fit" and TRAIN not in self.raw_splits:
+            self._read(TRAIN)  # says what is wrong
+        super().check_splits(stage)
 
     def load_splits(self) -> dict[str, LabelledTexts]:
         """Reads the splits with labels; without a training file there is still validation."""
@@ -169,6 +173,9 @@ class GlueDataModule(ClassificationDataModule):
             table = hub_table(self._hub, f"{HUB_DATASET}, {self.task_name}", split.hub_split, columns)
         else:
             table = self._read_file(split)
+        if not len(table):
+            msg = f"{table.name} holds no rows; fetch the file again."
+            raise DataError(msg)
         if len(table) != split.rows:
             counts = f"{table.name} has {len(table)} rows where GLUE has {split.rows}"
             if not self.allow_partial:
@@ -181,7 +188,10 @@ class GlueDataModule(ClassificationDataModule):
         path = self._path(split)
         if not path.is_file():
             there = ", ".join(sorted(file.name for file in path.parent.glob("*.tsv"))) or "no .tsv files"
-            msg = f"--data.data_dir: {self.task_name} needs {path}, which does not exist; {path.parent} has {there}."
+            msg = (
+                f"--data.data_dir: {self.task_name} needs {path}, which does not exist; {path.parent} has {there}. "
+                "Fetch the file, or set data_dir to null to read the hub."
+            )
             raise DataError(msg)
         return read_tsv(path, split.columns, skip_broken=self.task.flawed)
 
@@ -194,7 +204,19 @@ class GlueDataModule(ClassificationDataModule):
         rows = self._unlabelled(table)
         column = self._column("label")
         if not self.task.names:
-            return LabelledTexts(rows.texts, numbers(table, column), rows.pairs)
+            return LabelledTexts(rows.texts, _scores(table, column), rows.pairs)
         words = self.task.names if self.data_dir is None else self.task.words
         labels = [[label] for label in class_labels(table, column)]
         return LabelledTexts(rows.texts, [row[0] for row in class_indices(table, column, labels, words)], rows.pairs)
+
+
+def _scores(table: Table, column: str) -> list[float]:
+    scores = numbers(table, column)
+    for row, score in enumerate(scores):
+        if not LOWEST_SCORE <= score <= HIGHEST_SCORE:
+            msg = (
+                f"{table.where(row)}: the {column} {score:g} is not in [{LOWEST_SCORE:g}, {HIGHEST_SCORE:g}], as "
+                "STS-B's are; mend it, or fetch the file again."
+            )
+            raise DataError(msg)
+    return scores

@@ -106,6 +106,18 @@ def test_a_file_that_lacks_rows_may_be_allowed(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*where GLUE has")
+@pytest.mark.parametrize("task", ["rte", "cola"])
+@pytest.mark.parametrize("name", ["train.tsv", "dev.tsv"])
+@pytest.mark.parametrize("lines", [0, 1])
+def test_a_file_without_rows_is_never_allowed(tmp_path: Path, task: str, name: str, lines: int) -> None:
+    module = module_of(tmp_path, task)
+    path = tmp_path / FOLDERS[task] / name
+    header = path.read_text().split("\n")[0] + "\n"
+    path.write_text(header * lines if task == "rte" else "")  # CoLA has none
+    assert error_of(module) == f"{path} holds no rows; fetch the file again."
+
+
+@pytest.mark.filterwarnings("ignore:.*where GLUE has")
 @pytest.mark.parametrize("task", ["mnli", "qnli", "wnli", "sst2"])
 def test_a_missing_file_is_named_with_what_is_there(tmp_path: Path, task: str) -> None:
     module = module_of(tmp_path, task)
@@ -114,7 +126,8 @@ def test_a_missing_file_is_named_with_what_is_there(tmp_path: Path, task: str) -
     (place / name).unlink()
     there = ", ".join(sorted(path.name for path in place.iterdir()))
     assert error_of(module) == (
-        f"--data.data_dir: {task} needs {place / name}, which does not exist; {place} has {there}."
+        f"--data.data_dir: {task} needs {place / name}, which does not exist; {place} has {there}. Fetch the file, or "
+        "set data_dir to null to read the hub."
     )
 
 
@@ -122,7 +135,7 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     message = error_of(GlueDataModule("mnli", str(tmp_path)))
     assert message == (
         f"--data.data_dir: mnli needs {tmp_path}/MNLI/dev_matched.tsv, which does not exist; {tmp_path}/MNLI has no "
-        ".tsv files."
+        ".tsv files. Fetch the file, or set data_dir to null to read the hub."
     )
 
 
@@ -151,6 +164,12 @@ WRONG = {
     "an unknown label": ("RTE", "3\tw1\tw2\tentailed", "the label 'entailed' in column 'label' is none of the 2 known"),
     "an empty text": ("RTE", "3\tw1\t \tentailment", "line 4: the text in column 'sentence2' is empty"),
     "no number": ("STS-B", "3\t\t\t\t\t\t\tw1\tw2\tn/a", "line 4: the column 'score' must hold a finite number"),
+    "a score too high": (
+        "STS-B",
+        "3\t\t\t\t\t\t\tw1\tw2\t5.1",
+        "line 4: the score 5.1 is not in [0, 5], as STS-B's are",
+    ),
+    "a score too low": ("STS-B", "3\t\t\t\t\t\t\tw1\tw2\t-1", "line 4: the score -1 is not in [0, 5]"),
     "not a number": ("STS-B", "3\t\t\t\t\t\t\tw1\tw2\tNaN", "line 4: the column 'score' must hold a finite number"),
 }
 
