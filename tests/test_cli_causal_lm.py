@@ -265,7 +265,16 @@ MISUSE: dict[str, tuple[Misuse, list[str]]] = {
         lambda run, folder: evaluate_words(
             "predict", run, f"--data.predict_file={_prompts(folder)}", "--model.generation.max_new_tokens=40"
         ),
-        ["prompt 1 has 2 tokens", "40 positions"],
+        ["prompts.txt, line 1: the prompt has 2 tokens", "40 positions"],
+    ),
+    "no response in any context": (
+        lambda run, folder: [
+            *("fit", "--model=CausalLanguageModelingTask", f"--model.backbone={_backbone(run)}"),
+            *("--data=InstructionDataModule", f"--data.train_file={save_tiny_instructions(folder)}"),
+            *("--data.context_length=4", f"--data.cache_dir={folder}", "--trainer.logger=TensorBoardLogger"),
+            f"--trainer.logger.save_dir={run.parent}",
+        ],
+        ["none of the", "data.context_length 4; raise it"],
     ),
     "no prompts": (lambda run, _: evaluate_words("predict", run), ["--data.predict_file"]),
     "no chat template": (
@@ -294,11 +303,22 @@ def test_misuse_is_one_clear_sentence(run: Path, tmp_path: Path, capfd: pytest.C
     words, needed = MISUSE[case]
     before = set(run.parent.iterdir())
     assert main(words(run, tmp_path)) == 2
-    last = capfd.readouterr().err.strip().splitlines()[-1]
+    output = capfd.readouterr()
+    last = output.err.strip().splitlines()[-1]
+    assert "run folder" not in output.out
     assert last.startswith("lora-lightning: error: ")
     for text in needed:
         assert text in last
     assert set(run.parent.iterdir()) == before  # a mistake leaves no half run behind
+
+
+def test_a_prompt_that_is_too_long_is_found_before_any_weights_load(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "w1"}\n' + json.dumps({"prompt": "w1 " * 38}) + "\n")
+    monkeypatch.delattr(CausalLanguageModelingTask, "build_network")
+    assert main(evaluate_words("predict", run, f"--data.predict_file={tmp_path / 'prompts.jsonl'}")) == 2
+    assert f"{tmp_path}/prompts.jsonl, line 2: the prompt has 38 tokens, which with" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("task", ["CausalLanguageModelingTask", "SequenceClassificationTask"])

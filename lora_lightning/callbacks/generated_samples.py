@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
+from lora_lightning.datamodules.batching import TokenizedDataset
 from lora_lightning.datamodules.causal_lm import CausalLMDataModule
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.tasks import CausalLanguageModelingTask
@@ -30,20 +31,18 @@ class GeneratedSamples(Callback):
         self.seed = seed
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuses a task that cannot generate.
+        """Refuses a task that cannot generate, and prompts that are too long, before any weights load.
 
         Raises:
-            ConfigurationError: If it is not `CausalLanguageModelingTask`.
+            ConfigurationError: If it is not `CausalLanguageModelingTask`, or a prompt leaves no room to complete it.
         """
-        del trainer, stage
         if not isinstance(pl_module, CausalLanguageModelingTask):
             msg = f"the callback GeneratedSamples needs a CausalLanguageModelingTask, not {type(pl_module).__name__}."
             raise ConfigurationError(msg)
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Finds prompts that are too long before training, not after an epoch."""
-        task = cast("CausalLanguageModelingTask", pl_module)
-        task.check_lengths(self._batch(trainer, task))
+        if stage == "fit":
+            places = [f"GeneratedSamples, prompt {number}" for number in range(1, len(self.prompts) + 1)]
+            pl_module.check_lengths(self._rows(trainer).lengths.tolist(), places)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Generates and shows."""
@@ -59,8 +58,11 @@ class GeneratedSamples(Callback):
             board.experiment.add_text("samples", text, global_step=trainer.global_step)
 
     def _batch(self, trainer: Trainer, task: CausalLanguageModelingTask) -> dict[str, Tensor]:
-        rows = cast("CausalLMDataModule", trainer.datamodule).prompts(self.prompts)  # type: ignore[attr-defined]
+        rows = self._rows(trainer)
         return {name: tensor.to(task.device) for name, tensor in rows[range(len(rows))].items()}
+
+    def _rows(self, trainer: Trainer) -> TokenizedDataset:
+        return cast("CausalLMDataModule", trainer.datamodule).prompts(self.prompts)  # type: ignore[attr-defined]
 
 
 def samples_table(prompts: Sequence[str], completions: Sequence[str]) -> str:

@@ -73,6 +73,7 @@ class CausalLMDataModule(TextDataModule):
         self.context_length = context_length
         self.validation_share = validation_share
         self.split_seed = split_seed
+        self.prompt_places: list[str] = []  # file and line of each prompt to predict
 
     @abstractmethod
     def read_splits(self) -> dict[str, Any]:
@@ -121,6 +122,11 @@ class CausalLMDataModule(TextDataModule):
             prompts: Sequence[str | Record] = read_records(self.predict_file)
         else:
             prompts = read_queries(self.predict_file)
+        name = "standard input" if self.predict_file == "-" else self.predict_file
+        self.prompt_places = [
+            prompt.where if isinstance(prompt, Record) else f"{name}, line {line}"
+            for line, prompt in enumerate(prompts, start=1)
+        ]
         return {PREDICT: [self.render_prompt(prompt) for prompt in prompts]}
 
     def prediction_inputs(self, split: str) -> list[dict[str, Any]]:

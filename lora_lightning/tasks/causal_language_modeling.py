@@ -76,6 +76,19 @@ class CausalLanguageModelingTask(AdaptationTask):
             generation=generation,
         )
 
+    def setup(self, stage: str) -> None:
+        """Finds prompts that are too long before any weights load.
+
+        Args:
+            stage: `fit`, `validate`, `test` or `predict`.
+
+        Raises:
+            ConfigurationError: If one leaves no room for its completion.
+        """
+        if stage == "predict":
+            datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+            self.check_lengths(datamodule.splits["predict"].lengths.tolist(), datamodule.prompt_places)
+
     @cached_property
     def _config(self) -> PretrainedConfig:
         return load_causal_lm_config(self.backbone, self.base_dropout)  # a GGUF file takes seconds to look into
@@ -192,7 +205,6 @@ class CausalLanguageModelingTask(AdaptationTask):
             `index`, (prompts,), the row in the file; and `completion`, a text for each prompt.
         """
         del batch_idx
-        self.check_lengths(batch)
         return {"index": batch["index"], "completion": self.complete(batch)}
 
     def complete(self, prompts: Mapping[str, Tensor]) -> list[str]:
@@ -206,24 +218,25 @@ class CausalLanguageModelingTask(AdaptationTask):
         """
         return complete(self.language_model, self.tokenizer, prompts, self.generation)
 
-    def check_lengths(self, batch: Batch) -> None:
+    def check_lengths(self, lengths: Sequence[int], places: Sequence[str]) -> None:
         """Refuses prompts that leave no room for their completion.
 
         Args:
-            batch: `index` and `attention_mask` of prompts.
+            lengths: Tokens of each prompt.
+            places: What to call each in messages, such as its file and line.
 
         Raises:
             ConfigurationError: If one does not fit the model's positions with `generation.max_new_tokens`.
         """
-        limit = position_limit(self.language_model.config)
-        longest, row = batch["attention_mask"].sum(dim=1).max(dim=0)
-        if limit is not None and int(longest) + self.generation.max_new_tokens > limit:
-            msg = (
-                f"prompt {int(batch['index'][row]) + 1} has {int(longest)} tokens, which with "
-                f"model.generation.max_new_tokens {self.generation.max_new_tokens} exceeds the model's {limit} "
-                "positions; shorten one of them."
-            )
-            raise ConfigurationError(msg)
+        limit = position_limit(self._config)
+        new = self.generation.max_new_tokens
+        for length, place in zip(lengths, places, strict=True):
+            if limit is not None and length + new > limit:
+                msg = (
+                    f"{place}: the prompt has {length} tokens, which with model.generation.max_new_tokens {new} "
+                    f"exceeds the model's {limit} positions; shorten one of them."
+                )
+                raise ConfigurationError(msg)
 
     def prediction_rows(
         self, batches: Sequence[Mapping[str, Any]], inputs: Sequence[Mapping[str, Any]]

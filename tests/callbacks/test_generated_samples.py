@@ -104,5 +104,5 @@ def test_texts_are_shown_verbatim() -> None:
 def test_a_prompt_without_room_for_its_completion_is_refused_before_training(
     tiny_backbone: TinyBackbone, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigurationError, match="prompt 2 has 36 tokens, which with"):
+    with pytest.raises(ConfigurationError, match="GeneratedSamples, prompt 2: the prompt has 36 tokens, which with"):
         train(tmp_path, tiny_backbone("gpt2"), False, [GeneratedSamples(["w1", "w1 " * 36])])

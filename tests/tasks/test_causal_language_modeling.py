@@ -266,10 +266,14 @@ def test_draws_are_the_same_for_the_same_seed_and_generating_keeps_the_mode(tiny
 
 
 def test_a_prompt_that_leaves_no_room_is_named(tiny_backbone: TinyBackbone) -> None:
-    task = built(CausalLanguageModelingTask, tiny_backbone("gpt2"), generation=GenerationSettings(max_new_tokens=35))
-    task.predict_step(prompts([5] * 5, [6]), 0)
-    with pytest.raises(ConfigurationError, match=r"prompt 2 has 6 tokens.*max_new_tokens 35 exceeds the model's 40"):
-        task.predict_step(prompts([5], [6] * 6), 0)
+    task = CausalLanguageModelingTask(str(tiny_backbone("gpt2")), generation=GenerationSettings(max_new_tokens=35))
+    task.check_lengths([5, 5], ["a.txt, line 1", "a.txt, line 2"])
+    with pytest.raises(
+        ConfigurationError,
+        match=r"^a\.txt, line 2: the prompt has 6 tokens, which with .*max_new_tokens 35 exceeds the model's 40",
+    ):
+        task.check_lengths([5, 6], ["a.txt, line 1", "a.txt, line 2"])
+    assert task.network is None
 
 
 @pytest.mark.parametrize(
