@@ -207,7 +207,7 @@ def test_instructions_train_with_long_context_settings(
     more = [f"--data.predict_file={tmp_path / 'prompts.jsonl'}", f"--predictions.file={tmp_path / 'out.jsonl'}"]
     assert main(evaluate_words("predict", run, *more)) == 0
     out = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert [row["prompt"] for row in out] == ["w1", "w3"]
+    assert [row["prompt"] for row in out] == ["w1\n\nw2", "w3"]
 
 
 def test_full_fine_tuning_leaves_a_transformers_folder(tiny_backbone: TinyBackbone, data: Path, tmp_path: Path) -> None:

@@ -147,9 +147,15 @@ def choose_threshold(scores: QuestionScores) -> float:
         scores: At least one question.
 
     Returns:
-        From `best_threshold`; infinity where every question has an answer, as in SQuAD 1.1.
+        Halfway from `best_threshold` to the next null score above it, if there is one: the same questions are answered,
+        and none is so near that rounding, which differs with the batch size, could move it across. Infinity where every
+        question has an answer, as in SQuAD 1.1.
     """
-    return np.inf if scores.has_answer.all() else best_threshold(scores, "f1")[1]
+    if scores.has_answer.all():
+        return np.inf
+    threshold = best_threshold(scores, "f1")[1]
+    above = scores.null_score[scores.null_score > threshold]
+    return (threshold + float(above.min())) / 2 if above.size else threshold
 
 
 def squad_v2_report(scores: QuestionScores, threshold: float) -> dict[str, float]:

@@ -159,7 +159,18 @@ def test_without_unanswerable_questions_all_are_answered() -> None:
 def test_threshold_is_chosen_by_f1() -> None:
     scores = score_answers([question("x"), question(), question("y z")], ["x", "w", "y"], [0.5, 2.0, 1.0])
     assert best_threshold(scores, "exact")[1] == 0.5
-    assert choose_threshold(scores) == best_threshold(scores, "f1")[1] == 1.0
+    assert best_threshold(scores, "f1")[1] == 1.0
+    assert choose_threshold(scores) == 1.5  # no question's own score, which rounding could move across
+
+
+@pytest.mark.parametrize(
+    ("answers", "null_scores", "expected"),
+    [(["x", ""], [2.0, 1.0], 2.0), (["z", "w"], [2.0, 1.0], -math.inf), (["x", "w"], [1.0, 1.0], 1.0)],
+    ids=["nothing above", "nothing answered", "the same score"],
+)
+def test_threshold_at_the_ends(answers: list[str], null_scores: list[float], expected: float) -> None:
+    scores = score_answers([question("x"), question()], answers, null_scores)
+    assert choose_threshold(scores) == expected
 
 
 # The reference: one question at a time, as the data set's paper and evaluation page describe it.

@@ -267,11 +267,13 @@ def test_draws_are_the_same_for_the_same_seed_and_generating_keeps_the_mode(tiny
 
 def test_a_prompt_that_leaves_no_room_is_named(tiny_backbone: TinyBackbone) -> None:
     task = CausalLanguageModelingTask(str(tiny_backbone("gpt2")), generation=GenerationSettings(max_new_tokens=35))
-    task.check_lengths([5, 1], ["f, line 1", "f, line 2"])
+    task.check_lengths([5, 5], ["a.txt, line 1", "a.txt, line 2"])
     with pytest.raises(
-        ConfigurationError, match=r"f, line 2: the prompt has 6 tokens.*max_new_tokens 35 exceeds the model's 40"
+        ConfigurationError,
+        match=r"^a\.txt, line 2: the prompt has 6 tokens, which with .*max_new_tokens 35 exceeds the model's 40",
     ):
-        task.check_lengths([1, 6], ["f, line 1", "f, line 2"])
+        task.check_lengths([5, 6], ["a.txt, line 1", "a.txt, line 2"])
+    assert task.network is None
 
 
 @pytest.mark.parametrize(
