@@ -33,15 +33,14 @@ class Observation(NamedTuple):
 
 
 def held_out_batches(trainer: Trainer, count: int) -> list[Batch]:
-    """Some of this process's validation batches, spread evenly, on the host; loading them draws no random number."""
-    with isolate_rng():
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        loaders = trainer.val_dataloaders if datamodule is None else datamodule.val_dataloader()
-        loader = loaders[0] if isinstance(loaders, list | tuple) else loaders
-        if not loader:
-            return []
-        wanted = set(torch.linspace(0, len(loader) - 1, min(count, len(loader))).round().long().tolist())
-        return [batch for number, batch in enumerate(loader) if number in wanted]
+    """Some of this process's validation batches, spread evenly, on the host; made without its workers."""
+    loaders = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
+    if not loaders:
+        return []
+    loader = loaders[0] if isinstance(loaders, list) else loaders
+    rows = list(loader.sampler)  # of whole batches
+    wanted = torch.linspace(0, len(rows) - 1, min(count, len(rows)), dtype=torch.float64).round().long()
+    return [loader.dataset[rows[number]] for number in wanted.tolist()]
 
 
 @contextmanager
@@ -80,8 +79,7 @@ def observe(trainer: Trainer, task: AdaptationTask, batches: list[Batch], *, wit
         trainer: Knows devices and precision.
         task: In evaluation mode.
         batches: On the host.
-        with_metrics: Whether to have the task's metrics too, for a pass more; it goes first and warms up for the one
-            that is timed.
+        with_metrics: Whether to have the task's metrics too.
 
     Returns:
         What it says.
@@ -89,20 +87,30 @@ def observe(trainer: Trainer, task: AdaptationTask, batches: list[Batch], *, wit
     for module in task.metrics.modules():
         if isinstance(module, Metric):
             module.reset()
+    split = first_split(task)
     outputs, seconds = [], 0.0
+    with precision(trainer):
+        task.evaluate(on_device(trainer, batches[-1]))  # warms up; the shortest of them
     for batch in batches:
-        moved = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
+        moved = on_device(trainer, batch)
         with precision(trainer):
-            if with_metrics:
-                task.validation_step(moved, 0)
             with stopwatch(task.device) as took:
-                said = task.outputs(moved)
+                found = task.evaluate(moved)
+                said = task.outputs(moved, found)
+            if with_metrics:
+                task.add_to_metrics(split, moved, found)
         seconds += took[0]
         outputs.append(Outputs(said.logits.cpu(), said.distribution, said.decisions.cpu()))
     broken = torch.tensor(any(bool(said.logits.isnan().any()) for said in outputs), dtype=torch.int64)
     broken = trainer.strategy.reduce(broken.to(task.device), reduce_op="max")
-    metrics = {} if broken or not with_metrics else task.metric_values(first_split(task))  # no metric is made for NaN
+    metrics = {} if broken or not with_metrics else task.metric_values(split)  # no metric is made for NaN
     return Observation(outputs, metrics, seconds / len(batches))
+
+
+def on_device(trainer: Trainer, batch: Batch) -> Batch:
+    """A batch as the trainer hands it to a step."""
+    moved: Batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
+    return moved
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from lora_lightning.lora.intruders import (
     find_intruders,
     left_singular_vectors,
 )
+from lora_lightning.lora.threads import map_in_threads
 
 
 class IntruderDimensions(AdapterMonitor):
@@ -75,7 +76,7 @@ class IntruderDimensions(AdapterMonitor):
             weight = base_weight(layer)  # collective under FSDP2, as the next
             adapted = adapted_weight(layer, weight)
             if number % trainer.world_size == trainer.global_rank:
-                found[name] = find_intruders(self._directions(name, weight), adapted, self.top_k, self.epsilon)
+                found[name] = self._compare(name, weight, adapted)
         parts: list[Any] = [found]
         if trainer.world_size > 1:
             parts = [None] * trainer.world_size
@@ -85,13 +86,13 @@ class IntruderDimensions(AdapterMonitor):
             print(f"{sentence(together)} ({time.perf_counter() - started:.1f} s for {len(together)} layers)")
         return measurements_of(together)
 
-    def _directions(self, name: str, weight: Tensor) -> Tensor:
-        if name in self._own:
-            return self._own[name]
-        own = left_singular_vectors(weight)[0].float()
+    def _compare(self, name: str, weight: Tensor, adapted: Tensor) -> Intruders:
+        matrices = [adapted] if name in self._own else [adapted, weight]
+        (directions, values), *decomposed = map_in_threads(left_singular_vectors, matrices)
+        own = decomposed[0][0].float() if decomposed else self._own[name]
         if self.every_n_steps is not None:  # or it is not needed again
             self._own[name] = own
-        return own
+        return find_intruders(own, directions, values, self.top_k, self.epsilon)
 
 
 def measurements_of(found: dict[str, Intruders]) -> list[Measurement]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import LightningModule, Trainer
@@ -17,6 +17,7 @@ from lora_lightning.errors import ConfigurationError, nearest
 from lora_lightning.lora.delta import adapted_layers, adapter_deltas, split_name
 from lora_lightning.lora.rank_advice import rank_advice
 from lora_lightning.lora.spectrum import common_energy_rank, rank_numbers, singular_values
+from lora_lightning.tasks import AdaptationTask
 
 PANELS = 16  # of spectra in one picture
 REPORT = "rank_utilization.json"
@@ -88,7 +89,7 @@ class RankUtilizationMonitor(AdapterMonitor):
         super().on_train_end(trainer, pl_module)
         if not self._spectra or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        advice = rank_advice(self._spectra, self._ranks)
+        advice = rank_advice(self._spectra, self._ranks, cast("AdaptationTask", pl_module).lora)
         print(f"rank: {advice}")
         path = run_folder_of(trainer) / REPORT
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 from lora_lightning.backbones import load_config
 from lora_lightning.backbones.first_token import every_token
 from lora_lightning.callbacks.adapter_monitor import AdapterMonitor, Measurement
+from lora_lightning.callbacks.cards import CARD_INCHES, DOTS_PER_INCH, FONT, evenly_spaced
 from lora_lightning.callbacks.held_out import evaluating
 from lora_lightning.callbacks.run_folder import run_folder_of
 from lora_lightning.datamodules import TextDataModule
@@ -210,17 +211,25 @@ def drift_figure(values: dict[tuple[str, int, int], float]) -> "Figure":
     from matplotlib.figure import Figure  # noqa: PLC0415  # a second of import, needed only where something is drawn
 
     layers, steps = sorted({layer for _, layer, _ in values}), sorted({step for *_, step in values})
-    figure = Figure(figsize=(11, 2.2 + 0.16 * len(layers)), layout="constrained")
-    for axes, metric in zip(figure.subplots(1, 2), ("cosine", "cka"), strict=True):
+    # Inches by hand: matplotlib's own layout takes as long as the rest of the drawing.
+    left, between, bottom, top, bar = 0.45, 0.15, 0.85, 0.3, 0.08
+    width, height = (CARD_INCHES - left - between - 0.2) / 2, max(0.5, 0.1 * len(layers))
+    size = (CARD_INCHES, bottom + height + top)
+    figure = Figure(figsize=size, dpi=DOTS_PER_INCH)
+    for number, metric in enumerate(("cosine", "cka")):
+        start = (left + number * (width + between)) / size[0]
+        axes = figure.add_axes((start, bottom / size[1], width / size[0], height / size[1]))
         grid = np.array([[values.get((metric, layer, step), np.nan) for step in steps] for layer in layers])
         lowest = float(np.nanmin(grid)) if np.isfinite(grid).any() else 0.0
         image = axes.imshow(grid, aspect="auto", origin="lower", cmap="viridis", vmin=min(lowest, 0.999), vmax=1)
-        figure.colorbar(image, ax=axes)
-        shown = range(0, len(steps), -(-len(steps) // 8))
-        axes.set_xticks(list(shown), [steps[place] for place in shown])
-        shown = range(0, len(layers), -(-len(layers) // 16))
-        axes.set_yticks(list(shown), [layers[place] for place in shown])
-        axes.set_xlabel("step")
-        axes.set_ylabel("layer")
-        axes.set_title(f"{metric} with the base model")
+        below = figure.add_axes((start, 0.3 / size[1], width / size[0], bar / size[1]))
+        figure.colorbar(image, cax=below, orientation="horizontal").ax.locator_params(nbins=3)
+        below.tick_params(labelsize=FONT)
+        shown = evenly_spaced(len(steps), 3)
+        axes.set_xticks(shown, [str(steps[place]) for place in shown], fontsize=FONT)
+        shown = list(range(0, len(layers), -(-len(layers) // int(height / 0.12)))) if number == 0 else []
+        axes.set_yticks(shown, [str(layers[place]) for place in shown], fontsize=FONT)
+        axes.set_xlabel("step", fontsize=FONT, labelpad=1)
+        axes.set_ylabel("layer" if number == 0 else "", fontsize=FONT)
+        axes.set_title(f"{metric} with the base model", fontsize=FONT + 1)
     return figure

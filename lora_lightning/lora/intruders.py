@@ -55,7 +55,9 @@ def left_singular_vectors(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (matrix @ vectors / values if is_tall else vectors), values
 
 
-def find_intruders(own: Tensor, adapted: Tensor, top_k: int = TOP_K, epsilon: float = EPSILON) -> Intruders:
+def find_intruders(
+    own: Tensor, directions: Tensor, values: Tensor, top_k: int = TOP_K, epsilon: float = EPSILON
+) -> Intruders:
     """Looks for directions of the adapted weight that are nearly orthogonal to every direction of the weight before.
 
     Source: Shuttleworth et al. 2024, "LoRA vs Full Fine-tuning: An Illusion of Equivalence", arXiv 2410.21228: a
@@ -64,14 +66,14 @@ def find_intruders(own: Tensor, adapted: Tensor, top_k: int = TOP_K, epsilon: fl
 
     Args:
         own: (out_features, directions), the left singular vectors of W, from `left_singular_vectors`.
-        adapted: (out_features, in_features), W + dW, any floating dtype.
-        top_k: How many of its strongest directions to look at.
+        directions: (out_features, directions of W + dW), those of W + dW, float64, the strongest first.
+        values: (directions of W + dW,), its singular values, float64.
+        top_k: How many of the strongest directions of W + dW to look at.
         epsilon: In (0, 1].
 
     Returns:
         The intruders.
     """
-    directions, values = left_singular_vectors(adapted)
     cosines = (own.to(directions.dtype).T @ directions[:, :top_k]).abs()
     similarities = functional.pad(cosines, (0, 0, 0, 1)).amax(dim=0)  # 0 where W has no direction at all
     intruding = values[:top_k][similarities < epsilon]

@@ -90,7 +90,7 @@ def _failure(
 def _effect(difference: OutputDifference) -> str:
     text = f"logits move by up to {difference.max_logit_difference:.1e}"
     if difference.decisions:
-        text += f", {100 * difference.flipped_share:.2g} % of {difference.decisions} decisions flip"
+        text += f", {100 * difference.flipped_share:.3g} % of {difference.decisions} decisions flip"
     return text
 
 

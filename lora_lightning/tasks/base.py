@@ -76,11 +76,33 @@ class AdaptationTask(LightningModule):
         """Loads the backbone and attaches the adapters; called once, by `configure_model`."""
 
     @abstractmethod
-    def outputs(self, batch: dict[str, Tensor]) -> Outputs:
-        """What the model says about a batch, to compare two states of it.
+    def evaluate(self, batch: dict[str, Tensor]) -> Any:
+        """The one pass over a batch that its metrics and its outputs are made of.
 
         Args:
             batch: From the training or an evaluation loader.
+
+        Returns:
+            What `add_to_metrics` and `outputs` take.
+        """
+
+    @abstractmethod
+    def add_to_metrics(self, split: str, batch: dict[str, Tensor], found: Any) -> None:
+        """Adds a batch to the metrics of a split.
+
+        Args:
+            split: Such as `val`.
+            batch: The batch.
+            found: What `evaluate` said about it.
+        """
+
+    @abstractmethod
+    def outputs(self, batch: dict[str, Tensor], found: Any) -> Outputs:
+        """What the model says about a batch, to compare two states of it.
+
+        Args:
+            batch: The batch.
+            found: What `evaluate` said about it.
 
         Returns:
             Without padding and without positions that have no label.
@@ -88,7 +110,7 @@ class AdaptationTask(LightningModule):
 
     @abstractmethod
     def metric_values(self, split: str) -> dict[str, float]:
-        """The metrics of what `validation_step` or `test_step` has seen since their last reset; collective.
+        """The metrics of what `add_to_metrics` was given since their last reset; collective.
 
         Args:
             split: Such as `val`.

@@ -163,15 +163,20 @@ class CausalLanguageModelingTask(AdaptationTask):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the validation metrics."""
         del batch_idx
-        self._evaluation_step(batch, "val")
+        self.add_to_metrics("val", batch, self.evaluate(batch))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the test metrics."""
         del batch_idx
-        self._evaluation_step(batch, "test")
+        self.add_to_metrics("test", batch, self.evaluate(batch))
 
-    def _evaluation_step(self, batch: Batch, split: str) -> None:
-        loss, hits, labels = self.next_token.evaluate(batch)
+    def evaluate(self, batch: Batch) -> Tensor:
+        """What the head takes at each label."""
+        return self.next_token.features(batch)
+
+    def add_to_metrics(self, split: str, batch: Batch, found: Tensor) -> None:
+        """Adds loss and hits, each batch weighted by its labels."""
+        loss, hits, labels = self.next_token.score(batch, found)
         metrics = self._split_metrics(split)
         metrics["loss"].update(loss / labels, weight=labels)
         metrics["next_token_accuracy"].update(hits / labels, weight=labels)
@@ -196,9 +201,10 @@ class CausalLanguageModelingTask(AdaptationTask):
         values = {name: float(metric.compute()) for name, metric in self._split_metrics(split).items()}
         return {**values, "perplexity": math.exp(min(values["loss"], 700.0))}
 
-    def outputs(self, batch: Batch) -> Outputs:
+    def outputs(self, batch: Batch, found: Tensor) -> Outputs:
         """The logits at up to 256 labels, spread over the batch, and the most likely tokens there."""
-        logits = self.next_token.some_logits(batch)
+        del batch
+        logits = self.next_token.some_logits(found)
         return Outputs(logits, "categorical", logits.argmax(dim=-1))
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:

@@ -68,48 +68,58 @@ class NextTokenModel:
         return mean.float() * len(labels), len(labels)  # a sum would overflow in float16
 
     @torch.no_grad()
-    def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor, int]:
-        """Cross entropy and hits, without gradients.
+    def features(self, batch: Batch) -> Tensor:
+        """One pass over a batch without gradients, of which `score` and `some_logits` are made.
 
         Args:
             batch: As above.
+
+        Returns:
+            (labels, features): what the head takes at each label, or its logits where it is more than a linear layer.
+        """
+        learnt = batch["labels"] != IGNORED
+        if self._head_is_linear:
+            return self._hidden_states(batch)[learnt]
+        logits: Tensor = self.model(**self.inputs(batch)).logits
+        return logits[learnt]
+
+    @torch.no_grad()
+    def score(self, batch: Batch, features: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Cross entropy and hits.
+
+        Args:
+            batch: As above.
+            features: Its `features`.
 
         Returns:
             The sum of the cross entropy over all labels, float32 scalar, in nats; how many labels are the most likely
             token, int64 scalar; and the number of labels.
         """
-        learnt = batch["labels"] != IGNORED
-        labels = batch["labels"][learnt]
+        labels = batch["labels"][batch["labels"] != IGNORED]
         loss = torch.zeros((), device=labels.device)
         hits = torch.zeros((), dtype=torch.int64, device=labels.device)
-        for logits, targets in zip(self._logits(batch, learnt), pieces(labels), strict=True):
+        for part, targets in zip(pieces(features), pieces(labels), strict=True):
+            logits = self._logits(part)
             loss += functional.cross_entropy(logits.float(), targets, reduction="sum")
             hits += (logits.argmax(dim=-1) == targets).sum()
         return loss, hits, len(labels)
 
     @torch.no_grad()
-    def some_logits(self, batch: Batch) -> Tensor:
-        """Logits at some of the labels, without gradients.
+    def some_logits(self, features: Tensor) -> Tensor:
+        """Logits at some of the labels.
 
         Args:
-            batch: As above.
+            features: Of a batch.
 
         Returns:
             (labels, vocabulary), any floating dtype; at most `ROWS_TO_COMPARE`, evenly spread over the batch's labels.
         """
-        places = (batch["labels"] != IGNORED).flatten().nonzero().squeeze(1)
-        if len(places) > ROWS_TO_COMPARE:
-            places = places[torch.linspace(0, len(places) - 1, ROWS_TO_COMPARE, device=places.device).round().long()]
-        chosen = torch.zeros(batch["labels"].shape, dtype=torch.bool, device=places.device)
-        chosen.view(-1)[places] = True
-        return torch.cat(list(self._logits(batch, chosen)))
+        last, count = len(features) - 1, min(len(features), ROWS_TO_COMPARE)
+        places = torch.linspace(0, last, count, dtype=torch.float64).round().long()
+        return self._logits(features[places.to(features.device)])
 
-    def _logits(self, batch: Batch, learnt: Tensor) -> Iterator[Tensor]:
-        if self._head_is_linear:
-            for hidden in pieces(self._hidden_states(batch)[learnt]):
-                yield self._head(hidden)
-        else:
-            yield from pieces(self.model(**self.inputs(batch)).logits[learnt])
+    def _logits(self, features: Tensor) -> Tensor:
+        return self._head(features) if self._head_is_linear else features
 
     @property
     def _head(self) -> nn.Linear:

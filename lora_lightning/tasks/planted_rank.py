@@ -84,10 +84,16 @@ class PlantedRankTask(AdaptationTask):
             (batch, layers), floating dtype, squared errors summed over the outputs; before training each layer's mean
             is its planted rank.
         """
-        inputs = batch["inputs"]
-        targets = torch.einsum("bi,loi->blo", inputs.to(self.planted.dtype), self.planted)
-        errors: Tensor = self.built_network(inputs) - targets
-        return errors.square().sum(dim=-1)
+        return self._squared_errors(batch, self.evaluate(batch))
+
+    def evaluate(self, batch: Batch) -> Tensor:
+        """The layers' outputs, (batch, layers, out_features)."""
+        outputs: Tensor = self.built_network(batch["inputs"])
+        return outputs
+
+    def _squared_errors(self, batch: Batch, outputs: Tensor) -> Tensor:
+        targets = torch.einsum("bi,loi->blo", batch["inputs"].to(self.planted.dtype), self.planted)
+        return (outputs - targets).square().sum(dim=-1)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean squared error of a batch."""
@@ -99,12 +105,16 @@ class PlantedRankTask(AdaptationTask):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the validation loss."""
         del batch_idx
-        self._errors("val").update(self(batch))
+        self.add_to_metrics("val", batch, self.evaluate(batch))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the test loss."""
         del batch_idx
-        self._errors("test").update(self(batch))
+        self.add_to_metrics("test", batch, self.evaluate(batch))
+
+    def add_to_metrics(self, split: str, batch: Batch, found: Tensor) -> None:
+        """Adds the squared errors of a batch."""
+        self._errors(split).update(self._squared_errors(batch, found))
 
     def on_validation_epoch_start(self) -> None:
         """Forgets the last epoch's batches."""
@@ -129,9 +139,10 @@ class PlantedRankTask(AdaptationTask):
         """Mean squared error, summed over the outputs of a layer."""
         return {"loss": float(self._errors(split).compute())}
 
-    def outputs(self, batch: Batch) -> Outputs:
+    def outputs(self, batch: Batch, found: Tensor) -> Outputs:
         """The layers' outputs; numbers, so there is nothing to decide."""
-        numbers = self.built_network(batch["inputs"]).flatten(1)
+        del batch
+        numbers = found.flatten(1)
         return Outputs(numbers, "number", numbers.new_empty(0, dtype=torch.int64))
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:

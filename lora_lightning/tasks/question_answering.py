@@ -148,7 +148,8 @@ class QuestionAnsweringTask(AdaptationTask):
         )
         return start, end
 
-    def _shared_step(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Start and end logits, (windows, tokens), and the mean loss, as in training."""
         start, end = self(batch)
         losses = (
             functional.cross_entropy(start, batch["start_positions"]),
@@ -159,26 +160,27 @@ class QuestionAnsweringTask(AdaptationTask):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean of the cross entropies of start and end, over the windows of a batch."""
         del batch_idx
-        *_, loss = self._shared_step(batch)
+        *_, loss = self.evaluate(batch)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["question"]))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the validation metrics."""
         del batch_idx
-        self._evaluation_step(batch, "val")
+        self.add_to_metrics("val", batch, self.evaluate(batch))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the test metrics."""
         del batch_idx
-        self._evaluation_step(batch, "test")
+        self.add_to_metrics("test", batch, self.evaluate(batch))
 
-    def _evaluation_step(self, batch: Batch, split: str) -> None:
-        start, end, loss = self._shared_step(batch)
+    def add_to_metrics(self, split: str, batch: Batch, found: tuple[Tensor, Tensor, Tensor]) -> None:
+        """Adds the loss and the best answer of each window."""
+        start, end, loss = found
         metrics = self.split_metrics(split)
         metrics.loss.update(loss.detach(), weight=len(batch["question"]))
-        found = self._candidates(batch, start, end, n_best=1)
-        metrics.candidates.update(*(found[name].squeeze(1) for name in Candidates._fields))
+        best = self._candidates(batch, start, end, n_best=1)
+        metrics.candidates.update(*(best[name].squeeze(1) for name in Candidates._fields))
 
     def _candidates(self, batch: Batch, start: Tensor, end: Tensor, n_best: int) -> dict[str, Tensor]:
         """The best answers of each window, as characters of its context; every column (windows, n_best)."""
@@ -231,12 +233,12 @@ class QuestionAnsweringTask(AdaptationTask):
         """The metrics of the questions of which a window was seen, with the threshold as it is."""
         return self._report(split, self._scores(split))
 
-    def outputs(self, batch: Batch) -> Outputs:
+    def outputs(self, batch: Batch, found: tuple[Tensor, Tensor, Tensor]) -> Outputs:
         """Start and end logits of each window, and the span it proposes or that there is none."""
-        start, end = self(batch)
-        found = {name: column.squeeze(1) for name, column in self._candidates(batch, start, end, n_best=1).items()}
-        unanswered = found["null_score"] - found["score"] > self.null_threshold
-        spans = found["start"] * POSITIONS + found["end"]
+        start, end, _ = found
+        best = {name: column.squeeze(1) for name, column in self._candidates(batch, start, end, n_best=1).items()}
+        unanswered = best["null_score"] - best["score"] > self.null_threshold
+        spans = best["start"] * POSITIONS + best["end"]
         return Outputs(torch.cat([start, end]), "categorical", spans.masked_fill(unanswered, -1))
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:

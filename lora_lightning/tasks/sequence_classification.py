@@ -171,7 +171,8 @@ class SequenceClassificationTask(AdaptationTask):
         logits: Tensor = self.built_network(**self.model_inputs(batch)).logits
         return logits
 
-    def _shared_step(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits, (batch, labels), and the mean loss, as in training."""
         logits = self(batch)
         label_smoothing = self.label_smoothing if self.training else 0.0
         loss = classification_loss(logits, batch["labels"], self.labels.problem_type, label_smoothing)
@@ -180,23 +181,24 @@ class SequenceClassificationTask(AdaptationTask):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean loss of a batch."""
         del batch_idx
-        _, loss = self._shared_step(batch)
+        _, loss = self.evaluate(batch)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["labels"]))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Adds a batch to the metrics of its validation split."""
         del batch_idx
-        self._evaluation_step(batch, dataloader_idx)
+        self.add_to_metrics(self.scored_splits[dataloader_idx], batch, self.evaluate(batch))
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Adds a batch to the metrics of its test split."""
         del batch_idx
-        self._evaluation_step(batch, dataloader_idx)
+        self.add_to_metrics(self.scored_splits[dataloader_idx], batch, self.evaluate(batch))
 
-    def _evaluation_step(self, batch: Batch, dataloader_idx: int) -> None:
-        logits, loss = self._shared_step(batch)
-        self.split_metrics(self.scored_splits[dataloader_idx]).update(logits, batch["labels"], loss)
+    def add_to_metrics(self, split: str, batch: Batch, found: tuple[Tensor, Tensor]) -> None:
+        """Adds logits and loss of a batch."""
+        logits, loss = found
+        self.split_metrics(split).update(logits, batch["labels"], loss)
 
     def split_metrics(self, split: str) -> ClassificationMetrics:
         """The metrics of a split, such as `val` or `test`."""
@@ -228,9 +230,10 @@ class SequenceClassificationTask(AdaptationTask):
             values = metrics.compute()
         return {name: float(value) for name, value in values.items()}
 
-    def outputs(self, batch: Batch) -> Outputs:
+    def outputs(self, batch: Batch, found: tuple[Tensor, Tensor]) -> Outputs:
         """The logits, and what `predict` would say."""
-        return outputs_of_logits(self(batch), self.labels, self.out_of_scope_threshold)
+        del batch
+        return outputs_of_logits(found[0], self.labels, self.out_of_scope_threshold)
 
     def on_validation_epoch_start(self) -> None:
         """Forgets the last epoch's batches; callbacks may look at them until now."""

@@ -37,12 +37,18 @@ def logged(folder: Path) -> str:
 @pytest.mark.parametrize("kind", ["intents", "questions", "text"])
 @pytest.mark.parametrize("bias", ["none", "all"])
 def test_a_base_that_stays_passes(
-    kind: str, bias: Any, tiny_backbone: TinyBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str,
+    bias: Any,
+    tiny_backbone: TinyBackbone,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(SETTINGS, "lora", LoraSettings(r=4, bias=bias))
     task = fit(kind, tiny_backbone("gpt2"), tmp_path, FrozenBaseCheck(), logger=CSVLogger(tmp_path, name="run"))
     frozen = dict(frozen_tensors(task))
     assert f"{float(len(frozen))}" in logged(tmp_path)
+    assert f"frozen base: all {len(frozen)} tensors are unchanged." in capsys.readouterr().out
     names = {name for name, p in task.network.named_parameters() if not p.requires_grad}  # type: ignore[union-attr]
     assert names <= frozen.keys()
     assert not any("lora_" in name for name in frozen)

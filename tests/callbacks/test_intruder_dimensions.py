@@ -59,7 +59,7 @@ def test_weights_are_decomposed_once(task: SequenceClassificationTask, monkeypat
     trainer = Trainer(logger=False)
     first, second = often.measure(trainer, task), often.measure(trainer, task)
     assert first == second == once.measure(trainer, task)
-    assert len(counted) == 2 * len(adapted_layers(task))
+    assert len(counted) == (2 + 1 + 2) * len(adapted_layers(task))  # W once for `often`, W + dW every time
     assert once._own == {}  # no memory where it is not needed again
 
 

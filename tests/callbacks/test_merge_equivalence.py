@@ -172,6 +172,33 @@ def test_every_family_passes(family: str, tiny_backbone: TinyBackbone, tmp_path:
     assert gate.verdict.failure is None
 
 
+def test_a_state_costs_one_pass_a_batch(
+    tiny_backbone: TinyBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[int] = []
+    forward = SequenceClassificationTask.forward
+
+    def counted(task: SequenceClassificationTask, batch: dict[str, Tensor]) -> Tensor:
+        passes.append(batch["input_ids"].shape[1])
+        return forward(task, batch)
+
+    class Counting(MergeEquivalence):
+        def measure(self, trainer: Trainer, pl_module: Any) -> Any:
+            passes.clear()
+            found = super().measure(trainer, pl_module)
+            lengths.extend(passes)
+            return found
+
+    lengths: list[int] = []
+    monkeypatch.setattr(SequenceClassificationTask, "forward", counted)
+    task, data = intents(str(tiny_backbone("bert")), tmp_path / "data")
+    data.eval_batch_size = 4
+    trainer_of(tmp_path, Counting(batches=3), logger=False).fit(task, data)
+    warm_up, *batches = lengths[:4]
+    assert warm_up == min(batches)
+    assert lengths == 3 * [warm_up, *batches]  # adapted, base, merged
+
+
 Merge = Callable[[str, LoraLayer, Tensor], Tensor]
 
 

@@ -6,40 +6,53 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lora_lightning.callbacks.rank_figures import CURVES, evenly_spaced, spectra_figure, utilization_figure
+from lora_lightning.callbacks.cards import CARD_INCHES, evenly_spaced
+from lora_lightning.callbacks.rank_figures import CURVES, spectra_figure, utilization_figure
 
 
 def cells(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.axes[0].texts]
 
 
+def assert_fits_its_card(figure: Figure) -> None:
+    """Nothing is cut off at the width at which TensorBoard shows a picture, and letters keep their size in it."""
+    drawn = FigureCanvasAgg(figure)
+    drawn.draw()
+    assert figure.get_figwidth() == CARD_INCHES
+    box = figure.get_tightbbox(drawn.get_renderer())
+    assert box.x0 >= 0
+    assert box.y0 >= 0
+    assert box.x1 <= figure.get_figwidth()
+    assert box.y1 <= figure.get_figheight()
+
+
 def llama(layers: int) -> dict[str, float]:
-    kinds = ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj")
+    kinds = ("self_attn.q_proj", "self_attn.k_proj", "a_name_of_40_characters.that_has_to_stay")
     return {f"model.layers.{layer}.{kind}": layer / layers for layer in range(layers) for kind in kinds}
 
 
-def test_rows_are_kinds_columns_are_layers_cells_are_percent() -> None:
+def test_rows_are_layers_columns_are_kinds_cells_are_percent() -> None:
     figure = utilization_figure({"h.0.q": 0.25, "h.0.k": 0.5, "h.10.q": 0.75, "h.2.q": 1.0, "h.2.k": 0.0}, 7)
     axes = figure.axes[0]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["q", "k"]
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "2", "10"]
-    assert cells(figure) == ["25", "100", "75", "50", "0"]
-    assert axes.images[0].get_array().tolist() == [[0.25, 1.0, 0.75], [0.5, 0.0, None]]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["q", "k"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["0", "2", "10"]
+    assert cells(figure) == ["25", "50", "100", "0", "75"]
+    assert axes.images[0].get_array().tolist() == [[0.25, 0.5], [1.0, 0.0], [0.75, None]]
     assert "step 7" in figure.texts[0].get_text()
 
 
 def test_modules_outside_numbered_layers_and_without_a_number_have_a_place() -> None:
     figure = utilization_figure({"model.layers.0.q": math.nan, "lm_head": 0.3}, 1)
-    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["0", "other"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["0", "other"]
     assert cells(figure) == ["30"]
 
 
-@pytest.mark.parametrize(("layers", "numbers"), [(8, 24), (32, 96), (75, 0)])
+@pytest.mark.parametrize(("layers", "numbers"), [(8, 24), (80, 240), (90, 0)])
 def test_cells_have_numbers_where_there_is_room(layers: int, numbers: int) -> None:
     figure = utilization_figure(llama(layers), 1)
     FigureCanvasAgg(figure).draw()
     assert len(cells(figure)) == numbers
-    assert figure.get_figwidth() < 13  # inches, at 100 pixels
+    assert_fits_its_card(figure)
 
 
 @pytest.mark.parametrize("modules", [1, 3, 7, 16])
@@ -48,11 +61,12 @@ def test_every_module_has_a_panel_and_every_measurement_a_curve(modules: int) ->
     figure = spectra_figure(history)
     FigureCanvasAgg(figure).draw()
     panels = [axes for axes in figure.axes if axes.get_visible()]
-    assert [panel.get_title() for panel in panels] == list(history)
+    assert [panel.get_title() for panel in panels] == [f"0: {name}" for name in range(modules)]
+    assert_fits_its_card(figure)
     assert panels[0].get_yscale() == "log"
     assert panels[0].lines[0].get_ydata().tolist() == [2.0, 1.0]
     assert math.isnan(panels[0].lines[1].get_ydata()[1])  # nothing at 0 on a logarithmic axis
-    assert [text.get_text() for text in panels[0].get_legend().get_texts()] == ["step 10", "step 20"]
+    assert "step 10 (yellow) to 20 (blue)" in figure.texts[0].get_text()
 
 
 @pytest.mark.parametrize("values", [[0.0, 0.0], [math.nan, math.nan], []])

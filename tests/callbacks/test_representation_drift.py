@@ -29,6 +29,7 @@ from lora_lightning.tasks import (
     QuestionAnsweringTask,
     SequenceClassificationTask,
 )
+from tests.callbacks.test_rank_figures import assert_fits_its_card
 from tests.conftest import TinyBackbone
 from tests.lora.test_representations import reference_cka
 from tests.tiny_data import save_tiny_clinc150, save_tiny_instructions, save_tiny_squad
@@ -327,6 +328,15 @@ def test_the_picture_takes_any_values() -> None:
     values = {("cosine", 3, 5): 1.0, ("cosine", 3, 9): 0.4, ("cka", 3, 5): float("nan")}
     axes = drift_figure(values).axes
     assert axes[0].get_title() == "cosine with the base model"
+
+
+@pytest.mark.parametrize("layers", [1, 6, 32, 80])
+def test_the_picture_fits_its_card(layers: int) -> None:
+    metrics, steps = ("cosine", "cka"), (1000, 55_000, 100_000)
+    values = {
+        (metric, layer, step): 1 - layer / step for metric in metrics for layer in range(layers) for step in steps
+    }
+    assert_fits_its_card(drift_figure(values))
 
 
 def test_misuse_is_one_clear_sentence(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:

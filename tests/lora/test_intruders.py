@@ -26,7 +26,7 @@ def decaying(random: np.random.Generator, rows: int, columns: int) -> Matrix:
 
 def found_in(before: Matrix, after: Matrix, top_k: int = 10, epsilon: float = 0.5) -> Intruders:
     own, _ = left_singular_vectors(torch.from_numpy(before))
-    return find_intruders(own, torch.from_numpy(after), top_k, epsilon)
+    return find_intruders(own, *left_singular_vectors(torch.from_numpy(after)), top_k, epsilon)
 
 
 def reference(before: Matrix, after: Matrix, top_k: int, epsilon: float) -> Intruders:

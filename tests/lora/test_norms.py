@@ -6,16 +6,24 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lora_lightning.lora.delta import AdapterDelta
 from lora_lightning.lora.norms import base_norm, delta_norms, gradient_norm, layer_norms, moments, total_norms
-from tests.lora.test_spectrum import deltas, dense_in_numpy
+from tests.lora.test_spectrum import deltas, dense_in_numpy, mixed
 
 
 @settings(deadline=None, max_examples=150)
 @given(deltas())
 def test_the_norm_of_the_update_is_that_of_the_dense_one(delta: AdapterDelta) -> None:
     assert delta_norms([delta])[0] == pytest.approx(np.linalg.norm(dense_in_numpy(delta)), rel=1e-5)
+
+
+@settings(deadline=None, max_examples=50)
+@given(deltas(scaled=False), st.integers(0, 2**32 - 1))
+def test_the_split_into_factors_does_not_matter(delta: AdapterDelta, seed: int) -> None:
+    before, after = delta_norms([delta, mixed(delta, seed)])
+    assert after == pytest.approx(before, rel=1e-9)
 
 
 def test_a_zero_update_has_no_norm() -> None:

@@ -2,6 +2,7 @@
 
 import torch
 
+from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.rank_advice import rank_advice
 
 
@@ -10,23 +11,29 @@ def spectrum(k: int, r: int) -> torch.Tensor:
     return torch.cat([torch.full((k,), 2.0), torch.zeros(r - k)]).double()
 
 
-def advice(used: list[int], r: int = 16) -> str:
+def advice(used: list[int], r: int = 16, use_rslora: bool = False) -> str:
     spectra = {f"layer.{number}.query": spectrum(k, r) for number, k in enumerate(used)}
-    return rank_advice(spectra, dict.fromkeys(spectra, r))
+    lora = LoraSettings(r=r, lora_alpha=24, use_rslora=use_rslora)
+    return rank_advice(spectra, dict.fromkeys(spectra, r), lora)
 
 
 def test_idle_ranks_are_counted_and_a_lower_one_is_proposed() -> None:
     assert advice([3] * 12 + [4] * 12) == (
         "12 of 24 adapters use less than a quarter of r = 16; r = 4 keeps 99 % of the energy of all dW; "
-        "try model.lora.r = 4 at the same scaling."
+        "try --model.lora.r=4 --model.lora.lora_alpha=6, which keeps the scaling."
     )
 
 
 def test_a_full_rank_asks_for_more() -> None:
     assert advice([16, 13]) == (
         "the adapters use 81 to 100 % of r = 16; r = 16 keeps 99 % of the energy of all dW; "
-        "nothing is idle: if quality still matters more than size, try model.lora.r = 32."
+        "nothing is idle: if quality still matters more than size, try --model.lora.r=32 "
+        "--model.lora.lora_alpha=48, which keeps the scaling."
     )
+
+
+def test_the_proposed_options_keep_the_scaling() -> None:
+    assert "try --model.lora.r=4 --model.lora.lora_alpha=12, which" in advice([4, 4], use_rslora=True)
 
 
 def test_a_rank_that_fits_stays() -> None:
@@ -36,8 +43,8 @@ def test_a_rank_that_fits_stays() -> None:
 def test_ranks_may_differ() -> None:
     spectra = {"a": spectrum(2, 4), "b": spectrum(3, 32)}
     assert rank_advice(spectra, {"a": 4, "b": 32}) == (
-        "1 of 2 adapters use less than a quarter of their rank (r = 4 to 32); r = 3 keeps 99 % of the energy of all "
-        "dW; try model.lora.r = 3 at the same scaling."
+        "1 of 2 adapters uses less than a quarter of their rank (r = 4 to 32); r = 3 keeps 99 % of the energy of all "
+        "dW; try r = 3, at the same scaling."
     )
 
 

@@ -69,6 +69,10 @@ def reference(logits: Tensor, labels: Tensor) -> tuple[float, int]:
     return -log_probability[np.arange(len(targets)), targets].sum(), int((chosen.argmax(axis=1) == targets).sum())
 
 
+def evaluated(ours: NextTokenModel, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, int]:
+    return ours.score(batch, ours.features(batch))
+
+
 @pytest.mark.parametrize("in_parts", [False, True])
 @pytest.mark.parametrize("family", MODELS)
 def test_loss_and_hits_are_those_of_all_logits(family: str, in_parts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,9 +86,9 @@ def test_loss_and_hits_are_those_of_all_logits(family: str, in_parts: bool, monk
     labels = int((batch["labels"] != IGNORED).sum())
     assert NextTokenModel(model).loss(batch)[0].item() == pytest.approx(loss, rel=1e-5)
     assert NextTokenModel(model).loss(batch)[1] == labels
-    evaluated = NextTokenModel(model).evaluate(batch)
-    assert evaluated[0].item() == pytest.approx(loss, rel=1e-5)
-    assert (int(evaluated[1]), evaluated[2]) == (hits, labels)
+    found = evaluated(NextTokenModel(model), batch)
+    assert found[0].item() == pytest.approx(loss, rel=1e-5)
+    assert (int(found[1]), found[2]) == (hits, labels)
 
 
 @pytest.mark.parametrize("in_parts", [False, True])
@@ -109,10 +113,10 @@ def test_the_head_runs_on_learnt_positions_only_and_piece_by_piece(monkeypatch: 
     monkeypatch.setattr(next_token, "ROWS_AT_ONCE", 8)
     model, batch = make("llama"), plain_batch()
     ours = NextTokenModel(model)
-    ours.evaluate(batch)  # the first call looks at the architecture
+    evaluated(ours, batch)  # the first call looks at the architecture
     rows: list[int] = []
     model.lm_head.register_forward_hook(lambda _module, _inputs, output: rows.append(len(output)))
-    ours.evaluate(batch)
+    evaluated(ours, batch)
     assert sum(rows) == (batch["labels"] != IGNORED).sum()
     assert max(rows) == 8
 
@@ -145,8 +149,8 @@ def test_padding_after_packed_documents_changes_nothing(family: str) -> None:
     fill = {"input_ids": 1, "position_ids": 0, "labels": IGNORED}
     padded = {name: torch.cat([row[name], nn.functional.pad(other[name], (0, 4), value=fill[name])]) for name in row}
     ours = NextTokenModel(model)
-    together = ours.evaluate(padded)
-    apart = [ours.evaluate(row), ours.evaluate(other)]
+    together = evaluated(ours, padded)
+    apart = [evaluated(ours, row), evaluated(ours, other)]
     assert together[0].item() == pytest.approx(sum(part[0].item() for part in apart), rel=1e-5)
     assert together[2] == sum(part[2] for part in apart)
 
@@ -178,7 +182,7 @@ def test_half_precision_loses_little() -> None:
     exact = NextTokenModel(model).loss(batch)[0].item()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert NextTokenModel(model).loss(batch)[0].item() == pytest.approx(exact, rel=2e-2)
-        assert NextTokenModel(model).evaluate(batch)[0].item() == pytest.approx(exact, rel=2e-2)
+        assert evaluated(NextTokenModel(model), batch)[0].item() == pytest.approx(exact, rel=2e-2)
 
 
 @pytest.mark.parametrize("family", MODELS)
@@ -187,8 +191,10 @@ def test_some_logits_are_those_at_evenly_spread_labels(family: str, monkeypatch:
     with torch.no_grad():
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     expected = logits[batch["labels"] != IGNORED]
-    torch.testing.assert_close(NextTokenModel(model).some_logits(batch), expected, rtol=0, atol=1e-5)
+    ours = NextTokenModel(model)
+    features = ours.features(batch)
+    torch.testing.assert_close(ours.some_logits(features), expected, rtol=0, atol=1e-5)
     monkeypatch.setattr(next_token, "ROWS_TO_COMPARE", 3)
-    some = NextTokenModel(model).some_logits(batch)
+    some = ours.some_logits(features)
     middle = torch.linspace(0, len(expected) - 1, 3).round().long()
     torch.testing.assert_close(some, expected[middle], rtol=0, atol=1e-5)

@@ -66,7 +66,7 @@ def test_loss_is_the_mean_of_both_cross_entropies_and_knows_no_padding(
     ids = torch.arange(5, 17).view(2, 6)
     mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
     targets = {"start_positions": torch.tensor([1, 0]), "end_positions": torch.tensor([4, 3])}
-    loss = task._shared_step({"input_ids": ids, "attention_mask": mask, **targets})[-1]
+    loss = task.evaluate({"input_ids": ids, "attention_mask": mask, **targets})[-1]
     expected = []
     for row, length in enumerate((6, 4)):
         with torch.no_grad():
@@ -227,7 +227,7 @@ def test_outputs_are_the_logits_without_padding_and_the_proposed_answers(
     found = task.predict_step(batch, 0)
     for threshold in (math.inf, -math.inf, 0.0):
         task.null_threshold.fill_(threshold)
-        said = task.outputs(batch)
+        said = task.outputs(batch, task.evaluate(batch))
         assert torch.equal(said.logits, torch.cat([start, end]))
         finite = said.logits.isfinite().sum()
         assert finite == 2 * batch["attention_mask"].sum() < said.logits.numel()
