@@ -207,6 +207,8 @@ def test_the_same_text_in_another_pair_is_no_duplicate(tmp_path: Path) -> None:
         ({"train_file": "a.csv", "dataset_name": "imdb"}, "data.dataset_name and files are both set"),
         ({"train_file": "a.csv", "validation_share": 0.0}, "data.validation_share is 0.0, but a share in (0, 1)"),
         ({"train_file": "a.csv", "validation_share": 1.0}, "data.validation_share is 1.0, but a share in (0, 1)"),
+        ({"train_file": "a.csv", "split_seed": -1}, "data.split_seed is -1, but a seed is 0 or more"),
+        ({"train_file": "a.csv", "label_separator": ""}, "data.label_separator is empty"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any], wording: str) -> None:
