@@ -193,12 +193,13 @@ def _read_json_lines(path: Path) -> Table:
     for number, line in enumerate(_lines(path), start=1):
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             msg = f"{path}, line {number}: not JSON ({error}); write one object a line."
             raise DataError(msg) from error
         if not isinstance(row, dict):
             msg = f"{path}, line {number}: expected an object, found {line.strip()[:80]}."
             raise DataError(msg)
+        check_characters(row, f"{path}, line {number}")
         rows.append(row)
     names = dict.fromkeys(name for row in rows for name in row)
     return Table(str(path), {name: [row.get(name) for row in rows] for name in names}, "line", range(1, len(rows) + 1))
@@ -251,6 +252,24 @@ def read_text(path: Path) -> str:
         msg = f"{path} cannot be read ({str(error.strerror).lower()}); check the path."
         raise DataError(msg) from error
     return decode_text(raw, str(path))
+
+
+def check_characters(value: Any, place: str) -> None:
+    """Refuses half a character: JSON may escape one half of a UTF-16 pair, which no tokenizer reads and no file holds.
+
+    Args:
+        value: From JSON.
+        place: What to call it in messages.
+
+    Raises:
+        DataError: If a text in it has such a half.
+    """
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        msg = f"{place}: {half!a} is half of a character, as is left where a text was cut; mend or remove the text."
+        raise DataError(msg) from error
 
 
 def decode_text(raw: bytes, name: str) -> str:
