@@ -156,7 +156,11 @@ def test_a_context_beyond_the_models_positions_is_refused(gpt2: str, tmp_path: P
     [
         ({"context_length": 1}, ConfigurationError, "at least 2 tokens"),
         ({"validation_share": 1.0}, ConfigurationError, r"\(0, 1\)"),
+        ({"split_seed": -1}, ConfigurationError, "data.split_seed is -1"),
         ({}, ConfigurationError, "no text was given: set data.data_dir"),
+        ({"validation_file": "v.txt"}, ConfigurationError, r"data\.validation_file is 'v\.txt', but it goes with"),
+        ({"dataset_name": "no/such", "test_file": "t.txt"}, ConfigurationError, r"data\.test_file is 't\.txt', but it"),
+        ({"data_dir": "d", "train_file": "t"}, ConfigurationError, "is 'd' and data.train_file 't'; leave out one"),
         ({"data_dir": "{folder}"}, DataError, r"wiki\.train\.raw is missing; the folder has empty\.txt"),
         ({"train_file": "{folder}/none.txt"}, DataError, "cannot be read"),
         ({"train_file": "{folder}/empty.txt"}, DataError, "is empty"),
@@ -174,6 +178,16 @@ def test_wrong_options_and_files_are_refused(
     }
     with pytest.raises(error, match=message):
         _ = PlainTextDataModule(**{"context_length": 8, **filled}, backbone=gpt2).raw_splits
+
+
+def test_what_ends_a_document_is_part_of_the_caches_name(gpt2: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "w1 w2"}\n' * 30)
+    names = set()
+    for end in ("<|endoftext|>", "<unk>"):  # Qwen's base and chat models differ in this alone
+        module = PlainTextDataModule(train_file=str(tmp_path / "a.jsonl"), context_length=8, backbone=gpt2)
+        module.tokenizer.eos_token = end
+        names.add(module.cache_file)
+    assert len(names) == 2
 
 
 def test_a_split_of_one_token_is_refused(gpt2: str, tmp_path: Path) -> None:
