@@ -170,6 +170,7 @@ class LoraLightningCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Finds out before there is a run folder whether data and settings fit and results can be written."""
+        self.model.check_data(self.datamodule)
         if (space := self.datamodule.label_space) is not None:
             self.model.adopt_labels(space)
         self.model.check_settings()

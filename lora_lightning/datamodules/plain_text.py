@@ -213,6 +213,7 @@ def wikitext_files(folder: Path) -> dict[str, Path]:
     for path in files.values():
         if not path.is_file():
             there = ", ".join(sorted(file.name for file in folder.glob("*"))[:5]) or "nothing"
-            msg = f"--data.data_dir: {path} is missing; the folder has {there}. For other files set data.train_file."
+            found = f"the folder has {there}" if folder.is_dir() else "there is no such folder"
+            msg = f"--data.data_dir: {path} is missing; {found}. For other files set data.train_file."
             raise DataError(msg)
     return files

@@ -86,6 +86,11 @@ class SquadV2DataModule(TextDataModule):
             num_workers=num_workers,
         )
         check_hold_out(validation_share, split_seed)
+        if max_length < 1:
+            msg = (
+                f"data.max_length is {max_length}, but a window has a question and a part of its context; 384 is usual."
+            )
+            raise ConfigurationError(msg)
         if not 0 <= doc_stride < max_length:
             msg = f"data.doc_stride is {doc_stride}, but it must be in [0, max_length), here [0, {max_length})."
             raise ConfigurationError(msg)

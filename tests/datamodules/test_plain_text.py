@@ -162,6 +162,7 @@ def test_a_context_beyond_the_models_positions_is_refused(gpt2: str, tmp_path: P
         ({"dataset_name": "no/such", "test_file": "t.txt"}, ConfigurationError, r"data\.test_file is 't\.txt', but it"),
         ({"data_dir": "d", "train_file": "t"}, ConfigurationError, "is 'd' and data.train_file 't'; leave out one"),
         ({"data_dir": "{folder}"}, DataError, r"wiki\.train\.raw is missing; the folder has empty\.txt"),
+        ({"data_dir": "{folder}/none"}, DataError, r"wiki\.train\.raw is missing; there is no such folder"),
         ({"train_file": "{folder}/none.txt"}, DataError, "cannot be read"),
         ({"train_file": "{folder}/empty.txt"}, DataError, "is empty"),
         ({"train_file": "{folder}/line.txt"}, DataError, r"line\.txt has 1 lines, too few to hold out 0\.05"),
