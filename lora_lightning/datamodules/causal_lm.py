@@ -134,7 +134,7 @@ class CausalLMDataModule(TextDataModule):
 
     def load_prediction_splits(self) -> dict[str, list[Prompt]]:
         """The prompts of `predict_file`."""
-        if self.predict_file is not None and Path(self.predict_file).suffix in RECORD_FILES:
+        if self.predict_file is not None and Path(self.predict_file).suffix.lower() in RECORD_FILES:
             prompts: Sequence[str | Record] = read_records(self.predict_file)
         else:
             prompts = read_queries(self.predict_file)

@@ -127,7 +127,7 @@ class PlainTextDataModule(CausalLMDataModule):
         raise ConfigurationError(msg)
 
     def _read_file(self, path: str | Path) -> Corpus:
-        if Path(path).suffix in RECORD_FILES:
+        if Path(path).suffix.lower() in RECORD_FILES:
             return Corpus(str(path), self._texts(read_records(path)), are_documents=True)
         text = read_text(Path(path))
         if not text.strip():

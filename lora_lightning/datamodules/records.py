@@ -40,10 +40,11 @@ def read_records(path: str | Path) -> list[Record]:
         DataError: If the file cannot be read or a row is malformed; names the line or the record.
     """
     path = Path(path)
-    if path.suffix not in RECORD_FILES:
+    ending = path.suffix.lower()
+    if ending not in RECORD_FILES:
         msg = f"{path} is no file of records that can be read; its ending must be one of {', '.join(RECORD_FILES)}."
         raise DataError(msg)
-    if path.suffix == JSON_LIST:
+    if ending == JSON_LIST:
         return _read_json_list(path)
     table = read_table(path)
     return [

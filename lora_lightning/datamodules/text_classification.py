@@ -152,7 +152,7 @@ class TextClassificationDataModule(ClassificationDataModule):
     def load_prediction_splits(self) -> dict[str, LabelledTexts]:
         """The rows of a table, or the lines of a text file."""
         path = Path(self.predict_file or "")
-        if path.suffix in READERS:
+        if path.suffix.lower() in (*READERS, ".json"):  # of which read_table says that it is none
             return {PREDICT: self._unlabelled(read_table(path))}
         if self.text_pair_column is not None:
             msg = (

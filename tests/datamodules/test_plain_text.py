@@ -86,6 +86,14 @@ def test_documents_of_json_lines_end_with_the_end_of_text(gpt2: str, tmp_path: P
     assert module.split_names("test") == []
 
 
+def test_records_with_their_ending_in_capitals_are_no_plain_text(gpt2: str, tmp_path: Path) -> None:
+    (tmp_path / "A.JSONL").write_text('{"text": "w1", "prompt": "w2"}\n' * 30)
+    path = str(tmp_path / "A.JSONL")
+    module = PlainTextDataModule(train_file=path, predict_file=path, context_length=8, backbone=gpt2)
+    assert set(module.raw_splits["train"].texts) == {"w1"}
+    assert {prompt.text for prompt in module.load_prediction_splits()["predict"]} == {"w2"}
+
+
 def test_the_seed_chooses_the_held_out_documents(gpt2: str, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": f"w{n}"}) for n in range(50)))
     held_out = [

@@ -280,6 +280,12 @@ def test_predict_reads_a_table_without_labels(tmp_path: Path, ending: str) -> No
     assert module.load_prediction_splits() == {"predict": LabelledTexts(["w1 w2", "w4"], None, ["w3", "w5 w6"])}
 
 
+def test_predict_takes_no_json_for_lines(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text('[{"text": "w1"}]')
+    with pytest.raises(DataError, match=r"rows\.json is no table that can be read; its ending must be one of"):
+        TextClassificationDataModule(predict_file=str(tmp_path / "rows.json")).load_prediction_splits()
+
+
 def test_predict_reads_lines(tmp_path: Path) -> None:
     (tmp_path / "queries.txt").write_text("w1, w2\nw3\n")
     module = TextClassificationDataModule(predict_file=str(tmp_path / "queries.txt"))
