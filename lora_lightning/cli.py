@@ -7,6 +7,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,13 @@ class LoraLightningCLI(LightningCLI):
             return
         saved = read_checkpoint(path)["hyper_parameters"]
         asked = self.options.model.init_args.as_dict()
+        unknown, lacking = sorted(saved.keys() - asked.keys()), sorted(asked.keys() - saved.keys())
+        if unknown and lacking:  # one of both may be another release's
+            msg = (
+                f"the checkpoint {path} is of another task than {self.options.model.class_path.rpartition('.')[2]}: it "
+                f"has {', '.join(unknown)} and no {', '.join(lacking)}. Use the config.yaml of the checkpoint's run."
+            )
+            raise CheckpointError(msg)
         found = contradictions(saved, asked, structural_only=command != "fit")
         if found:
             msg = (
@@ -168,10 +176,33 @@ class LoraLightningCLI(LightningCLI):
             msg = f"checkpoint.mode is min, but a higher {monitor} is better; set --checkpoint.mode max."
             raise ConfigurationError(msg)
 
+    def _check_labels(self) -> None:
+        """Compares the checkpoint's labels with the data's before any weights load."""
+        space = self.datamodule.label_space
+        if self.saved_labels is None or space is None:
+            return
+        data, saved = ({"label_space": asdict(labels)} for labels in (space, self.saved_labels))
+        if found := contradictions(saved, data, structural_only=True):
+            msg = (
+                f"the checkpoint {self.options.ckpt_path} knows other labels than the data: {'; '.join(found)}. Use "
+                "data with its labels, or a checkpoint that was trained on these."
+            )
+            raise CheckpointError(msg)
+
+    def before_validate(self) -> None:
+        """Finds a checkpoint of other labels before its weights load."""
+        self._check_labels()
+
+    def before_test(self) -> None:
+        """Finds a checkpoint of other labels before its weights load."""
+        self._check_labels()
+
     def before_fit(self) -> None:
         """Finds out before there is a run folder whether data and settings fit and results can be written."""
+        self.model.check_data(self.datamodule)
         if (space := self.datamodule.label_space) is not None:
             self.model.adopt_labels(space)
+        self._check_labels()
         self.model.check_settings()
         self._check_mode()
         self.datamodule.check_splits("fit")  # reads the data, and so checks it, where no labels did

@@ -75,7 +75,10 @@ def _sentence(path: str, text: str) -> str:
     where = path or "the configuration"
     if found := NOT_ACCEPTED.match(text):
         name = found["key"] or found["option"] or found["word"]
-        return f"{where} has no option {name!r}{_suggest(name, _option_names())}"
+        names = _option_names()
+        elsewhere = name.rsplit(".", 1)[-1] in names  # spelt right, so nothing near it helps
+        remedy = ", which another class has; `lora-lightning fit --help` lists them." if elsewhere else ""
+        return f"{where} has no option {name!r}{remedy or _suggest(name, names)}"
     if found := IMPORT_PATH.match(text):
         names = [cls.__name__ for cls in CLASSES]
         return f"{where}: there is no class {found['name']!r}{_suggest(found['name'], names)}"

@@ -460,6 +460,26 @@ def _fewer_intents(folder: Path) -> Path:
     return data
 
 
+def _of_another_task(checkpoint: dict[str, Any]) -> None:
+    del checkpoint["hyper_parameters"]["label_smoothing"], checkpoint["hyper_parameters"]["label_space"]
+    checkpoint["hyper_parameters"]["n_best"] = 20
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test"])
+def test_a_checkpoint_that_does_not_fit_is_found_before_any_weights_load(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], command: str
+) -> None:
+    monkeypatch.delattr(SequenceClassificationTask, "build_network")
+    fewer = [f"--data.data_dir={_fewer_intents(tmp_path)}", f"--data.cache_dir={tmp_path}"]
+    assert main(evaluate_words(command, run, *fewer)) == 2
+    assert "knows other labels than the data: label_space.names is" in capfd.readouterr().err
+    assert main([command, f"--config={run / 'config.yaml'}", _checkpoint(run, tmp_path, _of_another_task)]) == 2
+    message = (
+        "is of another task than SequenceClassificationTask: it has n_best and no label_smoothing, label_space. Use"
+    )
+    assert message in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("case", MISUSE)
 def test_misuse_is_one_clear_sentence(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], case: str) -> None:
     words, needed = MISUSE[case]

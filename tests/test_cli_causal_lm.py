@@ -252,6 +252,15 @@ MISUSE: dict[str, tuple[Misuse, list[str]]] = {
         lambda run, _: ["fit", f"--config={run / 'config.yaml'}", "--data=PlainTextDataModul"],
         ["PlainTextDataModule"],
     ),
+    "data without next tokens": (
+        lambda run, folder: [
+            *("fit", "--model=CausalLanguageModelingTask", f"--model.backbone={_backbone(run)}"),
+            *("--data=TextClassificationDataModule", f"--data.train_file={_labelled(folder)}"),
+            *(f"--data.cache_dir={folder}", "--data.max_length=30", "--trainer.logger=TensorBoardLogger"),
+            f"--trainer.logger.save_dir={run.parent}",
+        ],
+        ["needs texts to continue, and TextClassificationDataModule has none; use PlainTextDataModule or"],
+    ),
     "missing file": (
         lambda run, folder: ["fit", f"--config={run / 'config.yaml'}", f"--data.data_dir={folder}"],
         ["wiki.train.raw is missing"],
@@ -291,6 +300,11 @@ MISUSE: dict[str, tuple[Misuse, list[str]]] = {
 
 def _backbone(run: Path) -> str:
     return str(torch.load(run / "checkpoints/best.ckpt", weights_only=True)["hyper_parameters"]["backbone"])
+
+
+def _labelled(folder: Path) -> Path:
+    (folder / "labelled.csv").write_text("text,label\n" + "w1,a\nw2,b\n" * 10)
+    return folder / "labelled.csv"
 
 
 def _prompts(folder: Path) -> Path:

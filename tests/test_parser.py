@@ -31,6 +31,13 @@ EXPLAINED_INSIDE = """Parser key "data":
             "the configuration has no option 'trainer.max_epoch'; did you mean 'max_epochs' or 'min_epochs'?",
         ),
         (
+            "Subcommand 'fit' does not accept option 'data.predict_file'",
+            (
+                "the configuration has no option 'data.predict_file', which another class has; `lora-lightning fit "
+                "--help` lists them."
+            ),
+        ),
+        (
             "Parser key \"model\":\n  Expected a <class 'list'>",
             "model must be a value of type list.",
         ),

@@ -1,7 +1,7 @@
 """What data modules for causal language modelling share: a context length, and prompts to continue."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,11 +10,28 @@ from typing import Any
 from lora_lightning.backbones import load_config, position_limit
 from lora_lightning.datamodules.base import PREDICT
 from lora_lightning.datamodules.batching import EncodedSplit, TokenizedDataset
+from lora_lightning.datamodules.holding_out import check_hold_out
 from lora_lightning.datamodules.queries import read_queries
 from lora_lightning.datamodules.records import RECORD_FILES, Record, read_records
 from lora_lightning.datamodules.text import TextDataModule
 from lora_lightning.datamodules.tokenizing import flatten_rows
 from lora_lightning.errors import ConfigurationError
+
+
+def check_files(files: Mapping[str, str | None]) -> None:
+    """Refuses evaluation files that nothing would read, because the training data is not a file.
+
+    Args:
+        files: By `train`, `val` and `test`.
+
+    Raises:
+        ConfigurationError: If there is another but no training file.
+    """
+    options = {"val": "validation_file", "test": "test_file"}
+    for split, option in options.items():
+        if files[split] is not None and files["train"] is None:
+            msg = f"data.{option} is {files[split]!r}, but it goes with data.train_file only; set that too."
+            raise ConfigurationError(msg)
 
 
 @dataclass(frozen=True)
@@ -68,9 +85,7 @@ class CausalLMDataModule(TextDataModule):
         if context_length < 2:  # noqa: PLR2004  # one token says nothing about the next
             msg = f"data.context_length is {context_length}, but a context has at least 2 tokens."
             raise ConfigurationError(msg)
-        if not 0 < validation_share < 1:
-            msg = f"data.validation_share is {validation_share}, but a share in (0, 1) is needed."
-            raise ConfigurationError(msg)
+        check_hold_out(validation_share, split_seed)
         self.context_length = context_length
         self.validation_share = validation_share
         self.split_seed = split_seed
@@ -119,7 +134,7 @@ class CausalLMDataModule(TextDataModule):
 
     def load_prediction_splits(self) -> dict[str, list[Prompt]]:
         """The prompts of `predict_file`."""
-        if self.predict_file is not None and Path(self.predict_file).suffix in RECORD_FILES:
+        if self.predict_file is not None and Path(self.predict_file).suffix.lower() in RECORD_FILES:
             prompts: Sequence[str | Record] = read_records(self.predict_file)
         else:
             prompts = read_queries(self.predict_file)

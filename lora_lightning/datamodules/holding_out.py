@@ -5,6 +5,26 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from lora_lightning.errors import ConfigurationError
+
+
+def check_hold_out(share: float | None, seed: int) -> None:
+    """Refuses options that choose no part of the training data.
+
+    Args:
+        share: `data.validation_share`; `None` holds nothing out.
+        seed: `data.split_seed`.
+
+    Raises:
+        ConfigurationError: If one is out of its range.
+    """
+    if share is not None and not 0 < share < 1:
+        msg = f"data.validation_share is {share}, but a share in (0, 1) is needed."
+        raise ConfigurationError(msg)
+    if seed < 0:
+        msg = f"data.split_seed is {seed}, but a seed is 0 or more."
+        raise ConfigurationError(msg)
+
 
 def held_out(rows: int, share: float, seed: int, classes: Sequence[int] | None = None) -> NDArray[np.bool_]:
     """Chooses rows at random, the same share of every class.

@@ -1,6 +1,7 @@
 """Instructions and chats as text, with the places in it that are learnt."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -46,6 +47,15 @@ class Example:
     def is_chat(self) -> bool:
         """Whether this is more than one instruction with or without its response."""
         return [message["role"] for message in self.messages] not in (["user"], ["user", "assistant"])
+
+
+def has_empty_response(record: Record) -> bool:
+    """Whether the output, or a message of the assistant, is a text without a letter."""
+    messages = record.fields.get("messages")
+    turns = [turn for turn in messages if isinstance(turn, dict)] if isinstance(messages, list) else []
+    said = [turn.get("content") for turn in turns if turn.get("role") == "assistant"]
+    responses = said if "messages" in record.fields else [record.fields.get("output")]
+    return any(isinstance(response, str) and not response.strip() for response in responses)
 
 
 def parse_example(record: Record) -> Example:
@@ -143,7 +153,7 @@ def render_chat(example: Example, template: ChatTemplate) -> tuple[str, list[Spa
     """
     messages = as_chat(example)
     last = len(messages) - 1
-    try:
+    with _refusals_named(example.where):
         text = template(messages, response_follows=False)
         marked = [*messages[:last], {"role": "assistant", "content": MARK}]
         closing = template(marked, response_follows=False).partition(MARK)[2]
@@ -163,10 +173,33 @@ def render_chat(example: Example, template: ChatTemplate) -> tuple[str, list[Spa
                 )
                 raise DataError(msg)
             spans.append((len(before), end))
-    except TemplateError as error:
-        msg = f"{example.where}: the chat template refuses these messages ({error}); mend or remove the record."
-        raise DataError(msg) from error
     return text, spans
+
+
+def render_chat_prompt(example: Example, template: ChatTemplate) -> str:
+    """A chat in the model's own format, up to where the response begins.
+
+    Args:
+        example: Without its response.
+        template: The tokenizer's chat template.
+
+    Returns:
+        The text.
+
+    Raises:
+        DataError: If the template refuses the chat.
+    """
+    with _refusals_named(example.where or "a prompt"):
+        return template(as_chat(example), response_follows=True)
+
+
+@contextmanager
+def _refusals_named(where: str) -> Iterator[None]:
+    try:
+        yield
+    except TemplateError as error:
+        msg = f"{where}: the chat template refuses these messages ({error}); mend or remove the record."
+        raise DataError(msg) from error
 
 
 def _end_of(text: str, place: int, parts: Sequence[str]) -> int:

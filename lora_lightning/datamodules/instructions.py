@@ -11,18 +11,20 @@ from numpy.typing import NDArray
 
 from lora_lightning.datamodules.base import KINDS_OF_STAGE, PREDICT
 from lora_lightning.datamodules.batching import EncodedSplit
-from lora_lightning.datamodules.causal_lm import CausalLMDataModule, Prompt
+from lora_lightning.datamodules.causal_lm import CausalLMDataModule, Prompt, check_files
 from lora_lightning.datamodules.holding_out import held_out
 from lora_lightning.datamodules.instruction_format import (
     Example,
     Message,
     Span,
     as_chat,
+    has_empty_response,
     learnt_tokens,
     parse_example,
     parse_prompt,
     plain_prompt,
     render_chat,
+    render_chat_prompt,
     render_plain,
 )
 from lora_lightning.datamodules.packing import pack_documents
@@ -95,6 +97,7 @@ class InstructionDataModule(CausalLMDataModule):
             num_workers=num_workers,
         )
         self.files = {"train": train_file, "val": validation_file, "test": test_file}
+        check_files(self.files)
         self.dataset_name = dataset_name
         self.dataset_config_name = dataset_config_name
         self.chat_template = chat_template
@@ -126,13 +129,12 @@ class InstructionDataModule(CausalLMDataModule):
         return splits
 
     def _examples(self, split: str, records: Sequence[Record]) -> list[Example]:
-        empty = [
-            record
-            for record in records
-            if isinstance(record.fields.get("output"), str) and not record.fields["output"].strip()
-        ]
+        empty = [record for record in records if has_empty_response(record)]
         if empty and self.empty_responses == "error":
             msg = f"{empty[0].where}: the response is empty; fill it in, or set data.empty_responses: drop."
+            raise DataError(msg)
+        if empty and len(empty) == len(records):
+            msg = f"{empty[0].where}: none of the {len(records)} records of this split has a response; give others."
             raise DataError(msg)
         if empty:
             rank_zero_warn(f"{split}: {len(empty)} of {len(records)} records have no response and were left out.")
@@ -209,6 +211,7 @@ class InstructionDataModule(CausalLMDataModule):
         return {
             "context_length": self.context_length,
             "chat_template": self.tokenizer.chat_template if self.chat_template else None,
+            "end_of_text": self.tokenizer.eos_token,  # a chat model's may differ from its base's in this alone
             "long_examples": self.long_examples,
         }
 
@@ -236,7 +239,7 @@ class InstructionDataModule(CausalLMDataModule):
         messages = as_chat(example)  # with what the instruction works on
         shown = messages[0]["content"] if len(messages) == 1 else json.dumps(messages, ensure_ascii=False)
         if self.chat_template:
-            return Prompt(shown, self._chat_text(messages, response_follows=True))
+            return Prompt(shown, render_chat_prompt(example, self._chat_text))
         return Prompt(shown, plain_prompt(example.messages[0]["content"], example.context))
 
     @cached_property

@@ -119,7 +119,7 @@ def sorted_names(labels: Iterable[str]) -> list[str]:
     """
     names = set(labels)
     if all(name.removeprefix("-").isdecimal() for name in names):
-        return sorted(names, key=int)
+        return sorted(names, key=lambda name: (int(name), name))  # 1 and 01 are two labels
     return sorted(names)
 
 

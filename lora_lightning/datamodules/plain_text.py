@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lora_lightning.datamodules.batching import EncodedSplit
-from lora_lightning.datamodules.causal_lm import CausalLMDataModule, Prompt
+from lora_lightning.datamodules.causal_lm import CausalLMDataModule, Prompt, check_files
 from lora_lightning.datamodules.holding_out import held_out
 from lora_lightning.datamodules.long_texts import tokenize_long_texts
 from lora_lightning.datamodules.packing import cut_stream
@@ -97,6 +97,10 @@ class PlainTextDataModule(CausalLMDataModule):
         )
         self.data_dir = data_dir
         self.files = {"train": train_file, "val": validation_file, "test": test_file}
+        check_files(self.files)
+        if data_dir is not None and train_file is not None:
+            msg = f"data.data_dir is {data_dir!r} and data.train_file {train_file!r}; leave out one or the other."
+            raise ConfigurationError(msg)
         self.dataset_name = dataset_name
         self.dataset_config_name = dataset_config_name
         self.rows_are_lines = rows_are_lines
@@ -123,7 +127,7 @@ class PlainTextDataModule(CausalLMDataModule):
         raise ConfigurationError(msg)
 
     def _read_file(self, path: str | Path) -> Corpus:
-        if Path(path).suffix in RECORD_FILES:
+        if Path(path).suffix.lower() in RECORD_FILES:
             return Corpus(str(path), self._texts(read_records(path)), are_documents=True)
         text = read_text(Path(path))
         if not text.strip():
@@ -181,8 +185,8 @@ class PlainTextDataModule(CausalLMDataModule):
         return EncodedSplit(blocks.lengths, {"input_ids": blocks.input_ids, "labels": blocks.labels})
 
     def encoding_settings(self) -> dict[str, Any]:
-        """Where the stream is cut."""
-        return {"context_length": self.context_length}
+        """Where the stream is cut, and what its documents end with."""
+        return {"context_length": self.context_length, "end_of_text": self.tokenizer.eos_token_id}
 
     def render_prompt(self, prompt: str | Record) -> Prompt:
         """The text itself."""
@@ -209,6 +213,7 @@ def wikitext_files(folder: Path) -> dict[str, Path]:
     for path in files.values():
         if not path.is_file():
             there = ", ".join(sorted(file.name for file in folder.glob("*"))[:5]) or "nothing"
-            msg = f"--data.data_dir: {path} is missing; the folder has {there}. For other files set data.train_file."
+            found = f"the folder has {there}" if folder.is_dir() else "there is no such folder"
+            msg = f"--data.data_dir: {path} is missing; {found}. For other files set data.train_file."
             raise DataError(msg)
     return files

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_lightning.datamodules.hub import load_hub_dataset
-from lora_lightning.datamodules.tables import READERS, read_table, read_text
+from lora_lightning.datamodules.tables import READERS, check_characters, read_table, read_text
 from lora_lightning.errors import DataError
 
 JSON_LIST = ".json"
@@ -40,10 +40,11 @@ def read_records(path: str | Path) -> list[Record]:
         DataError: If the file cannot be read or a row is malformed; names the line or the record.
     """
     path = Path(path)
-    if path.suffix not in RECORD_FILES:
+    ending = path.suffix.lower()
+    if ending not in RECORD_FILES:
         msg = f"{path} is no file of records that can be read; its ending must be one of {', '.join(RECORD_FILES)}."
         raise DataError(msg)
-    if path.suffix == JSON_LIST:
+    if ending == JSON_LIST:
         return _read_json_list(path)
     table = read_table(path)
     return [
@@ -98,7 +99,7 @@ def text_field(record: Record, name: str, may_be_empty: bool = False, remedy: st
         raise DataError(msg)
     value = record.fields[name]
     if not isinstance(value, str):
-        msg = f"{record.where}: the field {name!r} holds {json.dumps(value)[:60]} where a text is needed."
+        msg = f"{record.where}: the field {name!r} holds {json.dumps(value, default=str)[:60]} where a text is needed."
         raise DataError(msg)
     if not (value.strip() or may_be_empty):
         msg = f"{record.where}: the field {name!r} is empty; remove the record or fill it in."
@@ -113,7 +114,7 @@ def _record(where: str, row: dict[str, Any]) -> Record:
 def _read_json_list(path: Path) -> list[Record]:
     try:
         rows = json.loads(read_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         msg = f"{path} is not JSON ({error}); mend it, or use .jsonl for one object a line."
         raise DataError(msg) from error
     if not isinstance(rows, list):
@@ -126,4 +127,5 @@ def _read_json_list(path: Path) -> list[Record]:
         if not isinstance(row, dict):
             msg = f"{path}, record {number}: expected an object with named fields, found {json.dumps(row)[:80]}."
             raise DataError(msg)
+        check_characters(row, f"{path}, record {number}")
     return [_record(f"{path}, record {number}", row) for number, row in enumerate(rows, start=1)]

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_lightning.datamodules.tables import decode_text
+from lora_lightning.datamodules.tables import check_characters, decode_text
 from lora_lightning.errors import DataError
 from lora_lightning.metrics.squad_v2 import Question
 
@@ -54,7 +54,7 @@ def parse_squad_json(content: bytes, name: str, answers_needed: bool = True) -> 
     """
     try:
         root = json.loads(decode_text(content, name))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         msg = f"{name} is not JSON ({error}); mend the file, or fetch it again if it is the original release."
         raise DataError(msg) from error
     articles = []
@@ -120,6 +120,7 @@ def checked_question(
             msg = f"{place}: the {part} is empty; remove the question or fill it in."
             raise DataError(msg)
     question = Question(identifier, text, context, tuple(answers))
+    check_characters([identifier, text, context], place)  # answers are parts of the context
     for answer, start in question.answers:
         found = context[start : start + len(answer)] if start >= 0 else ""
         if not answer.strip() or found != answer:

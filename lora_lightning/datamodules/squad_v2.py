@@ -13,6 +13,7 @@ from lora_lightning.backbones import load_config, position_limit, uses_token_typ
 from lora_lightning.datamodules.base import PREDICT, TEST, TRAIN, VALIDATION
 from lora_lightning.datamodules.batching import EncodedSplit
 from lora_lightning.datamodules.context_windows import encode_windows
+from lora_lightning.datamodules.holding_out import check_hold_out
 from lora_lightning.datamodules.hub import load_hub_dataset
 from lora_lightning.datamodules.squad_format import (
     Articles,
@@ -84,8 +85,11 @@ class SquadV2DataModule(TextDataModule):
             cache_dir=cache_dir,
             num_workers=num_workers,
         )
-        if validation_share is not None and not 0 < validation_share < 1:
-            msg = f"data.validation_share is {validation_share}, but a share in (0, 1) or null is needed."
+        check_hold_out(validation_share, split_seed)
+        if max_length < 1:
+            msg = (
+                f"data.max_length is {max_length}, but a window has a question and a part of its context; 384 is usual."
+            )
             raise ConfigurationError(msg)
         if not 0 <= doc_stride < max_length:
             msg = f"data.doc_stride is {doc_stride}, but it must be in [0, max_length), here [0, {max_length})."

@@ -104,10 +104,11 @@ def read_table(path: Path) -> Table:
     Raises:
         DataError: If the file cannot be read, or a row is malformed.
     """
-    if path.suffix not in READERS:
+    ending = path.suffix.lower()
+    if ending not in READERS:
         msg = f"{path} is no table that can be read; its ending must be one of {', '.join(READERS)}."
         raise DataError(msg)
-    table = READERS[path.suffix](path)
+    table = READERS[ending](path)
     if not len(table):
         msg = f"{path} holds no rows; give a file with at least one."
         raise DataError(msg)
@@ -168,7 +169,7 @@ def _from_rows(
         if len(row) != len(names):
             if not skip_broken:
                 cells = f"{len(row)} column{'s' * (len(row) != 1)}"
-                remedy = _separator_remedy(str(path), names) or CELL_REMEDIES.get(path.suffix, "mend the line.")
+                remedy = _separator_remedy(str(path), names) or CELL_REMEDIES.get(path.suffix.lower(), "mend the line.")
                 msg = f"{path}, line {number}: {cells} where {len(names)} are needed ({', '.join(names)}); {remedy}"
                 raise DataError(msg)
             if len(row) < len(names):
@@ -181,7 +182,7 @@ def _from_rows(
 
 def _separator_remedy(name: str, columns: Sequence[str]) -> str | None:
     """What to do about a file whose only column is the names of several with another separator between them."""
-    own = SEPARATORS.get(Path(name).suffix)
+    own = SEPARATORS.get(Path(name).suffix.lower())
     found = [mark for mark in (";", "\t", ",", "|") if mark != own and len(columns) == 1 and mark in columns[0]]
     if own is None or not found:
         return None
@@ -193,12 +194,13 @@ def _read_json_lines(path: Path) -> Table:
     for number, line in enumerate(_lines(path), start=1):
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             msg = f"{path}, line {number}: not JSON ({error}); write one object a line."
             raise DataError(msg) from error
         if not isinstance(row, dict):
             msg = f"{path}, line {number}: expected an object, found {line.strip()[:80]}."
             raise DataError(msg)
+        check_characters(row, f"{path}, line {number}")
         rows.append(row)
     names = dict.fromkeys(name for row in rows for name in row)
     return Table(str(path), {name: [row.get(name) for row in rows] for name in names}, "line", range(1, len(rows) + 1))
@@ -208,7 +210,7 @@ def _read_parquet(path: Path) -> Table:
     from pyarrow import parquet  # noqa: PLC0415  # half a second that other files do not need
 
     try:
-        content = parquet.read_table(path)
+        content = parquet.read_table(path.expanduser())
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         msg = f"{path} cannot be read as Parquet ({reason}); check the path, or write the file again."
@@ -251,6 +253,24 @@ def read_text(path: Path) -> str:
         msg = f"{path} cannot be read ({str(error.strerror).lower()}); check the path."
         raise DataError(msg) from error
     return decode_text(raw, str(path))
+
+
+def check_characters(value: Any, place: str) -> None:
+    """Refuses half a character: JSON may escape one half of a UTF-16 pair, which no tokenizer reads and no file holds.
+
+    Args:
+        value: From JSON.
+        place: What to call it in messages.
+
+    Raises:
+        DataError: If a text in it has such a half.
+    """
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        msg = f"{place}: {half!a} is half of a character, as is left where a text was cut; mend or remove the text."
+        raise DataError(msg) from error
 
 
 def decode_text(raw: bytes, name: str) -> str:

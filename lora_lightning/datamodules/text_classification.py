@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lora_lightning.datamodules.base import PREDICT, TEST, TRAIN, VALIDATION
 from lora_lightning.datamodules.classification import ClassificationDataModule, LabelledTexts
-from lora_lightning.datamodules.holding_out import held_out, rows_in_both
+from lora_lightning.datamodules.holding_out import check_hold_out, held_out, rows_in_both
 from lora_lightning.datamodules.hub import hub_label_names, hub_table, load_hub_dataset
 from lora_lightning.datamodules.label_columns import class_indices, class_labels, label_sets, numbers, sorted_names
 from lora_lightning.datamodules.queries import read_queries
@@ -96,8 +96,9 @@ class TextClassificationDataModule(ClassificationDataModule):
         if dataset_name is not None and any(self.files.values()):
             msg = "data.dataset_name and files are both set; leave out one or the other."
             raise ConfigurationError(msg)
-        if not 0 < validation_share < 1:
-            msg = f"data.validation_share is {validation_share}, but a share in (0, 1) is needed."
+        check_hold_out(validation_share, split_seed)
+        if not label_separator:
+            msg = "data.label_separator is empty, but labels need a mark between them, such as a comma."
             raise ConfigurationError(msg)
         self.dataset_name = dataset_name
         self.dataset_config_name = dataset_config_name
@@ -151,7 +152,7 @@ class TextClassificationDataModule(ClassificationDataModule):
     def load_prediction_splits(self) -> dict[str, LabelledTexts]:
         """The rows of a table, or the lines of a text file."""
         path = Path(self.predict_file or "")
-        if path.suffix in READERS:
+        if path.suffix.lower() in (*READERS, ".json"):  # of which read_table says that it is none
             return {PREDICT: self._unlabelled(read_table(path))}
         if self.text_pair_column is not None:
             msg = (

@@ -122,6 +122,16 @@ class AdaptationTask(LightningModule):
     def adopt_labels(self, space: LabelSpace) -> None:
         """Takes the labels from elsewhere, before the model is built; tasks without labels ignore them."""
 
+    def check_data(self, datamodule: Any) -> None:
+        """Refuses a data module that has nothing for this task, before the data is read.
+
+        Args:
+            datamodule: Of any kind.
+
+        Raises:
+            ConfigurationError: If it does not fit.
+        """
+
     def check_settings(self) -> None:
         """Finds settings that do not fit the backbone's architecture, before any weights load."""
 

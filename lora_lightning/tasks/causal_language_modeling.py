@@ -76,17 +76,28 @@ class CausalLanguageModelingTask(AdaptationTask):
             generation=generation,
         )
 
+    def check_data(self, datamodule: Any) -> None:
+        """Refuses data without texts to continue."""
+        if not hasattr(datamodule, "prompts"):
+            name = type(datamodule).__name__
+            msg = (
+                f"CausalLanguageModelingTask needs texts to continue, and {name} has none; use PlainTextDataModule or "
+                "InstructionDataModule."
+            )
+            raise ConfigurationError(msg)
+
     def setup(self, stage: str) -> None:
-        """Finds prompts that are too long before any weights load.
+        """Finds wrong data, and prompts that are too long, before any weights load.
 
         Args:
             stage: `fit`, `validate`, `test` or `predict`.
 
         Raises:
-            ConfigurationError: If one leaves no room for its completion.
+            ConfigurationError: If the data has no texts to continue, or a prompt leaves no room for its completion.
         """
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.check_data(datamodule)
         if stage == "predict":
-            datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
             self.check_lengths(datamodule.splits["predict"].lengths.tolist(), datamodule.prompt_places)
 
     @cached_property

@@ -174,10 +174,10 @@ def block_diagonal_mask(model: PreTrainedModel, position_ids: Tensor) -> Tensor 
         (rows, 1, positions, positions); `None` where every row is one document.
     """
     mask = create_causal_mask(
-        config=model.config,
-        inputs_embeds=torch.empty(*position_ids.shape, 0, dtype=model.dtype, device=position_ids.device),  # its shape
-        attention_mask=None,
-        past_key_values=None,
+        model.config,
+        torch.empty(*position_ids.shape, 0, dtype=model.dtype, device=position_ids.device),  # its shape
+        None,
+        None,  # by place: transformers 5.23 calls it past_key_values, and 5.24 warns of that name
         position_ids=position_ids,
     )
     return cast("Tensor | None", mask)

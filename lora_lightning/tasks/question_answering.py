@@ -90,21 +90,24 @@ class QuestionAnsweringTask(AdaptationTask):
             n_best=n_best,
         )
 
+    def check_data(self, datamodule: Any) -> None:
+        """Refuses data without questions."""
+        if not hasattr(datamodule, "questions"):
+            name = type(datamodule).__name__
+            msg = f"QuestionAnsweringTask needs questions, and {name} has none; use SquadV2DataModule."
+            raise ConfigurationError(msg)
+
     def setup(self, stage: str) -> None:
-        """Refuses data without questions.
+        """Finds wrong data before any weights load.
 
         Args:
             stage: `fit`, `validate`, `test` or `predict`.
 
         Raises:
-            ConfigurationError: If the data module has none.
+            ConfigurationError: If the data has no questions.
         """
         del stage
-        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
-        if not hasattr(datamodule, "questions"):
-            name = type(datamodule).__name__
-            msg = f"QuestionAnsweringTask needs questions, and {name} has none; use SquadV2DataModule."
-            raise ConfigurationError(msg)
+        self.check_data(self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def _load_config(self) -> PretrainedConfig:
         pad_token_id = int(load_tokenizer(self.backbone).pad_token_id)

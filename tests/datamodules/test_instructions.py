@@ -212,6 +212,26 @@ def test_the_template_is_part_of_the_caches_name(chatty: str, tmp_path: Path) ->
     assert len(names) == 3
 
 
+def test_the_end_of_text_is_part_of_the_caches_name(gpt2: str, tmp_path: Path) -> None:
+    path = save_records(tmp_path / "a.jsonl", instructions(20))
+    names = set()
+    for end in ("<|endoftext|>", "<unk>"):  # Qwen's base and chat models differ in this alone
+        module = InstructionDataModule(train_file=path, context_length=40, backbone=gpt2)
+        module.tokenizer.eos_token = end
+        names.add(module.cache_file)
+    assert len(names) == 2
+
+
+def test_a_prompt_that_the_template_refuses_is_named(chatty: str, tmp_path: Path) -> None:
+    (Path(chatty) / "chat_template.jinja").write_text("{{ raise_exception('no system role') }}")
+    (tmp_path / "p.jsonl").write_text('{"messages": [{"role": "system", "content": "w3"}]}\n')
+    module = InstructionDataModule(predict_file=str(tmp_path / "p.jsonl"), chat_template=True, backbone=chatty)
+    with pytest.raises(
+        DataError, match=r"p\.jsonl, line 1: the chat template refuses these messages \(no system role\)"
+    ):
+        module.setup("predict")
+
+
 def test_prompts_end_where_the_response_begins(gpt2: str, chatty: str, tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text(
         '{"instruction": "w1", "input": "w2"}\n{"messages": [{"role": "user", "content": "w3"}]}\n'
@@ -257,3 +277,31 @@ def test_records_without_a_response_are_left_out_if_asked(gpt2: str, tmp_path: P
     module = InstructionDataModule(train_file=path, empty_responses="drop", context_length=40, backbone=gpt2)
     with pytest.warns(UserWarning, match="train: 1 of 21 records have no response and were left out"):
         assert sum(len(examples) for examples in module.raw_splits.values()) == 20
+
+
+def test_a_chat_with_an_empty_turn_of_the_assistant_has_no_response(chatty: str, tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}]
+    rows = [{"messages": turns}] * 20 + [{"messages": [*turns, turns[0], {"role": "assistant", "content": " "}]}]
+    path = save_records(tmp_path / "a.jsonl", rows)
+    options: dict[str, Any] = {"train_file": path, "chat_template": True, "context_length": 40, "backbone": chatty}
+    with pytest.raises(DataError, match=r"a\.jsonl, line 21: the response is empty; .* data\.empty_responses: drop"):
+        _ = InstructionDataModule(**options).raw_splits
+    with pytest.warns(UserWarning, match="train: 1 of 21 records have no response and were left out"):
+        _ = InstructionDataModule(**options, empty_responses="drop").raw_splits
+
+
+def test_a_file_without_any_response_is_refused(gpt2: str, tmp_path: Path) -> None:
+    path = save_records(tmp_path / "a.jsonl", instructions(20))
+    empty = save_records(tmp_path / "b.jsonl", [{"instruction": "w1", "output": ""}] * 2)
+    module = InstructionDataModule(
+        train_file=path, validation_file=empty, empty_responses="drop", context_length=40, backbone=gpt2
+    )
+    with pytest.raises(DataError, match=r"b\.jsonl, line 1: none of the 2 records of this split has a response"):
+        _ = module.raw_splits
+
+
+def test_an_evaluation_file_beside_a_data_set_of_the_hub_is_refused(gpt2: str) -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"data\.validation_file is 'v\.jsonl', but it goes with data\.train_file"
+    ):
+        InstructionDataModule(dataset_name="no/such", validation_file="v.jsonl", backbone=gpt2)

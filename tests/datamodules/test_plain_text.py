@@ -86,6 +86,14 @@ def test_documents_of_json_lines_end_with_the_end_of_text(gpt2: str, tmp_path: P
     assert module.split_names("test") == []
 
 
+def test_records_with_their_ending_in_capitals_are_no_plain_text(gpt2: str, tmp_path: Path) -> None:
+    (tmp_path / "A.JSONL").write_text('{"text": "w1", "prompt": "w2"}\n' * 30)
+    path = str(tmp_path / "A.JSONL")
+    module = PlainTextDataModule(train_file=path, predict_file=path, context_length=8, backbone=gpt2)
+    assert set(module.raw_splits["train"].texts) == {"w1"}
+    assert {prompt.text for prompt in module.load_prediction_splits()["predict"]} == {"w2"}
+
+
 def test_the_seed_chooses_the_held_out_documents(gpt2: str, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": f"w{n}"}) for n in range(50)))
     held_out = [
@@ -156,8 +164,13 @@ def test_a_context_beyond_the_models_positions_is_refused(gpt2: str, tmp_path: P
     [
         ({"context_length": 1}, ConfigurationError, "at least 2 tokens"),
         ({"validation_share": 1.0}, ConfigurationError, r"\(0, 1\)"),
+        ({"split_seed": -1}, ConfigurationError, "data.split_seed is -1"),
         ({}, ConfigurationError, "no text was given: set data.data_dir"),
+        ({"validation_file": "v.txt"}, ConfigurationError, r"data\.validation_file is 'v\.txt', but it goes with"),
+        ({"dataset_name": "no/such", "test_file": "t.txt"}, ConfigurationError, r"data\.test_file is 't\.txt', but it"),
+        ({"data_dir": "d", "train_file": "t"}, ConfigurationError, "is 'd' and data.train_file 't'; leave out one"),
         ({"data_dir": "{folder}"}, DataError, r"wiki\.train\.raw is missing; the folder has empty\.txt"),
+        ({"data_dir": "{folder}/none"}, DataError, r"wiki\.train\.raw is missing; there is no such folder"),
         ({"train_file": "{folder}/none.txt"}, DataError, "cannot be read"),
         ({"train_file": "{folder}/empty.txt"}, DataError, "is empty"),
         ({"train_file": "{folder}/line.txt"}, DataError, r"line\.txt has 1 lines, too few to hold out 0\.05"),
@@ -174,6 +187,16 @@ def test_wrong_options_and_files_are_refused(
     }
     with pytest.raises(error, match=message):
         _ = PlainTextDataModule(**{"context_length": 8, **filled}, backbone=gpt2).raw_splits
+
+
+def test_what_ends_a_document_is_part_of_the_caches_name(gpt2: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "w1 w2"}\n' * 30)
+    names = set()
+    for end in ("<|endoftext|>", "<unk>"):  # Qwen's base and chat models differ in this alone
+        module = PlainTextDataModule(train_file=str(tmp_path / "a.jsonl"), context_length=8, backbone=gpt2)
+        module.tokenizer.eos_token = end
+        names.add(module.cache_file)
+    assert len(names) == 2
 
 
 def test_a_split_of_one_token_is_refused(gpt2: str, tmp_path: Path) -> None:

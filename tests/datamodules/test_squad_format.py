@@ -217,7 +217,14 @@ def test_what_is_wrong_is_named(case: str) -> None:
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"<html>"], ids=["empty", "cut", "html"])
+def test_half_of_a_character_is_named() -> None:
+    content = deepcopy(CONTENT)
+    asked(content, 1).update(question="who \ud83d")
+    with pytest.raises(DataError, match=r"dev\.json, question 'b2': '\\ud83d' is half of a character"):
+        parse_squad_json(json.dumps(content).encode(), "dev.json")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"<html>", b"[" * 100_000], ids=["empty", "cut", "html", "deep"])
 def test_what_is_not_json_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "train-v2.0.json"
     path.write_bytes(content)

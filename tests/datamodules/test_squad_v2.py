@@ -105,8 +105,10 @@ def test_one_article_cannot_be_split(tmp_path: Path, release: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "wording"),
     [
-        ({"validation_share": 0.0}, r"data\.validation_share is 0\.0, but a share in \(0, 1\) or null"),
+        ({"validation_share": 0.0}, r"data\.validation_share is 0\.0, but a share in \(0, 1\) is needed"),
+        ({"split_seed": -1}, r"data\.split_seed is -1"),
         ({"validation_share": 1.0}, r"data\.validation_share is 1\.0"),
+        ({"max_length": 0}, r"data\.max_length is 0, but a window has a question"),
         ({"doc_stride": -1}, r"data\.doc_stride is -1, but it must be in \[0, max_length\), here \[0, 384\)"),
         ({"max_length": 64}, r"data\.doc_stride is 128, but it must be in \[0, max_length\), here \[0, 64\)"),
         ({"batch_size": 0}, r"data\.batch_size is 0"),

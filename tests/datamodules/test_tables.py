@@ -40,6 +40,12 @@ def test_cells_come_back_as_they_were(tmp_path: Path, ending: str) -> None:
     assert table.where(1) == f"{tmp_path}/rows.{ending}, {unit} {first + 1}"
 
 
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])
+def test_an_ending_may_be_in_capitals(tmp_path: Path, ending: str) -> None:
+    path = write(tmp_path / f"rows.{ending}", [("a", "b")])
+    assert read_table(path.rename(tmp_path / f"ROWS.{ending.upper()}")).texts("text") == ["a"]
+
+
 def test_a_csv_cell_may_hold_line_ends_and_long_documents(tmp_path: Path) -> None:
     rows = [("two\nlines", "a"), ("x" * 200_000, "b"), ("after", "c")]
     table = read_table(write(tmp_path / "rows.csv", rows))

@@ -207,6 +207,8 @@ def test_the_same_text_in_another_pair_is_no_duplicate(tmp_path: Path) -> None:
         ({"train_file": "a.csv", "dataset_name": "imdb"}, "data.dataset_name and files are both set"),
         ({"train_file": "a.csv", "validation_share": 0.0}, "data.validation_share is 0.0, but a share in (0, 1)"),
         ({"train_file": "a.csv", "validation_share": 1.0}, "data.validation_share is 1.0, but a share in (0, 1)"),
+        ({"train_file": "a.csv", "split_seed": -1}, "data.split_seed is -1, but a seed is 0 or more"),
+        ({"train_file": "a.csv", "label_separator": ""}, "data.label_separator is empty"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any], wording: str) -> None:
@@ -276,6 +278,12 @@ def test_predict_reads_a_table_without_labels(tmp_path: Path, ending: str) -> No
         predict_file=save(tmp_path / f"rows.{ending}", rows), text_column="question", text_pair_column="answer"
     )
     assert module.load_prediction_splits() == {"predict": LabelledTexts(["w1 w2", "w4"], None, ["w3", "w5 w6"])}
+
+
+def test_predict_takes_no_json_for_lines(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text('[{"text": "w1"}]')
+    with pytest.raises(DataError, match=r"rows\.json is no table that can be read; its ending must be one of"):
+        TextClassificationDataModule(predict_file=str(tmp_path / "rows.json")).load_prediction_splits()
 
 
 def test_predict_reads_lines(tmp_path: Path) -> None:

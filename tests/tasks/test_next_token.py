@@ -1,5 +1,6 @@
 """Losses without a logit too many, and documents that share a row without seeing one another."""
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -175,6 +176,12 @@ def test_looking_at_the_architecture_leaves_its_mode_alone() -> None:
 
 def test_a_row_with_one_document_needs_no_mask() -> None:
     assert block_diagonal_mask(make("opt"), torch.arange(6)[None]) is None
+
+
+def test_a_mask_is_made_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert block_diagonal_mask(make("opt"), torch.tensor([[0, 1, 0, 1, 2]])) is not None
 
 
 def test_half_precision_loses_little() -> None:
