@@ -206,6 +206,12 @@ class LoraLightningCLI(LightningCLI):
         self.model.check_settings()
         self._check_mode()
         self.datamodule.check_splits("fit")  # reads the data, and so checks it, where no labels did
+        if self.trainer.accumulate_grad_batches < 1:  # Lightning divides by 0, and by -2 without a word
+            msg = (
+                f"trainer.accumulate_grad_batches is {self.trainer.accumulate_grad_batches}, but a step is made of at "
+                "least 1 batch."
+            )
+            raise ConfigurationError(msg)
         if self.options.trainer.get("overfit_batches"):
             msg = "trainer.overfit_batches is not supported; use trainer.limit_train_batches and limit_val_batches."
             raise ConfigurationError(msg)

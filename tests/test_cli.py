@@ -375,6 +375,10 @@ MISUSE: dict[str, tuple[Misuse, list[str]]] = {
     ),
     "unknown strategy": (lambda run, _: evaluate_words("fit", run, "--trainer.strategy=ddpp"), ["ddpp"]),
     "negative seed": (lambda run, _: evaluate_words("fit", run, "--seed_everything=-1"), ["-1"]),
+    "no batch to a step": (
+        lambda run, _: ["fit", f"--config={run / 'config.yaml'}", "--trainer.accumulate_grad_batches=0"],
+        ["trainer.accumulate_grad_batches is 0", "at least 1 batch"],
+    ),
     "negative workers": (lambda run, _: evaluate_words("fit", run, "--data.num_workers=-1"), ["num_workers is -1"]),
     "validation after the epoch's end": (
         lambda run, folder: [
