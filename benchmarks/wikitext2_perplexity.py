@@ -56,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, type=Path, help="folder with wiki.train.raw")
     parser.add_argument("--contexts", type=int, nargs="+", default=[256, 512, 1024])
-    parser.add_argument("--steps", type=int, default=120, help=f"of {TOKENS_A_STEP} tokens each")
+    parser.add_argument("--steps", type=int, default=200, help=f"of {TOKENS_A_STEP} tokens each")
     options, rest = parser.parse_known_args()
     report: dict[str, Any] = {"test_tokens": TEST_TOKENS, "options": rest, "contexts": {}}
     for context in options.contexts:
