@@ -16,6 +16,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
+from lora_lightning import callbacks
 from lora_lightning.callbacks import (
     AdapterCheckpoint,
     ConfusionFigure,
@@ -24,6 +25,7 @@ from lora_lightning.callbacks import (
     PredictionWriter,
     ThroughputMonitor,
 )
+from lora_lightning.callbacks.adapter_monitor import AdapterMonitor
 from lora_lightning.callbacks.run_folder import run_folder_of
 from lora_lightning.datamodules import AdaptationDataModule
 from lora_lightning.errors import CheckpointError, ConfigurationError, LoraLightningError, VerificationError
@@ -140,6 +142,7 @@ class LoraLightningCLI(LightningCLI):
         """Adds the callbacks without options; evaluation logs to no logger and prints its own table."""
         extra: list[Callback] = [FiniteLoss(), FinalValidation()]
         trainer = self.options.trainer
+        check_monitors_once([entry.class_path for entry in trainer.callbacks or []])
         if self.subcommand != "fit":
             kwargs["logger"] = False
         elif trainer.logger is not False:
@@ -315,6 +318,25 @@ class LoraLightningCLI(LightningCLI):
         if self.trainer.is_global_zero:
             writer = next(c for c in self.trainer.callbacks if isinstance(c, PredictionWriter))  # type: ignore[attr-defined]
             print(f"{writer.rows_written} predictions are in {writer.file}")
+
+
+def check_monitors_once(class_paths: Sequence[str]) -> None:
+    """Refuses a monitor that is there twice: both would write the same file, as where two configs bring it.
+
+    Args:
+        class_paths: Of `trainer.callbacks`.
+
+    Raises:
+        ConfigurationError: Names the first.
+    """
+    names = [path.rpartition(".")[2] for path in class_paths]
+    for name in names:
+        monitor = getattr(callbacks, name, None)
+        if names.count(name) > 1 and isinstance(monitor, type) and issubclass(monitor, AdapterMonitor):
+            msg = (
+                f"trainer.callbacks has {name} {names.count(name)} times; leave all but one out, or one of the configs."
+            )
+            raise ConfigurationError(msg)
 
 
 def check_writable(folder: Path, remedy: str = "--trainer.logger.init_args.save_dir to a folder") -> None:

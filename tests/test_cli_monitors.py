@@ -189,6 +189,15 @@ def test_two_processes_measure_as_one(tiny_backbone: TinyBackbone, tmp_path: Pat
     assert found[1] == pytest.approx(found[0], abs=5e-3)
 
 
+def test_a_monitor_that_two_configs_bring_is_refused(
+    tiny_backbone: TinyBackbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    single = ALL_MONITORS.with_name("rank_utilization.yaml")
+    assert main([*with_monitors(fit_words(tiny_backbone("bert"), tmp_path)), f"--config={single}"]) == 2
+    assert "trainer.callbacks has RankUtilizationMonitor 2 times; leave all but one out" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_failed_check_is_raised_after_test_and_summary(
     tiny_backbone: TinyBackbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,7 +10,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lora_lightning.backbones import load_original_weights
+from lora_lightning.backbones import load_config, load_original_weights
 from lora_lightning.callbacks.adapter_monitor import TOTAL, AdapterMonitor, Measurement
 from lora_lightning.callbacks.held_out import Batch, Observation, held_out_batches, observe, precision, undisturbed
 from lora_lightning.errors import ConfigurationError, VerificationError
@@ -71,6 +71,26 @@ class MergeEquivalence(AdapterMonitor):
         self.original_backbone = original_backbone
         self.verdict: Verdict | None = None
         self._news = ""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Looks for the original backbone before training, not when it is over."""
+        del trainer, pl_module
+        if stage == "fit" and self.original_backbone is not None:
+            load_config(self.original_backbone)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses an original backbone that would say nothing.
+
+        Raises:
+            ConfigurationError: If the base is not quantised.
+        """
+        super().on_fit_start(trainer, pl_module)
+        if self.original_backbone is not None and not any(map(_bits, adapted_layers(pl_module).values())):
+            msg = (
+                f"MergeEquivalence.original_backbone is {self.original_backbone}, but no adapted layer is quantised: "
+                "the base is the original. Set it to null."
+            )
+            raise ConfigurationError(msg)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compares, if that is asked for."""

@@ -81,13 +81,19 @@ class RepresentationDrift(AdapterMonitor):
         self._resumed: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuses a layer that the backbone lacks, before its weights load.
+        """Refuses data without texts, and a layer that the backbone lacks, before its weights load.
 
         Raises:
-            ConfigurationError: If a number in `layers` is none of its layers'.
+            ConfigurationError: If nothing is text, or a number in `layers` is none of the backbone's layers'.
         """
-        del trainer
-        if self.layers is None or stage != "fit":
+        if stage != "fit":
+            return
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(datamodule, TextDataModule):
+            name = type(datamodule).__name__
+            msg = f"RepresentationDrift compares what a model makes of texts, and {name} has none; leave it out."
+            raise ConfigurationError(msg)
+        if self.layers is None:
             return
         task = cast("AdaptationTask", pl_module)
         count = load_config(task.backbone).num_hidden_layers

@@ -26,7 +26,7 @@ from lora_lightning.datamodules import (
     SquadV2DataModule,
     TextClassificationDataModule,
 )
-from lora_lightning.errors import ConfigurationError, VerificationError
+from lora_lightning.errors import BackboneError, ConfigurationError, VerificationError
 from lora_lightning.lora import merging
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.delta import is_transposed
@@ -426,6 +426,19 @@ def test_two_processes_compare_all_of_the_data_once(tiny_backbone: TinyBackbone,
         "efficiency/all",
     ):
         assert tag in metrics
+
+
+@pytest.mark.parametrize(
+    ("original", "error", "wording"),
+    [("./nowhere", BackboneError, "nowhere"), (None, ConfigurationError, "but no adapted layer is quantised")],
+)
+def test_an_original_backbone_of_no_use_is_refused_before_training(
+    original: str | None, error: type[Exception], wording: str, tiny_backbone: TinyBackbone, tmp_path: Path
+) -> None:
+    backbone = tiny_backbone("bert")
+    with pytest.raises(error, match=wording):
+        fit("intents", backbone, tmp_path, MergeEquivalence(original_backbone=original or str(backbone)))
+    assert not (tmp_path / "run" / "version_0" / "metrics.csv").exists()
 
 
 @pytest.mark.parametrize(("option", "value"), [("batches", 0), ("tolerance", 0.0), ("tolerance", -1.0)])

@@ -98,6 +98,12 @@ def test_ranks_that_no_layer_has_are_refused(ranks: list[int]) -> None:
         PlantedRank(ranks=ranks)
 
 
+def test_a_monitor_of_texts_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["fit", f"--config={CONFIG}", f"--trainer.logger.save_dir={tmp_path}"]
+    assert main([*words, "--trainer.callbacks+=RepresentationDrift"]) == 2
+    assert "RepresentationDrift compares what a model makes of texts, and PlantedRankData" in capsys.readouterr().err
+
+
 def test_data_of_another_width_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", f"--config={CONFIG}", "--data.in_features=32", f"--trainer.logger.save_dir={tmp_path}"]) == 2
     assert "data.in_features is 32, but model.problem.in_features is 64" in capsys.readouterr().err
