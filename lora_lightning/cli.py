@@ -172,6 +172,7 @@ class LoraLightningCLI(LightningCLI):
         """Finds out before there is a run folder whether data and settings fit and results can be written."""
         if (space := self.datamodule.label_space) is not None:
             self.model.adopt_labels(space)
+        self.model.check_trainer(self.trainer)
         self.model.check_settings()
         self._check_mode()
         self.datamodule.check_splits("fit")  # reads the data, and so checks it, where no labels did
