@@ -393,7 +393,7 @@ def load_original_weights(model: PreTrainedModel, backbone: str, modules: Collec
         "key_mapping": renamed_weights(model),
         **_where(source),
     }
-    loader: Callable[..., tuple[PreTrainedModel, dict[str, Any]]] = type(model).from_pretrained
+    loader: Any = type(model).from_pretrained
     with _without_bar(source):
         original, info = _load(backbone, lambda: loader(source, **settings))
     weights = {}
