@@ -105,12 +105,7 @@ def check_quantization(model: PreTrainedModel, settings: QuantizationSettings, t
             '`pip install -e ".[quantization]"`, or write `quantization: null`.'
         )
         raise ConfigurationError(msg)
-    if not linear_layers(model, modules_left(model, settings, trained)):
-        msg = (
-            f"model.quantization.skip_modules is {settings.skip_modules}, which leaves no layer to quantise; shorten "
-            "it, or write `quantization: null`."
-        )
-        raise ConfigurationError(msg)
+    modules_left(model, settings, trained)
 
 
 def modules_left(model: PreTrainedModel, settings: QuantizationSettings, trained: Collection[str]) -> list[str]:
@@ -125,10 +120,10 @@ def modules_left(model: PreTrainedModel, settings: QuantizationSettings, trained
         Dotted names, in the model's order.
 
     Raises:
-        ConfigurationError: If an entry of `skip_modules` is no module of the model.
+        ConfigurationError: If an entry of `skip_modules` is no module of the model, or nothing is left to quantise.
     """
-    names = [name for name, _ in model.named_modules() if name]
-    left = {name for name, _ in model.named_children() if name != model.base_model_prefix} | set(trained)
+    names = [name for name, module in model.named_modules() if name and any(True for _ in module.parameters())]
+    left = {name for name in names if "." not in name and name != model.base_model_prefix} | set(trained)
     for wanted in settings.skip_modules or []:
         matches = {name for name in names if name == wanted or name.endswith(f".{wanted}")}
         if not matches:
@@ -136,6 +131,12 @@ def modules_left(model: PreTrainedModel, settings: QuantizationSettings, trained
             msg = f"model.quantization.skip_modules: the model has no module {wanted!r}; {nearest(wanted, choices)}"
             raise ConfigurationError(msg)
         left |= matches
+    if not linear_layers(model, left):
+        msg = (
+            f"model.quantization.skip_modules is {settings.skip_modules}, which leaves no layer to quantise; shorten "
+            "it, or write `quantization: null`."
+        )
+        raise ConfigurationError(msg)
     return [name for name in names if name in left]
 
 

@@ -274,7 +274,7 @@ def test_a_checkpoint_from_before_there_was_quantization_has_none(tiny_backbone:
     del old["quantization"]
     SequenceClassificationTask(str(tiny_backbone("bert"))).on_load_checkpoint({"hyper_parameters": old})
     quantized = SequenceClassificationTask(str(tiny_backbone("bert")), quantization=QuantizationSettings())
-    with pytest.raises(CheckpointError, match="quantization.bits is 4 here and None in the checkpoint"):
+    with pytest.raises(CheckpointError, match=r"quantization.bits is 4 here and None in the checkpoint"):
         quantized.on_load_checkpoint({"hyper_parameters": old})
 
 
