@@ -62,7 +62,7 @@ def test_a_cpu_computes_in_what_it_is_fast_at(
 @pytest.mark.parametrize(("has_bfloat16", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
 def test_a_gpu_computes_in_16_bits(monkeypatch: pytest.MonkeyPatch, has_bfloat16: bool, expected: torch.dtype) -> None:
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bfloat16)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: has_bfloat16)
     assert compute_dtype_on(QuantizationSettings(), GPU, "32-true") == expected
 
 
