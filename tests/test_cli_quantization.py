@@ -122,6 +122,13 @@ def test_two_processes_train_one_adapter(tiny_backbone: TinyBackbone, tmp_path: 
     assert json.loads((run / "test_metrics.json").read_text())["test/in_scope_accuracy"] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("bits", ["4", "8"])
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_16_bit_precision_trains_too(tiny_backbone: TinyBackbone, tmp_path: Path, precision: str, bits: str) -> None:
+    more = [f"--model.quantization.bits={bits}", f"--trainer.precision={precision}", "--trainer.fast_dev_run=true"]
+    assert main(fit_words(tiny_backbone("bert"), tmp_path, *more)) == 0
+
+
 MISUSE = {
     "full fine-tuning": (["--model.lora=null"], "model.quantization is set, but model.lora is null"),
     "8 bits of a type": (["--model.quantization.bits=8"], "double_quantization is True, but only 4-bit weights"),

@@ -384,6 +384,9 @@ def contradictions(saved: Mapping[str, Any], asked: Mapping[str, Any], structura
 
 def _comparable(hyperparameters: Mapping[str, Any], structural_only: bool) -> dict[str, Any]:
     flat = {name: value for name, value in flatten(hyperparameters).items() if not name.startswith("_")}
+    for prefix, settings_class in (("lora", LoraSettings), ("quantization", QuantizationSettings)):
+        if any(name.startswith(f"{prefix}.") for name in flat):  # older checkpoints lack what has been added since
+            flat = flatten(settings_class(), prefix) | flat
     flat["backbone"] = backbone_identity(str(flat.get("backbone")))
     if structural_only:
         flat = {name: value for name, value in flat.items() if f"{name}.".startswith(STRUCTURAL)}

@@ -270,9 +270,12 @@ def test_a_checkpoint_of_another_quantization_is_refused(
 
 
 def test_a_checkpoint_from_before_there_was_quantization_has_none(tiny_backbone: TinyBackbone) -> None:
-    old = dict(SequenceClassificationTask(str(tiny_backbone("bert"))).hparams)
-    del old["quantization"]
+    old: dict[str, Any] = dict(SequenceClassificationTask(str(tiny_backbone("bert"))).hparams)
+    del old["quantization"], old["lora"]["init_lora_weights"]
     SequenceClassificationTask(str(tiny_backbone("bert"))).on_load_checkpoint({"hyper_parameters": old})
+    other = SequenceClassificationTask(str(tiny_backbone("bert")), lora=LoraSettings(use_rslora=True))
+    with pytest.raises(CheckpointError, match=r"lora.use_rslora is True here and False in the checkpoint"):
+        other.on_load_checkpoint({"hyper_parameters": old})
     quantized = SequenceClassificationTask(str(tiny_backbone("bert")), quantization=QuantizationSettings())
     with pytest.raises(CheckpointError, match=r"quantization.bits is 4 here and None in the checkpoint"):
         quantized.on_load_checkpoint({"hyper_parameters": old})
