@@ -48,7 +48,7 @@ def evaluate_words(command: str, run: Path, *more: str) -> Words:
     return [command, f"--config={run / 'config.yaml'}", f"--ckpt_path={run / 'checkpoints/best.ckpt'}", *more]
 
 
-@pytest.fixture(scope="module", params=[["4", "default"], ["4", "loftq"], ["8", "default"]], ids="-".join)
+@pytest.fixture(scope="module", params=[["4", "loftq"], ["8", "default"]], ids="-".join)
 def run(request: pytest.FixtureRequest, tiny_backbone: TinyBackbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of one finished run with all monitors; not to be changed."""
     logs = tmp_path_factory.mktemp("logs")

@@ -396,12 +396,12 @@ def load_original_weights(model: PreTrainedModel, backbone: str, modules: Collec
     loader: Any = type(model).from_pretrained
     with _without_bar(source):
         original, info = _load(backbone, lambda: loader(source, **settings))
+    found = {name: module for name, module in original.named_modules() if f"{name}.weight" not in info["missing_keys"]}
     weights = {}
     for name in modules:
-        if name not in dict(original.named_modules()) or f"{name}.weight" in info["missing_keys"]:
+        if (module := found.get(name)) is None:
             msg = f"the backbone {backbone!r} has no layer {name}; give the model that was quantised."
             raise BackboneError(msg)
-        module = original.get_submodule(name)
         weight = cast("Tensor", module.weight).detach()
         weights[name] = weight.T if isinstance(module, Conv1D | nn.Embedding) else weight
     return weights

@@ -179,9 +179,10 @@ class AdaptationTask(LightningModule):
         compute_dtype_on(self.quantization, trainer.strategy.root_device, str(trainer.precision))
 
     def quantization_here(self) -> Quantization | None:
-        """How to quantise for the trainer's device and precision; without a trainer for the CPU in float32.
+        """How to quantise for the trainer's device and precision; without a trainer for the CPU.
 
-        Lightning moves a model after `configure_model`, by then it is there: each process quantises on its own device.
+        Lightning moves a model only after `configure_model`. Here each process quantises on its own device at once: the
+        whole model never has to fit into host memory.
 
         Raises:
             ConfigurationError: As `check_trainer`.
