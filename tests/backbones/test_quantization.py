@@ -12,6 +12,7 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from lora_lightning.backbones import (
@@ -23,6 +24,7 @@ from lora_lightning.backbones.loading import build_without_storage
 from lora_lightning.backbones.quantization import Quantization, compute_dtype_on, modules_left, quantization_of
 from lora_lightning.errors import BackboneError, ConfigurationError
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
+from lora_lightning.lora.quantized import quantized_bits
 from lora_lightning.tasks import SequenceClassificationTask
 from tests.conftest import TinyBackbone, TinyClassifier
 
@@ -194,3 +196,14 @@ def test_incomplete_weights_are_refused_as_without_quantization(tiny_backbone: T
     config = load_classification_config(str(folder), NAMES, 0)
     with pytest.raises(BackboneError, match=r"lack bert.encoder.layer.0.attention.self.query.weight"):
         load_sequence_classifier(str(folder), config, FLOAT32)
+
+
+def test_a_head_for_other_labels_is_made_anew_and_not_quantised(
+    tiny_classifier: TinyClassifier, tmp_path: Path
+) -> None:
+    tiny_classifier("bert", labels=5).model.save_pretrained(tmp_path)
+    loaded = load_sequence_classifier(str(tmp_path), load_classification_config(str(tmp_path), NAMES, 0), FLOAT32)
+    assert loaded.lacked == ["classifier"]
+    assert type(loaded.model.classifier) is nn.Linear
+    assert loaded.model.classifier.weight.shape[0] == len(NAMES)
+    assert quantized_bits(loaded.model.bert.pooler.dense) == 4  # was in the checkpoint, so it is a layer like any other
