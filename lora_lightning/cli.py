@@ -206,6 +206,7 @@ class LoraLightningCLI(LightningCLI):
         if (space := self.datamodule.label_space) is not None:
             self.model.adopt_labels(space)
         self._check_labels()
+        self.model.check_trainer(self.trainer)
         self.model.check_settings()
         self._check_mode()
         self.datamodule.check_splits("fit")  # reads the data, and so checks it, where no labels did

@@ -27,7 +27,11 @@ PARTIAL = CONFIGS / "callbacks"  # added to a full config
 VARIANTS = ("full", "small", "imbalanced", "oos_plus")
 
 
-FAMILY_OF_SERIES = {"smollm2": "llama", "qwen2": "qwen2"}  # models that are called otherwise than their architecture
+FAMILY_OF_SERIES = {
+    "smollm2": "llama",
+    "meta-llama": "llama",
+    "qwen2": "qwen2",
+}  # models that are called otherwise than their architecture
 CHAT_TEMPLATE = "{% for m in messages %}{{ m.content }}<|endoftext|>{% endfor %}"
 
 

@@ -10,8 +10,9 @@ from lora_lightning.backbones.loading import (
     load_model,
     set_base_dropout,
 )
+from lora_lightning.backbones.quantization import Quantization, check_quantization
 from lora_lightning.errors import BackboneError, ConfigurationError
-from lora_lightning.lora.config import LoraSettings
+from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.injection import modules_trained_in_full
 from lora_lightning.lora.target_modules import resolve_target_modules
 
@@ -47,16 +48,20 @@ def output_head_name(model: PreTrainedModel) -> str:
     return next(str(name) for name, module in model.named_modules() if module is head)
 
 
-def check_causal_lm_settings(config: PretrainedConfig, settings: LoraSettings) -> None:
+def check_causal_lm_settings(
+    config: PretrainedConfig, settings: LoraSettings, quantization: QuantizationSettings | None = None
+) -> None:
     """Finds a wrong module name before any weights load, on a model without storage.
 
     Args:
         config: From `load_causal_lm_config`.
         settings: The adapter's settings.
+        quantization: The base's; `None` for none.
 
     Raises:
         BackboneError: If the architecture is no causal language model.
-        ConfigurationError: If a target or a module to save does not exist, or cannot train by itself.
+        ConfigurationError: If a target or a module to save or to skip does not exist, a module cannot train by itself,
+            or the base cannot be quantised.
     """
     model = build_without_storage(AutoModelForCausalLM, config)
     whole = modules_trained_in_full(model, settings, [])
@@ -70,22 +75,27 @@ def check_causal_lm_settings(config: PretrainedConfig, settings: LoraSettings) -
             )
             raise ConfigurationError(msg)
     resolve_target_modules(model, settings.target_modules, exclude=[*whole, output_head_name(model)])
+    if quantization is not None:
+        check_quantization(model, quantization, whole)
 
 
-def load_causal_lm(backbone: str, config: PretrainedConfig) -> PreTrainedModel:
+def load_causal_lm(
+    backbone: str, config: PretrainedConfig, quantization: Quantization | None = None
+) -> PreTrainedModel:
     """Loads `AutoModelForCausalLM` in float32.
 
     Args:
         backbone: Hub id, folder or `package://` name.
         config: From `load_causal_lm_config`.
+        quantization: How to quantise the base; `None` loads it in float32.
 
     Returns:
-        The model, on the CPU.
+        The model, on the CPU unless it was quantised elsewhere.
 
     Raises:
         BackboneError: If the weights cannot be found, do not fit the architecture, or lack a part of it.
     """
-    loaded: LoadedBackbone = load_model(AutoModelForCausalLM, backbone, config)
+    loaded: LoadedBackbone = load_model(AutoModelForCausalLM, backbone, config, quantization)
     if loaded.lacked:
         msg = (
             f"the weights of {backbone!r} lack {', '.join(loaded.lacked)}, so it is no language model yet; give a "

@@ -11,6 +11,11 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lora_lightning.backbones.quantization import quantization_of
+
+# Not in config.json, where it would say that the backbone's own weights are quantised already.
+QUANTIZATION = "quantization_config.json"
+
 
 def export_model(
     network: nn.Module,
@@ -21,8 +26,8 @@ def export_model(
     """Writes an adapter as a PEFT folder, a fully fine-tuned model as a transformers folder.
 
     The folder holds safetensors, the tokenizer and a `config.json` with the label names; for an adapter also
-    `adapter_config.json`. It is written beside its place and then moved, so a crash leaves the old one, at worst as
-    `.<name>.old`.
+    `adapter_config.json`, and on a quantised base `quantization_config.json`, which makes it again. It is written
+    beside its place and then moved, so a crash leaves the old one, at worst as `.<name>.old`.
 
     Args:
         network: A `PeftModel` or a `PreTrainedModel`.
@@ -37,6 +42,8 @@ def export_model(
             # save_embedding_layers="auto" would ask the hub for the base's vocabulary.
             network.save_pretrained(str(scratch), save_embedding_layers=False)
             network.config.save_pretrained(str(scratch))
+            if (quantization := quantization_of(network.get_base_model())) is not None:
+                extra_files = {QUANTIZATION: quantization.to_dict(), **extra_files}
         elif isinstance(network, PreTrainedModel):
             network.save_pretrained(str(scratch))
         (scratch / "README.md").unlink(missing_ok=True)  # PEFT's blank form of a model card

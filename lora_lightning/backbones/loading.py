@@ -4,7 +4,7 @@ import importlib.util
 import io
 import struct
 from collections.abc import Callable, Collection, Mapping
-from contextlib import nullcontext, redirect_stderr
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
@@ -23,9 +24,10 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from lora_lightning.backbones.quantization import Quantization, bitsandbytes_config, check_quantization
 from lora_lightning.backbones.source import gguf_file_of, hub_is_reachable, resolve_backbone
 from lora_lightning.errors import BackboneError
-from lora_lightning.lora.config import LoraSettings
+from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.injection import modules_lacked, modules_trained_in_full
 from lora_lightning.lora.target_modules import resolve_target_modules
 from lora_lightning.metrics.label_space import SINGLE_LABEL, ProblemType
@@ -62,7 +64,7 @@ class LoadedBackbone:
     """A pretrained model with what its checkpoint lacked.
 
     Attributes:
-        model: The transformers model, on the CPU.
+        model: The transformers model, on the CPU unless it was quantised elsewhere.
         lacked: Dotted names of the modules whose weights are new and random (the head, often a pooler).
     """
 
@@ -202,23 +204,30 @@ def _dropout_names(config: PretrainedConfig) -> list[str]:
 
 
 def check_adapter_settings(
-    config: PretrainedConfig, settings: LoraSettings, auto_class: Any = AutoModelForSequenceClassification
+    config: PretrainedConfig,
+    settings: LoraSettings,
+    quantization: QuantizationSettings | None = None,
+    auto_class: Any = AutoModelForSequenceClassification,
 ) -> None:
     """Finds a wrong module name before any weights load, on a model without storage.
 
     Args:
         config: From `load_classification_config` or `load_question_answering_config`.
         settings: The adapter's settings.
+        quantization: The base's; `None` for none.
         auto_class: Which of transformers' `AutoModelFor...` has the task's head.
 
     Raises:
         BackboneError: If the architecture has no such head.
-        ConfigurationError: If a target or a module to save does not exist in the architecture.
+        ConfigurationError: If a target or a module to save or to skip does not exist in the architecture, or the base
+            cannot be quantised.
     """
     model = build_without_storage(auto_class, config)
     head = [name for name, _ in model.named_children() if name != model.base_model_prefix]
     whole = modules_trained_in_full(model, settings, head)
     resolve_target_modules(model, settings.target_modules, exclude=whole)
+    if quantization is not None:
+        check_quantization(model, quantization, whole)
 
 
 def build_without_storage(auto_class: Any, config: PretrainedConfig) -> PreTrainedModel:
@@ -239,12 +248,15 @@ def build_without_storage(auto_class: Any, config: PretrainedConfig) -> PreTrain
     return model
 
 
-def load_sequence_classifier(backbone: str, config: PretrainedConfig) -> LoadedBackbone:
+def load_sequence_classifier(
+    backbone: str, config: PretrainedConfig, quantization: Quantization | None = None
+) -> LoadedBackbone:
     """Loads `AutoModelForSequenceClassification`; a head for other labels is made anew.
 
     Args:
         backbone: Hub id, folder or `package://` name.
         config: From `load_classification_config`.
+        quantization: How to quantise the base; `None` loads it in float32.
 
     Returns:
         The model and what its checkpoint lacked.
@@ -252,11 +264,15 @@ def load_sequence_classifier(backbone: str, config: PretrainedConfig) -> LoadedB
     Raises:
         BackboneError: If the weights cannot be found or do not fit the architecture.
     """
-    return load_model(AutoModelForSequenceClassification, backbone, config)
+    return load_model(AutoModelForSequenceClassification, backbone, config, quantization)
 
 
 def load_model(
-    auto_class: Any, backbone: str, config: PretrainedConfig, key_mapping: Mapping[str, str] | None = None
+    auto_class: Any,
+    backbone: str,
+    config: PretrainedConfig,
+    quantization: Quantization | None = None,
+    key_mapping: Mapping[str, str] | None = None,
 ) -> LoadedBackbone:
     """Loads a pretrained model in float32; a head that the weights lack, or have in another shape, is made anew.
 
@@ -264,6 +280,7 @@ def load_model(
         auto_class: One of transformers' `AutoModelFor...`.
         backbone: Hub id, folder or `package://` name.
         config: The architecture, with the task's settings.
+        quantization: How to quantise the base; what is not quantised is float32 all the same, as QLoRA has it.
         key_mapping: What to replace in the names of the weights, by regular expression.
 
     Returns:
@@ -273,20 +290,37 @@ def load_model(
         BackboneError: If the weights cannot be found or do not fit the architecture.
     """
     source = resolve_backbone(backbone)
-    # transformers shows a bar of its tensors whatever it is told.
-    with nullcontext() if gguf_file_of(source) is None else redirect_stderr(io.StringIO()):
-        model, info = _load(
-            backbone,
-            lambda: auto_class.from_pretrained(
-                source,
-                config=config,
-                dtype=torch.float32,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                key_mapping=key_mapping,
-                **_where(source),
-            ),
-        )
+    is_gguf = gguf_file_of(source) is not None
+    settings = {
+        "config": config,
+        "dtype": torch.float32,
+        "ignore_mismatched_sizes": True,
+        "key_mapping": key_mapping,
+        **_where(source),
+    }
+
+    def load(**more: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+        loader: Callable[..., tuple[PreTrainedModel, dict[str, Any]]] = auto_class.from_pretrained
+        return _load(backbone, lambda: loader(source, output_loading_info=True, **settings, **more))
+
+    # What the weights lack must not be quantised, so before it loads them transformers only looks which there are.
+    only_look = {"device_map": "meta"} if quantization is not None and not is_gguf else {}
+    with _without_bar(source):
+        model, info = load(**only_look)
+    lacked = _check_complete(model, info, backbone)
+    if is_gguf:
+        _forget_quantization(model)
+    if quantization is not None:
+        bits = bitsandbytes_config(model, quantization, lacked)
+        more = {"quantization_config": bits, "device_map": {"": quantization.device}}
+        model = _load(backbone, lambda: _quantized(model, more)) if is_gguf else load(**more)[0]
+        # In config.json it would tell transformers that the weights of the backbone itself are quantised.
+        del model.config.quantization_config
+    return LoadedBackbone(model, lacked)
+
+
+def _check_complete(model: PreTrainedModel, info: Mapping[str, Any], backbone: str) -> list[str]:
+    """The modules that the weights lack; an error where they lack anything else."""
     base = f"{model.base_model_prefix}."
     unfit = [name for name, *_ in info["mismatched_keys"]]
     lacked = modules_lacked(model, {*info["missing_keys"], *unfit})
@@ -304,9 +338,37 @@ def load_model(
             "the file is incomplete; download or save the model again."
         )
         raise BackboneError(msg)
-    if gguf_file_of(source) is not None:
-        _forget_quantization(model)
-    return LoadedBackbone(model, lacked)
+    return lacked
+
+
+def _without_bar(source: str) -> AbstractContextManager[Any]:
+    """Hides the bar of a GGUF file's tensors, which transformers shows whatever it is told."""
+    return nullcontext() if gguf_file_of(source) is None else redirect_stderr(io.StringIO())
+
+
+def renamed_weights(model: PreTrainedModel) -> dict[str, str] | None:
+    """What to replace in a checkpoint's names where a model with a head calls its base otherwise than checkpoints do.
+
+    Llama's and Qwen's question answerers call `transformer` what is `model` in every checkpoint of theirs, and would
+    stay random (transformers#30381).
+
+    Args:
+        model: Any, also without storage.
+
+    Returns:
+        For the `key_mapping` of `from_pretrained`; `None` for nothing.
+    """
+    here, elsewhere = model.base_model_prefix, build_without_storage(AutoModel, model.config).base_model_prefix
+    return None if here == elsewhere else {rf"^{elsewhere}\.": f"{here}."}
+
+
+def _quantized(model: PreTrainedModel, settings: Mapping[str, Any]) -> PreTrainedModel:
+    """A model in memory again, quantised: transformers refuses to quantise a GGUF file while it reads it."""
+    quantized: PreTrainedModel = type(model).from_pretrained(
+        None, config=model.config, state_dict=model.state_dict(), dtype=torch.float32, **settings
+    )
+    quantized.generation_config = model.generation_config
+    return quantized
 
 
 def load_original_weights(model: PreTrainedModel, backbone: str, modules: Collection[str]) -> dict[str, Tensor]:
@@ -324,17 +386,22 @@ def load_original_weights(model: PreTrainedModel, backbone: str, modules: Collec
         BackboneError: If it cannot be found, or has no such layer.
     """
     source = resolve_backbone(backbone)
-    original: PreTrainedModel = _load(
-        backbone,
-        lambda: type(model).from_pretrained(source, dtype="auto", ignore_mismatched_sizes=True, **_where(source)),
-    )
+    settings = {
+        "dtype": "auto",
+        "ignore_mismatched_sizes": True,
+        "output_loading_info": True,
+        "key_mapping": renamed_weights(model),
+        **_where(source),
+    }
+    loader: Any = type(model).from_pretrained
+    with _without_bar(source):
+        original, info = _load(backbone, lambda: loader(source, **settings))
+    found = {name: module for name, module in original.named_modules() if f"{name}.weight" not in info["missing_keys"]}
     weights = {}
     for name in modules:
-        try:
-            module = original.get_submodule(name)
-        except AttributeError as error:
+        if (module := found.get(name)) is None:
             msg = f"the backbone {backbone!r} has no layer {name}; give the model that was quantised."
-            raise BackboneError(msg) from error
+            raise BackboneError(msg)
         weight = cast("Tensor", module.weight).detach()
         weights[name] = weight.T if isinstance(module, Conv1D | nn.Embedding) else weight
     return weights

@@ -1,6 +1,6 @@
 """Load pretrained models with a head that marks where an answer starts and ends."""
 
-from transformers import AutoModel, AutoModelForQuestionAnswering, PretrainedConfig
+from transformers import AutoModelForQuestionAnswering, PretrainedConfig
 
 from lora_lightning.backbones.loading import (
     LoadedBackbone,
@@ -8,8 +8,10 @@ from lora_lightning.backbones.loading import (
     check_adapter_settings,
     load_classification_config,
     load_model,
+    renamed_weights,
 )
-from lora_lightning.lora.config import LoraSettings
+from lora_lightning.backbones.quantization import Quantization
+from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 
 
 def load_question_answering_config(
@@ -32,26 +34,33 @@ def load_question_answering_config(
     return load_classification_config(backbone, ["start", "end"], pad_token_id, base_dropout)
 
 
-def check_question_answering_settings(config: PretrainedConfig, settings: LoraSettings) -> None:
+def check_question_answering_settings(
+    config: PretrainedConfig, settings: LoraSettings, quantization: QuantizationSettings | None = None
+) -> None:
     """Finds a wrong module name before any weights load.
 
     Args:
         config: From `load_question_answering_config`.
         settings: The adapter's settings.
+        quantization: The base's; `None` for none.
 
     Raises:
         BackboneError: If the architecture has no head for question answering.
-        ConfigurationError: If a target or a module to save does not exist in the architecture.
+        ConfigurationError: If a target or a module to save or to skip does not exist in the architecture, or the base
+            cannot be quantised.
     """
-    check_adapter_settings(config, settings, AutoModelForQuestionAnswering)
+    check_adapter_settings(config, settings, quantization, AutoModelForQuestionAnswering)
 
 
-def load_question_answerer(backbone: str, config: PretrainedConfig) -> LoadedBackbone:
+def load_question_answerer(
+    backbone: str, config: PretrainedConfig, quantization: Quantization | None = None
+) -> LoadedBackbone:
     """Loads `AutoModelForQuestionAnswering`; a head that the weights lack is made anew.
 
     Args:
         backbone: Hub id, folder or `package://` name.
         config: From `load_question_answering_config`.
+        quantization: How to quantise the base; `None` loads it in float32.
 
     Returns:
         The model and what its checkpoint lacked.
@@ -59,12 +68,8 @@ def load_question_answerer(backbone: str, config: PretrainedConfig) -> LoadedBac
     Raises:
         BackboneError: If the weights cannot be found or do not fit the architecture.
     """
-    here = build_without_storage(AutoModelForQuestionAnswering, config).base_model_prefix
-    elsewhere = build_without_storage(AutoModel, config).base_model_prefix
-    # Llama's and Qwen's question answerers call `transformer` what is `model` in every checkpoint of theirs, and would
-    # stay random (transformers#30381).
-    renamed = None if here == elsewhere else {rf"^{elsewhere}\.": f"{here}."}
-    loaded = load_model(AutoModelForQuestionAnswering, backbone, config, renamed)
+    renamed = renamed_weights(build_without_storage(AutoModelForQuestionAnswering, config))
+    loaded = load_model(AutoModelForQuestionAnswering, backbone, config, quantization, renamed)
     if renamed is not None:  # or save_pretrained would bring the old names back, and nothing could load them
         vars(loaded.model).pop("_weight_conversions", None)
     return loaded

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from lora_lightning.errors import ConfigurationError, nearest
 from lora_lightning.lora.config import LoraSettings
+from lora_lightning.lora.quantized import weight_shape
 from lora_lightning.lora.target_modules import linear_layers, resolve_target_modules
 
 HEADS = (
@@ -115,7 +116,7 @@ def trained_parameters(model: nn.Module) -> list[str]:
 
 def _warn_if_rank_is_full(model: nn.Module, targets: Collection[str], r: int) -> None:
     layers = linear_layers(model)
-    sizes = {name: min(layers[name].weight.shape) for name in targets}  # type: ignore[arg-type]
+    sizes = {name: min(weight_shape(layers[name])) for name in targets}
     smallest = min(sizes, key=lambda name: sizes[name])
     if r > sizes[smallest]:
         msg = (

@@ -31,8 +31,24 @@ def parameter_count(parameter: nn.Parameter) -> int:
     Returns:
         Their number.
     """
+    return math.prod(_shape(parameter))
+
+
+def weight_shape(layer: nn.Module) -> tuple[int, ...]:
+    """The shape of a layer's weight before it was packed.
+
+    Args:
+        layer: With a `weight`.
+
+    Returns:
+        In the order in which the layer keeps it.
+    """
+    return _shape(cast("nn.Parameter", layer.weight))
+
+
+def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
     state = getattr(parameter, "quant_state", None)
-    return parameter.numel() if state is None else math.prod(state.shape)
+    return tuple(parameter.shape if state is None else state.shape)
 
 
 def dequantized_weight(layer: nn.Module) -> Tensor:
@@ -102,6 +118,25 @@ def requantized(layer: nn.Module, weight: Tensor) -> nn.Module:
     new.bias = layer.bias
     keep_4bit_weights_in_order(new)
     return cast("nn.Module", new.train(layer.training))
+
+
+def keep_8bit_scales_beside_weights(model: nn.Module) -> None:
+    """Moves what belongs to 8-bit weights to where the weights are.
+
+    A module that holds such a layer moves its parameters, but not what bitsandbytes 0.50.2 keeps beside them, unless
+    the layer itself is asked to move.
+
+    Args:
+        model: Any; changed in place.
+    """
+    for module in model.modules():
+        state, weight = getattr(module, "state", None), getattr(module, "weight", None)
+        if not hasattr(state, "SCB") or weight is None:
+            continue
+        for owner in (state, weight):
+            for name in ("CB", "SCB"):
+                if isinstance(tensor := getattr(owner, name, None), Tensor):
+                    setattr(owner, name, weight.data if name == "CB" else tensor.to(weight.device))
 
 
 def keep_4bit_weights_in_order(model: nn.Module) -> None:

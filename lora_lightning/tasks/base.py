@@ -5,26 +5,44 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any, Self, TypeVar, cast
 
-from lightning import LightningModule
+import torch
+from lightning import LightningModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lora_lightning.backbones import load_original_weights
+from lora_lightning.backbones.quantization import Quantization, compute_dtype_on
 from lora_lightning.backbones.source import backbone_identity
 from lora_lightning.errors import CheckpointError, ConfigurationError
 from lora_lightning.lora.checkpoint import check_state, keep_what_trains
 from lora_lightning.lora.comparison import Outputs
-from lora_lightning.lora.config import LoraSettings
+from lora_lightning.lora.config import LoraSettings, QuantizationSettings
+from lora_lightning.lora.delta import adapted_layers
 from lora_lightning.lora.injection import trained_parameters
-from lora_lightning.lora.quantized import keep_4bit_weights_in_order
+from lora_lightning.lora.loftq import start_from_quantization_error
+from lora_lightning.lora.quantized import keep_4bit_weights_in_order, keep_8bit_scales_beside_weights
 from lora_lightning.metrics.label_space import LabelSpace
 from lora_lightning.tasks.optimization import OptimizationSettings, build_optimizer, build_schedule
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 # Hyperparameters that decide which weights a checkpoint holds; the others may differ when it is evaluated.
-STRUCTURAL = ("backbone.", "lora.", "label_space.names.", "label_space.problem_type.", "problem.")
+# What 4-bit weights are multiplied in follows the device, so a checkpoint does not insist on it.
+STRUCTURAL = (
+    "backbone.",
+    "lora.",
+    "quantization.bits.",
+    "quantization.type.",
+    "quantization.double_quantization.",
+    "quantization.skip_modules.",
+    "label_space.names.",
+    "label_space.problem_type.",
+    "problem.",
+)
 
 
 class AdaptationTask(LightningModule):
@@ -36,6 +54,7 @@ class AdaptationTask(LightningModule):
     Args:
         backbone: A hub id, a local folder, or `package://<installed package>/<folder>`.
         lora: The adapter; `null` trains the whole backbone.
+        quantization: Keeps the frozen backbone in 4 or 8 bits; `null` for float32.
         optimization: Learning rate, schedule, decay.
         base_dropout: Probability for every dropout of the pretrained model; `null` leaves what it came with.
         gradient_checkpointing: Keep only what goes into each layer and compute the rest again in the backward pass:
@@ -47,6 +66,7 @@ class AdaptationTask(LightningModule):
         backbone: str,
         # The same defaults as the tasks': without them the parser takes null for a task's own default.
         lora: LoraSettings | None = LoraSettings(),  # noqa: B008  # never changed
+        quantization: QuantizationSettings | None = None,
         optimization: OptimizationSettings = OptimizationSettings(),  # noqa: B008
         base_dropout: float | None = None,
         gradient_checkpointing: bool = False,
@@ -58,6 +78,8 @@ class AdaptationTask(LightningModule):
             raise ConfigurationError(msg)
         self.backbone = backbone
         self.lora = from_plain(LoraSettings, lora)
+        self.quantization = from_plain(QuantizationSettings, quantization)
+        check_together(self.lora, self.quantization)
         self.optimization = from_plain(OptimizationSettings, optimization) or OptimizationSettings()
         self.base_dropout = base_dropout
         self.gradient_checkpointing = gradient_checkpointing
@@ -155,10 +177,56 @@ class AdaptationTask(LightningModule):
         """Builds the model when a trainer (or `load_from_checkpoint`) needs it."""
         if self.network is None:
             network = self.build_network()
+            model = cast("PreTrainedModel", network.get_base_model() if isinstance(network, PeftModel) else network)
+            if self.lora is not None and self.lora.init_lora_weights == "loftq" and self._may_train:
+                originals = load_original_weights(model, self.backbone, adapted_layers(network))
+                start_from_quantization_error(network, originals)
             if self.gradient_checkpointing:
-                checkpoint_layers(network.get_base_model() if isinstance(network, PeftModel) else network)
+                checkpoint_layers(model)
             self.network = network
         keep_4bit_weights_in_order(self.network)
+
+    @property
+    def _may_train(self) -> bool:
+        """Whether weights may be needed that no checkpoint holds; a trainer that only evaluates has one."""
+        return self._trainer is None or self._trainer.state.fn == TrainerFn.FITTING
+
+    def check_trainer(self, trainer: Trainer) -> None:
+        """Finds what a quantised backbone cannot do, before any weights load.
+
+        Args:
+            trainer: Whose device, strategy and precision count.
+
+        Raises:
+            ConfigurationError: If bitsandbytes' layers do not work with one of them.
+        """
+        if self.quantization is None:
+            return
+        if type(trainer.strategy) not in {SingleDeviceStrategy, DDPStrategy}:
+            msg = (
+                f"model.quantization does not work with trainer.strategy {type(trainer.strategy).__name__}, which "
+                "shards weights that bitsandbytes keeps whole; set it to auto or ddp, or write `quantization: null`."
+            )
+            raise ConfigurationError(msg)
+        compute_dtype_on(self.quantization, trainer.strategy.root_device, str(trainer.precision))
+
+    def quantization_here(self) -> Quantization | None:
+        """How to quantise for the trainer's device and precision; without a trainer for the CPU.
+
+        Lightning moves a model only after `configure_model`. Here each process quantises on its own device at once: the
+        whole model never has to fit into host memory.
+
+        Raises:
+            ConfigurationError: As `check_trainer`.
+        """
+        if self.quantization is None or self.lora is None:
+            return None
+        device, precision = torch.device("cpu"), "32-true"
+        if self._trainer is not None:
+            self.check_trainer(self._trainer)
+            device, precision = self._trainer.strategy.root_device, str(self._trainer.precision)
+        dtype = compute_dtype_on(self.quantization, device, precision)
+        return Quantization(self.quantization, self.lora, device, dtype)
 
     @property
     def built_network(self) -> nn.Module:
@@ -221,6 +289,7 @@ class AdaptationTask(LightningModule):
         for name, child in self.named_children() if recurse else ():
             child._apply(fn if name == "network" else move)  # type: ignore[no-untyped-call]  # noqa: SLF001
         super()._apply(move, recurse=False)  # type: ignore[no-untyped-call]
+        keep_8bit_scales_beside_weights(self)
         return self
 
     def saved_names(self) -> list[str]:
@@ -277,6 +346,31 @@ def checkpoint_layers(model: nn.Module) -> None:
         raise ConfigurationError(msg) from error
 
 
+def check_together(lora: LoraSettings | None, quantization: QuantizationSettings | None) -> None:
+    """Refuses settings of adapter and base that do not go together.
+
+    Args:
+        lora: The adapter.
+        quantization: The base's.
+
+    Raises:
+        ConfigurationError: If quantised weights would have to train, or LoftQ has no quantisation error to start from.
+    """
+    if lora is None and quantization is not None:
+        msg = (
+            "model.quantization is set, but model.lora is null, and quantised weights cannot train; give model.lora "
+            "its settings, or write `quantization: null`."
+        )
+        raise ConfigurationError(msg)
+    if lora is not None and lora.init_lora_weights == "loftq" and (quantization is None or quantization.bits != 4):  # noqa: PLR2004
+        found = "null" if quantization is None else f"in {quantization.bits} bits"
+        msg = (
+            f"model.lora.init_lora_weights is loftq, but model.quantization is {found}, and LoftQ starts from what 4 "
+            "bits take away; write `quantization: {bits: 4}`, or set init_lora_weights to default."
+        )
+        raise ConfigurationError(msg)
+
+
 Settings = TypeVar("Settings")
 
 
@@ -323,6 +417,9 @@ def contradictions(saved: Mapping[str, Any], asked: Mapping[str, Any], structura
 
 def _comparable(hyperparameters: Mapping[str, Any], structural_only: bool) -> dict[str, Any]:
     flat = {name: value for name, value in flatten(hyperparameters).items() if not name.startswith("_")}
+    for prefix, settings_class in (("lora", LoraSettings), ("quantization", QuantizationSettings)):
+        if any(name.startswith(f"{prefix}.") for name in flat):  # older checkpoints lack what has been added since
+            flat = flatten(settings_class(), prefix) | flat
     flat["backbone"] = backbone_identity(str(flat.get("backbone")))
     if structural_only:
         flat = {name: value for name, value in flat.items() if f"{name}.".startswith(STRUCTURAL)}

@@ -20,7 +20,7 @@ from lora_lightning.backbones.causal_lm import (
 )
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.comparison import Outputs
-from lora_lightning.lora.config import LoraSettings
+from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.dropout import use_fast_dropout
 from lora_lightning.lora.fused import fuse_lora_layers
 from lora_lightning.lora.injection import attach_lora
@@ -41,6 +41,7 @@ class CausalLanguageModelingTask(AdaptationTask):
     Args:
         backbone: A hub id, a local folder, or `package://<installed package>/<folder>`.
         lora: The adapter; `null` trains the whole backbone.
+        quantization: Keeps the frozen backbone in 4 or 8 bits; `null` for float32.
         optimization: Learning rate, schedule, decay.
         base_dropout: Probability for every dropout of the pretrained model; `null` leaves what it came with.
         gradient_checkpointing: Keep only what goes into each layer and compute the rest again in the backward pass:
@@ -53,12 +54,13 @@ class CausalLanguageModelingTask(AdaptationTask):
         backbone: str,
         *,
         lora: LoraSettings | None = LoraSettings(),  # noqa: B008  # jsonargparse shows it; never changed
+        quantization: QuantizationSettings | None = None,
         optimization: OptimizationSettings = OptimizationSettings(),  # noqa: B008
         base_dropout: float | None = None,
         gradient_checkpointing: bool = False,
         generation: GenerationSettings = GenerationSettings(),  # noqa: B008
     ) -> None:
-        super().__init__(backbone, lora, optimization, base_dropout, gradient_checkpointing)
+        super().__init__(backbone, lora, quantization, optimization, base_dropout, gradient_checkpointing)
         self.generation = from_plain(GenerationSettings, generation) or GenerationSettings()
         self.metrics = nn.ModuleDict(
             {
@@ -70,6 +72,7 @@ class CausalLanguageModelingTask(AdaptationTask):
         self.remember(
             backbone=backbone,
             lora=lora,
+            quantization=quantization,
             optimization=optimization,
             base_dropout=base_dropout,
             gradient_checkpointing=gradient_checkpointing,
@@ -108,12 +111,12 @@ class CausalLanguageModelingTask(AdaptationTask):
         """Finds settings that do not fit the backbone's architecture, before any weights load."""
         config = self._config
         if self.lora is not None:
-            check_causal_lm_settings(config, self.lora)
+            check_causal_lm_settings(config, self.lora, self.quantization)
 
     def build_network(self) -> nn.Module:
         """Loads the backbone and attaches the adapters."""
         self.check_settings()
-        model = load_causal_lm(self.backbone, self._config)
+        model = load_causal_lm(self.backbone, self._config, self.quantization_here())
         network: nn.Module = model
         if self.lora is not None:
             network = attach_lora(model, self.lora, [], "CAUSAL_LM", [output_head_name(model)])

@@ -40,7 +40,7 @@ class PlantedRankTask(AdaptationTask):
         lora: LoraSettings | None = LoraSettings(r=16, lora_alpha=16, lora_dropout=0.0),  # noqa: B008
         optimization: OptimizationSettings = OptimizationSettings(),  # noqa: B008
     ) -> None:
-        super().__init__("planted_rank", lora, optimization)
+        super().__init__("planted_rank", lora, optimization=optimization)
         self.problem = from_plain(PlantedRank, problem) or PlantedRank()
         self.remember(problem=problem, lora=lora, optimization=optimization)
         self.metrics.update({split: MeanMetric() for split in ("val", "test")})

@@ -19,7 +19,7 @@ from lora_lightning.backbones import (
 from lora_lightning.backbones.attention import use_dropout_attention
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.comparison import Outputs
-from lora_lightning.lora.config import LoraSettings
+from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.dropout import use_fast_dropout
 from lora_lightning.lora.fused import fuse_lora_layers
 from lora_lightning.lora.injection import attach_lora
@@ -49,6 +49,7 @@ class QuestionAnsweringTask(AdaptationTask):
     Args:
         backbone: A hub id, a local folder, or `package://<installed package>/<folder>`.
         lora: The adapter; `null` trains the whole backbone.
+        quantization: Keeps the frozen backbone in 4 or 8 bits; `null` for float32.
         optimization: Learning rate, schedule, decay.
         base_dropout: Probability for every dropout of the pretrained model; `null` leaves what it came with.
         gradient_checkpointing: Keep only what goes into each layer and compute the rest again in the backward pass:
@@ -64,13 +65,14 @@ class QuestionAnsweringTask(AdaptationTask):
         backbone: str,
         *,
         lora: LoraSettings | None = LoraSettings(),  # noqa: B008  # jsonargparse shows it; never changed
+        quantization: QuantizationSettings | None = None,
         optimization: OptimizationSettings = OptimizationSettings(),  # noqa: B008
         base_dropout: float | None = None,
         gradient_checkpointing: bool = False,
         max_answer_length: int = 30,
         n_best: int = 20,
     ) -> None:
-        super().__init__(backbone, lora, optimization, base_dropout, gradient_checkpointing)
+        super().__init__(backbone, lora, quantization, optimization, base_dropout, gradient_checkpointing)
         for name, value in (("max_answer_length", max_answer_length), ("n_best", n_best)):
             if value < 1:
                 msg = f"model.{name} is {value}, but it must be at least 1."
@@ -83,6 +85,7 @@ class QuestionAnsweringTask(AdaptationTask):
         self.remember(
             backbone=backbone,
             lora=lora,
+            quantization=quantization,
             optimization=optimization,
             base_dropout=base_dropout,
             gradient_checkpointing=gradient_checkpointing,
@@ -116,13 +119,13 @@ class QuestionAnsweringTask(AdaptationTask):
     def check_settings(self) -> None:
         """Finds settings that do not fit the backbone's architecture, before any weights load."""
         if self.lora is not None:
-            check_question_answering_settings(self._load_config(), self.lora)
+            check_question_answering_settings(self._load_config(), self.lora, self.quantization)
 
     def build_network(self) -> nn.Module:
         """Loads the backbone and attaches the adapters."""
         self.check_settings()
         config = self._load_config()
-        loaded = load_question_answerer(self.backbone, config)
+        loaded = load_question_answerer(self.backbone, config, self.quantization_here())
         use_dropout_attention(loaded.model)
         network: nn.Module = loaded.model
         if self.lora is not None:

@@ -19,7 +19,7 @@ from lora_lightning.backbones.attention import use_dropout_attention
 from lora_lightning.backbones.first_token import keep_first_token_only
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.comparison import Outputs
-from lora_lightning.lora.config import LoraSettings
+from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.dropout import use_fast_dropout
 from lora_lightning.lora.fused import fuse_lora_layers
 from lora_lightning.lora.injection import attach_lora
@@ -54,6 +54,7 @@ class SequenceClassificationTask(AdaptationTask):
     Args:
         backbone: A hub id, a local folder, or `package://<installed package>/<folder>`.
         lora: The adapter; `null` trains the whole backbone.
+        quantization: Keeps the frozen backbone in 4 or 8 bits; `null` for float32.
         optimization: Learning rate, schedule, decay.
         base_dropout: Probability for every dropout of the pretrained model; `null` leaves what it came with.
         gradient_checkpointing: Keep only what goes into each layer and compute the rest again in the backward pass:
@@ -69,13 +70,14 @@ class SequenceClassificationTask(AdaptationTask):
         backbone: str,
         *,
         lora: LoraSettings | None = LoraSettings(),  # noqa: B008  # jsonargparse shows it; never changed
+        quantization: QuantizationSettings | None = None,
         optimization: OptimizationSettings = OptimizationSettings(),  # noqa: B008
         base_dropout: float | None = None,
         gradient_checkpointing: bool = False,
         label_smoothing: float = 0.0,
         label_space: LabelSpace | None = None,
     ) -> None:
-        super().__init__(backbone, lora, optimization, base_dropout, gradient_checkpointing)
+        super().__init__(backbone, lora, quantization, optimization, base_dropout, gradient_checkpointing)
         if not 0 <= label_smoothing < 1:
             msg = f"model.label_smoothing is {label_smoothing}, but a share in [0, 1) is needed."
             raise ConfigurationError(msg)
@@ -87,6 +89,7 @@ class SequenceClassificationTask(AdaptationTask):
         self.remember(
             backbone=backbone,
             lora=lora,
+            quantization=quantization,
             optimization=optimization,
             base_dropout=base_dropout,
             gradient_checkpointing=gradient_checkpointing,
@@ -143,12 +146,12 @@ class SequenceClassificationTask(AdaptationTask):
             msg = f"model.label_smoothing is {self.label_smoothing}, but this data is {kind}; set it to 0."
             raise ConfigurationError(msg)
         if self.lora is not None:
-            check_adapter_settings(self._load_config(), self.lora)
+            check_adapter_settings(self._load_config(), self.lora, self.quantization)
 
     def build_network(self) -> nn.Module:
         """Loads the backbone and attaches the adapters."""
         self.check_settings()
-        loaded = load_sequence_classifier(self.backbone, self._load_config())
+        loaded = load_sequence_classifier(self.backbone, self._load_config(), self.quantization_here())
         keep_first_token_only(loaded.model)
         use_dropout_attention(loaded.model)
         network: nn.Module = loaded.model

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gguf
 import pytest
@@ -17,9 +18,11 @@ from lora_lightning.backbones.causal_lm import (
     load_causal_lm_config,
     output_head_name,
 )
+from lora_lightning.backbones.quantization import Quantization
 from lora_lightning.errors import BackboneError, ConfigurationError
-from lora_lightning.lora.config import LoraSettings
+from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.injection import attach_lora
+from lora_lightning.lora.quantized import keep_4bit_weights_in_order, quantized_bits
 from lora_lightning.lora.target_modules import PRESETS
 from tests.conftest import TinyBackbone
 from tests.tiny_models import DECODERS, ENCODERS, POSITIONS
@@ -214,6 +217,31 @@ def test_an_adapter_on_a_gguf_file_names_its_folder(gguf_folder: tuple[Path, Lla
     model = load_causal_lm(folder, load_causal_lm_config(folder))
     network = attach_lora(model, LoraSettings(), [], "CAUSAL_LM", [output_head_name(model)])
     assert network.peft_config["default"].base_model_name_or_path == folder
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_gguf_file_is_quantised_as_its_weights_in_float32_would_be(
+    gguf_folder: tuple[Path, LlamaForCausalLM], tmp_path: Path, bits: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    settings = QuantizationSettings(bits=bits)
+    quantization = Quantization(settings, LoraSettings(), torch.device("cpu"), torch.float32)
+    gguf_folder[1].save_pretrained(tmp_path / "saved")
+    capfd.readouterr()
+    models = [
+        load_causal_lm(str(folder), load_causal_lm_config(str(folder)), quantization).eval()
+        for folder in (gguf_folder[0], tmp_path / "saved")
+    ]
+    assert capfd.readouterr().err == ""
+    for model in models:
+        keep_4bit_weights_in_order(model)
+        assert quantized_bits(model.model.layers[1].mlp.down_proj) == bits
+        assert model.lm_head.weight is model.model.embed_tokens.weight
+        assert not hasattr(model.config, "quantization_config")
+    tokens = torch.arange(2, 12)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(models[0](tokens).logits, models[1](tokens).logits, rtol=0, atol=1e-5)
+    assert models[0].generation_config.eos_token_id == 1
 
 
 def test_several_gguf_files_are_a_question(tmp_path: Path) -> None:

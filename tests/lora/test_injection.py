@@ -21,6 +21,7 @@ from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.injection import attach_lora, modules_lacked, modules_trained_in_full, trained_parameters
 from tests.conftest import TinyClassifier
+from tests.reference import assert_layers_compute_the_formula, move_from_zero
 from tests.tiny_models import FAMILIES, HIDDEN
 
 LACKED = {
@@ -133,6 +134,13 @@ def test_adapter_starts_as_the_base_exactly(tiny_classifier: TinyClassifier, fam
     model = attach(loaded, r=4)
     assert torch.equal(logits_of(model), before)
     assert not torch.equal(before[0], before[1])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_layer_of_every_family_computes_the_formula(tiny_classifier: TinyClassifier, family: str) -> None:
+    model = attach(tiny_classifier(family), r=3, lora_alpha=5.0).eval()
+    move_from_zero(model)
+    assert assert_layers_compute_the_formula(model, lambda: logits_of(model), 1e-5) >= 8
 
 
 @pytest.mark.parametrize("use_rslora", [False, True])

@@ -1,5 +1,7 @@
 """bitsandbytes' layers: counted, read and quantised again without a change to them."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -8,9 +10,11 @@ from lora_lightning.errors import BackboneError
 from lora_lightning.lora.quantized import (
     dequantized_weight,
     keep_4bit_weights_in_order,
+    keep_8bit_scales_beside_weights,
     parameter_count,
     quantized_bits,
     requantized,
+    weight_shape,
 )
 from lora_lightning.tasks.optimization import trained_share
 
@@ -40,6 +44,7 @@ def test_parameters_count_as_what_they_stand_for(bits: int) -> None:
     assert quantized_bits(model[0]) == bits
     assert quantized_bits(model[1]) is None
     assert parameter_count(model[0].weight) == IN * OUT
+    assert weight_shape(model[0]) == weight_shape(nn.Linear(IN, OUT)) == (OUT, IN)
     # Without this, half of a 4-bit weight's parameters are missing.
     expected = IN * OUT + OUT + 2 * OUT + 2
     assert trained_share(model) == (OUT + 2 * OUT + 2, expected)
@@ -96,3 +101,23 @@ def test_requantizing_makes_another_layer_of_the_same_kind_and_draws_nothing(bit
     twice = dequantized_weight(requantized(made, dequantized_weight(again)))
     torch.testing.assert_close(twice, dequantized_weight(again), rtol=0, atol=0.02)
     assert all(torch.equal(tensor, before[name]) for name, tensor in bytes_of(made).items())
+
+
+@pytest.mark.parametrize("after_a_run", [False, True])
+def test_scales_of_8_bit_weights_follow_them(after_a_run: bool) -> None:
+    """As a GPU leaves a layer inside a moved module: the weight there, the rest here."""
+    made = layer(8)
+    if after_a_run:
+        made(torch.randn(3, IN))  # moves the scales from the weight to the layer's state
+    owner = made.state if after_a_run else made.weight
+    scales, values = owner.SCB, made.weight.data.clone()
+    keep_8bit_scales_beside_weights(made)  # nothing moved
+    assert owner.SCB is scales
+    assert torch.equal(owner.CB, values)
+    moved = nn.Module()
+    moved.weight = nn.Parameter(torch.empty(OUT, IN, device="meta"))
+    moved.state = SimpleNamespace(CB=values, SCB=scales)
+    keep_8bit_scales_beside_weights(nn.Sequential(moved))
+    assert moved.state.SCB.device.type == "meta"
+    assert moved.state.CB.data_ptr() == moved.weight.data_ptr()  # not a second copy of it
+    assert moved.state.CB.device.type == "meta"
