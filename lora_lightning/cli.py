@@ -303,7 +303,7 @@ def check_writable(folder: Path, remedy: str = "--trainer.logger.init_args.save_
 
 def quiet() -> None:
     """Silences what other packages say at each start and a user can't act on."""
-    for name in ("lightning.pytorch", "lightning.fabric", "bitsandbytes"):
+    for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=r".*is_gradient_checkpointing.*", category=FutureWarning)

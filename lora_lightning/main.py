@@ -4,6 +4,7 @@ Nothing heavy is imported here, so `--help` answers at once.
 """
 
 import argparse
+import logging
 import sys
 import warnings
 from collections.abc import Sequence
@@ -73,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     build_parser().parse_known_args(words[:1] or ["--help"])
     try:
         with warnings.catch_warnings():
+            # While PEFT imports it, bitsandbytes warns that an optional kernel is missing; nobody here needs it.
+            logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
             from lora_lightning.cli import run  # noqa: PLC0415  # seconds of imports, not for --help
 
             warnings.showwarning = print_warning  # type: ignore[assignment]  # takes all that Python gives
