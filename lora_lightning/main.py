@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     build_parser().parse_known_args(words[:1] or ["--help"])
     try:
         with warnings.catch_warnings():
-            # While it is imported, it says which kernels it did not find, also where nothing is quantised.
+            # While PEFT imports it, bitsandbytes warns that an optional kernel is missing; nobody here needs it.
             logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
             from lora_lightning.cli import run  # noqa: PLC0415  # seconds of imports, not for --help
 

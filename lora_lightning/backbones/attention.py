@@ -118,6 +118,8 @@ def _is_plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *,
         and query.dtype == key.dtype == value.dtype == torch.float32
         and query.shape == key.shape == value.shape
         and (not causal if mask is None else mask.dtype == torch.bool)
+        # bitsandbytes' layers give float32 there too, and the products here would turn into bfloat16.
+        and not torch.is_autocast_enabled("cpu")
     )
 
 

@@ -130,3 +130,12 @@ def test_bert_uses_it_while_training(tiny_classifier: TinyClassifier, monkeypatc
     use_dropout_attention(model)
     monkeypatch.setattr(attention, "sdpa_attention_forward", None)
     model(input_ids=torch.randint(5, 100, (4, 9)), attention_mask=torch.ones(4, 9, dtype=torch.int64))
+
+
+def test_under_autocast_pytorch_does_it() -> None:
+    """With inputs in float32, as bitsandbytes' layers give them: the backward pass met two dtypes."""
+    q, k, v = qkv()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, _ = dropout_attention_forward(LAYER, q, k, v, None, dropout=0.4)  # type: ignore[arg-type]
+    y.float().sum().backward()
+    assert all(x.grad is not None and x.grad.dtype == torch.float32 for x in (q, k, v))
