@@ -99,7 +99,8 @@ class CausalLanguageModelingTask(AdaptationTask):
             ConfigurationError: If the data has no texts to continue, or a prompt leaves no room for its completion.
         """
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.check_data(datamodule)
+        if datamodule is not None:  # loaders of one's own need none
+            self.check_data(datamodule)
         if stage == "predict":
             self.check_lengths(datamodule.splits["predict"].lengths.tolist(), datamodule.prompt_places)
 

@@ -54,7 +54,7 @@ def test_a_rank_that_is_too_small_is_used_up(tmp_path: Path) -> None:
     run = fit(tmp_path, "--model.lora.r=3", "--model.problem.ranks=[8]", "--trainer.max_epochs=5")
     report = json.loads((run / "rank_utilization.json").read_text())
     assert adapters(run)["layers.0.linear"]["utilization"] > 0.95
-    assert "try --model.lora.r=6 --model.lora.lora_alpha=6" in report["advice"]
+    assert "try --model.lora.r=6 --model.lora.lora_alpha=32" in report["advice"]
 
 
 def test_the_adapter_loads_with_plain_peft_and_is_the_planted_update(run: Path) -> None:
