@@ -138,7 +138,10 @@ MISUSE = {
     ),
     "float16 on a CPU": (["--model.quantization.compute_dtype=float16"], "float16, which CPUs emulate"),
     "sharding": (
-        ["--trainer.strategy=lightning.pytorch.strategies.ModelParallelStrategy", "--trainer.devices=2"],
+        [
+            '--trainer.strategy={"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}',
+            "--trainer.devices=2",
+        ],
         "does not work with trainer.strategy ModelParallelStrategy",
     ),
     "float64": (["--trainer.precision=64-true"], "trainer.precision is 64-true"),
