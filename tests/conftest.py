@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from lora_lightning.backbones import (
     LoadedBackbone,
@@ -21,6 +22,9 @@ from lora_lightning.backbones import (
 from tests.tiny_models import save_tiny_backbone
 
 torch.set_num_threads(1)
+# How long an example takes says something about the machine, not about the program.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
