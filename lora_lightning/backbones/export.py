@@ -11,6 +11,8 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lora_lightning.lora.plain_lora import as_plain_lora
+
 
 def export_model(
     network: nn.Module,
@@ -21,7 +23,7 @@ def export_model(
     """Writes an adapter as a PEFT folder, a fully fine-tuned model as a transformers folder.
 
     The folder holds safetensors, the tokenizer and a `config.json` with the label names; for an adapter also
-    `adapter_config.json`. It is written beside its place and then moved, so a crash leaves the old one, at worst as
+    `adapter_config.json`, always plain LoRA (or DoRA) on the pretrained base. It is written beside its place and then moved, so a crash leaves the old one, at worst as
     `.<name>.old`.
 
     Args:
@@ -35,7 +37,8 @@ def export_model(
     try:
         if isinstance(network, PeftModel):
             # save_embedding_layers="auto" would ask the hub for the base's vocabulary.
-            network.save_pretrained(str(scratch), save_embedding_layers=False)
+            with as_plain_lora(network) as state:
+                network.save_pretrained(str(scratch), save_embedding_layers=False, state_dict=state)
             network.config.save_pretrained(str(scratch))
         elif isinstance(network, PreTrainedModel):
             network.save_pretrained(str(scratch))

@@ -2,29 +2,51 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from typing import Any, Self, TypeVar, cast
 
 from lightning import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
+from lora_lightning.backbones.first_token import every_token
 from lora_lightning.backbones.source import backbone_identity
 from lora_lightning.errors import CheckpointError, ConfigurationError
+from lora_lightning.lora.adalora import (
+    add_orthogonality_gradient,
+    allocate,
+    budget_state,
+    check_budget,
+    load_budget_state,
+    ranks_in_use,
+    start_budget,
+)
 from lora_lightning.lora.checkpoint import check_state, keep_what_trains
 from lora_lightning.lora.comparison import Outputs
 from lora_lightning.lora.config import LoraSettings
-from lora_lightning.lora.injection import trained_parameters
+from lora_lightning.lora.eva import directions_of_data, follow_saved_ranks, start_from_directions
+from lora_lightning.lora.initial_factors import follow_initial_factors, initial_factor_names
+from lora_lightning.lora.injection import freeze_A
 from lora_lightning.lora.quantized import keep_4bit_weights_in_order
 from lora_lightning.metrics.label_space import LabelSpace
-from lora_lightning.tasks.optimization import OptimizationSettings, build_optimizer, build_schedule
+from lora_lightning.tasks.optimization import (
+    OptimizationSettings,
+    build_optimizer,
+    build_schedule,
+    check_optimizer_variants,
+)
 
+BUDGET = "adalora"  # of a checkpoint
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 # Hyperparameters that decide which weights a checkpoint holds; the others may differ when it is evaluated.
-STRUCTURAL = ("backbone.", "lora.", "label_space.names.", "label_space.problem_type.", "problem.")
+STRUCTURAL = ("backbone.", "lora.", "freeze_backbone.", "label_space.names.", "label_space.problem_type.", "problem.")
 
 
 class AdaptationTask(LightningModule):
@@ -40,6 +62,7 @@ class AdaptationTask(LightningModule):
         base_dropout: Probability for every dropout of the pretrained model; `null` leaves what it came with.
         gradient_checkpointing: Keep only what goes into each layer and compute the rest again in the backward pass:
             much less memory for long texts, about a third more time.
+        freeze_backbone: With `lora: null`, train the head alone, and whatever else the pretrained checkpoint lacked.
     """
 
     def __init__(
@@ -50,6 +73,7 @@ class AdaptationTask(LightningModule):
         optimization: OptimizationSettings = OptimizationSettings(),  # noqa: B008
         base_dropout: float | None = None,
         gradient_checkpointing: bool = False,
+        freeze_backbone: bool = False,
     ) -> None:
         super().__init__()
         self.metrics = nn.ModuleDict()
@@ -61,7 +85,13 @@ class AdaptationTask(LightningModule):
         self.optimization = from_plain(OptimizationSettings, optimization) or OptimizationSettings()
         self.base_dropout = base_dropout
         self.gradient_checkpointing = gradient_checkpointing
+        self.freeze_backbone = freeze_backbone
+        if freeze_backbone and self.lora is not None:
+            msg = "model.freeze_backbone trains the head alone, but model.lora asks for adapters; write `lora: null`."
+            raise ConfigurationError(msg)
+        check_optimizer_variants(self.optimization, self.lora)
         self.network: nn.Module | None = None
+        self._started = False  # whether EVA has looked at the data, here or before the checkpoint was written
 
     def remember(self, **hyperparameters: Any) -> None:
         """Keeps what the task was made with in every checkpoint, as plain values that load without pickle.
@@ -120,13 +150,84 @@ class AdaptationTask(LightningModule):
         return {}
 
     def configure_model(self) -> None:
-        """Builds the model when a trainer (or `load_from_checkpoint`) needs it."""
+        """Builds the model when a trainer (or `load_from_checkpoint`) needs it, and makes it ready to train."""
+        fits = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
+        budget = self.lora.adalora if self.lora is not None else None
+        steps = check_budget(budget, self.trainer.estimated_stepping_batches) if fits and budget else 0
         if self.network is None:
             network = self.build_network()
             if self.gradient_checkpointing:
                 checkpoint_layers(network.get_base_model() if isinstance(network, PeftModel) else network)
             self.network = network
         keep_4bit_weights_in_order(self.network)
+        if steps:
+            start_budget(self.adapted_network, steps)
+        if fits and not self._started and not self.trainer.ckpt_path:
+            self._start_from_data()
+        if self.optimization.lorafa:
+            freeze_A(self.network)
+
+    def _start_from_data(self) -> None:
+        """EVA's directions and ranks, from the first process's share of the training data, the same on all.
+
+        Now the data is there, and neither the optimizer nor DDP has seen the parameters.
+        """
+        self._started = True
+        if self.lora is None or self.lora.init_lora_weights != "eva":
+            return
+        network, strategy = self.adapted_network, self.trainer.strategy
+        network.to(strategy.root_device)
+        directions: dict[str, Tensor] = {}
+        if self.trainer.is_global_zero:
+            loader = self.trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
+            with isolate_rng(), every_token(network):
+                directions = directions_of_data(network, loader, self._run)
+        start_from_directions(network, strategy.broadcast(directions))
+        if self.trainer.is_global_zero:
+            ranks = ranks_in_use(network).values()
+            print(
+                f"EVA: {len(ranks)} of {len(directions)} layers have an adapter, of rank {min(ranks)} to {max(ranks)} "
+                f"({sum(ranks)} in all)"
+            )
+
+    def _run(self, batch: Mapping[str, Tensor]) -> Outputs:
+        moved = {name: value.to(self.device) for name, value in batch.items()}
+        return self.outputs(moved)
+
+    @property
+    def adapted_network(self) -> PeftModel:
+        """The model, adapters in place."""
+        return cast("PeftModel", self.built_network)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Adds AdaLoRA's orthogonality to what is minimised; gradients are unscaled and not clipped yet.
+
+        Args:
+            optimizer: Not used.
+        """
+        del optimizer
+        if self.lora is not None and self.lora.adalora is not None:
+            value = add_orthogonality_gradient(self.built_network, self.lora.adalora.orth_reg_weight)
+            self.log("train/orthogonality", value)
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Steps, then lets AdaLoRA choose its ranks while the gradients are still there.
+
+        Args:
+            epoch: Passed on.
+            batch_idx: Passed on.
+            optimizer: Passed on.
+            optimizer_closure: Passed on.
+        """
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.lora is not None and self.lora.adalora is not None:
+            allocate(self.adapted_network, self.trainer.global_step + 1)
 
     @property
     def built_network(self) -> nn.Module:
@@ -192,13 +293,16 @@ class AdaptationTask(LightningModule):
         return self
 
     def saved_names(self) -> list[str]:
-        """Names of everything a checkpoint must hold: trained parameters and the task's own buffers."""
+        """Names of what a checkpoint must hold: what trains, all of each adapter, and the task's own buffers."""
+        names = [name for name, parameter in self.named_parameters() if parameter.requires_grad or ".lora_" in name]
         own_buffers = [name for name, _ in self.named_buffers(recurse=False)]
-        return trained_parameters(self) + own_buffers
+        return names + initial_factor_names(self) + own_buffers
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves the frozen base out, and proves that nothing trained is left out with it."""
         checkpoint["state_dict"] = keep_what_trains(checkpoint["state_dict"], self.saved_names())
+        if self.lora is not None and self.lora.adalora is not None:
+            checkpoint[BUDGET] = budget_state(self.adapted_network)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another backbone or adapter before its tensors are read."""
@@ -206,6 +310,8 @@ class AdaptationTask(LightningModule):
         if found:
             msg = f"the checkpoint was made with another model: {'; '.join(found)}."
             raise CheckpointError(msg)
+        if BUDGET in checkpoint and self.network is not None:
+            load_budget_state(self.adapted_network, checkpoint[BUDGET])
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Loads what trains and proves that all of it is there; the frozen base stays.
@@ -222,8 +328,14 @@ class AdaptationTask(LightningModule):
             CheckpointError: If a trained tensor is missing, unknown or of another shape.
         """
         del strict
+        self._started = True
+        if self.lora is not None and self.lora.init_lora_weights == "eva":
+            prefix = "network."
+            state = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
+            follow_saved_ranks(self.adapted_network, state)
         own = self.state_dict()
         check_state(state_dict, {name: own[name] for name in self.saved_names()}, "the checkpoint")
+        follow_initial_factors(self, state_dict)
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
 
@@ -279,7 +391,7 @@ def contradictions(saved: Mapping[str, Any], asked: Mapping[str, Any], structura
     Returns:
         One text a difference, with both values; empty where they agree.
     """
-    left, right = _comparable(asked, structural_only), _comparable(saved, structural_only)
+    left, right = _comparable(asked, structural_only), _comparable(_with_defaults(saved), structural_only)
     if asked.get("label_space") is None:
         right = {name: value for name, value in right.items() if not name.startswith("label_space")}
     return [
@@ -289,8 +401,19 @@ def contradictions(saved: Mapping[str, Any], asked: Mapping[str, Any], structura
     ]
 
 
+def _with_defaults(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """What an older checkpoint was made with: options that came later had their defaults."""
+    values = dict(saved)
+    for name, settings_class in (("lora", LoraSettings), ("optimization", OptimizationSettings)):
+        if isinstance(values.get(name), Mapping):
+            defaults = {field.name: field.default for field in fields(settings_class)}
+            values[name] = {**defaults, **values[name]}
+    return values
+
+
 def _comparable(hyperparameters: Mapping[str, Any], structural_only: bool) -> dict[str, Any]:
     flat = {name: value for name, value in flatten(hyperparameters).items() if not name.startswith("_")}
+    flat.setdefault("freeze_backbone", False)  # tasks without a head have no such option
     flat["backbone"] = backbone_identity(str(flat.get("backbone")))
     if structural_only:
         flat = {name: value for name, value in flat.items() if f"{name}.".startswith(STRUCTURAL)}
