@@ -20,11 +20,11 @@ def export_model(
     folder: Path,
     extra_files: Mapping[str, Any],
 ) -> None:
-    """Writes an adapter as a PEFT folder, a fully fine-tuned model as a transformers folder.
+    """Writes an adapter as a PEFT folder, a model without adapters as a transformers folder.
 
     The folder holds safetensors, the tokenizer and a `config.json` with the label names; for an adapter also
-    `adapter_config.json`, always plain LoRA (or DoRA) on the pretrained base. It is written beside its place and then moved, so a crash leaves the old one, at worst as
-    `.<name>.old`.
+    `adapter_config.json`, always of plain LoRA (or DoRA) on the pretrained base. It is written beside its place and
+    then moved, so a crash leaves the old one, at worst as `.<name>.old`.
 
     Args:
         network: A `PeftModel` or a `PreTrainedModel`.

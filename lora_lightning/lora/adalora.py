@@ -37,8 +37,8 @@ def check_budget(settings: AdaLoraSettings, total_steps: float) -> int:
     if settings.tinit + settings.tfinal >= total_steps:
         msg = (
             f"model.lora.adalora has tinit {settings.tinit} and tfinal {settings.tfinal}, together "
-            f"{settings.tinit + settings.tfinal}, but training takes {round(total_steps)} optimizer steps, which leaves "
-            "none to lower the ranks in; lower them or train longer."
+            f"{settings.tinit + settings.tfinal}, but training takes {round(total_steps)} optimizer steps, which "
+            "leaves none to lower the ranks in; lower them or train longer."
         )
         raise ConfigurationError(msg)
     return round(total_steps)

@@ -22,9 +22,12 @@ REFUSED: dict[tuple[str, str], str] = {
 DEFAULTS: dict[str, Any] = {"use_dora": False, "use_rslora": False, "init_lora_weights": True, "r": 8}
 OPTIONAL = ("adalora", "rank_pattern", "alpha_pattern")
 
-ON_QUANTIZED_BASES: dict[str, str] = {
-    "pissa": "PiSSA takes directions out of the base, and a quantised one would lose what is left",
-    "olora": "OLoRA takes directions out of the base, and a quantised one would lose what is left",
+# By the value of an option, and for which numbers of bits.
+ON_QUANTIZED_BASES: dict[tuple[str, Any], tuple[tuple[int, ...], str]] = {
+    ("init_lora_weights", "pissa"): ((4, 8), "PiSSA takes directions out of the base, which would be rounded again"),
+    ("init_lora_weights", "olora"): ((4, 8), "OLoRA takes directions out of the base, which would be rounded again"),
+    ("init_lora_weights", "orthogonal"): ((4, 8), "PEFT makes such adapters in the dtype of the packed weight"),
+    ("use_dora", True): ((8,), "PEFT loses the scales of an 8-bit weight when it measures its rows"),
 }
 
 
@@ -66,15 +69,17 @@ def check_quantized_base(settings: Any, bits: int) -> None:
         bits: 4 or 8.
 
     Raises:
-        ConfigurationError: If the initialisation changes the base.
+        ConfigurationError: If a variant fails on such weights, or loses what it started with.
     """
-    wanted = str(settings.init_lora_weights).partition("_")[0]
-    if wanted in ON_QUANTIZED_BASES:
-        msg = (
-            f"model.lora.init_lora_weights is {settings.init_lora_weights}, but the base is quantised to {bits} bits: "
-            f"{ON_QUANTIZED_BASES[wanted]}; choose loftq or true."
-        )
-        raise ConfigurationError(msg)
+    for (option, value), (refused_bits, why) in ON_QUANTIZED_BASES.items():
+        asked = getattr(settings, option)
+        # pissa_niter_4 is PiSSA too.
+        if bits in refused_bits and (asked == value or str(asked).startswith(f"{value}_")):
+            msg = (
+                f"model.lora.{option} is {str(asked).lower()}, but the base is quantised to {bits} bits: {why}; leave "
+                f"{option} out, or train on a base that is not quantised."
+            )
+            raise ConfigurationError(msg)
 
 
 def _full(name: str) -> str:

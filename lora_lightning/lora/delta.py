@@ -20,8 +20,9 @@ LAYER_NUMBER = re.compile(r"(?:^|\.)(\d+)\.")
 class AdapterDelta:
     """dW = scaling * B @ A of one layer: its change from the pretrained weight.
 
-    PiSSA and OLoRA start with a part of the pretrained weight, A0 and B0, which is no change: there A is A over A0, B is
-    B beside -B0, and r twice that of the adapter. Under DoRA this is the direction's low-rank part, before the magnitude rescales the rows of W + dW.
+    PiSSA and OLoRA start with a part of the pretrained weight, A0 and B0, which is no change: there A is A over A0, B
+    is B beside -B0, and r twice that of the adapter. Under DoRA this is the direction's low-rank part, before the
+    magnitude rescales the rows of W + dW.
 
     Attributes:
         module: Dotted name in the pretrained model, for example `encoder.layer.3.attention.self.query`.

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 from peft import AdaLoraConfig, EvaConfig, LoraConfig, PeftModel, get_peft_model
 from peft.utils.other import get_pattern_key
@@ -12,9 +12,11 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lora_lightning.errors import ConfigurationError, nearest
-from lora_lightning.lora.config import LoraSettings
+from lora_lightning.lora.combinations import check_quantized_base
+from lora_lightning.lora.config import AdaLoraSettings, LoraSettings
 from lora_lightning.lora.delta import adapted_layers, adapter_factors
 from lora_lightning.lora.initial_factors import keep_initial_factors
+from lora_lightning.lora.quantized import quantized_bits
 from lora_lightning.lora.target_modules import linear_layers, resolve_target_modules
 from lora_lightning.lora.target_patterns import check_patterns, in_layers
 
@@ -114,22 +116,28 @@ def _check_initialization(model: nn.Module, settings: LoraSettings, targets: Col
                 f"{name}; choose pissa, or another initialisation."
             )
             raise ConfigurationError(msg)
-        rank, sides = rank_of(name, settings), sorted(layers[name].weight.shape)  # type: ignore[arg-type]
-        if settings.changes_base and rank > sides[0]:
+        rank, (width, height) = rank_of(name, settings), _width_and_height(layers[name])
+        if settings.changes_base and rank > min(width, height):
             msg = (
                 f"model.lora.init_lora_weights is {initialization}, but r = {rank} is above the smaller side of {name} "
-                f"({sides[0]}), so it has no such directions; lower r, or use rank_pattern."
+                f"({min(width, height)}), so it has no such directions; lower r, or use rank_pattern."
             )
             raise ConfigurationError(msg)
         if initialization == "eva":
             rho = settings.eva_config.rho if settings.eva_config else EvaConfig().rho
-            width = layers[name].weight.shape[0 if isinstance(layers[name], Conv1D) else 1]  # type: ignore[index]
             if round(rank * rho) > width:
                 msg = (
                     f"model.lora.init_lora_weights is eva, but r * rho = {round(rank * rho)} directions are more than "
                     f"the {width} inputs of {name}; lower r or eva_config.rho."
                 )
                 raise ConfigurationError(msg)
+
+
+def _width_and_height(layer: nn.Module) -> tuple[int, int]:
+    """(in_features, out_features); a quantised weight is packed and has another shape."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    return tuple(layer.weight.shape)  # type: ignore[return-value,arg-type]  # of a Conv1D
 
 
 def rank_of(module: str, settings: LoraSettings) -> int:
@@ -161,6 +169,8 @@ def attach_lora(
     Raises:
         ConfigurationError: If a target or a module to save does not exist.
     """
+    if bits := next(filter(None, (quantized_bits(layer) for layer in linear_layers(model).values())), None):
+        check_quantized_base(settings, bits)
     whole = modules_trained_in_full(model, settings, lacked)
     targets = find_targets(model, settings, exclude=[*whole, *never_adapted])
     _warn_if_rank_is_full(model, targets, settings)
@@ -175,7 +185,10 @@ def attach_lora(
         "trainable_token_indices": settings.trainable_token_indices,
     }
     config = _adalora_config(settings, shared) if settings.adalora else _lora_config(settings, shared)
-    peft_model: PeftModel = get_peft_model(model, config)
+    with warnings.catch_warnings():
+        # EVA's directions are computed by the adapted model itself, which has to be there.
+        warnings.filterwarnings("ignore", message="lora with eva initialization used with low_cpu_mem_usage=False")
+        peft_model: PeftModel = get_peft_model(model, config)
     if settings.changes_base:
         for layer in adapted_layers(peft_model).values():
             keep_initial_factors(layer, *adapter_factors(layer))
@@ -197,9 +210,8 @@ def _lora_config(settings: LoraSettings, shared: Mapping[str, Any]) -> LoraConfi
 
 
 def _adalora_config(settings: LoraSettings, shared: Mapping[str, Any]) -> AdaLoraConfig:
-    assert settings.adalora is not None  # noqa: S101  # for mypy
-    budget = asdict(settings.adalora)
-    # How long training takes is known once the data is there: `lora.adalora.start_budget`.
+    budget = asdict(cast("AdaLoraSettings", settings.adalora))
+    # How long training takes is known once the data is there: `start_budget` says.
     return AdaLoraConfig(total_step=budget["tinit"] + budget["tfinal"] + 1, **budget, **shared)
 
 
@@ -228,7 +240,7 @@ def trained_parameters(model: nn.Module) -> list[str]:
 
 def _warn_if_rank_is_full(model: nn.Module, targets: Collection[str], settings: LoraSettings) -> None:
     layers = linear_layers(model)
-    sizes = {name: min(layers[name].weight.shape) for name in targets}  # type: ignore[arg-type]
+    sizes = {name: min(_width_and_height(layers[name])) for name in targets}
     smallest = min(sizes, key=lambda name: sizes[name])
     option, r = ("adalora.init_r", settings.adalora.init_r) if settings.adalora else ("r", rank_of(smallest, settings))
     if r > sizes[smallest]:

@@ -1,4 +1,4 @@
-"""Every variant, and every pair of variants, trains, saves, reloads and is exported with the same logits, or is refused.
+"""Every variant, and every pair, trains, saves, reloads and is exported with the same logits, or is refused.
 
 A checkpoint is reloaded by this package, the exported folder by plain PEFT or transformers on the pretrained weights.
 """
