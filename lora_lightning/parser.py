@@ -75,9 +75,9 @@ def _sentence(path: str, text: str) -> str:
     where = path or "the configuration"
     if found := NOT_ACCEPTED.match(text):
         name = found["key"] or found["option"] or found["word"]
-        if owners := [cls.__name__ for cls in CLASSES if name in inspect.signature(cls).parameters]:
-            return f"{where} has no option {name!r}; it is one of {', '.join(owners)}."
-        return f"{where} has no option {name!r}{_suggest(name, _option_names())}"
+        owners = [cls.__name__ for cls in CLASSES if name in inspect.signature(cls).parameters]
+        remedy = f"; it is one of {', '.join(owners)}." if owners else _suggest(name, _option_names())
+        return f"{where} has no option {name!r}{remedy}"
     if found := IMPORT_PATH.match(text):
         names = [cls.__name__ for cls in CLASSES]
         return f"{where}: there is no class {found['name']!r}{_suggest(found['name'], names)}"

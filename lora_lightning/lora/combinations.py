@@ -16,11 +16,12 @@ REFUSED: dict[tuple[str, str], str] = {
     ("adalora", "alpha_pattern"): "AdaLoRA has one lora_alpha for all; leave alpha_pattern out",
     ("adalora", "r"): "AdaLoRA takes its ranks from adalora.init_r and adalora.target_r; leave r at 8",
     ("adalora", "lorafa"): "AdaLoRA ranks directions by the gradients of A, which LoRA-FA freezes; choose one",
+    ("eva", "trainable_token_indices"): "PEFT takes the embeddings for one of EVA's layers; choose one of the two",
     ("lorafa", "loraplus_lr_ratio"): "LoRA-FA trains no A that B's rate could be a multiple of; choose one",
 }
 # Settings whose default means that they are off, and AdaLoRA's count of ranks.
 DEFAULTS: dict[str, Any] = {"use_dora": False, "use_rslora": False, "init_lora_weights": True, "r": 8}
-OPTIONAL = ("adalora", "rank_pattern", "alpha_pattern")
+OPTIONAL = ("adalora", "rank_pattern", "alpha_pattern", "trainable_token_indices")
 
 # By the value of an option, and for which numbers of bits.
 ON_QUANTIZED_BASES: dict[tuple[str, Any], tuple[tuple[int, ...], str]] = {
@@ -38,10 +39,11 @@ def active_variants(settings: Any) -> set[str]:
         settings: `LoraSettings`.
 
     Returns:
-        Names of its fields.
+        Names of its fields, and `eva`.
     """
     changed = {name for name, default in DEFAULTS.items() if getattr(settings, name) != default}
-    return changed | {name for name in OPTIONAL if getattr(settings, name) is not None}
+    eva = {"eva"} if settings.init_lora_weights == "eva" else set()
+    return changed | eva | {name for name in OPTIONAL if getattr(settings, name) is not None}
 
 
 def check_pairs(settings: Any, others: tuple[str, ...] = ()) -> None:
@@ -83,4 +85,6 @@ def check_quantized_base(settings: Any, bits: int) -> None:
 
 
 def _full(name: str) -> str:
+    if name == "eva":
+        return "model.lora.init_lora_weights eva"
     return f"model.{'optimization' if name.startswith('lora') else 'lora'}.{name}"

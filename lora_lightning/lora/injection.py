@@ -94,16 +94,28 @@ def find_targets(model: PreTrainedModel, settings: LoraSettings, exclude: Collec
     targets = resolve_target_modules(model, settings.target_modules, exclude)
     targets = in_layers(targets, settings.layers_to_transform, settings.layers_pattern)
     check_patterns(targets, {"rank_pattern": settings.rank_pattern, "alpha_pattern": settings.alpha_pattern})
+    if settings.trainable_token_indices:
+        _check_tokens(model, settings.trainable_token_indices, exclude)
+    _check_initialization(model, settings, targets)
+    return targets
+
+
+def _check_tokens(model: PreTrainedModel, tokens: Collection[int], whole: Collection[str]) -> None:
+    embeddings = model.get_input_embeddings()
+    if inside := [name for name, module in model.named_modules() if module is embeddings and name in whole]:
+        msg = (
+            f"model.lora.trainable_token_indices trains a few embeddings, and model.lora.modules_to_save all of "
+            f"{inside[0]}; leave one of the two out."
+        )
+        raise ConfigurationError(msg)
     vocabulary = int(getattr(model.config, "vocab_size", 0) or 0)
-    for token in settings.trainable_token_indices or []:
+    for token in tokens:
         if not 0 <= token < vocabulary:
             msg = (
                 f"model.lora.trainable_token_indices has {token}, but the model embeds tokens 0 to {vocabulary - 1}; "
                 "give the numbers that the tokenizer has for them."
             )
             raise ConfigurationError(msg)
-    _check_initialization(model, settings, targets)
-    return targets
 
 
 def _check_initialization(model: nn.Module, settings: LoraSettings, targets: Collection[str]) -> None:

@@ -33,7 +33,7 @@ LORA: dict[str, dict[str, Any]] = {
     "pissa_niter_4": {"init_lora_weights": "pissa_niter_4"},
     "olora": {"init_lora_weights": "olora"},
     "eva": {"init_lora_weights": "eva"},
-    "rank_pattern": {"rank_pattern": {"query": 4, "layer.0.attention.self.value": 6}},
+    "rank_pattern": {"rank_pattern": {"query": 4, "layer.1.attention.self.value": 6}},
     "alpha_pattern": {"alpha_pattern": {"value": 5.0}},
     "layers_to_transform": {"layers_to_transform": [1]},
     "bias": {"bias": "lora_only"},
@@ -47,7 +47,7 @@ REFUSED = {
     *(("rslora", "adalora"), ("dora", "adalora"), ("rank_pattern", "adalora"), ("alpha_pattern", "adalora")),
     *((name, "adalora") for name in LORA if "init_lora_weights" in LORA[name]),
     *(("adalora", "lorafa"), ("loraplus", "lorafa")),
-    ("embeddings", "tokens"),
+    *(("embeddings", "tokens"), ("eva", "tokens")),
 }
 
 
@@ -127,9 +127,10 @@ def test_a_variant_trains_reloads_and_is_exported(
     check_round_trips(task, trainer, tiny_backbone("bert"), tmp_path)
 
 
+SAME = ("gaussian", "pissa_niter_4")  # differ from the default, and from pissa, in numbers only
 PAIRS = [
     (left, right)
-    for left, right in itertools.combinations(NAMES, 2)
+    for left, right in itertools.combinations([name for name in NAMES if name not in SAME], 2)
     if not LORA.get(left, {}).keys() & LORA.get(right, {}).keys()
 ]
 
@@ -140,7 +141,7 @@ def test_a_pair_of_variants_trains_and_reloads_or_is_refused(
 ) -> None:
     if (left, right) in REFUSED:
         with pytest.raises(ConfigurationError, match=r"^model\.(lora|optimization)\..*; "):
-            SequenceClassificationTask("any", **settings_of(left, right))
+            trained(settings_of(left, right), steps=0)
         return
     task, trainer = trained(settings_of(left, right))
     check_round_trips(task, trainer, tiny_backbone("bert"), tmp_path)
