@@ -179,6 +179,7 @@ class LoraLightningCLI(LightningCLI):
         if (space := self.datamodule.label_space) is not None:
             self.model.adopt_labels(space)
         self.model.check_settings()
+        self.model.resumes = self.options.get("ckpt_path") is not None
         self._check_mode()
         self.datamodule.check_splits("fit")  # reads the data, and so checks it, where no labels did
         if self.options.trainer.get("overfit_batches"):

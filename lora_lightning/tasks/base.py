@@ -91,7 +91,8 @@ class AdaptationTask(LightningModule):
             raise ConfigurationError(msg)
         check_optimizer_variants(self.optimization, self.lora)
         self.network: nn.Module | None = None
-        self._started = False  # whether EVA has looked at the data, here or before the checkpoint was written
+        # Whoever resumes a run says so before it starts: EVA has looked at the data before the checkpoint was written.
+        self.resumes = False
 
     def remember(self, **hyperparameters: Any) -> None:
         """Keeps what the task was made with in every checkpoint, as plain values that load without pickle.
@@ -162,8 +163,9 @@ class AdaptationTask(LightningModule):
         keep_4bit_weights_in_order(self.network)
         if steps:
             start_budget(self.adapted_network, steps)
-        if fits and not self._started and not self.trainer.ckpt_path:
+        if fits and not self.resumes:
             self._start_from_data()
+            self.resumes = True  # a second call of `Trainer.fit` goes on with this model
         if self.optimization.lorafa:
             freeze_A(self.network)
 
@@ -172,7 +174,6 @@ class AdaptationTask(LightningModule):
 
         Now the data is there, and neither the optimizer nor DDP has seen the parameters.
         """
-        self._started = True
         if self.lora is None or self.lora.init_lora_weights != "eva":
             return
         network, strategy = self.adapted_network, self.trainer.strategy
@@ -328,7 +329,7 @@ class AdaptationTask(LightningModule):
             CheckpointError: If a trained tensor is missing, unknown or of another shape.
         """
         del strict
-        self._started = True
+        self.resumes = True
         if self.lora is not None and self.lora.init_lora_weights == "eva":
             prefix = "network."
             state = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
