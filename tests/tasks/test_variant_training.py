@@ -57,7 +57,7 @@ def fit(
         def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
             trainer.should_stop = trainer.global_step >= steps
 
-        def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
+        def on_validation_end(self, trainer: Trainer, *_: Any) -> None:  # where this package saves
             if resume is None:
                 trainer.save_checkpoint(folder / f"epoch{trainer.current_epoch}.ckpt")
 
@@ -68,7 +68,8 @@ def fit(
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        limit_val_batches=0,
+        limit_val_batches=1,
+        num_sanity_val_steps=0,
         callbacks=[StopAt()],
         default_root_dir=str(folder),
         use_distributed_sampler=False,
