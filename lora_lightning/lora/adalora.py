@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
-from peft import AdaLoraConfig, PeftModel
+from peft import AdaLoraConfig, AdaLoraModel, PeftModel
 from peft.tuners.adalora.layer import AdaLoraLayer
 from torch import Tensor, nn
 
@@ -46,7 +46,7 @@ def check_budget(settings: AdaLoraSettings, total_steps: float) -> int:
 
 def start_budget(network: PeftModel, total_steps: int) -> None:
     """Tells PEFT how long training takes."""
-    cast("AdaLoraConfig", network.peft_config[ADAPTER]).total_step = total_steps
+    _config(network).total_step = total_steps
 
 
 def allocate(network: PeftModel, step: int) -> int | None:
@@ -59,9 +59,9 @@ def allocate(network: PeftModel, step: int) -> int | None:
     Returns:
         Ranks in use in all adapters together after a step that chose them; `None` after any other.
     """
-    before = network.peft_config[ADAPTER].rank_pattern
-    network.base_model.update_and_allocate(step)
-    after = network.peft_config[ADAPTER].rank_pattern
+    before = _config(network).rank_pattern
+    cast("AdaLoraModel", network.base_model).update_and_allocate(step)
+    after = _config(network).rank_pattern
     return None if after is before or after is None else sum(map(sum, after.values()))
 
 
@@ -127,8 +127,8 @@ def add_orthogonality_gradient(network: nn.Module, weight: float) -> Tensor:
 
 def budget_state(network: PeftModel) -> dict[str, Any]:
     """What a resumed run needs beside the weights: importances and the choice of ranks."""
-    allocator = network.base_model.rankallocator
-    pattern = network.peft_config[ADAPTER].rank_pattern
+    allocator = cast("Any", network.base_model).rankallocator
+    pattern = _config(network).rank_pattern
     return {**{name: dict(getattr(allocator, name)) for name in SMOOTHED}, "rank_pattern": pattern}
 
 
@@ -139,8 +139,12 @@ def load_budget_state(network: PeftModel, state: Mapping[str, Any]) -> None:
         network: With AdaLoRA.
         state: From a checkpoint.
     """
-    allocator = network.base_model.rankallocator
-    parameters = dict(network.base_model.model.named_parameters())
+    allocator = cast("Any", network.base_model).rankallocator
+    parameters = dict(network.get_base_model().named_parameters())
     for name in SMOOTHED:
         setattr(allocator, name, {key: value.to(parameters[key].device) for key, value in state[name].items()})
-    network.peft_config[ADAPTER].rank_pattern = state["rank_pattern"]
+    _config(network).rank_pattern = state["rank_pattern"]
+
+
+def _config(network: PeftModel) -> AdaLoraConfig:
+    return cast("AdaLoraConfig", network.peft_config[ADAPTER])

@@ -12,7 +12,7 @@ from peft import PeftModel, get_eva_state_dict, initialize_lora_eva_weights
 from torch import Tensor
 
 from lora_lightning.errors import ConfigurationError
-from lora_lightning.lora.delta import ADAPTER, adapted_layers
+from lora_lightning.lora.delta import ADAPTER, adapted_layers, adapter_factors
 from lora_lightning.lora.dropout import use_fast_dropout
 
 MOST_BATCHES = 1000  # PEFT would go on for ever
@@ -108,7 +108,7 @@ def follow_saved_ranks(network: PeftModel, state: Mapping[str, Tensor]) -> None:
         network: With `init_lora_weights: eva`; changed in place.
         state: The network's state in the checkpoint.
     """
-    own = {f"base_model.model.{name}": layer.lora_A[ADAPTER].weight for name, layer in adapted_layers(network).items()}
+    own = {f"base_model.model.{name}": adapter_factors(layer)[0] for name, layer in adapted_layers(network).items()}
     saved = {name: state.get(f"{name}.lora_A.{ADAPTER}.weight", weight[:0]) for name, weight in own.items()}
     if any(saved[name].shape[1:] != weight.shape[1:] for name, weight in own.items()):
         return  # of another backbone, as whoever loads it will say

@@ -28,10 +28,10 @@ def keep_initial_factors(layer: LoraLayer, a: Tensor, b: Tensor) -> None:
         b: B0, (out_features, r), floating dtype.
     """
     for name, factor in zip(NAMES, (a, b), strict=True):
-        layer.register_buffer(name, factor.detach().clone())
+        cast("nn.Module", layer).register_buffer(name, factor.detach().clone())
 
 
-def initial_factors(layer: nn.Module) -> tuple[Tensor, Tensor] | None:
+def initial_factors(layer: nn.Module | LoraLayer) -> tuple[Tensor, Tensor] | None:
     """What an adapter started with.
 
     Args:
@@ -40,7 +40,8 @@ def initial_factors(layer: nn.Module) -> tuple[Tensor, Tensor] | None:
     Returns:
         A0, (r, in_features), and B0, (out_features, r); `None` where it started at dW = 0.
     """
-    return (layer.initial_A, layer.initial_B) if hasattr(layer, NAMES[0]) else None  # type: ignore[return-value]
+    found = (getattr(layer, NAMES[0]), getattr(layer, NAMES[1])) if hasattr(layer, NAMES[0]) else None
+    return cast("tuple[Tensor, Tensor] | None", found)
 
 
 def initial_factor_names(model: nn.Module) -> list[str]:
@@ -60,7 +61,7 @@ def taken_out(layer: LoraLayer) -> Tensor:
     """
     a, b = cast("tuple[Tensor, Tensor]", initial_factors(layer))
     (scaling,) = layer.scaling.values()  # of the only adapter
-    product = scaling * (b.float() @ a.float())
+    product: Tensor = scaling * (b.float() @ a.float())
     return product.T if getattr(layer, "fan_in_fan_out", False) else product
 
 
@@ -79,7 +80,7 @@ def follow_initial_factors(model: nn.Module, state: Mapping[str, Tensor]) -> Non
         new = [state[f"{name}.{factor}"].to(value) for factor, value in zip(NAMES, own, strict=True)]
         if all(torch.equal(left, right) for left, right in zip(own, new, strict=True)):
             continue
-        weight = layer.get_base_layer().weight
+        weight = cast("Tensor", layer.get_base_layer().weight)
         whole = weight.float() + taken_out(layer)
         for factor, value in zip(own, new, strict=True):
             factor.copy_(value)
@@ -98,7 +99,7 @@ def pretrained_base(model: nn.Module) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for _, layer in _layers(model):
-            weight = layer.get_base_layer().weight.detach()
+            weight = cast("Tensor", layer.get_base_layer().weight).detach()
             stack.callback(weight.copy_, weight.clone())
             weight.copy_(weight.float() + taken_out(layer))
         yield

@@ -149,7 +149,7 @@ def _width_and_height(layer: nn.Module) -> tuple[int, int]:
     """(in_features, out_features); a quantised weight is packed and has another shape."""
     if isinstance(layer, nn.Linear):
         return layer.in_features, layer.out_features
-    return tuple(layer.weight.shape)  # type: ignore[return-value,arg-type]  # of a Conv1D
+    return tuple(layer.weight.shape)  # type: ignore[arg-type]  # of a Conv1D
 
 
 def rank_of(module: str, settings: LoraSettings) -> int:
@@ -213,7 +213,7 @@ def _lora_config(settings: LoraSettings, shared: Mapping[str, Any]) -> LoraConfi
         r=settings.r,
         use_rslora=settings.use_rslora,
         use_dora=settings.use_dora,
-        init_lora_weights=settings.init_lora_weights,
+        init_lora_weights=cast("Any", settings.init_lora_weights),
         eva_config=EvaConfig(**eva) if settings.init_lora_weights == "eva" else None,
         rank_pattern=dict(settings.rank_pattern or {}),
         alpha_pattern=dict(settings.alpha_pattern or {}),
@@ -230,7 +230,7 @@ def _adalora_config(settings: LoraSettings, shared: Mapping[str, Any]) -> AdaLor
 def freeze_A(model: nn.Module) -> None:  # noqa: N802  # the matrix
     """Leaves A as it is, as LoRA-FA does; it still belongs to the adapter."""
     for layer in adapted_layers(model).values():
-        adapter_factors(layer)[0].requires_grad_(requires_grad=False)
+        adapter_factors(layer)[0].requires_grad = False
 
 
 def train_head_only(model: nn.Module, lacked: Collection[str]) -> None:

@@ -63,7 +63,7 @@ def as_plain_lora(network: PeftModel) -> Iterator[dict[str, Tensor] | None]:
     state = network.state_dict()
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
-    old = network.peft_config[ADAPTER]
+    old = cast("LoraConfig", network.peft_config[ADAPTER])
     for name, layer in adapted_layers(network).items():
         a, b, scaling = plain_factors(name, layer)
         ranks[name] = len(a)

@@ -140,7 +140,7 @@ class LoraFaAdamW(AdamW):
         self._layers = layers
         self._projections: list[tuple[Tensor, Tensor]] | None = None  # of B; made when A is what it will be
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Makes a step.
 
         Args:
