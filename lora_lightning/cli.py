@@ -14,6 +14,7 @@ from lightning import LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lora_lightning.callbacks import (
     AdapterCheckpoint,
@@ -29,6 +30,7 @@ from lora_lightning.errors import CheckpointError, ConfigurationError, LoraLight
 from lora_lightning.lora.checkpoint import read_checkpoint
 from lora_lightning.metrics import LabelSpace
 from lora_lightning.parser import ArgumentParser
+from lora_lightning.strategies import FullyShardedStrategy
 from lora_lightning.summary import (
     HIGHER_IS_BETTER,
     LOWER_IS_BETTER,
@@ -168,12 +170,22 @@ class LoraLightningCLI(LightningCLI):
             msg = f"checkpoint.mode is min, but a higher {monitor} is better; set --checkpoint.mode max."
             raise ConfigurationError(msg)
 
+    def _check_strategy(self) -> None:
+        strategy = self.trainer.strategy
+        if isinstance(strategy, ModelParallelStrategy) and not isinstance(strategy, FullyShardedStrategy):
+            msg = (
+                "trainer.strategy is ModelParallelStrategy, whose checkpoints no other strategy loads; set "
+                "--trainer.strategy FullyShardedStrategy, or add --config configs/trainer/fsdp2.yaml."
+            )
+            raise ConfigurationError(msg)
+
     def before_fit(self) -> None:
         """Finds out before there is a run folder whether data and settings fit and results can be written."""
         if (space := self.datamodule.label_space) is not None:
             self.model.adopt_labels(space)
         self.model.check_settings()
         self._check_mode()
+        self._check_strategy()
         self.datamodule.check_splits("fit")  # reads the data, and so checks it, where no labels did
         if self.options.trainer.get("overfit_batches"):
             msg = "trainer.overfit_batches is not supported; use trainer.limit_train_batches and limit_val_batches."

@@ -20,6 +20,7 @@ from lora_lightning.lora.comparison import Outputs
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.injection import trained_parameters
 from lora_lightning.lora.quantized import keep_4bit_weights_in_order
+from lora_lightning.lora.sharding import is_sharded, shard
 from lora_lightning.metrics.label_space import LabelSpace
 from lora_lightning.tasks.optimization import OptimizationSettings, build_optimizer, build_schedule
 
@@ -123,13 +124,15 @@ class AdaptationTask(LightningModule):
         return {}
 
     def configure_model(self) -> None:
-        """Builds the model when a trainer (or `load_from_checkpoint`) needs it."""
+        """Builds the model when a trainer (or `load_from_checkpoint`) needs it; shards it where the strategy does."""
         if self.network is None:
             network = self.build_network()
             if self.gradient_checkpointing:
                 checkpoint_layers(network.get_base_model() if isinstance(network, PeftModel) else network)
             self.network = network
         keep_4bit_weights_in_order(self.network)
+        if self.device_mesh is not None and not is_sharded(self.network):
+            shard(self.transformers_model, self.device_mesh["data_parallel"])
 
     @property
     def built_network(self) -> nn.Module:

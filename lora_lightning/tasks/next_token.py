@@ -1,9 +1,9 @@
 """Ask a causal language model only for what is learnt: logits where there is a label, a part at a time."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import create_causal_mask
 
 from lora_lightning.errors import BackboneError
+from lora_lightning.lora.sharding import as_forward
 
 IGNORED = -100
 ROWS_AT_ONCE = 512  # positions whose logits are held together
@@ -19,6 +20,7 @@ ROWS_TO_COMPARE = 256  # of a batch; 125 MiB of float32 logits with 128,000 toke
 LOGITS_AT_ONCE = 2**26  # up to so many (256 MiB of float32), one piece is faster than several
 
 Batch = Mapping[str, Tensor]
+Result = TypeVar("Result")
 
 
 class NextTokenModel:
@@ -48,11 +50,20 @@ class NextTokenModel:
         Returns:
             The sum over all labels, float32 scalar, in nats; and the number of labels.
         """
+        if not self._head_is_linear:
+            return self._loss_of_logits(batch)
+        self._find_out(batch)
+        return as_forward(self.model, self._loss, batch)
+
+    def _loss_of_logits(self, batch: Batch) -> tuple[Tensor, int]:
         learnt = batch["labels"] != IGNORED
         labels = batch["labels"][learnt]
-        if not self._head_is_linear:
-            logits = self.model(**self.inputs(batch)).logits[learnt]
-            return functional.cross_entropy(logits.float(), labels, reduction="sum"), len(labels)
+        logits = self.model(**self.inputs(batch)).logits[learnt]
+        return functional.cross_entropy(logits.float(), labels, reduction="sum"), len(labels)
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, int]:
+        learnt = batch["labels"] != IGNORED
+        labels = batch["labels"][learnt]
         head = self._head
         hidden, weight = self._hidden_states(batch)[learnt], head.weight
         if torch.is_autocast_enabled(hidden.device.type):  # the function below is not one that autocast knows
@@ -80,12 +91,16 @@ class NextTokenModel:
         """
         learnt = batch["labels"] != IGNORED
         labels = batch["labels"][learnt]
-        loss = torch.zeros((), device=labels.device)
-        hits = torch.zeros((), dtype=torch.int64, device=labels.device)
-        for logits, targets in zip(self._logits(batch, learnt), pieces(labels), strict=True):
-            loss += functional.cross_entropy(logits.float(), targets, reduction="sum")
-            hits += (logits.argmax(dim=-1) == targets).sum()
-        return loss, hits, len(labels)
+
+        def score(logits: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
+            loss = torch.zeros((), device=labels.device)
+            hits = torch.zeros((), dtype=torch.int64, device=labels.device)
+            for piece, targets in zip(logits, pieces(labels), strict=True):
+                loss += functional.cross_entropy(piece.float(), targets, reduction="sum")
+                hits += (piece.argmax(dim=-1) == targets).sum()
+            return loss, hits
+
+        return *self._with_logits(batch, learnt, score), len(labels)
 
     @torch.no_grad()
     def some_logits(self, batch: Batch) -> Tensor:
@@ -102,14 +117,22 @@ class NextTokenModel:
             places = places[torch.linspace(0, len(places) - 1, ROWS_TO_COMPARE, device=places.device).round().long()]
         chosen = torch.zeros(batch["labels"].shape, dtype=torch.bool, device=places.device)
         chosen.view(-1)[places] = True
-        return torch.cat(list(self._logits(batch, chosen)))
+        return self._with_logits(batch, chosen, lambda logits: torch.cat(list(logits)))
 
-    def _logits(self, batch: Batch, learnt: Tensor) -> Iterator[Tensor]:
-        if self._head_is_linear:
-            for hidden in pieces(self._hidden_states(batch)[learnt]):
-                yield self._head(hidden)
-        else:
-            yield from pieces(self.model(**self.inputs(batch)).logits[learnt])
+    def _with_logits(self, batch: Batch, learnt: Tensor, use: Callable[[Iterator[Tensor]], Result]) -> Result:
+        """Hands the logits at some positions over, piece by piece, while the head's weights are in place."""
+        if not self._head_is_linear:
+            return use(iter(pieces(self.model(**self.inputs(batch)).logits[learnt])))
+        self._find_out(batch)
+        return as_forward(
+            self.model,
+            lambda: use(self._head(hidden) for hidden in pieces(self._hidden_states(batch)[learnt])),
+        )
+
+    def _find_out(self, batch: Batch) -> None:
+        """Answers the questions that call the whole model, which must not happen inside `as_forward`."""
+        if "position_ids" in batch:
+            _ = self._documents_kept_apart_by
 
     @property
     def _head(self) -> nn.Linear:
@@ -145,8 +168,11 @@ class NextTokenModel:
         tokens = _some_tokens(self.model)
         with _asked_quietly(self.model):
             logits = self.model(input_ids=tokens, use_cache=False).logits
-            hidden = self.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
-            return torch.equal(logits, self._head(hidden))
+            return torch.equal(logits, as_forward(self.model, self._logits_of_head, tokens))
+
+    def _logits_of_head(self, tokens: Tensor) -> Tensor:
+        logits: Tensor = self._head(self.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state)
+        return logits
 
     @cached_property
     def _documents_kept_apart_by(self) -> Literal["positions", "mask"]:
