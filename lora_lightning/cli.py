@@ -21,6 +21,7 @@ from lora_lightning.callbacks import (
     FinalValidation,
     FiniteLoss,
     PredictionWriter,
+    StepSeed,
     ThroughputMonitor,
 )
 from lora_lightning.callbacks.run_folder import run_folder_of
@@ -130,7 +131,7 @@ class LoraLightningCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the callbacks without options; evaluation logs to no logger and prints its own table."""
-        extra: list[Callback] = [FiniteLoss(), FinalValidation()]
+        extra: list[Callback] = [StepSeed(), FiniteLoss(), FinalValidation()]
         trainer = self.options.trainer
         if self.subcommand != "fit":
             kwargs["logger"] = False
@@ -309,6 +310,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=r".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=r".*number of training batches .* is smaller than the logging.*")
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=r".*your dataloader is not resumable.*")  # the data module is
     warnings.filterwarnings("ignore", message=r"Be aware that when using `ckpt_path`, callbacks used to create.*")
     warnings.filterwarnings("ignore", message=r"Metric .* will save all targets and predictions in the buffer.*")
     warnings.filterwarnings("ignore", message=r".*Couldn't infer the batch indices.*")

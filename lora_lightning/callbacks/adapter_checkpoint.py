@@ -1,7 +1,7 @@
 """Keep the best checkpoint, and beside it the adapter in PEFT's own format."""
 
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -13,6 +13,7 @@ from lora_lightning.errors import ConfigurationError, nearest
 from lora_lightning.tasks import AdaptationTask
 
 ADAPTER_FOLDER = "adapter"
+BEST = "best"
 
 
 class AdapterCheckpoint(ModelCheckpoint):
@@ -21,16 +22,29 @@ class AdapterCheckpoint(ModelCheckpoint):
     `adapter/` is a PEFT folder (safetensors, `adapter_config.json`, tokenizer, label names), or a transformers
     folder after full fine-tuning.
 
+    `last.ckpt` is written between two optimizer steps or after validation, and last of all, so that a run resumed from
+    it does again whatever a kill interrupted, and ends in the same weights and metrics as one that was not killed.
+
     Args:
         monitor: The validation metric that decides.
         mode: `max` where higher is better, `min` where lower is.
+        every_n_train_steps: Optimizer steps between writes of `last.ckpt` within an epoch; `null` writes it at
+            validations only.
     """
 
-    def __init__(self, monitor: str = "val/loss", mode: Literal["min", "max"] = "min") -> None:
+    def __init__(
+        self,
+        monitor: str = "val/loss",
+        mode: Literal["min", "max"] = "min",
+        every_n_train_steps: int | None = 500,
+    ) -> None:
+        if every_n_train_steps is not None and every_n_train_steps < 1:
+            msg = f"checkpoint.every_n_train_steps is {every_n_train_steps}, but 1 or more, or null, is needed."
+            raise ConfigurationError(msg)
         super().__init__(
             monitor=monitor,
             mode=mode,
-            filename="best",
+            filename=BEST,
             save_last=True,
             save_on_train_epoch_end=False,  # after validation, when the threshold is chosen
             enable_version_counter=False,
@@ -39,6 +53,9 @@ class AdapterCheckpoint(ModelCheckpoint):
         self._latest: dict[str, float] = {}
         self._score_before: Tensor | None = None
         self.adapter_folder: Path | None = None
+        self.steps_between = every_n_train_steps  # not Lightning's attribute, which would look for a new best, too
+        self._between_batches = False
+        self._overdue = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Without validation nothing can be best: keeps the latest epoch instead."""
@@ -46,6 +63,17 @@ class AdapterCheckpoint(ModelCheckpoint):
         if not trainer.enable_validation:
             self.monitor = None
             self._save_on_train_epoch_end = True
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Saves between two steps: only now everything about the last one, its validation too, is done and logged."""
+        del pl_module, batch
+        if batch_idx == 0 or batch_idx % trainer.accumulate_grad_batches:  # gradients are in no checkpoint
+            return
+        due = self.steps_between is not None and trainer.global_step % self.steps_between == 0
+        if due or self._overdue:
+            self._between_batches = True
+            self._keep_last(trainer)
+            self._between_batches = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves, and exports the adapter if this epoch is the best so far."""
@@ -55,15 +83,6 @@ class AdapterCheckpoint(ModelCheckpoint):
         self._score_before, self._latest = self.best_model_score, _validation_metrics(trainer)
         super().on_validation_end(trainer, pl_module)
         self._keep_last(trainer)  # Lightning does so only with a new best
-        if self.best_model_score is not self._score_before:
-            self.best_metrics, self._score_before = self._latest, self.best_model_score
-            self._export(trainer, cast("AdaptationTask", pl_module))
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves here only where there is no validation."""
-        super().on_train_epoch_end(trainer, pl_module)
-        if not trainer.enable_validation and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._export(trainer, cast("AdaptationTask", pl_module))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keeps the steps since the last validation, and exports where no validation ran at all."""
@@ -74,9 +93,36 @@ class AdapterCheckpoint(ModelCheckpoint):
             self.best_model_path = self.last_model_path
             self._export(trainer, cast("AdaptationTask", pl_module))
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Leaves the batch out that is loaded, but not trained on."""
+        del trainer, pl_module
+        if self._between_batches:
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+            progress["current"]["ready"] -= 1
+            progress["total"]["ready"] -= 1
+            progress["is_last_batch"] = False
+
     def _keep_last(self, trainer: Trainer) -> None:
         if not self._should_skip_saving_checkpoint(trainer):  # saved at this step already, or fast_dev_run
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        """Saves `last.ckpt`, unless gradients are half accumulated: then at the next step."""
+        progress, every = trainer.fit_loop.epoch_loop.batch_progress, trainer.accumulate_grad_batches
+        half_accumulated = progress.current.completed % every != 0 and not progress.is_last_batch
+        self._overdue = trainer.validating and half_accumulated
+        if not self._overdue:
+            super()._save_last_checkpoint(trainer, monitor_candidates)
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        """Saves one file, curves before it and the adapter after it."""
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.save()  # a kill loses what a logger still holds
+        super()._save_checkpoint(trainer, filepath)
+        if Path(filepath).stem == BEST:
+            self.best_metrics, self._score_before = self._latest, self.best_model_score
+            self._export(trainer, cast("AdaptationTask", trainer.lightning_module))
 
     @property
     def state_key(self) -> str:
