@@ -49,20 +49,14 @@ def start_budget(network: PeftModel, total_steps: int) -> None:
     _config(network).total_step = total_steps
 
 
-def allocate(network: PeftModel, step: int) -> int | None:
+def allocate(network: PeftModel, step: int) -> None:
     """Updates the importances and, where that is due, sets the least important directions to 0.
 
     Args:
         network: With AdaLoRA; the gradients of this step are still there.
-        step: Optimizer steps done, this one included.
-
-    Returns:
-        Ranks in use in all adapters together after a step that chose them; `None` after any other.
+        step: Optimizer steps done, this one included, so that the last one can settle the ranks.
     """
-    before = _config(network).rank_pattern
     cast("Any", network.base_model).update_and_allocate(step)
-    after = _config(network).rank_pattern
-    return None if after is before or after is None else sum(map(sum, after.values()))
 
 
 def ranks_in_use(network: nn.Module) -> dict[str, int]:
