@@ -26,6 +26,7 @@ from lora_lightning.callbacks import (
     ThroughputMonitor,
 )
 from lora_lightning.callbacks.adapter_monitor import AdapterMonitor
+from lora_lightning.callbacks.adapter_ranks import AdapterRanks
 from lora_lightning.callbacks.run_folder import run_folder_of
 from lora_lightning.datamodules import AdaptationDataModule
 from lora_lightning.errors import CheckpointError, ConfigurationError, LoraLightningError, VerificationError
@@ -146,7 +147,12 @@ class LoraLightningCLI(LightningCLI):
         if self.subcommand != "fit":
             kwargs["logger"] = False
         elif trainer.logger is not False:
-            extra += [LearningRateMonitor(logging_interval="step"), ConfusionFigure(), ThroughputMonitor()]
+            extra += [
+                LearningRateMonitor(logging_interval="step"),
+                ConfusionFigure(),
+                ThroughputMonitor(),
+                AdapterRanks(),
+            ]
         elif trainer.default_root_dir is None:  # a folder of its own, though no logger makes one
             taken = [int(path.name[8:]) for path in LOGS.glob("version_*") if path.name[8:].isdigit()]
             kwargs["default_root_dir"] = str(LOGS / f"version_{max(taken, default=-1) + 1}")
@@ -208,6 +214,7 @@ class LoraLightningCLI(LightningCLI):
         self._check_labels()
         self.model.check_trainer(self.trainer)
         self.model.check_settings()
+        self.model.resumes = self.options.get("ckpt_path") is not None
         self._check_mode()
         self.datamodule.check_splits("fit")  # reads the data, and so checks it, where no labels did
         if self.trainer.accumulate_grad_batches < 1:  # Lightning divides by 0, and by -2 without a word

@@ -162,6 +162,7 @@ class CausalLanguageModelingTask(AdaptationTask):
             for parameter in group["params"]:
                 if parameter.grad is not None:  # the processes' mean of their sums so far
                     parameter.grad.mul_(self.trainer.world_size / labels)
+        super().on_before_optimizer_step(optimizer)
 
     def on_validation_epoch_start(self) -> None:
         """Forgets the last epoch's batches."""
