@@ -208,7 +208,7 @@ def how_documents_are_kept_apart(model: PreTrainedModel) -> Literal["positions",
         exposed = (model(input_ids=tokens, use_cache=False).logits[:, 3:] - alone).norm()
         for way, mask in (("positions", None), ("mask", block_diagonal_mask(model, places))):
             together = model(input_ids=tokens, position_ids=places, attention_mask=mask, use_cache=False).logits[:, 3:]
-            if (together - alone).norm() <= 0.2 * exposed:  # noqa: PLR2004
+            if (together - alone).norm() <= 0.2 * exposed:
                 return way  # type: ignore[return-value]
     msg = (
         f"{type(model).__name__} cannot keep several documents in one row apart, so instructions cannot be packed for "
