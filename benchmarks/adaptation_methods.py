@@ -28,7 +28,7 @@ from lightning.pytorch.callbacks import Callback
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "lightning_logs" / "adaptation-methods"
 WARM_UP = 5  # steps of an optimizer
-TIMED = ["--trainer.max_steps=25", "--trainer.max_epochs=-1", "--trainer.limit_val_batches=0", "--test_after_fit=false"]
+TIMED = ["--trainer.max_steps=15", "--trainer.max_epochs=-1", "--trainer.limit_val_batches=0", "--test_after_fit=false"]
 # Options beside the plain LoRA config; learning rates are the variants' own configs'.
 METHODS: dict[str, list[str]] = {
     "LoRA": [],
@@ -58,13 +58,16 @@ PROBLEMS: dict[str, tuple[str, str, list[str], str]] = {
     "clinc150": (
         "configs/clinc150/minilm_lora.yaml",
         "--data.data_dir",
-        ["--data.variant=small"],
+        ["--data.variant=small", "--trainer.max_epochs=3", "--early_stopping=null"],
         "test/in_scope_accuracy",
     ),
     "instructions": (
         "configs/causal_lm/smollm2_offline_instructions_lora.yaml",
         "--data.train_file",
-        ["--trainer.max_steps=100", "--trainer.max_epochs=-1"],
+        [
+            *("--trainer.max_steps=100", "--trainer.max_epochs=-1", "--trainer.accumulate_grad_batches=1"),
+            *("--trainer.callbacks=null", "--trainer.limit_val_batches=40"),
+        ],
         "val/loss",
     ),
 }
@@ -174,13 +177,13 @@ def rows_of(problem: str, data: Path, methods: list[str], seeds: list[int], more
     runs = [
         (problem, data, name, str(seed), [f"--seed_everything={seed}", *more]) for name in methods for seed in seeds
     ]
+    times = {name: measured(problem, data, name, "timed", [*more, *TIMED]) for name in methods}
     with ThreadPool(processes) as pool:
         results = pool.starmap(measured, runs, chunksize=1)
     rows = {}
     for position, name in enumerate(methods):
         found = results[position * len(seeds) : (position + 1) * len(seeds)]
-        timed = measured(problem, data, name, "timed", [*more, *TIMED])
-        if timed is not None and (finished := [each for each in found if each is not None]):
+        if (timed := times[name]) is not None and (finished := [each for each in found if each is not None]):
             rows[name] = row(finished, timed, PROBLEMS[problem][3])
     return rows
 
