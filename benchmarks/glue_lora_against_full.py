@@ -69,7 +69,7 @@ def write_parts(data: Path, task_name: str) -> None:
 def in_a_process(words: list[str]) -> None:
     """Runs one command of the program; not in a fork, which could not use a GPU."""
     command = [sys.executable, "-m", "lora_lightning", *words]
-    if subprocess.run(command, check=False).returncode:  # noqa: S603  # this program
+    if subprocess.run(command, check=False, stdout=sys.stderr).returncode:  # noqa: S603  # this program
         msg = f"lora-lightning {' '.join(words)} failed; see above"
         raise SystemExit(msg)
 
