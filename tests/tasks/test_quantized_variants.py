@@ -58,7 +58,10 @@ def trained(tiny_backbone: TinyBackbone, tmp_path_factory: pytest.TempPathFactor
 def test_a_variant_trains_reloads_and_is_exported(
     trained: Any, tiny_backbone: TinyBackbone, tmp_path: Path, bits: int, names: tuple[str, ...]
 ) -> None:
-    task, trainer = trained({**settings_of(*names), "quantization": BASES[bits]})
+    settings = {**settings_of(*names), "quantization": BASES[bits]}
+    if "eva" in names:
+        settings["lora"].target_modules = "all-linear"  # so that EVA's ranks differ
+    task, trainer = trained(settings)
     layers = adapted_layers(task)
     assert {quantized_bits(layer.get_base_layer()) for layer in layers.values()} == {bits}
     weights = {name: base_weight(layer) for name, layer in layers.items()}
@@ -79,6 +82,7 @@ def test_a_variant_trains_reloads_and_is_exported(
     export_model(task.built_network, None, tmp_path / "adapter", {})
     torch.manual_seed(54321)
     plain = plainly_loaded(tiny_backbone("bert"), tmp_path / "adapter", "classification")
+    assert plain.peft_config["default"].peft_type == "LORA"  # type: ignore[union-attr,index]
     # Plain PEFT rounds the inputs of 8-bit layers after other operations.
     torch.testing.assert_close(logits_of(plain), expected, rtol=0, atol=1e-5 if bits == 4 else 1e-2)
 
