@@ -58,7 +58,7 @@ PROBLEMS: dict[str, tuple[str, str, list[str], str]] = {
     "clinc150": (
         "configs/clinc150/minilm_lora.yaml",
         "--data.data_dir",
-        ["--data.variant=small", "--trainer.max_epochs=3", "--early_stopping=null"],
+        ["--data.variant=small", "--trainer.max_epochs=3"],
         "test/in_scope_accuracy",
     ),
     "instructions": (
