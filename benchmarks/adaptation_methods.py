@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "lightning_logs" / "adaptation-methods"
 WARM_UP = 5  # steps of an optimizer
 TIMED = ["--trainer.max_steps=15", "--trainer.max_epochs=-1", "--trainer.limit_val_batches=0", "--test_after_fit=false"]
-# Options beside the plain LoRA config; learning rates are the variants' own configs'.
+# Options beside the plain LoRA config.
 METHODS: dict[str, list[str]] = {
     "LoRA": [],
     "LoRA, bf16": ["--trainer.precision=bf16-mixed"],
@@ -44,14 +44,15 @@ METHODS: dict[str, list[str]] = {
     "LoftQ, NF4": ["--model.quantization.bits=4", "--model.lora.init_lora_weights=loftq"],
     "DoRA": ["--model.lora.use_dora=true"],
     "rsLoRA": ["--model.lora.use_rslora=true"],
-    "PiSSA": ["--model.lora.init_lora_weights=pissa", "--model.optimization.learning_rate=1e-3"],
+    "PiSSA": ["--model.lora.init_lora_weights=pissa"],
     "EVA": ["--model.lora.init_lora_weights=eva"],
-    "full": ["--model.lora=null", "--model.optimization.learning_rate=1e-4"],
-    "head only": [
-        "--model.lora=null",
-        "--model.freeze_backbone=true",
-        "--model.optimization.learning_rate=5e-3",
-    ],
+    "full": ["--model.lora=null"],
+    "head only": ["--model.lora=null", "--model.freeze_backbone=true"],
+}
+# Where it is not LoRA's: those of configs/variants, and for instructions a sixth of LoRA's.
+LEARNING_RATES = {
+    "clinc150": {"PiSSA": 1e-3, "full": 1e-4, "head only": 5e-3},
+    "instructions": {"full": 5e-5},
 }
 # Config, option for the data, more options, the metric to show.
 PROBLEMS: dict[str, tuple[str, str, list[str], str]] = {
@@ -148,6 +149,8 @@ def measured(problem: str, data: Path, method: str, name: str, more: list[str]) 
         shutil.rmtree(RUNS / name, ignore_errors=True)  # of a run that was interrupted
         RUNS.mkdir(parents=True, exist_ok=True)
         words = ["fit", f"--config={ROOT / config}", f"{data_option}={data}", *own, *METHODS[method]]
+        if (rate := LEARNING_RATES[problem].get(method)) is not None:
+            words += [f"--model.optimization.learning_rate={rate}"]
         words += [f"--trainer.logger.save_dir={RUNS}", f"--trainer.logger.name={name}", *more]
         command = [sys.executable, str(Path(__file__).resolve()), "--run", str(place), *words]
         with (RUNS / f"{name}.log").open("w") as log:
