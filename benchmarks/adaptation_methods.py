@@ -67,7 +67,12 @@ PROBLEMS: dict[str, tuple[str, str, list[str], str]] = {
         "--data.train_file",
         [
             *("--trainer.max_steps=100", "--trainer.max_epochs=-1", "--trainer.accumulate_grad_batches=1"),
-            *("--trainer.callbacks=null", "--trainer.limit_val_batches=40"),
+            *(
+                "--data.context_length=256",
+                "--data.batch_size=1",
+                "--trainer.callbacks=null",
+                "--trainer.limit_val_batches=40",
+            ),
         ],
         "val/loss",
     ),
