@@ -59,7 +59,7 @@ PROBLEMS: dict[str, tuple[str, str, list[str], str]] = {
     "clinc150": (
         "configs/clinc150/minilm_lora.yaml",
         "--data.data_dir",
-        ["--data.variant=small", "--trainer.max_epochs=3"],
+        ["--data.variant=small", "--trainer.max_epochs=2"],
         "test/in_scope_accuracy",
     ),
     "instructions": (
@@ -68,10 +68,10 @@ PROBLEMS: dict[str, tuple[str, str, list[str], str]] = {
         [
             *("--trainer.max_steps=100", "--trainer.max_epochs=-1", "--trainer.accumulate_grad_batches=1"),
             *(
-                "--data.context_length=256",
-                "--data.batch_size=1",
+                "--data.context_length=128",
+                "--data.batch_size=2",
                 "--trainer.callbacks=null",
-                "--trainer.limit_val_batches=40",
+                "--trainer.limit_val_batches=32",
             ),
         ],
         "val/loss",
@@ -183,15 +183,15 @@ def rows_of(problem: str, data: Path, methods: list[str], seeds: list[int], more
     methods = [name for name in methods if problem == "clinc150" or name != "head only"]
     seeds = seeds if problem == "clinc150" else seeds[:1]
     runs = [
-        (problem, data, name, str(seed), [f"--seed_everything={seed}", *more]) for name in methods for seed in seeds
+        (problem, data, name, str(seed), [f"--seed_everything={seed}", *more]) for seed in seeds for name in methods
     ]
     times = {name: measured(problem, data, name, "timed", [*more, *TIMED]) for name in methods}
     with ThreadPool(processes) as pool:
         results = pool.starmap(measured, runs, chunksize=1)
     rows = {}
     for position, name in enumerate(methods):
-        found = results[position * len(seeds) : (position + 1) * len(seeds)]
-        if (timed := times[name]) is not None and (finished := [each for each in found if each is not None]):
+        finished = [each for each in results[position :: len(methods)] if each is not None]
+        if (timed := times[name]) is not None and finished:
             rows[name] = row(finished, timed, PROBLEMS[problem][3])
     return rows
 
