@@ -15,6 +15,7 @@ from lightning import LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lora_lightning import callbacks
 from lora_lightning.callbacks import (
@@ -32,6 +33,7 @@ from lora_lightning.errors import CheckpointError, ConfigurationError, LoraLight
 from lora_lightning.lora.checkpoint import read_checkpoint
 from lora_lightning.metrics import LabelSpace
 from lora_lightning.parser import ArgumentParser
+from lora_lightning.strategies import FullyShardedStrategy
 from lora_lightning.summary import (
     HIGHER_IS_BETTER,
     LOWER_IS_BETTER,
@@ -200,6 +202,15 @@ class LoraLightningCLI(LightningCLI):
         """Finds a checkpoint of other labels before its weights load."""
         self._check_labels()
 
+    def _check_strategy(self) -> None:
+        strategy = self.trainer.strategy
+        if isinstance(strategy, ModelParallelStrategy) and not isinstance(strategy, FullyShardedStrategy):
+            msg = (
+                "trainer.strategy is ModelParallelStrategy, whose checkpoints no other strategy loads; set its "
+                "class_path to FullyShardedStrategy, as configs/trainer/fsdp2.yaml does."
+            )
+            raise ConfigurationError(msg)
+
     def before_fit(self) -> None:
         """Finds out before there is a run folder whether data and settings fit and results can be written."""
         self.model.check_data(self.datamodule)
@@ -209,6 +220,7 @@ class LoraLightningCLI(LightningCLI):
         self.model.check_trainer(self.trainer)
         self.model.check_settings()
         self._check_mode()
+        self._check_strategy()
         self.datamodule.check_splits("fit")  # reads the data, and so checks it, where no labels did
         if self.trainer.accumulate_grad_batches < 1:  # Lightning divides by 0, and by -2 without a word
             msg = (

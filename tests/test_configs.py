@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from benchmarks import strategy_equality as equality
 from lora_lightning import callbacks
 from lora_lightning.callbacks.adapter_monitor import AdapterMonitor
 from lora_lightning.main import main
@@ -24,6 +25,7 @@ from tests.tiny_models import FAMILIES
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 PARTIAL = CONFIGS / "callbacks"  # added to a full config
+TRAINERS = CONFIGS / "trainer"  # before or after a full config
 VARIANTS = ("full", "small", "imbalanced", "oos_plus")
 
 
@@ -84,7 +86,7 @@ def by_path(paths: Iterable[Path]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("path", sorted(paths), ids=lambda path: str(path.relative_to(CONFIGS)))
 
 
-@by_path(path for path in CONFIGS.rglob("*.yaml") if path.parent != PARTIAL)
+@by_path(path for path in CONFIGS.rglob("*.yaml") if path.parent not in (PARTIAL, TRAINERS))
 def test_config_trains(path: Path, tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
     train([path], tiny_backbone, tmp_path)
 
@@ -99,6 +101,23 @@ def test_partial_config_adds_callbacks(path: Path, full: str, tiny_backbone: Tin
     assert [callback["class_path"].rpartition(".")[2] for callback in used] == asked
 
 
+@by_path(TRAINERS.glob("*.yaml"))
+def test_trainer_config_goes_with_any_other(path: Path, tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
+    """Before it and after it; those for several processes with two, and only before it, to save time."""
+    processes = 2 if path.stem in ("ddp", "fsdp2") else 1
+    more = [f"--trainer.devices={processes}", "--trainer.precision=32-true"]
+    found = []
+    orders = [[path, CONFIGS / "quickstart.yaml"], [CONFIGS / "quickstart.yaml", path]]
+    for number, paths in enumerate(orders if processes == 1 else orders[:1]):
+        run = train(paths, tiny_backbone, tmp_path / str(number), more, processes)
+        found.append(yaml.safe_load((run / "config.yaml").read_text())["trainer"])
+        found[-1].pop("logger")
+    assert found[0] == found[-1]
+    wanted = yaml.safe_load(path.read_text())["trainer"]["strategy"]
+    used = found[0]["strategy"]
+    assert used == wanted or used["class_path"].endswith(f".{wanted['class_path']}")
+
+
 def test_all_monitors_are_all_that_have_a_config() -> None:
     """The one line switches on what the other files switch on one by one."""
     files = {path.stem: yaml.safe_load(path.read_text())["trainer"]["callbacks+"] for path in PARTIAL.glob("*.yaml")}
@@ -108,9 +127,11 @@ def test_all_monitors_are_all_that_have_a_config() -> None:
     assert monitors <= set(together)
 
 
-def train(paths: list[Path], tiny_backbone: TinyBackbone, tmp_path: Path) -> Path:
-    """Trains with the configs, the first of them a full one, on tiny data; the run's folder."""
-    config = yaml.safe_load(paths[0].read_text())
+def train(
+    paths: list[Path], tiny_backbone: TinyBackbone, tmp_path: Path, more: list[str] | None = None, processes: int = 1
+) -> Path:
+    """Trains with the configs, one of them a full one, on tiny data; the run's folder."""
+    config = next(content for content in (yaml.safe_load(path.read_text()) for path in paths) if "model" in content)
     assert config["seed_everything"] == 0
     words = ["fit", *(f"--config={path}" for path in paths), "--data.batch_size=4"]
     if "backbone" in config["model"]["init_args"]:
@@ -120,7 +141,11 @@ def train(paths: list[Path], tiny_backbone: TinyBackbone, tmp_path: Path) -> Pat
     words += data_words(config["data"], tmp_path / "data")
     if config["model"]["class_path"] == "CausalLanguageModelingTask":
         words += ["--model.generation.max_new_tokens=2"]
-    assert main(words) == 0
+    words += more or []
+    if processes == 1:
+        assert main(words) == 0
+    else:
+        equality.train(processes, [words])
     run = tmp_path / config["trainer"]["logger"]["init_args"]["name"] / "version_0"
     assert (run / "adapter" / "adapter_model.safetensors").exists()
     assert (run / "summary.json").exists()
@@ -132,5 +157,5 @@ def test_every_config_says_how_to_run_it() -> None:
     assert len(paths) >= 5
     for path in paths:
         relative = path.relative_to(CONFIGS.parent)
-        before = "--config configs/quickstart.yaml " if path.parent == PARTIAL else ""
+        before = "--config configs/quickstart.yaml " if path.parent in (PARTIAL, TRAINERS) else ""
         assert f"# lora-lightning fit {before}--config {relative}" in path.read_text(), relative

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_lightning.backbones.quantization import quantization_of
@@ -22,6 +22,7 @@ def export_model(
     tokenizer: PreTrainedTokenizerBase | None,
     folder: Path,
     extra_files: Mapping[str, Any],
+    state: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Writes an adapter as a PEFT folder, a fully fine-tuned model as a transformers folder.
 
@@ -34,18 +35,19 @@ def export_model(
         tokenizer: Its tokenizer; `None` where it reads no text.
         folder: Where to; replaced if it exists.
         extra_files: Values to write as JSON, by file name.
+        state: Of a sharded network the whole tensors of what trains, by name.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         if isinstance(network, PeftModel):
             # save_embedding_layers="auto" would ask the hub for the base's vocabulary.
-            network.save_pretrained(str(scratch), save_embedding_layers=False)
+            network.save_pretrained(str(scratch), save_embedding_layers=False, state_dict=state)
             network.config.save_pretrained(str(scratch))
             if (quantization := quantization_of(network.get_base_model())) is not None:
                 extra_files = {QUANTIZATION: quantization.to_dict(), **extra_files}
         elif isinstance(network, PreTrainedModel):
-            network.save_pretrained(str(scratch))
+            network.save_pretrained(str(scratch), state_dict=None if state is None else dict(state))
         (scratch / "README.md").unlink(missing_ok=True)  # PEFT's blank form of a model card
         if tokenizer is not None:
             tokenizer.save_pretrained(str(scratch))

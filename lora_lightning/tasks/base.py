@@ -26,6 +26,7 @@ from lora_lightning.lora.delta import adapted_layers
 from lora_lightning.lora.injection import trained_parameters
 from lora_lightning.lora.loftq import start_from_quantization_error
 from lora_lightning.lora.quantized import keep_4bit_weights_in_order, keep_8bit_scales_beside_weights
+from lora_lightning.lora.sharding import is_sharded, shard
 from lora_lightning.metrics.label_space import LabelSpace
 from lora_lightning.tasks.optimization import OptimizationSettings, build_optimizer, build_schedule
 
@@ -84,6 +85,8 @@ class AdaptationTask(LightningModule):
         self.base_dropout = base_dropout
         self.gradient_checkpointing = gradient_checkpointing
         self.network: nn.Module | None = None
+        self._examples_of_step = 0  # of this process, so far
+        self._ends_step = False
 
     def remember(self, **hyperparameters: Any) -> None:
         """Keeps what the task was made with in every checkpoint, as plain values that load without pickle.
@@ -174,7 +177,7 @@ class AdaptationTask(LightningModule):
         return {}
 
     def configure_model(self) -> None:
-        """Builds the model when a trainer (or `load_from_checkpoint`) needs it."""
+        """Builds the model when a trainer (or `load_from_checkpoint`) needs it; shards it where the strategy does."""
         if self.network is None:
             network = self.build_network()
             model = cast("PreTrainedModel", network.get_base_model() if isinstance(network, PeftModel) else network)
@@ -185,6 +188,8 @@ class AdaptationTask(LightningModule):
                 checkpoint_layers(model)
             self.network = network
         keep_4bit_weights_in_order(self.network)
+        if self.device_mesh is not None and not is_sharded(self.network):
+            shard(self.transformers_model, self.device_mesh["data_parallel"])
 
     @property
     def _may_train(self) -> bool:
@@ -268,6 +273,37 @@ class AdaptationTask(LightningModule):
         """
         output = self.built_network(**self.model_inputs(batch), output_hidden_states=True)
         return cast("tuple[Tensor, ...]", output.hidden_states)
+
+    def loss_of_sum(self, loss: Tensor, examples: int, batch_idx: int) -> Tensor:
+        """What `training_step` returns, so that every example of an optimizer step counts the same.
+
+        A mean of the batches' means would weigh an example in a small batch more than one in a large batch, and the
+        batches of several processes, or those that are accumulated, are not all of one size.
+
+        Args:
+            loss: Of a batch, summed over its examples (rows, or labels of a language model), floating scalar.
+            examples: How many these are.
+            batch_idx: Number of the batch in its epoch.
+
+        Returns:
+            The loss to go back from; `on_after_backward` divides the gradients.
+        """
+        accumulated = self.trainer.accumulate_grad_batches
+        self._examples_of_step += examples
+        is_last = self.trainer.is_last_batch or batch_idx + 1 >= self.trainer.num_training_batches
+        self._ends_step = is_last or (batch_idx + 1) % accumulated == 0
+        return loss * accumulated  # Lightning divides by it
+
+    def on_after_backward(self) -> None:
+        """Turns the gradient of a sum into that of a mean over all examples of the step, when it is complete."""
+        if not self._ends_step:
+            return
+        own = torch.tensor(float(self._examples_of_step), device=self.device)
+        examples = float(self.trainer.strategy.reduce(own, reduce_op="sum"))
+        self._examples_of_step = 0
+        for parameter in self.parameters():
+            if parameter.grad is not None:  # the processes' mean of their sums so far
+                parameter.grad.mul_(self.trainer.world_size / examples)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over what trains, and the schedule, stepped once an optimizer step."""

@@ -182,11 +182,11 @@ class SequenceClassificationTask(AdaptationTask):
         return logits, loss
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean loss of a batch."""
-        del batch_idx
+        """Summed loss of a batch."""
         _, loss = self.evaluate(batch)
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["labels"]))
-        return loss
+        rows = len(batch["labels"])
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=rows)
+        return self.loss_of_sum(loss * rows, rows, batch_idx)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Adds a batch to the metrics of its validation split."""
