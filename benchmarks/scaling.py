@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from strategy_equality import free_port, run_all, start
+from processes import run_all, start
 from torch.distributed import GradBucket, ProcessGroup  # type: ignore[attr-defined]
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -64,9 +64,7 @@ def measure(processes: int, batch_size: int, steps: int, words: list[str]) -> di
         line += ["--trainer.strategy=ddp"] if processes > 1 else []
         line += ["--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={folder}", "--test_after_fit=false"]
         line += ["--trainer.limit_val_batches=0", "--trainer.enable_progress_bar=false"]
-        with free_port() as port:
-            pass
-        start(run_counting, processes, port, [line], folder / "bytes.json")
+        start(run_counting, processes, [line], folder / "bytes.json")
         handed = int((folder / "bytes.json").read_text())
         return {"samples_per_second": speed_of(folder), "bytes_per_step": handed / steps}
 

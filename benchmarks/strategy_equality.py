@@ -1,94 +1,63 @@
 """Do all ways to spread training give the same weights? Prints a table and JSON.
 
-One process with batch 32 is the reference. Two processes with batch 16 (DDP, FSDP2) see the same rows in the same
-steps, and so does one process that accumulates two batches of 16 where an epoch is one step. No dropout. The figure is
-||w - w_reference|| / ||w_reference|| over everything that trained, read from the checkpoints.
+One process with batch 32 is the reference. Two processes with batch 16, under DDP and FSDP2, see the same rows in the
+same steps. One process that accumulates four batches of 8 sees them where an epoch is one step, so it is compared on 32
+rows, with a reference of its own. No dropout. The figure is ||w - w_reference|| / ||w_reference|| over everything that
+trained, read from the checkpoints.
 
 Options that are not its own go to `lora-lightning fit`, for every run.
 
 Example:
-    python benchmarks/strategy_equality.py --config configs/quickstart.yaml --steps 20
-    python benchmarks/strategy_equality.py --config configs/quickstart.yaml --steps 20 --model.lora=null
+    python benchmarks/strategy_equality.py --steps 20
 """
 
 import argparse
+import csv
 import json
-import multiprocessing
-import os
-import socket
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
+from processes import train
 from torch import Tensor
 
-FSDP2 = Path(__file__).parent.parent / "configs/trainer/fsdp2.yaml"
+from lora_lightning.datamodules.intent_grammar import generate_intents
+
+CONFIGS = Path(__file__).parent.parent / "configs"
 # Processes, and what to add, by way.
 WAYS: dict[str, tuple[int, list[str]]] = {
     "one process": (1, []),
-    "ddp": (2, ["--trainer.strategy=ddp"]),
-    "fsdp2": (2, [f"--config={FSDP2}"]),
+    "DDP": (2, ["--trainer.strategy=ddp"]),
+    "FSDP2": (2, [f"--config={CONFIGS / 'trainer/fsdp2.yaml'}"]),
+}
+ACCUMULATED = "accumulation"
+NO_DROPOUT = ["--model.base_dropout=0", "--model.lora.lora_dropout=0"]
+# In float32 also on CPUs that would multiply 4-bit weights in bfloat16.
+NF4 = ["--model.quantization.bits=4", "--model.quantization.compute_dtype=float32"]
+# What to add, and the ways, by adaptation; sharded quantised weights are refused.
+ADAPTATIONS: dict[str, tuple[list[str], list[str]]] = {
+    "LoRA": (NO_DROPOUT, ["DDP", "FSDP2"]),
+    "full fine-tuning": ([NO_DROPOUT[0], "--model.lora=null"], ["DDP", "FSDP2"]),
+    "QLoRA (NF4)": ([*NO_DROPOUT, *NF4], ["DDP"]),
 }
 
 
 def words_of(way: str, words: list[str], batch_size: int, folder: Path) -> list[str]:
-    """The command line of one run, its results below the folder."""
+    """The command line of one run, its results below the folder.
+
+    Args:
+        way: One of `WAYS`.
+        words: Options of `fit`.
+        batch_size: Of all processes together.
+        folder: For all ways of these words.
+
+    Returns:
+        Words of `lora-lightning`.
+    """
     processes, more = WAYS[way]
     size = [f"--data.batch_size={batch_size // processes}", f"--trainer.devices={processes}"]
     place = [f"--trainer.logger.save_dir={folder / way}", "--trainer.logger.name=run"]
     return ["fit", *words, *more, *size, *place, "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
-
-
-def run_all(rank: int, processes: int, port: int, runs: list[list[str]]) -> None:
-    """What one process does: its part of every run, one after another."""
-    torch.set_num_threads(1)
-    if processes > 1:
-        os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": str(processes)}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    from lora_lightning.main import main  # noqa: PLC0415  # the server that forks has it loaded
-
-    for words in runs:
-        if status := main(words):
-            raise SystemExit(status)
-
-
-def start(target: Callable[..., None], processes: int, port: int, *arguments: Any) -> None:
-    """Runs a function in several processes; they fork from a server that imports but once.
-
-    Args:
-        target: Takes its rank, the number of processes, the port and the arguments.
-        processes: How many.
-        port: Where they meet.
-        arguments: The rest.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lora_lightning.cli"])
-    workers = [context.Process(target=target, args=(rank, processes, port, *arguments)) for rank in range(processes)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    if any(worker.exitcode for worker in workers):
-        msg = f"a run of {processes} processes failed; its output is above."
-        raise SystemExit(msg)
-
-
-def train(processes: int, runs: list[list[str]]) -> None:
-    """Runs command lines of `lora-lightning`, one after another, in so many processes at once."""
-    with free_port() as port:
-        pass
-    start(run_all, processes, port, runs)
-
-
-@contextmanager
-def free_port() -> Iterator[int]:
-    """A port on this machine that nothing listens on, taken for as long as the block runs."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        yield int(taken.getsockname()[1])
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -108,25 +77,51 @@ def relative_difference(found: dict[str, Tensor], reference: dict[str, Tensor]) 
     return float(torch.stack(differences).norm() / torch.stack(norms).norm())
 
 
-def compare(words: list[str], batch_size: int, folder: Path) -> dict[str, float]:
-    """Trains in every way, and measures each against one process.
+def compare_ways(words: list[str], ways: list[str], batch_size: int, folder: Path) -> dict[str, float]:
+    """Trains in several ways, and measures each against one process.
 
     Args:
         words: Options of `fit`.
+        ways: Names in `WAYS`.
         batch_size: Of all processes together.
         folder: Where the runs land.
 
     Returns:
-        The relative difference by way; `one process` has 0.
+        The relative difference by way.
     """
-    lines = {way: words_of(way, words, batch_size, folder) for way in WAYS}
-    by_processes: dict[int, list[list[str]]] = {}
-    for way, (processes, _) in WAYS.items():
-        by_processes.setdefault(processes, []).append(lines[way])
-    for processes, runs in by_processes.items():
-        train(processes, runs)
-    states = {way: weights(folder / way) for way in WAYS}
-    return {way: relative_difference(state, states["one process"]) for way, state in states.items()}
+    train(1, [words_of("one process", words, batch_size, folder)])
+    train(2, [words_of(way, words, batch_size, folder) for way in ways])
+    reference = weights(folder / "one process")
+    return {way: relative_difference(weights(folder / way), reference) for way in ways}
+
+
+def compare_accumulated(words: list[str], batch_size: int, folder: Path) -> float:
+    """Trains with one batch an epoch, and with a fourth of it four times.
+
+    Args:
+        words: Options of `fit`.
+        batch_size: Rows of the data.
+        folder: Where the runs land.
+
+    Returns:
+        The relative difference.
+    """
+    parts = {"whole": (batch_size, 1), ACCUMULATED: (batch_size // 4, 4)}
+    runs = [
+        [*words_of("one process", words, size, folder / name), f"--trainer.accumulate_grad_batches={times}"]
+        for name, (size, times) in parts.items()
+    ]
+    train(1, runs)
+    return relative_difference(weights(folder / ACCUMULATED), weights(folder / "whole"))
+
+
+def save_rows(folder: Path, count: int) -> Path:
+    """Writes rows of the quickstart's data, of different lengths and intents, as CSV."""
+    pairs = generate_intents(0)["train"]
+    path = folder / f"{count}_rows.csv"
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows([("text", "label"), *pairs[:: len(pairs) // count][:count]])
+    return path
 
 
 def main() -> None:
@@ -135,13 +130,23 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=32)
     options, rest = parser.parse_known_args()
-    words = [*rest, f"--trainer.max_steps={options.steps}", "--test_after_fit=false", "--model.base_dropout=0"]
-    words += [] if any(word.startswith("--model.lora=") for word in rest) else ["--model.lora.lora_dropout=0"]
-    with tempfile.TemporaryDirectory() as folder:
-        found = compare(words, options.batch_size, Path(folder))
-    print("| | relative difference of the weights |\n| --- | --- |")
-    for way, difference in found.items():
-        print(f"| {way} | {difference:.1e} |")
+    steps = [f"--trainer.max_steps={options.steps}", "--test_after_fit=false"]
+    found: dict[str, dict[str, float]] = {}
+    for name, (adaptation, ways) in ADAPTATIONS.items():
+        more = [*adaptation, *steps, *rest]
+        with tempfile.TemporaryDirectory() as folder:
+            place = Path(folder)
+            few = save_rows(place, options.batch_size)
+            quickstart = [f"--config={CONFIGS / 'quickstart.yaml'}", *more]
+            table = [f"--config={CONFIGS / 'text_classification/minilm_lora.yaml'}", *more, f"--data.train_file={few}"]
+            table += [f"--data.validation_file={few}", f"--trainer.max_epochs={options.steps}"]
+            found[name] = compare_ways(quickstart, ways, options.batch_size, place)
+            found[name][ACCUMULATED] = compare_accumulated(table, options.batch_size, place)
+    columns = [*list(WAYS)[1:], ACCUMULATED]
+    print(f"| | {' | '.join(columns)} |\n{'| --- ' * (len(columns) + 1)}|")
+    for name, differences in found.items():
+        cells = [f"{differences[way]:.1e}" if way in differences else "refused" for way in columns]
+        print(f"| {name} | {' | '.join(cells)} |")
     print(json.dumps(found))
 
 

@@ -43,6 +43,7 @@ def export_model(
         if isinstance(network, PeftModel):
             # save_embedding_layers="auto" would ask the hub for the base's vocabulary.
             network.save_pretrained(str(scratch), save_embedding_layers=False, state_dict=state)
+            _sort_targets(scratch / "adapter_config.json")
             network.config.save_pretrained(str(scratch))
             if (quantization := quantization_of(network.get_base_model())) is not None:
                 extra_files = {QUANTIZATION: quantization.to_dict(), **extra_files}
@@ -50,6 +51,9 @@ def export_model(
             network.save_pretrained(str(scratch), state_dict=None if state is None else dict(state))
         (scratch / "README.md").unlink(missing_ok=True)  # PEFT's blank form of a model card
         if tokenizer is not None:
+            if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+                backend.no_truncation()  # of the last texts, if this process tokenised any
+                backend.no_padding()
             tokenizer.save_pretrained(str(scratch))
         for name, value in extra_files.items():
             (scratch / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
@@ -59,6 +63,13 @@ def export_model(
         _swap(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _sort_targets(path: Path) -> None:
+    """PEFT keeps the targets in a set, which has another order in every process."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["target_modules"].sort()
+    path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def _swap(new: Path, place: Path) -> None:

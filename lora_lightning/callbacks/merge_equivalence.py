@@ -19,7 +19,6 @@ from lora_lightning.lora.delta import adapted_layers
 from lora_lightning.lora.merge_verdict import Verdict, judge
 from lora_lightning.lora.merging import merge_targets, merged, quantization_errors, without_adapters
 from lora_lightning.lora.quantized import quantized_bits
-from lora_lightning.lora.sharding import is_sharded
 from lora_lightning.tasks import AdaptationTask
 
 
@@ -156,8 +155,6 @@ def why_not(trainer: Trainer, task: AdaptationTask, batches: list[Batch]) -> str
     fewest = trainer.strategy.reduce(torch.tensor(len(batches), device=task.device), reduce_op="min")
     if not adapted_layers(task):
         return "because the whole model was trained and there is no adapter to merge"
-    if is_sharded(task):
-        return "because the model is sharded over processes; compare after exporting it"
     return None if int(fewest) else "because a process has no validation batches"
 
 

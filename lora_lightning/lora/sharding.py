@@ -5,12 +5,11 @@ from types import MethodType
 from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.delta import whole
 
 Result = TypeVar("Result")
@@ -23,28 +22,44 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     outside the layers (embeddings, head) while the model does. Only what trains has gradients to reduce, in float32.
     Weights are gathered in their own dtype, so that autocast computes what it does elsewhere.
 
-    Args:
-        model: A transformers model with its adapters in place, the same on every process.
-        mesh: The processes, one dimension.
+    Values come from the main process, a layer at a time, so no other one ever holds more than its slices and a layer.
 
-    Raises:
-        ConfigurationError: If a weight is quantised.
+    Args:
+        model: A transformers model with its adapters in place, the same on every process; on those that are not the
+            main one without values, on the meta device, or with values that are not looked at.
+        mesh: The processes, one dimension.
     """
-    for name, parameter in model.named_parameters():
-        if not parameter.is_floating_point():
-            msg = (
-                f"{name} is quantised, and quantised weights cannot be sharded; set trainer.strategy to ddp, or load "
-                "the model without quantisation."
-            )
-            raise ConfigurationError(msg)
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     for layer in layers_of(model):
+        receive(layer, mesh)
         fully_shard(layer, mesh=mesh, mp_policy=policy)
+    receive(model, mesh)
     # By default the outermost module keeps its weights gathered; PEFT, which freezes and thaws modules around a forward
     # pass without adapters, would then thaw copies, and the head would stop to train.
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     model.call = MethodType(_call, model)  # type: ignore[assignment]
     register_fsdp_forward_method(model, "call")
+
+
+def receive(model: nn.Module, mesh: DeviceMesh) -> None:
+    """Gives every process the values of the main one; in place, collective.
+
+    Args:
+        model: Shared parameters stay shared, and those that are sharded already stay as they are.
+        mesh: The processes, one dimension; the main one is its first.
+    """
+    device = torch.device(mesh.device_type)
+    received: dict[int, Tensor] = {}
+    for module in model.modules():
+        for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            if isinstance(tensor, DTensor):
+                continue
+            if id(tensor) not in received:
+                values = torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.detach().to(device)
+                distributed.broadcast(values, group=mesh.get_group(), group_src=0)
+                is_parameter = isinstance(tensor, nn.Parameter)
+                received[id(tensor)] = nn.Parameter(values, tensor.requires_grad) if is_parameter else values
+            setattr(module, name, received[id(tensor)])
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
@@ -115,6 +130,11 @@ def whole_value(tensor: Tensor, *, keep: bool) -> Tensor:
         The whole tensor on the CPU, or without values on the meta device.
     """
     return whole(tensor).to("cpu" if keep else "meta")
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """This process's slice of a sharded tensor, in the same memory; any other tensor itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def like(tensor: Tensor, pattern: Tensor) -> Tensor:

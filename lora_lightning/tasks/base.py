@@ -190,6 +190,13 @@ class AdaptationTask(LightningModule):
         keep_4bit_weights_in_order(self.network)
         if self.device_mesh is not None and not is_sharded(self.network):
             shard(self.transformers_model, self.device_mesh["data_parallel"])
+            # Only one process has drawn what is new; from here on all draw the same, as without sharding.
+            torch.set_rng_state(self.trainer.strategy.broadcast(torch.get_rng_state()))
+
+    @property
+    def loads_values(self) -> bool:
+        """Whether this process reads the backbone's weights; where they are sharded, the main one hands them out."""
+        return self.device_mesh is None or self.trainer.is_global_zero
 
     @property
     def _may_train(self) -> bool:

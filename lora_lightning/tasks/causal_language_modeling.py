@@ -114,7 +114,7 @@ class CausalLanguageModelingTask(AdaptationTask):
     def build_network(self) -> nn.Module:
         """Loads the backbone and attaches the adapters."""
         self.check_settings()
-        model = load_causal_lm(self.backbone, self._config, self.quantization_here())
+        model = load_causal_lm(self.backbone, self._config, self.quantization_here(), self.loads_values)
         network: nn.Module = model
         if self.lora is not None:
             network = attach_lora(model, self.lora, [], "CAUSAL_LM", [output_head_name(model)])

@@ -125,7 +125,7 @@ class QuestionAnsweringTask(AdaptationTask):
         """Loads the backbone and attaches the adapters."""
         self.check_settings()
         config = self._load_config()
-        loaded = load_question_answerer(self.backbone, config, self.quantization_here())
+        loaded = load_question_answerer(self.backbone, config, self.quantization_here(), self.loads_values)
         use_dropout_attention(loaded.model)
         network: nn.Module = loaded.model
         if self.lora is not None:

@@ -151,7 +151,9 @@ class SequenceClassificationTask(AdaptationTask):
     def build_network(self) -> nn.Module:
         """Loads the backbone and attaches the adapters."""
         self.check_settings()
-        loaded = load_sequence_classifier(self.backbone, self._load_config(), self.quantization_here())
+        loaded = load_sequence_classifier(
+            self.backbone, self._load_config(), self.quantization_here(), self.loads_values
+        )
         keep_first_token_only(loaded.model)
         use_dropout_attention(loaded.model)
         network: nn.Module = loaded.model
