@@ -15,7 +15,7 @@ from lightning import LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from lora_lightning import callbacks
 from lora_lightning.callbacks import (
@@ -27,6 +27,7 @@ from lora_lightning.callbacks import (
     ThroughputMonitor,
 )
 from lora_lightning.callbacks.adapter_monitor import AdapterMonitor
+from lora_lightning.callbacks.adapter_ranks import AdapterRanks
 from lora_lightning.callbacks.run_folder import run_folder_of
 from lora_lightning.datamodules import AdaptationDataModule
 from lora_lightning.errors import CheckpointError, ConfigurationError, LoraLightningError, VerificationError
@@ -136,7 +137,8 @@ class LoraLightningCLI(LightningCLI):
             self.saved_labels = LabelSpace(**saved["label_space"])
 
     def after_instantiate_classes(self) -> None:
-        """Prediction needs no training data: its labels come from the checkpoint."""
+        """Checks the strategy. Prediction needs no training data: its labels come from the checkpoint."""
+        self._check_strategy()
         if self.subcommand == "predict" and self.saved_labels is not None:
             self.model.adopt_labels(self.saved_labels)
 
@@ -148,7 +150,12 @@ class LoraLightningCLI(LightningCLI):
         if self.subcommand != "fit":
             kwargs["logger"] = False
         elif trainer.logger is not False:
-            extra += [LearningRateMonitor(logging_interval="step"), ConfusionFigure(), ThroughputMonitor()]
+            extra += [
+                LearningRateMonitor(logging_interval="step"),
+                ConfusionFigure(),
+                ThroughputMonitor(),
+                AdapterRanks(),
+            ]
         elif trainer.default_root_dir is None:  # a folder of its own, though no logger makes one
             taken = [int(path.name[8:]) for path in LOGS.glob("version_*") if path.name[8:].isdigit()]
             kwargs["default_root_dir"] = str(LOGS / f"version_{max(taken, default=-1) + 1}")
@@ -204,10 +211,10 @@ class LoraLightningCLI(LightningCLI):
 
     def _check_strategy(self) -> None:
         strategy = self.trainer.strategy
-        if isinstance(strategy, ModelParallelStrategy) and not isinstance(strategy, FullyShardedStrategy):
+        if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | FullyShardedStrategy):
             msg = (
-                "trainer.strategy is ModelParallelStrategy, whose checkpoints no other strategy loads; set its "
-                "class_path to FullyShardedStrategy, as configs/trainer/fsdp2.yaml does."
+                f"trainer.strategy is {type(strategy).__name__}, whose checkpoints no other strategy could load; set it "
+                "to auto or ddp, or use configs/trainer/fsdp2.yaml, which shards."
             )
             raise ConfigurationError(msg)
 
@@ -219,8 +226,8 @@ class LoraLightningCLI(LightningCLI):
         self._check_labels()
         self.model.check_trainer(self.trainer)
         self.model.check_settings()
+        self.model.resumes = self.options.get("ckpt_path") is not None
         self._check_mode()
-        self._check_strategy()
         self.datamodule.check_splits("fit")  # reads the data, and so checks it, where no labels did
         if self.trainer.accumulate_grad_batches < 1:  # Lightning divides by 0, and by -2 without a word
             msg = (

@@ -19,6 +19,8 @@ from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.config import LoraSettings
 
 CLASSES = [getattr(module, name) for module in (tasks, datamodules, callbacks) for name in module.__all__]
+OWNERS = [*CLASSES, LoraSettings, Trainer]  # of options
+FEW = 3  # to name in one sentence
 
 PARSER_KEY = re.compile(r'^(?:- )?Parser key "(?P<key>[^"]+)":\s*(?P<rest>.*)$')
 NOT_ACCEPTED = re.compile(
@@ -75,10 +77,7 @@ def _sentence(path: str, text: str) -> str:
     where = path or "the configuration"
     if found := NOT_ACCEPTED.match(text):
         name = found["key"] or found["option"] or found["word"]
-        names = _option_names()
-        elsewhere = name.rsplit(".", 1)[-1] in names  # spelt right, so nothing near it helps
-        remedy = ", which another class has; `lora-lightning fit --help` lists them." if elsewhere else ""
-        return f"{where} has no option {name!r}{remedy or _suggest(name, names)}"
+        return f"{where} has no option {name!r}{_where_it_belongs(name)}"
     if found := IMPORT_PATH.match(text):
         names = [cls.__name__ for cls in CLASSES]
         return f"{where}: there is no class {found['name']!r}{_suggest(found['name'], names)}"
@@ -97,6 +96,16 @@ def _kind(kind: str) -> str:
     if literal := re.search(r"Literal\[(?P<values>.+)\]", kind):
         return f"one of {literal['values']}"
     return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"a value of type \1", kind)
+
+
+def _where_it_belongs(name: str) -> str:
+    last = name.rsplit(".", 1)[-1]
+    owners = [cls.__name__ for cls in OWNERS if last in inspect.signature(cls).parameters]
+    if not owners:
+        return _suggest(name, _option_names())
+    if len(owners) > FEW:
+        return ", which another class has; `lora-lightning fit --help` lists them."
+    return f"; it is one of {', '.join(owners)}."
 
 
 def _suggest(name: str, allowed: Iterable[str]) -> str:

@@ -48,7 +48,7 @@ def evaluate_words(command: str, run: Path, *more: str) -> Words:
     return [command, f"--config={run / 'config.yaml'}", f"--ckpt_path={run / 'checkpoints/best.ckpt'}", *more]
 
 
-@pytest.fixture(scope="module", params=[["4", "loftq"], ["8", "default"]], ids="-".join)
+@pytest.fixture(scope="module", params=[["4", "loftq"], ["8", "true"]], ids="-".join)
 def run(request: pytest.FixtureRequest, tiny_backbone: TinyBackbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of one finished run with all monitors; not to be changed."""
     logs = tmp_path_factory.mktemp("logs")
@@ -97,7 +97,7 @@ def test_the_checkpoint_holds_what_trains_and_the_folder_how_to_quantise(run: Pa
 
 
 def test_another_quantization_contradicts_the_checkpoint(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(evaluate_words("test", run, "--model.quantization=null", "--model.lora.init_lora_weights=default")) == 2
+    assert main(evaluate_words("test", run, "--model.quantization=null", "--model.lora.init_lora_weights=true")) == 2
     error = capfd.readouterr().err.strip().splitlines()[-1]
     assert "contradicts the options" in error
     assert "quantization.bits is None here and" in error

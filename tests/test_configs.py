@@ -139,6 +139,11 @@ def train(
     words += [f"--trainer.logger.save_dir={tmp_path}", "--trainer.accelerator=cpu", "--trainer.max_epochs=1"]
     words += ["--trainer.limit_train_batches=3", "--trainer.enable_progress_bar=false"]
     words += data_words(config["data"], tmp_path / "data")
+    lora = config["model"]["init_args"].get("lora", {})
+    if lora and "adalora" in lora:  # three steps
+        words += [f"--model.lora.adalora.{name}=1" for name in ("tinit", "tfinal", "deltaT")]
+    if lora and "layers_to_transform" in lora:  # two layers
+        words += ["--model.lora.layers_to_transform=[1]", "--model.lora.rank_pattern={query: 4}"]
     if config["model"]["class_path"] == "CausalLanguageModelingTask":
         words += ["--model.generation.max_new_tokens=2"]
     words += more or []
@@ -147,7 +152,8 @@ def train(
     else:
         equality.train(processes, [words])
     run = tmp_path / config["trainer"]["logger"]["init_args"]["name"] / "version_0"
-    assert (run / "adapter" / "adapter_model.safetensors").exists()
+    weights = "model.safetensors" if lora is None else "adapter_model.safetensors"
+    assert (run / "adapter" / weights).exists()
     assert (run / "summary.json").exists()
     return run
 

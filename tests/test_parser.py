@@ -52,3 +52,12 @@ def test_explain(message: str, sentence: str) -> None:
 def test_a_sentence_of_our_own_survives() -> None:
     own = "model.lora.r is 0, but a rank is at least 1; for full fine-tuning write `lora: null`."
     assert explain(f"Parser key \"model\":\n  Errors:\n    - {own}\n    - Expected a <class 'NoneType'>") == own
+
+
+def test_an_option_of_another_class_is_named_as_such() -> None:
+    message = "Parser key \"model\":\n  Option 'freeze_backbone' is not accepted"
+    owners = "SequenceClassificationTask, QuestionAnsweringTask"
+    said = explain(message)
+    assert said.startswith("model has no option 'freeze_backbone'; it is one of ")
+    assert all(name in said for name in owners.split(", "))
+    assert "CausalLanguageModelingTask" not in said

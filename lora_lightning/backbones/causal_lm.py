@@ -13,8 +13,7 @@ from lora_lightning.backbones.loading import (
 from lora_lightning.backbones.quantization import Quantization, check_quantization
 from lora_lightning.errors import BackboneError, ConfigurationError
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
-from lora_lightning.lora.injection import modules_trained_in_full
-from lora_lightning.lora.target_modules import resolve_target_modules
+from lora_lightning.lora.injection import find_targets, modules_trained_in_full
 
 
 def load_causal_lm_config(backbone: str, base_dropout: float | None = None) -> PretrainedConfig:
@@ -74,7 +73,7 @@ def check_causal_lm_settings(
                 "training a copy of them would part the two; leave it out, or write `lora: null`."
             )
             raise ConfigurationError(msg)
-    resolve_target_modules(model, settings.target_modules, exclude=[*whole, output_head_name(model)])
+    find_targets(model, settings, exclude=[*whole, output_head_name(model)])
     if quantization is not None:
         check_quantization(model, quantization, whole)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_lightning.backbones.quantization import quantization_of
+from lora_lightning.lora.plain_lora import as_plain_lora
 
 # Not in config.json, where it would say that the backbone's own weights are quantised already.
 QUANTIZATION = "quantization_config.json"
@@ -24,11 +25,12 @@ def export_model(
     extra_files: Mapping[str, Any],
     state: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Writes an adapter as a PEFT folder, a fully fine-tuned model as a transformers folder.
+    """Writes an adapter as a PEFT folder, a model without adapters as a transformers folder.
 
     The folder holds safetensors, the tokenizer and a `config.json` with the label names; for an adapter also
-    `adapter_config.json`, and on a quantised base `quantization_config.json`, which makes it again. It is written
-    beside its place and then moved, so a crash leaves the old one, at worst as `.<name>.old`.
+    `adapter_config.json`, always of plain LoRA (or DoRA) on the pretrained base, and on a quantised base
+    `quantization_config.json`, which makes it again. It is written beside its place and then moved, so a crash leaves
+    the old one, at worst as `.<name>.old`.
 
     Args:
         network: A `PeftModel` or a `PreTrainedModel`.
@@ -42,7 +44,8 @@ def export_model(
     try:
         if isinstance(network, PeftModel):
             # save_embedding_layers="auto" would ask the hub for the base's vocabulary.
-            network.save_pretrained(str(scratch), save_embedding_layers=False, state_dict=state)
+            with as_plain_lora(network) as plain:
+                network.save_pretrained(str(scratch), save_embedding_layers=False, state_dict=plain or state)
             _sort_targets(scratch / "adapter_config.json")
             network.config.save_pretrained(str(scratch))
             if (quantization := quantization_of(network.get_base_model())) is not None:

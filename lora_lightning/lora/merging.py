@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.delta import ADAPTER, adapted_layers, base_weight, is_transposed, layer_delta, whole
+from lora_lightning.lora.initial_factors import pretrained_base
 from lora_lightning.lora.quantized import dequantized_weight, quantized_bits, requantized
 from lora_lightning.lora.sharding import like, own_part
 
@@ -118,7 +119,7 @@ def merged(model: nn.Module, target: MergeTarget, originals: Mapping[str, Tensor
 
 @contextmanager
 def without_adapters(model: nn.Module) -> Iterator[None]:
-    """Runs the model on its base alone; modules that train in full beside the adapters stay as they are.
+    """Runs the model on its pretrained base alone; modules that train in full beside the adapters stay as they are.
 
     Args:
         model: A PEFT model, or anything that contains one.
@@ -126,7 +127,8 @@ def without_adapters(model: nn.Module) -> Iterator[None]:
     Yields:
         Nothing; adapters are out of the model.
     """
-    with _layers_replaced(model, lambda module, layer, stack: layer.get_base_layer()):  # noqa: ARG005
+    bases = _layers_replaced(model, lambda module, layer, stack: layer.get_base_layer())  # noqa: ARG005
+    with pretrained_base(model), bases:
         yield
 
 

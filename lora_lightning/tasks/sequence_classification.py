@@ -22,7 +22,7 @@ from lora_lightning.lora.comparison import Outputs
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.dropout import use_fast_dropout
 from lora_lightning.lora.fused import fuse_lora_layers
-from lora_lightning.lora.injection import attach_lora
+from lora_lightning.lora.injection import attach_lora, train_head_only
 from lora_lightning.metrics import (
     SINGLE_LABEL,
     ClassificationMetrics,
@@ -59,6 +59,7 @@ class SequenceClassificationTask(AdaptationTask):
         base_dropout: Probability for every dropout of the pretrained model; `null` leaves what it came with.
         gradient_checkpointing: Keep only what goes into each layer and compute the rest again in the backward pass:
             much less memory for long texts, about a third more time.
+        freeze_backbone: With `lora: null`, train the head alone, and whatever else the pretrained checkpoint lacked.
         label_smoothing: Share of the target's mass spread over all classes, in [0, 1); for single labels.
         label_space: The labels; filled in from the data module, or from the checkpoint in `predict`.
     """
@@ -74,10 +75,19 @@ class SequenceClassificationTask(AdaptationTask):
         optimization: OptimizationSettings = OptimizationSettings(),  # noqa: B008
         base_dropout: float | None = None,
         gradient_checkpointing: bool = False,
+        freeze_backbone: bool = False,
         label_smoothing: float = 0.0,
         label_space: LabelSpace | None = None,
     ) -> None:
-        super().__init__(backbone, lora, quantization, optimization, base_dropout, gradient_checkpointing)
+        super().__init__(
+            backbone,
+            lora=lora,
+            quantization=quantization,
+            optimization=optimization,
+            base_dropout=base_dropout,
+            gradient_checkpointing=gradient_checkpointing,
+            freeze_backbone=freeze_backbone,
+        )
         if not 0 <= label_smoothing < 1:
             msg = f"model.label_smoothing is {label_smoothing}, but a share in [0, 1) is needed."
             raise ConfigurationError(msg)
@@ -93,6 +103,7 @@ class SequenceClassificationTask(AdaptationTask):
             optimization=optimization,
             base_dropout=base_dropout,
             gradient_checkpointing=gradient_checkpointing,
+            freeze_backbone=freeze_backbone,
             label_smoothing=label_smoothing,
             label_space=label_space,
         )
@@ -159,6 +170,8 @@ class SequenceClassificationTask(AdaptationTask):
         network: nn.Module = loaded.model
         if self.lora is not None:
             network = attach_lora(loaded.model, self.lora, loaded.lacked, "SEQ_CLS")
+        elif self.freeze_backbone:
+            train_head_only(loaded.model, loaded.lacked)
         use_fast_dropout(network)
         fuse_lora_layers(network)
         return network.train()  # from_pretrained leaves it in eval mode, and Lightning keeps modes as they are

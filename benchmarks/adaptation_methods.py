@@ -1,0 +1,194 @@
+"""Every way to adapt a model, in one table: quality, what trains, memory, step time; JSON and Markdown.
+
+all-MiniLM-L6-v2 on CLINC150 small, and SmolLM2-135M on instructions (`--instructions`), each run in a process of its
+own, `lora-lightning fit` on a config of this repository. Finished runs keep a JSON file and are not repeated, so the
+command can be stopped and called again. Weight memory counts parameters and buffers of the built model; peak memory is
+the process's own, or the GPU's; step time is the median over the steps after the first ten.
+
+Example:
+    python benchmarks/adaptation_methods.py --clinc150 FOLDER --seeds 0 1 2 --instructions FILE.jsonl
+"""
+
+import argparse
+import json
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNS = ROOT / "lightning_logs" / "adaptation-methods"
+WARM_UP = 10  # steps
+# Options beside the plain LoRA config; learning rates are the variants' own configs'.
+METHODS: dict[str, list[str]] = {
+    "LoRA": [],
+    "LoRA, 8-bit": ["--model.quantization.bits=8"],
+    "LoRA, NF4": ["--model.quantization.bits=4"],
+    "LoRA, NF4, double": ["--model.quantization.bits=4", "--model.quantization.double_quantization=true"],
+    "LoftQ, NF4": ["--model.quantization.bits=4", "--model.lora.init_lora_weights=loftq"],
+    "DoRA": ["--model.lora.use_dora=true"],
+    "rsLoRA": ["--model.lora.use_rslora=true"],
+    "PiSSA": ["--model.lora.init_lora_weights=pissa", "--model.optimization.learning_rate=1e-3"],
+    "EVA": ["--model.lora.init_lora_weights=eva"],
+    "full": ["--model.lora=null", "--model.optimization.learning_rate=1e-4"],
+    "head only": [
+        "--model.lora=null",
+        "--model.freeze_backbone=true",
+        "--model.optimization.learning_rate=5e-3",
+    ],
+}
+# Config, option for the data, more options, the metric to show.
+PROBLEMS: dict[str, tuple[str, str, list[str], str]] = {
+    "clinc150": (
+        "configs/clinc150/minilm_lora.yaml",
+        "--data.data_dir",
+        ["--data.variant=small"],
+        "test/in_scope_accuracy",
+    ),
+    "instructions": (
+        "configs/causal_lm/smollm2_offline_instructions_lora.yaml",
+        "--data.train_file",
+        ["--trainer.max_steps=100", "--trainer.max_epochs=-1"],
+        "val/loss",
+    ),
+}
+
+
+class Measure(Callback):
+    """Times each optimizer step and weighs the model."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.weight_bytes = 0
+        self._start = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Weighs what is in memory."""
+        del trainer
+        tensors = {id(t): t for t in (*pl_module.parameters(), *pl_module.buffers())}
+        self.weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Starts the clock."""
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Stops it."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - self._start)
+
+
+def run_once(words: list[str], place: Path) -> None:
+    """Trains in this process and writes what it took."""
+    from lora_lightning import cli  # noqa: PLC0415  # not for the process that only starts others
+
+    measure = Measure()
+    make = cli.LoraLightningCLI.instantiate_trainer
+
+    def with_measure(self: cli.LoraLightningCLI, **kwargs: Any) -> Trainer:
+        trainer = make(self, **kwargs)
+        trainer.callbacks.append(measure)  # type: ignore[attr-defined]
+        return trainer
+
+    cli.LoraLightningCLI.instantiate_trainer = with_measure  # type: ignore[method-assign]
+    program = cli.run(words)
+    summary = json.loads((program.run_folder / "summary.json").read_text())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    steps = measure.seconds[WARM_UP:] or measure.seconds
+    result = {
+        "metrics": summary["metrics"],
+        "trained_share": summary["trained_parameters"] / summary["total_parameters"],
+        "trained_parameters": summary["trained_parameters"],
+        "weight_mib": measure.weight_bytes / 2**20,
+        "peak_mib": (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak) / 2**20,
+        "seconds_per_step": statistics.median(steps),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+    }
+    place.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def measured(problem: str, data: Path, method: str, seed: int, more: list[str]) -> dict[str, Any] | None:
+    """One run's result, from its file where there is one; `None` where it failed."""
+    config, data_option, own, _ = PROBLEMS[problem]
+    name = f"{problem}-{method.replace(', ', '-').replace(' ', '-')}-{seed}"
+    place = RUNS / f"{name}.json"
+    if not place.exists():
+        shutil.rmtree(RUNS / name, ignore_errors=True)  # of a run that was interrupted
+        RUNS.mkdir(parents=True, exist_ok=True)
+        words = ["fit", f"--config={ROOT / config}", f"{data_option}={data}", f"--seed_everything={seed}", *own]
+        words += [*METHODS[method], f"--trainer.logger.save_dir={RUNS}", f"--trainer.logger.name={name}", *more]
+        command = [sys.executable, str(Path(__file__).resolve()), "--run", str(place), *words]
+        if subprocess.run(command, check=False).returncode:  # noqa: S603  # this file
+            print(f"{name} failed, see above", file=sys.stderr)
+            return None
+    result: dict[str, Any] = json.loads(place.read_text())
+    return result
+
+
+def average(results: list[dict[str, Any]], metric: str) -> dict[str, Any]:
+    """The seeds of a method together: means, and the spread of the quality."""
+    quality = [float(each["metrics"][metric]) for each in results]
+    names = ("trained_share", "weight_mib", "peak_mib", "seconds_per_step")
+    return {
+        "quality": statistics.mean(quality),
+        "spread": statistics.stdev(quality) if len(quality) > 1 else 0.0,
+        "seeds": quality,
+        **{name: statistics.mean(each[name] for each in results) for name in names},
+        "device": results[0]["device"],
+    }
+
+
+def table(problem: str, rows: dict[str, dict[str, Any]]) -> str:
+    """The results as Markdown."""
+    lines = [[problem, PROBLEMS[problem][3], "trained", "weights", "peak memory", "a step"], ["---"] * 6]
+    for method, row in rows.items():
+        quality = f"{row['quality']:.4f} ({row['spread']:.4f})"
+        sizes = [f"{100 * row['trained_share']:.2f} %", f"{row['weight_mib']:.0f} MiB", f"{row['peak_mib']:.0f} MiB"]
+        lines.append([method, quality, *sizes, f"{1000 * row['seconds_per_step']:.0f} ms"])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main() -> None:
+    """Trains what is missing and reports."""
+    if sys.argv[1:2] == ["--run"]:
+        run_once(sys.argv[3:], Path(sys.argv[2]))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clinc150", type=Path, help="folder with data_small.json")
+    parser.add_argument("--instructions", type=Path, help="instructions as JSON lines")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="of CLINC150; instructions take the first"
+    )
+    parser.add_argument("--more", nargs="*", default=[], help="options for every run, such as trainer.max_steps=5")
+    options = parser.parse_args()
+    report: dict[str, Any] = {}
+    for problem in PROBLEMS:
+        data = getattr(options, problem)
+        seeds = options.seeds if problem == "clinc150" else options.seeds[:1]
+        # A language model has no new head that could train alone.
+        methods = [name for name in options.methods if problem == "clinc150" or name != "head only"]
+        rows = {}
+        for method in methods if data else []:
+            more = [f"--{word}" for word in options.more]
+            results = [measured(problem, data.resolve(), method, seed, more) for seed in seeds]
+            if finished := [result for result in results if result is not None]:
+                rows[method] = average(finished, PROBLEMS[problem][3])
+        if rows:
+            report[problem] = rows
+    print(json.dumps(report, indent=2))
+    for problem, rows in report.items():
+        print(f"\n{table(problem, rows)}")
+
+
+if __name__ == "__main__":
+    main()
