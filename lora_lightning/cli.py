@@ -213,8 +213,8 @@ class LoraLightningCLI(LightningCLI):
         strategy = self.trainer.strategy
         if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | FullyShardedStrategy):
             msg = (
-                f"trainer.strategy is {type(strategy).__name__}, whose checkpoints no other strategy could load; set it "
-                "to auto or ddp, or use configs/trainer/fsdp2.yaml, which shards."
+                f"trainer.strategy is {type(strategy).__name__}, whose checkpoints no other strategy could load; set "
+                "it to auto or ddp, or use configs/trainer/fsdp2.yaml, which shards."
             )
             raise ConfigurationError(msg)
 
