@@ -203,6 +203,7 @@ def test_processes_tell_each_other_the_gradients_of_what_trains(
         ([*equality.WAYS["FSDP2"][1], *equality.NF4], "set it to auto or ddp"),
         ([*equality.WAYS["FSDP2"][1], "--model.lora.init_lora_weights=pissa_niter_4"], "set trainer.strategy to ddp"),
         ([*equality.WAYS["FSDP2"][1], "--model.optimization.lorafa=true"], "set trainer.strategy to ddp"),
+        ([*equality.WAYS["FSDP2"][1], "--model.lora.trainable_token_indices=[7]"], "set trainer.strategy to ddp"),
     ],
 )
 def test_what_cannot_be_is_refused_before_weights_load(

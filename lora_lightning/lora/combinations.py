@@ -38,6 +38,7 @@ ON_SHARDED_BASES = {
     "eva": "EVA runs the model before it is sharded",
     "init_lora_weights": "PiSSA and OLoRA take their start out of whole base weights again whenever a checkpoint loads",
     "lorafa": "LoRA-FA projects with whole matrices",
+    "trainable_token_indices": "PEFT puts the tokens' rows into whole embeddings",
 }
 
 

@@ -22,44 +22,63 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     outside the layers (embeddings, head) while the model does. Only what trains has gradients to reduce, in float32.
     Weights are gathered in their own dtype, so that autocast computes what it does elsewhere.
 
-    Values come from the main process, a layer at a time, so no other one ever holds more than its slices and a layer.
+    Values come from the main process: no other one ever holds more than its slices.
 
     Args:
         model: A transformers model with its adapters in place, the same on every process; on those that are not the
             main one without values, on the meta device, or with values that are not looked at.
-        mesh: The processes, one dimension.
+        mesh: The processes, one dimension, the main one first.
     """
-    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
-    for layer in layers_of(model):
-        receive(layer, mesh)
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
-    receive(model, mesh)
-    # By default the outermost module keeps its weights gathered; PEFT, which freezes and thaws modules around a forward
-    # pass without adapters, would then thaw copies, and the head would stop to train.
-    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    for part in (*layers_of(model), model):
+        places = _make_room(part, mesh)
+        # By default the outermost module keeps its weights gathered; PEFT, which freezes and thaws modules around a
+        # forward pass without adapters, would then thaw copies, and the head would stop to train.
+        policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+        fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+        _hand_out(places, mesh)
     model.call = MethodType(_call, model)  # type: ignore[assignment]
     register_fsdp_forward_method(model, "call")
 
 
-def receive(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Gives every process the values of the main one; in place, collective.
+def _make_room(part: nn.Module, mesh: DeviceMesh) -> list[tuple[nn.Module, str, Tensor]]:
+    """Gives storage to what is on the meta device, and buffers their values.
 
-    Args:
-        model: Shared parameters stay shared, and those that are sharded already stay as they are.
-        mesh: The processes, one dimension; the main one is its first.
+    An operating system gives memory to what is written, and `fully_shard` keeps a slice of what nobody has written.
+
+    Returns:
+        Each parameter that is not sharded yet, shared ones once, with its module and its name there.
     """
     device = torch.device(mesh.device_type)
-    received: dict[int, Tensor] = {}
-    for module in model.modules():
-        for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-            if isinstance(tensor, DTensor):
+    places: dict[int, tuple[nn.Module, str, Tensor]] = {}
+    for module in part.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            values = torch.empty_like(buffer, device=device) if buffer.is_meta else buffer.to(device)
+            distributed.broadcast(values, group=mesh.get_group(), group_src=0)
+            setattr(module, name, values)
+        for name, parameter in module.named_parameters(recurse=False):
+            if isinstance(parameter, DTensor):
                 continue
-            if id(tensor) not in received:
-                values = torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.detach().to(device)
-                distributed.broadcast(values, group=mesh.get_group(), group_src=0)
-                is_parameter = isinstance(tensor, nn.Parameter)
-                received[id(tensor)] = nn.Parameter(values, tensor.requires_grad) if is_parameter else values
-            setattr(module, name, received[id(tensor)])
+            if id(parameter) not in places:
+                room: Tensor = parameter
+                if parameter.is_meta:
+                    room = nn.Parameter(torch.empty_like(parameter, device=device), parameter.requires_grad)
+                places[id(parameter)] = module, name, room
+            setattr(module, name, places[id(parameter)][2])
+    return list(places.values())
+
+
+@torch.no_grad()
+def _hand_out(places: list[tuple[nn.Module, str, Tensor]], mesh: DeviceMesh) -> None:
+    """Sends every process the main one's values of its slices; collective."""
+    for module, name, values in places:
+        own = own_part(getattr(module, name))
+        if mesh.get_local_rank():
+            if own.numel():  # some get nothing of a small tensor
+                distributed.recv(own, group=mesh.get_group(), group_src=0)
+            continue
+        for rank, part in enumerate(values.chunk(mesh.size())):  # as `fully_shard` cuts
+            if rank:
+                distributed.send(part.to(own.device), group=mesh.get_group(), group_dst=rank)
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
