@@ -150,6 +150,10 @@ MISUSE = {
         ["--model.quantization=null", "--model.lora.init_lora_weights=loftq"],
         "init_lora_weights is loftq, but model.quantization is null",
     ),
+    "PiSSA": (
+        ["--model.lora.init_lora_weights=pissa"],
+        "model.lora.init_lora_weights is pissa, but the base is quantised to 4 bits",
+    ),
     "3 bits": (["--model.quantization.bits=3"], "3"),
 }
 

@@ -223,12 +223,14 @@ def how_documents_are_kept_apart(model: PreTrainedModel) -> Literal["positions",
     """
     tokens = _some_tokens(model)
     places = torch.tensor([[0, 1, 2, 0, 1, 2, 3]], device=tokens.device)
-    parts = tokens[:, :3], tokens[:, 3:]
     with _asked_quietly(model):
-        alone = torch.cat([model(input_ids=part, use_cache=False).logits for part in parts], dim=1)
+        alone = model(input_ids=tokens[:, 3:], use_cache=False).logits
+        # Quantised weights round differently for every shape of the input, by some percent: what is small shows only
+        # beside what the neighbour does where nothing hides it.
+        exposed = (model(input_ids=tokens, use_cache=False).logits[:, 3:] - alone).norm()
         for way, mask in (("positions", None), ("mask", block_diagonal_mask(model, places))):
-            together = model(input_ids=tokens, position_ids=places, attention_mask=mask, use_cache=False).logits
-            if torch.allclose(together, alone, rtol=0, atol=1e-3 * float(alone.abs().max())):
+            together = model(input_ids=tokens, position_ids=places, attention_mask=mask, use_cache=False).logits[:, 3:]
+            if (together - alone).norm() <= 0.2 * exposed:
                 return way  # type: ignore[return-value]
     msg = (
         f"{type(model).__name__} cannot keep several documents in one row apart, so instructions cannot be packed for "

@@ -4,63 +4,33 @@ A checkpoint is reloaded by this package, the exported folder by plain PEFT or t
 """
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning import Trainer, seed_everything
+from lightning import Trainer
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from lora_lightning.backbones.export import export_model
-from lora_lightning.datamodules import Clinc150DataModule
 from lora_lightning.errors import ConfigurationError
-from lora_lightning.lora.config import AdaLoraSettings, LoraSettings
 from lora_lightning.lora.merging import without_adapters
-from lora_lightning.tasks import OptimizationSettings, SequenceClassificationTask
+from lora_lightning.tasks import SequenceClassificationTask
 from tests.conftest import TinyBackbone
 from tests.tiny_data import save_tiny_clinc150
+from tests.variants import LORA, OPTIMIZATION, logits_of, settings_of, stir, train_classifier
 
-BUDGET = AdaLoraSettings(target_r=1, init_r=3, tinit=1, tfinal=1, deltaT=1)
-LORA: dict[str, dict[str, Any]] = {
-    "rslora": {"use_rslora": True},
-    "dora": {"use_dora": True},
-    "gaussian": {"init_lora_weights": "gaussian"},
-    "orthogonal": {"init_lora_weights": "orthogonal"},
-    "pissa": {"init_lora_weights": "pissa"},
-    "pissa_niter_4": {"init_lora_weights": "pissa_niter_4"},
-    "olora": {"init_lora_weights": "olora"},
-    "eva": {"init_lora_weights": "eva"},
-    "rank_pattern": {"rank_pattern": {"query": 4, "layer.1.attention.self.value": 6}},
-    "alpha_pattern": {"alpha_pattern": {"value": 5.0}},
-    "layers_to_transform": {"layers_to_transform": [1]},
-    "bias": {"bias": "lora_only"},
-    "embeddings": {"modules_to_save": ["word_embeddings"]},
-    "tokens": {"trainable_token_indices": [5, 12]},
-    "adalora": {"adalora": BUDGET},
-}
-OPTIMIZATION: dict[str, dict[str, Any]] = {"loraplus": {"loraplus_lr_ratio": 4.0}, "lorafa": {"lorafa": True}}
-NAMES = [*LORA, *OPTIMIZATION]
+NAMES = [name for name in (*LORA, *OPTIMIZATION) if name != "loftq"]  # which needs a quantised base
 REFUSED = {
     *(("rslora", "adalora"), ("dora", "adalora"), ("rank_pattern", "adalora"), ("alpha_pattern", "adalora")),
     *((name, "adalora") for name in LORA if "init_lora_weights" in LORA[name]),
     *(("adalora", "lorafa"), ("loraplus", "lorafa")),
     *(("embeddings", "tokens"), ("eva", "tokens")),
 }
-
-
-def settings_of(*names: str) -> dict[str, Any]:
-    lora = {"r": 2, "lora_alpha": 3.0, "target_modules": ["query", "value"]}
-    if "adalora" in names:
-        del lora["r"]
-    optimization: dict[str, Any] = {"learning_rate": 0.02}
-    for name in names:
-        lora |= LORA.get(name, {})
-        optimization |= OPTIMIZATION.get(name, {})
-    return {"lora": LoraSettings(**lora), "optimization": OptimizationSettings(**optimization)}
 
 
 @pytest.fixture(scope="module")
@@ -70,53 +40,12 @@ def trained(
     """Trains a tiny classifier for a few steps."""
     folder = tmp_path_factory.mktemp("variants")
     data = save_tiny_clinc150(folder / "data")
-
-    def train(
-        settings: Mapping[str, Any], steps: int = 4, family: str = "bert", **more: Any
-    ) -> tuple[SequenceClassificationTask, Trainer]:
-        backbone = str(tiny_backbone(family))
-        seed_everything(0, verbose=False)
-        module = Clinc150DataModule(backbone=backbone, data_dir=str(data), batch_size=8, cache_dir=str(folder))
-        task = SequenceClassificationTask(backbone, **settings)
-        trainer = Trainer(
-            max_steps=steps,
-            accelerator="cpu",
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            limit_val_batches=0,
-            default_root_dir=str(folder),
-            use_distributed_sampler=False,
-            **more,
-        )
-        trainer.fit(task, module)
-        return task, trainer
-
-    return train
-
-
-def logits_of(model: nn.Module) -> Tensor:
-    tokens = torch.arange(5, 25).view(2, 10)
-    with torch.no_grad():
-        logits: Tensor = model.eval()(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits
-    return logits
+    return partial(train_classifier, tiny_backbone("bert"), data, folder)
 
 
 def by_plain_peft(base: Path, folder: Path) -> nn.Module:
     model = AutoModelForSequenceClassification.from_pretrained(base, config=AutoConfig.from_pretrained(folder))
     return PeftModel.from_pretrained(model, str(folder))  # type: ignore[no-any-return]
-
-
-@torch.no_grad()
-def stir(task: SequenceClassificationTask) -> None:
-    """As if it had trained for long: a few steps move a tiny model's logits by less than what could go wrong."""
-    torch.manual_seed(1)
-    for name, parameter in task.named_parameters():
-        if ".lora_E." in name:
-            parameter.mul_(500)  # what AdaLoRA has set to 0 stays 0
-        elif parameter.requires_grad and (".lora_" in name or "tokens_delta" in name):
-            parameter.add_(torch.randn_like(parameter))
 
 
 def check_round_trips(task: SequenceClassificationTask, trainer: Trainer, base: Path, folder: Path) -> None:
