@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=32)
     options, rest = parser.parse_known_args()
-    steps = [f"--trainer.max_steps={options.steps}", "--test_after_fit=false"]
+    steps = [f"--trainer.max_steps={options.steps}", "--test_after_fit=false", "--trainer.limit_val_batches=1"]
     found: dict[str, dict[str, float]] = {}
     for name, (adaptation, ways) in ADAPTATIONS.items():
         more = [*adaptation, *steps, *rest]
@@ -140,6 +140,7 @@ def main() -> None:
             quickstart = [f"--config={CONFIGS / 'quickstart.yaml'}", *more]
             table = [f"--config={CONFIGS / 'text_classification/minilm_lora.yaml'}", *more, f"--data.train_file={few}"]
             table += [f"--data.validation_file={few}", f"--trainer.max_epochs={options.steps}"]
+            table += [f"--trainer.check_val_every_n_epoch={options.steps}"]
             found[name] = compare_ways(quickstart, ways, options.batch_size, place)
             found[name][ACCUMULATED] = compare_accumulated(table, options.batch_size, place)
     columns = [*list(WAYS)[1:], ACCUMULATED]
