@@ -15,6 +15,7 @@ from lightning import LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from lora_lightning import callbacks
 from lora_lightning.callbacks import (
@@ -33,6 +34,7 @@ from lora_lightning.errors import CheckpointError, ConfigurationError, LoraLight
 from lora_lightning.lora.checkpoint import read_checkpoint
 from lora_lightning.metrics import LabelSpace
 from lora_lightning.parser import ArgumentParser
+from lora_lightning.strategies import FullyShardedStrategy
 from lora_lightning.summary import (
     HIGHER_IS_BETTER,
     LOWER_IS_BETTER,
@@ -135,7 +137,8 @@ class LoraLightningCLI(LightningCLI):
             self.saved_labels = LabelSpace(**saved["label_space"])
 
     def after_instantiate_classes(self) -> None:
-        """Prediction needs no training data: its labels come from the checkpoint."""
+        """Checks the strategy. Prediction needs no training data: its labels come from the checkpoint."""
+        self._check_strategy()
         if self.subcommand == "predict" and self.saved_labels is not None:
             self.model.adopt_labels(self.saved_labels)
 
@@ -205,6 +208,15 @@ class LoraLightningCLI(LightningCLI):
     def before_test(self) -> None:
         """Finds a checkpoint of other labels before its weights load."""
         self._check_labels()
+
+    def _check_strategy(self) -> None:
+        strategy = self.trainer.strategy
+        if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | FullyShardedStrategy):
+            msg = (
+                f"trainer.strategy is {type(strategy).__name__}, whose checkpoints no other strategy could load; set "
+                "it to auto or ddp, or use configs/trainer/fsdp2.yaml, which shards."
+            )
+            raise ConfigurationError(msg)
 
     def before_fit(self) -> None:
         """Finds out before there is a run folder whether data and settings fit and results can be written."""

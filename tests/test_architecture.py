@@ -12,7 +12,7 @@ LAYERS = (
     {"backbones"},
     {"tasks", "datamodules"},
     {"callbacks"},
-    {"parser", "summary"},
+    {"parser", "strategies", "summary"},
     {"cli"},
     {"main"},
     {"__main__"},

@@ -140,10 +140,10 @@ MISUSE = {
     "float16 on a CPU": (["--model.quantization.compute_dtype=float16"], "float16, which CPUs emulate"),
     "sharding": (
         [
-            '--trainer.strategy={"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}',
+            '--trainer.strategy={"class_path": "lora_lightning.strategies.FullyShardedStrategy"}',
             "--trainer.devices=2",
         ],
-        "does not work with trainer.strategy ModelParallelStrategy",
+        "does not work with trainer.strategy FullyShardedStrategy",
     ),
     "float64": (["--trainer.precision=64-true"], "trainer.precision is 64-true"),
     "LoftQ without bits": (

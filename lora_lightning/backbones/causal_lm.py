@@ -79,7 +79,7 @@ def check_causal_lm_settings(
 
 
 def load_causal_lm(
-    backbone: str, config: PretrainedConfig, quantization: Quantization | None = None
+    backbone: str, config: PretrainedConfig, quantization: Quantization | None = None, values: bool = True
 ) -> PreTrainedModel:
     """Loads `AutoModelForCausalLM` in float32.
 
@@ -87,6 +87,7 @@ def load_causal_lm(
         backbone: Hub id, folder or `package://` name.
         config: From `load_causal_lm_config`.
         quantization: How to quantise the base; `None` loads it in float32.
+        values: As in `load_model`.
 
     Returns:
         The model, on the CPU unless it was quantised elsewhere.
@@ -94,7 +95,7 @@ def load_causal_lm(
     Raises:
         BackboneError: If the weights cannot be found, do not fit the architecture, or lack a part of it.
     """
-    loaded: LoadedBackbone = load_model(AutoModelForCausalLM, backbone, config, quantization)
+    loaded: LoadedBackbone = load_model(AutoModelForCausalLM, backbone, config, quantization, values=values)
     if loaded.lacked:
         msg = (
             f"the weights of {backbone!r} lack {', '.join(loaded.lacked)}, so it is no language model yet; give a "

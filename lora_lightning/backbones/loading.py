@@ -248,7 +248,7 @@ def build_without_storage(auto_class: Any, config: PretrainedConfig) -> PreTrain
 
 
 def load_sequence_classifier(
-    backbone: str, config: PretrainedConfig, quantization: Quantization | None = None
+    backbone: str, config: PretrainedConfig, quantization: Quantization | None = None, values: bool = True
 ) -> LoadedBackbone:
     """Loads `AutoModelForSequenceClassification`; a head for other labels is made anew.
 
@@ -256,6 +256,7 @@ def load_sequence_classifier(
         backbone: Hub id, folder or `package://` name.
         config: From `load_classification_config`.
         quantization: How to quantise the base; `None` loads it in float32.
+        values: As in `load_model`.
 
     Returns:
         The model and what its checkpoint lacked.
@@ -263,7 +264,7 @@ def load_sequence_classifier(
     Raises:
         BackboneError: If the weights cannot be found or do not fit the architecture.
     """
-    return load_model(AutoModelForSequenceClassification, backbone, config, quantization)
+    return load_model(AutoModelForSequenceClassification, backbone, config, quantization, values=values)
 
 
 def load_model(
@@ -272,6 +273,7 @@ def load_model(
     config: PretrainedConfig,
     quantization: Quantization | None = None,
     key_mapping: Mapping[str, str] | None = None,
+    values: bool = True,
 ) -> LoadedBackbone:
     """Loads a pretrained model in float32; a head that the weights lack, or have in another shape, is made anew.
 
@@ -281,6 +283,8 @@ def load_model(
         config: The architecture, with the task's settings.
         quantization: How to quantise the base; what is not quantised is float32 all the same, as QLoRA has it.
         key_mapping: What to replace in the names of the weights, by regular expression.
+        values: False leaves the model on the meta device, for `lora.sharding.shard` to bring the values; a GGUF file
+            is read all the same.
 
     Returns:
         The model and what its checkpoint lacked.
@@ -303,7 +307,7 @@ def load_model(
         return _load(backbone, lambda: loader(source, output_loading_info=True, **settings, **more))
 
     # What the weights lack must not be quantised, so before it loads them transformers only looks which there are.
-    only_look = {"device_map": "meta"} if quantization is not None and not is_gguf else {}
+    only_look = {"device_map": "meta"} if (quantization is not None or not values) and not is_gguf else {}
     with _without_bar(source):
         model, info = load(**only_look)
     lacked = _check_complete(model, info, backbone)

@@ -10,6 +10,7 @@ from torch import Tensor
 from lora_lightning.backbones.export import export_model
 from lora_lightning.datamodules import AdaptationDataModule
 from lora_lightning.errors import ConfigurationError, nearest
+from lora_lightning.lora.sharding import is_sharded, whole_state
 from lora_lightning.tasks import AdaptationTask
 
 ADAPTER_FOLDER = "adapter"
@@ -92,9 +93,11 @@ class AdapterCheckpoint(ModelCheckpoint):
 
     def _export(self, trainer: Trainer, task: AdaptationTask) -> None:
         self.adapter_folder = Path(self.dirpath or ".").parent / ADAPTER_FOLDER
+        network = task.built_network
+        state = whole_state(network, keep=trainer.is_global_zero) if is_sharded(network) else None  # collective
         if trainer.is_global_zero:
             datamodule = cast("AdaptationDataModule", trainer.datamodule)  # type: ignore[attr-defined]
-            export_model(task.built_network, datamodule.tokenizer, self.adapter_folder, task.export_files())
+            export_model(network, datamodule.tokenizer, self.adapter_folder, task.export_files(), state)
 
     def state_dict(self) -> dict[str, object]:
         """Lightning's state and the best epoch's metrics, which are this epoch's while the best is being saved."""

@@ -32,6 +32,15 @@ ON_QUANTIZED_BASES: dict[tuple[str, Any], tuple[tuple[int, ...], str]] = {
     ("use_dora", True): ((8,), "PEFT loses the scales of an 8-bit weight when it measures its rows"),
 }
 
+# Where each process has but a slice of every matrix (FSDP2).
+ON_SHARDED_BASES = {
+    "adalora": "AdaLoRA ranks the directions of whole matrices",
+    "eva": "EVA runs the model before it is sharded",
+    "init_lora_weights": "PiSSA and OLoRA take their start out of whole base weights again whenever a checkpoint loads",
+    "lorafa": "LoRA-FA projects with whole matrices",
+    "trainable_token_indices": "PEFT puts the tokens' rows into whole embeddings",
+}
+
 
 def active_variants(settings: Any) -> set[str]:
     """The variants that adapter settings ask for.
@@ -109,6 +118,28 @@ def check_quantized_base(settings: Any, bits: int) -> None:
             msg = (
                 f"model.lora.{option} is {str(asked).lower()}, but the base is quantised to {bits} bits: {why}; leave "
                 f"{option} out, or train on a base that is not quantised."
+            )
+            raise ConfigurationError(msg)
+
+
+def check_sharded(settings: Any, lorafa: bool) -> None:
+    """Refuses a variant that needs whole matrices, before the base is loaded and sharded.
+
+    Args:
+        settings: `LoraSettings`.
+        lorafa: Whether the optimizer is LoRA-FA's.
+
+    Raises:
+        ConfigurationError: If one is asked for.
+    """
+    active = active_variants(settings) | ({"lorafa"} if lorafa else set())
+    if not settings.changes_base:
+        active -= {"init_lora_weights"}
+    for name, why in ON_SHARDED_BASES.items():
+        if name in active:
+            msg = (
+                f"{_full(name)} does not work with a strategy that shards the model: {why}; set trainer.strategy to "
+                "ddp, or leave the variant out."
             )
             raise ConfigurationError(msg)
 

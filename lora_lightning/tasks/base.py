@@ -9,7 +9,7 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins.precision import MixedPrecision
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from peft import PeftModel
@@ -30,7 +30,7 @@ from lora_lightning.lora.adalora import (
     start_budget,
 )
 from lora_lightning.lora.checkpoint import check_state, keep_what_trains
-from lora_lightning.lora.combinations import check_together
+from lora_lightning.lora.combinations import check_sharded, check_together
 from lora_lightning.lora.comparison import Outputs
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.delta import adapted_layers
@@ -39,6 +39,7 @@ from lora_lightning.lora.initial_factors import follow_initial_factors, initial_
 from lora_lightning.lora.injection import freeze_A
 from lora_lightning.lora.loftq import start_from_quantization_error
 from lora_lightning.lora.quantized import keep_4bit_weights_in_order, keep_8bit_scales_beside_weights
+from lora_lightning.lora.sharding import is_sharded, shard
 from lora_lightning.metrics.label_space import LabelSpace
 from lora_lightning.tasks.optimization import (
     OptimizationSettings,
@@ -116,6 +117,8 @@ class AdaptationTask(LightningModule):
         self.network: nn.Module | None = None
         # Whoever resumes a run says so before it starts: EVA has looked at the data before the checkpoint was written.
         self.resumes = False
+        self._examples_of_step = 0  # of this process, so far
+        self._ends_step = False
 
     def remember(self, **hyperparameters: Any) -> None:
         """Keeps what the task was made with in every checkpoint, as plain values that load without pickle.
@@ -206,7 +209,7 @@ class AdaptationTask(LightningModule):
         return {}
 
     def configure_model(self) -> None:
-        """Builds the model when a trainer (or `load_from_checkpoint`) needs it, and makes it ready to train."""
+        """Builds the model when a trainer (or `load_from_checkpoint`) needs it; where the strategy does, shards it."""
         fits = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
         budget = self.lora.adalora if self.lora is not None else None
         steps = check_budget(budget, self.trainer.estimated_stepping_batches) if fits and budget else 0
@@ -227,6 +230,15 @@ class AdaptationTask(LightningModule):
             self.resumes = True  # a second call of `Trainer.fit` goes on with this model
         if self.optimization.lorafa:
             freeze_A(self.network)
+        if self.device_mesh is not None and not is_sharded(self.network):
+            shard(self.transformers_model, self.device_mesh["data_parallel"])
+            # Only one process has drawn what is new; from here on all draw the same, as without sharding.
+            torch.set_rng_state(self.trainer.strategy.broadcast(torch.get_rng_state()))
+
+    @property
+    def loads_values(self) -> bool:
+        """Whether this process reads the backbone's weights; where they are sharded, the main one hands them out."""
+        return self.device_mesh is None or self.trainer.is_global_zero
 
     @property
     def adapted_network(self) -> PeftModel:
@@ -269,14 +281,16 @@ class AdaptationTask(LightningModule):
         return self._trainer is None or self._trainer.state.fn == TrainerFn.FITTING
 
     def check_trainer(self, trainer: Trainer) -> None:
-        """Finds what a quantised backbone cannot do, before any weights load.
+        """Finds what a quantised or sharded backbone cannot do, before any weights load.
 
         Args:
             trainer: Whose device, strategy and precision count.
 
         Raises:
-            ConfigurationError: If bitsandbytes' layers do not work with one of them.
+            ConfigurationError: If bitsandbytes' layers, or a variant of LoRA, do not work with one of them.
         """
+        if self.lora is not None and isinstance(trainer.strategy, ModelParallelStrategy):
+            check_sharded(self.lora, self.optimization.lorafa)
         if self.quantization is None:
             return
         if type(trainer.strategy) not in {SingleDeviceStrategy, DDPStrategy}:
@@ -345,6 +359,37 @@ class AdaptationTask(LightningModule):
         """
         output = self.built_network(**self.model_inputs(batch), output_hidden_states=True)
         return cast("tuple[Tensor, ...]", output.hidden_states)
+
+    def loss_of_sum(self, loss: Tensor, examples: int, batch_idx: int) -> Tensor:
+        """What `training_step` returns, so that every example of an optimizer step counts the same.
+
+        A mean of the batches' means would weigh an example in a small batch more than one in a large batch, and the
+        batches of several processes, or those that are accumulated, are not all of one size.
+
+        Args:
+            loss: Of a batch, summed over its examples (rows, or labels of a language model), floating scalar.
+            examples: How many these are.
+            batch_idx: Number of the batch in its epoch.
+
+        Returns:
+            The loss to go back from; `on_after_backward` divides the gradients.
+        """
+        accumulated = self.trainer.accumulate_grad_batches
+        self._examples_of_step += examples
+        is_last = self.trainer.is_last_batch or batch_idx + 1 >= self.trainer.num_training_batches
+        self._ends_step = is_last or (batch_idx + 1) % accumulated == 0
+        return loss * accumulated  # Lightning divides by it
+
+    def on_after_backward(self) -> None:
+        """Turns the gradient of a sum into that of a mean over all examples of the step, when it is complete."""
+        if not self._ends_step:
+            return
+        own = torch.tensor(float(self._examples_of_step), device=self.device)
+        examples = float(self.trainer.strategy.reduce(own, reduce_op="sum"))
+        self._examples_of_step = 0
+        for parameter in self.parameters():
+            if parameter.grad is not None:  # the processes' mean of their sums so far
+                parameter.grad.mul_(self.trainer.world_size / examples)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over what trains, and the schedule, stepped once an optimizer step."""

@@ -136,7 +136,7 @@ class QuestionAnsweringTask(AdaptationTask):
         """Loads the backbone and attaches the adapters."""
         self.check_settings()
         config = self._load_config()
-        loaded = load_question_answerer(self.backbone, config, self.quantization_here())
+        loaded = load_question_answerer(self.backbone, config, self.quantization_here(), self.loads_values)
         use_dropout_attention(loaded.model)
         network: nn.Module = loaded.model
         if self.lora is not None:
@@ -177,11 +177,11 @@ class QuestionAnsweringTask(AdaptationTask):
         return start, end, (losses[0] + losses[1]) / 2
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean of the cross entropies of start and end, over the windows of a batch."""
-        del batch_idx
+        """Mean of the cross entropies of start and end, summed over the windows of a batch."""
         *_, loss = self.evaluate(batch)
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["question"]))
-        return loss
+        windows = len(batch["question"])
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=windows)
+        return self.loss_of_sum(loss * windows, windows, batch_idx)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the validation metrics."""

@@ -162,7 +162,9 @@ class SequenceClassificationTask(AdaptationTask):
     def build_network(self) -> nn.Module:
         """Loads the backbone and attaches the adapters."""
         self.check_settings()
-        loaded = load_sequence_classifier(self.backbone, self._load_config(), self.quantization_here())
+        loaded = load_sequence_classifier(
+            self.backbone, self._load_config(), self.quantization_here(), self.loads_values
+        )
         keep_first_token_only(loaded.model)
         use_dropout_attention(loaded.model)
         network: nn.Module = loaded.model
@@ -195,11 +197,11 @@ class SequenceClassificationTask(AdaptationTask):
         return logits, loss
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean loss of a batch."""
-        del batch_idx
+        """Summed loss of a batch."""
         _, loss = self.evaluate(batch)
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["labels"]))
-        return loss
+        rows = len(batch["labels"])
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=rows)
+        return self.loss_of_sum(loss * rows, rows, batch_idx)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Adds a batch to the metrics of its validation split."""

@@ -67,6 +67,21 @@ def test_every_row_comes_once_and_ranks_take_equally_many_nonempty_batches(
 
 @given(layouts())
 @settings(deadline=None, max_examples=100)
+def test_processes_have_other_rows_and_as_many_tokens(layout: tuple[Lengths, int, int, bool]) -> None:
+    """Neighbours by length go to different processes: in a step they differ by a row's length at most."""
+    lengths, *_ = layout
+    for step in zip(*epoch_of(*layout), strict=True):
+        rows = [row for batch in step for row in batch]
+        assert len(set(rows)) == len(rows)
+        tokens = [int(lengths[batch].sum()) for batch in step]
+        longest, shortest = int(lengths[rows].max()), int(lengths[rows].min())
+        uneven = len({len(batch) for batch in step}) > 1
+        # Twice, for a step across two pools: its rows fall in length and rise again.
+        assert max(tokens) - min(tokens) <= 2 * (longest - shortest) + uneven * longest
+
+
+@given(layouts())
+@settings(deadline=None, max_examples=100)
 def test_several_processes_take_the_steps_of_one_with_a_larger_batch(layout: tuple[Lengths, int, int, bool]) -> None:
     lengths, batch_size, processes, shuffle = layout
     if batch_size == 1 and len(lengths) % processes:
