@@ -36,6 +36,8 @@ def export_model(
         extra_files: Values to write as JSON, by file name.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(f".{folder.name}.????????"):  # by a run that was killed while it wrote
+        shutil.rmtree(left, ignore_errors=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         if isinstance(network, PeftModel):
