@@ -224,7 +224,7 @@ class LoraLightningCLI(LightningCLI):
         """Adds the callbacks without options; evaluation logs to no logger and prints its own table."""
         extra: list[Callback] = [FiniteLoss(), FinalValidation()]
         trainer = self.options.trainer
-        check_monitors_once([entry.class_path for entry in trainer.callbacks or []])
+        check_monitors_once([entry.class_path for entry in _as_list(trainer.callbacks)])
         if self.subcommand != "fit":
             kwargs["logger"] = False
         elif trainer.logger is not False:
@@ -247,10 +247,10 @@ class LoraLightningCLI(LightningCLI):
         kept: list[Callback] = [callback for callback in callbacks if isinstance(callback, wanted)]
         if self.subcommand != "fit":
             config["enable_checkpointing"] = False
-            own = config.get("callbacks") or []
+            own = _as_list(config.get("callbacks"))
             config["callbacks"] = [callback for callback in own if not isinstance(callback, ModelCheckpoint)]
         else:
-            config["callbacks"] = [StepBoundary(), *(config.get("callbacks") or [])]
+            config["callbacks"] = [StepBoundary(), *_as_list(config.get("callbacks"))]
             config["plugins"] = [*_as_list(config.get("plugins")), *_missing_plugins(config.get("plugins"))]
         return super()._instantiate_trainer(config, kept)
 
