@@ -264,7 +264,8 @@ def kill_and_resume(runs: Runs, reference: dict[str, Any], name: str, kills: lis
         status, last = runs.start(name, moment)
         if status != -9:  # noqa: PLR2004  # it had ended before
             continue
-        checkpoint = last_good(runs.run_folder(name))
+        folder = runs.run_folder(name)
+        checkpoint = last_good(folder, (folder / "config.yaml").read_text())
         doing.append(last)
         steps.append(runs.shared[len(runs.shared) - 1])
         saved = 0 if checkpoint is None else torch.load(checkpoint, weights_only=True)["global_step"]

@@ -46,12 +46,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
             draft.replace(place)
             _sync_folder(place.parent)
         except (OSError, RuntimeError) as error:  # the second is PyTorch's own for a full disk
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            msg = (
-                f"{place} cannot be written ({reason}); what was saved before is whole. When that is mended, go on "
-                "with the same command and --resume auto."
-            )
-            raise TrainingError(msg) from error
+            raise cannot_be_written(place, error) from error
         finally:
             draft.unlink(missing_ok=True)
 
@@ -73,6 +68,23 @@ class WholeCheckpointIO(TorchCheckpointIO):
         """
         del map_location, weights_only
         return read_checkpoint(path)
+
+
+def cannot_be_written(path: Path, error: Exception) -> TrainingError:
+    """What to say when a part of a run cannot be saved.
+
+    Args:
+        path: The file or folder.
+        error: Why.
+
+    Returns:
+        The error to raise.
+    """
+    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    return TrainingError(
+        f"{path} cannot be written ({reason}); what was saved before is whole. When that is mended, go on with the "
+        "same command and --resume auto."
+    )
 
 
 def _sync_folder(folder: Path) -> None:

@@ -46,7 +46,7 @@ from lora_lightning.errors import (
 from lora_lightning.lora.checkpoint import read_checkpoint
 from lora_lightning.metrics import LabelSpace
 from lora_lightning.parser import ArgumentParser
-from lora_lightning.resuming import CONFIG, Interrupted, bring_back, find_interrupted, lock_run
+from lora_lightning.resuming import CONFIG, SETTINGS, Interrupted, bring_back, find_interrupted, fingerprint, lock_run
 from lora_lightning.summary import (
     HIGHER_IS_BETTER,
     LOWER_IS_BETTER,
@@ -100,7 +100,8 @@ class SaveRunConfig(SaveConfigCallback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Makes a run folder that vanished again, and stops after the step: what writes curves does not notice."""
-        del pl_module, checkpoint
+        del pl_module
+        checkpoint[SETTINGS] = fingerprint(self.text)
         path = run_folder_of(trainer) / self.config_filename
         if not trainer.is_global_zero or trainer.state.fn != TrainerFn.FITTING or path.exists():
             return

@@ -2,8 +2,10 @@
 
 import contextlib
 import errno
+import hashlib
 import os
 import socket
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,6 +20,7 @@ from lora_lightning.errors import CheckpointError, ConfigurationError
 from lora_lightning.lora.checkpoint import read_checkpoint
 
 CONFIG, SUMMARY, LOCK = "config.yaml", "summary.json", "run.lock"
+SETTINGS = "settings"  # in a checkpoint: the fingerprint of its run's config
 NEWEST_FIRST = (LAST, PREVIOUS, f"{BEST}.ckpt")
 RUN_LOGGERS = ("TensorBoardLogger", "CSVLogger")  # whose runs are folders <save_dir>/<name>/<version>
 
@@ -57,8 +60,12 @@ def find_interrupted(options: Any, config: str) -> Interrupted | None:
         raise ConfigurationError(msg)
     place = Path(entry.init_args.save_dir) / str(entry.init_args.get("name") or "")
     asked = entry.init_args.get("version")
-    version = "version_*" if asked is None else asked if isinstance(asked, str) else f"version_{asked}"
-    run = find_run(place, version, config)
+    if asked is not None:
+        runs = [place / (asked if isinstance(asked, str) else f"version_{asked}")]
+    else:
+        runs = [path for path in place.glob("version_*") if path.name[8:].isdigit()]
+        runs.sort(key=lambda path: int(path.name[8:]), reverse=True)
+    run = find_run(runs, config)
     if run is None:
         return None
     if (run / SUMMARY).is_file():
@@ -68,7 +75,7 @@ def find_interrupted(options: Any, config: str) -> Interrupted | None:
         entry.init_args.version = int(run.name[8:])
         if not isinstance(options.trainer.logger, list):
             options.trainer.logger = entry
-    return Interrupted(run, last_good(run))
+    return Interrupted(run, last_good(run, config))
 
 
 def first_logger(trainer: Any) -> Any:
@@ -92,53 +99,64 @@ def first_logger(trainer: Any) -> Any:
     return trainer.logger[0] if isinstance(trainer.logger, list) else trainer.logger
 
 
-def find_run(folder: Path, version: str, config: str) -> Path | None:
-    """The newest run of some settings.
+def find_run(runs: Iterable[Path], config: str) -> Path | None:
+    """The first run of some settings.
 
     Args:
-        folder: Holds the runs.
-        version: Pattern of the runs' own folders.
+        runs: Folders.
         config: The settings as YAML.
 
     Returns:
         The run's folder; `None` where no run's `config.yaml` says the same.
     """
-    wanted = _settings(config)
-    runs = [path for path in folder.glob(version) if path.name[8:].isdigit() or version != "version_*"]
-    for run in sorted(runs, key=lambda path: int(path.name[8:]) if version == "version_*" else 0, reverse=True):
+    for run in runs:
         with contextlib.suppress(OSError, UnicodeDecodeError):
-            if _settings((run / CONFIG).read_text(encoding="utf-8")) == wanted:
+            if fingerprint((run / CONFIG).read_text(encoding="utf-8")) == fingerprint(config):
                 return run
     return None
 
 
-def _settings(config: str) -> list[str]:
-    """What must agree: not how the command started, nor the release that wrote the file."""
-    return [line for line in config.splitlines() if not line.startswith(("#", "resume:"))]
+def fingerprint(config: str) -> str:
+    """A short text that is the same for the same settings.
+
+    Args:
+        config: The settings as YAML; how the command started and the release that wrote them do not count.
+
+    Returns:
+        Hexadecimal digits.
+    """
+    lines = [line for line in config.splitlines() if not line.startswith(("#", "resume:"))]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def last_good(run: Path) -> Path | None:
-    """The newest checkpoint of a run that is whole; names those that are not.
+def last_good(run: Path, config: str) -> Path | None:
+    """The newest checkpoint of a run that is whole and its own; names those that are not.
 
     Args:
         run: The run's folder.
+        config: Its settings as YAML.
 
     Returns:
         The file; `None` where there is none yet.
 
     Raises:
-        CheckpointError: If all that there are are damaged.
+        CheckpointError: If there are some, and all are damaged or foreign.
     """
-    damaged = []
+    skipped = []
     for path in (run / "checkpoints" / name for name in NEWEST_FIRST if (run / "checkpoints" / name).is_file()):
         try:
-            if read_checkpoint(path).get(WHOLE_STEP, True):
-                return path
+            checkpoint = read_checkpoint(path)
         except CheckpointError as error:
-            rank_zero_warn(f"{error} It is skipped.")
-            damaged.append(path)
-    if damaged:
-        msg = f"no checkpoint of {run} is whole; move the folder away to start anew."
+            skipped.append(str(error))
+            continue
+        if checkpoint.get(SETTINGS) != fingerprint(config):
+            skipped.append(f"{path} is another run's checkpoint.")
+        elif checkpoint[WHOLE_STEP]:
+            for reason in skipped:
+                rank_zero_warn(f"{reason} It is skipped.")
+            return path
+    if skipped:
+        msg = f"the run {run} has no checkpoint to go on from: {' '.join(skipped)} Move the folder away to start anew."
         raise CheckpointError(msg)
     return None
 

@@ -9,10 +9,9 @@ PACKAGE = Path(__file__).parent.parent / "lora_lightning"
 LAYERS = (
     {"errors"},
     {"lora", "metrics"},
-    {"backbones"},
+    {"backbones", "checkpoint_files"},
     {"tasks", "datamodules"},
     {"callbacks"},
-    {"checkpoint_files"},
     {"parser", "summary", "resuming"},
     {"cli"},
     {"main"},

@@ -5,10 +5,12 @@ from typing import Any, Literal, cast
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from safetensors import SafetensorError
 from torch import Tensor
 
 from lora_lightning.backbones.export import export_model
 from lora_lightning.callbacks.run_folder import event_sizes, run_folder_of
+from lora_lightning.checkpoint_files import cannot_be_written
 from lora_lightning.datamodules import AdaptationDataModule
 from lora_lightning.errors import ConfigurationError, nearest
 from lora_lightning.tasks import AdaptationTask
@@ -129,14 +131,22 @@ class AdapterCheckpoint(ModelCheckpoint):
             self._kept = _place(trainer)
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        """Saves one file, curves before it, the adapter after it."""
-        if trainer.is_global_zero:
-            for logger in trainer.loggers:
-                logger.save()  # a kill loses what a logger still holds
-        super()._save_checkpoint(trainer, filepath)
-        if Path(filepath).stem == BEST:
-            self.best_metrics, self._score_before = self._latest, self.best_model_score
-            self._export(trainer, cast("AdaptationTask", trainer.lightning_module))
+        """Saves one file, curves before it, the adapter after it.
+
+        Raises:
+            TrainingError: If something cannot be written.
+        """
+        try:
+            if trainer.is_global_zero:
+                run_folder_of(trainer).mkdir(parents=True, exist_ok=True)  # it may have vanished
+                for logger in trainer.loggers:
+                    logger.save()  # a kill loses what a logger still holds
+            super()._save_checkpoint(trainer, filepath)
+            if Path(filepath).stem == BEST:
+                self.best_metrics, self._score_before = self._latest, self.best_model_score
+                self._export(trainer, cast("AdaptationTask", trainer.lightning_module))
+        except (OSError, SafetensorError) as error:
+            raise cannot_be_written(run_folder_of(trainer), error) from error
 
     @property
     def state_key(self) -> str:
