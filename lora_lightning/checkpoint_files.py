@@ -80,7 +80,7 @@ def cannot_be_written(path: Path, error: Exception) -> TrainingError:
     Returns:
         The error to raise.
     """
-    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    reason = getattr(error, "strerror", None) or f"is the disk full? {str(error).splitlines()[0]}"
     return TrainingError(
         f"{path} cannot be written ({reason}); what was saved before is whole. When that is mended, go on with the "
         "same command and --resume auto."

@@ -44,6 +44,7 @@ from lora_lightning.errors import (
     VerificationError,
 )
 from lora_lightning.lora.checkpoint import read_checkpoint
+from lora_lightning.lost_processes import lost_process
 from lora_lightning.metrics import LabelSpace
 from lora_lightning.parser import ArgumentParser
 from lora_lightning.resuming import CONFIG, SETTINGS, Interrupted, bring_back, find_interrupted, fingerprint, lock_run
@@ -320,6 +321,7 @@ class LoraLightningCLI(LightningCLI):
 
         Raises:
             TrainingStopped: After a signal, with how to go on; the step is finished and saved.
+            TrainingError: If another process is gone.
             KeyboardInterrupt: After a second Ctrl-C, with how to go on; Lightning has cleaned up.
         """
         self.failed_check: VerificationError | None = None
@@ -332,6 +334,11 @@ class LoraLightningCLI(LightningCLI):
         except TrainingStopped as stop:
             stop.resume_command = self._resume_command()
             raise
+        except RuntimeError as error:
+            lost = lost_process(self.trainer, error)
+            if lost is None:
+                raise
+            raise lost from error
         except SystemExit:
             if not self.trainer.interrupted:
                 raise
@@ -476,6 +483,8 @@ def quiet() -> None:
     """Silences what other packages say at each start and a user can't act on."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Lightning's watcher of child processes, which may end this one before it can say why.
+    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=r".*is_gradient_checkpointing.*", category=FutureWarning)
     warnings.filterwarnings("ignore", message=r".*Checkpoint directory .* exists and is not empty.*")

@@ -12,7 +12,7 @@ LAYERS = (
     {"backbones", "checkpoint_files"},
     {"tasks", "datamodules"},
     {"callbacks"},
-    {"parser", "summary", "resuming"},
+    {"parser", "summary", "resuming", "lost_processes"},
     {"cli"},
     {"main"},
     {"__main__"},
