@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -9,13 +10,18 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning import LightningModule, Trainer
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lora_lightning import callbacks
 from lora_lightning.callbacks import (
@@ -24,16 +30,26 @@ from lora_lightning.callbacks import (
     FinalValidation,
     FiniteLoss,
     PredictionWriter,
+    StepBoundary,
     ThroughputMonitor,
 )
 from lora_lightning.callbacks.adapter_monitor import AdapterMonitor
 from lora_lightning.callbacks.adapter_ranks import AdapterRanks
 from lora_lightning.callbacks.run_folder import run_folder_of
+from lora_lightning.checkpoint_files import WholeCheckpointIO
 from lora_lightning.datamodules import AdaptationDataModule
-from lora_lightning.errors import CheckpointError, ConfigurationError, LoraLightningError, VerificationError
+from lora_lightning.errors import (
+    CheckpointError,
+    ConfigurationError,
+    LoraLightningError,
+    TrainingStopped,
+    VerificationError,
+)
 from lora_lightning.lora.checkpoint import read_checkpoint
+from lora_lightning.lost_processes import lost_process
 from lora_lightning.metrics import LabelSpace
 from lora_lightning.parser import ArgumentParser
+from lora_lightning.resuming import CONFIG, SETTINGS, Interrupted, bring_back, find_interrupted, fingerprint, lock_run
 from lora_lightning.strategies import FullyShardedStrategy
 from lora_lightning.summary import (
     HIGHER_IS_BETTER,
@@ -51,7 +67,18 @@ REFUSING = {"lightning", "jsonargparse"}  # packages that check options
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Writes `config.yaml` into the folder of a training run, never over another run's."""
+    """Writes `config.yaml` into the folder of a training run, never over another run's.
+
+    Args:
+        parser: Writes the options.
+        config: The options.
+        resumed: The run's `config.yaml`, where one goes on; empty for a new run.
+        more: As in Lightning.
+    """
+
+    def __init__(self, parser: LightningArgumentParser, config: Any, resumed: str = "", **more: Any) -> None:
+        super().__init__(parser, config, **more)
+        self.text = resumed
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Saves when training starts; evaluation leaves the run's config alone.
@@ -62,6 +89,9 @@ class SaveRunConfig(SaveConfigCallback):
         del pl_module
         if stage != "fit" or self.already_saved or not trainer.is_global_zero:
             return
+        self.already_saved = True
+        if self.text:
+            return
         path = run_folder_of(trainer) / self.config_filename
         if path.exists():
             msg = (
@@ -69,9 +99,41 @@ class SaveRunConfig(SaveConfigCallback):
                 "version, or move the folder away."
             )
             raise ConfigurationError(msg)
+        self.text = dump_settings(self.parser, self.config)
+        self._write(path)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Makes a run folder that vanished again, and stops after the step: what writes curves does not notice."""
+        del pl_module
+        checkpoint[SETTINGS] = fingerprint(self.text)
+        path = run_folder_of(trainer) / self.config_filename
+        if not trainer.is_global_zero or trainer.state.fn != TrainerFn.FITTING or path.exists():
+            return
+        self._write(path)
+        rank_zero_warn(f"the run folder {path.parent} vanished; it is made again, without the curves so far.")
+        signal.raise_signal(signal.SIGTERM)
+
+    def _write(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, str(path), skip_none=False)
-        self.already_saved = True
+        draft = path.with_suffix(".draft")
+        draft.write_text(self.text, encoding="utf-8")
+        draft.replace(path)
+
+
+def dump_settings(parser: LightningArgumentParser, config: Any) -> str:
+    """The options of `fit` as YAML that repeats the run.
+
+    Args:
+        parser: Of the command.
+        config: The options.
+
+    Returns:
+        All of them but `resume`, which says how a command starts, not what it does.
+    """
+    config = config.clone()
+    config.resume = None
+    text: str = parser.dump(config, skip_none=False)
+    return text
 
 
 class LoraLightningCLI(LightningCLI):
@@ -87,8 +149,18 @@ class LoraLightningCLI(LightningCLI):
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         # AdapterCheckpoint already refuses a metric that does not exist; without validation there is none.
         parser.set_defaults({"early_stopping.strict": False})
+        # Before the validation's checkpoint is written: metrics are not restored from it.
+        parser.set_defaults({"early_stopping.check_on_train_epoch_end": False})
         parser.add_argument(
             "--test_after_fit", type=bool, default=True, help="Test the best checkpoint when training ends."
+        )
+        parser.add_argument(
+            "--resume",
+            type=Literal["auto"] | None,
+            default=None,
+            help="Of fit. auto: go on with the newest run of the same settings, in its folder, from its last whole "
+            "checkpoint; begin a run where there is none, do nothing where it is finished. So the same command can be "
+            "started again until it exits with 0.",
         )
         parser.link_arguments("checkpoint.monitor", "early_stopping.monitor")
         parser.link_arguments("checkpoint.mode", "early_stopping.mode")
@@ -111,6 +183,9 @@ class LoraLightningCLI(LightningCLI):
         """Checks the checkpoint against what was asked; Lightning would silently prefer the checkpoint."""
         self.saved_labels: LabelSpace | None = None
         command = self.config["subcommand"]
+        self.interrupted: Interrupted | None = None
+        if command == "fit" and self.options.resume == "auto" and not self.options.trainer.get("fast_dev_run"):
+            self._find_interrupted()
         path = self.options.get("ckpt_path")
         if path is None and command != "fit":
             msg = f"{command} needs --ckpt_path of a trained model, such as <run>/checkpoints/best.ckpt."
@@ -136,6 +211,15 @@ class LoraLightningCLI(LightningCLI):
         if saved.get("label_space"):
             self.saved_labels = LabelSpace(**saved["label_space"])
 
+    def _find_interrupted(self) -> None:
+        self.interrupted = find_interrupted(self.options, dump_settings(self._parser("fit"), self.options))
+        if self.interrupted is None:
+            return
+        text = (self.interrupted.folder / CONFIG).read_text(encoding="utf-8")
+        self.save_config_kwargs = {**self.save_config_kwargs, "resumed": text}
+        if self.interrupted.checkpoint is not None:
+            self.options.ckpt_path = str(self.interrupted.checkpoint)
+
     def after_instantiate_classes(self) -> None:
         """Checks the strategy. Prediction needs no training data: its labels come from the checkpoint."""
         self._check_strategy()
@@ -146,7 +230,7 @@ class LoraLightningCLI(LightningCLI):
         """Adds the callbacks without options; evaluation logs to no logger and prints its own table."""
         extra: list[Callback] = [FiniteLoss(), FinalValidation()]
         trainer = self.options.trainer
-        check_monitors_once([entry.class_path for entry in trainer.callbacks or []])
+        check_monitors_once([entry.class_path for entry in _as_list(trainer.callbacks)])
         if self.subcommand != "fit":
             kwargs["logger"] = False
         elif trainer.logger is not False:
@@ -174,8 +258,11 @@ class LoraLightningCLI(LightningCLI):
         kept: list[Callback] = [callback for callback in callbacks if isinstance(callback, wanted)]
         if self.subcommand != "fit":
             config["enable_checkpointing"] = False
-            own = config.get("callbacks") or []
+            own = _as_list(config.get("callbacks"))
             config["callbacks"] = [callback for callback in own if not isinstance(callback, ModelCheckpoint)]
+        else:
+            config["callbacks"] = [StepBoundary(), *_as_list(config.get("callbacks"))]
+            config["plugins"] = [*_as_list(config.get("plugins")), *_missing_plugins(config.get("plugins"))]
         return super()._instantiate_trainer(config, kept)
 
     def _check_mode(self) -> None:
@@ -243,13 +330,18 @@ class LoraLightningCLI(LightningCLI):
         folder = self.run_folder
         if self.trainer.is_global_zero and not self.options.trainer.get("fast_dev_run"):
             check_writable(folder)
-            announce_run(folder)
+            self._lock = lock_run(folder)
+            if self.interrupted is not None:
+                bring_back(self.interrupted)
+            announce_run(folder, self.interrupted.checkpoint if self.interrupted else None)
 
     def fit(self, **kwargs: Any) -> None:
         """Trains.
 
         Raises:
-            KeyboardInterrupt: After Ctrl-C, with how to go on; Lightning has finished the step and cleaned up.
+            TrainingStopped: After a signal, with how to go on; the step is finished and saved.
+            TrainingError: If another process is gone.
+            KeyboardInterrupt: After a second Ctrl-C, with how to go on; Lightning has cleaned up.
         """
         self.failed_check: VerificationError | None = None
         try:
@@ -258,12 +350,23 @@ class LoraLightningCLI(LightningCLI):
             if not self._checkpoint_callback().best_model_path:
                 raise
             self.failed_check = error  # training is over and saved: first the test and the summary
+        except TrainingStopped as stop:
+            stop.resume_command = self._resume_command()
+            raise
+        except RuntimeError as error:
+            lost = lost_process(self.trainer, error)
+            if lost is None:
+                raise
+            raise lost from error
         except SystemExit:
             if not self.trainer.interrupted:
                 raise
             last = self._checkpoint_callback().last_model_path
-            hint = f"go on with --ckpt_path {last}" if last else "no epoch was finished, so start again"
+            hint = f"go on with: {self._resume_command()}" if last else "nothing was saved yet, so start again"
             raise KeyboardInterrupt(hint) from None
+
+    def _resume_command(self) -> str:
+        return shlex.join(["lora-lightning", "fit", "--config", str(self.run_folder / CONFIG), "--resume", "auto"])
 
     def _checkpoint_callback(self) -> AdapterCheckpoint:
         return next(c for c in self.trainer.callbacks if isinstance(c, AdapterCheckpoint))  # type: ignore[attr-defined]
@@ -340,6 +443,22 @@ class LoraLightningCLI(LightningCLI):
             print(f"{writer.rows_written} predictions are in {writer.file}")
 
 
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list) else [value]
+
+
+def _missing_plugins(asked: Any) -> list[Any]:
+    """What training needs beside the plugins asked for."""
+    plugins: list[Any] = []
+    if not any(isinstance(plugin, CheckpointIO) for plugin in _as_list(asked)):
+        plugins.append(WholeCheckpointIO())
+    if SLURMEnvironment.detect() and not any(isinstance(plugin, ClusterEnvironment) for plugin in _as_list(asked)):
+        plugins.append(SLURMEnvironment(auto_requeue=False))  # StepBoundary saves whole steps instead
+    return plugins
+
+
 def check_monitors_once(class_paths: Sequence[str]) -> None:
     """Refuses a monitor that is there twice: both would write the same file, as where two configs bring it.
 
@@ -383,11 +502,14 @@ def quiet() -> None:
     """Silences what other packages say at each start and a user can't act on."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Lightning's watcher of child processes, which may end this one before it can say why.
+    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=r".*is_gradient_checkpointing.*", category=FutureWarning)
     warnings.filterwarnings("ignore", message=r".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=r".*number of training batches .* is smaller than the logging.*")
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=r".*your dataloader is not resumable.*")  # the data module is
     warnings.filterwarnings("ignore", message=r"Be aware that when using `ckpt_path`, callbacks used to create.*")
     warnings.filterwarnings("ignore", message=r"Metric .* will save all targets and predictions in the buffer.*")
     warnings.filterwarnings("ignore", message=r".*Couldn't infer the batch indices.*")

@@ -3,6 +3,7 @@
 `lora_lightning.main` prints these as one line without a traceback and exits with status 2.
 """
 
+import signal
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -29,6 +30,28 @@ class CheckpointError(LoraLightningError):
 
 class TrainingError(LoraLightningError):
     """Training cannot go on, for example because the loss is not a number."""
+
+
+class TrainingStopped(Exception):  # noqa: N818  # nothing is wrong
+    """Training was asked to stop and has saved its last step.
+
+    Args:
+        asked: The signal.
+        step: Optimizer steps that are saved.
+        main_process: Whether this is the process that speaks for all.
+    """
+
+    def __init__(self, asked: signal.Signals, step: int, main_process: bool) -> None:
+        super().__init__(asked, step, main_process)
+        self.asked = asked
+        self.step = step
+        self.main_process = main_process
+        self.resume_command = ""  # set where the run's folder is known
+
+    def __str__(self) -> str:
+        """Says what happened and how to go on."""
+        hint = f"; go on with: {self.resume_command}" if self.resume_command else ""
+        return f"stopped by {self.asked.name} after step {self.step}, which is saved{hint}"
 
 
 class VerificationError(LoraLightningError):

@@ -5,12 +5,13 @@ Nothing heavy is imported here, so `--help` answers at once.
 
 import argparse
 import logging
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
 
 from lora_lightning import __version__
-from lora_lightning.errors import LoraLightningError
+from lora_lightning.errors import LoraLightningError, TrainingStopped
 
 COMMANDS = {
     "fit": "train from a YAML config, then test the best checkpoint",
@@ -33,7 +34,8 @@ options of a class:          lora-lightning fit --model.help SequenceClassificat
 """
 
 USER_ERROR = 2
-INTERRUPTED = 130
+INTERRUPTED = 130  # by Ctrl-C
+PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: not finished, start the same command again
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -68,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words after the program's name; `sys.argv` if not given.
 
     Returns:
-        The exit status: 0, or 2 where the input was wrong, or 130 after Ctrl-C.
+        The exit status: 0, or 2 where the input was wrong, 130 after Ctrl-C, or 75 after SIGTERM or SIGUSR1.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     build_parser().parse_known_args(words[:1] or ["--help"])
@@ -83,6 +85,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LoraLightningError as error:
         print(f"lora-lightning: error: {error}", file=sys.stderr)
         return USER_ERROR
+    except TrainingStopped as stop:
+        if not stop.main_process:
+            return 0  # the main process's status counts; another one would make Lightning kill it
+        print(f"lora-lightning: {stop}", file=sys.stderr)
+        return INTERRUPTED if stop.asked == signal.SIGINT else PREEMPTED
     except KeyboardInterrupt as error:
         hint = f"; {error}" if str(error) else ""
         print(f"lora-lightning: interrupted{hint}.", file=sys.stderr)

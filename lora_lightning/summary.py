@@ -35,9 +35,17 @@ HIGHER_IS_BETTER = (  # also at the end of longer names
 )
 
 
-def announce_run(folder: Path) -> None:
-    """Prints where the results will be, before the work starts."""
-    Console(highlight=False, soft_wrap=True).print(f"run folder: {folder}  (tensorboard --logdir {folder.parent})")
+def announce_run(folder: Path, resumed: Path | None = None) -> None:
+    """Prints where the results will be, before the work starts.
+
+    Args:
+        folder: The run's.
+        resumed: The checkpoint that it goes on from.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"run folder: {folder}  (tensorboard --logdir {folder.parent})")
+    if resumed is not None:
+        console.print(f"goes on from {resumed}")
 
 
 def metrics_table(metrics: Mapping[str, float]) -> Table:

@@ -9,10 +9,10 @@ PACKAGE = Path(__file__).parent.parent / "lora_lightning"
 LAYERS = (
     {"errors"},
     {"lora", "metrics"},
-    {"backbones"},
+    {"backbones", "checkpoint_files"},
     {"tasks", "datamodules"},
     {"callbacks"},
-    {"parser", "strategies", "summary"},
+    {"parser", "summary", "resuming", "strategies", "lost_processes"},
     {"cli"},
     {"main"},
     {"__main__"},

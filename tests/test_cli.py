@@ -535,9 +535,10 @@ def test_ctrl_c_says_how_to_go_on(
     finally:
         signal.signal(signal.SIGINT, handler)  # Lightning ignores further ones
     last = capfd.readouterr().err.strip().splitlines()[-1]
-    good = tmp_path / "run/version_0/checkpoints/last.ckpt"
-    assert last == f"lora-lightning: interrupted; go on with --ckpt_path {good}."
-    assert good.exists()
+    folder = tmp_path / "run/version_0"
+    command = f"lora-lightning fit --config {folder / 'config.yaml'} --resume auto"
+    assert last == f"lora-lightning: interrupted; go on with: {command}."
+    assert (folder / "checkpoints/last.ckpt").exists()
 
 
 def test_an_interrupted_run_ends_like_one_that_was_not(

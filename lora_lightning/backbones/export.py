@@ -40,6 +40,8 @@ def export_model(
         state: Of a sharded network the whole tensors of what trains, by name.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(f".{folder.name}.????????"):  # by a run that was killed while it wrote
+        shutil.rmtree(left, ignore_errors=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         if isinstance(network, PeftModel):

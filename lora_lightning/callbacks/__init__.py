@@ -13,6 +13,7 @@ from lora_lightning.callbacks.parameter_efficiency import ParameterEfficiency
 from lora_lightning.callbacks.prediction_writer import PredictionWriter
 from lora_lightning.callbacks.rank_utilization import RankUtilizationMonitor
 from lora_lightning.callbacks.representation_drift import RepresentationDrift
+from lora_lightning.callbacks.step_boundary import StepBoundary
 from lora_lightning.callbacks.throughput import ThroughputMonitor
 
 __all__ = [
@@ -29,5 +30,6 @@ __all__ = [
     "PredictionWriter",
     "RankUtilizationMonitor",
     "RepresentationDrift",
+    "StepBoundary",
     "ThroughputMonitor",
 ]

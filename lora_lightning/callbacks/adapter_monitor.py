@@ -77,10 +77,13 @@ class AdapterMonitor(Callback):
         """Takes up the table of the run that is resumed in this folder; only now the step is restored."""
         del pl_module
         path = self.table_path(trainer)
+        self._measured_at = 0  # nothing to see in a new adapter
         if trainer.is_global_zero and path.exists():
             old = pq.read_table(path, schema=SCHEMA)
             self._parts = [old.filter(pc.less_equal(old["step"], trainer.global_step))]
-        self._measured_at = trainer.global_step  # nothing has changed yet
+            self._measured_at = pc.max(self._parts[0]["step"]).as_py() or 0
+        # All processes measure, or none.
+        self._measured_at = int(trainer.strategy.broadcast(self._measured_at))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -102,6 +105,11 @@ class AdapterMonitor(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures what training ended with, and completes the file."""
         self.record(trainer, pl_module)
+        self.write(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Completes the file: a run resumed from this checkpoint does not measure these steps again."""
+        del pl_module, checkpoint
         self.write(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

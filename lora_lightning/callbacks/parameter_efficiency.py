@@ -22,9 +22,13 @@ class ParameterEfficiency(AdapterMonitor):
         super().__init__()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Counts."""
+        """Counts, unless the run that is resumed in this folder has."""
         super().on_train_start(trainer, pl_module)
-        self.hand_on(trainer, trainer.global_step, self.measure(trainer, pl_module))
+        counts = self.measure(trainer, pl_module)
+        if trainer.global_step and any(part.num_rows for part in self._parts):
+            return
+        self._parts = []
+        self.hand_on(trainer, trainer.global_step, counts)
         self.write(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lightning import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from lora_lightning.datamodules.batching import LengthGroupedBatchSampler, TokenizedDataset
+from lora_lightning.datamodules.batching import LateDataLoader, LengthGroupedBatchSampler, TokenizedDataset
 from lora_lightning.datamodules.prediction_files import check_table_name, write_table
-from lora_lightning.errors import ConfigurationError, DataError
+from lora_lightning.errors import CheckpointError, ConfigurationError, DataError
 from lora_lightning.metrics.label_space import LabelSpace
 
 TRAIN, VALIDATION, TEST, PREDICT = "train", "val", "test", "predict"
@@ -61,6 +62,7 @@ class AdaptationDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.splits: dict[str, TokenizedDataset] = {}
         self.prediction_splits: dict[str, Any] = {}
+        self._start = (0, 0)
 
     @abstractmethod
     def load_splits(self) -> dict[str, Any]:
@@ -182,6 +184,44 @@ class AdaptationDataModule(LightningDataModule):
                 if kind == PREDICT or name not in self.splits:
                     self.splits[name] = self.open_split(name)
 
+    def state_dict(self) -> dict[str, int]:
+        """Where training is, and what the order of its batches depends on."""
+        if self.trainer is None or TRAIN not in self.splits:
+            return {}
+        batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        if batches >= self.trainer.num_training_batches:
+            batches = 0  # the epoch is over
+        return {"epoch": self.trainer.current_epoch, "batches": batches, **self._order()}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Lets training go on with the batch after the checkpoint's.
+
+        Args:
+            state_dict: What `state_dict` returned when the checkpoint was written.
+
+        Raises:
+            CheckpointError: If the checkpoint is from the middle of an epoch of other batches.
+        """
+        if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        for name, value in self._order().items() if state_dict["batches"] else ():
+            if state_dict[name] != value:
+                msg = (
+                    f"the checkpoint was made in the middle of an epoch with other batches: {name} is {value} here and "
+                    f"{state_dict[name]} in the checkpoint; use the config.yaml of its run, or a checkpoint from the "
+                    "end of an epoch."
+                )
+                raise CheckpointError(msg)
+        self._start = (state_dict["epoch"], state_dict["batches"])
+
+    def _order(self) -> dict[str, int]:
+        processes = self.trainer.world_size if self.trainer else 1
+        return {
+            "rows of the training split": len(self.splits[TRAIN]),
+            "rows a step (data.batch_size times processes)": self.batch_size * processes,
+            "seed_everything": _seed(),
+        }
+
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled, length-grouped batches of the training split."""
         return self._loader(TRAIN, self.batch_size, shuffle=True)
@@ -208,11 +248,12 @@ class AdaptationDataModule(LightningDataModule):
             dataset.lengths,
             batch_size,
             shuffle=shuffle,
-            seed=int(os.environ.get("PL_GLOBAL_SEED", "0")),  # what seed_everything was called with
+            seed=_seed(),
             num_replicas=self.trainer.world_size if self.trainer else 1,
             rank=self.trainer.global_rank if self.trainer else 0,
+            start=(lambda: self._start) if shuffle else None,
         )
-        return DataLoader(
+        return LateDataLoader(
             dataset,
             sampler=sampler,
             batch_size=None,  # the sampler yields whole batches
@@ -220,3 +261,8 @@ class AdaptationDataModule(LightningDataModule):
             persistent_workers=self.num_workers > 0,
             pin_memory=bool(self.trainer and self.trainer.strategy.root_device.type == "cuda"),
         )
+
+
+def _seed() -> int:
+    """What seed_everything was called with."""
+    return int(os.environ.get("PL_GLOBAL_SEED", "0"))

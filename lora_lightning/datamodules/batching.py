@@ -1,6 +1,6 @@
 """Batches of similar length, the same for every run with a seed, right under any number of processes."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from lora_lightning.errors import DataError
@@ -85,6 +85,18 @@ class TokenizedDataset(Dataset[dict[str, Tensor]]):
         return batch | {name: torch.from_numpy(column[index]) for name, column in self.split.rows.items()}
 
 
+class LateDataLoader(DataLoader[Any]):
+    """A loader that begins when its first batch is asked for.
+
+    Lightning makes the iterator before it tells the sampler the epoch of a resumed run, and workers would by then have
+    begun with the batches of epoch 0.
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """Yields batches."""
+        yield from super().__iter__()
+
+
 class LengthGroupedBatchSampler(DistributedSampler[list[int]]):
     """Yields the row numbers of one batch at a time, rows of similar length together.
 
@@ -101,6 +113,8 @@ class LengthGroupedBatchSampler(DistributedSampler[list[int]]):
         seed: Of the order.
         num_replicas: Number of processes.
         rank: This process.
+        start: Asked when an epoch begins, says (epoch, batches): that epoch begins after so many batches, as a resumed
+            run's first one does.
 
     Raises:
         DataError: If there are fewer rows than processes.
@@ -114,6 +128,7 @@ class LengthGroupedBatchSampler(DistributedSampler[list[int]]):
         seed: int = 0,
         num_replicas: int = 1,
         rank: int = 0,
+        start: Callable[[], tuple[int, int]] | None = None,
     ) -> None:
         if len(lengths) < num_replicas:
             msg = f"the split has {len(lengths)} rows for {num_replicas} processes; use fewer processes or more data."
@@ -124,6 +139,7 @@ class LengthGroupedBatchSampler(DistributedSampler[list[int]]):
         self.seed = seed
         self.num_replicas = num_replicas
         self.rank = rank
+        self.start = start
         self.epoch = 0
         self.drop_last = False
 
@@ -135,7 +151,8 @@ class LengthGroupedBatchSampler(DistributedSampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yields lists of row numbers."""
-        for batch in self._global_batches():
+        epoch, batches = self.start() if self.start is not None else (0, 0)
+        for batch in self._global_batches()[batches if epoch == self.epoch else 0 :]:
             yield batch[self.rank :: self.num_replicas].tolist()
 
     def _global_batches(self) -> list[NDArray[np.int64]]:

@@ -1,5 +1,6 @@
 """The save contract: a checkpoint holds what trains, and loading proves that nothing trained is missing."""
 
+import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,9 @@ def check_state(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Reads a `.ckpt` without executing anything in it.
+    """Reads a `.ckpt` without executing anything in it, and proves that no byte of its content has changed.
+
+    The file is a zip archive with a checksum for each tensor, which PyTorch writes, but does not compare.
 
     Args:
         path: The file.
@@ -75,17 +78,22 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         The checkpoint's dictionary, tensors on the CPU.
 
     Raises:
-        CheckpointError: If the file is missing, truncated, or no checkpoint of this program.
+        CheckpointError: If the file is missing, truncated, changed, or no checkpoint of this program.
     """
     if not Path(path).is_file():
         problem = "is a folder" if Path(path).is_dir() else "does not exist"
         msg = f"the checkpoint {path} {problem}; a run's checkpoints are <run>/checkpoints/best.ckpt and last.ckpt."
         raise CheckpointError(msg)
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as archive:
+            spoiled = archive.testzip()
+        checkpoint = None if spoiled else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError and more here
         msg = f"{path} is damaged or not a checkpoint ({type(error).__name__}); use another file of the run."
         raise CheckpointError(msg) from error
+    if spoiled:
+        msg = f"{path} is damaged: the checksum of {spoiled} in it is wrong; use another file of the run."
+        raise CheckpointError(msg)
     if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= checkpoint.keys():
         msg = f"{path} holds no state_dict and hyper_parameters; use a .ckpt file that lora-lightning wrote."
         raise CheckpointError(msg)

@@ -1,0 +1,79 @@
+"""What happens between two optimizer steps, so that a run that ends there goes on as if it had not."""
+
+import os
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+
+from lora_lightning.callbacks.adapter_checkpoint import AdapterCheckpoint
+from lora_lightning.callbacks.stop_signals import StopSignals
+from lora_lightning.errors import TrainingStopped
+
+
+class StepBoundary(Callback):
+    """Before each batch: keeps the last step where that is due, stops if asked to, and seeds the batch's randomness.
+
+    Must be the first callback: what the others do with the batch at hand belongs to the next step.
+
+    Every training batch is seeded by `seed_everything`, epoch, batch and process. A checkpoint then needs no random
+    states: Lightning writes it on the main process alone, so those of the others would be lost, and validation and
+    monitors could not draw a number without changing what follows. With `seed_everything: false` nothing is seeded.
+    """
+
+    def __init__(self) -> None:
+        self.signals = StopSignals()
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listens from here on; Lightning has set its own handlers by now."""
+        del trainer, pl_module
+        self.signals.listen()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listens from here on, where nothing was validated before; a run that had stopped early stays stopped."""
+        del pl_module
+        self.signals.listen()
+        stopping = trainer.early_stopping_callbacks
+        if any(callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED for callback in stopping):
+            trainer.should_stop = True
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Does all three.
+
+        Raises:
+            TrainingStopped: If any process was asked to stop; the last step is saved.
+        """
+        del batch
+        checkpoint = next(c for c in trainer.checkpoint_callbacks if isinstance(c, AdapterCheckpoint))
+        whole_step = batch_idx % trainer.accumulate_grad_batches == 0
+        if whole_step and batch_idx > 0:
+            checkpoint.keep_when_due(trainer)
+        if whole_step and (asked := self.signals.agreed(trainer)):
+            if batch_idx > 0:
+                checkpoint.keep_between_steps(trainer)
+            if checkpoint.is_kept(trainer):  # if not, the epoch's first step is done first
+                raise TrainingStopped(asked, trainer.global_step, main_process=trainer.is_global_zero)
+        seed_batch(pl_module.device, trainer.current_epoch, batch_idx, trainer.global_rank)
+
+
+def seed_batch(device: torch.device, *place: int) -> None:
+    """Seeds PyTorch, NumPy and Python from `seed_everything` and a place in training; nothing without a seed.
+
+    Args:
+        device: Where random numbers of PyTorch are drawn.
+        place: Numbers that tell the batch from all others.
+    """
+    seed = os.environ.get("PL_GLOBAL_SEED")
+    if seed is None:
+        return
+    words = np.random.SeedSequence((int(seed), *place)).generate_state(2, np.uint32)
+    torch_seed, numpy_seed = (int(word) for word in words)
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(torch_seed)  # torch.manual_seed walks the stack for a GPU to come
+    else:
+        torch.manual_seed(torch_seed)
+    np.random.seed(numpy_seed)  # noqa: NPY002  # the global state is what a user's callback may draw from
+    random.seed(numpy_seed)

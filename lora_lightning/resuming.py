@@ -1,0 +1,218 @@
+"""Finding an interrupted run again, and bringing its folder back to where its checkpoint is."""
+
+import contextlib
+import errno
+import hashlib
+import os
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from jsonargparse import Namespace
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+
+from lora_lightning.callbacks.adapter_checkpoint import BEST, EVENT_SIZES, WHOLE_STEP
+from lora_lightning.callbacks.run_folder import cut_events
+from lora_lightning.checkpoint_files import LAST, PREVIOUS
+from lora_lightning.errors import CheckpointError, ConfigurationError
+from lora_lightning.lora.checkpoint import read_checkpoint
+
+CONFIG, SUMMARY, LOCK = "config.yaml", "summary.json", "run.lock"
+SETTINGS = "settings"  # in a checkpoint: the fingerprint of its run's config
+NEWEST_FIRST = (LAST, PREVIOUS, f"{BEST}.ckpt")
+RUN_LOGGERS = ("TensorBoardLogger", "CSVLogger")  # whose runs are folders <save_dir>/<name>/<version>
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """A run to go on with.
+
+    Attributes:
+        folder: The run's.
+        checkpoint: The newest that is whole; `None` where the run was interrupted before the first.
+    """
+
+    folder: Path
+    checkpoint: Path | None
+
+
+def find_interrupted(options: Any, config: str) -> Interrupted | None:
+    """Finds the run of these settings that `--resume auto` goes on with, and points the options to it.
+
+    Args:
+        options: Of `fit`; the first logger's version becomes that of the run found.
+        config: The same options as YAML.
+
+    Returns:
+        The newest run of the same settings; `None` where there is none, so that one begins.
+
+    Raises:
+        ConfigurationError: If the logger keeps runs where they cannot be found.
+        CheckpointError: If the run has checkpoints, and all are damaged.
+        SystemExit: With 0, if that run is finished.
+    """
+    entry = first_logger(options.trainer)
+    name = entry.class_path.rpartition(".")[2]
+    if name not in RUN_LOGGERS:
+        msg = f"--resume auto does not know where {name} keeps runs; let the first logger be one of {RUN_LOGGERS}."
+        raise ConfigurationError(msg)
+    place = Path(entry.init_args.save_dir) / str(entry.init_args.get("name") or "")
+    asked = entry.init_args.get("version")
+    if asked is not None:
+        runs = [place / (asked if isinstance(asked, str) else f"version_{asked}")]
+    else:
+        runs = [path for path in place.glob("version_*") if path.name[8:].isdigit()]
+        runs.sort(key=lambda path: int(path.name[8:]), reverse=True)
+    run = find_run(runs, config)
+    if run is None:
+        return None
+    if (run / SUMMARY).is_file():
+        rank_zero_only(print)(f"the run {run} is finished: there is nothing to go on with")
+        raise SystemExit(0)
+    if asked is None:
+        entry.init_args.version = int(run.name[8:])
+        if not isinstance(options.trainer.logger, list):
+            options.trainer.logger = entry
+    return Interrupted(run, last_good(run, config))
+
+
+def first_logger(trainer: Any) -> Any:
+    """The entry of the trainer's first logger.
+
+    Args:
+        trainer: The trainer's options.
+
+    Returns:
+        Its `class_path` and `init_args`; those of Lightning's default where none is named.
+
+    Raises:
+        ConfigurationError: If there is no logger.
+    """
+    if trainer.logger is False:
+        msg = "--resume auto needs a logger, which gives each run its folder; leave trainer.logger=false out."
+        raise ConfigurationError(msg)
+    if trainer.logger is None or trainer.logger is True:
+        init_args = {"save_dir": str(trainer.default_root_dir or Path.cwd()), "name": "lightning_logs", "version": None}
+        return Namespace(class_path="lightning.pytorch.loggers.TensorBoardLogger", init_args=Namespace(init_args))  # type: ignore[no-untyped-call]
+    return trainer.logger[0] if isinstance(trainer.logger, list) else trainer.logger
+
+
+def find_run(runs: Iterable[Path], config: str) -> Path | None:
+    """The first run of some settings.
+
+    Args:
+        runs: Folders.
+        config: The settings as YAML.
+
+    Returns:
+        The run's folder; `None` where no run's `config.yaml` says the same.
+    """
+    for run in runs:
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if fingerprint((run / CONFIG).read_text(encoding="utf-8")) == fingerprint(config):
+                return run
+    return None
+
+
+def fingerprint(config: str) -> str:
+    """A short text that is the same for the same settings.
+
+    Args:
+        config: The settings as YAML; how the command started and the release that wrote them do not count.
+
+    Returns:
+        Hexadecimal digits.
+    """
+    lines = [line for line in config.splitlines() if not line.startswith(("#", "resume:"))]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def last_good(run: Path, config: str) -> Path | None:
+    """The newest checkpoint of a run that is whole and its own; names those that are not.
+
+    Args:
+        run: The run's folder.
+        config: Its settings as YAML.
+
+    Returns:
+        The file; `None` where there is none yet.
+
+    Raises:
+        CheckpointError: If there are some, and all are damaged or foreign.
+    """
+    skipped = []
+    for path in (run / "checkpoints" / name for name in NEWEST_FIRST if (run / "checkpoints" / name).is_file()):
+        try:
+            checkpoint = read_checkpoint(path)
+        except CheckpointError as error:
+            skipped.append(str(error))
+            continue
+        if checkpoint.get(SETTINGS) != fingerprint(config):
+            skipped.append(f"{path} is another run's checkpoint.")
+        elif checkpoint[WHOLE_STEP]:
+            for reason in skipped:
+                rank_zero_warn(f"{reason} It is skipped.")
+            return path
+    if skipped:
+        msg = f"the run {run} has no checkpoint to go on from: {' '.join(skipped)} Move the folder away to start anew."
+        raise CheckpointError(msg)
+    return None
+
+
+def bring_back(run: Interrupted) -> None:
+    """Brings a run's folder back to where its checkpoint is; once per run, by the process that holds the lock.
+
+    What was logged since is taken out of TensorBoard's files, for it will be logged again. Damaged checkpoints that
+    were skipped are renamed, so that none of them takes a good one's place.
+
+    Args:
+        run: What `find_interrupted` returned.
+    """
+    if run.checkpoint is None:
+        cut_events(run.folder, {})
+        return
+    for name in NEWEST_FIRST[: NEWEST_FIRST.index(run.checkpoint.name)]:
+        path = run.checkpoint.with_name(name)
+        if path.is_file():
+            path.replace(path.with_name(f"{name}.damaged"))
+    sizes = read_checkpoint(run.checkpoint).get(EVENT_SIZES)
+    if sizes is not None:  # older releases did not note them
+        cut_events(run.folder, sizes)
+
+
+def lock_run(run: Path) -> TextIO | None:
+    """Keeps other processes out of a run's folder for as long as the result is open, at most until this process ends.
+
+    Args:
+        run: The folder.
+
+    Returns:
+        The open lock; `None` where the system or the file system has no locks.
+
+    Raises:
+        ConfigurationError: If another process holds it.
+    """
+    try:
+        import fcntl  # noqa: PLC0415  # not on Windows
+    except ImportError:
+        return None
+    file = (run / LOCK).open("a+", encoding="utf-8")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        holder = file.read().strip()
+        file.close()
+        if error.errno not in {errno.EACCES, errno.EAGAIN}:
+            return None
+        msg = (
+            f"another process ({holder}) trains in the run folder {run}; wait for it or stop it, or choose another "
+            "trainer.logger.init_args.name or version."
+        )
+        raise ConfigurationError(msg) from error
+    file.truncate(0)
+    file.write(f"{os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file

@@ -1,0 +1,106 @@
+"""Runs that end before their end, and go on as if they had not."""
+
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kill_and_resume import DOINGS, ELSE, Runs, kill_and_resume, moments, same
+
+from lora_lightning.checkpoint_files import WholeCheckpointIO
+from lora_lightning.main import main
+from tests.conftest import TinyBackbone
+from tests.test_cli import Words, fit_words
+from tests.tiny_data import save_tiny_clinc150
+
+DROPOUT = ["--model.base_dropout=0.1", "--model.lora.lora_dropout=0.1", "--checkpoint.every_n_train_steps=2"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny release."""
+    return save_tiny_clinc150(tmp_path_factory.mktemp("clinc150"))
+
+
+def test_a_run_killed_at_random_moments_ends_as_one_left_alone(
+    tiny_backbone: TinyBackbone, data: Path, tmp_path: Path
+) -> None:
+    runs = Runs(
+        [*fit_words(tiny_backbone("bert"), data, tmp_path)[1:], *DROPOUT, "--trainer.val_check_interval=4"], tmp_path
+    )
+    status, _ = runs.start("left alone")
+    assert status == 0, (tmp_path / "left alone/output.txt").read_text()
+    counts = dict(zip(DOINGS, runs.shared[1:-1], strict=True))
+    reference = runs.result("left alone")
+    kills = moments({doing: count // 3 for doing, count in counts.items()}, 0.01, 3, random.Random(0))  # noqa: S311
+    row = kill_and_resume(runs, reference, "killed", kills)
+    assert len(row["killed during"]) == 3
+    assert set(row["killed during"]) - {ELSE}
+    assert row["differs"] == []
+
+
+class Snapshots:
+    """What a kill after each save would leave.
+
+    Args:
+        run: The run's folder.
+        place: For the snapshots.
+    """
+
+    def __init__(self, run: Path, place: Path) -> None:
+        self.run, self.place = run, place
+        self.original = WholeCheckpointIO.save_checkpoint
+
+    def take(self, patch: pytest.MonkeyPatch) -> None:
+        """Copies the run's folder after each save from now on."""
+
+        def save_checkpoint(io: WholeCheckpointIO, checkpoint: dict[str, Any], path: Any, **options: Any) -> None:
+            self.original(io, checkpoint, path, **options)
+            name = f"{len(self.taken()):02d} {Path(path).stem} at step {checkpoint['global_step']}"
+            shutil.copytree(self.run, self.place / name)
+
+        patch.setattr(WholeCheckpointIO, "save_checkpoint", save_checkpoint)
+
+    def taken(self) -> list[Path]:
+        """Sorted by time."""
+        return sorted(self.place.iterdir()) if self.place.is_dir() else []
+
+    def put_back(self, snapshot: Path) -> None:
+        """Makes the run's folder what it was then."""
+        shutil.rmtree(self.run)
+        shutil.copytree(snapshot, self.run)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param(["--trainer.val_check_interval=4", "--trainer.accumulate_grad_batches=3"], id="within a step"),
+        pytest.param(
+            ["--early_stopping.patience=1", "--trainer.max_epochs=3", "--model.optimization.learning_rate=1e-9"],
+            id="stopped early",
+        ),
+        pytest.param(["--trainer.max_steps=13", "--trainer.max_epochs=-1"], id="last step within an epoch"),
+        pytest.param(["--data.num_workers=1", "--trainer.callbacks=AdapterNormMonitor"], id="workers and a monitor"),
+        pytest.param(["--trainer.limit_val_batches=0"], id="no validation"),
+    ],
+)
+def test_whatever_was_saved_last_the_end_is_the_same(
+    tiny_backbone: TinyBackbone, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: Words
+) -> None:
+    runs = Runs(["--trainer.max_epochs=2"], tmp_path)  # to read what a run left
+    words = [*fit_words(tiny_backbone("bert"), data, tmp_path / "one"), *DROPOUT, "--test_after_fit=false", *more]
+    words += ["--checkpoint.every_n_train_steps=4", "--resume=auto"]
+    snapshots = Snapshots(tmp_path / "one/run/version_0", tmp_path / "snapshots")
+    with monkeypatch.context() as patch:
+        snapshots.take(patch)
+        assert main(words) == 0
+    (tmp_path / "one/examples.jsonl").touch()
+    reference = runs.result("one")
+    assert len(snapshots.taken()) >= 3
+    for snapshot in snapshots.taken()[-4:]:
+        snapshots.put_back(snapshot)
+        assert main(words) == 0
+        result = runs.result("one")
+        different = [name for name in reference if not same(reference[name], result[name])]
+        assert not different, (snapshot.name, different)
