@@ -27,11 +27,12 @@ from lora_lightning.callbacks import (
 )
 from lora_lightning.callbacks.adapter_monitor import AdapterMonitor
 from lora_lightning.callbacks.run_folder import run_folder_of
+from lora_lightning.config_files import GROUPS, check_config_files
 from lora_lightning.datamodules import AdaptationDataModule
 from lora_lightning.errors import CheckpointError, ConfigurationError, LoraLightningError, VerificationError
 from lora_lightning.lora.checkpoint import read_checkpoint
 from lora_lightning.metrics import LabelSpace
-from lora_lightning.parser import ArgumentParser
+from lora_lightning.parser import ArgumentParser, explain
 from lora_lightning.summary import (
     HIGHER_IS_BETTER,
     LOWER_IS_BETTER,
@@ -44,6 +45,7 @@ from lora_lightning.tasks import AdaptationTask
 from lora_lightning.tasks.base import contradictions
 
 LOGS = Path("lightning_logs")
+SEEDS = 2**32  # NumPy's
 REFUSING = {"lightning", "jsonargparse"}  # packages that check options
 
 
@@ -90,6 +92,18 @@ class LoraLightningCLI(LightningCLI):
         parser.link_arguments("checkpoint.monitor", "early_stopping.monitor")
         parser.link_arguments("checkpoint.mode", "early_stopping.mode")
         parser.link_arguments("model.init_args.backbone", "data.init_args.backbone")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses, and refuses what the parser takes without a word and nothing can use."""
+        super().parse_arguments(parser, args)
+        for group in GROUPS:
+            if not hasattr(found := self.options.get(group, {}), "items"):
+                msg = f"{group} is {found!r}, but options by name are needed, such as --{group}.NAME VALUE."
+                raise ConfigurationError(msg)
+        seed = self.options.seed_everything
+        if not isinstance(seed, bool) and seed is not None and not 0 <= seed < SEEDS:
+            msg = f"seed_everything is {seed}, but a seed in [0, {SEEDS}) is needed."
+            raise ConfigurationError(msg)
 
     @property
     def options(self) -> Any:
@@ -392,6 +406,7 @@ def run(arguments: Sequence[str]) -> LoraLightningCLI:
         if word.startswith(("--data.backbone", "--data.init_args.backbone")):
             msg = "data.backbone always follows the model's; set --model.backbone instead."
             raise ConfigurationError(msg)
+    check_config_files(arguments)
     sys.argv[1:] = list(arguments)  # Lightning relaunches the program from it under DDP
     try:
         return LoraLightningCLI(
@@ -428,7 +443,7 @@ def _as_configuration_error(error: Exception) -> ConfigurationError | None:
     refused_by = Path(frames[-1].filename).parts if frames else ()
     if not isinstance(error, ValueError | TypeError | ImportError) or not REFUSING.intersection(refused_by):
         return None
-    return ConfigurationError(" ".join(str(error).split()))
+    return ConfigurationError(explain(str(error)) if "\n" in str(error) else str(error))
 
 
 def _own_error(error: BaseException | None) -> LoraLightningError | None:

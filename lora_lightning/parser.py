@@ -23,16 +23,23 @@ CLASSES = [getattr(module, name) for module in (tasks, datamodules, callbacks) f
 PARSER_KEY = re.compile(r'^(?:- )?Parser key "(?P<key>[^"]+)":\s*(?P<rest>.*)$')
 NOT_ACCEPTED = re.compile(
     r"^(?:(?:Option|Key|Group) '(?P<key>[^']+)' is not (?:accepted|expected)"
-    r"|Subcommand '\w+' does not accept option '(?P<option>[^']+)'"
+    r"|(?:Subcommand '\w+'|Group '(?P<group>[\w.]+)') does not accept option '(?P<option>[^']+)'"
     r"|[Uu]nrecognized arguments?: (?:--)?(?P<word>[^\s=]+))"
 )
 OWN_SENTENCE = re.compile(r"^(?P<where>the configuration|[\w.]+)(?P<rest>:? (?:is|has|must be|there is) .*)$")
 IMPORT_PATH = re.compile(
     r"^(?:Expected a dot import path string: |Expected a path but |No module named )'?(?P<name>[\w.]+)"
 )
+REQUIRED = re.compile(r"^the following arguments are required: (?:\w+\.)?(?P<names>.+)$")
+NO_CLASS = re.compile(r"^Not a valid subclass of (?P<base>\w+)(?:\. Got value: (?P<value>.*))?$")
+NO_OPTIONS = re.compile(r"^Unable to load config '?(?P<value>.*?)'?$|^.*must be a mapping, not (?P<kind>\w+)$")
+NO_ARGUMENT = re.compile(r"^(?P<cls>\w+)\.__init__\(\) got an unexpected keyword argument '(?P<name>\w+)'$")
+MISSING = re.compile(r'^Key "(?P<name>[\w.]+)" not found in namespace\.$')
 EXPECTED = re.compile(r"^Expected (?:a |an )?(?P<kind>.+?)(?:\. Got value: (?P<value>.*))?$")
+TRIED = re.compile(r"^Expected a <class '(?:\w+\.)*(?P<kind>(?!NoneType)\w+)'>$")  # one of several that would do
 NOISE = (
     "Does not validate against any",
+    "Problem with given class_path",
     "Subtypes:",
     "Errors:",
     "Given value",
@@ -59,7 +66,9 @@ def explain(message: str) -> str:
         line.
     """
     path: list[tuple[int, str]] = []  # (indentation, key) of the enclosing "Parser key" lines
-    for line in message.splitlines():
+    lines = message.splitlines()
+    kinds = [found["kind"] for line in lines if (found := TRIED.match(line.strip().removeprefix("- ")))]
+    for line in lines:
         indent, text = len(line) - len(line.lstrip()), line.strip().removeprefix("- ")
         key = PARSER_KEY.match(text)
         if key:
@@ -67,7 +76,10 @@ def explain(message: str) -> str:
             text = key["rest"]
         if not text or text.startswith(NOISE):
             continue
-        return _sentence(".".join(name for _, name in path), text)
+        where = ".".join(name for _, name in path)
+        if len(kinds) > 1 and TRIED.match(text):
+            return f"{where or 'the configuration'} must be a value of type {' or '.join(dict.fromkeys(kinds))}."
+        return _sentence(where, text)
     return " ".join(message.split())
 
 
@@ -75,10 +87,24 @@ def _sentence(path: str, text: str) -> str:
     where = path or "the configuration"
     if found := NOT_ACCEPTED.match(text):
         name = found["key"] or found["option"] or found["word"]
+        where = ".".join(filter(None, (path, found["group"]))) or where
         names = _option_names()
         elsewhere = name.rsplit(".", 1)[-1] in names  # spelt right, so nothing near it helps
         remedy = ", which another class has; `lora-lightning fit --help` lists them." if elsewhere else ""
         return f"{where} has no option {name!r}{remedy or _suggest(name, names)}"
+    if found := REQUIRED.match(text):
+        return f"{found['names']} is missing; name a class with its options, as the files in configs/ do."
+    if found := NO_CLASS.match(text):
+        value = f" is {found['value'][:60]}, but" if found["value"] else ":"
+        return f"{where}{value} a class_path of a {found['base']} with its init_args is needed."
+    if found := NO_OPTIONS.match(text):
+        value = f"a {found['kind']}" if found["kind"] else repr(found["value"])
+        group = path if found["value"] else f"{path or 'model'} has a group of options that"
+        return f"{group} is {value}, but options by name are needed; see `lora-lightning fit --help`."
+    if found := NO_ARGUMENT.match(text):
+        return f"{found['cls']} has no option {found['name']!r}{_suggest(found['name'], _option_names())}"
+    if found := MISSING.match(text):
+        return f"{found['name']} is missing; give {found['name'].partition('.')[0]} its options by name."
     if found := IMPORT_PATH.match(text):
         names = [cls.__name__ for cls in CLASSES]
         return f"{where}: there is no class {found['name']!r}{_suggest(found['name'], names)}"
