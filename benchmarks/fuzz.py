@@ -12,11 +12,10 @@ import argparse
 import multiprocessing
 import os
 import resource
-import signal
 import sys
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -27,6 +26,7 @@ import torch
 
 from tests.conftest import TinyBackbone
 from tests.fuzzing.configs import config_cases
+from tests.fuzzing.data_files import FORMATS, data_cases
 from tests.fuzzing.outcome import FAILED, LATE, RAN, REFUSED, Case, Outcome, outcome_of
 from tests.test_configs import CONFIGS
 from tests.tiny_models import save_tiny_backbone
@@ -35,10 +35,10 @@ SECONDS = 120
 BYTES = 16 * 2**30
 
 
-def isolated(case: Case, folder: Path) -> Outcome:
+def isolated(case: Case) -> Outcome:
     """Runs a case in a fork, so that neither a crash nor a global setting reaches the next."""
     receiving, sending = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("fork").Process(target=_report, args=(sending, case, folder))
+    process = multiprocessing.get_context("fork").Process(target=_report, args=(sending, case))
     process.start()
     sending.close()
     outcome = Outcome(FAILED, f"no end within {SECONDS} s")
@@ -53,14 +53,12 @@ def isolated(case: Case, folder: Path) -> Outcome:
     return outcome
 
 
-def _report(sending: Connection, case: Case, folder: Path) -> None:
-    os.setpgrp()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def _report(sending: Connection, case: Case) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
     nowhere = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(nowhere, number)
-    sending.send(outcome_of(case.words, folder))
+    sending.send(outcome_of(case))
 
 
 def all_config_cases(folder: Path, backbones: TinyBackbone, count: int, seed: int) -> Iterator[Case]:
@@ -70,38 +68,58 @@ def all_config_cases(folder: Path, backbones: TinyBackbone, count: int, seed: in
         yield from config_cases(path, folder / f"config{number}", backbones, -(-count // len(paths)), seed)
 
 
-def fuzz(cases: Iterable[Case], folder: Path) -> dict[str, Counter[str]]:
-    """Runs cases and counts how they ended, by source; tells what failed as it goes."""
+def all_data_cases(folder: Path, backbones: TinyBackbone, count: int, seed: int) -> Iterator[Case]:
+    """About `count` cases, the same number of each format."""
+    for number, name in enumerate(FORMATS):
+        yield from data_cases(name, folder / f"format{number}", backbones, -(-count // len(FORMATS)), seed)
+
+
+def warm_up(folder: Path, backbones: TinyBackbone) -> None:
+    """Runs unchanged configs here: they must run, and what they import need not be imported in every fork."""
+    for name in ("callbacks/all_monitors.yaml", "squad_v2/minilm_lora.yaml", "causal_lm/gpt2_instructions_lora.yaml"):
+        for case in config_cases(CONFIGS / name, folder / name, backbones, 1, change=False):
+            if (outcome := outcome_of(case)).kind != RAN:
+                raise SystemExit(f"{name} does not run as it is: {outcome.message}")
+
+
+def fuzz(cases: Iterable[Case], told: Collection[str]) -> dict[str, Counter[str]]:
+    """Runs cases and counts how they ended, by the first part of their source; tells those of some kinds in full."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for case in cases:
-        outcome = isolated(case, folder)
+        outcome = isolated(case)
         counts[case.source.partition("/")[0]][outcome.kind] += 1
-        if outcome.kind in {FAILED, LATE} or VERBOSE:
-            print(f"{case.source}: {case.mutation}\n  {' '.join(case.words)}\n  {outcome.kind}: {outcome.message[-1500:]}", file=sys.stderr, flush=True)
+        if outcome.kind in told:
+            lines = (f"{case.source}: {case.mutation}", " ".join(case.words), f"{outcome.kind}: {outcome.message}")
+            print("\n  ".join(lines), file=sys.stderr, flush=True)
     return counts
 
 
-VERBOSE = False
+def print_table(counts: Mapping[str, Counter[str]]) -> None:
+    """One row a source, and their sum."""
+    kinds = (REFUSED, LATE, RAN, FAILED)
+    print(f"| input | cases | {' | '.join(kinds)} |\n| --- |{' --- |' * 5}")
+    for source, found in [*counts.items(), ("all", sum(counts.values(), Counter()))]:
+        print(f"| {source} | {found.total()} | {' | '.join(str(found[kind]) for kind in kinds)} |", flush=True)
 
 
 def main() -> None:
-    """Fuzzes and prints the table."""
+    """Fuzzes and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--configs", type=int, default=1000, help="changed configs, at least")
+    parser.add_argument("--configs", type=int, default=1000, help="changed configs, at least; 0 for none")
+    parser.add_argument("--data", type=int, default=1000, help="changed data files, at least; 0 for none")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--verbose", action="store_true", help="tell how every case ended, not just the bad ones")
     options = parser.parse_args()
-    global VERBOSE
-    VERBOSE = options.verbose
+    told = (REFUSED, LATE, RAN, FAILED) if options.verbose else (LATE, FAILED)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         backbones = cache(lambda family: save_tiny_backbone(family, folder / "backbones" / family))
-        counts = fuzz(all_config_cases(folder, backbones, options.configs, options.seed), folder)
-    kinds = (REFUSED, LATE, RAN, FAILED)
-    print(f"| input | cases | {' | '.join(kinds)} |\n| --- |{' --- |' * 5}")
-    for source, found in counts.items():
-        print(f"| {source} | {found.total()} | {' | '.join(str(found[kind]) for kind in kinds)} |")
+        warm_up(folder, backbones)
+        if options.configs:
+            print_table(fuzz(all_config_cases(folder, backbones, options.configs, options.seed), told))
+        if options.data:
+            print_table(fuzz(all_data_cases(folder, backbones, options.data, options.seed), told))
 
 
 if __name__ == "__main__":

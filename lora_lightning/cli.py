@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
@@ -29,9 +30,16 @@ from lora_lightning.callbacks.adapter_monitor import AdapterMonitor
 from lora_lightning.callbacks.run_folder import run_folder_of
 from lora_lightning.config_files import GROUPS, check_config_files
 from lora_lightning.datamodules import AdaptationDataModule
-from lora_lightning.errors import CheckpointError, ConfigurationError, LoraLightningError, VerificationError
+from lora_lightning.errors import (
+    CheckpointError,
+    ConfigurationError,
+    LoraLightningError,
+    TrainingError,
+    VerificationError,
+)
 from lora_lightning.lora.checkpoint import read_checkpoint
 from lora_lightning.metrics import LabelSpace
+from lora_lightning.null_values import check_nulls
 from lora_lightning.parser import ArgumentParser, explain
 from lora_lightning.summary import (
     HIGHER_IS_BETTER,
@@ -47,6 +55,7 @@ from lora_lightning.tasks.base import contradictions
 LOGS = Path("lightning_logs")
 SEEDS = 2**32  # NumPy's
 REFUSING = {"lightning", "jsonargparse"}  # packages that check options
+RESTORING = "checkpoint_connector.py"  # Lightning's; what it reads with is called restore... or resume...
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -100,6 +109,7 @@ class LoraLightningCLI(LightningCLI):
             if not hasattr(found := self.options.get(group, {}), "items"):
                 msg = f"{group} is {found!r}, but options by name are needed, such as --{group}.NAME VALUE."
                 raise ConfigurationError(msg)
+        check_nulls(self.options.as_dict())
         seed = self.options.seed_everything
         if not isinstance(seed, bool) and seed is not None and not 0 <= seed < SEEDS:
             msg = f"seed_everything is {seed}, but a seed in [0, {SEEDS}) is needed."
@@ -248,7 +258,7 @@ class LoraLightningCLI(LightningCLI):
         """
         self.failed_check: VerificationError | None = None
         try:
-            self.trainer.fit(**kwargs)
+            self.trainer.fit(**{**kwargs, "weights_only": True})
         except VerificationError as error:
             if not self._checkpoint_callback().best_model_path:
                 raise
@@ -305,7 +315,7 @@ class LoraLightningCLI(LightningCLI):
         self._evaluate("test", kwargs)
 
     def _evaluate(self, command: str, kwargs: dict[str, Any]) -> None:
-        getattr(self.trainer, command)(**{**kwargs, "verbose": False})
+        getattr(self.trainer, command)(**{**kwargs, "verbose": False, "weights_only": True})
         if self.trainer.is_global_zero:
             metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
             print_metrics(metrics)
@@ -326,7 +336,7 @@ class LoraLightningCLI(LightningCLI):
 
     def predict(self, **kwargs: Any) -> None:
         """Predicts every row; they go to the file, not into memory twice."""
-        self.trainer.predict(**{**kwargs, "return_predictions": False})
+        self.trainer.predict(**{**kwargs, "return_predictions": False, "weights_only": True})
 
     def after_predict(self) -> None:
         """Says where the predictions are."""
@@ -432,18 +442,34 @@ def run(arguments: Sequence[str]) -> LoraLightningCLI:
         raise (_own_error(error) or ConfigurationError(" ".join(str(error).split()))) from error
     except Exception as error:  # noqa: BLE001  # raised again below
         # jsonargparse wraps what a class raises while it is made.
-        raise _own_error(error) or _as_configuration_error(error) or error from None
+        raise _own_error(error) or _as_memory_error(error) or _as_user_error(error) or error from None
 
 
-def _as_configuration_error(error: Exception) -> ConfigurationError | None:
+def _as_user_error(error: Exception) -> LoraLightningError | None:
     """What Lightning or the parser itself refuses is an option's value; what fails deeper is no user's mistake."""
     if isinstance(error, UnicodeDecodeError):
         return ConfigurationError(f"a file is not in UTF-8 ({error}); save it in that encoding.")
     frames = traceback.extract_tb(error.__traceback__)
-    refused_by = Path(frames[-1].filename).parts if frames else ()
-    if not isinstance(error, ValueError | TypeError | ImportError) or not REFUSING.intersection(refused_by):
+    if any(frame.filename.endswith(RESTORING) and frame.name.lstrip("_").startswith("re") for frame in frames):
+        why = " ".join(str(error).split())[:200]
+        msg = f"the checkpoint cannot be restored ({type(error).__name__}: {why}); use another file of the run."
+        return CheckpointError(msg)
+    if not isinstance(error, ValueError | TypeError | ImportError) or not REFUSING.intersection(Path(frames[-1].filename).parts):
         return None
     return ConfigurationError(explain(str(error)) if "\n" in str(error) else str(error))
+
+
+def _as_memory_error(error: Exception) -> TrainingError | None:
+    """Too little memory, on a device or in the machine, is for the user to mend."""
+    text = str(error)
+    if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in text:
+        return None
+    why = text.strip().splitlines()[0].rpartition("]")[2].strip() if text.strip() else "none is left"
+    msg = (
+        f"there is too little memory ({why}); lower data.batch_size, the length of the texts or model.lora.r, or set "
+        "--model.gradient_checkpointing true."
+    )
+    return TrainingError(msg)
 
 
 def _own_error(error: BaseException | None) -> LoraLightningError | None:

@@ -63,7 +63,8 @@ def check_config_file(path: Path) -> None:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
-        msg = f"the config {path}{where} is not YAML: {error.problem or error.context}."
+        problem = " ".join(filter(None, (error.context, error.problem)))
+        msg = f"the config {path}{where} is not YAML: {problem}."
         raise ConfigurationError(msg) from error
     except (yaml.YAMLError, ValueError) as error:  # a character that YAML forbids; a date that there is not
         msg = f"the config {path} is not YAML: {' '.join(str(error).split())}."

@@ -89,14 +89,18 @@ def _sentence(path: str, text: str) -> str:
         name = found["key"] or found["option"] or found["word"]
         where = ".".join(filter(None, (path, found["group"]))) or where
         names = _option_names()
+        first = name.partition(".")[0]
+        if where == "the configuration" and first not in names:
+            return f"{where} has no option {name!r}{_suggest(first, names)}"
         elsewhere = name.rsplit(".", 1)[-1] in names  # spelt right, so nothing near it helps
         remedy = ", which another class has; `lora-lightning fit --help` lists them." if elsewhere else ""
         return f"{where} has no option {name!r}{remedy or _suggest(name, names)}"
     if found := REQUIRED.match(text):
-        return f"{found['names']} is missing; name a class with its options, as the files in configs/ do."
+        return f"{found['names']} is missing; give it, as the files in configs/ do."
     if found := NO_CLASS.match(text):
-        value = f" is {found['value'][:60]}, but" if found["value"] else ":"
-        return f"{where}{value} a class_path of a {found['base']} with its init_args is needed."
+        wanted = "the options by name" if found["base"].endswith("Settings") else f"a class_path of a {found['base']}"
+        value = f" is {found['value'][:60]}, but {wanted}" if found["value"] else f" must be {wanted}"
+        return f"{where}{value}{' is needed.' if found['value'] else ', with its init_args.'}"
     if found := NO_OPTIONS.match(text):
         value = f"a {found['kind']}" if found["kind"] else repr(found["value"])
         group = path if found["value"] else f"{path or 'model'} has a group of options that"

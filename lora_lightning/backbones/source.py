@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from lora_lightning.errors import BackboneError
 
 PACKAGE_SCHEME = "package://"
+ADAPTER_CONFIG = "adapter_config.json"  # PEFT's
 
 
 def resolve_backbone(backbone: str) -> str:
@@ -106,6 +107,12 @@ def _package_folder(backbone: str) -> Path:
 
 
 def _with_model(folder: Path, backbone: str) -> Path:
+    if (folder / ADAPTER_CONFIG).is_file():  # transformers would load it, and whatever base it names
+        msg = (
+            f"the backbone {backbone!r} is {folder}, which holds an adapter ({ADAPTER_CONFIG}) and no backbone; give "
+            "the model that it was trained on, or go on from a checkpoint with --ckpt_path."
+        )
+        raise BackboneError(msg)
     if (folder / "config.json").is_file():
         return folder
     files = sorted(path.name for path in folder.glob("*.gguf"))

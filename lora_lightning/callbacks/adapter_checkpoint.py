@@ -78,6 +78,9 @@ class AdapterCheckpoint(ModelCheckpoint):
         if not self._should_skip_saving_checkpoint(trainer):  # saved at this step already, or fast_dev_run
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
+    def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        """Removes nothing: both files are written over, and a path may come from a checkpoint of someone else's."""
+
     @property
     def state_key(self) -> str:
         """One key whatever is monitored, so that a resumed run always finds the state."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lora_lightning.errors import CheckpointError
+from lora_lightning.lora.untrusted import check_archive, check_content
 
 
 def keep_what_trains(state_dict: Mapping[str, Tensor], keep: Collection[str]) -> dict[str, Tensor]:
@@ -81,6 +82,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         problem = "is a folder" if Path(path).is_dir() else "does not exist"
         msg = f"the checkpoint {path} {problem}; a run's checkpoints are <run>/checkpoints/best.ckpt and last.ckpt."
         raise CheckpointError(msg)
+    check_archive(Path(path))
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError and more here
@@ -89,4 +91,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= checkpoint.keys():
         msg = f"{path} holds no state_dict and hyper_parameters; use a .ckpt file that lora-lightning wrote."
         raise CheckpointError(msg)
+    parts = {name: isinstance(checkpoint[name], Mapping) for name in ("state_dict", "hyper_parameters")}
+    if not all(parts.values()) or not all(isinstance(value, Tensor) for value in checkpoint["state_dict"].values()):
+        msg = f"{path} holds something else than tensors by name; use a .ckpt file that lora-lightning wrote."
+        raise CheckpointError(msg)
+    check_content(checkpoint, path)
     return checkpoint

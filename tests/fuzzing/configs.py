@@ -2,20 +2,19 @@
 
 import copy
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import yaml
 
 from tests.conftest import TinyBackbone
 from tests.fuzzing.outcome import Case
+from tests.fuzzing.trees import Place, any_place, at, is_leaf, misspelt, pick
 from tests.test_configs import CONFIGS, PARTIAL, data_words, stand_in
 
 Config = dict[str, Any]
-Place = tuple[str | int, ...]  # keys and list positions from the root
-Item = TypeVar("Item")
 
 NUMBERS = [0, -1, 1, 2, 3, 10**6, 10**12, 10**30, -(2**63), 0.5, -0.5, 1.5, 1e-300, 1e300, *map(float, ("nan", "inf"))]
 TEXTS = [
@@ -45,7 +44,9 @@ OTHERS: list[Any] = [None, True, False, [], {}, [None], [1, 2], ["a"], {"a": 1},
 NEVER = {"num_workers": 2}
 
 
-def config_cases(path: Path, folder: Path, tiny_backbone: TinyBackbone, count: int, seed: int = 0) -> Iterator[Case]:
+def config_cases(
+    path: Path, folder: Path, tiny_backbone: TinyBackbone, count: int, seed: int = 0, change: bool = True
+) -> Iterator[Case]:
     """Changes one shipped config in many ways.
 
     Args:
@@ -54,6 +55,7 @@ def config_cases(path: Path, folder: Path, tiny_backbone: TinyBackbone, count: i
         tiny_backbone: Tiny weights of an architecture.
         count: How many cases.
         seed: Of the choices; the same seed gives the same cases.
+        change: Or not, to see that the config runs.
 
     Yields:
         `fit` on each changed config.
@@ -70,10 +72,10 @@ def config_cases(path: Path, folder: Path, tiny_backbone: TinyBackbone, count: i
         base = with_stand_ins(path, folder, tiny_backbone)
     for number in range(count):
         random = np.random.default_rng([seed, zlib.crc32(name.encode()), number])
-        mutation, content = _changed(base, random)
+        mutation, content = _changed(base, random) if change else ("unchanged", yaml.safe_dump(base).encode())
         file = folder / f"{number}.yaml"
         file.write_bytes(content)
-        yield Case(name, mutation, ("fit", *first, f"--config={file}"))
+        yield Case(name, mutation, ("fit", *first, f"--config={file}"), folder)
 
 
 def with_stand_ins(path: Path, folder: Path, tiny_backbone: TinyBackbone) -> Config:
@@ -101,104 +103,77 @@ def _changed(base: Config, random: np.random.Generator) -> tuple[str, bytes]:
     if random.random() < 0.25:  # noqa: PLR2004
         return _changed_text(yaml.safe_dump(base, sort_keys=False, allow_unicode=True), random)
     config = copy.deepcopy(base)
-    done = [_pick(STRUCTURAL, random)(config, random) for _ in range(1 if random.random() < 0.8 else 3)]  # noqa: PLR2004
+    done: list[str] = []
+    for _ in range(1 if random.random() < 0.8 else 3):  # noqa: PLR2004
+        if config:  # the change before may have left nothing
+            done.append(pick(STRUCTURAL, random)(config, random))
     return "; ".join(done), yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode()
-
-
-def _pick(items: Sequence[Item], random: np.random.Generator) -> Item:
-    return items[int(random.integers(len(items)))]
-
-
-def _places(config: Any, inside: Place = ()) -> Iterator[Place]:
-    entries = config.items() if isinstance(config, dict) else enumerate(config) if isinstance(config, list) else ()
-    for key, value in entries:
-        yield (*inside, key)
-        yield from _places(value, (*inside, key))
-
-
-def _at(config: Any, place: Place) -> Any:
-    for key in place:
-        config = config[key]
-    return config
-
-
-def _any_place(config: Config, random: np.random.Generator, keep: Callable[[Any], bool] = lambda _: True) -> Place:
-    places = [place for place in _places(config) if keep(_at(config, place))]
-    return _pick(places or [next(_places(config))], random)
 
 
 def _put(config: Config, place: Place, value: Any) -> str:
     if place[-1] in NEVER and isinstance(value, int | float) and value > NEVER[str(place[-1])]:
         value = NEVER[str(place[-1])]
-    _at(config, place[:-1])[place[-1]] = value
+    at(config, place[:-1])[place[-1]] = value
     return f"{'.'.join(map(str, place))} = {str(value)[:40]!r}"
 
 
-def _is_leaf(value: Any) -> bool:
-    return not isinstance(value, dict | list)
-
-
 def _number(config: Config, random: np.random.Generator) -> str:
-    place = _any_place(config, random, lambda value: isinstance(value, int | float) and not isinstance(value, bool))
-    return _put(config, place, _pick(NUMBERS, random))
+    place = any_place(config, random, lambda value: isinstance(value, int | float) and not isinstance(value, bool))
+    return _put(config, place, pick(NUMBERS, random))
 
 
 def _text(config: Config, random: np.random.Generator) -> str:
-    return _put(config, _any_place(config, random, _is_leaf), _pick(TEXTS, random))
+    return _put(config, any_place(config, random, is_leaf), pick(TEXTS, random))
 
 
 def _other_type(config: Config, random: np.random.Generator) -> str:
-    return _put(config, _any_place(config, random), copy.deepcopy(_pick(OTHERS, random)))
-
-
-def _misspelt(text: str, random: np.random.Generator) -> str:
-    at = int(random.integers(len(text))) if text else 0
-    return _pick([text[:at] + text[at + 1 :], text[:at] + "x" + text[at:], text.swapcase(), f"{text}s"], random)
+    return _put(config, any_place(config, random), copy.deepcopy(pick(OTHERS, random)))
 
 
 def _misspell_value(config: Config, random: np.random.Generator) -> str:
-    place = _any_place(config, random, lambda value: isinstance(value, str))
-    return _put(config, place, _misspelt(str(_at(config, place)), random))
+    place = any_place(config, random, lambda value: isinstance(value, str))
+    return _put(config, place, misspelt(str(at(config, place)), random))
 
 
 def _rename_key(config: Config, random: np.random.Generator) -> str:
-    place = _any_place(config, random)
-    holder = _at(config, place[:-1])
+    place = any_place(config, random)
+    holder = at(config, place[:-1])
     if not isinstance(holder, dict):
         return _put(config, place, None)
-    new: Any = _misspelt(str(place[-1]), random) if random.random() < 0.8 else _pick([1, None, True, ""], random)  # noqa: PLR2004
+    new: Any = misspelt(str(place[-1]), random) if random.random() < 0.8 else pick([1, None, True, ""], random)  # noqa: PLR2004
     holder[new] = holder.pop(place[-1])
     return f"{'.'.join(map(str, place))} is called {new!r}"
 
 
 def _delete(config: Config, random: np.random.Generator) -> str:
-    place = _any_place(config, random)
-    del _at(config, place[:-1])[place[-1]]
+    place = any_place(config, random)
+    del at(config, place[:-1])[place[-1]]
     return f"no {'.'.join(map(str, place))}"
 
 
 def _nest(config: Config, random: np.random.Generator) -> str:
-    place = _any_place(config, random)
-    value = _at(config, place)
-    wrapped = _pick([[value], {"init_args": value}, {str(place[-1]): value}, {"class_path": value}], random)
+    place = any_place(config, random)
+    value = at(config, place)
+    wrapped = pick([[value], {"init_args": value}, {str(place[-1]): value}, {"class_path": value}], random)
     return _put(config, place, wrapped)
 
 
 def _flatten(config: Config, random: np.random.Generator) -> str:
-    place = _any_place(config, random, lambda value: isinstance(value, dict) and bool(value))
-    inner = _at(config, place)
+    place = any_place(config, random, lambda value: isinstance(value, dict) and bool(value))
+    inner = at(config, place)
     return _put(config, place, next(iter(inner.values())) if isinstance(inner, dict) else [inner])
 
 
 def _exchange(config: Config, random: np.random.Generator) -> str:
-    first, second = _any_place(config, random), _any_place(config, random)
-    return _put(config, first, copy.deepcopy(_at(config, second)))
+    first, second = any_place(config, random), any_place(config, random)
+    return _put(config, first, copy.deepcopy(at(config, second)))
 
 
 def _add_key(config: Config, random: np.random.Generator) -> str:
-    place = _any_place(config, random, lambda value: isinstance(value, dict))
-    name = _pick(["r", "seed", "class_path", "init_args", "metrics", "callbacks", "dict_kwargs", "x"], random)
-    return _put(config, (*place, name), _pick([1, "x", None, {}], random))
+    place = any_place(config, random, lambda value: isinstance(value, dict))
+    name = pick(["r", "seed", "class_path", "init_args", "metrics", "callbacks", "dict_kwargs", "x"], random)
+    inside = isinstance(at(config, place), dict)
+    return _put(config, (*place, name) if inside else place, pick([1, "x", None, {}], random))
 
 
 STRUCTURAL = [
@@ -218,17 +193,17 @@ STRUCTURAL = [
 
 def _changed_text(text: str, random: np.random.Generator) -> tuple[str, bytes]:
     lines = text.splitlines(keepends=True)
-    at = int(random.integers(len(lines)))
+    row = int(random.integers(len(lines)))
     raw = text.encode()
     place = int(random.integers(1, len(raw)))
     half = raw[:place]
     changes: list[tuple[str, bytes]] = [
-        (f"line {at + 1} twice", "".join([*lines[: at + 1], *lines[at:]]).encode()),
-        (f"line {at + 1} twice with another value", _second_value(lines, at).encode()),
-        (f"line {at + 1} missing", "".join(lines[:at] + lines[at + 1 :]).encode()),
-        (f"line {at + 1} indented by a tab", "".join([*lines[:at], "\t", *lines[at:]]).encode()),
-        (f"line {at + 1} indented further", "".join([*lines[:at], "   ", *lines[at:]]).encode()),
-        (f"line {at + 1} without colon", "".join([*lines[:at], lines[at].replace(":", ""), *lines[at + 1 :]]).encode()),
+        (f"line {row + 1} twice", "".join([*lines[: row + 1], *lines[row:]]).encode()),
+        (f"line {row + 1} twice with another value", _second_value(lines, row).encode()),
+        (f"line {row + 1} missing", "".join(lines[:row] + lines[row + 1 :]).encode()),
+        (f"line {row + 1} indented by a tab", "".join([*lines[:row], "\t", *lines[row:]]).encode()),
+        (f"line {row + 1} indented further", "".join([*lines[:row], "   ", *lines[row:]]).encode()),
+        (f"line {row + 1} without colon", "".join([*lines[:row], lines[row].replace(":", ""), *lines[row + 1 :]]).encode()),
         (f"cut at byte {place}", half),
         (f"byte {place} flipped", half[:-1] + bytes([half[-1] ^ 1 << int(random.integers(8))]) + raw[place:]),
         (f"NUL at byte {place}", half + b"\0" + raw[place:]),
@@ -251,12 +226,12 @@ def _changed_text(text: str, random: np.random.Generator) -> tuple[str, bytes]:
         ("a merge of nothing", raw + b"<<: 1\n"),
         ("a list as a key", raw + b"? [1, 2]\n: 3\n"),
     ]
-    return _pick(changes, random)
+    return pick(changes, random)
 
 
-def _second_value(lines: list[str], at: int) -> str:
-    key, colon, _ = lines[at].partition(":")
-    return "".join([*lines[: at + 1], f"{key}{colon} 7\n" if colon else lines[at], *lines[at + 1 :]])
+def _second_value(lines: list[str], row: int) -> str:
+    key, colon, _ = lines[row].partition(":")
+    return "".join([*lines[: row + 1], f"{key}{colon} 7\n" if colon else lines[row], *lines[row + 1 :]])
 
 
 def _laughs() -> bytes:

@@ -5,7 +5,7 @@ import os
 import re
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from lora_lightning.tasks import AdaptationTask
 
 RAN, REFUSED, LATE, FAILED = "ran", "refused", "refused late", "failed"
 ERROR = "lora-lightning: error: "
-LONGEST = 700  # characters of a sentence that a user reads to its end
+LONGEST = 1000  # characters of a sentence
 # What a sentence must not show: types and objects as Python prints them, or a traceback.
 MACHINE_WORDS = re.compile(r"Traceback \(most|<class '|<[\w.]+ object at 0x|Error\(|Namespace\(|\n")
 
@@ -34,11 +34,13 @@ class Case:
         source: What was changed: a config's path, or a data format.
         mutation: How, for a reader.
         words: The command; its files are written.
+        folder: Where relative paths lead to.
     """
 
     source: str
     mutation: str
     words: tuple[str, ...]
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -90,22 +92,21 @@ def stopped_early() -> Iterator[list[str]]:
         yield loaded
 
 
-def outcome_of(words: Sequence[str], folder: Path) -> Outcome:
-    """Runs a command in this process.
+def outcome_of(case: Case) -> Outcome:
+    """Runs a case in this process.
 
     Args:
-        words: As after the program's name.
-        folder: Where relative paths lead to.
+        case: The command and its folder.
 
     Returns:
         How it ended.
     """
     said, printed = io.StringIO(), io.StringIO()
     environment = dict(os.environ)
-    with chdir(folder), stopped_early() as loaded, warnings.catch_warnings():
+    with chdir(case.folder), stopped_early() as loaded, warnings.catch_warnings():
         try:
             with redirect_stderr(said), redirect_stdout(printed):
-                status: Any = main(words)
+                status: Any = main(case.words)
         except ProcessesAsked:
             return Outcome(RAN, "up to the start of further processes")
         except SystemExit as end:
