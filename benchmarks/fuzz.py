@@ -69,9 +69,11 @@ def all_config_cases(folder: Path, backbones: TinyBackbone, count: int, seed: in
 
 
 def all_data_cases(folder: Path, backbones: TinyBackbone, count: int, seed: int) -> Iterator[Case]:
-    """About `count` cases, the same number of each format."""
+    """About `count` cases, the same number of each kind of data, shared by its formats."""
+    kinds = Counter(name.partition("/")[0] for name in FORMATS)
     for number, name in enumerate(FORMATS):
-        yield from data_cases(name, folder / f"format{number}", backbones, -(-count // len(FORMATS)), seed)
+        share = -(-count // (len(kinds) * kinds[name.partition("/")[0]]))
+        yield from data_cases(name, folder / f"format{number}", backbones, share, seed)
 
 
 def warm_up(folder: Path, backbones: TinyBackbone) -> None:

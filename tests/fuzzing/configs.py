@@ -100,7 +100,7 @@ def _parted(word: str) -> tuple[str, str, str]:
 
 
 def _changed(base: Config, random: np.random.Generator) -> tuple[str, bytes]:
-    if random.random() < 0.25:  # noqa: PLR2004
+    if random.random() < 0.15:  # noqa: PLR2004
         return _changed_text(yaml.safe_dump(base, sort_keys=False, allow_unicode=True), random)
     config = copy.deepcopy(base)
     done: list[str] = []
@@ -177,11 +177,10 @@ def _add_key(config: Config, random: np.random.Generator) -> str:
 
 
 STRUCTURAL = [
-    _number,
-    _number,
-    _text,
+    *[_number] * 6,  # most of what can be wrong without being of the wrong type
+    *[_text] * 3,
+    *[_misspell_value] * 2,
     _other_type,
-    _misspell_value,
     _rename_key,
     _delete,
     _nest,
