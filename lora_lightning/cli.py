@@ -1,6 +1,7 @@
 """LightningCLI for this package: shared callbacks, one run folder, and a guard around checkpoints."""
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -37,7 +38,7 @@ from lora_lightning.errors import (
     TrainingError,
     VerificationError,
 )
-from lora_lightning.lora.checkpoint import read_checkpoint
+from lora_lightning.lora.checkpoint import check_resumable, read_checkpoint
 from lora_lightning.metrics import LabelSpace
 from lora_lightning.null_values import check_nulls
 from lora_lightning.parser import ArgumentParser, explain
@@ -138,7 +139,10 @@ class LoraLightningCLI(LightningCLI):
             raise CheckpointError(msg)
         if path is None:
             return
-        saved = read_checkpoint(path)["hyper_parameters"]
+        checkpoint = read_checkpoint(path)
+        if command == "fit":
+            check_resumable(checkpoint, path)
+        saved = checkpoint["hyper_parameters"]
         asked = self.options.model.init_args.as_dict()
         unknown, lacking = sorted(saved.keys() - asked.keys()), sorted(asked.keys() - saved.keys())
         if unknown and lacking:  # one of both may be another release's
@@ -155,7 +159,11 @@ class LoraLightningCLI(LightningCLI):
             )
             raise CheckpointError(msg)
         if saved.get("label_space"):
-            self.saved_labels = LabelSpace(**saved["label_space"])
+            try:
+                self.saved_labels = LabelSpace(**saved["label_space"])
+            except TypeError as error:
+                msg = f"the checkpoint {path} holds no labels as this program saves them ({error}); use another file."
+                raise CheckpointError(msg) from error
 
     def after_instantiate_classes(self) -> None:
         """Prediction needs no training data: its labels come from the checkpoint."""
@@ -239,6 +247,13 @@ class LoraLightningCLI(LightningCLI):
                 f"trainer.accumulate_grad_batches is {self.trainer.accumulate_grad_batches}, but a step is made of at "
                 "least 1 batch."
             )
+            raise ConfigurationError(msg)
+        clip, patience = self.trainer.gradient_clip_val, self.options.early_stopping.patience
+        if clip is not None and not 0 <= clip < math.inf:
+            msg = f"trainer.gradient_clip_val is {clip}, but a norm of at least 0 is needed, or null for no clipping."
+            raise ConfigurationError(msg)
+        if patience < 0:
+            msg = f"early_stopping.patience is {patience}, but it is a number of validations, at least 0."
             raise ConfigurationError(msg)
         if self.options.trainer.get("overfit_batches"):
             msg = "trainer.overfit_batches is not supported; use trainer.limit_train_batches and limit_val_batches."

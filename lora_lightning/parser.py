@@ -28,7 +28,8 @@ NOT_ACCEPTED = re.compile(
 )
 OWN_SENTENCE = re.compile(r"^(?P<where>the configuration|[\w.]+)(?P<rest>:? (?:is|has|must be|there is) .*)$")
 IMPORT_PATH = re.compile(
-    r"^(?:Expected a dot import path string: |Expected a path but |No module named )'?(?P<name>[\w.]+)"
+    r"^(?:Expected a dot import path string: |No module named '?|Expected a path but )(?P<name>.*?)"
+    r"(?:'|: .*| either not accessible or invalid)?$"
 )
 REQUIRED = re.compile(r"^the following arguments are required: (?:\w+\.)?(?P<names>.+)$")
 NO_CLASS = re.compile(r"^Not a valid subclass of (?P<base>\w+)(?:\. Got value: (?P<value>.*))?$")
@@ -111,7 +112,7 @@ def _sentence(path: str, text: str) -> str:
         return f"{found['name']} is missing; give {found['name'].partition('.')[0]} its options by name."
     if found := IMPORT_PATH.match(text):
         names = [cls.__name__ for cls in CLASSES]
-        return f"{where}: there is no class {found['name']!r}{_suggest(found['name'], names)}"
+        return f"{where}: there is no class {found['name'][:60]!r}{_suggest(found['name'], names)}"
     if found := EXPECTED.match(text):
         if found["value"] is None:
             return f"{where} must be {_kind(found['kind'])}."

@@ -13,7 +13,7 @@ from lora_lightning.backbones.loading import (
 from lora_lightning.backbones.quantization import Quantization, check_quantization
 from lora_lightning.errors import BackboneError, ConfigurationError
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
-from lora_lightning.lora.injection import modules_trained_in_full
+from lora_lightning.lora.injection import check_rank, modules_trained_in_full
 from lora_lightning.lora.target_modules import resolve_target_modules
 
 
@@ -74,7 +74,8 @@ def check_causal_lm_settings(
                 "training a copy of them would part the two; leave it out, or write `lora: null`."
             )
             raise ConfigurationError(msg)
-    resolve_target_modules(model, settings.target_modules, exclude=[*whole, output_head_name(model)])
+    never = [*whole, output_head_name(model)]
+    check_rank(model, resolve_target_modules(model, settings.target_modules, exclude=never), settings.r)
     if quantization is not None:
         check_quantization(model, quantization, whole)
 

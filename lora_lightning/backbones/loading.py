@@ -27,7 +27,7 @@ from lora_lightning.backbones.quantization import Quantization, bitsandbytes_con
 from lora_lightning.backbones.source import gguf_file_of, hub_is_reachable, resolve_backbone
 from lora_lightning.errors import BackboneError, LoraLightningError
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
-from lora_lightning.lora.injection import modules_lacked, modules_trained_in_full
+from lora_lightning.lora.injection import check_rank, modules_lacked, modules_trained_in_full
 from lora_lightning.lora.target_modules import resolve_target_modules
 from lora_lightning.metrics.label_space import SINGLE_LABEL, ProblemType
 
@@ -232,7 +232,7 @@ def check_adapter_settings(
     model = build_without_storage(auto_class, config)
     head = [name for name, _ in model.named_children() if name != model.base_model_prefix]
     whole = modules_trained_in_full(model, settings, head)
-    resolve_target_modules(model, settings.target_modules, exclude=whole)
+    check_rank(model, resolve_target_modules(model, settings.target_modules, exclude=whole), settings.r)
     if quantization is not None:
         check_quantization(model, quantization, whole)
 

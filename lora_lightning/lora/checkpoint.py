@@ -97,3 +97,20 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(msg)
     check_content(checkpoint, path)
     return checkpoint
+
+
+def check_resumable(checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    """Refuses a checkpoint that training cannot go on from; Lightning would begin anew without a word.
+
+    Args:
+        checkpoint: From `read_checkpoint`.
+        path: What to call it in messages.
+
+    Raises:
+        CheckpointError: If the optimizer's state or the place in training is missing.
+    """
+    loops, optimizers = checkpoint.get("loops"), checkpoint.get("optimizer_states")
+    known = isinstance(loops, Mapping) and isinstance(loops.get("fit_loop"), Mapping)
+    if not known or not isinstance(optimizers, list) or len(optimizers) != 1:
+        msg = f"{path} holds no optimizer state and epoch to go on from; use last.ckpt of a run, or start anew."
+        raise CheckpointError(msg)

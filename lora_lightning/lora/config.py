@@ -5,6 +5,8 @@ from typing import Literal
 
 from lora_lightning.errors import ConfigurationError
 
+LARGEST_FLOAT32 = 3.4e38
+
 
 @dataclass
 class LoraSettings:
@@ -44,7 +46,7 @@ class LoraSettings:
         if self.r < 1:
             msg = f"model.lora.r is {self.r}, but a rank is at least 1; for full fine-tuning write `lora: null`."
             raise ConfigurationError(msg)
-        if self.lora_alpha <= 0:
+        if not 0 < self.lora_alpha < LARGEST_FLOAT32:
             msg = f"model.lora.lora_alpha is {self.lora_alpha}, but it must be above 0; 2 * r is a common choice."
             raise ConfigurationError(msg)
         if not 0 <= self.lora_dropout < 1:

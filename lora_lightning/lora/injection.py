@@ -69,6 +69,27 @@ def modules_trained_in_full(model: nn.Module, settings: LoraSettings, lacked: Co
     return [name for name in chosen if not any(name.startswith(f"{other}.") for other in chosen)]
 
 
+def check_rank(model: nn.Module, targets: Collection[str], r: int) -> None:
+    """Refuses a rank that makes every adapter larger than its layer, before memory is asked for.
+
+    Args:
+        model: Before adapters are attached, also without storage.
+        targets: Dotted names of the layers to adapt.
+        r: The rank.
+
+    Raises:
+        ConfigurationError: If it is above the larger side of every layer.
+    """
+    layers = linear_layers(model)
+    longest = max(max(weight_shape(layers[name])) for name in targets)
+    if r > longest:
+        msg = (
+            f"model.lora.r is {r}, but no layer to adapt has a side longer than {longest}, so that every adapter would "
+            "be larger than its layer; lower it, or write `lora: null`."
+        )
+        raise ConfigurationError(msg)
+
+
 def attach_lora(
     model: PreTrainedModel,
     settings: LoraSettings,
@@ -89,10 +110,11 @@ def attach_lora(
         The PEFT model. Adapters are float32 and start at dW = 0 (B = 0).
 
     Raises:
-        ConfigurationError: If a target or a module to save does not exist.
+        ConfigurationError: If a target or a module to save does not exist, or the rank is larger than every layer.
     """
     whole = modules_trained_in_full(model, settings, lacked)
     targets = resolve_target_modules(model, settings.target_modules, exclude=[*whole, *never_adapted])
+    check_rank(model, targets, settings.r)
     _warn_if_rank_is_full(model, targets, settings.r)
     config = LoraConfig(
         task_type=task_type,

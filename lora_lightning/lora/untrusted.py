@@ -14,7 +14,8 @@ from torch import Tensor
 
 from lora_lightning.errors import CheckpointError
 
-PATHS = ("dirpath", "best_model_path", "last_model_path", "kth_best_model_path", "best_k_models")
+PATHS = ("best_model_path", "last_model_path", "kth_best_model_path", "best_k_models")
+KEEPS_ALL = "AdapterCheckpoint"  # removes no file, whatever path it finds
 DEEPEST = 100  # of nested containers
 
 
@@ -62,7 +63,7 @@ def check_content(checkpoint: Mapping[str, Any], path: str | Path) -> None:
             raise CheckpointError(msg)
     callbacks = checkpoint.get("callbacks")
     for callback, state in callbacks.items() if isinstance(callbacks, Mapping) else ():
-        for found in _paths(state):
+        for found in _paths(state) if callback != KEEPS_ALL else ():
             # Lightning compares names alone, so `checkpoints/../../thesis.txt` counts as one inside `checkpoints`.
             if "://" in found or _turns_back(found):
                 msg = (
@@ -86,8 +87,12 @@ def _paths(state: Any) -> Iterator[str]:
 
 def _tensors(tree: Any, name: str, path: str) -> Iterator[tuple[str, Tensor]]:
     waiting = [(name, tree, 0)]
+    seen: set[int] = set()  # a list of lists of one list is short to write and endless to walk
     while waiting:
         name, value, depth = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
         if depth > DEEPEST:
             msg = f"{path} is nested deeper than {DEEPEST} levels, as no checkpoint is; use another file of the run."
             raise CheckpointError(msg)

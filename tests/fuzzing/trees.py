@@ -30,9 +30,9 @@ def at(tree: Any, place: Place) -> Any:
 
 
 def any_place(tree: Any, random: np.random.Generator, keep: Callable[[Any], bool] = lambda _: True) -> Place:
-    """A random place that holds what `keep` wants; the first one of all if there is none."""
-    wanted = [place for place in places(tree) if keep(at(tree, place))]
-    return pick(wanted, random) if wanted else next(places(tree))
+    """A random place that holds what `keep` wants; any one if there is none."""
+    there = list(places(tree))
+    return pick([place for place in there if keep(at(tree, place))] or there, random)
 
 
 def is_leaf(value: Any) -> bool:
