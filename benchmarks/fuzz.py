@@ -27,6 +27,7 @@ import torch
 from tests.conftest import TinyBackbone
 from tests.fuzzing.configs import config_cases
 from tests.fuzzing.data_files import FORMATS, data_cases
+from tests.fuzzing.model_files import backbone_cases, checkpoint_cases, prediction_cases
 from tests.fuzzing.outcome import FAILED, LATE, RAN, REFUSED, Case, Outcome, outcome_of
 from tests.test_configs import CONFIGS
 from tests.tiny_models import save_tiny_backbone
@@ -76,6 +77,12 @@ def all_data_cases(folder: Path, backbones: TinyBackbone, count: int, seed: int)
         yield from data_cases(name, folder / f"format{number}", backbones, share, seed)
 
 
+def all_model_cases(folder: Path, backbones: TinyBackbone, count: int, seed: int) -> Iterator[Case]:
+    """About `count` cases, the same number of each kind of file."""
+    for kind, cases in {"b": backbone_cases, "c": checkpoint_cases, "p": prediction_cases}.items():
+        yield from cases(folder / kind, backbones, -(-count // 3), seed)
+
+
 def warm_up(folder: Path, backbones: TinyBackbone) -> None:
     """Runs unchanged configs here: they must run, and what they import need not be imported in every fork."""
     for name in ("callbacks/all_monitors.yaml", "squad_v2/minilm_lora.yaml", "causal_lm/gpt2_instructions_lora.yaml"):
@@ -109,6 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--configs", type=int, default=1000, help="changed configs, at least; 0 for none")
     parser.add_argument("--data", type=int, default=1000, help="changed data files, at least; 0 for none")
+    parser.add_argument("--models", type=int, default=300, help="changed model files, at least; 0 for none")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--verbose", action="store_true", help="tell how every case ended, not just the bad ones")
     options = parser.parse_args()
@@ -118,10 +126,14 @@ def main() -> None:
         folder = Path(name)
         backbones = cache(lambda family: save_tiny_backbone(family, folder / "backbones" / family))
         warm_up(folder, backbones)
-        if options.configs:
-            print_table(fuzz(all_config_cases(folder, backbones, options.configs, options.seed), told))
-        if options.data:
-            print_table(fuzz(all_data_cases(folder, backbones, options.data, options.seed), told))
+        for title, cases, count in (
+            ("Configs", all_config_cases, options.configs),
+            ("Data", all_data_cases, options.data),
+            ("Models and files to predict", all_model_cases, options.models),
+        ):
+            if count:
+                print(f"\n{title}\n")
+                print_table(fuzz(cases(folder / title, backbones, count, options.seed), told))
 
 
 if __name__ == "__main__":

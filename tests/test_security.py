@@ -221,8 +221,9 @@ def test_a_forged_checkpoint_deletes_nothing_outside_the_run(
 
 
 def test_a_forged_checkpoint_deletes_nothing_inside_the_run_either(run: Path, tmp_path: Path) -> None:
-    victim = tmp_path / "logs" / "run" / "version_0" / "checkpoints" / "precious.txt"
+    victim = tmp_path / "logs" / "run" / "version_1" / "checkpoints" / "precious.txt"  # version_0 is taken
     victim.parent.mkdir(parents=True)
+    (tmp_path / "logs" / "run" / "version_0").mkdir()
     victim.write_text("years of work")
 
     def aim(checkpoint: dict[str, Any]) -> None:
@@ -236,7 +237,9 @@ def test_a_forged_checkpoint_deletes_nothing_inside_the_run_either(run: Path, tm
             "last_model_path": str(victim),
         }
 
-    assert resume(run, forged(run, tmp_path, aim), tmp_path / "logs") == 0
+    words = ["--trainer.logger.init_args.version=1"]
+    assert resume(run, forged(run, tmp_path, aim), tmp_path / "logs", *words) == 0
+    assert (victim.parent / "best.ckpt").exists()
     assert victim.read_text() == "years of work"
 
 
@@ -263,12 +266,18 @@ def test_a_checkpoint_of_another_form_is_refused(
     assert "checkpoint" in refusal(capfd, code) or ".ckpt" in refusal(capfd, code)
 
 
-def test_names_from_files_reach_the_terminal_escaped(
-    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Neither a terminal's commands nor rich's markup, which `[/b]` alone would make an error."""
-    logs = tmp_path / "a[/b]\x1b[2J"
+def test_names_of_files_are_no_markup(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """To rich, which prints the summary, `[/b]` would end what never began."""
+    logs = tmp_path / "a[/b]"
     assert resume(run, run / "checkpoints/last.ckpt", logs, "--trainer.max_epochs=2") == 0
-    assert "a[/b]" in capfd.readouterr().out
-    code = main(["fit", "--config=configs/quickstart.yaml", f"--model.backbone={logs}/none"])
-    assert r"a[/b]\x1b[2J" in refusal(capfd, code)
+    assert f"run folder: {logs}" in capfd.readouterr().out
+
+
+def test_names_in_files_give_the_terminal_no_commands(
+    tiny_backbone: TinyBackbone, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("text,\x1b[2J,label\nw1,w2\n")
+    words = ["fit", "--config=configs/text_classification/minilm_lora.yaml", f"--data.train_file={path}"]
+    sentence = refusal(capfd, main([*words, f"--model.backbone={tiny_backbone('bert')}"]))
+    assert r"are needed (text, \x1b[2J, label)" in sentence

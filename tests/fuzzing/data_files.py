@@ -253,8 +253,8 @@ def _odd(random: np.random.Generator) -> Any:
     return copy.deepcopy(pick(VALUES + WORDS, random))
 
 
-def _tree(root: Any, random: np.random.Generator) -> str:
-    """Changes one place of what JSON holds."""
+def changed_tree(root: Any, random: np.random.Generator) -> str:
+    """Changes one place of nested lists and mappings, in place; says in words what it did."""
     if not root:
         return "nothing left to change"
     place = any_place(root, random)
@@ -288,13 +288,13 @@ def _json(content: bytes, random: np.random.Generator) -> Mutation:
     if random.random() < 0.1:  # noqa: PLR2004
         value = _odd(random)
         return f"only {str(value)[:30]!r}", json.dumps(value).encode()
-    done = "; ".join(_tree(root, random) for _ in range(int(random.integers(1, 3))))
+    done = "; ".join(changed_tree(root, random) for _ in range(int(random.integers(1, 3))))
     return done, json.dumps(root).encode()
 
 
 def _json_lines(content: bytes, random: np.random.Generator) -> Mutation:
     rows = [json.loads(line) for line in content.splitlines()]
-    done = "; ".join(_tree(rows, random) for _ in range(int(random.integers(1, 3))))
+    done = "; ".join(changed_tree(rows, random) for _ in range(int(random.integers(1, 3))))
     return done, "\n".join(map(json.dumps, rows)).encode() + b"\n"
 
 
