@@ -88,7 +88,8 @@ def warm_up(folder: Path, backbones: TinyBackbone) -> None:
     for name in ("callbacks/all_monitors.yaml", "squad_v2/minilm_lora.yaml", "causal_lm/gpt2_instructions_lora.yaml"):
         for case in config_cases(CONFIGS / name, folder / name, backbones, 1, change=False):
             if (outcome := outcome_of(case)).kind != RAN:
-                raise SystemExit(f"{name} does not run as it is: {outcome.message}")
+                msg = f"{name} does not run as it is: {outcome.message}"
+                raise SystemExit(msg)
 
 
 def fuzz(cases: Iterable[Case], told: Collection[str]) -> dict[str, Counter[str]]:

@@ -469,7 +469,8 @@ def _as_user_error(error: Exception) -> LoraLightningError | None:
         why = " ".join(str(error).split())[:200]
         msg = f"the checkpoint cannot be restored ({type(error).__name__}: {why}); use another file of the run."
         return CheckpointError(msg)
-    if not isinstance(error, ValueError | TypeError | ImportError) or not REFUSING.intersection(Path(frames[-1].filename).parts):
+    refused_by = Path(frames[-1].filename).parts
+    if not isinstance(error, ValueError | TypeError | ImportError) or not REFUSING.intersection(refused_by):
         return None
     return ConfigurationError(explain(str(error)) if "\n" in str(error) else str(error))
 

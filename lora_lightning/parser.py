@@ -7,7 +7,7 @@ that matters and adds the nearest name that exists.
 import dataclasses
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import NoReturn
 
@@ -85,43 +85,74 @@ def explain(message: str) -> str:
 
 
 def _sentence(path: str, text: str) -> str:
-    where = path or "the configuration"
-    if found := NOT_ACCEPTED.match(text):
-        name = found["key"] or found["option"] or found["word"]
-        where = ".".join(filter(None, (path, found["group"]))) or where
-        names = _option_names()
-        first = name.partition(".")[0]
-        if where == "the configuration" and first not in names:
-            return f"{where} has no option {name!r}{_suggest(first, names)}"
-        elsewhere = name.rsplit(".", 1)[-1] in names  # spelt right, so nothing near it helps
-        remedy = ", which another class has; `lora-lightning fit --help` lists them." if elsewhere else ""
-        return f"{where} has no option {name!r}{remedy or _suggest(name, names)}"
-    if found := REQUIRED.match(text):
-        return f"{found['names']} is missing; give it, as the files in configs/ do."
-    if found := NO_CLASS.match(text):
-        wanted = "the options by name" if found["base"].endswith("Settings") else f"a class_path of a {found['base']}"
-        value = f" is {found['value'][:60]}, but {wanted}" if found["value"] else f" must be {wanted}"
-        return f"{where}{value}{' is needed.' if found['value'] else ', with its init_args.'}"
-    if found := NO_OPTIONS.match(text):
-        value = f"a {found['kind']}" if found["kind"] else repr(found["value"])
-        group = path if found["value"] else f"{path or 'model'} has a group of options that"
-        return f"{group} is {value}, but options by name are needed; see `lora-lightning fit --help`."
-    if found := NO_ARGUMENT.match(text):
-        return f"{found['cls']} has no option {found['name']!r}{_suggest(found['name'], _option_names())}"
-    if found := MISSING.match(text):
-        return f"{found['name']} is missing; give {found['name'].partition('.')[0]} its options by name."
-    if found := IMPORT_PATH.match(text):
-        names = [cls.__name__ for cls in CLASSES]
-        return f"{where}: there is no class {found['name'][:60]!r}{_suggest(found['name'], names)}"
-    if found := EXPECTED.match(text):
-        if found["value"] is None:
-            return f"{where} must be {_kind(found['kind'])}."
-        return f"{where} is {found['value'].strip()!r}, but {_kind(found['kind'])} is needed."
+    for pattern, word in WORDINGS:
+        if found := pattern.match(text):
+            return word(path, found)
     found = OWN_SENTENCE.match(text)  # a nested class's parser has explained already
     if found and path and not text.startswith(("model.", "data.", "trainer.")):
         inner = "" if found["where"] == "the configuration" else f".{found['where']}"
         return f"{path}{inner}{found['rest']}"
     return text if found or not path else f"{path}: {text}"
+
+
+def _no_option(path: str, found: re.Match[str]) -> str:
+    name = found["key"] or found["option"] or found["word"]
+    where = ".".join(filter(None, (path, found["group"]))) or "the configuration"
+    names, first = _option_names(), name.partition(".")[0]
+    if where == "the configuration" and first not in names:
+        return f"{where} has no option {name!r}{_suggest(first, names)}"
+    elsewhere = name.rsplit(".", 1)[-1] in names  # spelt right, so nothing near it helps
+    remedy = ", which another class has; `lora-lightning fit --help` lists them." if elsewhere else ""
+    return f"{where} has no option {name!r}{remedy or _suggest(name, names)}"
+
+
+def _required(_path: str, found: re.Match[str]) -> str:
+    return f"{found['names']} is missing; give it, as the files in configs/ do."
+
+
+def _no_class(path: str, found: re.Match[str]) -> str:
+    wanted = "the options by name" if found["base"].endswith("Settings") else f"a class_path of a {found['base']}"
+    if found["value"]:
+        return f"{path} is {found['value'][:60]}, but {wanted} is needed."
+    return f"{path} must be {wanted}, with its init_args."
+
+
+def _no_options(path: str, found: re.Match[str]) -> str:
+    value = f"a {found['kind']}" if found["kind"] else repr(found["value"])
+    group = f"{path or 'model'} has a group of options that" if found["kind"] else path
+    return f"{group} is {value}, but options by name are needed; see `lora-lightning fit --help`."
+
+
+def _no_argument(_path: str, found: re.Match[str]) -> str:
+    return f"{found['cls']} has no option {found['name']!r}{_suggest(found['name'], _option_names())}"
+
+
+def _missing(_path: str, found: re.Match[str]) -> str:
+    return f"{found['name']} is missing; give {found['name'].partition('.')[0]} its options by name."
+
+
+def _unknown_class(path: str, found: re.Match[str]) -> str:
+    names = [cls.__name__ for cls in CLASSES]
+    return f"{path or 'the configuration'}: there is no class {found['name'][:60]!r}{_suggest(found['name'], names)}"
+
+
+def _of_another_type(path: str, found: re.Match[str]) -> str:
+    where = path or "the configuration"
+    if found["value"] is None:
+        return f"{where} must be {_kind(found['kind'])}."
+    return f"{where} is {found['value'].strip()!r}, but {_kind(found['kind'])} is needed."
+
+
+WORDINGS: tuple[tuple[re.Pattern[str], Callable[[str, re.Match[str]], str]], ...] = (  # the first that fits counts
+    (NOT_ACCEPTED, _no_option),
+    (REQUIRED, _required),
+    (NO_CLASS, _no_class),
+    (NO_OPTIONS, _no_options),
+    (NO_ARGUMENT, _no_argument),
+    (MISSING, _missing),
+    (IMPORT_PATH, _unknown_class),
+    (EXPECTED, _of_another_type),
+)
 
 
 def _kind(kind: str) -> str:

@@ -37,7 +37,8 @@ HIGHER_IS_BETTER = (  # also at the end of longer names
 
 def announce_run(folder: Path) -> None:
     """Prints where the results will be, before the work starts."""
-    Console(highlight=False, markup=False, soft_wrap=True).print(f"run folder: {folder}  (tensorboard --logdir {folder.parent})")
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print(f"run folder: {folder}  (tensorboard --logdir {folder.parent})")
 
 
 def metrics_table(metrics: Mapping[str, float]) -> Table:

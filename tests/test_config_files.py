@@ -14,7 +14,10 @@ LAUGHS = "\n".join(["x0: &x0 [ha]", *(f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] *
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("trainer:\n  max_epochs: 1\n  max_epochs: 2\n", ", line 3: 'max_epochs' is there a second time, after line 2;"),
+        (
+            "trainer:\n  max_epochs: 1\n  max_epochs: 2\n",
+            ", line 3: 'max_epochs' is there a second time, after line 2;",
+        ),
         ("a: {b: 1, c: [{d: 1, d: 1}]}\n", ", line 1: 'd' is there a second time, after line 1;"),
         ("a: 1\n\tb: 2\n", ", line 2, column 1 is not YAML: while scanning for the next token found character"),
         ("a: [1\n", ", line 2, column 1 is not YAML: while parsing a flow sequence expected"),
@@ -59,7 +62,10 @@ def test_a_file_that_is_no_config(tmp_path: Path, content: str, sentence: str) -
         ),
         (
             "trainer: {callbacks: [{class_path: A, x: 1}]}\n",
-            "trainer.callbacks.1 in {} has 'x' beside class_path and init_args; indent the options of A below init_args.",
+            (
+                "trainer.callbacks.1 in {} has 'x' beside class_path and init_args; indent the options of A below "
+                "init_args."
+            ),
         ),
     ],
 )

@@ -20,7 +20,13 @@ def options(**more: Any) -> dict[str, Any]:
         (options(lora={"r": None}), "model.lora.r is null, but it needs a value; leave it out for the default."),
         (options(quantization={"bits": None}), "model.quantization.bits is null, but"),
         (
-            {"trainer": {"callbacks": [{"class_path": "lora_lightning.callbacks.IntruderDimensions", "init_args": {"top_k": None}}]}},
+            {
+                "trainer": {
+                    "callbacks": [
+                        {"class_path": "lora_lightning.callbacks.IntruderDimensions", "init_args": {"top_k": None}}
+                    ]
+                }
+            },
             "trainer.callbacks.top_k is null, but",
         ),
         ({"checkpoint": {"mode": None}}, "checkpoint.mode is null, but"),

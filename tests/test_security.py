@@ -119,7 +119,10 @@ BACKBONES: dict[str, tuple[Callable[[Path, Path], None], str]] = {
     "settings in a list": (lambda folder, _: (folder / "config.json").write_text("[]") and None, "could not be loaded"),
     "deep settings": (lambda folder, _: (folder / "config.json").write_text("[" * 10**5) and None, "could not be"),
     "no heads": (lambda folder, _: _set(folder, "config.json", num_attention_heads=0), "could not be loaded"),
-    "endless layers": (lambda folder, _: _set(folder, "config.json", num_hidden_layers=10**9), "a model has 1 to 10000"),
+    "endless layers": (
+        lambda folder, _: _set(folder, "config.json", num_hidden_layers=10**9),
+        "a model has 1 to 10000",
+    ),
     "endless words": (lambda folder, _: _set(folder, "config.json", vocab_size=10**13), "3e+14 parameters, which no"),
     "endless width": (lambda folder, _: _set(folder, "config.json", hidden_size=10**9), "parameters, which no machine"),
     "wrong kind": (lambda folder, _: _set(folder, "config.json", intermediate_size="x"), "could not be loaded"),

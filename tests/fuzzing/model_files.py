@@ -114,7 +114,7 @@ def _trained(name: str, folder: Path, tiny_backbone: TinyBackbone) -> Path:
 
 def _changed_checkpoint(content: bytes, random: np.random.Generator) -> Mutation:
     """Changes bytes of the file, or one value or tensor in it."""
-    if random.random() < 0.4:  # noqa: PLR2004
+    if random.random() < 0.4:
         return changed(content, ".ckpt", random)
     checkpoint: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
     mutation = changed_tree(checkpoint, random)

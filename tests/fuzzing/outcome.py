@@ -1,5 +1,6 @@
 """Runs one command of the program and judges how it ended: well, refused in a sentence, or badly."""
 
+import functools
 import io
 import os
 import re
@@ -72,6 +73,7 @@ def stopped_early() -> Iterator[list[str]]:
     loaded: list[str] = []
     fit, configure = Trainer.fit, AdaptationTask.configure_model
 
+    @functools.wraps(fit)  # whose arguments are options of the command
     def short_fit(self: Trainer, *arguments: Any, **options: Any) -> None:
         self.fit_loop.epoch_loop.max_steps = 1
         fit(self, *arguments, **options)

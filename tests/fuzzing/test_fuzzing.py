@@ -1,4 +1,4 @@
-"""A slice of `benchmarks/fuzz.py`: changed input is refused in a sentence, or runs; the same seed gives the same cases."""
+"""A slice of `benchmarks/fuzz.py`: changed input is refused in a sentence, or runs."""
 
 from pathlib import Path
 

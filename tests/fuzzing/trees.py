@@ -43,4 +43,5 @@ def is_leaf(value: Any) -> bool:
 def misspelt(text: str, random: np.random.Generator) -> str:
     """A text with a letter less or more, in the other case, or in the plural."""
     place = int(random.integers(len(text))) if text else 0
-    return pick([text[:place] + text[place + 1 :], f"{text[:place]}x{text[place:]}", text.swapcase(), f"{text}s"], random)
+    start, end = text[:place], text[place:]
+    return pick([start + end[1:], f"{start}x{end}", text.swapcase(), f"{text}s"], random)

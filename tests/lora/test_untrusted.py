@@ -35,7 +35,9 @@ def test_a_compressed_checkpoint_is_not_unpacked(tmp_path: Path, monkeypatch: py
     path = saved(tmp_path / "bomb.ckpt", optimizer_states=[{"state": torch.zeros(2**24)}])
     assert rewritten(path, zipfile.ZIP_DEFLATED).stat().st_size < 2**18  # 64 MiB in it
     monkeypatch.delattr(torch, "load")
-    with pytest.raises(CheckpointError, match=r"bomb\.ckpt is compressed \(67\d{6} bytes of content in \d+\)"):
+    with pytest.raises(
+        CheckpointError, match=r"bomb\.ckpt is compressed or damaged \(67\d{6} bytes of content in \d+\)"
+    ):
         read_checkpoint(path)
 
 
@@ -46,7 +48,7 @@ def test_entries_that_share_their_bytes_are_not_read(tmp_path: Path, monkeypatch
         archive.filelist += [largest] * 100
         archive._didModify = True
     monkeypatch.delattr(torch, "load")
-    with pytest.raises(CheckpointError, match="is compressed"):
+    with pytest.raises(CheckpointError, match="is compressed or damaged"):
         read_checkpoint(path)
 
 
@@ -71,7 +73,9 @@ def test_a_tensor_of_more_elements_than_are_stored_is_refused(tmp_path: Path, ki
 
 def test_a_view_of_a_larger_storage_is_no_forgery(tmp_path: Path) -> None:
     whole = torch.arange(12.0).reshape(3, 4)
-    content = read_checkpoint(saved(tmp_path / "a.ckpt", state_dict={"a": whole.T, "b": whole[1:, ::2], "c": torch.zeros(0)}))
+    content = read_checkpoint(
+        saved(tmp_path / "a.ckpt", state_dict={"a": whole.T, "b": whole[1:, ::2], "c": torch.zeros(0)})
+    )
     assert content["state_dict"]["a"].shape == (4, 3)
 
 
@@ -86,7 +90,7 @@ def test_a_view_of_a_larger_storage_is_no_forgery(tmp_path: Path) -> None:
     ids=lambda state: next(iter(state)),
 )
 def test_a_path_out_of_the_run_is_refused(tmp_path: Path, state: dict[str, Any]) -> None:
-    with pytest.raises(CheckpointError, match="ModelCheckpoint{.*} names the file '.*', which leads out of the run"):
+    with pytest.raises(CheckpointError, match=r"ModelCheckpoint\{.*\} names the file '.*', which leads out of the run"):
         read_checkpoint(saved(tmp_path / "a.ckpt", callbacks={"ModelCheckpoint{'monitor': None}": state}))
 
 
@@ -115,3 +119,10 @@ def test_one_list_in_a_billion_places_is_walked_once(tmp_path: Path) -> None:
     for _ in range(40):
         shared = [shared] * 9
     assert read_checkpoint(saved(tmp_path / "a.ckpt", loops=shared))
+
+
+@pytest.mark.parametrize("count", [[1], {"a": 1}, "1", None, 1.5, True], ids=str)
+def test_progress_that_is_no_count_is_refused(tmp_path: Path, count: Any) -> None:
+    loops = {"fit_loop": {"epoch_progress": {"current": {"ready": 1, "completed": count}}}}
+    with pytest.raises(CheckpointError, match=r": loops\.fit_loop\.epoch_progress\.current\.completed is .*, but a"):
+        read_checkpoint(saved(tmp_path / "a.ckpt", loops=loops))
