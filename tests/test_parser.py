@@ -50,8 +50,8 @@ EXPLAINED_INSIDE = """Parser key "data":
             "model.optimization has no option 'schetule'; did you mean 'schedule'?",
         ),
         (
-            "Subcommand 'fit' does not accept option 'chexkpoint.mode'",
-            "the configuration has no option 'chexkpoint.mode'; did you mean 'checkpoint'?",
+            "Subcommand 'fit' does not accept option 'early_stoppin.patience'",
+            "the configuration has no option 'early_stoppin.patience'; did you mean 'early_stopping'?",
         ),
         ("the following arguments are required: fit.data", "data is missing; give it, as the files in configs/ do."),
         (
