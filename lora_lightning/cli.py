@@ -1,6 +1,7 @@
 """LightningCLI for this package: shared callbacks, one run folder, and a guard around checkpoints."""
 
 import logging
+import math
 import os
 import shlex
 import signal
@@ -12,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
@@ -37,18 +39,21 @@ from lora_lightning.callbacks.adapter_monitor import AdapterMonitor
 from lora_lightning.callbacks.adapter_ranks import AdapterRanks
 from lora_lightning.callbacks.run_folder import run_folder_of
 from lora_lightning.checkpoint_files import WholeCheckpointIO
+from lora_lightning.config_files import GROUPS, check_config_files
 from lora_lightning.datamodules import AdaptationDataModule
 from lora_lightning.errors import (
     CheckpointError,
     ConfigurationError,
     LoraLightningError,
+    TrainingError,
     TrainingStopped,
     VerificationError,
 )
-from lora_lightning.lora.checkpoint import read_checkpoint
+from lora_lightning.lora.checkpoint import check_resumable, read_checkpoint
 from lora_lightning.lost_processes import lost_process
 from lora_lightning.metrics import LabelSpace
-from lora_lightning.parser import ArgumentParser
+from lora_lightning.null_values import check_nulls
+from lora_lightning.parser import ArgumentParser, explain
 from lora_lightning.resuming import CONFIG, SETTINGS, Interrupted, bring_back, find_interrupted, fingerprint, lock_run
 from lora_lightning.strategies import FullyShardedStrategy
 from lora_lightning.summary import (
@@ -63,7 +68,9 @@ from lora_lightning.tasks import AdaptationTask
 from lora_lightning.tasks.base import contradictions
 
 LOGS = Path("lightning_logs")
+SEEDS = 2**32  # NumPy's
 REFUSING = {"lightning", "jsonargparse"}  # packages that check options
+RESTORING = "checkpoint_connector.py"  # Lightning's; what it reads with is called restore... or resume...
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -166,6 +173,19 @@ class LoraLightningCLI(LightningCLI):
         parser.link_arguments("checkpoint.mode", "early_stopping.mode")
         parser.link_arguments("model.init_args.backbone", "data.init_args.backbone")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses, and refuses what the parser takes without a word and nothing can use."""
+        super().parse_arguments(parser, args)
+        for group in GROUPS:
+            if not hasattr(found := self.options.get(group, {}), "items"):
+                msg = f"{group} is {found!r}, but options by name are needed, such as --{group}.NAME VALUE."
+                raise ConfigurationError(msg)
+        check_nulls(self.options.as_dict())
+        seed = self.options.seed_everything
+        if not isinstance(seed, bool) and seed is not None and not 0 <= seed < SEEDS:
+            msg = f"seed_everything is {seed}, but a seed in [0, {SEEDS}) is needed."
+            raise ConfigurationError(msg)
+
     @property
     def options(self) -> Any:
         """The parsed options of the command that runs."""
@@ -192,7 +212,10 @@ class LoraLightningCLI(LightningCLI):
             raise CheckpointError(msg)
         if path is None:
             return
-        saved = read_checkpoint(path)["hyper_parameters"]
+        checkpoint = read_checkpoint(path)
+        if command == "fit":
+            check_resumable(checkpoint, path)
+        saved = checkpoint["hyper_parameters"]
         asked = self.options.model.init_args.as_dict()
         unknown, lacking = sorted(saved.keys() - asked.keys()), sorted(asked.keys() - saved.keys())
         if unknown and lacking:  # one of both may be another release's
@@ -209,7 +232,11 @@ class LoraLightningCLI(LightningCLI):
             )
             raise CheckpointError(msg)
         if saved.get("label_space"):
-            self.saved_labels = LabelSpace(**saved["label_space"])
+            try:
+                self.saved_labels = LabelSpace(**saved["label_space"])
+            except TypeError as error:
+                msg = f"the checkpoint {path} holds no labels as this program saves them ({error}); use another file."
+                raise CheckpointError(msg) from error
 
     def _find_interrupted(self) -> None:
         self.interrupted = find_interrupted(self.options, dump_settings(self._parser("fit"), self.options))
@@ -322,6 +349,13 @@ class LoraLightningCLI(LightningCLI):
                 "least 1 batch."
             )
             raise ConfigurationError(msg)
+        clip, patience = self.trainer.gradient_clip_val, self.options.early_stopping.patience
+        if clip is not None and not 0 <= clip < math.inf:
+            msg = f"trainer.gradient_clip_val is {clip}, but a norm of at least 0 is needed, or null for no clipping."
+            raise ConfigurationError(msg)
+        if patience < 0:
+            msg = f"early_stopping.patience is {patience}, but it is a number of validations, at least 0."
+            raise ConfigurationError(msg)
         if self.options.trainer.get("overfit_batches"):
             msg = "trainer.overfit_batches is not supported; use trainer.limit_train_batches and limit_val_batches."
             raise ConfigurationError(msg)
@@ -345,7 +379,7 @@ class LoraLightningCLI(LightningCLI):
         """
         self.failed_check: VerificationError | None = None
         try:
-            self.trainer.fit(**kwargs)
+            self.trainer.fit(**{**kwargs, "weights_only": True})
         except VerificationError as error:
             if not self._checkpoint_callback().best_model_path:
                 raise
@@ -413,7 +447,7 @@ class LoraLightningCLI(LightningCLI):
         self._evaluate("test", kwargs)
 
     def _evaluate(self, command: str, kwargs: dict[str, Any]) -> None:
-        getattr(self.trainer, command)(**{**kwargs, "verbose": False})
+        getattr(self.trainer, command)(**{**kwargs, "verbose": False, "weights_only": True})
         if self.trainer.is_global_zero:
             metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
             print_metrics(metrics)
@@ -434,7 +468,7 @@ class LoraLightningCLI(LightningCLI):
 
     def predict(self, **kwargs: Any) -> None:
         """Predicts every row; they go to the file, not into memory twice."""
-        self.trainer.predict(**{**kwargs, "return_predictions": False})
+        self.trainer.predict(**{**kwargs, "return_predictions": False, "weights_only": True})
 
     def after_predict(self) -> None:
         """Says where the predictions are."""
@@ -533,6 +567,7 @@ def run(arguments: Sequence[str]) -> LoraLightningCLI:
         if word.startswith(("--data.backbone", "--data.init_args.backbone")):
             msg = "data.backbone always follows the model's; set --model.backbone instead."
             raise ConfigurationError(msg)
+    check_config_files(arguments)
     sys.argv[1:] = list(arguments)  # Lightning relaunches the program from it under DDP
     try:
         return LoraLightningCLI(
@@ -558,18 +593,35 @@ def run(arguments: Sequence[str]) -> LoraLightningCLI:
         raise (_own_error(error) or ConfigurationError(" ".join(str(error).split()))) from error
     except Exception as error:  # noqa: BLE001  # raised again below
         # jsonargparse wraps what a class raises while it is made.
-        raise _own_error(error) or _as_configuration_error(error) or error from None
+        raise _own_error(error) or _as_memory_error(error) or _as_user_error(error) or error from None
 
 
-def _as_configuration_error(error: Exception) -> ConfigurationError | None:
+def _as_user_error(error: Exception) -> LoraLightningError | None:
     """What Lightning or the parser itself refuses is an option's value; what fails deeper is no user's mistake."""
     if isinstance(error, UnicodeDecodeError):
         return ConfigurationError(f"a file is not in UTF-8 ({error}); save it in that encoding.")
     frames = traceback.extract_tb(error.__traceback__)
-    refused_by = Path(frames[-1].filename).parts if frames else ()
+    if any(frame.filename.endswith(RESTORING) and frame.name.lstrip("_").startswith("re") for frame in frames):
+        why = " ".join(str(error).split())[:200]
+        msg = f"the checkpoint cannot be restored ({type(error).__name__}: {why}); use another file of the run."
+        return CheckpointError(msg)
+    refused_by = Path(frames[-1].filename).parts
     if not isinstance(error, ValueError | TypeError | ImportError) or not REFUSING.intersection(refused_by):
         return None
-    return ConfigurationError(" ".join(str(error).split()))
+    return ConfigurationError(explain(str(error)) if "\n" in str(error) else str(error))
+
+
+def _as_memory_error(error: Exception) -> TrainingError | None:
+    """Too little memory, on a device or in the machine, is for the user to mend."""
+    text = str(error)
+    if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in text:
+        return None
+    why = text.strip().splitlines()[0].rpartition("]")[2].strip() if text.strip() else "none is left"
+    msg = (
+        f"there is too little memory ({why}); lower data.batch_size, the length of the texts or model.lora.r, or set "
+        "--model.gradient_checkpointing true."
+    )
+    return TrainingError(msg)
 
 
 def _own_error(error: BaseException | None) -> LoraLightningError | None:

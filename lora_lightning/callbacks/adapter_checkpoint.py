@@ -149,6 +149,9 @@ class AdapterCheckpoint(ModelCheckpoint):
         except (OSError, SafetensorError) as error:
             raise cannot_be_written(run_folder_of(trainer), error) from error
 
+    def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        """Removes nothing: both files are written over, and a path may come from a checkpoint of someone else's."""
+
     @property
     def state_key(self) -> str:
         """One key whatever is monitored, so that a resumed run always finds the state."""

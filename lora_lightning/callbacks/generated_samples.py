@@ -85,5 +85,5 @@ def samples_table(prompts: Sequence[str], completions: Sequence[str]) -> str:
 
 
 def _verbatim(text: str) -> str:
-    """Indented as code, where Markdown means nothing."""
-    return "\n".join(f"    {line}" for line in text.split("\n"))
+    """Indented as code, where Markdown and HTML mean nothing; whatever Markdown takes for a line's end begins one."""
+    return "\n".join(f"    {line}" for line in text.splitlines() or [""])

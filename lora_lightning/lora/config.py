@@ -93,6 +93,9 @@ class EvaSettings:
             raise ConfigurationError(msg)
 
 
+LARGEST_FLOAT32 = 3.4e38
+
+
 @dataclass
 class LoraSettings:
     """Low-rank adaptation: y = W0 x + (lora_alpha / r) B A x (Hu et al. 2021, arXiv 2106.09685), and its variants.
@@ -154,7 +157,7 @@ class LoraSettings:
         if self.r < 1:
             msg = f"model.lora.r is {self.r}, but a rank is at least 1; for full fine-tuning write `lora: null`."
             raise ConfigurationError(msg)
-        if self.lora_alpha <= 0:
+        if not 0 < self.lora_alpha < LARGEST_FLOAT32:
             msg = f"model.lora.lora_alpha is {self.lora_alpha}, but it must be above 0; 2 * r is a common choice."
             raise ConfigurationError(msg)
         if not 0 <= self.lora_dropout < 1:

@@ -94,6 +94,7 @@ def find_targets(model: PreTrainedModel, settings: LoraSettings, exclude: Collec
     check_patterns(targets, {"rank_pattern": settings.rank_pattern, "alpha_pattern": settings.alpha_pattern})
     if settings.trainable_token_indices:
         _check_tokens(model, settings.trainable_token_indices, exclude)
+    _check_ranks(model, settings, targets)
     _check_initialization(model, settings, targets)
     return targets
 
@@ -112,6 +113,24 @@ def _check_tokens(model: PreTrainedModel, tokens: Collection[int], whole: Collec
             msg = (
                 f"model.lora.trainable_token_indices has {token}, but the model embeds tokens 0 to {vocabulary - 1}; "
                 "give the numbers that the tokenizer has for them."
+            )
+            raise ConfigurationError(msg)
+
+
+def _check_ranks(model: nn.Module, settings: LoraSettings, targets: Collection[str]) -> None:
+    """Refuses a rank that would make adapters larger than any layer, before memory is asked for."""
+    layers = linear_layers(model)
+    longest = max(max(_width_and_height(layers[name])) for name in targets)
+    ranks = {"r": settings.r}
+    if settings.adalora is not None:
+        ranks = {"adalora.init_r": settings.adalora.init_r}
+    for key, rank in (settings.rank_pattern or {}).items():
+        ranks[f"rank_pattern.{key}"] = rank
+    for name, rank in ranks.items():
+        if rank > longest:
+            msg = (
+                f"model.lora.{name} is {rank}, but no layer to adapt has a side longer than {longest}, so that every "
+                "adapter would be larger than its layer; lower it, or write `lora: null`."
             )
             raise ConfigurationError(msg)
 
@@ -177,7 +196,7 @@ def attach_lora(
         OLoRA, with a part of W in the adapters.
 
     Raises:
-        ConfigurationError: If a target or a module to save does not exist.
+        ConfigurationError: If a target or a module to save does not exist, or the rank is larger than every layer.
     """
     whole = modules_trained_in_full(model, settings, lacked)
     targets = find_targets(model, settings, exclude=[*whole, *never_adapted])

@@ -1,5 +1,6 @@
 """AdamW, its variants for LoRA, and a learning-rate schedule, from a short YAML-visible dataclass."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -59,10 +60,10 @@ class OptimizationSettings:
         Raises:
             ConfigurationError: If a value is out of its range.
         """
-        if not self.learning_rate > 0:
+        if not 0 < self.learning_rate < math.inf:
             msg = f"model.optimization.learning_rate is {self.learning_rate}, but it must be above 0, such as 1e-3."
             raise ConfigurationError(msg)
-        if self.weight_decay < 0:
+        if not 0 <= self.weight_decay < math.inf:
             msg = f"model.optimization.weight_decay is {self.weight_decay}, but it must be at least 0."
             raise ConfigurationError(msg)
         if not 0 <= self.warmup_share < 1:

@@ -102,6 +102,41 @@ def test_longest_row_is_in_the_first_step(layout: tuple[Lengths, int, int, bool]
     assert lengths[first_step].max() == lengths.max()
 
 
+@given(layouts(), st.integers(0, 2**32 - 1), st.integers(0, 50))
+@settings(deadline=None, max_examples=50)
+def test_an_epoch_is_the_same_whenever_it_is_asked_for(
+    layout: tuple[Lengths, int, int, bool], seed: int, epoch: int
+) -> None:
+    """As a run resumed at that epoch asks for it, which has drawn none of the epochs before."""
+    lengths, batch_size, processes, shuffle = layout
+    samplers = [
+        LengthGroupedBatchSampler(lengths, batch_size, shuffle, seed, processes, rank) for rank in range(processes)
+    ]
+    for earlier in (0, epoch + 1):
+        for sampler in samplers:
+            sampler.set_epoch(earlier)
+            list(sampler)
+    for sampler in samplers:
+        sampler.set_epoch(epoch)
+    assert [list(sampler) for sampler in samplers] == epoch_of(lengths, batch_size, processes, shuffle, epoch, seed)
+
+
+@given(layouts(), st.integers(1, 30))
+@settings(deadline=None, max_examples=50)
+def test_padding_fills_exactly_what_a_row_lacks(layout: tuple[Lengths, int, int, bool], pad: int) -> None:
+    lengths, batch_size, processes, shuffle = layout
+    tokens = 100 + np.arange(lengths.sum(), dtype=np.int32)  # no token is the padding's
+    ends = np.cumsum(lengths)
+    dataset = TokenizedDataset(EncodedSplit(lengths, {"input_ids": tokens}), {"input_ids": pad})
+    for batch in epoch_of(lengths, batch_size, processes, shuffle)[-1]:
+        found = dataset[batch]
+        assert found["input_ids"].shape[1] == lengths[batch].max()
+        assert torch.equal(found["attention_mask"] == 0, found["input_ids"] == pad)
+        for place, row in enumerate(batch):
+            kept = found["input_ids"][place][found["attention_mask"][place] == 1]
+            assert kept.tolist() == tokens[ends[row] - lengths[row] : ends[row]].tolist()
+
+
 def test_order_depends_on_seed_and_epoch_alone() -> None:
     lengths = np.random.default_rng(0).integers(1, 60, 300)
     np.random.seed(1)
