@@ -131,6 +131,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     options, rest = parser.parse_known_args()
     steps = [f"--trainer.max_steps={options.steps}", "--test_after_fit=false", "--trainer.limit_val_batches=1"]
+    columns = [*list(WAYS)[1:], ACCUMULATED]
+    rows = [f"| | {' | '.join(columns)} |\n{'| --- ' * (len(columns) + 1)}|"]
     found: dict[str, dict[str, float]] = {}
     for name, (adaptation, ways) in ADAPTATIONS.items():
         more = [*adaptation, *steps, *rest]
@@ -143,11 +145,10 @@ def main() -> None:
             table += [f"--trainer.check_val_every_n_epoch={options.steps}"]
             found[name] = compare_ways(quickstart, ways, options.batch_size, place)
             found[name][ACCUMULATED] = compare_accumulated(table, options.batch_size, place)
-    columns = [*list(WAYS)[1:], ACCUMULATED]
-    print(f"| | {' | '.join(columns)} |\n{'| --- ' * (len(columns) + 1)}|")
-    for name, differences in found.items():
-        cells = [f"{differences[way]:.1e}" if way in differences else "refused" for way in columns]
-        print(f"| {name} | {' | '.join(cells)} |")
+        cells = [f"{found[name][way]:.1e}" if way in found[name] else "refused" for way in columns]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+        print(rows[-1], flush=True)
+    print("\n".join(rows))
     print(json.dumps(found))
 
 
