@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from lora_lightning.main import main
+from lora_lightning.tasks import SequenceClassificationTask
 from tests.conftest import TinyBackbone
 from tests.tiny_data import save_tiny_clinc150, save_tiny_instructions
 
@@ -72,6 +73,21 @@ def accumulating(folder: Path, words: list[str], way: str, times: int) -> list[s
     return equality.words_of(way, [*words, *more], TRAINING_ROWS // times, folder / f"accumulated {times}")
 
 
+def run_watched(rank: int, count: int, port: int, commands: list[list[str]], folder: Path) -> None:
+    """`run_all` that writes down, by strategy, whether this process ever had weights before they were sharded."""
+    build, had = SequenceClassificationTask.build_network, {}
+
+    def watched(self: SequenceClassificationTask) -> torch.nn.Module:
+        network = build(self)
+        strategy = type(self.trainer.strategy).__name__
+        had[strategy] = had.get(strategy, False) or not all(parameter.is_meta for parameter in network.parameters())
+        return network
+
+    SequenceClassificationTask.build_network = watched  # type: ignore[method-assign]
+    processes.run_all(rank, count, port, commands)
+    (folder / f"weights{rank}.json").write_text(json.dumps(had))
+
+
 @pytest.fixture(scope="module")
 def runs(tiny_backbone: TinyBackbone, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of all runs: `<kind>/<way>`, `<way> to <way>`, `accumulated <times>/<way>`; not to be changed."""
@@ -87,7 +103,7 @@ def runs(tiny_backbone: TinyBackbone, data: Path, tmp_path_factory: pytest.TempP
     together = [equality.words_of(way, words[kind], 10, folder / kind) for kind, way in PAIRS]
     together += [accumulating(folder, bare, way, 4) for way in TOGETHER]
     together += [going_on(folder, first, second) for first, second in GONE_ON if second != ALONE]
-    processes.train(2, together)
+    processes.start(run_watched, 2, together, folder)
     assert main(going_on(folder, "FSDP2", ALONE)) == 0
     return folder
 
@@ -125,6 +141,11 @@ def test_three_processes_count_every_example_once(way: str, runs: Path, tmp_path
     together = json.loads((tmp_path / "validate_metrics.json").read_text())
     alone = json.loads((run / "summary.json").read_text())["metrics"]
     assert together == pytest.approx({name: alone[name] for name in together}, abs=1e-4)
+
+
+def test_one_process_reads_weights_that_are_sharded(runs: Path) -> None:
+    had = [json.loads((runs / f"weights{rank}.json").read_text()) for rank in (0, 1)]
+    assert had == [{"DDPStrategy": True, "FullyShardedStrategy": reads} for reads in (True, False)]
 
 
 def shapes(value: Any) -> Any:
