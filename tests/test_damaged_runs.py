@@ -1,6 +1,7 @@
 """What breaks around a run: files, folders, disks, other processes. Nothing saved is lost, and a sentence says so."""
 
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +20,15 @@ from tests.test_cli import Words, fit_words, trained_state
 from tests.tiny_data import save_tiny_clinc150
 
 RUN = "run/version_0"
+SLURM = {  # of a job with one task
+    "SLURM_JOB_ID": "1234",
+    "SLURM_JOB_NAME": "lora",
+    "SLURM_NTASKS": "1",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+    "SLURM_NODELIST": "localhost",
+}
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +152,52 @@ def test_a_damaged_checkpoint_that_is_asked_for_is_refused(
     damage(last)
     assert main([*words, "--resume=null", f"--ckpt_path={last}"]) == 2
     assert f"lora-lightning: error: {last} is damaged" in capfd.readouterr().err.strip().splitlines()[-1]
+
+
+def test_the_command_that_a_stopped_run_prints_goes_on_with_it(
+    run: Path, words: Words, whole: dict[str, torch.Tensor], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", "--config", str(run / "config.yaml"), "--resume", "auto"]) == 0
+    assert f"goes on from {run / 'checkpoints/last.ckpt'}" in capfd.readouterr().out
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in trained_state(run).items())
+    assert main(words) == 0
+    assert f"the run {run} is finished: there is nothing to go on with" in capfd.readouterr().out
+
+
+def test_only_training_is_resumed(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["test", f"--config={run / 'config.yaml'}", "--resume=auto"]) == 2
+    assert "resume is an option of fit" in capfd.readouterr().err
+
+
+def test_slurms_signal_saves_a_whole_step_and_not_lightnings_way(
+    run: Path, words: Words, whole: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    original = SequenceClassificationTask.training_step
+
+    def preempted(self: SequenceClassificationTask, batch: Any, batch_idx: int) -> torch.Tensor:
+        if self.trainer.global_step == 13:
+            signal.raise_signal(signal.SIGUSR1)
+        return original(self, batch, batch_idx)
+
+    monkeypatch.chdir(tmp_path)
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    with monkeypatch.context() as patch:
+        patch.setattr(SequenceClassificationTask, "training_step", preempted)
+        assert main(words) == 75
+    assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 14
+    assert not list(tmp_path.iterdir())  # where Lightning saves before it queues the job again
+    assert main(words) == 0
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in trained_state(run).items())
+
+
+def test_the_table_of_a_csv_logger_stays(words: Words, tmp_path: Path) -> None:
+    words = [*words, "--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={tmp_path}", "--trainer.logger.name=run"]
+    assert main(words) == 0
+    table = (tmp_path / RUN / "metrics.csv").read_text()
+    (tmp_path / RUN / "summary.json").unlink()  # as if it had ended just before
+    assert main(words) == 0
+    assert (tmp_path / RUN / "metrics.1.csv").read_text() == table
 
 
 def test_other_settings_are_another_run(run: Path, words: Words, logs: Path) -> None:
