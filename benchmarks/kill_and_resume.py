@@ -17,6 +17,7 @@ import json
 import multiprocessing
 import os
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -117,17 +118,19 @@ def noted(save: Callable[..., None]) -> Callable[..., None]:
 
 @dataclass(frozen=True)
 class Moment:
-    """When to kill.
+    """When to end a process.
 
     Attributes:
         doing: One of `DOINGS`.
         number: The how manyth one of it.
         delay: Seconds into it.
+        how: The signal to send.
     """
 
     doing: str
     number: int
     delay: float
+    how: int = signal.SIGKILL
 
 
 class Runs:
@@ -144,13 +147,14 @@ class Runs:
         self.folder = folder
         PROCESSES.set_forkserver_preload(["kill_and_resume", "lora_lightning.cli"])
         self.shared = PROCESSES.RawArray("q", 2 + len(DOINGS))
+        self.counts: dict[str, int] = {}  # how often a process that was left alone last did each of DOINGS
 
     def start(self, name: str, moment: Moment | None = None) -> tuple[int, str]:
         """Trains, until the moment if there is one.
 
         Args:
             name: Of the run; the same name goes on with it.
-            moment: When to kill.
+            moment: When to end it.
 
         Returns:
             The exit status, negative for a signal, and what the process was doing last.
@@ -165,10 +169,12 @@ class Runs:
         while process.is_alive() and moment is not None:
             if self.shared[place_of] >= moment.number:
                 time.sleep(moment.delay)
-                process.kill()
+                os.kill(process.pid or 0, moment.how)
                 break
             time.sleep(0.0002)
         process.join()
+        if moment is None:
+            self.counts = dict(zip(DOINGS, self.shared[1:-1], strict=True))
         return process.exitcode or 0, DOINGS[self.shared[0]]
 
     def run_folder(self, name: str) -> Path:
@@ -262,7 +268,7 @@ def kill_and_resume(runs: Runs, reference: dict[str, Any], name: str, kills: lis
     doing, steps, start = [], [], []
     for moment in kills:
         status, last = runs.start(name, moment)
-        if status != -9:  # noqa: PLR2004  # it had ended before
+        if status != -signal.SIGKILL:  # it had ended before
             continue
         folder = runs.run_folder(name)
         checkpoint = last_good(folder, (folder / "config.yaml").read_text())
@@ -288,7 +294,7 @@ def main() -> None:
     status, _ = runs.start("left alone")
     if status:
         sys.exit((runs.folder / "left alone/output.txt").read_text())
-    counts = dict(zip(DOINGS, runs.shared[1:-1], strict=True))
+    counts = runs.counts
     reference = runs.result("left alone")
     print(f"A run of {runs.shared[len(runs.shared) - 1]} steps: {json.dumps(counts)}\n")
     print("| kill | during | steps this process had done | went on from step | equal |")

@@ -8,7 +8,8 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -204,7 +205,10 @@ class LoraLightningCLI(LightningCLI):
         self.saved_labels: LabelSpace | None = None
         command = self.config["subcommand"]
         self.interrupted: Interrupted | None = None
-        if command == "fit" and self.options.resume == "auto" and not self.options.trainer.get("fast_dev_run"):
+        if self.options.resume is not None and command != "fit":
+            msg = f"resume is an option of fit, and {command} has nothing to go on with; leave it out."
+            raise ConfigurationError(msg)
+        if self.options.resume is not None and not self.options.trainer.get("fast_dev_run"):
             self._find_interrupted()
         path = self.options.get("ckpt_path")
         if path is None and command != "fit":
@@ -379,11 +383,23 @@ class LoraLightningCLI(LightningCLI):
         """
         self.failed_check: VerificationError | None = None
         try:
-            self.trainer.fit(**{**kwargs, "weights_only": True})
+            with self._saying_how_to_go_on():
+                self.trainer.fit(**{**kwargs, "weights_only": True})
         except VerificationError as error:
             if not self._checkpoint_callback().best_model_path:
                 raise
             self.failed_check = error  # training is over and saved: first the test and the summary
+        except SystemExit:
+            if not self.trainer.interrupted:
+                raise
+            last = self._checkpoint_callback().last_model_path
+            hint = f"go on with: {self._resume_command()}" if last else "nothing was saved yet, so start again"
+            raise KeyboardInterrupt(hint) from None
+
+    @contextmanager
+    def _saying_how_to_go_on(self) -> Iterator[None]:
+        try:
+            yield
         except TrainingStopped as stop:
             stop.resume_command = self._resume_command()
             raise
@@ -392,12 +408,6 @@ class LoraLightningCLI(LightningCLI):
             if lost is None:
                 raise
             raise lost from error
-        except SystemExit:
-            if not self.trainer.interrupted:
-                raise
-            last = self._checkpoint_callback().last_model_path
-            hint = f"go on with: {self._resume_command()}" if last else "nothing was saved yet, so start again"
-            raise KeyboardInterrupt(hint) from None
 
     def _resume_command(self) -> str:
         return shlex.join(["lora-lightning", "fit", "--config", str(self.run_folder / CONFIG), "--resume", "auto"])
@@ -420,9 +430,10 @@ class LoraLightningCLI(LightningCLI):
                 print(f"not tested: {self.datamodule.without_test}")
         elif self.options.test_after_fit and checkpoint.best_model_path:
             read_checkpoint(checkpoint.best_model_path)  # a resumed run's may lie anywhere
-            self.trainer.test(
-                self.model, self.datamodule, ckpt_path=checkpoint.best_model_path, verbose=False, weights_only=True
-            )
+            with self._saying_how_to_go_on():
+                self.trainer.test(
+                    self.model, self.datamodule, ckpt_path=checkpoint.best_model_path, verbose=False, weights_only=True
+                )
             metrics |= {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         if self.trainer.is_global_zero:
             self._announce_early_stop()
@@ -625,8 +636,10 @@ def _as_memory_error(error: Exception) -> TrainingError | None:
 
 
 def _own_error(error: BaseException | None) -> LoraLightningError | None:
-    while error is not None:
+    seen: set[int] = set()  # a context may lead back to where it began
+    while error is not None and id(error) not in seen:
         if isinstance(error, LoraLightningError):
             return error
+        seen.add(id(error))
         error = error.__cause__ or error.__context__
     return None

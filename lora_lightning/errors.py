@@ -54,6 +54,10 @@ class TrainingStopped(Exception):  # noqa: N818  # nothing is wrong
         return f"stopped by {self.asked.name} after step {self.step}, which is saved{hint}"
 
 
+class RunFinished(Exception):  # noqa: N818  # nothing is wrong
+    """There is nothing to go on with: the run is finished."""
+
+
 class VerificationError(LoraLightningError):
     """What was trained fails a check, for example because merging changes what the model says."""
 

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 
 from lora_lightning import __version__
-from lora_lightning.errors import LoraLightningError, TrainingStopped
+from lora_lightning.errors import LoraLightningError, RunFinished, TrainingStopped
 
 COMMANDS = {
     "fit": "train from a YAML config, then test the best checkpoint",
@@ -24,6 +24,7 @@ EPILOG = """\
 examples:
   lora-lightning fit --config configs/quickstart.yaml
   lora-lightning fit --config configs/quickstart.yaml --model.lora.r 4 --trainer.max_epochs 2
+  lora-lightning fit --config configs/quickstart.yaml --resume auto    (again, until it exits with 0)
   lora-lightning test --config RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt
   lora-lightning predict --config RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt \\
       --data.predict_file queries.txt --predictions.file answers.csv
@@ -98,6 +99,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LoraLightningError as error:
         print(f"lora-lightning: error: {one_line(str(error))}", file=sys.stderr)
         return USER_ERROR
+    except RunFinished as finished:
+        print(finished)
+        return 0
     except TrainingStopped as stop:
         if not stop.main_process:
             return 0  # the main process's status counts; another one would make Lightning kill it

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from jsonargparse import Namespace
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lora_lightning.callbacks.adapter_checkpoint import BEST, EVENT_SIZES, WHOLE_STEP
 from lora_lightning.callbacks.run_folder import cut_events
 from lora_lightning.checkpoint_files import LAST, PREVIOUS
-from lora_lightning.errors import CheckpointError, ConfigurationError
+from lora_lightning.errors import CheckpointError, ConfigurationError, RunFinished
 from lora_lightning.lora.checkpoint import read_checkpoint
 
 CONFIG, SUMMARY, LOCK = "config.yaml", "summary.json", "run.lock"
@@ -51,7 +51,7 @@ def find_interrupted(options: Any, config: str) -> Interrupted | None:
     Raises:
         ConfigurationError: If the logger keeps runs where they cannot be found.
         CheckpointError: If the run has checkpoints, and all are damaged.
-        SystemExit: With 0, if that run is finished.
+        RunFinished: If that run is finished.
     """
     entry = first_logger(options.trainer)
     name = entry.class_path.rpartition(".")[2]
@@ -69,8 +69,8 @@ def find_interrupted(options: Any, config: str) -> Interrupted | None:
     if run is None:
         return None
     if (run / SUMMARY).is_file():
-        rank_zero_only(print)(f"the run {run} is finished: there is nothing to go on with")
-        raise SystemExit(0)
+        msg = f"the run {run} is finished: there is nothing to go on with"
+        raise RunFinished(msg)
     if asked is None:
         entry.init_args.version = int(run.name[8:])
         if not isinstance(options.trainer.logger, list):
@@ -164,12 +164,15 @@ def last_good(run: Path, config: str) -> Path | None:
 def bring_back(run: Interrupted) -> None:
     """Brings a run's folder back to where its checkpoint is; once per run, by the process that holds the lock.
 
-    What was logged since is taken out of TensorBoard's files, for it will be logged again. Damaged checkpoints that
-    were skipped are renamed, so that none of them takes a good one's place.
+    What was logged since is taken out of TensorBoard's files, for it will be logged again. `CSVLogger` would delete its
+    file, which is renamed. So are damaged checkpoints that were skipped: none of them takes a good one's place.
 
     Args:
         run: What `find_interrupted` returned.
     """
+    table = run.folder / "metrics.csv"
+    if table.is_file():
+        table.rename(table.with_name(f"metrics.{len(list(run.folder.glob('metrics.*csv')))}.csv"))
     if run.checkpoint is None:
         cut_events(run.folder, {})
         return

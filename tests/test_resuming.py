@@ -2,11 +2,13 @@
 
 import random
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kill_and_resume import DOINGS, ELSE, Runs, kill_and_resume, moments, same
+import torch
+from kill_and_resume import ELSE, SAVE, STEP, VALIDATION, Moment, Runs, kill_and_resume, moments, same
 
 from lora_lightning.checkpoint_files import WholeCheckpointIO
 from lora_lightning.main import main
@@ -14,6 +16,7 @@ from tests.conftest import TinyBackbone
 from tests.test_cli import Words, fit_words
 from tests.tiny_data import save_tiny_clinc150
 
+COUNTS = {STEP: 18, VALIDATION: 6, SAVE: 9}  # in the run below, at least
 DROPOUT = ["--model.base_dropout=0.1", "--model.lora.lora_dropout=0.1", "--checkpoint.every_n_train_steps=2"]
 
 
@@ -23,21 +26,46 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_clinc150(tmp_path_factory.mktemp("clinc150"))
 
 
-def test_a_run_killed_at_random_moments_ends_as_one_left_alone(
-    tiny_backbone: TinyBackbone, data: Path, tmp_path: Path
-) -> None:
-    runs = Runs(
-        [*fit_words(tiny_backbone("bert"), data, tmp_path)[1:], *DROPOUT, "--trainer.val_check_interval=4"], tmp_path
-    )
+@pytest.fixture(scope="module")
+def runs(tiny_backbone: TinyBackbone, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Runs in processes of their own, one of which is left alone."""
+    folder = tmp_path_factory.mktemp("runs")
+    words = [*fit_words(tiny_backbone("bert"), data, folder)[1:], *DROPOUT, "--trainer.val_check_interval=4"]
+    runs = Runs(words, folder)
     status, _ = runs.start("left alone")
-    assert status == 0, (tmp_path / "left alone/output.txt").read_text()
-    counts = dict(zip(DOINGS, runs.shared[1:-1], strict=True))
-    reference = runs.result("left alone")
-    kills = moments({doing: count // 3 for doing, count in counts.items()}, 0.01, 3, random.Random(0))  # noqa: S311
-    row = kill_and_resume(runs, reference, "killed", kills)
+    assert status == 0, (folder / "left alone/output.txt").read_text()
+    return runs
+
+
+def test_a_run_killed_at_random_moments_ends_as_one_left_alone(runs: Runs) -> None:
+    few = {doing: 1 + count // 3 for doing, count in COUNTS.items()}
+    kills = moments(few, 0.01, 3, random.Random(0))  # noqa: S311
+    row = kill_and_resume(runs, runs.result("left alone"), "killed", kills)
     assert len(row["killed during"]) == 3
     assert set(row["killed during"]) - {ELSE}
     assert row["differs"] == []
+
+
+def test_a_run_asked_to_stop_saves_its_step_and_goes_on_with_the_same_command(runs: Runs) -> None:
+    asked = [
+        (Moment(STEP, 3, 0, signal.SIGTERM), 75),
+        (Moment(VALIDATION, 1, 0, signal.SIGUSR1), 75),
+        (Moment(STEP, 4, 0, signal.SIGINT), 130),
+    ]
+    steps = 0
+    for moment, status in asked:
+        assert runs.start("asked", moment)[0] == status, (runs.folder / "asked/output.txt").read_text()
+        last = torch.load(runs.run_folder("asked") / "checkpoints/last.ckpt", weights_only=True)
+        assert last["global_step"] == runs.shared[len(runs.shared) - 1] > steps
+        steps = last["global_step"]
+        said = (runs.folder / "asked/output.txt").read_text().splitlines()[-1]
+        command = f"lora-lightning fit --config {runs.run_folder('asked') / 'config.yaml'} --resume auto"
+        name = signal.Signals(moment.how).name
+        assert said == f"lora-lightning: stopped by {name} after step {steps}, which is saved; go on with: {command}"
+    assert runs.start("asked")[0] == 0
+    assert same(runs.result("asked"), runs.result("left alone"))
+    assert runs.start("asked")[0] == 0
+    assert "is finished: there is nothing to go on with" in (runs.folder / "asked/output.txt").read_text()
 
 
 class Snapshots:

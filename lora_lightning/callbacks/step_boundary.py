@@ -40,6 +40,11 @@ class StepBoundary(Callback):
         if any(callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED for callback in stopping):
             trainer.should_stop = True
 
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing is lost when the test after training ends at once: a resumed run tests again."""
+        del pl_module
+        self.signals.stop_at_once(trainer)
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Does all three.
 

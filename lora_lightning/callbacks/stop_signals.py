@@ -8,6 +8,8 @@ from types import FrameType
 import torch
 from lightning import Trainer
 
+from lora_lightning.errors import TrainingStopped
+
 # SIGUSR1 is what SLURM and others send ahead of a time limit; Windows has none.
 ASKING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
@@ -28,6 +30,21 @@ class StopSignals:
         if threading.current_thread() is threading.main_thread():
             for number in ASKING:
                 signal.signal(number, self._note)
+
+    def stop_at_once(self, trainer: Trainer) -> None:
+        """Lets SIGTERM and SIGUSR1 end what runs now, when all is saved; Ctrl-C does so by itself.
+
+        Args:
+            trainer: Knows the last step.
+        """
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            del frame
+            raise TrainingStopped(signal.Signals(number), trainer.global_step, main_process=trainer.is_global_zero)
+
+        if threading.current_thread() is threading.main_thread():
+            for number in set(ASKING) - {signal.SIGINT}:
+                signal.signal(number, stop)
 
     def agreed(self, trainer: Trainer) -> signal.Signals | None:
         """What any of the processes was asked; collective.

@@ -1,0 +1,281 @@
+"""What breaks around a run: files, folders, disks, other processes. Nothing saved is lost, and a sentence says so."""
+
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lora_lightning.checkpoint_files import WholeCheckpointIO
+from lora_lightning.main import main
+from lora_lightning.resuming import lock_run
+from lora_lightning.tasks import SequenceClassificationTask
+from tests.conftest import TinyBackbone
+from tests.test_cli import Words, fit_words, trained_state
+from tests.tiny_data import save_tiny_clinc150
+
+RUN = "run/version_0"
+SLURM = {  # of a job with one task
+    "SLURM_JOB_ID": "1234",
+    "SLURM_JOB_NAME": "lora",
+    "SLURM_NTASKS": "1",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+    "SLURM_NODELIST": "localhost",
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny release."""
+    return save_tiny_clinc150(tmp_path_factory.mktemp("clinc150"))
+
+
+@pytest.fixture(scope="module")
+def words(tiny_backbone: TinyBackbone, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Words:
+    """A command that may be started again and again."""
+    more = ["--resume=auto", "--checkpoint.every_n_train_steps=4", "--test_after_fit=false"]
+    return [*fit_words(tiny_backbone("bert"), data, tmp_path_factory.mktemp("logs")), *more]
+
+
+@pytest.fixture(scope="module")
+def logs(words: Words) -> Path:
+    """Where the command's runs land."""
+    return Path(next(word for word in words if "save_dir" in word).partition("=")[2])
+
+
+class Interrupted(Exception):  # noqa: N818  # stands for a crash
+    """What ends a run in the middle."""
+
+
+@pytest.fixture(scope="module")
+def interrupted(words: Words, logs: Path) -> Path:
+    """A copy of a run that crashed after step 14 of 18: last.ckpt of step 12, previous.ckpt of step 9."""
+    original = SequenceClassificationTask.training_step
+
+    def crash(self: SequenceClassificationTask, batch: Any, batch_idx: int) -> torch.Tensor:
+        if self.trainer.global_step == 14:
+            raise Interrupted
+        return original(self, batch, batch_idx)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SequenceClassificationTask, "training_step", crash)
+        with pytest.raises(Interrupted):
+            main(words)
+    return Path(shutil.move(logs / "run", logs / "kept"))
+
+
+@pytest.fixture(scope="module")
+def whole(words: Words, logs: Path, interrupted: Path) -> dict[str, torch.Tensor]:
+    """What the run ends with."""
+    shutil.copytree(interrupted, logs / "run")
+    assert main(words) == 0
+    state = trained_state(logs / RUN)
+    shutil.rmtree(logs / "run")
+    return state
+
+
+@pytest.fixture
+def run(logs: Path, interrupted: Path) -> Iterator[Path]:
+    """The crashed run's folder."""
+    shutil.copytree(interrupted, logs / "run")
+    yield logs / RUN
+    shutil.rmtree(logs / "run")
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut_in_half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def take_from_another_run(path: Path) -> None:
+    checkpoint = torch.load(path, weights_only=True)
+    torch.save(checkpoint | {"settings": "0" * 64}, path)
+
+
+def make_empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+DAMAGES = [flip_a_bit, cut_in_half, take_from_another_run, make_empty]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
+    run: Path,
+    words: Words,
+    whole: dict[str, torch.Tensor],
+    damage: Callable[[Path], None],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    last = run / "checkpoints/last.ckpt"
+    damage(last)
+    damaged = last.read_bytes()
+    assert main(words) == 0
+    said = capfd.readouterr()
+    assert f"lora-lightning: warning: {last} is" in said.err
+    assert f"goes on from {run / 'checkpoints/previous.ckpt'}" in said.out
+    assert (run / "checkpoints/last.ckpt.damaged").read_bytes() == damaged
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in trained_state(run).items())
+
+
+def test_where_all_are_damaged_nothing_is_started_anew(
+    run: Path, words: Words, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*.ckpt")}
+    for path, damage in zip(sorted(before), DAMAGES, strict=False):
+        damage(path)
+    assert len(before) == 3
+    assert main(words) == 2
+    said = capfd.readouterr().err.strip().splitlines()[-1]
+    assert f"the run {run} has no checkpoint to go on from" in said
+    assert all(str(path) in said for path in before)
+    assert [path.name for path in run.parent.iterdir()] == ["version_0"]
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, cut_in_half])
+def test_a_damaged_checkpoint_that_is_asked_for_is_refused(
+    run: Path, words: Words, damage: Callable[[Path], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    last = run / "checkpoints/last.ckpt"
+    damage(last)
+    assert main([*words, "--resume=null", f"--ckpt_path={last}"]) == 2
+    assert f"lora-lightning: error: {last} is damaged" in capfd.readouterr().err.strip().splitlines()[-1]
+
+
+def test_the_command_that_a_stopped_run_prints_goes_on_with_it(
+    run: Path, words: Words, whole: dict[str, torch.Tensor], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", "--config", str(run / "config.yaml"), "--resume", "auto"]) == 0
+    assert f"goes on from {run / 'checkpoints/last.ckpt'}" in capfd.readouterr().out
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in trained_state(run).items())
+    assert main(words) == 0
+    assert f"the run {run} is finished: there is nothing to go on with" in capfd.readouterr().out
+
+
+def test_only_training_is_resumed(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["test", f"--config={run / 'config.yaml'}", "--resume=auto"]) == 2
+    assert "resume is an option of fit" in capfd.readouterr().err
+
+
+def test_slurms_signal_saves_a_whole_step_and_not_lightnings_way(
+    run: Path, words: Words, whole: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    original = SequenceClassificationTask.training_step
+
+    def preempted(self: SequenceClassificationTask, batch: Any, batch_idx: int) -> torch.Tensor:
+        if self.trainer.global_step == 13:
+            signal.raise_signal(signal.SIGUSR1)
+        return original(self, batch, batch_idx)
+
+    monkeypatch.chdir(tmp_path)
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    with monkeypatch.context() as patch:
+        patch.setattr(SequenceClassificationTask, "training_step", preempted)
+        assert main(words) == 75
+    assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 14
+    assert not list(tmp_path.iterdir())  # where Lightning saves before it queues the job again
+    assert main(words) == 0
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in trained_state(run).items())
+
+
+def test_the_table_of_a_csv_logger_stays(words: Words, tmp_path: Path) -> None:
+    words = [*words, "--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={tmp_path}", "--trainer.logger.name=run"]
+    assert main(words) == 0
+    table = (tmp_path / RUN / "metrics.csv").read_text()
+    (tmp_path / RUN / "summary.json").unlink()  # as if it had ended just before
+    assert main(words) == 0
+    assert (tmp_path / RUN / "metrics.1.csv").read_text() == table
+
+
+def test_other_settings_are_another_run(run: Path, words: Words, logs: Path) -> None:
+    assert main([*words, "--model.lora.r=2"]) == 0
+    assert sorted(path.name for path in run.parent.iterdir()) == ["version_0", "version_1"]
+    assert not (run / "summary.json").exists()
+
+
+def test_a_full_disk_leaves_what_was_saved(
+    run: Path, words: Words, whole: dict[str, torch.Tensor], capfd: pytest.CaptureFixture[str]
+) -> None:
+    last = run / "checkpoints/last.ckpt"
+    before = last.read_bytes()
+    (run / "checkpoints/.last.ckpt.draft").symlink_to("/dev/full")
+    assert main(words) == 2
+    said = capfd.readouterr().err.strip().splitlines()[-1]
+    assert f"lora-lightning: error: {last} cannot be written (No space left on device); what was saved before" in said
+    assert last.read_bytes() == before
+    assert main(words) == 0
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in trained_state(run).items())
+
+
+def test_a_folder_that_vanished_is_made_again_and_the_run_stops_to_have_curves_again(
+    run: Path,
+    words: Words,
+    whole: dict[str, torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    original = SequenceClassificationTask.training_step
+
+    def vanish(self: SequenceClassificationTask, batch: Any, batch_idx: int) -> torch.Tensor:
+        if self.trainer.global_step == 14:
+            shutil.rmtree(run)
+        return original(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SequenceClassificationTask, "training_step", vanish)
+        assert main(words) == 75
+    said = capfd.readouterr().err
+    assert f"lora-lightning: warning: the run folder {run} vanished; it is made again" in said
+    assert "stopped by SIGTERM after step 16, which is saved" in said
+    assert main(words) == 0
+    assert (run / "summary.json").exists()
+    assert list(run.glob("events.*"))
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in trained_state(run).items())
+
+
+HOLD = "import sys, pathlib; from lora_lightning.resuming import lock_run; lock = lock_run(pathlib.Path(sys.argv[1]))"
+
+
+def test_a_second_process_is_kept_out_of_a_run(run: Path, words: Words, capfd: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "run.lock"}
+    code = f"{HOLD}; print(flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code, run], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        assert main(words) == 2
+        holder.kill()
+    said = capfd.readouterr().err.strip().splitlines()[-1]
+    assert f"another process ({holder.pid} on " in said
+    assert f"trains in the run folder {run}; wait for it or stop it" in said
+    assert {path: path.read_bytes() for path in before} == before
+    with lock_run(run) as lock:  # a process that is killed holds nothing
+        assert lock is not None
+
+
+def test_a_new_checkpoint_takes_its_place_only_when_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "last.ckpt"
+    io = WholeCheckpointIO()
+    content = {"state_dict": {"a": torch.arange(5)}, "hyper_parameters": {}}
+    io.save_checkpoint(content | {"number": 1}, place)
+    io.save_checkpoint(content | {"number": 2}, place)
+    monkeypatch.setattr(torch, "save", lambda _, file: [file.write(b"half"), int("x")])
+    with pytest.raises(ValueError, match="invalid literal"):
+        io.save_checkpoint(content | {"number": 3}, place)
+    assert io.load_checkpoint(place)["number"] == 2
+    assert io.load_checkpoint(tmp_path / "previous.ckpt")["number"] == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "previous.ckpt"]
