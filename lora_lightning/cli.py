@@ -55,6 +55,7 @@ from lora_lightning.tasks.base import contradictions
 
 LOGS = Path("lightning_logs")
 SEEDS = 2**32  # NumPy's
+MOST_BATCHES = 2**31  # the loss is multiplied by their number
 REFUSING = {"lightning", "jsonargparse"}  # packages that check options
 RESTORING = "checkpoint_connector.py"  # Lightning's; what it reads with is called restore... or resume...
 
@@ -246,6 +247,12 @@ class LoraLightningCLI(LightningCLI):
             msg = (
                 f"trainer.accumulate_grad_batches is {self.trainer.accumulate_grad_batches}, but a step is made of at "
                 "least 1 batch."
+            )
+            raise ConfigurationError(msg)
+        if self.trainer.accumulate_grad_batches > MOST_BATCHES:
+            msg = (
+                f"trainer.accumulate_grad_batches is {self.trainer.accumulate_grad_batches}, but a step is made of at "
+                f"most {MOST_BATCHES} batches."
             )
             raise ConfigurationError(msg)
         clip, patience = self.trainer.gradient_clip_val, self.options.early_stopping.patience
