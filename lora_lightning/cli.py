@@ -1,5 +1,6 @@
 """LightningCLI for this package: shared callbacks, one run folder, and a guard around checkpoints."""
 
+import errno
 import logging
 import math
 import os
@@ -471,6 +472,10 @@ def _as_user_error(error: Exception) -> LoraLightningError | None:
     """What Lightning or the parser itself refuses is an option's value; what fails deeper is no user's mistake."""
     if isinstance(error, UnicodeDecodeError):
         return ConfigurationError(f"a file is not in UTF-8 ({error}); save it in that encoding.")
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return ConfigurationError(f"a file's name is too long: {str(error.filename)[:60]!r}...; give a shorter one.")
+    if isinstance(error, ValueError) and "embedded null byte" in str(error):
+        return ConfigurationError(r"the name of a file or folder holds the character \x00, which none can; mend it.")
     frames = traceback.extract_tb(error.__traceback__)
     if any(frame.filename.endswith(RESTORING) and frame.name.lstrip("_").startswith("re") for frame in frames):
         why = " ".join(str(error).split())[:200]

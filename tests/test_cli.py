@@ -304,6 +304,13 @@ MISUSE: dict[str, tuple[Misuse, list[str]]] = {
                 "model.optimization.learning_rate=.inf": "learning_rate is inf, but it must be above 0",
                 "model.optimization.weight_decay=.nan": "weight_decay is nan, but it must be at least 0",
                 "seed_everything=-1": "seed_everything is -1, but a seed in [0, 4294967296) is needed",
+                f"data.cache_dir={'a' * 3000}": "a file's name is too long: 'aaaaaa",
+                f"data.data_dir={'a' * 3000}": "a file's name is too long: 'aaaaaa",
+                f"trainer.logger.save_dir={'a' * 3000}": "cannot be written (File name too long)",
+                f"model.backbone=./{'a' * 3000}": "a file's name is too long: 'aaaaaa",
+                "data.data_dir=a\0b": "holds the character",
+                "trainer.logger.save_dir=a\0b": "holds the character",
+                "model.backbone=./a\0b": "the backbone './a",
                 "trainer=5": "trainer is '5', but options by name are needed",
             }.items()
         )
