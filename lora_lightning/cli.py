@@ -1,5 +1,6 @@
 """LightningCLI for this package: shared callbacks, one run folder, and a guard around checkpoints."""
 
+import errno
 import logging
 import math
 import os
@@ -70,6 +71,7 @@ from lora_lightning.tasks.base import contradictions
 
 LOGS = Path("lightning_logs")
 SEEDS = 2**32  # NumPy's
+MOST_BATCHES = 2**31  # the loss is multiplied by their number
 REFUSING = {"lightning", "jsonargparse"}  # packages that check options
 RESTORING = "checkpoint_connector.py"  # Lightning's; what it reads with is called restore... or resume...
 
@@ -353,6 +355,12 @@ class LoraLightningCLI(LightningCLI):
                 "least 1 batch."
             )
             raise ConfigurationError(msg)
+        if self.trainer.accumulate_grad_batches > MOST_BATCHES:
+            msg = (
+                f"trainer.accumulate_grad_batches is {self.trainer.accumulate_grad_batches}, but a step is made of at "
+                f"most {MOST_BATCHES} batches."
+            )
+            raise ConfigurationError(msg)
         clip, patience = self.trainer.gradient_clip_val, self.options.early_stopping.patience
         if clip is not None and not 0 <= clip < math.inf:
             msg = f"trainer.gradient_clip_val is {clip}, but a norm of at least 0 is needed, or null for no clipping."
@@ -611,6 +619,10 @@ def _as_user_error(error: Exception) -> LoraLightningError | None:
     """What Lightning or the parser itself refuses is an option's value; what fails deeper is no user's mistake."""
     if isinstance(error, UnicodeDecodeError):
         return ConfigurationError(f"a file is not in UTF-8 ({error}); save it in that encoding.")
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return ConfigurationError(f"a file's name is too long: {str(error.filename)[:60]!r}...; give a shorter one.")
+    if isinstance(error, ValueError) and "embedded null byte" in str(error):
+        return ConfigurationError(r"the name of a file or folder holds the character \x00, which none can; mend it.")
     frames = traceback.extract_tb(error.__traceback__)
     if any(frame.filename.endswith(RESTORING) and frame.name.lstrip("_").startswith("re") for frame in frames):
         why = " ".join(str(error).split())[:200]

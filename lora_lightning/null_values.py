@@ -38,12 +38,17 @@ def _check_class(entry: Any, where: str) -> None:
     if not isinstance(entry, Mapping) or not isinstance(entry.get("init_args"), Mapping):
         return
     module, _, name = str(entry["class_path"]).rpartition(".")
-    _check_call(getattr(importlib.import_module(module), name), entry["init_args"], where)
+    made_by = getattr(importlib.import_module(module), name, None)
+    if made_by is not None:  # a class inside another is the parser's to find
+        _check_call(made_by, entry["init_args"], where)
 
 
 def _check_call(made_by: Callable[..., Any], options: Mapping[str, Any], where: str) -> None:
     """Compares options with the types of a class's arguments, and those of settings within them with their fields'."""
-    kinds = typing.get_type_hints(made_by if dataclasses.is_dataclass(made_by) else made_by.__init__)
+    try:
+        kinds = typing.get_type_hints(made_by if dataclasses.is_dataclass(made_by) else made_by.__init__)
+    except (NameError, TypeError):  # of a class elsewhere, whose annotations are for a type checker alone
+        return
     parameters = inspect.signature(made_by).parameters
     for name, value in options.items():
         kind, parameter = kinds.get(name, Any), parameters.get(name)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from lightning import Callback
 
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.null_values import check_nulls
@@ -53,3 +54,15 @@ def test_null_without_a_meaning_is_named(given: dict[str, Any], name: str) -> No
 )
 def test_null_with_a_meaning_passes(given: dict[str, Any]) -> None:
     check_nulls(given)
+
+
+class OfAnotherPackage(Callback):
+    """Its annotation has no meaning at run time."""
+
+    def __init__(self, steps: "NowhereDefined") -> None:  # type: ignore[name-defined]  # noqa: F821
+        self.steps = steps
+
+
+def test_a_class_whose_types_are_not_known_is_left_alone() -> None:
+    entry = {"class_path": f"{__name__}.OfAnotherPackage", "init_args": {"steps": None}}
+    check_nulls({"trainer": {"callbacks": [entry]}})

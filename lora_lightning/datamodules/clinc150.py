@@ -130,11 +130,13 @@ class Clinc150DataModule(IntentDataModule):
     def _from_release(self, folder: Path) -> Parts:
         path = folder / f"data_{self.variant}.json"
         try:
-            content = json.loads(decode_text(path.read_bytes(), str(path)))
+            raw = path.read_bytes()
         except OSError as error:
             there = ", ".join(sorted(file.name for file in folder.glob("data_*.json"))) or "no data_*.json"
             msg = f"--data.data_dir: {path} cannot be read; the folder {folder} has {there}."
             raise DataError(msg) from error
+        try:
+            content = json.loads(decode_text(raw, str(path)))
         except (ValueError, RecursionError) as error:
             msg = f"{path} is not JSON ({error}); fetch the original release again."
             raise DataError(msg) from error
