@@ -132,17 +132,20 @@ def test_two_processes_count_every_example_once(kind: str, way: str, runs: Path)
     assert other["total_parameters"] == one["total_parameters"]
 
 
-@pytest.mark.parametrize("way", TOGETHER)
-def test_three_processes_count_every_example_once(way: str, runs: Path, tmp_path: Path) -> None:
+def test_three_processes_count_every_example_once(runs: Path, tmp_path: Path) -> None:
     run = run_of(runs / "lora", ALONE)
-    strategy = equality.WAYS[way][1]
-    moved = tmp_path / "last.ckpt"  # the metrics land beside it
-    moved.write_bytes((run / "checkpoints" / "last.ckpt").read_bytes())
-    words = ["validate", f"--config={run / 'config.yaml'}", *strategy, f"--ckpt_path={moved}", "--trainer.devices=3"]
-    processes.train(3, [words])
-    together = json.loads((tmp_path / "validate_metrics.json").read_text())
     alone = json.loads((run / "summary.json").read_text())["metrics"]
-    assert together == pytest.approx({name: alone[name] for name in together}, abs=1e-4)
+    commands = []
+    for way in TOGETHER:
+        moved = tmp_path / way / "last.ckpt"  # the metrics land beside it
+        moved.parent.mkdir()
+        moved.write_bytes((run / "checkpoints" / "last.ckpt").read_bytes())
+        words = ["validate", f"--config={run / 'config.yaml'}", *equality.WAYS[way][1], f"--ckpt_path={moved}"]
+        commands.append([*words, "--trainer.devices=3"])
+    processes.train(3, commands)
+    for way in TOGETHER:
+        together = json.loads((tmp_path / way / "validate_metrics.json").read_text())
+        assert together == pytest.approx({name: alone[name] for name in together}, abs=1e-4)
 
 
 def test_one_process_reads_weights_that_are_sharded(runs: Path) -> None:
