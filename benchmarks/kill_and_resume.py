@@ -297,7 +297,7 @@ def main() -> None:
     counts = runs.counts
     reference = runs.result("left alone")
     print(f"A run of {runs.shared[len(runs.shared) - 1]} steps: {json.dumps(counts)}\n")
-    print("| kill | during | steps this process had done | went on from step | equal |")
+    print("| kill | during | steps done by then | went on from step | equal |")
     print("| --- | --- | --- | --- | --- |")
     rows = []
     alone = [[moment] for moment in moments(counts, 0.05, options.kills, source)]

@@ -24,7 +24,6 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMon
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lora_lightning import callbacks
@@ -100,6 +99,9 @@ class SaveRunConfig(SaveConfigCallback):
         if stage != "fit" or self.already_saved or not trainer.is_global_zero:
             return
         self.already_saved = True
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, StepBoundary):
+                callback.before_logging = self.make_again
         if self.text:
             return
         path = run_folder_of(trainer) / self.config_filename
@@ -113,11 +115,14 @@ class SaveRunConfig(SaveConfigCallback):
         self._write(path)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Makes a run folder that vanished again, and stops after the step: what writes curves does not notice."""
-        del pl_module
+        """Notes whose checkpoint it is."""
+        del trainer, pl_module
         checkpoint[SETTINGS] = fingerprint(self.text)
+
+    def make_again(self, trainer: Trainer) -> None:
+        """Makes a run folder that vanished again, and asks for a stop after the step, to begin with curves again."""
         path = run_folder_of(trainer) / self.config_filename
-        if not trainer.is_global_zero or trainer.state.fn != TrainerFn.FITTING or path.exists():
+        if path.exists():
             return
         self._write(path)
         rank_zero_warn(f"the run folder {path.parent} vanished; it is made again, without the curves so far.")
@@ -416,6 +421,14 @@ class LoraLightningCLI(LightningCLI):
             if lost is None:
                 raise
             raise lost from error
+        except OSError as error:
+            if (self.run_folder / CONFIG).exists():
+                raise
+            msg = (
+                f"the run folder {self.run_folder} vanished while it was written ({error.strerror}); when it is back, "
+                "go on with the same command and --resume auto, which begins anew without it."
+            )
+            raise TrainingError(msg) from error
 
     def _resume_command(self) -> str:
         return shlex.join(["lora-lightning", "fit", "--config", str(self.run_folder / CONFIG), "--resume", "auto"])

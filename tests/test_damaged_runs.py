@@ -1,9 +1,11 @@
 """What breaks around a run: files, folders, disks, other processes. Nothing saved is lost, and a sentence says so."""
 
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 import torch
 
 from lora_lightning.checkpoint_files import WholeCheckpointIO
+from lora_lightning.lora.checkpoint import read_checkpoint
 from lora_lightning.main import main
 from lora_lightning.resuming import lock_run
 from lora_lightning.tasks import SequenceClassificationTask
@@ -239,7 +242,7 @@ def test_a_folder_that_vanished_is_made_again_and_the_run_stops_to_have_curves_a
         assert main(words) == 75
     said = capfd.readouterr().err
     assert f"lora-lightning: warning: the run folder {run} vanished; it is made again" in said
-    assert "stopped by SIGTERM after step 16, which is saved" in said
+    assert "stopped by SIGTERM after step 15, which is saved" in said
     assert main(words) == 0
     assert (run / "summary.json").exists()
     assert list(run.glob("events.*"))
@@ -263,6 +266,31 @@ def test_a_second_process_is_kept_out_of_a_run(run: Path, words: Words, capfd: p
     assert {path: path.read_bytes() for path in before} == before
     with lock_run(run) as lock:  # a process that is killed holds nothing
         assert lock is not None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="children are found in /proc")
+def test_training_processes_stop_together(tiny_backbone: TinyBackbone, data: Path, tmp_path: Path) -> None:
+    words = [*fit_words(tiny_backbone("bert"), data, tmp_path), "--trainer.devices=2", "--trainer.strategy=ddp"]
+    words += ["--trainer.max_epochs=100000", "--early_stopping.patience=100000", "--checkpoint.every_n_train_steps=2"]
+    last = tmp_path / RUN / "checkpoints/last.ckpt"
+    for name, status, said in (
+        ("asked", 75, "stopped by SIGTERM after step"),
+        ("killed", 2, "training process 1 was ended by SIGKILL; the others stop, here after step"),
+    ):
+        began = time.time()
+        command = [sys.executable, "-m", "lora_lightning", *words, "--resume=auto"]
+        with (tmp_path / name).open("w") as output, subprocess.Popen(command, stdout=output, stderr=output) as main_one:
+            while not last.exists() or last.stat().st_mtime < began:
+                assert main_one.poll() is None, (tmp_path / name).read_text()
+                time.sleep(0.1)
+            child = int(Path(f"/proc/{main_one.pid}/task/{main_one.pid}/children").read_text())
+            os.kill(main_one.pid if name == "asked" else child, signal.SIGTERM if name == "asked" else signal.SIGKILL)
+            # Lightning's own watcher may be quicker to end the main process.
+            assert main_one.wait(timeout=60) in {status, -signal.SIGKILL if name == "killed" else status}
+        lines = (tmp_path / name).read_text()
+        assert said in lines or "terminated with code -9" in lines
+        assert not Path(f"/proc/{child}").exists()
+        assert read_checkpoint(last)["global_step"] >= 2
 
 
 def test_a_new_checkpoint_takes_its_place_only_when_it_is_whole(

@@ -2,6 +2,7 @@
 
 import os
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ class StepBoundary(Callback):
 
     def __init__(self) -> None:
         self.signals = StopSignals()
+        self.before_logging: Callable[[Trainer], None] | None = None  # on the main process
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listens from here on; Lightning has set its own handlers by now."""
@@ -45,6 +47,19 @@ class StepBoundary(Callback):
         del pl_module
         self.signals.stop_at_once(trainer)
 
+    def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        """Before the step is logged."""
+        self._before_logging(trainer)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Before the metrics are logged."""
+        del pl_module
+        self._before_logging(trainer)
+
+    def _before_logging(self, trainer: Trainer) -> None:
+        if self.before_logging is not None and not trainer.sanity_checking:
+            self.before_logging(trainer)
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Does all three.
 
@@ -52,6 +67,7 @@ class StepBoundary(Callback):
             TrainingStopped: If any process was asked to stop; the last step is saved.
         """
         del batch
+        self._before_logging(trainer)
         checkpoint = next(c for c in trainer.checkpoint_callbacks if isinstance(c, AdapterCheckpoint))
         whole_step = batch_idx % trainer.accumulate_grad_batches == 0
         if whole_step and batch_idx > 0:
