@@ -259,8 +259,9 @@ class LoraLightningCLI(LightningCLI):
             self.options.ckpt_path = str(self.interrupted.checkpoint)
 
     def after_instantiate_classes(self) -> None:
-        """Checks the strategy. Prediction needs no training data: its labels come from the checkpoint."""
+        """Checks strategy and device. Prediction needs no training data: its labels come from the checkpoint."""
         self._check_strategy()
+        self.model.check_trainer(self.trainer)
         if self.subcommand == "predict" and self.saved_labels is not None:
             self.model.adopt_labels(self.saved_labels)
 
@@ -349,7 +350,6 @@ class LoraLightningCLI(LightningCLI):
         if (space := self.datamodule.label_space) is not None:
             self.model.adopt_labels(space)
         self._check_labels()
-        self.model.check_trainer(self.trainer)
         self.model.check_settings()
         self.model.resumes = self.options.get("ckpt_path") is not None
         self._check_mode()

@@ -241,3 +241,4 @@ def test_what_cannot_be_is_refused_before_weights_load(
     message = capfd.readouterr().err
     assert remedy in message
     assert message.count("\n") == 1
+    assert not list(tmp_path.iterdir())
