@@ -35,6 +35,7 @@ def fit_words(backbone: Path, data: Path, logs: Path, *more: str) -> Words:
         "--data.batch_size=8",
         f"--data.cache_dir={logs / 'cache'}",
         "--trainer.max_epochs=10",
+        "--early_stopping.patience=20",  # a run that stopped early would not go on
         "--trainer.accelerator=cpu",
         "--trainer.enable_progress_bar=false",
         "--trainer.log_every_n_steps=1",

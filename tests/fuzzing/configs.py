@@ -12,7 +12,7 @@ import yaml
 from tests.conftest import TinyBackbone
 from tests.fuzzing.outcome import Case
 from tests.fuzzing.trees import Place, any_place, at, is_leaf, misspelt, pick
-from tests.test_configs import CONFIGS, PARTIAL, data_words, stand_in
+from tests.test_configs import CONFIGS, PARTIAL, TRAINERS, data_words, stand_in
 
 Config = dict[str, Any]
 
@@ -50,7 +50,7 @@ def config_cases(
     """Changes one shipped config in many ways.
 
     Args:
-        path: The YAML. One that only adds callbacks follows the quickstart's, unchanged.
+        path: The YAML. One that only adds callbacks or sets the trainer follows the quickstart's, unchanged.
         folder: For the changed files, and tiny data.
         tiny_backbone: Tiny weights of an architecture.
         count: How many cases.
@@ -64,7 +64,7 @@ def config_cases(
     name = str(path.relative_to(CONFIGS))
     first: list[str] = []
     base = yaml.safe_load(path.read_text())
-    if path.parent == PARTIAL:
+    if path.parent in (PARTIAL, TRAINERS):
         whole = folder / "whole.yaml"
         whole.write_text(yaml.safe_dump(with_stand_ins(CONFIGS / "quickstart.yaml", folder, tiny_backbone)))
         first = [f"--config={whole}"]
