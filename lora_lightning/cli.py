@@ -45,7 +45,7 @@ from lora_lightning.errors import (
     VerificationError,
 )
 from lora_lightning.lora.checkpoint import read_checkpoint
-from lora_lightning.lost_processes import lost_process
+from lora_lightning.lost_processes import end_children, lost_process
 from lora_lightning.metrics import LabelSpace
 from lora_lightning.parser import ArgumentParser
 from lora_lightning.resuming import CONFIG, SETTINGS, Interrupted, bring_back, find_interrupted, fingerprint, lock_run
@@ -355,6 +355,7 @@ class LoraLightningCLI(LightningCLI):
             yield
         except TrainingStopped as stop:
             stop.resume_command = self._resume_command()
+            end_children(self.trainer, patience=30)
             raise
         except RuntimeError as error:
             lost = lost_process(self.trainer, error)
