@@ -1,6 +1,8 @@
 """LightningCLI for this package: shared callbacks, one run folder, and a guard around checkpoints."""
 
+import errno
 import logging
+import math
 import os
 import shlex
 import signal
@@ -13,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
@@ -20,6 +23,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lora_lightning import callbacks
@@ -33,8 +37,10 @@ from lora_lightning.callbacks import (
     ThroughputMonitor,
 )
 from lora_lightning.callbacks.adapter_monitor import AdapterMonitor
+from lora_lightning.callbacks.adapter_ranks import AdapterRanks
 from lora_lightning.callbacks.run_folder import run_folder_of
 from lora_lightning.checkpoint_files import WholeCheckpointIO
+from lora_lightning.config_files import GROUPS, check_config_files
 from lora_lightning.datamodules import AdaptationDataModule
 from lora_lightning.errors import (
     CheckpointError,
@@ -44,11 +50,13 @@ from lora_lightning.errors import (
     TrainingStopped,
     VerificationError,
 )
-from lora_lightning.lora.checkpoint import read_checkpoint
+from lora_lightning.lora.checkpoint import check_resumable, read_checkpoint
 from lora_lightning.lost_processes import end_children, lost_process
 from lora_lightning.metrics import LabelSpace
-from lora_lightning.parser import ArgumentParser
+from lora_lightning.null_values import check_nulls
+from lora_lightning.parser import ArgumentParser, explain
 from lora_lightning.resuming import CONFIG, SETTINGS, Interrupted, bring_back, find_interrupted, fingerprint, lock_run
+from lora_lightning.strategies import FullyShardedStrategy
 from lora_lightning.summary import (
     HIGHER_IS_BETTER,
     LOWER_IS_BETTER,
@@ -61,7 +69,10 @@ from lora_lightning.tasks import AdaptationTask
 from lora_lightning.tasks.base import contradictions
 
 LOGS = Path("lightning_logs")
+SEEDS = 2**32  # NumPy's
+MOST_BATCHES = 2**31  # the loss is multiplied by their number
 REFUSING = {"lightning", "jsonargparse"}  # packages that check options
+RESTORING = "checkpoint_connector.py"  # Lightning's; what it reads with is called restore... or resume...
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -170,6 +181,19 @@ class LoraLightningCLI(LightningCLI):
         parser.link_arguments("checkpoint.mode", "early_stopping.mode")
         parser.link_arguments("model.init_args.backbone", "data.init_args.backbone")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses, and refuses what the parser takes without a word and nothing can use."""
+        super().parse_arguments(parser, args)
+        for group in GROUPS:
+            if not hasattr(found := self.options.get(group, {}), "items"):
+                msg = f"{group} is {found!r}, but options by name are needed, such as --{group}.NAME VALUE."
+                raise ConfigurationError(msg)
+        check_nulls(self.options.as_dict())
+        seed = self.options.seed_everything
+        if not isinstance(seed, bool) and seed is not None and not 0 <= seed < SEEDS:
+            msg = f"seed_everything is {seed}, but a seed in [0, {SEEDS}) is needed."
+            raise ConfigurationError(msg)
+
     @property
     def options(self) -> Any:
         """The parsed options of the command that runs."""
@@ -199,7 +223,10 @@ class LoraLightningCLI(LightningCLI):
             raise CheckpointError(msg)
         if path is None:
             return
-        saved = read_checkpoint(path)["hyper_parameters"]
+        checkpoint = read_checkpoint(path)
+        if command == "fit":
+            check_resumable(checkpoint, path)
+        saved = checkpoint["hyper_parameters"]
         asked = self.options.model.init_args.as_dict()
         unknown, lacking = sorted(saved.keys() - asked.keys()), sorted(asked.keys() - saved.keys())
         if unknown and lacking:  # one of both may be another release's
@@ -216,7 +243,11 @@ class LoraLightningCLI(LightningCLI):
             )
             raise CheckpointError(msg)
         if saved.get("label_space"):
-            self.saved_labels = LabelSpace(**saved["label_space"])
+            try:
+                self.saved_labels = LabelSpace(**saved["label_space"])
+            except TypeError as error:
+                msg = f"the checkpoint {path} holds no labels as this program saves them ({error}); use another file."
+                raise CheckpointError(msg) from error
 
     def _find_interrupted(self) -> None:
         self.interrupted = find_interrupted(self.options, dump_settings(self._parser("fit"), self.options))
@@ -228,7 +259,8 @@ class LoraLightningCLI(LightningCLI):
             self.options.ckpt_path = str(self.interrupted.checkpoint)
 
     def after_instantiate_classes(self) -> None:
-        """Prediction needs no training data: its labels come from the checkpoint."""
+        """Checks the strategy. Prediction needs no training data: its labels come from the checkpoint."""
+        self._check_strategy()
         if self.subcommand == "predict" and self.saved_labels is not None:
             self.model.adopt_labels(self.saved_labels)
 
@@ -240,7 +272,12 @@ class LoraLightningCLI(LightningCLI):
         if self.subcommand != "fit":
             kwargs["logger"] = False
         elif trainer.logger is not False:
-            extra += [LearningRateMonitor(logging_interval="step"), ConfusionFigure(), ThroughputMonitor()]
+            extra += [
+                LearningRateMonitor(logging_interval="step"),
+                ConfusionFigure(),
+                ThroughputMonitor(),
+                AdapterRanks(),
+            ]
         elif trainer.default_root_dir is None:  # a folder of its own, though no logger makes one
             taken = [int(path.name[8:]) for path in LOGS.glob("version_*") if path.name[8:].isdigit()]
             kwargs["default_root_dir"] = str(LOGS / f"version_{max(taken, default=-1) + 1}")
@@ -297,6 +334,15 @@ class LoraLightningCLI(LightningCLI):
         """Finds a checkpoint of other labels before its weights load."""
         self._check_labels()
 
+    def _check_strategy(self) -> None:
+        strategy = self.trainer.strategy
+        if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | FullyShardedStrategy):
+            msg = (
+                f"trainer.strategy is {type(strategy).__name__}, whose checkpoints no other strategy could load; set "
+                "it to auto or ddp, or use configs/trainer/fsdp2.yaml, which shards."
+            )
+            raise ConfigurationError(msg)
+
     def before_fit(self) -> None:
         """Finds out before there is a run folder whether data and settings fit and results can be written."""
         self.model.check_data(self.datamodule)
@@ -305,6 +351,7 @@ class LoraLightningCLI(LightningCLI):
         self._check_labels()
         self.model.check_trainer(self.trainer)
         self.model.check_settings()
+        self.model.resumes = self.options.get("ckpt_path") is not None
         self._check_mode()
         self.datamodule.check_splits("fit")  # reads the data, and so checks it, where no labels did
         if self.trainer.accumulate_grad_batches < 1:  # Lightning divides by 0, and by -2 without a word
@@ -312,6 +359,19 @@ class LoraLightningCLI(LightningCLI):
                 f"trainer.accumulate_grad_batches is {self.trainer.accumulate_grad_batches}, but a step is made of at "
                 "least 1 batch."
             )
+            raise ConfigurationError(msg)
+        if self.trainer.accumulate_grad_batches > MOST_BATCHES:
+            msg = (
+                f"trainer.accumulate_grad_batches is {self.trainer.accumulate_grad_batches}, but a step is made of at "
+                f"most {MOST_BATCHES} batches."
+            )
+            raise ConfigurationError(msg)
+        clip, patience = self.trainer.gradient_clip_val, self.options.early_stopping.patience
+        if clip is not None and not 0 <= clip < math.inf:
+            msg = f"trainer.gradient_clip_val is {clip}, but a norm of at least 0 is needed, or null for no clipping."
+            raise ConfigurationError(msg)
+        if patience < 0:
+            msg = f"early_stopping.patience is {patience}, but it is a number of validations, at least 0."
             raise ConfigurationError(msg)
         if self.options.trainer.get("overfit_batches"):
             msg = "trainer.overfit_batches is not supported; use trainer.limit_train_batches and limit_val_batches."
@@ -337,7 +397,7 @@ class LoraLightningCLI(LightningCLI):
         self.failed_check: VerificationError | None = None
         try:
             with self._saying_how_to_go_on():
-                self.trainer.fit(**kwargs)
+                self.trainer.fit(**{**kwargs, "weights_only": True})
         except VerificationError as error:
             if not self._checkpoint_callback().best_model_path:
                 raise
@@ -420,7 +480,7 @@ class LoraLightningCLI(LightningCLI):
         self._evaluate("test", kwargs)
 
     def _evaluate(self, command: str, kwargs: dict[str, Any]) -> None:
-        getattr(self.trainer, command)(**{**kwargs, "verbose": False})
+        getattr(self.trainer, command)(**{**kwargs, "verbose": False, "weights_only": True})
         if self.trainer.is_global_zero:
             metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
             print_metrics(metrics)
@@ -441,7 +501,7 @@ class LoraLightningCLI(LightningCLI):
 
     def predict(self, **kwargs: Any) -> None:
         """Predicts every row; they go to the file, not into memory twice."""
-        self.trainer.predict(**{**kwargs, "return_predictions": False})
+        self.trainer.predict(**{**kwargs, "return_predictions": False, "weights_only": True})
 
     def after_predict(self) -> None:
         """Says where the predictions are."""
@@ -540,6 +600,7 @@ def run(arguments: Sequence[str]) -> LoraLightningCLI:
         if word.startswith(("--data.backbone", "--data.init_args.backbone")):
             msg = "data.backbone always follows the model's; set --model.backbone instead."
             raise ConfigurationError(msg)
+    check_config_files(arguments)
     sys.argv[1:] = list(arguments)  # Lightning relaunches the program from it under DDP
     try:
         return LoraLightningCLI(
@@ -565,18 +626,39 @@ def run(arguments: Sequence[str]) -> LoraLightningCLI:
         raise (_own_error(error) or ConfigurationError(" ".join(str(error).split()))) from error
     except Exception as error:  # noqa: BLE001  # raised again below
         # jsonargparse wraps what a class raises while it is made.
-        raise _own_error(error) or _as_configuration_error(error) or error from None
+        raise _own_error(error) or _as_memory_error(error) or _as_user_error(error) or error from None
 
 
-def _as_configuration_error(error: Exception) -> ConfigurationError | None:
+def _as_user_error(error: Exception) -> LoraLightningError | None:
     """What Lightning or the parser itself refuses is an option's value; what fails deeper is no user's mistake."""
     if isinstance(error, UnicodeDecodeError):
         return ConfigurationError(f"a file is not in UTF-8 ({error}); save it in that encoding.")
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return ConfigurationError(f"a file's name is too long: {str(error.filename)[:60]!r}...; give a shorter one.")
+    if isinstance(error, ValueError) and "embedded null byte" in str(error):
+        return ConfigurationError(r"the name of a file or folder holds the character \x00, which none can; mend it.")
     frames = traceback.extract_tb(error.__traceback__)
-    refused_by = Path(frames[-1].filename).parts if frames else ()
+    if any(frame.filename.endswith(RESTORING) and frame.name.lstrip("_").startswith("re") for frame in frames):
+        why = " ".join(str(error).split())[:200]
+        msg = f"the checkpoint cannot be restored ({type(error).__name__}: {why}); use another file of the run."
+        return CheckpointError(msg)
+    refused_by = Path(frames[-1].filename).parts
     if not isinstance(error, ValueError | TypeError | ImportError) or not REFUSING.intersection(refused_by):
         return None
-    return ConfigurationError(" ".join(str(error).split()))
+    return ConfigurationError(explain(str(error)) if "\n" in str(error) else str(error))
+
+
+def _as_memory_error(error: Exception) -> TrainingError | None:
+    """Too little memory, on a device or in the machine, is for the user to mend."""
+    text = str(error)
+    if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in text:
+        return None
+    why = text.strip().splitlines()[0].rpartition("]")[2].strip() if text.strip() else "none is left"
+    msg = (
+        f"there is too little memory ({why}); lower data.batch_size, the length of the texts or model.lora.r, or set "
+        "--model.gradient_checkpointing true."
+    )
+    return TrainingError(msg)
 
 
 def _own_error(error: BaseException | None) -> LoraLightningError | None:

@@ -61,7 +61,20 @@ def print_warning(message: Warning | str, *_where: object) -> None:
         message: What to say.
         _where: Category, file and so on, as Python gives them to `warnings.showwarning`.
     """
-    print(f"lora-lightning: warning: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"lora-lightning: warning: {one_line(str(message))}", file=sys.stderr)
+
+
+def one_line(text: str) -> str:
+    """What came from a file must neither move a terminal's cursor nor fill it.
+
+    Args:
+        text: A message, perhaps with parts of the user's data in it.
+
+    Returns:
+        One line of at most 1,000 characters; characters that no terminal shows are escaped.
+    """
+    text = "".join(letter if letter.isprintable() else f"{letter!a}"[1:-1] for letter in " ".join(text.split()))
+    return text if len(text) <= 1000 else f"{text[:600]} ... {text[-350:]}"  # noqa: PLR2004
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.showwarning = print_warning  # type: ignore[assignment]  # takes all that Python gives
             run(words)
     except LoraLightningError as error:
-        print(f"lora-lightning: error: {error}", file=sys.stderr)
+        print(f"lora-lightning: error: {one_line(str(error))}", file=sys.stderr)
         return USER_ERROR
     except RunFinished as finished:
         print(finished)
@@ -95,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"lora-lightning: {stop}", file=sys.stderr)
         return INTERRUPTED if stop.asked == signal.SIGINT else PREEMPTED
     except KeyboardInterrupt as error:
-        hint = f"; {error}" if str(error) else ""
+        hint = f"; {one_line(str(error))}" if str(error) else ""
         print(f"lora-lightning: interrupted{hint}.", file=sys.stderr)
         return INTERRUPTED
     return 0

@@ -7,7 +7,7 @@ that matters and adds the nearest name that exists.
 import dataclasses
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import NoReturn
 
@@ -19,20 +19,30 @@ from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.config import LoraSettings
 
 CLASSES = [getattr(module, name) for module in (tasks, datamodules, callbacks) for name in module.__all__]
+OWNERS = [*CLASSES, LoraSettings, Trainer]  # of options
+FEW = 3  # to name in one sentence
 
 PARSER_KEY = re.compile(r'^(?:- )?Parser key "(?P<key>[^"]+)":\s*(?P<rest>.*)$')
 NOT_ACCEPTED = re.compile(
     r"^(?:(?:Option|Key|Group) '(?P<key>[^']+)' is not (?:accepted|expected)"
-    r"|Subcommand '\w+' does not accept option '(?P<option>[^']+)'"
+    r"|(?:Subcommand '\w+'|Group '(?P<group>[\w.]+)') does not accept option '(?P<option>[^']+)'"
     r"|[Uu]nrecognized arguments?: (?:--)?(?P<word>[^\s=]+))"
 )
 OWN_SENTENCE = re.compile(r"^(?P<where>the configuration|[\w.]+)(?P<rest>:? (?:is|has|must be|there is) .*)$")
 IMPORT_PATH = re.compile(
-    r"^(?:Expected a dot import path string: |Expected a path but |No module named )'?(?P<name>[\w.]+)"
+    r"^(?:Expected a dot import path string: |No module named '?|Expected a path but )(?P<name>.*?)"
+    r"(?:'|: .*| either not accessible or invalid)?$"
 )
+REQUIRED = re.compile(r"^the following arguments are required: (?:\w+\.)?(?P<names>.+)$")
+NO_CLASS = re.compile(r"^Not a valid subclass of (?P<base>\w+)(?:\. Got value: (?P<value>.*))?$")
+NO_OPTIONS = re.compile(r"^Unable to load config '?(?P<value>.*?)'?$|^.*must be a mapping, not (?P<kind>\w+)$")
+NO_ARGUMENT = re.compile(r"^(?P<cls>\w+)\.__init__\(\) got an unexpected keyword argument '(?P<name>\w+)'$")
+MISSING = re.compile(r'^Key "(?P<name>[\w.]+)" not found in namespace\.$')
 EXPECTED = re.compile(r"^Expected (?:a |an )?(?P<kind>.+?)(?:\. Got value: (?P<value>.*))?$")
+TRIED = re.compile(r"^Expected a <class '(?:\w+\.)*(?P<kind>(?!NoneType)\w+)'>$")  # one of several that would do
 NOISE = (
     "Does not validate against any",
+    "Problem with given class_path",
     "Subtypes:",
     "Errors:",
     "Given value",
@@ -59,7 +69,9 @@ def explain(message: str) -> str:
         line.
     """
     path: list[tuple[int, str]] = []  # (indentation, key) of the enclosing "Parser key" lines
-    for line in message.splitlines():
+    lines = message.splitlines()
+    kinds = [found["kind"] for line in lines if (found := TRIED.match(line.strip().removeprefix("- ")))]
+    for line in lines:
         indent, text = len(line) - len(line.lstrip()), line.strip().removeprefix("- ")
         key = PARSER_KEY.match(text)
         if key:
@@ -67,25 +79,17 @@ def explain(message: str) -> str:
             text = key["rest"]
         if not text or text.startswith(NOISE):
             continue
-        return _sentence(".".join(name for _, name in path), text)
+        where = ".".join(name for _, name in path)
+        if len(kinds) > 1 and TRIED.match(text):
+            return f"{where or 'the configuration'} must be a value of type {' or '.join(dict.fromkeys(kinds))}."
+        return _sentence(where, text)
     return " ".join(message.split())
 
 
 def _sentence(path: str, text: str) -> str:
-    where = path or "the configuration"
-    if found := NOT_ACCEPTED.match(text):
-        name = found["key"] or found["option"] or found["word"]
-        names = _option_names()
-        elsewhere = name.rsplit(".", 1)[-1] in names  # spelt right, so nothing near it helps
-        remedy = ", which another class has; `lora-lightning fit --help` lists them." if elsewhere else ""
-        return f"{where} has no option {name!r}{remedy or _suggest(name, names)}"
-    if found := IMPORT_PATH.match(text):
-        names = [cls.__name__ for cls in CLASSES]
-        return f"{where}: there is no class {found['name']!r}{_suggest(found['name'], names)}"
-    if found := EXPECTED.match(text):
-        if found["value"] is None:
-            return f"{where} must be {_kind(found['kind'])}."
-        return f"{where} is {found['value'].strip()!r}, but {_kind(found['kind'])} is needed."
+    for pattern, word in WORDINGS:
+        if found := pattern.match(text):
+            return word(path, found)
     found = OWN_SENTENCE.match(text)  # a nested class's parser has explained already
     if found and path and not text.startswith(("model.", "data.", "trainer.")):
         inner = "" if found["where"] == "the configuration" else f".{found['where']}"
@@ -93,10 +97,78 @@ def _sentence(path: str, text: str) -> str:
     return text if found or not path else f"{path}: {text}"
 
 
+def _no_option(path: str, found: re.Match[str]) -> str:
+    name = found["key"] or found["option"] or found["word"]
+    where = ".".join(filter(None, (path, found["group"]))) or "the configuration"
+    names, first = _option_names(), name.partition(".")[0]
+    if where == "the configuration" and first not in names:
+        return f"{where} has no option {name!r}{_suggest(first, names)}"
+    return f"{where} has no option {name!r}{_where_it_belongs(name)}"
+
+
+def _required(_path: str, found: re.Match[str]) -> str:
+    return f"{found['names']} is missing; give it, as the files in configs/ do."
+
+
+def _no_class(path: str, found: re.Match[str]) -> str:
+    wanted = "the options by name" if found["base"].endswith("Settings") else f"a class_path of a {found['base']}"
+    if found["value"]:
+        return f"{path} is {found['value'][:60]}, but {wanted} is needed."
+    return f"{path} must be {wanted}, with its init_args."
+
+
+def _no_options(path: str, found: re.Match[str]) -> str:
+    value = f"a {found['kind']}" if found["kind"] else repr(found["value"])
+    group = f"{path or 'model'} has a group of options that" if found["kind"] else path
+    return f"{group} is {value}, but options by name are needed; see `lora-lightning fit --help`."
+
+
+def _no_argument(_path: str, found: re.Match[str]) -> str:
+    return f"{found['cls']} has no option {found['name']!r}{_suggest(found['name'], _option_names())}"
+
+
+def _missing(_path: str, found: re.Match[str]) -> str:
+    return f"{found['name']} is missing; give {found['name'].partition('.')[0]} its options by name."
+
+
+def _unknown_class(path: str, found: re.Match[str]) -> str:
+    names = [cls.__name__ for cls in CLASSES]
+    return f"{path or 'the configuration'}: there is no class {found['name'][:60]!r}{_suggest(found['name'], names)}"
+
+
+def _of_another_type(path: str, found: re.Match[str]) -> str:
+    where = path or "the configuration"
+    if found["value"] is None:
+        return f"{where} must be {_kind(found['kind'])}."
+    return f"{where} is {found['value'].strip()!r}, but {_kind(found['kind'])} is needed."
+
+
+WORDINGS: tuple[tuple[re.Pattern[str], Callable[[str, re.Match[str]], str]], ...] = (  # the first that fits counts
+    (NOT_ACCEPTED, _no_option),
+    (REQUIRED, _required),
+    (NO_CLASS, _no_class),
+    (NO_OPTIONS, _no_options),
+    (NO_ARGUMENT, _no_argument),
+    (MISSING, _missing),
+    (IMPORT_PATH, _unknown_class),
+    (EXPECTED, _of_another_type),
+)
+
+
 def _kind(kind: str) -> str:
     if literal := re.search(r"Literal\[(?P<values>.+)\]", kind):
         return f"one of {literal['values']}"
     return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"a value of type \1", kind)
+
+
+def _where_it_belongs(name: str) -> str:
+    last = name.rsplit(".", 1)[-1]
+    owners = [cls.__name__ for cls in OWNERS if last in inspect.signature(cls).parameters]
+    if not owners:
+        return _suggest(name, _option_names())
+    if len(owners) > FEW:
+        return ", which another class has; `lora-lightning fit --help` lists them."
+    return f"; it is one of {', '.join(owners)}."
 
 
 def _suggest(name: str, allowed: Iterable[str]) -> str:

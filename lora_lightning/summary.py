@@ -42,7 +42,7 @@ def announce_run(folder: Path, resumed: Path | None = None) -> None:
         folder: The run's.
         resumed: The checkpoint that it goes on from.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(f"run folder: {folder}  (tensorboard --logdir {folder.parent})")
     if resumed is not None:
         console.print(f"goes on from {resumed}")
@@ -74,7 +74,7 @@ def metrics_table(metrics: Mapping[str, float]) -> Table:
 
 def print_metrics(metrics: Mapping[str, float]) -> None:
     """Prints a table of metrics."""
-    Console(highlight=False).print(metrics_table(metrics))
+    Console(highlight=False, markup=False).print(metrics_table(metrics))
 
 
 def write_metrics(metrics: Mapping[str, float], path: Path) -> None:
@@ -88,7 +88,7 @@ def write_metrics(metrics: Mapping[str, float], path: Path) -> None:
     except OSError as error:
         msg = f"the metrics cannot be written to {path} ({error.strerror}); make the run folder writable."
         raise ConfigurationError(msg) from error
-    Console(highlight=False, soft_wrap=True).print(f"metrics: {path}")
+    Console(highlight=False, markup=False, soft_wrap=True).print(f"metrics: {path}")
 
 
 def print_run_summary(
@@ -103,7 +103,7 @@ def print_run_summary(
         checkpoint: Knows the best checkpoint and the adapter's folder.
     """
     trained, total = trained_share(task)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(metrics_table(metrics))
     console.print(f"\ntrained parameters: {trained:,} of {total:,} ({100 * trained / total:.2f} %)")
     console.print(f"run folder:         {folder}")

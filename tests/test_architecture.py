@@ -12,7 +12,7 @@ LAYERS = (
     {"backbones", "checkpoint_files"},
     {"tasks", "datamodules"},
     {"callbacks"},
-    {"parser", "summary", "resuming", "lost_processes"},
+    {"parser", "config_files", "null_values", "summary", "resuming", "strategies", "lost_processes"},
     {"cli"},
     {"main"},
     {"__main__"},

@@ -287,6 +287,34 @@ MISUSE: dict[str, tuple[Misuse, list[str]]] = {
     "typo in trainer": (lambda run, _: evaluate_words("fit", run, "--trainer.max_epoch=3"), ["max_epochs"]),
     "wrong type": (lambda run, _: evaluate_words("fit", run, "--model.lora.r=x"), ["model.lora.r", "'x'", "int"]),
     "rank 0": (lambda run, _: ["fit", f"--config={run / 'config.yaml'}", "--model.lora.r=0"], ["r is 0", "at least 1"]),
+    **{
+        f"value {number}": (
+            lambda run, _, word=word: ["fit", f"--config={run / 'config.yaml'}", f"--{word}"],
+            [sentence],
+        )
+        for number, (word, sentence) in enumerate(
+            {
+                "trainer.gradient_clip_val=-1": "trainer.gradient_clip_val is -1, but a norm of at least 0",
+                "trainer.gradient_clip_val=.nan": "trainer.gradient_clip_val is nan, but a norm of at least 0",
+                "trainer.accumulate_grad_batches=10000000000": "a step is made of at most 2147483648 batches",
+                "early_stopping.patience=-1": "early_stopping.patience is -1, but it is a number of validations",
+                "early_stopping.patience=null": "early_stopping.patience is 'None', but a value of type int",
+                "model.lora.r=1000000000": "model.lora.r is 1000000000, but no layer to adapt has a side longer than",
+                "model.lora.lora_alpha=1e300": "model.lora.lora_alpha is 1e+300, but it must be above 0",
+                "model.optimization.learning_rate=.inf": "learning_rate is inf, but it must be above 0",
+                "model.optimization.weight_decay=.nan": "weight_decay is nan, but it must be at least 0",
+                "seed_everything=-1": "seed_everything is -1, but a seed in [0, 4294967296) is needed",
+                f"data.cache_dir={'a' * 3000}": "a file's name is too long: 'aaaaaa",
+                f"data.data_dir={'a' * 3000}": "a file's name is too long: 'aaaaaa",
+                f"trainer.logger.save_dir={'a' * 3000}": "cannot be written (File name too long)",
+                f"model.backbone=./{'a' * 3000}": "a file's name is too long: 'aaaaaa",
+                "data.data_dir=a\0b": "holds the character",
+                "trainer.logger.save_dir=a\0b": "holds the character",
+                "model.backbone=./a\0b": "the backbone './a",
+                "trainer=5": "trainer is '5', but options by name are needed",
+            }.items()
+        )
+    },
     "unknown class": (
         lambda run, _: ["fit", f"--config={run / 'config.yaml'}", "--data=Clinc15DataModule"],
         ["Clinc150DataModule"],

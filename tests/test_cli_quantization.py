@@ -48,7 +48,7 @@ def evaluate_words(command: str, run: Path, *more: str) -> Words:
     return [command, f"--config={run / 'config.yaml'}", f"--ckpt_path={run / 'checkpoints/best.ckpt'}", *more]
 
 
-@pytest.fixture(scope="module", params=[["4", "loftq"], ["8", "default"]], ids="-".join)
+@pytest.fixture(scope="module", params=[["4", "loftq"], ["8", "true"]], ids="-".join)
 def run(request: pytest.FixtureRequest, tiny_backbone: TinyBackbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of one finished run with all monitors; not to be changed."""
     logs = tmp_path_factory.mktemp("logs")
@@ -97,7 +97,7 @@ def test_the_checkpoint_holds_what_trains_and_the_folder_how_to_quantise(run: Pa
 
 
 def test_another_quantization_contradicts_the_checkpoint(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(evaluate_words("test", run, "--model.quantization=null", "--model.lora.init_lora_weights=default")) == 2
+    assert main(evaluate_words("test", run, "--model.quantization=null", "--model.lora.init_lora_weights=true")) == 2
     error = capfd.readouterr().err.strip().splitlines()[-1]
     assert "contradicts the options" in error
     assert "quantization.bits is None here and" in error
@@ -140,15 +140,19 @@ MISUSE = {
     "float16 on a CPU": (["--model.quantization.compute_dtype=float16"], "float16, which CPUs emulate"),
     "sharding": (
         [
-            '--trainer.strategy={"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}',
+            '--trainer.strategy={"class_path": "lora_lightning.strategies.FullyShardedStrategy"}',
             "--trainer.devices=2",
         ],
-        "does not work with trainer.strategy ModelParallelStrategy",
+        "does not work with trainer.strategy FullyShardedStrategy",
     ),
     "float64": (["--trainer.precision=64-true"], "trainer.precision is 64-true"),
     "LoftQ without bits": (
         ["--model.quantization=null", "--model.lora.init_lora_weights=loftq"],
         "init_lora_weights is loftq, but model.quantization is null",
+    ),
+    "PiSSA": (
+        ["--model.lora.init_lora_weights=pissa"],
+        "model.lora.init_lora_weights is pissa, but the base is quantised to 4 bits",
     ),
     "3 bits": (["--model.quantization.bits=3"], "3"),
 }

@@ -24,6 +24,7 @@ from tests.tiny_models import FAMILIES
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 PARTIAL = CONFIGS / "callbacks"  # added to a full config
+TRAINERS = CONFIGS / "trainer"  # before or after a full config
 VARIANTS = ("full", "small", "imbalanced", "oos_plus")
 
 
@@ -84,7 +85,7 @@ def by_path(paths: Iterable[Path]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("path", sorted(paths), ids=lambda path: str(path.relative_to(CONFIGS)))
 
 
-@by_path(path for path in CONFIGS.rglob("*.yaml") if path.parent != PARTIAL)
+@by_path(path for path in CONFIGS.rglob("*.yaml") if path.parent not in (PARTIAL, TRAINERS))
 def test_config_trains(path: Path, tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
     train([path], tiny_backbone, tmp_path)
 
@@ -99,6 +100,26 @@ def test_partial_config_adds_callbacks(path: Path, full: str, tiny_backbone: Tin
     assert [callback["class_path"].rpartition(".")[2] for callback in used] == asked
 
 
+@by_path(TRAINERS.glob("*.yaml"))
+def test_trainer_config_goes_with_any_other(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before it and after it; that each of them trains, the tests of strategies and of docs/scaling.md show."""
+    parsed = []
+    for paths in ([path, CONFIGS / "quickstart.yaml"], [CONFIGS / "quickstart.yaml", path]):
+        with pytest.raises(SystemExit) as end:
+            main(["fit", *(f"--config={each}" for each in paths), "--print_config"])
+        assert end.value.code == 0
+        parsed.append(yaml.safe_load(capsys.readouterr().out))
+    assert parsed[0] == parsed[1]
+    for option, wanted in yaml.safe_load(path.read_text())["trainer"].items():
+        found = parsed[0]["trainer"][option]
+        assert found == wanted or found["class_path"].endswith(f".{wanted['class_path']}"), option
+
+
+@by_path(TRAINERS / f"{name}.yaml" for name in ("cpu", "gpu"))
+def test_trainer_config_of_one_process_trains(path: Path, tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
+    train([path, CONFIGS / "quickstart.yaml"], tiny_backbone, tmp_path)
+
+
 def test_all_monitors_are_all_that_have_a_config() -> None:
     """The one line switches on what the other files switch on one by one."""
     files = {path.stem: yaml.safe_load(path.read_text())["trainer"]["callbacks+"] for path in PARTIAL.glob("*.yaml")}
@@ -109,8 +130,8 @@ def test_all_monitors_are_all_that_have_a_config() -> None:
 
 
 def train(paths: list[Path], tiny_backbone: TinyBackbone, tmp_path: Path) -> Path:
-    """Trains with the configs, the first of them a full one, on tiny data; the run's folder."""
-    config = yaml.safe_load(paths[0].read_text())
+    """Trains with the configs, one of them a full one, on tiny data; the run's folder."""
+    config = next(content for content in (yaml.safe_load(path.read_text()) for path in paths) if "model" in content)
     assert config["seed_everything"] == 0
     words = ["fit", *(f"--config={path}" for path in paths), "--data.batch_size=4"]
     if "backbone" in config["model"]["init_args"]:
@@ -118,11 +139,17 @@ def train(paths: list[Path], tiny_backbone: TinyBackbone, tmp_path: Path) -> Pat
     words += [f"--trainer.logger.save_dir={tmp_path}", "--trainer.accelerator=cpu", "--trainer.max_epochs=1"]
     words += ["--trainer.limit_train_batches=3", "--trainer.enable_progress_bar=false"]
     words += data_words(config["data"], tmp_path / "data")
+    lora = config["model"]["init_args"].get("lora", {})
+    if lora and "adalora" in lora:  # three steps
+        words += [f"--model.lora.adalora.{name}=1" for name in ("tinit", "tfinal", "deltaT")]
+    if lora and "layers_to_transform" in lora:  # two layers
+        words += ["--model.lora.layers_to_transform=[1]", "--model.lora.rank_pattern={query: 4}"]
     if config["model"]["class_path"] == "CausalLanguageModelingTask":
         words += ["--model.generation.max_new_tokens=2"]
     assert main(words) == 0
     run = tmp_path / config["trainer"]["logger"]["init_args"]["name"] / "version_0"
-    assert (run / "adapter" / "adapter_model.safetensors").exists()
+    weights = "model.safetensors" if lora is None else "adapter_model.safetensors"
+    assert (run / "adapter" / weights).exists()
     assert (run / "summary.json").exists()
     return run
 
@@ -132,5 +159,5 @@ def test_every_config_says_how_to_run_it() -> None:
     assert len(paths) >= 5
     for path in paths:
         relative = path.relative_to(CONFIGS.parent)
-        before = "--config configs/quickstart.yaml " if path.parent == PARTIAL else ""
+        before = "--config configs/quickstart.yaml " if path.parent in (PARTIAL, TRAINERS) else ""
         assert f"# lora-lightning fit {before}--config {relative}" in path.read_text(), relative

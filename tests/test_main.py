@@ -8,7 +8,7 @@ import warnings
 import pytest
 
 from lora_lightning import __version__
-from lora_lightning.main import COMMANDS, main
+from lora_lightning.main import COMMANDS, main, one_line
 
 
 def python(code: str) -> str:
@@ -62,3 +62,17 @@ def test_unknown_command_exits_with_2(capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit, match="2"):
         main(["trian"])
     assert "'fit'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("as it is: caf\u00e9 \u6c34 'x'", "as it is: caf\u00e9 \u6c34 'x'"),
+        ("two\n\tlines \r\n", "two lines"),
+        ("\x1b[31mred\x07", r"\x1b[31mred\x07"),
+        ("\u202edesrever \ud800", r"\u202edesrever \ud800"),
+        ("a" * 5000, "a" * 600 + " ... " + "a" * 350),
+    ],
+)
+def test_a_message_is_one_line_that_moves_no_cursor(text: str, line: str) -> None:
+    assert one_line(text) == line

@@ -41,6 +41,50 @@ EXPLAINED_INSIDE = """Parser key "data":
             "Parser key \"model\":\n  Expected a <class 'list'>",
             "model must be a value of type list.",
         ),
+        (
+            "Parser key \"seed\":\n  Errors:\n    - Expected a <class 'bool'>\n    - Expected a <class 'int'>",
+            "seed must be a value of type bool or int.",
+        ),
+        (
+            "Parser key \"model\":\n  Errors:\n    - Group 'optimization' does not accept option 'schetule'",
+            "model.optimization has no option 'schetule'; did you mean 'schedule'?",
+        ),
+        (
+            "Subcommand 'fit' does not accept option 'early_stoppin.patience'",
+            "the configuration has no option 'early_stoppin.patience'; did you mean 'early_stopping'?",
+        ),
+        ("the following arguments are required: fit.data", "data is missing; give it, as the files in configs/ do."),
+        (
+            'Parser key "model":\n  Errors:\n    - Not a valid subclass of LoraSettings',
+            "model must be the options by name, with its init_args.",
+        ),
+        (
+            'Parser key "trainer.callbacks":\n  Errors:\n    - Not a valid subclass of Callback. Got value: [1]',
+            "trainer.callbacks is [1], but a class_path of a Callback is needed.",
+        ),
+        (
+            "Parser key \"checkpoint\":\n  Unable to load config 'val/x'",
+            "checkpoint is 'val/x', but options by name are needed; see `lora-lightning fit --help`.",
+        ),
+        (
+            "Errors:\n  - functools.partial(<f>) argument after ** must be a mapping, not float",
+            (
+                "model has a group of options that is a float, but options by name are needed; see "
+                "`lora-lightning fit --help`."
+            ),
+        ),
+        (
+            "Errors:\n  - QuestionAnsweringTask.__init__() got an unexpected keyword argument 'n_bst'",
+            "QuestionAnsweringTask has no option 'n_bst'; did you mean 'n_best'?",
+        ),
+        (
+            'Key "checkpoint.monitor" not found in namespace.',
+            "checkpoint.monitor is missing; give checkpoint its options by name.",
+        ),
+        (
+            'Parser key "trainer.callbacks":\n  Errors:\n    - Expected a dot import path string: ~nobody/x',
+            "trainer.callbacks: there is no class '~nobody/x'; `lora-lightning fit --help` lists every option.",
+        ),
         ("Something else\n  happened", "Something else"),
         ("", ""),
     ],
@@ -52,3 +96,12 @@ def test_explain(message: str, sentence: str) -> None:
 def test_a_sentence_of_our_own_survives() -> None:
     own = "model.lora.r is 0, but a rank is at least 1; for full fine-tuning write `lora: null`."
     assert explain(f"Parser key \"model\":\n  Errors:\n    - {own}\n    - Expected a <class 'NoneType'>") == own
+
+
+def test_an_option_of_another_class_is_named_as_such() -> None:
+    message = "Parser key \"model\":\n  Option 'freeze_backbone' is not accepted"
+    owners = "SequenceClassificationTask, QuestionAnsweringTask"
+    said = explain(message)
+    assert said.startswith("model has no option 'freeze_backbone'; it is one of ")
+    assert all(name in said for name in owners.split(", "))
+    assert "CausalLanguageModelingTask" not in said

@@ -13,8 +13,7 @@ from lora_lightning.backbones.loading import (
 from lora_lightning.backbones.quantization import Quantization, check_quantization
 from lora_lightning.errors import BackboneError, ConfigurationError
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
-from lora_lightning.lora.injection import modules_trained_in_full
-from lora_lightning.lora.target_modules import resolve_target_modules
+from lora_lightning.lora.injection import find_targets, modules_trained_in_full
 
 
 def load_causal_lm_config(backbone: str, base_dropout: float | None = None) -> PretrainedConfig:
@@ -74,13 +73,13 @@ def check_causal_lm_settings(
                 "training a copy of them would part the two; leave it out, or write `lora: null`."
             )
             raise ConfigurationError(msg)
-    resolve_target_modules(model, settings.target_modules, exclude=[*whole, output_head_name(model)])
+    find_targets(model, settings, exclude=[*whole, output_head_name(model)])
     if quantization is not None:
         check_quantization(model, quantization, whole)
 
 
 def load_causal_lm(
-    backbone: str, config: PretrainedConfig, quantization: Quantization | None = None
+    backbone: str, config: PretrainedConfig, quantization: Quantization | None = None, values: bool = True
 ) -> PreTrainedModel:
     """Loads `AutoModelForCausalLM` in float32.
 
@@ -88,6 +87,7 @@ def load_causal_lm(
         backbone: Hub id, folder or `package://` name.
         config: From `load_causal_lm_config`.
         quantization: How to quantise the base; `None` loads it in float32.
+        values: As in `load_model`.
 
     Returns:
         The model, on the CPU unless it was quantised elsewhere.
@@ -95,7 +95,7 @@ def load_causal_lm(
     Raises:
         BackboneError: If the weights cannot be found, do not fit the architecture, or lack a part of it.
     """
-    loaded: LoadedBackbone = load_model(AutoModelForCausalLM, backbone, config, quantization)
+    loaded: LoadedBackbone = load_model(AutoModelForCausalLM, backbone, config, quantization, values=values)
     if loaded.lacked:
         msg = (
             f"the weights of {backbone!r} lack {', '.join(loaded.lacked)}, so it is no language model yet; give a "

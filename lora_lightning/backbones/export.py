@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_lightning.backbones.quantization import quantization_of
+from lora_lightning.lora.plain_lora import as_plain_lora
 
 # Not in config.json, where it would say that the backbone's own weights are quantised already.
 QUANTIZATION = "quantization_config.json"
@@ -22,18 +23,21 @@ def export_model(
     tokenizer: PreTrainedTokenizerBase | None,
     folder: Path,
     extra_files: Mapping[str, Any],
+    state: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Writes an adapter as a PEFT folder, a fully fine-tuned model as a transformers folder.
+    """Writes an adapter as a PEFT folder, a model without adapters as a transformers folder.
 
     The folder holds safetensors, the tokenizer and a `config.json` with the label names; for an adapter also
-    `adapter_config.json`, and on a quantised base `quantization_config.json`, which makes it again. It is written
-    beside its place and then moved, so a crash leaves the old one, at worst as `.<name>.old`.
+    `adapter_config.json`, always of plain LoRA (or DoRA) on the pretrained base, and on a quantised base
+    `quantization_config.json`, which makes it again. It is written beside its place and then moved, so a crash leaves
+    the old one, at worst as `.<name>.old`.
 
     Args:
         network: A `PeftModel` or a `PreTrainedModel`.
         tokenizer: Its tokenizer; `None` where it reads no text.
         folder: Where to; replaced if it exists.
         extra_files: Values to write as JSON, by file name.
+        state: Of a sharded network the whole tensors of what trains, by name.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     for left in folder.parent.glob(f".{folder.name}.????????"):  # by a run that was killed while it wrote
@@ -42,14 +46,19 @@ def export_model(
     try:
         if isinstance(network, PeftModel):
             # save_embedding_layers="auto" would ask the hub for the base's vocabulary.
-            network.save_pretrained(str(scratch), save_embedding_layers=False)
+            with as_plain_lora(network) as plain:
+                network.save_pretrained(str(scratch), save_embedding_layers=False, state_dict=plain or state)
+            _sort_targets(scratch / "adapter_config.json")
             network.config.save_pretrained(str(scratch))
             if (quantization := quantization_of(network.get_base_model())) is not None:
                 extra_files = {QUANTIZATION: quantization.to_dict(), **extra_files}
         elif isinstance(network, PreTrainedModel):
-            network.save_pretrained(str(scratch))
+            network.save_pretrained(str(scratch), state_dict=None if state is None else dict(state))
         (scratch / "README.md").unlink(missing_ok=True)  # PEFT's blank form of a model card
         if tokenizer is not None:
+            if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+                backend.no_truncation()  # of the last texts, if this process tokenised any
+                backend.no_padding()
             tokenizer.save_pretrained(str(scratch))
         for name, value in extra_files.items():
             (scratch / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
@@ -59,6 +68,13 @@ def export_model(
         _swap(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _sort_targets(path: Path) -> None:
+    """PEFT keeps the targets in a set, which has another order in every process."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["target_modules"].sort()
+    path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def _swap(new: Path, place: Path) -> None:

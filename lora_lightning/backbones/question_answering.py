@@ -53,7 +53,7 @@ def check_question_answering_settings(
 
 
 def load_question_answerer(
-    backbone: str, config: PretrainedConfig, quantization: Quantization | None = None
+    backbone: str, config: PretrainedConfig, quantization: Quantization | None = None, values: bool = True
 ) -> LoadedBackbone:
     """Loads `AutoModelForQuestionAnswering`; a head that the weights lack is made anew.
 
@@ -61,6 +61,7 @@ def load_question_answerer(
         backbone: Hub id, folder or `package://` name.
         config: From `load_question_answering_config`.
         quantization: How to quantise the base; `None` loads it in float32.
+        values: As in `load_model`.
 
     Returns:
         The model and what its checkpoint lacked.
@@ -69,7 +70,7 @@ def load_question_answerer(
         BackboneError: If the weights cannot be found or do not fit the architecture.
     """
     renamed = renamed_weights(build_without_storage(AutoModelForQuestionAnswering, config))
-    loaded = load_model(AutoModelForQuestionAnswering, backbone, config, quantization, renamed)
+    loaded = load_model(AutoModelForQuestionAnswering, backbone, config, quantization, renamed, values)
     if renamed is not None:  # or save_pretrained would bring the old names back, and nothing could load them
         vars(loaded.model).pop("_weight_conversions", None)
     return loaded

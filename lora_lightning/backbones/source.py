@@ -1,6 +1,7 @@
 """What a user may write after `backbone:`, turned into something transformers can load."""
 
 import importlib.util
+import json
 import os
 import os.path
 import socket
@@ -11,6 +12,7 @@ from urllib.parse import urlsplit
 from lora_lightning.errors import BackboneError
 
 PACKAGE_SCHEME = "package://"
+ADAPTER_CONFIG = "adapter_config.json"  # PEFT's
 
 
 def resolve_backbone(backbone: str) -> str:
@@ -106,6 +108,13 @@ def _package_folder(backbone: str) -> Path:
 
 
 def _with_model(folder: Path, backbone: str) -> Path:
+    if (folder / ADAPTER_CONFIG).is_file():  # transformers would load it, and whatever base it names
+        msg = (
+            f"the backbone {backbone!r} is {folder}, which holds an adapter ({ADAPTER_CONFIG}) and no backbone; give "
+            "the model that it was trained on, or go on from a checkpoint with --ckpt_path."
+        )
+        raise BackboneError(msg)
+    _check_shards(folder, backbone)
     if (folder / "config.json").is_file():
         return folder
     files = sorted(path.name for path in folder.glob("*.gguf"))
@@ -119,3 +128,18 @@ def _with_model(folder: Path, backbone: str) -> Path:
         )
         raise BackboneError(msg)
     return folder
+
+
+def _check_shards(folder: Path, backbone: str) -> None:
+    """Refuses weights whose list of files leads elsewhere on this machine."""
+    for index in sorted(folder.glob("*.index.json")):
+        try:
+            files = {str(file) for file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            continue  # transformers says what is wrong with it
+        if outside := sorted(file for file in files if Path(file).name != file):
+            msg = (
+                f"the backbone {backbone!r}: {index.name} names the file {outside[0]!r}, which is not in its folder; "
+                "download or save the model again."
+            )
+            raise BackboneError(msg)

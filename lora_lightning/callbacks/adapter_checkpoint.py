@@ -13,6 +13,7 @@ from lora_lightning.callbacks.run_folder import event_sizes, run_folder_of
 from lora_lightning.checkpoint_files import cannot_be_written
 from lora_lightning.datamodules import AdaptationDataModule
 from lora_lightning.errors import ConfigurationError, nearest
+from lora_lightning.lora.sharding import is_sharded, whole_state
 from lora_lightning.tasks import AdaptationTask
 
 ADAPTER_FOLDER = "adapter"
@@ -148,6 +149,9 @@ class AdapterCheckpoint(ModelCheckpoint):
         except (OSError, SafetensorError) as error:
             raise cannot_be_written(run_folder_of(trainer), error) from error
 
+    def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        """Removes nothing: both files are written over, and a path may come from a checkpoint of someone else's."""
+
     @property
     def state_key(self) -> str:
         """One key whatever is monitored, so that a resumed run always finds the state."""
@@ -162,9 +166,11 @@ class AdapterCheckpoint(ModelCheckpoint):
 
     def _export(self, trainer: Trainer, task: AdaptationTask) -> None:
         self.adapter_folder = Path(self.dirpath or ".").parent / ADAPTER_FOLDER
+        network = task.built_network
+        state = whole_state(network, keep=trainer.is_global_zero) if is_sharded(network) else None  # collective
         if trainer.is_global_zero:
             datamodule = cast("AdaptationDataModule", trainer.datamodule)  # type: ignore[attr-defined]
-            export_model(task.built_network, datamodule.tokenizer, self.adapter_folder, task.export_files())
+            export_model(network, datamodule.tokenizer, self.adapter_folder, task.export_files(), state)
 
     def state_dict(self) -> dict[str, object]:
         """Lightning's state and the best epoch's metrics, which are this epoch's while the best is being saved."""

@@ -30,11 +30,11 @@ class Gradients:
 
     Attributes:
         step: Optimizer steps including this one.
-        norms: (A's, B's) by layer, scalars on the layer's device.
+        norms: (A's, B's) by layer, scalars on the layer's device; `None` for a factor without one, as LoRA-FA's A.
     """
 
     step: int
-    norms: dict[str, tuple[Tensor, Tensor]]
+    norms: dict[str, tuple[Tensor | None, Tensor | None]]
 
 
 class AdapterNormMonitor(AdapterMonitor):
@@ -75,8 +75,7 @@ class AdapterNormMonitor(AdapterMonitor):
         norms = {}
         for name, layer in self._layers.items():
             a, b = (gradient_norm(factor) for factor in adapter_factors(layer))
-            if a is not None and b is not None:
-                norms[name] = (a, b)
+            norms[name] = (a, b)
         self._gradients = Gradients(step, norms)
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> list[Measurement]:
@@ -102,7 +101,10 @@ class AdapterNormMonitor(AdapterMonitor):
             return []
         found = []
         for number, factor in AB:
-            norms = {name: float(pair[number]) for name, pair in self._gradients.norms.items()}
+            found_here = {name: pair[number] for name, pair in self._gradients.norms.items()}
+            norms = {name: float(norm) for name, norm in found_here.items() if norm is not None}
+            if not norms:
+                continue
             norms[TOTAL] = root_sum_square(norms.values())
             found += [Measurement(name, f"{factor}_gradient_norm", value) for name, value in norms.items()]
         return found

@@ -1,6 +1,6 @@
 """A picture of the intents that a model mixes up most, for TensorBoard."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -11,6 +11,8 @@ from lora_lightning.tasks import SequenceClassificationTask
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+LONGEST_LABEL = 40  # characters; CLINC150's longest has 25
 
 
 class ConfusionFigure(Callback):
@@ -72,6 +74,19 @@ def most_confused(counts: Tensor, limit: int) -> list[int]:
     return picked[:limit] or list(range(min(limit, counts.shape[0])))
 
 
+def label_for_figure(name: str) -> str:
+    """A label as a picture can show it.
+
+    Args:
+        name: Any text.
+
+    Returns:
+        One line of at most `LONGEST_LABEL` characters, control characters escaped.
+    """
+    line = "".join(letter if letter.isprintable() else f"{letter!a}"[1:-1] for letter in name)
+    return line if len(line) <= LONGEST_LABEL else f"{line[: LONGEST_LABEL - 3]}..."
+
+
 def confusion_figure(counts: Tensor, names: list[str], split: str) -> "Figure":
     """Draws a confusion matrix with its counts.
 
@@ -94,8 +109,11 @@ def confusion_figure(counts: Tensor, names: list[str], split: str) -> "Figure":
         value = int(counts[row, column])
         color = "white" if value > strongest / 2 else "black"
         axes.text(column, row, str(value), ha="center", va="center", color=color, fontsize=8)
-    axes.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
-    axes.set_yticks(range(len(names)), names, fontsize=8)
+    # Labels are the user's: a $ in one is no mathematics, and one of a page's length must not widen the picture.
+    shown = [label_for_figure(name) for name in names]
+    plain: dict[str, Any] = {"fontsize": 8, "parse_math": False}
+    axes.set_xticks(range(len(names)), shown, rotation=60, ha="right", rotation_mode="anchor", **plain)
+    axes.set_yticks(range(len(names)), shown, **plain)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     axes.set_title(f"{split}: the {len(names)} most confused labels (number of queries)", fontsize=10)

@@ -12,11 +12,11 @@ from lora_lightning.errors import VerificationError
 from lora_lightning.lora.delta import adapted_layers
 from lora_lightning.tasks import AdaptationTask
 
-TRAINED_BY_NAME = ("lora_", ".modules_to_save.")  # PEFT's names of what it adds
+TRAINED_BY_NAME = ("lora_", ".modules_to_save.", ".trainable_tokens_delta.")  # PEFT's names of what it adds
 
 
 class FrozenBaseCheck(Callback):
-    """Checks that only adapters train, and that what is frozen has no gradient and ends with the bytes it began with.
+    """Checks that only adapters train (or the head), and that what is frozen has no gradient and keeps its bytes.
 
     Parameters, buffers, and what bitsandbytes keeps beside quantised weights (scales, code books) are hashed when
     training starts and when it ends (SHA-256: about a second for each GB, and from a GPU the transfer; one tensor at a
@@ -37,11 +37,12 @@ class FrozenBaseCheck(Callback):
             VerificationError: If a parameter of the base is set to train.
         """
         self._hashes, self._changed, self._checked_gradients = None, None, False
-        if not adapted_layers(pl_module):
+        if all(parameter.requires_grad for parameter in pl_module.parameters()):
             if trainer.is_global_zero:
                 print("FrozenBaseCheck: the whole model trains, so no base is frozen and nothing is checked.")
             return
-        check_only_adapters_train(pl_module)
+        if adapted_layers(pl_module):
+            check_only_adapters_train(pl_module)
         self._hashes = {name: fingerprint(tensor) for name, tensor in frozen_tensors(pl_module)}
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -115,8 +116,7 @@ def frozen_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
     tensors = {**network.state_dict(), **dict(network.named_buffers())}
     for name, tensor in tensors.items():
-        # AdaLoRA's own count of ranks is frozen, and changes.
-        if name not in trained and isinstance(tensor, Tensor) and "lora_" not in name and ".ranknum." not in name:
+        if name not in trained and isinstance(tensor, Tensor):  # LoRA-FA's A among them
             yield name, tensor
 
 

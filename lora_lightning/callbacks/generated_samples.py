@@ -12,6 +12,7 @@ from torch import Tensor
 from lora_lightning.datamodules.batching import TokenizedDataset
 from lora_lightning.datamodules.causal_lm import CausalLMDataModule
 from lora_lightning.errors import ConfigurationError
+from lora_lightning.lora.sharding import is_sharded
 from lora_lightning.tasks import CausalLanguageModelingTask
 
 
@@ -47,9 +48,10 @@ class GeneratedSamples(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Generates and shows."""
         boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        if trainer.sanity_checking or not boards or not trainer.is_global_zero:
-            return
         task = cast("CausalLanguageModelingTask", pl_module)
+        takes_part = trainer.is_global_zero or is_sharded(task)  # shards are gathered from every process
+        if trainer.sanity_checking or not boards or not takes_part:
+            return
         with isolate_rng():
             torch.manual_seed(self.seed)
             completions = task.complete(self._batch(trainer, task))
@@ -83,5 +85,5 @@ def samples_table(prompts: Sequence[str], completions: Sequence[str]) -> str:
 
 
 def _verbatim(text: str) -> str:
-    """Indented as code, where Markdown means nothing."""
-    return "\n".join(f"    {line}" for line in text.split("\n"))
+    """Indented as code, where Markdown and HTML mean nothing; whatever Markdown takes for a line's end begins one."""
+    return "\n".join(f"    {line}" for line in text.splitlines() or [""])

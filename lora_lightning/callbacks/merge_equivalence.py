@@ -154,9 +154,7 @@ def why_not(trainer: Trainer, task: AdaptationTask, batches: list[Batch]) -> str
     """Why there is nothing to compare, as the end of a sentence; `None` where there is. Collective."""
     fewest = trainer.strategy.reduce(torch.tensor(len(batches), device=task.device), reduce_op="min")
     if not adapted_layers(task):
-        return "because the whole model was trained and there is no adapter to merge"
-    if any(hasattr(parameter, "full_tensor") for parameter in task.parameters()):
-        return "because the model is sharded over processes; compare after exporting it"
+        return "because model.lora is null and there is no adapter to merge"
     return None if int(fewest) else "because a process has no validation batches"
 
 

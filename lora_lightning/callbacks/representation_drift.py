@@ -1,6 +1,7 @@
 """How far training moves what each layer says about the same examples."""
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -23,6 +24,7 @@ from lora_lightning.datamodules import TextDataModule
 from lora_lightning.datamodules.base import VALIDATION
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.delta import ADAPTER
+from lora_lightning.lora.initial_factors import pretrained_base
 from lora_lightning.lora.representations import Pooling, linear_cka, pool_tokens, row_cosines
 from lora_lightning.tasks import AdaptationTask
 
@@ -112,7 +114,7 @@ class RepresentationDrift(AdapterMonitor):
         self._rows = probe_rows(_validation(trainer)[1].lengths, self.probe_size)
         network = task.built_network
         self._base_trains = not isinstance(network, PeftModel) or _biases_train(network)
-        with nullcontext() if self._base_trains else cast("PeftModel", network).disable_adapter():
+        with nullcontext() if self._base_trains else _pretrained(cast("PeftModel", network)):
             self._base = self._states(trainer, task)
         if self._base_trains and trainer.global_step:
             self._take_up(trainer)
@@ -179,6 +181,12 @@ class RepresentationDrift(AdapterMonitor):
         rows = [row for part in self._parts for row in part.to_pylist()]
         figure = drift_figure({(row["metric"], row["layer"], row["step"]): row["value"] for row in rows})
         board.experiment.add_figure(self.tag, figure, global_step=trainer.global_step)
+
+
+@contextmanager
+def _pretrained(network: PeftModel) -> Iterator[None]:
+    with network.disable_adapter(), pretrained_base(network):
+        yield
 
 
 def _biases_train(network: PeftModel) -> bool:

@@ -18,6 +18,8 @@ from lora_lightning.datamodules.tokenizing import tokenize_texts
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.metrics.label_space import LabelSpace
 
+MOST_TOKENS = 2**31
+
 
 @dataclass(frozen=True)
 class LabelledTexts:
@@ -67,6 +69,9 @@ class ClassificationDataModule(TextDataModule):
         )
         if max_length < 3:  # noqa: PLR2004  # a start, one token, an end
             msg = f"data.max_length is {max_length}, but a text has at least 3 tokens with its marks."
+            raise ConfigurationError(msg)
+        if max_length >= MOST_TOKENS:
+            msg = f"data.max_length is {max_length}, but a tokenizer counts to {MOST_TOKENS - 1}."
             raise ConfigurationError(msg)
         self.max_length = max_length
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from lora_lightning.datamodules.hub import hub_table, load_hub_dataset
 from lora_lightning.datamodules.intents import OUT_OF_SCOPE, IntentDataModule, Pairs
 from lora_lightning.datamodules.queries import check_texts
+from lora_lightning.datamodules.tables import check_characters, decode_text
 from lora_lightning.errors import DataError, nearest
 
 HUB_DATASET = "clinc/clinc_oos"
@@ -129,13 +130,15 @@ class Clinc150DataModule(IntentDataModule):
     def _from_release(self, folder: Path) -> Parts:
         path = folder / f"data_{self.variant}.json"
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            raw = path.read_bytes()
         except OSError as error:
             there = ", ".join(sorted(file.name for file in folder.glob("data_*.json"))) or "no data_*.json"
             msg = f"--data.data_dir: {path} cannot be read; the folder {folder} has {there}."
             raise DataError(msg) from error
-        except ValueError as error:
-            msg = f"{path} is not JSON in UTF-8 ({error}); fetch the original release again."
+        try:
+            content = json.loads(decode_text(raw, str(path)))
+        except (ValueError, RecursionError) as error:
+            msg = f"{path} is not JSON ({error}); fetch the original release again."
             raise DataError(msg) from error
         absent = [key for keys in RELEASE_KEYS.values() for key in keys if not _has_rows(content, key)]
         if absent:
@@ -173,4 +176,5 @@ def _checked_rows(rows: list[Any], name: str) -> Pairs:
         if not (isinstance(row, list) and [type(part) for part in row] == [str, str] and row[1].strip()):
             msg = f"{name}, row {number}: expected [text, intent], found {json.dumps(row)[:80]}."
             raise DataError(msg)
+        check_characters(row, f"{name}, row {number}")
     return [(text, intent) for text, intent in rows]

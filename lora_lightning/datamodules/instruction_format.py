@@ -197,7 +197,7 @@ def render_chat_prompt(example: Example, template: ChatTemplate) -> str:
 def _refusals_named(where: str) -> Iterator[None]:
     try:
         yield
-    except TemplateError as error:
+    except (TemplateError, TypeError, ValueError) as error:  # transformers' own refusals, such as of no message at all
         msg = f"{where}: the chat template refuses these messages ({error}); mend or remove the record."
         raise DataError(msg) from error
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lora_lightning.errors import CheckpointError
+from lora_lightning.lora.untrusted import check_archive, check_content
 
 
 def keep_what_trains(state_dict: Mapping[str, Tensor], keep: Collection[str]) -> dict[str, Tensor]:
@@ -84,6 +85,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         problem = "is a folder" if Path(path).is_dir() else "does not exist"
         msg = f"the checkpoint {path} {problem}; a run's checkpoints are <run>/checkpoints/best.ckpt and last.ckpt."
         raise CheckpointError(msg)
+    check_archive(Path(path))
     try:
         with zipfile.ZipFile(path) as archive:
             spoiled = archive.testzip()
@@ -97,4 +99,26 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= checkpoint.keys():
         msg = f"{path} holds no state_dict and hyper_parameters; use a .ckpt file that lora-lightning wrote."
         raise CheckpointError(msg)
+    parts = {name: isinstance(checkpoint[name], Mapping) for name in ("state_dict", "hyper_parameters")}
+    if not all(parts.values()) or not all(isinstance(value, Tensor) for value in checkpoint["state_dict"].values()):
+        msg = f"{path} holds something else than tensors by name; use a .ckpt file that lora-lightning wrote."
+        raise CheckpointError(msg)
+    check_content(checkpoint, path)
     return checkpoint
+
+
+def check_resumable(checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    """Refuses a checkpoint that training cannot go on from; Lightning would begin anew without a word.
+
+    Args:
+        checkpoint: From `read_checkpoint`.
+        path: What to call it in messages.
+
+    Raises:
+        CheckpointError: If the optimizer's state or the place in training is missing.
+    """
+    loops, optimizers = checkpoint.get("loops"), checkpoint.get("optimizer_states")
+    known = isinstance(loops, Mapping) and isinstance(loops.get("fit_loop"), Mapping)
+    if not known or not isinstance(optimizers, list) or len(optimizers) != 1:
+        msg = f"{path} holds no optimizer state and epoch to go on from; use last.ckpt of a run, or start anew."
+        raise CheckpointError(msg)

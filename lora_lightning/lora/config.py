@@ -1,17 +1,107 @@
 """The short, YAML-visible settings of an adapter and of what it sits on, in PEFT's and bitsandbytes' own words."""
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from lora_lightning.errors import ConfigurationError
+from lora_lightning.errors import ConfigurationError, nearest
+from lora_lightning.lora.combinations import check_pairs
+
+INITIALIZATIONS = (
+    "gaussian",
+    "orthogonal",
+    "pissa",
+    "pissa_niter_4",
+    "olora",
+    "eva",
+    "loftq",
+)  # beside true, PEFT's own
+
+
+@dataclass
+class AdaLoraSettings:
+    """AdaLoRA's budget: every adapter starts with rank `init_r`, and the least important ranks go (arXiv 2303.10512).
+
+    Args:
+        target_r: Average rank of the adapters at the end.
+        init_r: Rank of each adapter at the start, above `target_r`.
+        tinit: Optimizer steps before the first rank goes.
+        tfinal: Optimizer steps at the end, in which the ranks stay as they are.
+        deltaT: Optimizer steps from one allocation to the next.
+        beta1: Smoothing of the sensitivity of each weight, in (0, 1).
+        beta2: Smoothing of its uncertainty, in (0, 1).
+        orth_reg_weight: Weight of the loss that keeps the rows of A, and the columns of B, orthonormal.
+    """
+
+    target_r: int = 8
+    init_r: int = 12
+    tinit: int = 0
+    tfinal: int = 0
+    deltaT: int = 1  # noqa: N815  # PEFT's word
+    beta1: float = 0.85
+    beta2: float = 0.85
+    orth_reg_weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Rejects a budget that cannot shrink.
+
+        Raises:
+            ConfigurationError: If a value is out of its range.
+        """
+        if not 1 <= self.target_r < self.init_r:
+            msg = (
+                f"model.lora.adalora has target_r {self.target_r} and init_r {self.init_r}, but AdaLoRA starts above "
+                "its target: 1 <= target_r < init_r, for example 8 and 12."
+            )
+            raise ConfigurationError(msg)
+        for name, least in (("tinit", 0), ("tfinal", 0), ("deltaT", 1), ("orth_reg_weight", 0)):
+            if getattr(self, name) < least:
+                msg = f"model.lora.adalora.{name} is {getattr(self, name)}, but it must be at least {least}."
+                raise ConfigurationError(msg)
+        for name in ("beta1", "beta2"):
+            if not 0 < getattr(self, name) < 1:
+                msg = f"model.lora.adalora.{name} is {getattr(self, name)}, but it must be between 0 and 1."
+                raise ConfigurationError(msg)
+
+
+@dataclass
+class EvaSettings:
+    """How `init_lora_weights: eva` looks at the training data (arXiv 2410.07170).
+
+    Args:
+        rho: An adapter may get up to `rho * r` ranks, which others then lack; 1 gives every one `r`.
+        tau: Cosine above which a direction has settled from one batch to the next, in (0, 1].
+        whiten: Divide each direction by the square root of its singular value.
+    """
+
+    rho: float = 2.0
+    tau: float = 0.99
+    whiten: bool = False
+
+    def __post_init__(self) -> None:
+        """Rejects values that PEFT cannot use.
+
+        Raises:
+            ConfigurationError: If a value is out of its range.
+        """
+        if self.rho < 1:
+            msg = f"model.lora.eva_config.rho is {self.rho}, but it must be at least 1."
+            raise ConfigurationError(msg)
+        if not 0 < self.tau <= 1:
+            msg = f"model.lora.eva_config.tau is {self.tau}, but a cosine in (0, 1] is needed."
+            raise ConfigurationError(msg)
+
+
+LARGEST_FLOAT32 = 3.4e38
 
 
 @dataclass
 class LoraSettings:
-    """Low-rank adaptation: y = W0 x + (lora_alpha / r) B A x (Hu et al. 2021, arXiv 2106.09685).
+    """Low-rank adaptation: y = W0 x + (lora_alpha / r) B A x (Hu et al. 2021, arXiv 2106.09685), and its variants.
 
     Args:
-        r: Rank of the update, at least 1.
+        r: Rank of the update, at least 1; AdaLoRA has its own ranks.
         lora_alpha: Scaling numerator; the update is scaled by `lora_alpha / r`
             (`lora_alpha / sqrt(r)` with `use_rslora`).
         lora_dropout: Probability of dropping an input element of the adapter, in [0, 1).
@@ -20,10 +110,23 @@ class LoraSettings:
             it, for example `[query, value]`.
         bias: Which biases train as well: `none`, `all` or `lora_only`.
         use_rslora: Rank-stabilised scaling (Kalajdzievski 2023, arXiv 2312.03732).
-        modules_to_save: Modules that train in full beside the adapters, for example `[pooler]`. The head, and
-            whatever else the pretrained checkpoint lacked, is always among them.
-        init_lora_weights: `default` starts at dW = 0; `loftq` at the best rank-r approximation of what 4-bit
-            quantisation took away (Li et al. 2023, arXiv 2310.08659).
+        modules_to_save: Modules that train in full beside the adapters, for example `[pooler]`, or the embeddings of
+            an encoder, `[word_embeddings]`. The head, and whatever else the pretrained checkpoint lacked, is always
+            among them.
+        use_dora: Train each row's magnitude beside its direction (Liu et al. 2024, arXiv 2402.09353).
+        init_lora_weights: `true` (B = 0), `gaussian` or `orthogonal` (both start at dW = 0, too); `pissa`,
+            `pissa_niter_4` (faster, randomised) or `olora`, which take the principal directions of W0 out of the base
+            and train them (arXiv 2404.02948, 2406.01775); `eva`, which takes those of the training data; or `loftq`,
+            the best rank-r approximation of what 4-bit quantisation took away (Li et al. 2023, arXiv 2310.08659).
+        eva_config: For `eva`; `null` is PEFT's default.
+        rank_pattern: Other ranks by module, the end of its name or a regular expression, as in PEFT:
+            `{query: 4, layer.0.attention.self.value: 16}`.
+        alpha_pattern: Other values of `lora_alpha`, in the same way.
+        layers_to_transform: Numbers of the layers that get adapters, from 0; `null` for all.
+        layers_pattern: Name of the list of layers that the numbers count, such as `layer`, where a name has several
+            numbers; `null` takes the first.
+        trainable_token_indices: Tokens whose embedding trains, by number; tied output weights follow.
+        adalora: AdaLoRA instead of LoRA.
     """
 
     r: int = 8
@@ -33,18 +136,28 @@ class LoraSettings:
     bias: Literal["none", "all", "lora_only"] = "none"
     use_rslora: bool = False
     modules_to_save: list[str] | None = None
-    init_lora_weights: Literal["default", "loftq"] = "default"
+    use_dora: bool = False
+    init_lora_weights: bool | str = True
+    eva_config: EvaSettings | None = None
+    rank_pattern: dict[str, int] | None = None
+    alpha_pattern: dict[str, float] | None = None
+    layers_to_transform: list[int] | None = None
+    layers_pattern: str | None = None
+    trainable_token_indices: list[int] | None = None
+    adalora: AdaLoraSettings | None = None
 
     def __post_init__(self) -> None:
-        """Rejects values that no layer could use.
+        """Rejects values that no layer could use, and variants that do not go together.
 
         Raises:
             ConfigurationError: If a value is out of its range.
         """
+        self.adalora = _made(AdaLoraSettings, self.adalora)
+        self.eva_config = _made(EvaSettings, self.eva_config)
         if self.r < 1:
             msg = f"model.lora.r is {self.r}, but a rank is at least 1; for full fine-tuning write `lora: null`."
             raise ConfigurationError(msg)
-        if self.lora_alpha <= 0:
+        if not 0 < self.lora_alpha < LARGEST_FLOAT32:
             msg = f"model.lora.lora_alpha is {self.lora_alpha}, but it must be above 0; 2 * r is a common choice."
             raise ConfigurationError(msg)
         if not 0 <= self.lora_dropout < 1:
@@ -53,6 +166,60 @@ class LoraSettings:
         if not self.target_modules:
             msg = "model.lora.target_modules is empty; name a preset such as all-linear, or write `lora: null`."
             raise ConfigurationError(msg)
+        self._check_initialization()
+        self._check_patterns()
+        check_pairs(self)
+
+    def _check_initialization(self) -> None:
+        wanted = self.init_lora_weights
+        if isinstance(wanted, str) and not re.fullmatch(r"pissa_niter_[1-9]\d*", wanted):
+            if wanted not in INITIALIZATIONS:
+                choices = ("true", *INITIALIZATIONS)
+                msg = f"model.lora.init_lora_weights is {wanted!r}, which is none; {nearest(wanted, choices)}"
+                raise ConfigurationError(msg)
+        elif wanted is False:
+            msg = (
+                "model.lora.init_lora_weights is false, which starts at a random update; write true (dW = 0), or one "
+                f"of {', '.join(INITIALIZATIONS)}."
+            )
+            raise ConfigurationError(msg)
+        odd = [r for r in self._ranks() if r % 2]
+        if wanted == "orthogonal" and odd:
+            msg = f"model.lora.init_lora_weights is orthogonal, which needs even ranks, but r {odd[0]} is asked for."
+            raise ConfigurationError(msg)
+        if self.eva_config is not None and wanted != "eva":
+            msg = "model.lora.eva_config is set, but init_lora_weights is not eva; set that, or leave eva_config out."
+            raise ConfigurationError(msg)
+
+    def _ranks(self) -> list[int]:
+        return [self.r, *(self.rank_pattern or {}).values()]
+
+    def _check_patterns(self) -> None:
+        for name, least in (("rank_pattern", 1), ("alpha_pattern", 0)):
+            for key, value in (getattr(self, name) or {}).items():
+                if value < least or not value:
+                    msg = f"model.lora.{name}: {key} is {value}, but it must be {'at least 1' if least else 'above 0'}."
+                    raise ConfigurationError(msg)
+                try:
+                    re.compile(key)
+                except re.error as error:
+                    msg = f"model.lora.{name}: {key!r} is no regular expression ({error}); give the end of a name."
+                    raise ConfigurationError(msg) from error
+        if self.layers_pattern is not None and self.layers_to_transform is None:
+            msg = (
+                f"model.lora.layers_pattern is {self.layers_pattern!r}, but layers_to_transform is not set; give the "
+                "numbers of the layers, or leave the pattern out."
+            )
+            raise ConfigurationError(msg)
+        for name in ("layers_to_transform", "trainable_token_indices", "rank_pattern", "alpha_pattern"):
+            if getattr(self, name) is not None and not getattr(self, name):
+                msg = f"model.lora.{name} is empty; leave it out, or write null."
+                raise ConfigurationError(msg)
+
+    @property
+    def changes_base(self) -> bool:
+        """Whether the adapter starts with a part of the base, which is taken out of it."""
+        return isinstance(self.init_lora_weights, str) and self.init_lora_weights.startswith(("pissa", "olora"))
 
 
 @dataclass
@@ -94,3 +261,8 @@ class QuantizationSettings:
                     "leave it out, or set bits to 4."
                 )
                 raise ConfigurationError(msg)
+
+
+def _made(settings_class: Any, value: Any) -> Any:
+    """The object; a checkpoint holds it as a mapping."""
+    return settings_class(**value) if isinstance(value, Mapping) else value

@@ -9,6 +9,7 @@ from peft.tuners.adalora.layer import AdaLoraLayer
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
+from lora_lightning.lora.initial_factors import initial_factors, taken_out
 from lora_lightning.lora.quantized import dequantized_weight
 
 ADAPTER = "default"  # PEFT's name for the only adapter that this package trains
@@ -17,9 +18,11 @@ LAYER_NUMBER = re.compile(r"(?:^|\.)(\d+)\.")
 
 @dataclass(frozen=True)
 class AdapterDelta:
-    """dW = scaling * B @ A of one layer.
+    """dW = scaling * B @ A of one layer: its change from the pretrained weight.
 
-    Under DoRA this is the direction's low-rank part, before the magnitude rescales the rows of W + dW.
+    PiSSA and OLoRA start with a part of the pretrained weight, A0 and B0, which is no change: there A is A over A0, B
+    is B beside -B0, and r twice that of the adapter. Under DoRA this is the direction's low-rank part, before the
+    magnitude rescales the rows of W + dW.
 
     Attributes:
         module: Dotted name in the pretrained model, for example `encoder.layer.3.attention.self.query`.
@@ -111,13 +114,17 @@ def layer_delta(module: str, layer: LoraLayer) -> AdapterDelta:
         layer: Of `adapted_layers`. Under FSDP2 every process has to call this: shards are gathered.
 
     Returns:
-        Its factors in float32; they share memory with the parameters where those are float32.
+        Its factors in float32; they share memory with the parameters where those are float32 and
+        the layer started at dW = 0.
     """
     a, b = (whole(factor).float() for factor in adapter_factors(layer))
     scaling = float(layer.scaling[ADAPTER])
     if isinstance(layer, AdaLoraLayer):
         a = a * whole(layer.lora_E[ADAPTER]).float()
         scaling /= float(layer.ranknum[ADAPTER]) + 1e-5  # as PEFT computes it
+    if (initial := initial_factors(layer)) is not None:
+        a0, b0 = (whole(factor).float() for factor in initial)
+        a, b = torch.cat([a, a0]), torch.cat([b, -b0], dim=1)
     return AdapterDelta(module, a, b, scaling)
 
 
@@ -134,7 +141,7 @@ def adapter_deltas(model: nn.Module) -> list[AdapterDelta]:
 
 
 def base_weight(layer: LoraLayer) -> Tensor:
-    """The frozen weight under an adapter, dequantised where it is quantised.
+    """The pretrained weight under an adapter, dequantised where it is quantised, with what PiSSA and OLoRA took out.
 
     Args:
         layer: Of `adapted_layers`.
@@ -145,6 +152,8 @@ def base_weight(layer: LoraLayer) -> Tensor:
     """
     base = layer.get_base_layer()
     weight = whole(dequantized_weight(base)).float()
+    if initial_factors(layer) is not None:
+        weight = weight + taken_out(layer)
     return weight.T if is_transposed(layer) else weight
 
 

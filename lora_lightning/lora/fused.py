@@ -34,7 +34,8 @@ class _LoraLinear(torch.autograd.Function):
         hidden = dropped @ lora_a.t()
         y = functional.linear(x, weight, bias)
         y.addmm_(hidden, lora_b.t(), alpha=scaling)
-        ctx.save_for_backward(x, weight, lora_a, lora_b, hidden, mask)
+        # Where A is frozen (LoRA-FA) nothing needs x again, and without dropout the layer keeps r numbers a row.
+        ctx.save_for_backward(x if ctx.needs_input_grad[3] else None, weight, lora_a, lora_b, hidden, mask)
         ctx.scaling = scaling
         return y
 
@@ -43,8 +44,9 @@ class _LoraLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, lora_a, lora_b, hidden, mask = ctx.saved_tensors
         grad_hidden = (grad @ lora_b).mul_(ctx.scaling)
-        dropped = x if mask is None else x * mask
-        grad_a = grad_hidden.t() @ dropped
+        grad_a = None
+        if ctx.needs_input_grad[3]:
+            grad_a = grad_hidden.t() @ (x if mask is None else x * mask)
         grad_b = (hidden.t() @ grad).mul_(ctx.scaling).t()  # a quarter of the time of grad.t() @ hidden
         grad_x = None
         if ctx.needs_input_grad[0]:

@@ -18,7 +18,9 @@ from transformers.pytorch_utils import Conv1D
 
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.delta import ADAPTER, adapted_layers, base_weight, is_transposed, layer_delta, whole
+from lora_lightning.lora.initial_factors import pretrained_base
 from lora_lightning.lora.quantized import dequantized_weight, quantized_bits, requantized
+from lora_lightning.lora.sharding import like, own_part
 
 MergeTarget = Literal["base", "dequantized", "original", "requantized"]
 MERGEABLE = (nn.Linear, nn.Embedding, Conv1D)  # bitsandbytes' layers are nn.Linear too
@@ -84,10 +86,11 @@ def merged(model: nn.Module, target: MergeTarget, originals: Mapping[str, Tensor
     the adapted weights once more in host memory (13 GB for all linear layers of a 7B Llama in 16 bits), since they are
     overwritten in place; for a quantised base its adapted weights on the device as the target keeps them (13 GB more
     for `dequantized` and `original` in 16 bits, 3.5 GB for `requantized` in 4), as the merged model will need anyway,
-    and nothing is overwritten. Merging goes on layer by layer, in float32.
+    and nothing is overwritten. Merging goes on layer by layer, in float32; of a sharded model every process merges its
+    slices, and so all have to call this.
 
     Args:
-        model: A PEFT model, or anything that contains one; on this process whole, not sharded.
+        model: A PEFT model, or anything that contains one.
         target: One of `merge_targets`.
         originals: For `original`: (out_features, in_features), any floating dtype, by the name of the layer.
 
@@ -116,7 +119,7 @@ def merged(model: nn.Module, target: MergeTarget, originals: Mapping[str, Tensor
 
 @contextmanager
 def without_adapters(model: nn.Module) -> Iterator[None]:
-    """Runs the model on its base alone; modules that train in full beside the adapters stay as they are.
+    """Runs the model on its pretrained base alone; modules that train in full beside the adapters stay as they are.
 
     Args:
         model: A PEFT model, or anything that contains one.
@@ -124,7 +127,8 @@ def without_adapters(model: nn.Module) -> Iterator[None]:
     Yields:
         Nothing; adapters are out of the model.
     """
-    with _layers_replaced(model, lambda module, layer, stack: layer.get_base_layer()):  # noqa: ARG005
+    bases = _layers_replaced(model, lambda module, layer, stack: layer.get_base_layer())  # noqa: ARG005
+    with pretrained_base(model), bases:
         yield
 
 
@@ -208,9 +212,10 @@ def _stored(layer: LoraLayer, weight: Tensor) -> Tensor:
 @torch.no_grad()
 def _overwrite_until(stack: ExitStack, parameter: Tensor, values: Tensor) -> None:
     """Overwrites in place, so that whatever shares the storage sees it, until the stack is unwound."""
-    saved = parameter.detach().to("cpu", copy=True)
-    stack.callback(lambda: parameter.data.copy_(saved))
-    parameter.data.copy_(values)
+    own = own_part(parameter.detach())
+    saved = own.to("cpu", copy=True)
+    stack.callback(lambda: own.copy_(saved))
+    own.copy_(own_part(like(values, parameter)))
 
 
 @contextmanager

@@ -31,24 +31,8 @@ def parameter_count(parameter: nn.Parameter) -> int:
     Returns:
         Their number.
     """
-    return math.prod(_shape(parameter))
-
-
-def weight_shape(layer: nn.Module) -> tuple[int, ...]:
-    """The shape of a layer's weight before it was packed.
-
-    Args:
-        layer: With a `weight`.
-
-    Returns:
-        In the order in which the layer keeps it.
-    """
-    return _shape(cast("nn.Parameter", layer.weight))
-
-
-def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
     state = getattr(parameter, "quant_state", None)
-    return tuple(parameter.shape if state is None else state.shape)
+    return math.prod(parameter.shape if state is None else state.shape)
 
 
 def dequantized_weight(layer: nn.Module) -> Tensor:

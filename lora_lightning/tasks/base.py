@@ -7,34 +7,58 @@ from typing import Any, Self, TypeVar, cast
 
 import torch
 from lightning import LightningModule, Trainer
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins.precision import MixedPrecision
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from lora_lightning.backbones import load_original_weights
 from lora_lightning.backbones.quantization import Quantization, compute_dtype_on
 from lora_lightning.backbones.source import backbone_identity
 from lora_lightning.errors import CheckpointError, ConfigurationError
+from lora_lightning.lora.adalora import (
+    add_orthogonality_gradient,
+    allocate,
+    budget_state,
+    check_budget,
+    load_budget_state,
+    start_budget,
+)
 from lora_lightning.lora.checkpoint import check_state, keep_what_trains
+from lora_lightning.lora.combinations import check_sharded, check_together
 from lora_lightning.lora.comparison import Outputs
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.delta import adapted_layers
-from lora_lightning.lora.injection import trained_parameters
+from lora_lightning.lora.eva import follow_saved_ranks
+from lora_lightning.lora.initial_factors import follow_initial_factors, initial_factor_names
+from lora_lightning.lora.injection import freeze_A
 from lora_lightning.lora.loftq import start_from_quantization_error
 from lora_lightning.lora.quantized import keep_4bit_weights_in_order, keep_8bit_scales_beside_weights
+from lora_lightning.lora.sharding import is_sharded, shard
 from lora_lightning.metrics.label_space import LabelSpace
-from lora_lightning.tasks.optimization import OptimizationSettings, build_optimizer, build_schedule
+from lora_lightning.tasks.optimization import (
+    OptimizationSettings,
+    build_optimizer,
+    build_schedule,
+    check_optimizer_variants,
+)
+from lora_lightning.tasks.start_from_data import start_from_data
 
+BUDGET = "adalora"  # of a checkpoint
+# Of a task, by their names in it.
+SETTINGS = {"lora": LoraSettings, "quantization": QuantizationSettings, "optimization": OptimizationSettings}
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 # Hyperparameters that decide which weights a checkpoint holds; the others may differ when it is evaluated.
 # What 4-bit weights are multiplied in follows the device, so a checkpoint does not insist on it.
 STRUCTURAL = (
     "backbone.",
     "lora.",
+    "freeze_backbone.",
     "quantization.bits.",
     "quantization.type.",
     "quantization.double_quantization.",
@@ -59,6 +83,7 @@ class AdaptationTask(LightningModule):
         base_dropout: Probability for every dropout of the pretrained model; `null` leaves what it came with.
         gradient_checkpointing: Keep only what goes into each layer and compute the rest again in the backward pass:
             much less memory for long texts, about a third more time.
+        freeze_backbone: With `lora: null`, train the head alone, and whatever else the pretrained checkpoint lacked.
     """
 
     def __init__(
@@ -70,6 +95,7 @@ class AdaptationTask(LightningModule):
         optimization: OptimizationSettings = OptimizationSettings(),  # noqa: B008
         base_dropout: float | None = None,
         gradient_checkpointing: bool = False,
+        freeze_backbone: bool = False,
     ) -> None:
         super().__init__()
         self.metrics = nn.ModuleDict()
@@ -83,7 +109,16 @@ class AdaptationTask(LightningModule):
         self.optimization = from_plain(OptimizationSettings, optimization) or OptimizationSettings()
         self.base_dropout = base_dropout
         self.gradient_checkpointing = gradient_checkpointing
+        self.freeze_backbone = freeze_backbone
+        if freeze_backbone and self.lora is not None:
+            msg = "model.freeze_backbone trains the head alone, but model.lora asks for adapters; write `lora: null`."
+            raise ConfigurationError(msg)
+        check_optimizer_variants(self.optimization, self.lora)
         self.network: nn.Module | None = None
+        # Whoever resumes a run says so before it starts: EVA has looked at the data before the checkpoint was written.
+        self.resumes = False
+        self._examples_of_step = 0  # of this process, so far
+        self._ends_step = False
 
     def remember(self, **hyperparameters: Any) -> None:
         """Keeps what the task was made with in every checkpoint, as plain values that load without pickle.
@@ -174,7 +209,10 @@ class AdaptationTask(LightningModule):
         return {}
 
     def configure_model(self) -> None:
-        """Builds the model when a trainer (or `load_from_checkpoint`) needs it."""
+        """Builds the model when a trainer (or `load_from_checkpoint`) needs it; where the strategy does, shards it."""
+        fits = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
+        budget = self.lora.adalora if self.lora is not None else None
+        steps = check_budget(budget, self.trainer.estimated_stepping_batches) if fits and budget else 0
         if self.network is None:
             network = self.build_network()
             model = cast("PreTrainedModel", network.get_base_model() if isinstance(network, PeftModel) else network)
@@ -185,6 +223,57 @@ class AdaptationTask(LightningModule):
                 checkpoint_layers(model)
             self.network = network
         keep_4bit_weights_in_order(self.network)
+        if steps:
+            start_budget(self.adapted_network, steps)
+        if fits and not self.resumes:
+            start_from_data(self)
+            self.resumes = True  # a second call of `Trainer.fit` goes on with this model
+        if self.optimization.lorafa:
+            freeze_A(self.network)
+        if self.device_mesh is not None and not is_sharded(self.network):
+            shard(self.transformers_model, self.device_mesh["data_parallel"])
+            # Only one process has drawn what is new; from here on all draw the same, as without sharding.
+            torch.set_rng_state(self.trainer.strategy.broadcast(torch.get_rng_state()))
+
+    @property
+    def loads_values(self) -> bool:
+        """Whether this process reads the backbone's weights; where they are sharded, the main one hands them out."""
+        return self.device_mesh is None or self.trainer.is_global_zero
+
+    @property
+    def adapted_network(self) -> PeftModel:
+        """The model, adapters in place."""
+        return cast("PeftModel", self.built_network)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Adds AdaLoRA's orthogonality to what is minimised; gradients are unscaled and not clipped yet.
+
+        Args:
+            optimizer: Not used.
+        """
+        del optimizer
+        if self.lora is not None and self.lora.adalora is not None:
+            value = add_orthogonality_gradient(self.built_network, self.lora.adalora.orth_reg_weight)
+            self.log("train/orthogonality", value)
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Steps, then lets AdaLoRA choose its ranks while the gradients are still there.
+
+        Args:
+            epoch: Passed on.
+            batch_idx: Passed on.
+            optimizer: Passed on.
+            optimizer_closure: Passed on.
+        """
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.lora is not None and self.lora.adalora is not None:
+            allocate(self.adapted_network, self.trainer.global_step + 1)
 
     @property
     def _may_train(self) -> bool:
@@ -192,14 +281,16 @@ class AdaptationTask(LightningModule):
         return self._trainer is None or self._trainer.state.fn == TrainerFn.FITTING
 
     def check_trainer(self, trainer: Trainer) -> None:
-        """Finds what a quantised backbone cannot do, before any weights load.
+        """Finds what a quantised or sharded backbone cannot do, before any weights load.
 
         Args:
             trainer: Whose device, strategy and precision count.
 
         Raises:
-            ConfigurationError: If bitsandbytes' layers do not work with one of them.
+            ConfigurationError: If bitsandbytes' layers, or a variant of LoRA, do not work with one of them.
         """
+        if self.lora is not None and isinstance(trainer.strategy, ModelParallelStrategy):
+            check_sharded(self.lora, self.optimization.lorafa)
         if self.quantization is None:
             return
         if type(trainer.strategy) not in {SingleDeviceStrategy, DDPStrategy}:
@@ -269,6 +360,37 @@ class AdaptationTask(LightningModule):
         output = self.built_network(**self.model_inputs(batch), output_hidden_states=True)
         return cast("tuple[Tensor, ...]", output.hidden_states)
 
+    def loss_of_sum(self, loss: Tensor, examples: int, batch_idx: int) -> Tensor:
+        """What `training_step` returns, so that every example of an optimizer step counts the same.
+
+        A mean of the batches' means would weigh an example in a small batch more than one in a large batch, and the
+        batches of several processes, or those that are accumulated, are not all of one size.
+
+        Args:
+            loss: Of a batch, summed over its examples (rows, or labels of a language model), floating scalar.
+            examples: How many these are.
+            batch_idx: Number of the batch in its epoch.
+
+        Returns:
+            The loss to go back from; `on_after_backward` divides the gradients.
+        """
+        accumulated = self.trainer.accumulate_grad_batches
+        self._examples_of_step += examples
+        is_last = self.trainer.is_last_batch or batch_idx + 1 >= self.trainer.num_training_batches
+        self._ends_step = is_last or (batch_idx + 1) % accumulated == 0
+        return loss * accumulated  # Lightning divides by it
+
+    def on_after_backward(self) -> None:
+        """Turns the gradient of a sum into that of a mean over all examples of the step, when it is complete."""
+        if not self._ends_step:
+            return
+        own = torch.tensor(float(self._examples_of_step), device=self.device)
+        examples = float(self.trainer.strategy.reduce(own, reduce_op="sum"))
+        self._examples_of_step = 0
+        for parameter in self.parameters():
+            if parameter.grad is not None:  # the processes' mean of their sums so far
+                parameter.grad.mul_(self.trainer.world_size / examples)
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over what trains, and the schedule, stepped once an optimizer step."""
         mixed_precision = isinstance(self.trainer.precision_plugin, MixedPrecision)
@@ -293,13 +415,16 @@ class AdaptationTask(LightningModule):
         return self
 
     def saved_names(self) -> list[str]:
-        """Names of everything a checkpoint must hold: trained parameters and the task's own buffers."""
+        """Names of what a checkpoint must hold: what trains, all of each adapter, and the task's own buffers."""
+        names = [name for name, parameter in self.named_parameters() if parameter.requires_grad or ".lora_" in name]
         own_buffers = [name for name, _ in self.named_buffers(recurse=False)]
-        return trained_parameters(self) + own_buffers
+        return names + initial_factor_names(self) + own_buffers
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves the frozen base out, and proves that nothing trained is left out with it."""
         checkpoint["state_dict"] = keep_what_trains(checkpoint["state_dict"], self.saved_names())
+        if self.lora is not None and self.lora.adalora is not None:
+            checkpoint[BUDGET] = budget_state(self.adapted_network)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another backbone or adapter before its tensors are read."""
@@ -307,6 +432,8 @@ class AdaptationTask(LightningModule):
         if found:
             msg = f"the checkpoint was made with another model: {'; '.join(found)}."
             raise CheckpointError(msg)
+        if BUDGET in checkpoint and self.network is not None:
+            load_budget_state(self.adapted_network, checkpoint[BUDGET])
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Loads what trains and proves that all of it is there; the frozen base stays.
@@ -323,8 +450,14 @@ class AdaptationTask(LightningModule):
             CheckpointError: If a trained tensor is missing, unknown or of another shape.
         """
         del strict
+        self.resumes = True
+        if self.lora is not None and self.lora.init_lora_weights == "eva":
+            prefix = "network."
+            state = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
+            follow_saved_ranks(self.adapted_network, state)
         own = self.state_dict()
         check_state(state_dict, {name: own[name] for name in self.saved_names()}, "the checkpoint")
+        follow_initial_factors(self, state_dict)
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
 
@@ -344,31 +477,6 @@ def checkpoint_layers(model: nn.Module) -> None:
     except ValueError as error:
         msg = f"model.gradient_checkpointing is true, but {type(model).__name__} has none; set it to false."
         raise ConfigurationError(msg) from error
-
-
-def check_together(lora: LoraSettings | None, quantization: QuantizationSettings | None) -> None:
-    """Refuses settings of adapter and base that do not go together.
-
-    Args:
-        lora: The adapter.
-        quantization: The base's.
-
-    Raises:
-        ConfigurationError: If quantised weights would have to train, or LoftQ has no quantisation error to start from.
-    """
-    if lora is None and quantization is not None:
-        msg = (
-            "model.quantization is set, but model.lora is null, and quantised weights cannot train; give model.lora "
-            "its settings, or write `quantization: null`."
-        )
-        raise ConfigurationError(msg)
-    if lora is not None and lora.init_lora_weights == "loftq" and (quantization is None or quantization.bits != 4):  # noqa: PLR2004
-        found = "null" if quantization is None else f"in {quantization.bits} bits"
-        msg = (
-            f"model.lora.init_lora_weights is loftq, but model.quantization is {found}, and LoftQ starts from what 4 "
-            "bits take away; write `quantization: {bits: 4}`, or set init_lora_weights to default."
-        )
-        raise ConfigurationError(msg)
 
 
 Settings = TypeVar("Settings")
@@ -417,7 +525,8 @@ def contradictions(saved: Mapping[str, Any], asked: Mapping[str, Any], structura
 
 def _comparable(hyperparameters: Mapping[str, Any], structural_only: bool) -> dict[str, Any]:
     flat = {name: value for name, value in flatten(hyperparameters).items() if not name.startswith("_")}
-    for prefix, settings_class in (("lora", LoraSettings), ("quantization", QuantizationSettings)):
+    flat.setdefault("freeze_backbone", False)  # tasks without a head have no such option
+    for prefix, settings_class in SETTINGS.items():
         if any(name.startswith(f"{prefix}.") for name in flat):  # older checkpoints lack what has been added since
             flat = flatten(settings_class(), prefix) | flat
     flat["backbone"] = backbone_identity(str(flat.get("backbone")))

@@ -5,9 +5,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -68,7 +66,6 @@ class CausalLanguageModelingTask(AdaptationTask):
                 for split in ("val", "test")
             }
         )
-        self._labels_since_step = 0
         self.remember(
             backbone=backbone,
             lora=lora,
@@ -117,7 +114,7 @@ class CausalLanguageModelingTask(AdaptationTask):
     def build_network(self) -> nn.Module:
         """Loads the backbone and attaches the adapters."""
         self.check_settings()
-        model = load_causal_lm(self.backbone, self._config, self.quantization_here())
+        model = load_causal_lm(self.backbone, self._config, self.quantization_here(), self.loads_values)
         network: nn.Module = model
         if self.lora is not None:
             network = attach_lora(model, self.lora, [], "CAUSAL_LM", [output_head_name(model)])
@@ -140,28 +137,10 @@ class CausalLanguageModelingTask(AdaptationTask):
         return {**self.next_token.inputs(batch), "logits_to_keep": 1}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Summed cross entropy of a batch; `on_before_optimizer_step` makes the mean of it."""
-        del batch_idx
+        """Summed cross entropy of a batch."""
         loss, labels = self.next_token.loss(batch)
-        self._labels_since_step += labels
         self.log("train/loss", loss.detach() / labels, prog_bar=True, batch_size=labels)
-        return loss * self.trainer.accumulate_grad_batches  # Lightning divides by it
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Turns the gradient of a sum into that of a mean over all labels of the step.
-
-        A mean of the batches' means would weigh a label in a batch of few labels more than one in a batch of many.
-
-        Args:
-            optimizer: Holds the gradients, not yet clipped.
-        """
-        own = torch.tensor(float(self._labels_since_step), device=self.device)
-        labels = float(self.trainer.strategy.reduce(own, reduce_op="sum"))
-        self._labels_since_step = 0
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:  # the processes' mean of their sums so far
-                    parameter.grad.mul_(self.trainer.world_size / labels)
+        return self.loss_of_sum(loss, labels, batch_idx)
 
     def on_validation_epoch_start(self) -> None:
         """Forgets the last epoch's batches."""

@@ -1,10 +1,13 @@
-"""AdamW and a learning-rate schedule, from a short YAML-visible dataclass."""
+"""AdamW, its variants for LoRA, and a learning-rate schedule, from a short YAML-visible dataclass."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from torch import nn
+import torch
+from peft.tuners.lora.layer import LoraLayer
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import (
@@ -14,6 +17,9 @@ from transformers import (
 )
 
 from lora_lightning.errors import ConfigurationError
+from lora_lightning.lora.combinations import check_pairs
+from lora_lightning.lora.config import LoraSettings
+from lora_lightning.lora.delta import ADAPTER, adapted_layers, adapter_factors
 from lora_lightning.lora.quantized import parameter_count
 
 SCHEDULES: dict[str, Any] = {
@@ -34,12 +40,19 @@ class OptimizationSettings:
         weight_decay: Decoupled decay of matrices; biases and norms never decay.
         schedule: What follows the warm-up: `linear` or `cosine` down to 0, or `constant`.
         warmup_share: Share of all steps during which the rate rises from 0, in [0, 1).
+        loraplus_lr_ratio: LoRA+ (Hayou et al. 2024, arXiv 2402.12354): B, and all vectors (biases, norms, magnitudes),
+            learn so many times faster than the rest; `null` for one rate. 16 is the paper's choice, with a lower
+            `learning_rate`.
+        lorafa: LoRA-FA (Zhang et al. 2023, arXiv 2308.03303): A stays as it is drawn, and B's gradient is projected so
+            that dW follows the gradient of W as closely as it can.
     """
 
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_share: float = 0.06
+    loraplus_lr_ratio: float | None = None
+    lorafa: bool = False
 
     def __post_init__(self) -> None:
         """Rejects values that cannot train.
@@ -47,33 +60,125 @@ class OptimizationSettings:
         Raises:
             ConfigurationError: If a value is out of its range.
         """
-        if not self.learning_rate > 0:
+        if not 0 < self.learning_rate < math.inf:
             msg = f"model.optimization.learning_rate is {self.learning_rate}, but it must be above 0, such as 1e-3."
             raise ConfigurationError(msg)
-        if self.weight_decay < 0:
+        if not 0 <= self.weight_decay < math.inf:
             msg = f"model.optimization.weight_decay is {self.weight_decay}, but it must be at least 0."
             raise ConfigurationError(msg)
         if not 0 <= self.warmup_share < 1:
             msg = f"model.optimization.warmup_share is {self.warmup_share}, but a share in [0, 1) is needed."
             raise ConfigurationError(msg)
+        if self.loraplus_lr_ratio is not None and not self.loraplus_lr_ratio >= 1:
+            msg = (
+                f"model.optimization.loraplus_lr_ratio is {self.loraplus_lr_ratio}, but it must be at least 1, such as "
+                "16, or null."
+            )
+            raise ConfigurationError(msg)
 
 
-def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Splits what trains into matrices, which decay, and vectors (biases, norms, magnitudes), which do not.
+def check_optimizer_variants(settings: OptimizationSettings, lora: LoraSettings | None) -> None:
+    """Refuses a variant of the optimizer that the adapter has no use for.
 
     Args:
-        parameters: All parameters; frozen ones are left out.
-        weight_decay: For the matrices.
+        settings: The optimizer's.
+        lora: The adapter's; `None` where there is none.
+
+    Raises:
+        ConfigurationError: If one is asked for that does not exist there.
+    """
+    asked = tuple(name for name in ("loraplus_lr_ratio", "lorafa") if getattr(settings, name))
+    if lora is None and asked:
+        msg = f"model.optimization.{asked[0]} is a variant of LoRA, but model.lora is null; leave it out."
+        raise ConfigurationError(msg)
+    if lora is not None:
+        check_pairs(lora, asked)
+
+
+def parameter_groups(model: nn.Module, settings: OptimizationSettings) -> list[dict[str, Any]]:
+    """Splits what trains into matrices, which decay, and vectors (biases, norms, magnitudes), which do not.
+
+    With LoRA+ the matrices are two groups, and B and the vectors learn faster, as in PEFT's `create_loraplus_optimizer`
+    (which also lets magnitudes decay).
+
+    Args:
+        model: Holds the parameters; frozen ones are left out.
+        settings: Learning rate, decay, ratio.
 
     Returns:
         AdamW's parameter groups; an empty group is left out.
     """
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    groups = (
-        {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    vectors = [parameter for _, parameter in named if parameter.ndim <= 1]
+    ratio = settings.loraplus_lr_ratio
+    fast = [parameter for name, parameter in named if ratio and parameter.ndim > 1 and ".lora_B." in f".{name}"]
+    seen = {id(parameter) for parameter in (*vectors, *fast)}
+    rest = [parameter for _, parameter in named if id(parameter) not in seen]
+    rate, faster = settings.learning_rate, settings.learning_rate * (ratio or 1)
+    groups: tuple[dict[str, Any], ...] = (
+        {"params": rest, "lr": rate, "weight_decay": settings.weight_decay},
+        {"params": fast, "lr": faster, "weight_decay": settings.weight_decay},
+        {"params": vectors, "lr": faster, "weight_decay": 0.0},
     )
     return [group for group in groups if group["params"]]
+
+
+class LoraFaAdamW(AdamW):
+    """AdamW on the projected gradients of LoRA-FA.
+
+    With A fixed, the change of dW = s B A that is closest to the gradient of W comes from
+    g = 1 / s^2 * (dL/dB) (A A^T)^-1 (as in PEFT's `LoraFAOptimizer`, here after clipping too, but in full precision
+    and fused).
+
+    Args:
+        groups: Parameter groups.
+        layers: PEFT's layers, A frozen.
+        kwargs: AdamW's.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], layers: Sequence[LoraLayer], **kwargs: Any) -> None:
+        super().__init__(groups, **kwargs)
+        self._layers = layers
+        self._projections: list[tuple[Tensor, Tensor]] | None = None  # of B; made when A is what it will be
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Makes a step.
+
+        Args:
+            closure: Computes the gradients, as Lightning passes it.
+
+        Returns:
+            What the closure returns.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if self._projections is None:
+            self._projections = [projection(layer) for layer in self._layers]
+        for b, matrix in self._projections:
+            if b.grad is not None:
+                b.grad.copy_(b.grad @ matrix)
+        super().step()
+        return loss
+
+
+@torch.no_grad()
+def projection(layer: LoraLayer) -> tuple[Tensor, Tensor]:
+    """What the gradient of a layer's B is to be multiplied with under LoRA-FA.
+
+    Source: Zhang et al. 2023 (arXiv 2308.03303), as PEFT has it.
+
+    Args:
+        layer: PEFT's.
+
+    Returns:
+        B, the parameter, and (A A^T)^-1 / s^2, (r, r), B's dtype and device.
+    """
+    a, b = adapter_factors(layer)
+    gram = (a @ a.T).double()
+    inverse = torch.linalg.pinv(gram + 1e-8 * torch.eye(len(gram)).to(gram), hermitian=True)
+    return b, (inverse / float(layer.scaling[ADAPTER]) ** 2).to(b)
 
 
 def build_optimizer(model: nn.Module, settings: OptimizationSettings, *, mixed_precision: bool = False) -> AdamW:
@@ -81,15 +186,18 @@ def build_optimizer(model: nn.Module, settings: OptimizationSettings, *, mixed_p
 
     Args:
         model: Holds the parameters.
-        settings: Learning rate and decay.
+        settings: Learning rate, decay, variants.
         mixed_precision: Lightning clips gradients of a mixed-precision run only where the optimizer is not fused.
 
     Returns:
         The optimizer.
     """
-    groups = parameter_groups(model.parameters(), settings.weight_decay)
+    groups = parameter_groups(model, settings)
     on_one_device = len({parameter.device.type for group in groups for parameter in group["params"]}) == 1
-    return AdamW(groups, lr=settings.learning_rate, fused=(on_one_device and not mixed_precision) or None)
+    fused = (on_one_device and not mixed_precision) or None
+    if settings.lorafa:
+        return LoraFaAdamW(groups, list(adapted_layers(model).values()), lr=settings.learning_rate, fused=fused)
+    return AdamW(groups, lr=settings.learning_rate, fused=fused)
 
 
 def build_schedule(optimizer: Optimizer, settings: OptimizationSettings, total_steps: float) -> LRScheduler:

@@ -96,11 +96,11 @@ class PlantedRankTask(AdaptationTask):
         return (outputs - targets).square().sum(dim=-1)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean squared error of a batch."""
-        del batch_idx
+        """Squared errors of a batch, summed over its rows."""
         loss = self(batch).mean()
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["inputs"]))
-        return loss  # type: ignore[no-any-return]
+        rows = len(batch["inputs"])
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=rows)
+        return self.loss_of_sum(loss * rows, rows, batch_idx)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the validation loss."""

@@ -22,7 +22,7 @@ from lora_lightning.lora.comparison import Outputs
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.dropout import use_fast_dropout
 from lora_lightning.lora.fused import fuse_lora_layers
-from lora_lightning.lora.injection import attach_lora
+from lora_lightning.lora.injection import attach_lora, train_head_only
 from lora_lightning.metrics.question_answering import (
     Candidates,
     QuestionAnsweringMetrics,
@@ -54,6 +54,7 @@ class QuestionAnsweringTask(AdaptationTask):
         base_dropout: Probability for every dropout of the pretrained model; `null` leaves what it came with.
         gradient_checkpointing: Keep only what goes into each layer and compute the rest again in the backward pass:
             much less memory for long texts, about a third more time.
+        freeze_backbone: With `lora: null`, train the head alone, and whatever else the pretrained checkpoint lacked.
         max_answer_length: Tokens of an answer at most.
         n_best: Answers to write for each question in `predict`.
     """
@@ -69,10 +70,19 @@ class QuestionAnsweringTask(AdaptationTask):
         optimization: OptimizationSettings = OptimizationSettings(),  # noqa: B008
         base_dropout: float | None = None,
         gradient_checkpointing: bool = False,
+        freeze_backbone: bool = False,
         max_answer_length: int = 30,
         n_best: int = 20,
     ) -> None:
-        super().__init__(backbone, lora, quantization, optimization, base_dropout, gradient_checkpointing)
+        super().__init__(
+            backbone,
+            lora=lora,
+            quantization=quantization,
+            optimization=optimization,
+            base_dropout=base_dropout,
+            gradient_checkpointing=gradient_checkpointing,
+            freeze_backbone=freeze_backbone,
+        )
         for name, value in (("max_answer_length", max_answer_length), ("n_best", n_best)):
             if value < 1:
                 msg = f"model.{name} is {value}, but it must be at least 1."
@@ -89,6 +99,7 @@ class QuestionAnsweringTask(AdaptationTask):
             optimization=optimization,
             base_dropout=base_dropout,
             gradient_checkpointing=gradient_checkpointing,
+            freeze_backbone=freeze_backbone,
             max_answer_length=max_answer_length,
             n_best=n_best,
         )
@@ -125,13 +136,15 @@ class QuestionAnsweringTask(AdaptationTask):
         """Loads the backbone and attaches the adapters."""
         self.check_settings()
         config = self._load_config()
-        loaded = load_question_answerer(self.backbone, config, self.quantization_here())
+        loaded = load_question_answerer(self.backbone, config, self.quantization_here(), self.loads_values)
         use_dropout_attention(loaded.model)
         network: nn.Module = loaded.model
         if self.lora is not None:
             # PEFT's wrapper for QUESTION_ANS drops token_type_ids without a word (seen with 0.21.2).
             task_type = None if uses_token_types(config) else "QUESTION_ANS"
             network = attach_lora(loaded.model, self.lora, loaded.lacked, task_type)
+        elif self.freeze_backbone:
+            train_head_only(loaded.model, loaded.lacked)
         use_fast_dropout(network)
         fuse_lora_layers(network)
         return network.train()  # from_pretrained leaves it in eval mode, and Lightning keeps modes as they are
@@ -164,11 +177,11 @@ class QuestionAnsweringTask(AdaptationTask):
         return start, end, (losses[0] + losses[1]) / 2
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean of the cross entropies of start and end, over the windows of a batch."""
-        del batch_idx
+        """Mean of the cross entropies of start and end, summed over the windows of a batch."""
         *_, loss = self.evaluate(batch)
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["question"]))
-        return loss
+        windows = len(batch["question"])
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=windows)
+        return self.loss_of_sum(loss * windows, windows, batch_idx)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the validation metrics."""

@@ -22,7 +22,7 @@ from lora_lightning.lora.comparison import Outputs
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.dropout import use_fast_dropout
 from lora_lightning.lora.fused import fuse_lora_layers
-from lora_lightning.lora.injection import attach_lora
+from lora_lightning.lora.injection import attach_lora, train_head_only
 from lora_lightning.metrics import (
     SINGLE_LABEL,
     ClassificationMetrics,
@@ -59,6 +59,7 @@ class SequenceClassificationTask(AdaptationTask):
         base_dropout: Probability for every dropout of the pretrained model; `null` leaves what it came with.
         gradient_checkpointing: Keep only what goes into each layer and compute the rest again in the backward pass:
             much less memory for long texts, about a third more time.
+        freeze_backbone: With `lora: null`, train the head alone, and whatever else the pretrained checkpoint lacked.
         label_smoothing: Share of the target's mass spread over all classes, in [0, 1); for single labels.
         label_space: The labels; filled in from the data module, or from the checkpoint in `predict`.
     """
@@ -74,10 +75,19 @@ class SequenceClassificationTask(AdaptationTask):
         optimization: OptimizationSettings = OptimizationSettings(),  # noqa: B008
         base_dropout: float | None = None,
         gradient_checkpointing: bool = False,
+        freeze_backbone: bool = False,
         label_smoothing: float = 0.0,
         label_space: LabelSpace | None = None,
     ) -> None:
-        super().__init__(backbone, lora, quantization, optimization, base_dropout, gradient_checkpointing)
+        super().__init__(
+            backbone,
+            lora=lora,
+            quantization=quantization,
+            optimization=optimization,
+            base_dropout=base_dropout,
+            gradient_checkpointing=gradient_checkpointing,
+            freeze_backbone=freeze_backbone,
+        )
         if not 0 <= label_smoothing < 1:
             msg = f"model.label_smoothing is {label_smoothing}, but a share in [0, 1) is needed."
             raise ConfigurationError(msg)
@@ -93,6 +103,7 @@ class SequenceClassificationTask(AdaptationTask):
             optimization=optimization,
             base_dropout=base_dropout,
             gradient_checkpointing=gradient_checkpointing,
+            freeze_backbone=freeze_backbone,
             label_smoothing=label_smoothing,
             label_space=label_space,
         )
@@ -151,12 +162,16 @@ class SequenceClassificationTask(AdaptationTask):
     def build_network(self) -> nn.Module:
         """Loads the backbone and attaches the adapters."""
         self.check_settings()
-        loaded = load_sequence_classifier(self.backbone, self._load_config(), self.quantization_here())
+        loaded = load_sequence_classifier(
+            self.backbone, self._load_config(), self.quantization_here(), self.loads_values
+        )
         keep_first_token_only(loaded.model)
         use_dropout_attention(loaded.model)
         network: nn.Module = loaded.model
         if self.lora is not None:
             network = attach_lora(loaded.model, self.lora, loaded.lacked, "SEQ_CLS")
+        elif self.freeze_backbone:
+            train_head_only(loaded.model, loaded.lacked)
         use_fast_dropout(network)
         fuse_lora_layers(network)
         return network.train()  # from_pretrained leaves it in eval mode, and Lightning keeps modes as they are
@@ -182,11 +197,11 @@ class SequenceClassificationTask(AdaptationTask):
         return logits, loss
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean loss of a batch."""
-        del batch_idx
+        """Summed loss of a batch."""
         _, loss = self.evaluate(batch)
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["labels"]))
-        return loss
+        rows = len(batch["labels"])
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=rows)
+        return self.loss_of_sum(loss * rows, rows, batch_idx)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Adds a batch to the metrics of its validation split."""

@@ -56,14 +56,21 @@ def test_a_runs_last_numbers_are_those_of_its_weights(tiny_backbone: TinyBackbon
 
 
 class GradientsOfTheStep(Callback):
-    """The gradients after each batch's backward pass; those of a step's last batch are the step's."""
+    """The gradients after each batch's backward pass; of a step's last batch they are sums over the step's rows."""
 
     def __init__(self) -> None:
         self.norms: dict[int, dict[str, float]] = {}
+        self.rows: dict[int, int] = {}
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        del pl_module, batch_idx
+        step = trainer.global_step + 1
+        self.rows[step] = self.rows.get(step, 0) + len(batch["input_ids"])
 
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
-        self.norms[trainer.global_step + 1] = {
-            f"{name}/{letter}": float(np.linalg.norm(factor.grad.double().numpy()))
+        step = trainer.global_step + 1
+        self.norms[step] = {
+            f"{name}/{letter}": float(np.linalg.norm(factor.grad.double().numpy())) / self.rows[step]
             for name, layer in adapted_layers(pl_module).items()
             for letter, factor in zip("AB", adapter_factors(layer), strict=True)
         }

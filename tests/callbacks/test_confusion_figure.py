@@ -110,3 +110,23 @@ def test_other_tasks_get_no_figure() -> None:
     trainer: Any = SimpleNamespace(sanity_checking=False)
     ConfusionFigure().on_validation_end(trainer, cast("Any", object()))
     ConfusionFigure().on_test_end(trainer, cast("Any", object()))
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        (r"$\frac{", r"$\frac{"),  # no mathematics, which this would not even be
+        ("costs $5 or $6", "costs $5 or $6"),
+        ("<script>alert(1)</script>", "<script>alert(1)</script>"),  # a picture runs nothing
+        ("two\nlines\x00", r"two\nlines\x00"),
+        ("a" * 100_000, "a" * 37 + "..."),
+    ],
+)
+def test_a_label_is_drawn_as_it_is_spelt(name: str, shown: str) -> None:
+    figure = confusion_figure(planted({(0, 1): 5}, classes=2), [name, "other"], "val")
+    FigureCanvasAgg(figure).draw()
+    (axes,) = figure.axes
+    for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+        assert labels[0].get_text() == shown
+        assert not labels[0].get_parse_math()
+    assert figure.get_figwidth() < 6  # as for any two labels

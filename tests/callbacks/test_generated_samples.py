@@ -8,6 +8,7 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugin_util import markdown_to_safe_html
 
 from lora_lightning.callbacks import GeneratedSamples
 from lora_lightning.callbacks.generated_samples import samples_table
@@ -106,3 +107,13 @@ def test_a_prompt_without_room_for_its_completion_is_refused_before_training(
 ) -> None:
     with pytest.raises(ConfigurationError, match="GeneratedSamples, prompt 2: the prompt has 36 tokens, which with"):
         train(tmp_path, tiny_backbone("gpt2"), False, [GeneratedSamples(["w1", "w1 " * 36])])
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n", "\x0b", "\x0c", "\x85", "\u2028"])
+def test_texts_are_shown_as_code_whatever_ends_their_lines(end: str) -> None:
+    hostile = f"a{end}<script>alert(1)</script>{end}![x](http://example.org/x.png){end}# title"
+    page = markdown_to_safe_html(samples_table([hostile], [hostile]))
+    assert page.count("<pre><code>") == 2
+    for tag in ("<script", "<img", "<h1"):
+        assert tag not in page
+    assert page.count("&lt;script&gt;") == 2

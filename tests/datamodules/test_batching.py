@@ -67,6 +67,21 @@ def test_every_row_comes_once_and_ranks_take_equally_many_nonempty_batches(
 
 @given(layouts())
 @settings(deadline=None, max_examples=100)
+def test_processes_have_other_rows_and_as_many_tokens(layout: tuple[Lengths, int, int, bool]) -> None:
+    """Neighbours by length go to different processes: in a step they differ by a row's length at most."""
+    lengths, *_ = layout
+    for step in zip(*epoch_of(*layout), strict=True):
+        rows = [row for batch in step for row in batch]
+        assert len(set(rows)) == len(rows)
+        tokens = [int(lengths[batch].sum()) for batch in step]
+        longest, shortest = int(lengths[rows].max()), int(lengths[rows].min())
+        uneven = len({len(batch) for batch in step}) > 1
+        # Twice, for a step across two pools: its rows fall in length and rise again.
+        assert max(tokens) - min(tokens) <= 2 * (longest - shortest) + uneven * longest
+
+
+@given(layouts())
+@settings(deadline=None, max_examples=100)
 def test_several_processes_take_the_steps_of_one_with_a_larger_batch(layout: tuple[Lengths, int, int, bool]) -> None:
     lengths, batch_size, processes, shuffle = layout
     if batch_size == 1 and len(lengths) % processes:
@@ -85,6 +100,41 @@ def test_longest_row_is_in_the_first_step(layout: tuple[Lengths, int, int, bool]
     ranks = epoch_of(lengths, batch_size, processes, shuffle)
     first_step = [row for batches in ranks for row in batches[0]]
     assert lengths[first_step].max() == lengths.max()
+
+
+@given(layouts(), st.integers(0, 2**32 - 1), st.integers(0, 50))
+@settings(deadline=None, max_examples=50)
+def test_an_epoch_is_the_same_whenever_it_is_asked_for(
+    layout: tuple[Lengths, int, int, bool], seed: int, epoch: int
+) -> None:
+    """As a run resumed at that epoch asks for it, which has drawn none of the epochs before."""
+    lengths, batch_size, processes, shuffle = layout
+    samplers = [
+        LengthGroupedBatchSampler(lengths, batch_size, shuffle, seed, processes, rank) for rank in range(processes)
+    ]
+    for earlier in (0, epoch + 1):
+        for sampler in samplers:
+            sampler.set_epoch(earlier)
+            list(sampler)
+    for sampler in samplers:
+        sampler.set_epoch(epoch)
+    assert [list(sampler) for sampler in samplers] == epoch_of(lengths, batch_size, processes, shuffle, epoch, seed)
+
+
+@given(layouts(), st.integers(1, 30))
+@settings(deadline=None, max_examples=50)
+def test_padding_fills_exactly_what_a_row_lacks(layout: tuple[Lengths, int, int, bool], pad: int) -> None:
+    lengths, batch_size, processes, shuffle = layout
+    tokens = 100 + np.arange(lengths.sum(), dtype=np.int32)  # no token is the padding's
+    ends = np.cumsum(lengths)
+    dataset = TokenizedDataset(EncodedSplit(lengths, {"input_ids": tokens}), {"input_ids": pad})
+    for batch in epoch_of(lengths, batch_size, processes, shuffle)[-1]:
+        found = dataset[batch]
+        assert found["input_ids"].shape[1] == lengths[batch].max()
+        assert torch.equal(found["attention_mask"] == 0, found["input_ids"] == pad)
+        for place, row in enumerate(batch):
+            kept = found["input_ids"][place][found["attention_mask"][place] == 1]
+            assert kept.tolist() == tokens[ends[row] - lengths[row] : ends[row]].tolist()
 
 
 def test_order_depends_on_seed_and_epoch_alone() -> None:

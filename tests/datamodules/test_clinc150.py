@@ -66,13 +66,30 @@ def test_a_missing_file_is_named_with_what_is_there(tmp_path: Path) -> None:
     assert error_of(Clinc150DataModule(str(tmp_path / "absent"))).endswith("absent has no data_*.json.")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe{}", b"<html>"], ids=["empty", "cut", "utf-16", "html"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[" * 10**5, b"<html>"], ids=["empty", "cut", "deep", "html"])
 def test_a_file_that_is_not_json_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "data_full.json"
     path.write_bytes(content)
     message = error_of(Clinc150DataModule(str(tmp_path)))
-    assert message.startswith(f"{path} is not JSON in UTF-8 (")
+    assert message.startswith(f"{path} is not JSON (")
     assert message.endswith("; fetch the original release again.")
+
+
+def test_a_file_in_another_encoding_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "data_full.json"
+    path.write_bytes(json.dumps(CONTENT, indent=1).encode().replace(b'"text', b'"\xff', 1) + b"\n\xff")
+    assert f"{path}, line " in error_of(Clinc150DataModule(str(tmp_path)))
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(CONTENT).encode())  # a byte order mark is none of the text
+    assert Clinc150DataModule(str(tmp_path)).load_pairs()["train"]
+
+
+def test_half_a_character_is_named(tmp_path: Path) -> None:
+    content = deepcopy(CONTENT)
+    content["train"].append(["text \ud800", "alarm"])
+    path = write(tmp_path, content)
+    message = error_of(Clinc150DataModule(str(tmp_path)))
+    assert message.startswith(f"{path}, train, row {len(content['train'])}: ")
+    assert "half of a character" in message
 
 
 @pytest.mark.parametrize("content", [[], {**CONTENT, "oos_val": []}, {**CONTENT, "oos_val": {"0": ["a", "oos"]}}, None])

@@ -45,7 +45,7 @@ def test_schedule_follows_its_formula(schedule: str, share: float) -> None:
 def test_matrices_decay_and_vectors_and_frozen_parameters_do_not() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
     model[2].requires_grad_(requires_grad=False)
-    matrices, vectors = parameter_groups(model.parameters(), 0.1)
+    matrices, vectors = parameter_groups(model, OptimizationSettings(weight_decay=0.1))
     assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.1, 0.0)
     assert [id(parameter) for parameter in matrices["params"]] == [id(model[0].weight)]
     assert {id(parameter) for parameter in vectors["params"]} == {

@@ -1,0 +1,235 @@
+"""Every way to adapt a model, in one table: quality, what trains, memory, step time; JSON and Markdown.
+
+all-MiniLM-L6-v2 on CLINC150 small, and SmolLM2-135M on instructions, each run in a process of its own:
+`lora-lightning fit` on a config of the repository. First the runs that show quality, `--processes` at a time; then, one
+after another with nothing beside it, a few steps of each method for its memory and the time of a step. Finished runs
+keep a JSON file and are not repeated, so the command can be stopped and called again.
+
+Example:
+    python benchmarks/adaptation_methods.py --clinc150 FOLDER --instructions FILE --seeds 0 1 2 --processes 2
+"""
+
+import argparse
+import json
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNS = ROOT / "lightning_logs" / "adaptation-methods"
+WARM_UP = 5  # steps of an optimizer
+TIMED = ["--trainer.max_steps=15", "--trainer.max_epochs=-1", "--trainer.limit_val_batches=0", "--test_after_fit=false"]
+# Options beside the plain LoRA config.
+METHODS: dict[str, list[str]] = {
+    "LoRA": [],
+    "LoRA, bf16": ["--trainer.precision=bf16-mixed"],
+    "LoRA, 8-bit": ["--model.quantization.bits=8"],
+    "LoRA, NF4": ["--model.quantization.bits=4"],
+    "LoRA, NF4, double": ["--model.quantization.bits=4", "--model.quantization.double_quantization=true"],
+    "LoRA, NF4, double, bf16": [
+        "--model.quantization.bits=4",
+        "--model.quantization.double_quantization=true",
+        "--trainer.precision=bf16-mixed",
+    ],
+    "LoftQ, NF4": ["--model.quantization.bits=4", "--model.lora.init_lora_weights=loftq"],
+    "DoRA": ["--model.lora.use_dora=true"],
+    "rsLoRA": ["--model.lora.use_rslora=true"],
+    "PiSSA": ["--model.lora.init_lora_weights=pissa"],
+    "EVA": ["--model.lora.init_lora_weights=eva"],
+    "full": ["--model.lora=null"],
+    "head only": ["--model.lora=null", "--model.freeze_backbone=true"],
+}
+# Where it is not LoRA's: those of configs/variants, and for instructions a sixth of LoRA's.
+LEARNING_RATES = {
+    "clinc150": {"PiSSA": 1e-3, "full": 1e-4, "head only": 5e-3},
+    "instructions": {"full": 5e-5},
+}
+# Config, option for the data, more options, the metric to show.
+PROBLEMS: dict[str, tuple[str, str, list[str], str]] = {
+    "clinc150": (
+        "configs/clinc150/minilm_lora.yaml",
+        "--data.data_dir",
+        ["--data.variant=small", "--trainer.max_epochs=2"],
+        "test/in_scope_accuracy",
+    ),
+    "instructions": (
+        "configs/causal_lm/smollm2_offline_instructions_lora.yaml",
+        "--data.train_file",
+        [
+            *("--trainer.max_steps=100", "--trainer.max_epochs=-1", "--trainer.accumulate_grad_batches=1"),
+            *(
+                "--data.context_length=128",
+                "--data.batch_size=2",
+                "--trainer.callbacks=null",
+                "--trainer.limit_val_batches=32",
+            ),
+        ],
+        "val/loss",
+    ),
+}
+
+
+def weight_bytes(module: LightningModule) -> int:
+    """What weights and buffers take in memory, with the scales of quantised ones."""
+    tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    for parameter in module.parameters():
+        if (state := getattr(parameter, "quant_state", None)) is not None:
+            tensors |= {id(tensor): tensor for tensor in state.as_dict(packed=True).values()}
+        if isinstance(scales := getattr(parameter, "SCB", None), torch.Tensor):
+            tensors[id(scales)] = scales
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+class Measure(Callback):
+    """Times each step of the optimizer, with all the batches that it accumulates, and weighs the model."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.weight_bytes = 0
+        self._start: float | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Weighs what is in memory."""
+        del trainer
+        self.weight_bytes = weight_bytes(pl_module)
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Starts the clock with the first batch of a step."""
+        self._start = self._start or time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Stops it after the last."""
+        if trainer.global_step > len(self.seconds) and self._start is not None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.seconds.append(time.perf_counter() - self._start)
+            self._start = None
+
+
+def run_once(words: list[str], place: Path) -> None:
+    """Trains in this process and writes what it took."""
+    from lora_lightning import cli  # noqa: PLC0415  # not for the process that only starts others
+
+    measure = Measure()
+    make = cli.LoraLightningCLI.instantiate_trainer
+
+    def with_measure(self: cli.LoraLightningCLI, **kwargs: Any) -> Trainer:
+        trainer = make(self, **kwargs)
+        trainer.callbacks.append(measure)  # type: ignore[attr-defined]
+        return trainer
+
+    cli.LoraLightningCLI.instantiate_trainer = with_measure  # type: ignore[method-assign]
+    program = cli.run(words)
+    summary = json.loads((program.run_folder / "summary.json").read_text())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    steps = measure.seconds[WARM_UP:] or measure.seconds
+    result = {
+        "metrics": summary["metrics"],
+        "trained_share": summary["trained_parameters"] / summary["total_parameters"],
+        "trained_parameters": summary["trained_parameters"],
+        "weight_mib": measure.weight_bytes / 2**20,
+        "peak_mib": (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak) / 2**20,
+        "seconds_per_step": statistics.median(steps),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+    }
+    place.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def measured(problem: str, data: Path, method: str, name: str, more: list[str]) -> dict[str, Any] | None:
+    """One run's result, from its file where there is one; `None` where it failed."""
+    config, data_option, own, _ = PROBLEMS[problem]
+    name = f"{problem}-{method.replace(', ', '-').replace(' ', '-')}-{name}"
+    place = RUNS / f"{name}.json"
+    if not place.exists():
+        shutil.rmtree(RUNS / name, ignore_errors=True)  # of a run that was interrupted
+        RUNS.mkdir(parents=True, exist_ok=True)
+        words = ["fit", f"--config={ROOT / config}", f"{data_option}={data}", *own, *METHODS[method]]
+        if (rate := LEARNING_RATES[problem].get(method)) is not None:
+            words += [f"--model.optimization.learning_rate={rate}"]
+        words += [f"--trainer.logger.save_dir={RUNS}", f"--trainer.logger.name={name}", *more]
+        command = [sys.executable, str(Path(__file__).resolve()), "--run", str(place), *words]
+        with (RUNS / f"{name}.log").open("w") as log:
+            if subprocess.run(command, check=False, stdout=log, stderr=log).returncode:  # noqa: S603  # this file
+                print(f"{name} failed, see {log.name}", file=sys.stderr)
+                return None
+    result: dict[str, Any] = json.loads(place.read_text())
+    return result
+
+
+def row(results: list[dict[str, Any]], timed: dict[str, Any], metric: str) -> dict[str, Any]:
+    """A method's seeds together, with what its undisturbed steps took."""
+    quality = [float(each["metrics"][metric]) for each in results]
+    return {
+        "quality": statistics.mean(quality),
+        "spread": statistics.stdev(quality) if len(quality) > 1 else 0.0,
+        "seeds": quality,
+        **{name: timed[name] for name in ("trained_share", "weight_mib", "peak_mib", "seconds_per_step", "device")},
+    }
+
+
+def rows_of(problem: str, data: Path, methods: list[str], seeds: list[int], more: list[str], processes: int) -> Any:
+    """All methods' rows; one whose runs failed is left out."""
+    # A language model has no new head that could train alone.
+    methods = [name for name in methods if problem == "clinc150" or name != "head only"]
+    seeds = seeds if problem == "clinc150" else seeds[:1]
+    runs = [
+        (problem, data, name, str(seed), [f"--seed_everything={seed}", *more]) for seed in seeds for name in methods
+    ]
+    times = {name: measured(problem, data, name, "timed", [*more, *TIMED]) for name in methods}
+    with ThreadPool(processes) as pool:
+        results = pool.starmap(measured, runs, chunksize=1)
+    rows = {}
+    for position, name in enumerate(methods):
+        finished = [each for each in results[position :: len(methods)] if each is not None]
+        if (timed := times[name]) is not None and finished:
+            rows[name] = row(finished, timed, PROBLEMS[problem][3])
+    return rows
+
+
+def table(problem: str, rows: dict[str, dict[str, Any]]) -> str:
+    """The results as Markdown."""
+    lines = [[problem, PROBLEMS[problem][3], "trained", "weights", "peak memory", "a step"], ["---"] * 6]
+    for method, row in rows.items():
+        quality = f"{row['quality']:.4f} ({row['spread']:.4f})"
+        sizes = [f"{100 * row['trained_share']:.2f} %", f"{row['weight_mib']:.0f} MiB", f"{row['peak_mib']:.0f} MiB"]
+        lines.append([method, quality, *sizes, f"{1000 * row['seconds_per_step']:.0f} ms"])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main() -> None:
+    """Trains what is missing and reports."""
+    if sys.argv[1:2] == ["--run"]:
+        run_once(sys.argv[3:], Path(sys.argv[2]))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clinc150", type=Path, help="folder with data_small.json")
+    parser.add_argument("--instructions", type=Path, help="instructions as JSON lines")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="of CLINC150; instructions take the first"
+    )
+    parser.add_argument("--processes", type=int, default=1, help="trainings at a time; steps are timed one at a time")
+    parser.add_argument("--more", nargs="*", default=[], help="options for every run, such as trainer.max_steps=5")
+    options = parser.parse_args()
+    report: dict[str, Any] = {}
+    more = [f"--{word}" for word in options.more]
+    for problem in PROBLEMS:
+        if data := getattr(options, problem):
+            report[problem] = rows_of(problem, data.resolve(), options.methods, options.seeds, more, options.processes)
+    print(json.dumps(report, indent=2))
+    for problem, rows in report.items():
+        print(f"\n{table(problem, rows)}")
+
+
+if __name__ == "__main__":
+    main()

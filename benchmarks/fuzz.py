@@ -1,0 +1,141 @@
+"""Fuzzes the program with changed configs and changed data files; prints a Markdown table for docs/reliability.md.
+
+Each case is `lora-lightning` on one changed input, in a fork of its own with a limit of time and memory. It must refuse
+the input in one clear sentence with exit status 2, or run. A run is real but for two things: training ends after one
+optimizer step, and where further processes would start it ends before them. What failed goes to standard error in full.
+
+Example:
+    python benchmarks/fuzz.py --configs 1000 --data 1000
+"""
+
+import argparse
+import multiprocessing
+import os
+import resource
+import sys
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import cache
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub, which reads it once
+
+import torch
+
+from tests.conftest import TinyBackbone
+from tests.fuzzing.configs import config_cases
+from tests.fuzzing.data_files import FORMATS, data_cases
+from tests.fuzzing.model_files import backbone_cases, checkpoint_cases, prediction_cases
+from tests.fuzzing.outcome import FAILED, LATE, RAN, REFUSED, Case, Outcome, outcome_of
+from tests.test_configs import CONFIGS
+from tests.tiny_models import save_tiny_backbone
+
+SECONDS = 120
+BYTES = 16 * 2**30
+
+
+def isolated(case: Case) -> Outcome:
+    """Runs a case in a fork, so that neither a crash nor a global setting reaches the next."""
+    receiving, sending = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=_report, args=(sending, case))
+    process.start()
+    sending.close()
+    outcome = Outcome(FAILED, f"no end within {SECONDS} s")
+    if receiving.poll(SECONDS):
+        try:
+            outcome = receiving.recv()
+        except EOFError:
+            process.join()
+            outcome = Outcome(FAILED, f"the process died, exit code {process.exitcode}")
+    process.kill()
+    process.join()
+    return outcome
+
+
+def _report(sending: Connection, case: Case) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):
+        os.dup2(nowhere, number)
+    sending.send(outcome_of(case))
+
+
+def all_config_cases(folder: Path, backbones: TinyBackbone, count: int, seed: int) -> Iterator[Case]:
+    """About `count` cases, the same number of each shipped config."""
+    paths = sorted(CONFIGS.rglob("*.yaml"))
+    for number, path in enumerate(paths):
+        yield from config_cases(path, folder / f"config{number}", backbones, -(-count // len(paths)), seed)
+
+
+def all_data_cases(folder: Path, backbones: TinyBackbone, count: int, seed: int) -> Iterator[Case]:
+    """About `count` cases, the same number of each kind of data, shared by its formats."""
+    kinds = Counter(name.partition("/")[0] for name in FORMATS)
+    for number, name in enumerate(FORMATS):
+        share = -(-count // (len(kinds) * kinds[name.partition("/")[0]]))
+        yield from data_cases(name, folder / f"format{number}", backbones, share, seed)
+
+
+def all_model_cases(folder: Path, backbones: TinyBackbone, count: int, seed: int) -> Iterator[Case]:
+    """About `count` cases, the same number of each kind of file."""
+    for kind, cases in {"b": backbone_cases, "c": checkpoint_cases, "p": prediction_cases}.items():
+        yield from cases(folder / kind, backbones, -(-count // 3), seed)
+
+
+def warm_up(folder: Path, backbones: TinyBackbone) -> None:
+    """Runs unchanged configs here: they must run, and what they import need not be imported in every fork."""
+    for name in ("callbacks/all_monitors.yaml", "squad_v2/minilm_lora.yaml", "causal_lm/gpt2_instructions_lora.yaml"):
+        for case in config_cases(CONFIGS / name, folder / name, backbones, 1, change=False):
+            if (outcome := outcome_of(case)).kind != RAN:
+                msg = f"{name} does not run as it is: {outcome.message}"
+                raise SystemExit(msg)
+
+
+def fuzz(cases: Iterable[Case], told: Collection[str]) -> dict[str, Counter[str]]:
+    """Runs cases and counts how they ended, by the first part of their source; tells those of some kinds in full."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for case in cases:
+        outcome = isolated(case)
+        counts[case.source.partition("/")[0]][outcome.kind] += 1
+        if outcome.kind in told:
+            lines = (f"{case.source}: {case.mutation}", " ".join(case.words), f"{outcome.kind}: {outcome.message}")
+            print("\n  ".join(lines), file=sys.stderr, flush=True)
+    return counts
+
+
+def print_table(counts: Mapping[str, Counter[str]]) -> None:
+    """One row a source, and their sum."""
+    kinds = (REFUSED, LATE, RAN, FAILED)
+    print(f"| input | cases | {' | '.join(kinds)} |\n| --- |{' --- |' * 5}")
+    for source, found in [*counts.items(), ("all", sum(counts.values(), Counter()))]:
+        print(f"| {source} | {found.total()} | {' | '.join(str(found[kind]) for kind in kinds)} |", flush=True)
+
+
+def main() -> None:
+    """Fuzzes and prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--configs", type=int, default=1000, help="changed configs, at least; 0 for none")
+    parser.add_argument("--data", type=int, default=1000, help="changed data files, at least; 0 for none")
+    parser.add_argument("--models", type=int, default=300, help="changed model files, at least; 0 for none")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--verbose", action="store_true", help="tell how every case ended, not just the bad ones")
+    options = parser.parse_args()
+    told = (REFUSED, LATE, RAN, FAILED) if options.verbose else (LATE, FAILED)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        backbones = cache(lambda family: save_tiny_backbone(family, folder / "backbones" / family))
+        warm_up(folder, backbones)
+        for title, cases, count in (
+            ("Configs", all_config_cases, options.configs),
+            ("Data", all_data_cases, options.data),
+            ("Models and files to predict", all_model_cases, options.models),
+        ):
+            if count:
+                print(f"\n{title}\n")
+                print_table(fuzz(cases(folder / title, backbones, count, options.seed), told))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""PiSSA and OLoRA: the directions that an adapter starts with are taken out of the base, and this is kept account of.
+
+The layer computes W_res x + s B A x with W_res = W - s B0 A0, so that at the start (A = A0, B = B0) it is W x. What
+was learnt is dW = s (B A - B0 A0), of rank up to 2 r. A0 and B0 stay with the layer as buffers and go into every
+checkpoint: with them the residual base is rebuilt wherever the checkpoint is loaded, whatever sign or platform an SVD
+there would have had, and the adapter is exported relative to the pretrained W.
+
+Source: Meng et al. 2024 (arXiv 2404.02948), equations 2 to 4; Büyükakyüz 2024 (arXiv 2406.01775).
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import cast
+
+import torch
+from peft.tuners.lora.layer import LoraLayer
+from torch import Tensor, nn
+
+NAMES = ("initial_A", "initial_B")  # of the buffers
+
+
+def keep_initial_factors(layer: LoraLayer, a: Tensor, b: Tensor) -> None:
+    """Remembers what an adapter started with.
+
+    Args:
+        layer: PEFT's, just made.
+        a: A0, (r, in_features), floating dtype.
+        b: B0, (out_features, r), floating dtype.
+    """
+    for name, factor in zip(NAMES, (a, b), strict=True):
+        cast("nn.Module", layer).register_buffer(name, factor.detach().clone())
+
+
+def initial_factors(layer: nn.Module | LoraLayer) -> tuple[Tensor, Tensor] | None:
+    """What an adapter started with.
+
+    Args:
+        layer: PEFT's.
+
+    Returns:
+        A0, (r, in_features), and B0, (out_features, r); `None` where it started at dW = 0.
+    """
+    found = (getattr(layer, NAMES[0]), getattr(layer, NAMES[1])) if hasattr(layer, NAMES[0]) else None
+    return cast("tuple[Tensor, Tensor] | None", found)
+
+
+def initial_factor_names(model: nn.Module) -> list[str]:
+    """Dotted names of the buffers that a checkpoint must hold."""
+    return [name for name, _ in model.named_buffers() if name.endswith(NAMES)]
+
+
+@torch.no_grad()
+def taken_out(layer: LoraLayer) -> Tensor:
+    """What the base lacks: s B0 A0.
+
+    Args:
+        layer: PEFT's, with initial factors.
+
+    Returns:
+        As the base stores its weight, float32.
+    """
+    a, b = cast("tuple[Tensor, Tensor]", initial_factors(layer))
+    (scaling,) = layer.scaling.values()  # of the only adapter
+    product: Tensor = scaling * (b.float() @ a.float())
+    return product.T if getattr(layer, "fan_in_fan_out", False) else product
+
+
+@torch.no_grad()
+def follow_initial_factors(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Rebuilds the residual bases for other initial factors, before they are loaded.
+
+    Where they are the same, as in the same place with the same seed, nothing changes by a bit.
+
+    Args:
+        model: Holds the layers.
+        state: What is about to be loaded; only `initial_A` and `initial_B` matter.
+    """
+    for name, layer in _layers(model):
+        own = cast("tuple[Tensor, Tensor]", initial_factors(layer))
+        new = [state[f"{name}.{factor}"].to(value) for factor, value in zip(NAMES, own, strict=True)]
+        if all(torch.equal(left, right) for left, right in zip(own, new, strict=True)):
+            continue
+        weight = cast("Tensor", layer.get_base_layer().weight)
+        whole = weight.float() + taken_out(layer)
+        for factor, value in zip(own, new, strict=True):
+            factor.copy_(value)
+        weight.copy_(whole - taken_out(layer))
+
+
+@contextmanager
+def pretrained_base(model: nn.Module) -> Iterator[None]:
+    """Gives the bases back for a while what was taken out of them; afterwards they are bit for bit what they were.
+
+    Args:
+        model: Holds the layers.
+
+    Yields:
+        Nothing; W is the pretrained weight, to rounding.
+    """
+    with ExitStack() as stack:
+        for _, layer in _layers(model):
+            weight = cast("Tensor", layer.get_base_layer().weight).detach()
+            stack.callback(weight.copy_, weight.clone())
+            weight.copy_(weight.float() + taken_out(layer))
+        yield
+
+
+def _layers(model: nn.Module) -> list[tuple[str, LoraLayer]]:
+    found = [(name, module) for name, module in model.named_modules() if initial_factors(module) is not None]
+    return cast("list[tuple[str, LoraLayer]]", found)

@@ -1,0 +1,184 @@
+"""A model whose weights lie in slices on several processes (FSDP2), and its whole tensors."""
+
+from collections.abc import Callable, Mapping
+from types import MethodType
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from lora_lightning.lora.delta import whole
+
+Result = TypeVar("Result")
+
+
+def shard(model: nn.Module, mesh: DeviceMesh) -> None:
+    """Leaves each process a slice of every parameter, frozen or trained; in place, once.
+
+    A layer's weights are gathered while it computes, forwards and backwards, and let go again, and so is what lies
+    outside the layers (embeddings, head) while the model does. Only what trains has gradients to reduce, in float32.
+    Weights are gathered in their own dtype, so that autocast computes what it does elsewhere.
+
+    Values come from the main process: no other one ever holds more than its slices.
+
+    Args:
+        model: A transformers model with its adapters in place, the same on every process; on those that are not the
+            main one without values, on the meta device, or with values that are not looked at.
+        mesh: The processes, one dimension, the main one first.
+    """
+    for part in (*layers_of(model), model):
+        places = _make_room(part, mesh)
+        # By default the outermost module keeps its weights gathered; PEFT, which freezes and thaws modules around a
+        # forward pass without adapters, would then thaw copies, and the head would stop to train.
+        policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+        fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+        _hand_out(places, mesh)
+    model.call = MethodType(_call, model)  # type: ignore[assignment]
+    register_fsdp_forward_method(model, "call")
+
+
+def _make_room(part: nn.Module, mesh: DeviceMesh) -> list[tuple[nn.Module, str, Tensor]]:
+    """Gives storage to what is on the meta device, and buffers their values.
+
+    An operating system gives memory to what is written, and `fully_shard` keeps a slice of what nobody has written.
+
+    Returns:
+        Each parameter that is not sharded yet, shared ones once, with its module and its name there.
+    """
+    device = torch.device(mesh.device_type)
+    places: dict[int, tuple[nn.Module, str, Tensor]] = {}
+    for module in part.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            values = torch.empty_like(buffer, device=device) if buffer.is_meta else buffer.to(device)
+            distributed.broadcast(values, group=mesh.get_group(), group_src=0)
+            setattr(module, name, values)
+        for name, parameter in module.named_parameters(recurse=False):
+            if isinstance(parameter, DTensor):
+                continue
+            if id(parameter) not in places:
+                room: Tensor = parameter
+                if parameter.is_meta:
+                    room = nn.Parameter(torch.empty_like(parameter, device=device), parameter.requires_grad)
+                places[id(parameter)] = module, name, room
+            setattr(module, name, places[id(parameter)][2])
+    return list(places.values())
+
+
+@torch.no_grad()
+def _hand_out(places: list[tuple[nn.Module, str, Tensor]], mesh: DeviceMesh) -> None:
+    """Sends every process the main one's values of its slices; collective."""
+    for module, name, values in places:
+        own = own_part(getattr(module, name))
+        if mesh.get_local_rank():
+            if own.numel():  # some get nothing of a small tensor
+                distributed.recv(own, group=mesh.get_group(), group_src=0)
+            continue
+        for rank, part in enumerate(values.chunk(mesh.size())):  # as `fully_shard` cuts
+            if rank:
+                distributed.send(part.to(own.device), group=mesh.get_group(), group_dst=rank)
+
+
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """The layers that a transformer is a stack of.
+
+    Args:
+        model: Any; one without a list of modules has none.
+
+    Returns:
+        The members of its outermost `nn.ModuleList`s, in the model's order.
+    """
+    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    return [
+        layer
+        for name, members in lists.items()
+        if not any(name.startswith(f"{other}.") for other in lists)
+        for layer in members
+    ]
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether a model, or anything in it, went through `shard`."""
+    return any(isinstance(module, FSDPModule) for module in model.modules())
+
+
+def as_forward(model: nn.Module, function: Callable[..., Result], *arguments: Any) -> Result:
+    """Calls a function that uses a model's parts and weights, not only its `forward`.
+
+    Args:
+        model: Sharded or not. The function must not call the model itself.
+        function: What to call.
+        arguments: Its arguments, tensors in them too.
+
+    Returns:
+        Its result; gradients flow through tensors in it.
+    """
+    if not isinstance(model, FSDPModule):
+        return function(*arguments)
+    return cast("Result", cast("Any", model).call(function, *arguments))
+
+
+def _call(_model: nn.Module, function: Callable[..., Result], *arguments: Any) -> Result:
+    return function(*arguments)
+
+
+def whole_state(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
+    """The state of a sharded model without its frozen parameters, gathered one tensor at a time; collective.
+
+    Args:
+        model: On every process the same.
+        keep: Whether this process wants the values.
+
+    Returns:
+        Whole tensors by name, on the CPU, or without values on the meta device.
+    """
+    frozen = {n for n, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    return {name: whole_value(tensor, keep=keep) for name, tensor in model.state_dict().items() if name not in frozen}
+
+
+def whole_value(tensor: Tensor, *, keep: bool) -> Tensor:
+    """Gathers a tensor; collective where it is sharded.
+
+    Args:
+        tensor: Sharded or not.
+        keep: Whether this process wants the values.
+
+    Returns:
+        The whole tensor on the CPU, or without values on the meta device.
+    """
+    return whole(tensor).to("cpu" if keep else "meta")
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """This process's slice of a sharded tensor, in the same memory; any other tensor itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def like(tensor: Tensor, pattern: Tensor) -> Tensor:
+    """Cuts this process's slice out of a whole tensor, where another of the same shape is sharded.
+
+    Args:
+        tensor: Whole, with its values on every process.
+        pattern: Sharded or not.
+
+    Returns:
+        The tensor, sharded like `pattern`; itself where that is whole or of another shape.
+    """
+    if not isinstance(pattern, DTensor) or tensor.shape != pattern.shape:
+        return tensor
+    return distribute_tensor(tensor.to(pattern.device), pattern.device_mesh, pattern.placements, src_data_rank=None)
+
+
+def state_like(state: Mapping[str, Tensor], pattern: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Cuts this process's slices out of whole tensors.
+
+    Args:
+        state: Whole tensors by name.
+        pattern: The model's own by name.
+
+    Returns:
+        The names of `state`; unknown ones and other shapes as they are.
+    """
+    return {name: like(tensor, pattern[name]) if name in pattern else tensor for name, tensor in state.items()}

@@ -1,0 +1,82 @@
+"""How training spreads over processes, where Lightning's own strategies are not enough."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from lora_lightning.lora.sharding import like, state_like, whole_state, whole_value
+
+
+class FullyShardedStrategy(ModelParallelStrategy):
+    """FSDP2: every process keeps a slice of each weight, gradient and optimizer state.
+
+    Lightning's `ModelParallelStrategy` over all processes, with the checkpoints of the other strategies: one file that
+    holds what trains in whole tensors and loads with any strategy on any number of processes. The frozen base is never
+    gathered to save. The tasks shard their model in `configure_model`.
+
+    Args:
+        process_group_backend: Such as `nccl` or `gloo`; `null` chooses by device.
+    """
+
+    def __init__(self, process_group_backend: str | None = None) -> None:
+        super().__init__(
+            data_parallel_size=1,
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,
+            process_group_backend=process_group_backend,
+        )
+
+    def setup_environment(self) -> None:
+        """Shards over all processes of all machines."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """Lightning hands the optimizer's state to `load_optimizer_state_dict`."""
+        return True
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """What a checkpoint may hold, whole on the main process and without values on the others; collective."""
+        return whole_state(self._module(), keep=self.is_global_zero)
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The optimizer's own state with whole tensors, as without sharding; collective."""
+        plain = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        state: dict[str, Any] = apply_to_collection(plain.state_dict(), DTensor, whole_value, keep=self.is_global_zero)
+        return state
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Reads the file on every process."""
+        # Past ModelParallelStrategy, which would load into the model before anything is checked.
+        return super(ModelParallelStrategy, self).load_checkpoint(checkpoint_path, weights_only)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Loads this process's slices."""
+        module = self._module()
+        module.load_state_dict(state_like(checkpoint["state_dict"], module.state_dict()), strict=strict)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Loads this process's slices of what the optimizer knows about each parameter."""
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            state = {
+                number: {name: _slice(value, parameters[number]) for name, value in values.items()}
+                for number, values in saved["state"].items()
+            }
+            optimizer.load_state_dict({**saved, "state": state})
+
+    def _module(self) -> torch.nn.Module:
+        assert self.lightning_module is not None  # noqa: S101  # Lightning attaches it before it asks
+        return self.lightning_module
+
+
+def _slice(value: Any, parameter: Tensor) -> Any:
+    return like(value, parameter) if isinstance(value, Tensor) else value

@@ -1,0 +1,65 @@
+"""A slice of `benchmarks/fuzz.py`: changed input is refused in a sentence, or runs."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TinyBackbone
+from tests.fuzzing.configs import config_cases
+from tests.fuzzing.data_files import FORMATS, data_cases
+from tests.fuzzing.model_files import backbone_cases, checkpoint_cases, prediction_cases
+from tests.fuzzing.outcome import FAILED, LATE, RAN, REFUSED, Case, judged, outcome_of
+from tests.test_configs import CONFIGS, by_path
+
+
+def check(case: Case) -> None:
+    outcome = outcome_of(case)
+    assert outcome.kind != FAILED, f"{case.source}, {case.mutation}: {' '.join(case.words)}\n{outcome.message}"
+
+
+# A third of the configs, half of the formats: `benchmarks/fuzz.py` takes all of them.
+@by_path(sorted(CONFIGS.rglob("*.yaml"))[::3])
+def test_changed_configs(path: Path, tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
+    for case in config_cases(path, tmp_path, tiny_backbone, count=1):
+        check(case)
+
+
+@pytest.mark.parametrize("name", list(FORMATS)[::2])
+def test_changed_data(name: str, tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
+    for case in data_cases(name, tmp_path, tiny_backbone, count=1):
+        check(case)
+
+
+@pytest.mark.parametrize("cases", [backbone_cases, checkpoint_cases, prediction_cases])
+def test_changed_models(cases: type, tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
+    for case in cases(tmp_path, tiny_backbone, count=3):
+        check(case)
+
+
+def test_the_same_seed_gives_the_same_cases(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
+    def files(seed: int) -> list[bytes]:
+        cases = config_cases(CONFIGS / "quickstart.yaml", tmp_path, tiny_backbone, count=20, seed=seed)
+        return [Path(case.words[-1].partition("=")[2]).read_bytes() for case in cases]
+
+    first = files(0)
+    assert files(0) == first
+    assert len(set(first)) > 15
+    assert files(1) != first
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "late", "kind"),
+    [
+        (0, "", True, RAN),
+        (2, "lora-lightning: warning: x\nlora-lightning: error: r is 0.\n", False, REFUSED),
+        (2, "lora-lightning: error: r is 0.\n", True, LATE),
+        (1, "lora-lightning: error: r is 0.\n", False, FAILED),
+        (2, "usage: lora-lightning\n", False, FAILED),
+        (2, "lora-lightning: error: one.\nand two.\n", False, FAILED),
+        (2, "lora-lightning: error: Subtypes: [<class 'int'>]\n", False, FAILED),
+        (2, f"lora-lightning: error: {'a' * 2000}\n", False, FAILED),
+        (0, "Traceback (most recent call last):\n", False, FAILED),
+    ],
+)
+def test_the_judge(status: int, said: str, late: bool, kind: str) -> None:
+    assert judged(status, said, late).kind == kind
