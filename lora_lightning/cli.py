@@ -51,7 +51,7 @@ from lora_lightning.errors import (
     VerificationError,
 )
 from lora_lightning.lora.checkpoint import check_resumable, read_checkpoint
-from lora_lightning.lost_processes import lost_process
+from lora_lightning.lost_processes import end_children, lost_process
 from lora_lightning.metrics import LabelSpace
 from lora_lightning.null_values import check_nulls
 from lora_lightning.parser import ArgumentParser, explain
@@ -415,6 +415,7 @@ class LoraLightningCLI(LightningCLI):
             yield
         except TrainingStopped as stop:
             stop.resume_command = self._resume_command()
+            end_children(self.trainer, patience=30)
             raise
         except RuntimeError as error:
             lost = lost_process(self.trainer, error)

@@ -26,22 +26,30 @@ def lost_process(trainer: Trainer, error: RuntimeError) -> TrainingError | None:
     is_lost = isinstance(error, DistError) or any(sign in str(error).lower() for sign in SIGNS)
     if trainer.world_size == 1 or not is_lost:
         return None
-    who = _end_children(trainer) or f"one of the {trainer.world_size} training processes is gone"
+    who = end_children(trainer, patience=5) or f"one of the {trainer.world_size} training processes is gone"
     return TrainingError(
         f"{who}; the others stop, here after step {trainer.global_step}. What it had to say is above; when that is "
         "mended, go on with the same command and --resume auto."
     )
 
 
-def _end_children(trainer: Trainer) -> str:
-    """Ends and collects the processes that Lightning started, so that none is left; says how the first one ended."""
+def end_children(trainer: Trainer, patience: float) -> str:
+    """Collects the processes that Lightning started, so that none is left.
+
+    Args:
+        trainer: Of the main process; others have started none.
+        patience: Seconds that the first to end may take; those that take longer, or have not ended then, are killed.
+
+    Returns:
+        How the first one ended that did not end well; empty where none did.
+    """
     launcher = trainer.strategy.launcher
     if not isinstance(launcher, _SubprocessScriptLauncher):
         return ""
     found = ""
     for rank, process in enumerate(launcher.procs, start=1):
         try:
-            status = process.wait(0 if found else 5)  # it hung up, so it is about to be gone
+            status = process.wait(0 if found else patience)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
