@@ -11,6 +11,8 @@ from torch import Tensor
 from lora_lightning.errors import CheckpointError
 from lora_lightning.lora.untrusted import check_archive, check_content
 
+FOLDER = 0x10  # MS-DOS's attribute, in a zip archive
+
 
 def keep_what_trains(state_dict: Mapping[str, Tensor], keep: Collection[str]) -> dict[str, Tensor]:
     """Leaves the frozen base out of a state dict.
@@ -88,13 +90,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     check_archive(Path(path))
     try:
         with zipfile.ZipFile(path) as archive:
-            spoiled = archive.testzip()
+            # PyTorch takes an entry that is marked as a folder for an empty one, and leaves its tensor as memory was.
+            folders = [entry.filename for entry in archive.infolist() if entry.external_attr & FOLDER]
+            spoiled = folders[0] if folders else archive.testzip()
         checkpoint = None if spoiled else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError and more here
         msg = f"{path} is damaged or not a checkpoint ({type(error).__name__}); use another file of the run."
         raise CheckpointError(msg) from error
     if spoiled:
-        msg = f"{path} is damaged: the checksum of {spoiled} in it is wrong; use another file of the run."
+        msg = f"{path} is damaged: {spoiled} in it has changed since it was written; use another file of the run."
         raise CheckpointError(msg)
     if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= checkpoint.keys():
         msg = f"{path} holds no state_dict and hyper_parameters; use a .ckpt file that lora-lightning wrote."

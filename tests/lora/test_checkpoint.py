@@ -117,10 +117,12 @@ def test_another_programs_file_is_refused(tmp_path: Path, content: object) -> No
 def test_a_flipped_bit_anywhere_is_found_or_changes_nothing(tmp_path: Path) -> None:
     content = good(tmp_path / "good.ckpt").read_bytes()
     path = tmp_path / "flipped.ckpt"
-    places = range(0, len(content), 7)
+    listed = content.find(b"PK\x01\x02")  # from here on not the entries themselves, but their names, sizes, attributes
+    places = [*range(0, listed, 11), *range(listed, len(content))]
     refused = 0
     for place in places:
-        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
+        bit = 4 if place >= listed else place % 8  # which makes an entry a folder
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
         try:
             checkpoint = read_checkpoint(path)
         except CheckpointError:
@@ -128,4 +130,4 @@ def test_a_flipped_bit_anywhere_is_found_or_changes_nothing(tmp_path: Path) -> N
         else:  # names of folders, times and fillings have no checksum
             assert torch.equal(checkpoint["state_dict"]["a"], torch.zeros(1000))
             assert checkpoint["hyper_parameters"] == {"backbone": "x", "labels": ["é"]}
-    assert refused > 0.75 * len(places)
+    assert refused > 0.6 * len(places)
