@@ -12,7 +12,7 @@ LAYERS = (
     {"backbones"},
     {"tasks", "datamodules"},
     {"callbacks"},
-    {"parser", "summary"},
+    {"config_files", "null_values", "parser", "summary"},
     {"cli"},
     {"main"},
     {"__main__"},
