@@ -18,7 +18,6 @@ PATHS = ("best_model_path", "last_model_path", "kth_best_model_path", "best_k_mo
 COUNTERS = ("ready", "started", "processed", "completed")  # of Lightning's progress
 KEEPS_ALL = "AdapterCheckpoint"  # removes no file, whatever path it finds
 DEEPEST = 100  # of nested containers
-FOLDER = 0x10  # an entry's attribute in a zip file
 
 
 def check_archive(path: Path) -> None:
@@ -28,8 +27,7 @@ def check_archive(path: Path) -> None:
         path: The checkpoint. One that is no zip file is left to torch, which unpacks nothing then.
 
     Raises:
-        CheckpointError: If an entry is compressed, is a folder, which torch would read as whatever is in memory, or if
-            entries share bytes, as in a zip bomb; torch writes none of these.
+        CheckpointError: If an entry is compressed, or entries share bytes, as in a zip bomb; torch writes neither.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -37,8 +35,7 @@ def check_archive(path: Path) -> None:
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         return
     inside = sum(entry.file_size for entry in entries)
-    odd = any(entry.compress_type != zipfile.ZIP_STORED or entry.external_attr & FOLDER for entry in entries)
-    if odd or inside > path.stat().st_size:
+    if inside > path.stat().st_size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         msg = (
             f"{path} is compressed or damaged ({inside} bytes of content in {path.stat().st_size}), as no checkpoint "
             "of lora-lightning is; use another file of the run."

@@ -23,7 +23,7 @@ tables = st.integers(1, 4).flatmap(lambda columns: st.lists(st.tuples(*[texts] *
 
 
 @given(tables)
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_a_table_comes_back_cell_by_cell(table: list[tuple[str, ...]]) -> None:
     rows = [dict(zip(string.ascii_letters, cells, strict=False)) for cells in table]
     with tempfile.TemporaryDirectory() as folder:
