@@ -17,7 +17,8 @@ import statistics
 import subprocess
 import sys
 from collections import Counter
-from multiprocessing.pool import ThreadPool
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -124,12 +125,20 @@ def compare(data: Path, task: str, method: str, seeds: list[int]) -> dict[str, A
 def run_all(data: Path, tasks: list[str], seeds: list[int], processes: int) -> None:
     """Everything that `compare` reads, several processes at a time: the grids, the other seeds, their scores."""
     pairs = [(task, method) for task in tasks for method in METHODS]
-    with ThreadPool(processes) as pool:  # a thread only waits for the process that it forked
-        grids = [(*pair, rate, seeds[0]) for pair in pairs for rate in METHODS[pair[1]][0]]
-        pool.starmap(train, grids, chunksize=1)
-        chosen = [(*pair, chosen_rate(*pair, seeds[0])[0], seed) for pair in pairs for seed in seeds]
-        runs = pool.starmap(train, chosen, chunksize=1)
-        pool.starmap(score_dev, [(data, each["folder"]) for each in runs], chunksize=1)
+    all_of(train, [(*pair, rate, seeds[0]) for pair in pairs for rate in METHODS[pair[1]][0]], processes)
+    chosen = [(*pair, chosen_rate(*pair, seeds[0])[0], seed) for pair in pairs for seed in seeds]
+    runs = all_of(train, chosen, processes)
+    all_of(score_dev, [(data, each["folder"]) for each in runs], processes)
+
+
+def all_of(work: Callable[..., Any], arguments: Iterable[tuple[Any, ...]], processes: int) -> list[Any]:
+    """Calls a function that waits for a process, so many times at once; the first failure ends all that wait."""
+    with ThreadPoolExecutor(processes) as pool:
+        waiting = [pool.submit(work, *each) for each in arguments]
+        try:
+            return [each.result() for each in waiting]
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def majority(data: Path, task_name: str) -> float:
@@ -169,6 +178,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
     data = options.data.resolve()
+    for task in options.tasks:
+        for split in ("train", "val"):
+            if not (place := data / GLUE_TASKS[task].folder / GLUE_TASKS[task].splits[split].file).is_file():
+                parser.error(f"--data is {options.data}, but {place} is not there; give the folder of GLUE's download.")
+    if options.processes < 1:
+        parser.error(f"--processes is {options.processes}, but at least 1 is needed.")
     report: dict[str, Any] = {"seeds": options.seeds, "held_out_rows": HELD_OUT_ROWS, "tasks": {}}
     for task in options.tasks:
         write_parts(data, task)
