@@ -1,13 +1,11 @@
 """LightningCLI for this package: shared callbacks, one run folder, and a guard around checkpoints."""
 
-import errno
 import logging
 import math
 import os
 import shlex
 import signal
 import sys
-import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,16 +13,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from lightning import LightningModule, Trainer
+from lightning import Trainer
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities import rank_zero_warn
 
 from lora_lightning import callbacks
 from lora_lightning.callbacks import (
@@ -45,7 +41,6 @@ from lora_lightning.datamodules import AdaptationDataModule
 from lora_lightning.errors import (
     CheckpointError,
     ConfigurationError,
-    LoraLightningError,
     TrainingError,
     TrainingStopped,
     VerificationError,
@@ -54,8 +49,10 @@ from lora_lightning.lora.checkpoint import check_resumable, read_checkpoint
 from lora_lightning.lost_processes import end_children, lost_process
 from lora_lightning.metrics import LabelSpace
 from lora_lightning.null_values import check_nulls
-from lora_lightning.parser import ArgumentParser, explain
-from lora_lightning.resuming import CONFIG, SETTINGS, Interrupted, bring_back, find_interrupted, fingerprint, lock_run
+from lora_lightning.parser import ArgumentParser
+from lora_lightning.refusals import as_refusal, own_error
+from lora_lightning.resuming import CONFIG, Interrupted, bring_back, find_interrupted, lock_run
+from lora_lightning.run_config import SaveRunConfig, dump_settings
 from lora_lightning.strategies import FullyShardedStrategy
 from lora_lightning.summary import (
     HIGHER_IS_BETTER,
@@ -66,89 +63,11 @@ from lora_lightning.summary import (
     write_metrics,
 )
 from lora_lightning.tasks import AdaptationTask
-from lora_lightning.tasks.base import contradictions
+from lora_lightning.tasks.hyperparameters import contradictions
 
 LOGS = Path("lightning_logs")
 SEEDS = 2**32  # NumPy's
 MOST_BATCHES = 2**31  # the loss is multiplied by their number
-REFUSING = {"lightning", "jsonargparse"}  # packages that check options
-RESTORING = "checkpoint_connector.py"  # Lightning's; what it reads with is called restore... or resume...
-
-
-class SaveRunConfig(SaveConfigCallback):
-    """Writes `config.yaml` into the folder of a training run, never over another run's.
-
-    Args:
-        parser: Writes the options.
-        config: The options.
-        resumed: The run's `config.yaml`, where one goes on; empty for a new run.
-        more: As in Lightning.
-    """
-
-    def __init__(self, parser: LightningArgumentParser, config: Any, resumed: str = "", **more: Any) -> None:
-        super().__init__(parser, config, **more)
-        self.text = resumed
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Saves when training starts; evaluation leaves the run's config alone.
-
-        Raises:
-            ConfigurationError: If the folder belongs to another run.
-        """
-        del pl_module
-        if stage != "fit" or self.already_saved or not trainer.is_global_zero:
-            return
-        self.already_saved = True
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, StepBoundary):
-                callback.before_logging = self.make_again
-        if self.text:
-            return
-        path = run_folder_of(trainer) / self.config_filename
-        if path.exists():
-            msg = (
-                f"the run folder {path.parent} already holds a run; choose another trainer.logger.init_args.name or "
-                "version, or move the folder away."
-            )
-            raise ConfigurationError(msg)
-        self.text = dump_settings(self.parser, self.config)
-        self._write(path)
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Notes whose checkpoint it is."""
-        del trainer, pl_module
-        checkpoint[SETTINGS] = fingerprint(self.text)
-
-    def make_again(self, trainer: Trainer) -> None:
-        """Makes a run folder that vanished again, and asks for a stop after the step, to begin with curves again."""
-        path = run_folder_of(trainer) / self.config_filename
-        if path.exists():
-            return
-        self._write(path)
-        rank_zero_warn(f"the run folder {path.parent} vanished; it is made again, without the curves so far.")
-        signal.raise_signal(signal.SIGTERM)
-
-    def _write(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(".draft")
-        draft.write_text(self.text, encoding="utf-8")
-        draft.replace(path)
-
-
-def dump_settings(parser: LightningArgumentParser, config: Any) -> str:
-    """The options of `fit` as YAML that repeats the run.
-
-    Args:
-        parser: Of the command.
-        config: The options.
-
-    Returns:
-        All of them but `resume`, which says how a command starts, not what it does.
-    """
-    config = config.clone()
-    config.resume = None
-    text: str = parser.dump(config, skip_none=False)
-    return text
 
 
 class LoraLightningCLI(LightningCLI):
@@ -574,6 +493,8 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=r".*is_gradient_checkpointing.*", category=FutureWarning)
     warnings.filterwarnings("ignore", message=r".*Checkpoint directory .* exists and is not empty.*")
+    # CSVLogger's: the folder holds the run's config by then, and a former table stays.
+    warnings.filterwarnings("ignore", message=r"Experiment logs directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=r".*number of training batches .* is smaller than the logging.*")
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=r".*your dataloader is not resumable.*")  # the data module is
@@ -623,49 +544,7 @@ def run(arguments: Sequence[str]) -> LoraLightningCLI:
             raise KeyboardInterrupt from None
         raise
     except MisconfigurationException as error:
-        raise (_own_error(error) or ConfigurationError(" ".join(str(error).split()))) from error
+        raise (own_error(error) or ConfigurationError(" ".join(str(error).split()))) from error
     except Exception as error:  # noqa: BLE001  # raised again below
         # jsonargparse wraps what a class raises while it is made.
-        raise _own_error(error) or _as_memory_error(error) or _as_user_error(error) or error from None
-
-
-def _as_user_error(error: Exception) -> LoraLightningError | None:
-    """What Lightning or the parser itself refuses is an option's value; what fails deeper is no user's mistake."""
-    if isinstance(error, UnicodeDecodeError):
-        return ConfigurationError(f"a file is not in UTF-8 ({error}); save it in that encoding.")
-    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-        return ConfigurationError(f"a file's name is too long: {str(error.filename)[:60]!r}...; give a shorter one.")
-    if isinstance(error, ValueError) and "embedded null byte" in str(error):
-        return ConfigurationError(r"the name of a file or folder holds the character \x00, which none can; mend it.")
-    frames = traceback.extract_tb(error.__traceback__)
-    if any(frame.filename.endswith(RESTORING) and frame.name.lstrip("_").startswith("re") for frame in frames):
-        why = " ".join(str(error).split())[:200]
-        msg = f"the checkpoint cannot be restored ({type(error).__name__}: {why}); use another file of the run."
-        return CheckpointError(msg)
-    refused_by = Path(frames[-1].filename).parts
-    if not isinstance(error, ValueError | TypeError | ImportError) or not REFUSING.intersection(refused_by):
-        return None
-    return ConfigurationError(explain(str(error)) if "\n" in str(error) else str(error))
-
-
-def _as_memory_error(error: Exception) -> TrainingError | None:
-    """Too little memory, on a device or in the machine, is for the user to mend."""
-    text = str(error)
-    if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in text:
-        return None
-    why = text.strip().splitlines()[0].rpartition("]")[2].strip() if text.strip() else "none is left"
-    msg = (
-        f"there is too little memory ({why}); lower data.batch_size, the length of the texts or model.lora.r, or set "
-        "--model.gradient_checkpointing true."
-    )
-    return TrainingError(msg)
-
-
-def _own_error(error: BaseException | None) -> LoraLightningError | None:
-    seen: set[int] = set()  # a context may lead back to where it began
-    while error is not None and id(error) not in seen:
-        if isinstance(error, LoraLightningError):
-            return error
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
-    return None
+        raise as_refusal(error) or error from None

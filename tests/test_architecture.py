@@ -13,6 +13,7 @@ LAYERS = (
     {"tasks", "datamodules"},
     {"callbacks"},
     {"parser", "config_files", "null_values", "summary", "resuming", "strategies", "lost_processes"},
+    {"run_config", "refusals"},
     {"cli"},
     {"main"},
     {"__main__"},

@@ -22,8 +22,9 @@ from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.dropout import use_fast_dropout
 from lora_lightning.lora.fused import fuse_lora_layers
 from lora_lightning.lora.injection import attach_lora
-from lora_lightning.tasks.base import AdaptationTask, from_plain
+from lora_lightning.tasks.base import AdaptationTask
 from lora_lightning.tasks.generation import GenerationSettings, complete
+from lora_lightning.tasks.hyperparameters import from_plain
 from lora_lightning.tasks.next_token import NextTokenModel
 from lora_lightning.tasks.optimization import OptimizationSettings
 

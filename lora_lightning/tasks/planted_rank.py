@@ -14,7 +14,8 @@ from lora_lightning.lora.comparison import Outputs
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.fused import fuse_lora_layers
 from lora_lightning.lora.injection import attach_lora
-from lora_lightning.tasks.base import AdaptationTask, from_plain
+from lora_lightning.tasks.base import AdaptationTask
+from lora_lightning.tasks.hyperparameters import from_plain
 from lora_lightning.tasks.optimization import OptimizationSettings
 
 Batch = dict[str, Tensor]

@@ -31,13 +31,14 @@ from lora_lightning.metrics import (
     chosen_metrics,
     classification_metrics,
 )
-from lora_lightning.tasks.base import AdaptationTask, from_plain
+from lora_lightning.tasks.base import AdaptationTask
 from lora_lightning.tasks.classification_outputs import (
     classification_loss,
     outputs_of_logits,
     predict_labels,
     readable,
 )
+from lora_lightning.tasks.hyperparameters import from_plain
 from lora_lightning.tasks.optimization import OptimizationSettings
 
 Batch = dict[str, Tensor]

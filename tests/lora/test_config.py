@@ -12,7 +12,7 @@ from lora_lightning.lora.combinations import check_quantized_base
 from lora_lightning.lora.config import AdaLoraSettings, EvaSettings, LoraSettings
 from lora_lightning.lora.injection import find_targets
 from lora_lightning.tasks import OptimizationSettings, QuestionAnsweringTask, SequenceClassificationTask
-from lora_lightning.tasks.base import contradictions
+from lora_lightning.tasks.hyperparameters import contradictions
 from tests.conftest import TinyClassifier
 
 TINY = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 50}

@@ -1,0 +1,90 @@
+"""The `config.yaml` of a training run, which repeats it."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lora_lightning.callbacks import StepBoundary
+from lora_lightning.callbacks.run_folder import run_folder_of
+from lora_lightning.errors import ConfigurationError
+from lora_lightning.resuming import SETTINGS, fingerprint
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Writes `config.yaml` into the folder of a training run, never over another run's.
+
+    Args:
+        parser: Writes the options.
+        config: The options.
+        resumed: The run's `config.yaml`, where one goes on; empty for a new run.
+        more: As in Lightning.
+    """
+
+    def __init__(self, parser: LightningArgumentParser, config: Any, resumed: str = "", **more: Any) -> None:
+        super().__init__(parser, config, **more)
+        self.text = resumed
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Saves when training starts; evaluation leaves the run's config alone.
+
+        Raises:
+            ConfigurationError: If the folder belongs to another run.
+        """
+        del pl_module
+        if stage != "fit" or self.already_saved or not trainer.is_global_zero:
+            return
+        self.already_saved = True
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, StepBoundary):
+                callback.before_logging = self.make_again
+        if self.text:
+            return
+        path = run_folder_of(trainer) / self.config_filename
+        if path.exists():
+            msg = (
+                f"the run folder {path.parent} already holds a run; choose another trainer.logger.init_args.name or "
+                "version, or move the folder away."
+            )
+            raise ConfigurationError(msg)
+        self.text = dump_settings(self.parser, self.config)
+        self._write(path)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Notes whose checkpoint it is."""
+        del trainer, pl_module
+        checkpoint[SETTINGS] = fingerprint(self.text)
+
+    def make_again(self, trainer: Trainer) -> None:
+        """Makes a run folder that vanished again, and asks for a stop after the step, to begin with curves again."""
+        path = run_folder_of(trainer) / self.config_filename
+        if path.exists():
+            return
+        self._write(path)
+        rank_zero_warn(f"the run folder {path.parent} vanished; it is made again, without the curves so far.")
+        signal.raise_signal(signal.SIGTERM)
+
+    def _write(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(".draft")
+        draft.write_text(self.text, encoding="utf-8")
+        draft.replace(path)
+
+
+def dump_settings(parser: LightningArgumentParser, config: Any) -> str:
+    """The options of `fit` as YAML that repeats the run.
+
+    Args:
+        parser: Of the command.
+        config: The options.
+
+    Returns:
+        All of them but `resume`, which says how a command starts, not what it does.
+    """
+    config = config.clone()
+    config.resume = None
+    text: str = parser.dump(config, skip_none=False)
+    return text
