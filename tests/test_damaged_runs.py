@@ -198,13 +198,14 @@ def test_slurms_signal_saves_a_whole_step_and_not_lightnings_way(
     assert all(torch.equal(tensor, whole[name]) for name, tensor in trained_state(run).items())
 
 
-def test_the_table_of_a_csv_logger_stays(words: Words, tmp_path: Path) -> None:
+def test_the_table_of_a_csv_logger_stays(words: Words, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = [*words, "--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={tmp_path}", "--trainer.logger.name=run"]
     assert main(words) == 0
     table = (tmp_path / RUN / "metrics.csv").read_text()
     (tmp_path / RUN / "summary.json").unlink()  # as if it had ended just before
     assert main(words) == 0
     assert (tmp_path / RUN / "metrics.1.csv").read_text() == table
+    assert "will be deleted" not in capfd.readouterr().err  # as Lightning would have it
 
 
 def test_other_settings_are_another_run(run: Path, words: Words, logs: Path) -> None:

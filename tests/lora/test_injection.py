@@ -1,6 +1,7 @@
 """What trains after adapters are attached, and that an adapted layer computes y = W0 x + (alpha / r) B A x."""
 
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from transformers import (
 
 from lora_lightning.backbones import LoadedBackbone
 from lora_lightning.errors import ConfigurationError
-from lora_lightning.lora.config import LoraSettings
+from lora_lightning.lora.config import AdaLoraSettings, LoraSettings
 from lora_lightning.lora.injection import attach_lora, modules_lacked, modules_trained_in_full, trained_parameters
 from tests.conftest import TinyClassifier
 from tests.reference import assert_layers_compute_the_formula, move_from_zero
@@ -125,6 +126,21 @@ def test_rank_above_a_layers_smaller_side_warns_once(tiny_classifier: TinyClassi
         warnings.simplefilter("always")
         attach(tiny_classifier("bert"), r=r)
     assert len([w for w in caught if f"model.lora.r is {r}, above the smaller side" in str(w.message)]) == warned
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"r": 10**9}, "model.lora.r is 1000000000"),
+        ({"rank_pattern": {"query": 10**9}}, "model.lora.rank_pattern.query is 1000000000"),
+        ({"adalora": AdaLoraSettings(init_r=10**9)}, "model.lora.adalora.init_r is 1000000000"),
+    ],
+)
+def test_rank_above_every_layers_larger_side_is_refused(
+    tiny_classifier: TinyClassifier, settings: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=rf"^{named}, but no layer to adapt has a side longer than"):
+        attach(tiny_classifier("bert"), **settings)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
