@@ -1,8 +1,8 @@
 """Every way to adapt a model, in one table: quality, what trains, memory, step time; JSON and Markdown.
 
 all-MiniLM-L6-v2 on CLINC150 small, and SmolLM2-135M on instructions, each run in a process of its own:
-`lora-lightning fit` on a config of the repository. First the runs that show quality, `--processes` at a time; then, one
-after another with nothing beside it, a few steps of each method for its memory and the time of a step. Finished runs
+`lora-lightning fit` on a config of the repository. First, one after another with nothing beside it, a few steps of each
+method for its memory and the time of a step; then the runs that show quality, `--processes` at a time. Finished runs
 keep a JSON file and are not repeated, so the command can be stopped and called again.
 
 Example:
