@@ -21,8 +21,10 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMon
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lora_lightning import callbacks
+from lora_lightning.backbones import trust_remote_code
 from lora_lightning.callbacks import (
     AdapterCheckpoint,
     ConfusionFigure,
@@ -95,6 +97,13 @@ class LoraLightningCLI(LightningCLI):
             help="Of fit. auto: go on with the newest run of the same settings, in its folder, from its last whole "
             "checkpoint; begin a run where there is none, do nothing where it is finished. So the same command can be "
             "started again until it exits with 0.",
+        )
+        parser.add_argument(
+            "--trust_remote_code",
+            type=bool,
+            default=False,
+            help="Run the Python files in the repository of model.backbone, for an architecture that transformers "
+            "lacks. They can do whatever you can: read them first. A checkpoint never sets this.",
         )
         parser.link_arguments("checkpoint.monitor", "early_stopping.monitor")
         parser.link_arguments("checkpoint.mode", "early_stopping.mode")
@@ -176,6 +185,15 @@ class LoraLightningCLI(LightningCLI):
         self.save_config_kwargs = {**self.save_config_kwargs, "resumed": text}
         if self.interrupted.checkpoint is not None:
             self.options.ckpt_path = str(self.interrupted.checkpoint)
+
+    def before_instantiate_classes(self) -> None:
+        """Trusts the backbone's code where the options say so."""
+        if self.options.trust_remote_code:
+            backbone = self.options.model.init_args.backbone
+            trust_remote_code(backbone)
+            rank_zero_warn(
+                f"trust_remote_code: Python files that come with {backbone} run here, and can do whatever you can."
+            )
 
     def after_instantiate_classes(self) -> None:
         """Checks strategy and device. Prediction needs no training data: its labels come from the checkpoint."""

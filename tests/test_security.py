@@ -110,7 +110,7 @@ def _other_shape(folder: Path, _mark: Path) -> None:
 BACKBONES: dict[str, tuple[Callable[[Path, Path], None], str]] = {
     "pickled weights": (_pickled_weights, "hold more than tensors, which is never executed; give safetensors"),
     "zipped pickle": (_zipped_weights, "hold more than tensors, which is never executed; give safetensors"),
-    "own architecture": (_own_architecture, "needs Python code of its own, which is never run"),
+    "own architecture": (_own_architecture, "needs Python code of its own, which is not run unless"),
     "adapter": (_adapter, "holds an adapter (adapter_config.json) and no backbone"),
     "shard elsewhere": (_shard_elsewhere, "names the file '../outside.bin', which is not in its folder"),
     "linked weights": (_linked_weights, "could not be loaded: "),

@@ -16,6 +16,7 @@ from lora_lightning.backbones.question_answering import (
     load_question_answerer,
     load_question_answering_config,
 )
+from lora_lightning.backbones.remote_code import trust_remote_code
 from lora_lightning.backbones.source import hub_is_reachable, resolve_backbone
 
 __all__ = [
@@ -32,5 +33,6 @@ __all__ = [
     "load_tokenizer",
     "position_limit",
     "resolve_backbone",
+    "trust_remote_code",
     "uses_token_types",
 ]

@@ -25,6 +25,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from lora_lightning.backbones.quantization import Quantization, bitsandbytes_config, check_quantization
+from lora_lightning.backbones.remote_code import runs_remote_code
 from lora_lightning.backbones.source import gguf_file_of, hub_is_reachable, resolve_backbone
 from lora_lightning.errors import BackboneError, LoraLightningError
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
@@ -250,9 +251,10 @@ def build_without_storage(auto_class: Any, config: PretrainedConfig) -> PreTrain
     Raises:
         BackboneError: If the architecture has no such model.
     """
+    source = str(config.name_or_path)
     with torch.device("meta"):
         model: PreTrainedModel = _load(
-            str(config.name_or_path), lambda: auto_class.from_config(config, trust_remote_code=False)
+            source, lambda: auto_class.from_config(config, trust_remote_code=runs_remote_code(source))
         )
     if (count := sum(parameter.numel() for parameter in model.parameters())) > MOST_PARAMETERS:
         msg = (
@@ -454,7 +456,7 @@ def _where(source: str) -> dict[str, Any]:
     """What transformers' loaders need beside the source."""
     gguf_file = gguf_file_of(source)
     if gguf_file is None:
-        return {"local_files_only": not hub_is_reachable(), "trust_remote_code": False}
+        return {"local_files_only": not hub_is_reachable(), "trust_remote_code": runs_remote_code(source)}
     if importlib.util.find_spec("gguf") is None:
         msg = f"{source} holds a GGUF file, and the Python package that reads it is missing; run `pip install gguf`."
         raise BackboneError(msg)
@@ -474,7 +476,10 @@ def _reason(backbone: str, error: Exception) -> str:
     if isinstance(error, UnpicklingError):
         why = "its pickled weights are damaged or hold more than tensors, which is never executed; give safetensors"
     elif "custom code" in text:
-        why = "it needs Python code of its own, which is never run; choose an architecture that transformers has"
+        why = (
+            "it needs Python code of its own, which is not run unless you read it and set --trust_remote_code true; or "
+            "choose an architecture that transformers has"
+        )
     elif "can't allocate memory" in text:
         why = f"its config.json asks for more memory than there is: {text.rpartition('you tried to ')[2][:60]}"
     return f"the backbone {backbone!r} could not be loaded: {why}"
