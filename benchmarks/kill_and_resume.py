@@ -31,6 +31,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from processes import become, free_port
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 from torch import Tensor
 
@@ -48,7 +49,7 @@ PROCESSES = multiprocessing.get_context("forkserver")  # one process imports, it
 class Notes(Callback):
     """Notes what the process is doing, and the examples of each batch; the benchmark adds it to the trainer."""
 
-    shared: Any = None  # [what, of DOINGS; how often that began, by DOINGS ...; optimizer steps]
+    shared: Any = None  # the main process's: [what, of DOINGS; how often that began, by DOINGS ...; optimizer steps]
     examples: Path | None = None
 
     @classmethod
@@ -68,7 +69,7 @@ class Notes(Callback):
     ) -> None:
         """A step ends; its examples."""
         del pl_module, outputs
-        row = [trainer.current_epoch, batch_idx, batch["index"].tolist()]
+        row = [trainer.current_epoch, batch_idx, trainer.global_rank, batch["index"].tolist()]
         if self.examples is not None:
             with self.examples.open("a") as file:
                 file.write(json.dumps(row) + "\n")
@@ -86,10 +87,11 @@ class Notes(Callback):
         self.begin(ELSE)
 
 
-def train(words: list[str], shared: Any, examples: Path, output: Path) -> None:
+def train(place: tuple[int, int, int], words: list[str], shared: Any, examples: Path, output: Path) -> None:
     """Runs `lora-lightning` in this process, a child of the benchmark.
 
     Args:
+        place: Which of how many processes this is, and the port where they meet.
         words: The command line.
         shared: Memory for `Notes`.
         examples: File for the examples of each batch.
@@ -98,8 +100,8 @@ def train(words: list[str], shared: Any, examples: Path, output: Path) -> None:
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    torch.set_num_threads(1)
-    Notes.shared, Notes.examples = shared, examples
+    become(*place)
+    Notes.shared, Notes.examples = shared if place[0] == 0 else None, examples
     AdapterCheckpoint._save_checkpoint = noted(AdapterCheckpoint._save_checkpoint)  # type: ignore[method-assign]  # noqa: SLF001
     sys.exit(lora_lightning(words))
 
@@ -139,11 +141,14 @@ class Runs:
     Args:
         words: Options of `fit`.
         folder: Where to.
+        processes: How many train together, and are killed together.
     """
 
-    def __init__(self, words: list[str], folder: Path) -> None:
+    def __init__(self, words: list[str], folder: Path, processes: int = 1) -> None:
+        self.processes = processes
         self.words = ["fit", *words, "--trainer.callbacks+=kill_and_resume.Notes", "--resume=auto"]
         self.words += ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+        self.words += [f"--trainer.devices={processes}"]
         self.folder = folder
         PROCESSES.set_forkserver_preload(["kill_and_resume", "lora_lightning.cli"])
         self.shared = PROCESSES.RawArray("q", 2 + len(DOINGS))
@@ -163,19 +168,26 @@ class Runs:
         place = [f"--trainer.logger.init_args.save_dir={self.folder / name}", "--trainer.logger.init_args.name=run"]
         self.shared[:] = [0] * len(self.shared)
         files = (self.folder / name / "examples.jsonl", self.folder / name / "output.txt")
-        process = PROCESSES.Process(target=train, args=([*self.words, *place], self.shared, *files))
-        process.start()
+        arguments, port = ([*self.words, *place], self.shared, *files), free_port()
+        group = [
+            PROCESSES.Process(target=train, args=((rank, self.processes, port), *arguments))
+            for rank in range(self.processes)
+        ]
+        for process in group:
+            process.start()
         place_of = 1 + DOINGS.index(moment.doing) if moment else 0
-        while process.is_alive() and moment is not None:
+        while group[0].is_alive() and moment is not None:
             if self.shared[place_of] >= moment.number:
                 time.sleep(moment.delay)
-                os.kill(process.pid or 0, moment.how)
+                for process in group:
+                    os.kill(process.pid or 0, moment.how)
                 break
             time.sleep(0.0002)
-        process.join()
+        for process in group:
+            process.join()
         if moment is None:
             self.counts = dict(zip(DOINGS, self.shared[1:-1], strict=True))
-        return process.exitcode or 0, DOINGS[self.shared[0]]
+        return group[0].exitcode or 0, DOINGS[self.shared[0]]
 
     def run_folder(self, name: str) -> Path:
         """Where a run lands: in the same folder however often it was started."""
@@ -197,14 +209,14 @@ class Runs:
             "examples": self.examples(name),
         }
 
-    def examples(self, name: str) -> dict[tuple[int, int], list[int]]:
-        """Rows by epoch and batch; where a killed step was done again, it must have had the same."""
-        found: dict[tuple[int, int], list[int]] = {}
+    def examples(self, name: str) -> dict[tuple[int, int, int], list[int]]:
+        """Rows by epoch, batch and process; where a killed step was done again, it must have had the same."""
+        found: dict[tuple[int, int, int], list[int]] = {}
         for line in (self.folder / name / "examples.jsonl").read_text().splitlines():
-            epoch, batch, rows = json.loads(line)
-            assert found.setdefault((epoch, batch), rows) == rows, (name, epoch, batch)  # noqa: S101
+            *place, rows = json.loads(line)
+            assert found.setdefault(tuple(place), rows) == rows, (name, place)  # noqa: S101
         by_epoch: dict[int, list[int]] = defaultdict(list)
-        for (epoch, _), rows in found.items():
+        for (epoch, *_), rows in found.items():
             by_epoch[epoch] += rows
         assert all(len(rows) == len(set(rows)) for rows in by_epoch.values()), name  # noqa: S101
         return found
@@ -287,10 +299,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=25, help="of a run each")
     parser.add_argument("--kills_of_one_run", type=int, default=5, help="of one more run, one after the other")
+    parser.add_argument("--processes", type=int, default=1, help="that train together; set --trainer.strategy too")
     parser.add_argument("--seed", type=int, default=0)
     options, words = parser.parse_known_args()
     source = random.Random(options.seed)  # noqa: S311
-    runs = Runs(["--checkpoint.every_n_train_steps=5", *words], Path(tempfile.mkdtemp()))
+    runs = Runs(["--checkpoint.every_n_train_steps=5", *words], Path(tempfile.mkdtemp()), options.processes)
     status, _ = runs.start("left alone")
     if status:
         sys.exit((runs.folder / "left alone/output.txt").read_text())

@@ -16,6 +16,20 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
+def become(rank: int, processes: int, port: int) -> None:
+    """Makes this process one of several that train together with one thread each, as Lightning does when it launches.
+
+    Args:
+        rank: Its number.
+        processes: How many there are.
+        port: Where they meet.
+    """
+    torch.set_num_threads(1)
+    if processes > 1:
+        os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": str(processes)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
 def run_all(rank: int, processes: int, port: int, runs: Sequence[Sequence[str]]) -> None:
     """What one process does: its part of every run, one after another.
 
@@ -28,10 +42,7 @@ def run_all(rank: int, processes: int, port: int, runs: Sequence[Sequence[str]])
     Raises:
         SystemExit: With a run's status, if it is not 0.
     """
-    torch.set_num_threads(1)
-    if processes > 1:  # what Lightning sets for the processes that it launches
-        os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": str(processes)}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    become(rank, processes, port)
     from lora_lightning.main import main  # noqa: PLC0415  # the server that forks has it loaded
 
     for words in runs:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from kill_and_resume import ELSE, SAVE, STEP, VALIDATION, Moment, Runs, kill_and_resume, moments, same
+from strategy_equality import WAYS
 
 from lora_lightning.checkpoint_files import WholeCheckpointIO
 from lora_lightning.main import main
@@ -44,6 +45,24 @@ def test_a_run_killed_at_random_moments_ends_as_one_left_alone(runs: Runs) -> No
     assert len(row["killed during"]) == 3
     assert set(row["killed during"]) - {ELSE}
     assert row["differs"] == []
+
+
+@pytest.mark.parametrize("way", ["DDP", "FSDP2"])
+def test_two_processes_killed_and_stopped_end_as_ones_left_alone(
+    tiny_backbone: TinyBackbone, data: Path, tmp_path: Path, way: str
+) -> None:
+    words = [*fit_words(tiny_backbone("bert"), data, tmp_path)[1:], *DROPOUT, *WAYS[way][1]]
+    runs = Runs([*words, "--trainer.max_epochs=2"], tmp_path, processes=2)
+    assert runs.start("left alone")[0] == 0, (tmp_path / "left alone/output.txt").read_text()
+    reference = runs.result("left alone")
+    assert {rank for _, _, rank in reference["examples"]} == {0, 1}
+    kills = [Moment(SAVE, 2, 0.001), Moment(STEP, 3, 0.005)]
+    row = kill_and_resume(runs, reference, "killed", kills)
+    assert len(row["killed during"]) == 2
+    assert row["differs"] == []
+    assert runs.start("stopped", Moment(STEP, 5, 0, signal.SIGTERM))[0] == 75
+    assert runs.start("stopped")[0] == 0
+    assert same(runs.result("stopped"), reference)
 
 
 def test_a_run_asked_to_stop_saves_its_step_and_goes_on_with_the_same_command(runs: Runs) -> None:
