@@ -230,8 +230,7 @@ def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
         events.Reload()
         for tag in events.Tags()["scalars"]:
             if not tag.startswith(CLOCK):
-                at_end = tag.startswith("test/")  # one value; Lightning counts another step where training was over
-                found[tag] += [(-1 if at_end else event.step, event.value) for event in events.Scalars(tag)]
+                found[tag] += [(event.step, event.value) for event in events.Scalars(tag)]
     return dict(found)
 
 

@@ -136,7 +136,7 @@ def test_whatever_was_saved_last_the_end_is_the_same(
     tiny_backbone: TinyBackbone, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: Words
 ) -> None:
     runs = Runs(["--trainer.max_epochs=2"], tmp_path)  # to read what a run left
-    words = [*fit_words(tiny_backbone("bert"), data, tmp_path / "one"), *DROPOUT, "--test_after_fit=false", *more]
+    words = [*fit_words(tiny_backbone("bert"), data, tmp_path / "one"), *DROPOUT, *more]
     words += ["--checkpoint.every_n_train_steps=4", "--resume=auto"]
     snapshots = Snapshots(tmp_path / "one/run/version_0", tmp_path / "snapshots")
     with monkeypatch.context() as patch:

@@ -46,6 +46,8 @@ class StepBoundary(Callback):
         """Nothing is lost when the test after training ends at once: a resumed run tests again."""
         del pl_module
         self.signals.stop_at_once(trainer)
+        # Lightning counts a step only after its validation; a run may have ended by resuming from that checkpoint.
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step  # noqa: SLF001
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
         """Before the step is logged."""
