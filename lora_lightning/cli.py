@@ -34,6 +34,7 @@ from lora_lightning.callbacks import (
     StepBoundary,
     ThroughputMonitor,
 )
+from lora_lightning.callbacks.adapter_checkpoint import unknown_monitor
 from lora_lightning.callbacks.adapter_monitor import AdapterMonitor
 from lora_lightning.callbacks.adapter_ranks import AdapterRanks
 from lora_lightning.callbacks.run_folder import run_folder_of
@@ -241,6 +242,14 @@ class LoraLightningCLI(LightningCLI):
             config["plugins"] = [*_as_list(config.get("plugins")), *_missing_plugins(config.get("plugins"))]
         return super()._instantiate_trainer(config, kept)
 
+    def _check_monitor(self) -> None:
+        """Finds a metric of the task's own that does not exist; a callback of the user's may log others."""
+        monitor, splits = self.options.checkpoint.monitor, self.datamodule.split_names("val")
+        if monitor.startswith(tuple(f"{split}/" for split in splits)):
+            names = [f"{split}/{name}" for split in splits for name in self.model.metric_names()]
+            if monitor not in names:
+                raise unknown_monitor(monitor, names)
+
     def _check_mode(self) -> None:
         monitor, mode = self.options.checkpoint.monitor, self.options.checkpoint.mode
         metric = monitor.rpartition("/")[2].removesuffix("_at_threshold")
@@ -291,6 +300,7 @@ class LoraLightningCLI(LightningCLI):
         self.model.resumes = self.options.get("ckpt_path") is not None
         self._check_mode()
         self.datamodule.check_splits("fit")  # reads the data, and so checks it, where no labels did
+        self._check_monitor()
         if self.trainer.accumulate_grad_batches < 1:  # Lightning divides by 0, and by -2 without a word
             msg = (
                 f"trainer.accumulate_grad_batches is {self.trainer.accumulate_grad_batches}, but a step is made of at "

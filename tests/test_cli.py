@@ -294,7 +294,7 @@ MISUSE: dict[str, tuple[Misuse, list[str]]] = {
         )
         for number, (word, sentence) in enumerate(
             {
-                "trainer.gradient_clip_val=-1": "trainer.gradient_clip_val is -1, but a norm of at least 0",
+                "trainer.gradient_clip_val=-1": "trainer.gradient_clip_val is -1",
                 "trainer.gradient_clip_val=.nan": "trainer.gradient_clip_val is nan, but a norm of at least 0",
                 "trainer.accumulate_grad_batches=10000000000": "a step is made of at most 2147483648 batches",
                 "early_stopping.patience=-1": "early_stopping.patience is -1, but it is a number of validations",
@@ -510,6 +510,16 @@ def test_a_checkpoint_that_does_not_fit_is_found_before_any_weights_load(
         "is of another task than SequenceClassificationTask: it has n_best and no label_smoothing, label_space. Use"
     )
     assert message in capfd.readouterr().err
+
+
+def test_an_unknown_metric_is_refused_before_weights_load(
+    tiny_backbone: TinyBackbone, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    monkeypatch.setattr("lora_lightning.tasks.sequence_classification.load_sequence_classifier", None)
+    words = fit_words(tiny_backbone("bert"), data, tmp_path, "--checkpoint.monitor=val/domain_accuracy/bankk")
+    assert main(words) == 2
+    assert "which validation does not report" in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("case", MISUSE)

@@ -115,6 +115,8 @@ def test_a_run_leaves_everything_a_user_needs(run: Path) -> None:
         "adapter/tokenizer.json",
     } <= files
     metrics = summary(run)["metrics"]
+    names = CausalLanguageModelingTask("any").metric_names()
+    assert sorted(metrics) == sorted(f"{split}/{name}" for split in ("val", "test") for name in names)
     for split in ("val", "test"):
         assert metrics[f"{split}/perplexity"] == pytest.approx(math.exp(metrics[f"{split}/loss"]), rel=1e-6)
         assert 0.05 < metrics[f"{split}/next_token_accuracy"] <= 1  # 0.005 before training

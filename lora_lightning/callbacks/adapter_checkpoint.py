@@ -1,5 +1,6 @@
 """Keep the best checkpoint, and beside it the adapter in PEFT's own format."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -160,9 +161,7 @@ class AdapterCheckpoint(ModelCheckpoint):
     def _check_monitor(self, trainer: Trainer) -> None:
         names = list(_validation_metrics(trainer))
         if names and self.monitor is not None and self.monitor not in trainer.callback_metrics:
-            remedy = nearest(self.monitor, names)
-            msg = f"checkpoint.monitor is {self.monitor!r}, which validation does not report; {remedy}"
-            raise ConfigurationError(msg)
+            raise unknown_monitor(self.monitor, names)
 
     def _export(self, trainer: Trainer, task: AdaptationTask) -> None:
         self.adapter_folder = Path(self.dirpath or ".").parent / ADAPTER_FOLDER
@@ -188,6 +187,20 @@ class AdapterCheckpoint(ModelCheckpoint):
         super().load_state_dict(state_dict)
         self.dirpath = own
         self._score_before = self.best_model_score
+
+
+def unknown_monitor(monitor: str, names: Collection[str]) -> ConfigurationError:
+    """The error for a metric that does not exist.
+
+    Args:
+        monitor: What was asked for.
+        names: What there is.
+
+    Returns:
+        To be raised.
+    """
+    remedy = nearest(monitor, names)
+    return ConfigurationError(f"checkpoint.monitor is {monitor!r}, which validation does not report; {remedy}")
 
 
 def _half_a_step(trainer: Trainer) -> bool:

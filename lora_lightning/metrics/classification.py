@@ -119,6 +119,10 @@ class ClassificationMetrics(nn.Module):
         """
         return {"loss": self.loss.compute()} | {name: metric.compute() for name, metric in self.metrics.items()}  # type: ignore[operator]
 
+    def names(self) -> list[str]:
+        """Names that `compute` may give a value, with any rows."""
+        return ["loss", *self.chosen]
+
     def reset(self) -> None:
         """Forgets every batch."""
         for module in self.modules():

@@ -18,6 +18,12 @@ from lora_lightning.metrics.classification import ClassificationMetrics
 from lora_lightning.metrics.label_space import OUT_OF_SCOPE_TARGET, LabelSpace
 from lora_lightning.metrics.out_of_scope import best_threshold, in_scope_prediction, out_of_scope_score
 
+DETECTION = {
+    "out_of_scope_precision": BinaryPrecision,
+    "out_of_scope_recall": BinaryRecall,
+    "out_of_scope_f1": BinaryF1Score,
+}
+
 
 class IntentMetrics(ClassificationMetrics):
     """The usual metrics of single labels, out-of-scope detection and accuracy by domain, over one split.
@@ -97,6 +103,19 @@ class IntentMetrics(ClassificationMetrics):
             values |= self._compute_out_of_scope(threshold)
         return values
 
+    def names(self) -> list[str]:
+        """Names that `compute` may give a value, with any rows."""
+        names = [*super().names(), *(f"domain_accuracy/{name}" for name in self.domains)]
+        if not self.has_out_of_scope:
+            return names
+        names += [
+            "in_scope_accuracy",
+            "in_scope_accuracy_at_threshold",
+            *(f"{name}_at_threshold" for name in DETECTION),
+        ]
+        names += [] if self.out_of_scope_index is None else DETECTION
+        return [*names, "out_of_scope_auroc", "out_of_scope_fpr_at_95_tpr"]
+
     def _compute_out_of_scope(self, threshold: float) -> dict[str, Tensor]:
         scores, truth, correct = _values(self.scores), _values(self.truth).long(), _values(self.correct)
         if truth.sum() in (0, len(truth)):
@@ -118,8 +137,4 @@ def _values(metric: CatMetric) -> Tensor:
 
 
 def _detection(called: Tensor, truth: Tensor) -> dict[str, Tensor]:
-    return {
-        "out_of_scope_precision": BinaryPrecision()(called, truth),
-        "out_of_scope_recall": BinaryRecall()(called, truth),
-        "out_of_scope_f1": BinaryF1Score()(called, truth),
-    }
+    return {name: metric()(called, truth) for name, metric in DETECTION.items()}

@@ -12,6 +12,10 @@ from numpy.typing import NDArray
 
 ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+VALUES: tuple[Literal["exact", "f1"], ...] = ("exact", "f1")
+GROUPS = ("", "HasAns_", "NoAns_")
+REPORTED = [f"{group}{name}" for group in GROUPS for name in VALUES]
+REPORTED += [name for value in VALUES for name in (f"best_{value}", f"best_{value}_thresh")]
 
 Array = NDArray[np.float64]
 
@@ -176,11 +180,11 @@ def squad_v2_report(scores: QuestionScores, threshold: float) -> dict[str, float
         "exact": np.where(silenced, scores.silent, scores.exact),
         "f1": np.where(silenced, scores.silent, scores.f1),
     }
-    groups = {"": np.ones_like(scores.has_answer), "HasAns_": scores.has_answer, "NoAns_": ~scores.has_answer}
-    for prefix, chosen in groups.items():
+    groups = (np.ones_like(scores.has_answer), scores.has_answer, ~scores.has_answer)
+    for prefix, chosen in zip(GROUPS, groups, strict=True):
         if chosen.any():
             values |= {f"{prefix}{name}": float(value[chosen].mean()) for name, value in applied.items()}
-    for name in ("exact", "f1"):
+    for name in VALUES:
         best, at = best_threshold(scores, name)
         values |= {f"best_{name}": best, f"best_{name}_thresh": at if np.isfinite(at) else 0.0}
     return values

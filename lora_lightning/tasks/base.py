@@ -159,6 +159,10 @@ class AdaptationTask(LightningModule):
             Numbers by name, without the split's prefix.
         """
 
+    @abstractmethod
+    def metric_names(self) -> list[str]:
+        """The names that `metric_values` may have; which of them it has, also depends on the rows of a split."""
+
     def adopt_labels(self, space: LabelSpace) -> None:
         """Takes the labels from elsewhere, before the model is built; tasks without labels ignore them."""
 

@@ -196,6 +196,10 @@ class CausalLanguageModelingTask(AdaptationTask):
         values = {name: float(metric.compute()) for name, metric in self._split_metrics(split).items()}
         return {**values, "perplexity": math.exp(min(values["loss"], 700.0))}
 
+    def metric_names(self) -> list[str]:
+        """Those of `metric_values`."""
+        return ["loss", "next_token_accuracy", "perplexity"]
+
     def outputs(self, batch: Batch, found: Tensor) -> Outputs:
         """The logits at up to 256 labels, spread over the batch, and the most likely tokens there."""
         del batch

@@ -140,6 +140,10 @@ class PlantedRankTask(AdaptationTask):
         """Mean squared error, summed over the outputs of a layer."""
         return {"loss": float(self._errors(split).compute())}
 
+    def metric_names(self) -> list[str]:
+        """The loss."""
+        return ["loss"]
+
     def outputs(self, batch: Batch, found: Tensor) -> Outputs:
         """The layers' outputs; numbers, so there is nothing to decide."""
         del batch

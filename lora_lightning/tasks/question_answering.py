@@ -31,7 +31,7 @@ from lora_lightning.metrics.question_answering import (
     best_spans,
     rank,
 )
-from lora_lightning.metrics.squad_v2 import QuestionScores, choose_threshold, squad_v2_report
+from lora_lightning.metrics.squad_v2 import REPORTED, QuestionScores, choose_threshold, squad_v2_report
 from lora_lightning.tasks.base import AdaptationTask
 from lora_lightning.tasks.optimization import OptimizationSettings
 
@@ -251,6 +251,10 @@ class QuestionAnsweringTask(AdaptationTask):
     def metric_values(self, split: str) -> dict[str, float]:
         """The metrics of the questions of which a window was seen, with the threshold as it is."""
         return self._report(split, self._scores(split))
+
+    def metric_names(self) -> list[str]:
+        """The loss and the official script's."""
+        return ["loss", *REPORTED]
 
     def outputs(self, batch: Batch, found: tuple[Tensor, Tensor, Tensor]) -> Outputs:
         """Start and end logits of each window, and the span it proposes or that there is none."""

@@ -249,6 +249,10 @@ class SequenceClassificationTask(AdaptationTask):
             values = metrics.compute()
         return {name: float(value) for name, value in values.items()}
 
+    def metric_names(self) -> list[str]:
+        """Those of its labels."""
+        return classification_metrics(self.labels).names()
+
     def outputs(self, batch: Batch, found: tuple[Tensor, Tensor]) -> Outputs:
         """The logits, and what `predict` would say."""
         del batch

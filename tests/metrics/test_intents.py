@@ -120,6 +120,7 @@ def reference(space: LabelSpace, rows: Batch) -> dict[str, float]:
 def test_values_are_those_of_independent_definitions(space: LabelSpace, seed: int) -> None:
     rows = rows_of(space, seed)
     assert values_of(space, rows) == pytest.approx(reference(space, rows), abs=1e-5)
+    assert sorted(IntentMetrics(space).names()) == sorted(values_of(space, rows))
 
 
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)

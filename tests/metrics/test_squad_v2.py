@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_lightning.metrics.squad_v2 import (
+    REPORTED,
     Question,
     best_threshold,
     choose_threshold,
@@ -116,6 +117,7 @@ def test_report_by_hand() -> None:
         "best_f1_thresh": -2.0,
     }
     assert squad_v2_report(scores, 0.5) == pytest.approx(expected, abs=1e-15)
+    assert list(expected) == REPORTED
     assert squad_v2_report(scores, math.inf)["f1"] == pytest.approx((1 + 2 / 3) / 5)
     assert squad_v2_report(scores, 1.0)["f1"] == pytest.approx((1 + 2 / 3 + 1) / 5)  # only above the threshold
 
