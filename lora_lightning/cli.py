@@ -1,7 +1,6 @@
 """LightningCLI for this package: shared callbacks, one run folder, and a guard around checkpoints."""
 
 import logging
-import math
 import os
 import shlex
 import signal
@@ -20,10 +19,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import CheckpointIO
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lora_lightning import callbacks
 from lora_lightning.backbones import trust_remote_code
 from lora_lightning.callbacks import (
     AdapterCheckpoint,
@@ -34,8 +31,6 @@ from lora_lightning.callbacks import (
     StepBoundary,
     ThroughputMonitor,
 )
-from lora_lightning.callbacks.adapter_checkpoint import unknown_monitor
-from lora_lightning.callbacks.adapter_monitor import AdapterMonitor
 from lora_lightning.callbacks.adapter_ranks import AdapterRanks
 from lora_lightning.callbacks.run_folder import run_folder_of
 from lora_lightning.checkpoint_files import WholeCheckpointIO
@@ -52,14 +47,20 @@ from lora_lightning.lora.checkpoint import check_resumable, read_checkpoint
 from lora_lightning.lost_processes import end_children, lost_process
 from lora_lightning.metrics import LabelSpace
 from lora_lightning.null_values import check_nulls
+from lora_lightning.option_checks import (
+    check_mode,
+    check_monitors_once,
+    check_reported,
+    check_seed,
+    check_steps,
+    check_strategy,
+    check_writable,
+)
 from lora_lightning.parser import ArgumentParser
 from lora_lightning.refusals import as_refusal, own_error
 from lora_lightning.resuming import CONFIG, Interrupted, bring_back, find_interrupted, lock_run
 from lora_lightning.run_config import SaveRunConfig, dump_settings
-from lora_lightning.strategies import FullyShardedStrategy
 from lora_lightning.summary import (
-    HIGHER_IS_BETTER,
-    LOWER_IS_BETTER,
     announce_run,
     print_metrics,
     print_run_summary,
@@ -69,8 +70,6 @@ from lora_lightning.tasks import AdaptationTask
 from lora_lightning.tasks.hyperparameters import contradictions
 
 LOGS = Path("lightning_logs")
-SEEDS = 2**32  # NumPy's
-MOST_BATCHES = 2**31  # the loss is multiplied by their number
 
 
 class LoraLightningCLI(LightningCLI):
@@ -118,10 +117,7 @@ class LoraLightningCLI(LightningCLI):
                 msg = f"{group} is {found!r}, but options by name are needed, such as --{group}.NAME VALUE."
                 raise ConfigurationError(msg)
         check_nulls(self.options.as_dict())
-        seed = self.options.seed_everything
-        if not isinstance(seed, bool) and seed is not None and not 0 <= seed < SEEDS:
-            msg = f"seed_everything is {seed}, but a seed in [0, {SEEDS}) is needed."
-            raise ConfigurationError(msg)
+        check_seed(self.options.seed_everything)
 
     @property
     def options(self) -> Any:
@@ -198,7 +194,7 @@ class LoraLightningCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Checks strategy and device. Prediction needs no training data: its labels come from the checkpoint."""
-        self._check_strategy()
+        check_strategy(self.trainer.strategy)
         self.model.check_trainer(self.trainer)
         if self.subcommand == "predict" and self.saved_labels is not None:
             self.model.adopt_labels(self.saved_labels)
@@ -242,24 +238,6 @@ class LoraLightningCLI(LightningCLI):
             config["plugins"] = [*_as_list(config.get("plugins")), *_missing_plugins(config.get("plugins"))]
         return super()._instantiate_trainer(config, kept)
 
-    def _check_monitor(self) -> None:
-        """Finds a metric of the task's own that does not exist; a callback of the user's may log others."""
-        monitor, splits = self.options.checkpoint.monitor, self.datamodule.split_names("val")
-        if monitor.startswith(tuple(f"{split}/" for split in splits)):
-            names = [f"{split}/{name}" for split in splits for name in self.model.metric_names()]
-            if monitor not in names:
-                raise unknown_monitor(monitor, names)
-
-    def _check_mode(self) -> None:
-        monitor, mode = self.options.checkpoint.monitor, self.options.checkpoint.mode
-        metric = monitor.rpartition("/")[2].removesuffix("_at_threshold")
-        if mode == "max" and metric in LOWER_IS_BETTER:
-            msg = f"checkpoint.mode is max, but a lower {monitor} is better; set --checkpoint.mode min."
-            raise ConfigurationError(msg)
-        if mode == "min" and metric.endswith(HIGHER_IS_BETTER):
-            msg = f"checkpoint.mode is min, but a higher {monitor} is better; set --checkpoint.mode max."
-            raise ConfigurationError(msg)
-
     def _check_labels(self) -> None:
         """Compares the checkpoint's labels with the data's before any weights load."""
         space = self.datamodule.label_space
@@ -281,15 +259,6 @@ class LoraLightningCLI(LightningCLI):
         """Finds a checkpoint of other labels before its weights load."""
         self._check_labels()
 
-    def _check_strategy(self) -> None:
-        strategy = self.trainer.strategy
-        if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | FullyShardedStrategy):
-            msg = (
-                f"trainer.strategy is {type(strategy).__name__}, whose checkpoints no other strategy could load; set "
-                "it to auto or ddp, or use configs/trainer/fsdp2.yaml, which shards."
-            )
-            raise ConfigurationError(msg)
-
     def before_fit(self) -> None:
         """Finds out before there is a run folder whether data and settings fit and results can be written."""
         self.model.check_data(self.datamodule)
@@ -298,31 +267,11 @@ class LoraLightningCLI(LightningCLI):
         self._check_labels()
         self.model.check_settings()
         self.model.resumes = self.options.get("ckpt_path") is not None
-        self._check_mode()
+        check_mode(self.options.checkpoint.monitor, self.options.checkpoint.mode)
         self.datamodule.check_splits("fit")  # reads the data, and so checks it, where no labels did
-        self._check_monitor()
-        if self.trainer.accumulate_grad_batches < 1:  # Lightning divides by 0, and by -2 without a word
-            msg = (
-                f"trainer.accumulate_grad_batches is {self.trainer.accumulate_grad_batches}, but a step is made of at "
-                "least 1 batch."
-            )
-            raise ConfigurationError(msg)
-        if self.trainer.accumulate_grad_batches > MOST_BATCHES:
-            msg = (
-                f"trainer.accumulate_grad_batches is {self.trainer.accumulate_grad_batches}, but a step is made of at "
-                f"most {MOST_BATCHES} batches."
-            )
-            raise ConfigurationError(msg)
-        clip, patience = self.trainer.gradient_clip_val, self.options.early_stopping.patience
-        if clip is not None and not 0 <= clip < math.inf:
-            msg = f"trainer.gradient_clip_val is {clip}, but a norm of at least 0 is needed, or null for no clipping."
-            raise ConfigurationError(msg)
-        if patience < 0:
-            msg = f"early_stopping.patience is {patience}, but it is a number of validations, at least 0."
-            raise ConfigurationError(msg)
-        if self.options.trainer.get("overfit_batches"):
-            msg = "trainer.overfit_batches is not supported; use trainer.limit_train_batches and limit_val_batches."
-            raise ConfigurationError(msg)
+        names = self.model.metric_names()
+        check_reported(self.options.checkpoint.monitor, self.datamodule.split_names("val"), names)
+        check_steps(self.options.trainer, self.options.early_stopping)
         if self.trainer.local_rank == 0:
             self.datamodule.prepare_data()  # the trainer's own call will find it done
         folder = self.run_folder
@@ -471,45 +420,6 @@ def _missing_plugins(asked: Any) -> list[Any]:
     if SLURMEnvironment.detect() and not any(isinstance(plugin, ClusterEnvironment) for plugin in _as_list(asked)):
         plugins.append(SLURMEnvironment(auto_requeue=False))  # StepBoundary saves whole steps instead
     return plugins
-
-
-def check_monitors_once(class_paths: Sequence[str]) -> None:
-    """Refuses a monitor that is there twice: both would write the same file, as where two configs bring it.
-
-    Args:
-        class_paths: Of `trainer.callbacks`.
-
-    Raises:
-        ConfigurationError: Names the first.
-    """
-    names = [path.rpartition(".")[2] for path in class_paths]
-    for name in names:
-        monitor = getattr(callbacks, name, None)
-        if names.count(name) > 1 and isinstance(monitor, type) and issubclass(monitor, AdapterMonitor):
-            msg = (
-                f"trainer.callbacks has {name} {names.count(name)} times; leave all but one out, or one of the configs."
-            )
-            raise ConfigurationError(msg)
-
-
-def check_writable(folder: Path, remedy: str = "--trainer.logger.init_args.save_dir to a folder") -> None:
-    """Makes a folder and tries to write into it.
-
-    Args:
-        folder: Where results will land.
-        remedy: What to set to what, to choose another place.
-
-    Raises:
-        ConfigurationError: If that fails.
-    """
-    probe = folder / ".writable"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        msg = f"the folder {folder} cannot be written ({error.strerror}); set {remedy} that can."
-        raise ConfigurationError(msg) from error
 
 
 def quiet() -> None:

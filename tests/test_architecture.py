@@ -13,7 +13,7 @@ LAYERS = (
     {"tasks", "datamodules"},
     {"callbacks"},
     {"parser", "config_files", "null_values", "summary", "resuming", "strategies", "lost_processes"},
-    {"run_config", "refusals"},
+    {"run_config", "refusals", "option_checks"},
     {"cli"},
     {"main"},
     {"__main__"},
