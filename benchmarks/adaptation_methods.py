@@ -49,7 +49,7 @@ METHODS: dict[str, list[str]] = {
     "full": ["--model.lora=null"],
     "head only": ["--model.lora=null", "--model.freeze_backbone=true"],
 }
-# Where it is not LoRA's: those of configs/variants, and for instructions a sixth of LoRA's.
+# Where it is not LoRA's: the best of three on validation, by `--learning_rates`.
 LEARNING_RATES = {
     "clinc150": {"PiSSA": 1e-3, "full": 1e-4, "head only": 5e-3},
     "instructions": {"full": 5e-5},
@@ -196,6 +196,27 @@ def rows_of(problem: str, data: Path, methods: list[str], seeds: list[int], more
     return rows
 
 
+def best_rates(problem: str, data: Path, methods: list[str], rates: list[float], seed: int, processes: int) -> Any:
+    """What validation says about each method at each learning rate."""
+    runs = [
+        (
+            problem,
+            data,
+            name,
+            f"rate-{rate:g}",
+            [f"--seed_everything={seed}", f"--model.optimization.learning_rate={rate}"],
+        )
+        for name in methods
+        for rate in rates
+    ]
+    with ThreadPool(processes) as pool:
+        results = iter(pool.starmap(measured, runs, chunksize=1))
+    metric = PROBLEMS[problem][3].replace("test/", "val/")
+    return {
+        name: {rate: (next(results) or {"metrics": {}})["metrics"].get(metric) for rate in rates} for name in methods
+    }
+
+
 def table(problem: str, rows: dict[str, dict[str, Any]]) -> str:
     """The results as Markdown."""
     lines = [[problem, PROBLEMS[problem][3], "trained", "weights", "peak memory", "a step"], ["---"] * 6]
@@ -219,14 +240,24 @@ def main() -> None:
         "--seeds", type=int, nargs="+", default=[0, 1, 2], help="of CLINC150; instructions take the first"
     )
     parser.add_argument("--processes", type=int, default=1, help="trainings at a time; steps are timed one at a time")
+    parser.add_argument(
+        "--learning_rates",
+        type=float,
+        nargs="+",
+        help="no table, but what validation says at each, with the first seed",
+    )
     parser.add_argument("--more", nargs="*", default=[], help="options for every run, such as trainer.max_steps=5")
     options = parser.parse_args()
     report: dict[str, Any] = {}
     more = [f"--{word}" for word in options.more]
     for problem in PROBLEMS:
-        if data := getattr(options, problem):
+        if (data := getattr(options, problem)) and (rates := options.learning_rates):
+            found = best_rates(problem, data.resolve(), options.methods, rates, options.seeds[0], options.processes)
+            print(json.dumps({problem: found}, indent=2))
+        elif data:
             report[problem] = rows_of(problem, data.resolve(), options.methods, options.seeds, more, options.processes)
-    print(json.dumps(report, indent=2))
+    if report:
+        print(json.dumps(report, indent=2))
     for problem, rows in report.items():
         print(f"\n{table(problem, rows)}")
 
