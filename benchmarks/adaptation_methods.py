@@ -51,7 +51,7 @@ METHODS: dict[str, list[str]] = {
 }
 # Where it is not LoRA's: the best of a few on validation, by `--learning_rates`.
 LEARNING_RATES = {
-    "clinc150": {"full": 3e-4, "head only": 5e-2},
+    "clinc150": {"full": 3e-4, "head only": 2e-1},
     "instructions": {"full": 5e-5},
 }
 # Config, option for the data, more options, the metric to show.

@@ -16,7 +16,7 @@ from lightning import Trainer
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
@@ -31,6 +31,7 @@ from lora_lightning.callbacks import (
     StepBoundary,
     ThroughputMonitor,
 )
+from lora_lightning.callbacks.adapter_early_stopping import AdapterEarlyStopping
 from lora_lightning.callbacks.adapter_ranks import AdapterRanks
 from lora_lightning.callbacks.run_folder import run_folder_of
 from lora_lightning.checkpoint_files import WholeCheckpointIO
@@ -81,7 +82,7 @@ class LoraLightningCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the callbacks that every run has, and shares values that must agree."""
         parser.add_lightning_class_args(AdapterCheckpoint, "checkpoint")
-        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.add_lightning_class_args(AdapterEarlyStopping, "early_stopping")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         # AdapterCheckpoint already refuses a metric that does not exist; without validation there is none.
         parser.set_defaults({"early_stopping.strict": False})
@@ -225,7 +226,7 @@ class LoraLightningCLI(LightningCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         """Leaves out the callbacks that a command has no use for."""
-        wanted = {"fit": (AdapterCheckpoint, EarlyStopping), "predict": (PredictionWriter,)}.get(
+        wanted = {"fit": (AdapterCheckpoint, AdapterEarlyStopping), "predict": (PredictionWriter,)}.get(
             str(self.subcommand), ()
         )
         kept: list[Callback] = [callback for callback in callbacks if isinstance(callback, wanted)]
@@ -360,7 +361,7 @@ class LoraLightningCLI(LightningCLI):
             raise self.failed_check
 
     def _announce_early_stop(self) -> None:
-        stopping = next(c for c in self.trainer.callbacks if isinstance(c, EarlyStopping))  # type: ignore[attr-defined]
+        stopping = next(c for c in self.trainer.callbacks if isinstance(c, AdapterEarlyStopping))  # type: ignore[attr-defined]
         if stopping.stopped_epoch:
             print(
                 f"stopped after epoch {stopping.stopped_epoch + 1}: no better {stopping.monitor} in "

@@ -9,9 +9,9 @@ from types import NoneType
 from typing import Any
 
 from lightning import Trainer
-from lightning.pytorch.callbacks import EarlyStopping
 
 from lora_lightning.callbacks import AdapterCheckpoint
+from lora_lightning.callbacks.adapter_early_stopping import AdapterEarlyStopping
 from lora_lightning.errors import ConfigurationError
 
 
@@ -27,7 +27,8 @@ def check_nulls(options: Mapping[str, Any]) -> None:
     for name in ("model", "data"):
         _check_class(options.get(name), name)
     trainer = options.get("trainer") or {}
-    for name, made_by in (("trainer", Trainer), ("checkpoint", AdapterCheckpoint), ("early_stopping", EarlyStopping)):
+    groups = {"trainer": Trainer, "checkpoint": AdapterCheckpoint, "early_stopping": AdapterEarlyStopping}
+    for name, made_by in groups.items():
         _check_call(made_by, options.get(name) or {}, name)
     callbacks = trainer.get("callbacks")
     for callback in callbacks if isinstance(callbacks, list) else [callbacks]:

@@ -30,6 +30,7 @@ from lora_lightning.backbones.source import gguf_file_of, hub_is_reachable, reso
 from lora_lightning.errors import BackboneError, LoraLightningError
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.injection import find_targets, modules_lacked, modules_trained_in_full
+from lora_lightning.lora.quantized import keep_biases_as_they_are
 from lora_lightning.metrics.label_space import SINGLE_LABEL, ProblemType
 
 # Probabilities that a configuration keeps for a head of its own, or for leaving out whole layers.
@@ -335,6 +336,7 @@ def load_model(
         bits = bitsandbytes_config(model, quantization, lacked)
         more = {"quantization_config": bits, "device_map": {"": quantization.device}}
         model = _load(backbone, lambda: _quantized(model, more)) if is_gguf else load(**more)[0]
+        keep_biases_as_they_are(model)
         # In config.json it would tell transformers that the weights of the backbone itself are quantised.
         del model.config.quantization_config
     return LoadedBackbone(model, lacked)
@@ -415,7 +417,8 @@ def load_original_weights(model: PreTrainedModel, backbone: str, modules: Collec
         **_where(source),
     }
     loader: Any = type(model).from_pretrained
-    with _without_bar(source):
+    # A trainer has made the GPU the default device, which the model was quantised to fit on.
+    with _without_bar(source), torch.device("cpu"):
         original, info = _load(backbone, lambda: loader(source, **settings))
     found = {name: module for name, module in original.named_modules() if f"{name}.weight" not in info["missing_keys"]}
     weights = {}

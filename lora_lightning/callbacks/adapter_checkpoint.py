@@ -81,7 +81,8 @@ class AdapterCheckpoint(ModelCheckpoint):
         if trainer.sanity_checking:
             return
         self._latest = _validation_metrics(trainer)
-        super().on_validation_end(trainer, pl_module)
+        if cast("AdaptationTask", pl_module).may_be_best:
+            super().on_validation_end(trainer, pl_module)
         self.keep_last(trainer)  # Lightning does so only with a new best
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

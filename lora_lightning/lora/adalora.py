@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import torch
 from peft import AdaLoraConfig, PeftModel
-from peft.tuners.adalora.layer import AdaLoraLayer
 from torch import Tensor, nn
 
 from lora_lightning.errors import ConfigurationError
@@ -59,8 +58,24 @@ def allocate(network: PeftModel, step: int) -> None:
     cast("Any", network.base_model).update_and_allocate(step)
 
 
+def is_settled(network: PeftModel, step: int) -> bool:
+    """Whether the ranks are what AdaLoRA ends with.
+
+    Before, the optimizer's momentum brings directions back that were set to 0, until the next choice.
+
+    Args:
+        network: With AdaLoRA.
+        step: Optimizer steps done.
+
+    Returns:
+        True in the last `tfinal` steps.
+    """
+    config = _config(network)
+    return step >= cast("int", config.total_step) - config.tfinal
+
+
 def ranks_in_use(network: nn.Module) -> dict[str, int]:
-    """The rank of each adapter: rows with E != 0 under AdaLoRA (all before it starts to choose), r elsewhere.
+    """The rank of each adapter: under AdaLoRA the directions that it last chose (all before it starts to), r elsewhere.
 
     Args:
         network: Holds the adapters.
@@ -68,16 +83,13 @@ def ranks_in_use(network: nn.Module) -> dict[str, int]:
     Returns:
         By the layer's name in the pretrained model.
     """
-    layers = adapted_layers(network)
-    chosen = any(
-        bool(layer.lora_E[ADAPTER].detach().any()) for layer in layers.values() if isinstance(layer, AdaLoraLayer)
-    )
-    return {
-        name: int(layer.lora_E[ADAPTER].detach().count_nonzero())
-        if isinstance(layer, AdaLoraLayer) and chosen
-        else adapter_factors(layer)[0].shape[0]
-        for name, layer in layers.items()
-    }
+    model = next((module for module in network.modules() if isinstance(module, PeftModel)), None)
+    chosen = (_config(model).rank_pattern or {}) if model is not None else {}
+    ranks = {}
+    for name, layer in adapted_layers(network).items():
+        kept = chosen.get(f"{name}.lora_E.{ADAPTER}", [True] * adapter_factors(layer)[0].shape[0])
+        ranks[name] = sum(kept)
+    return ranks
 
 
 def orthogonality(network: nn.Module) -> Tensor:

@@ -9,6 +9,7 @@ from contextlib import redirect_stdout
 from typing import Any
 
 from peft import PeftModel, get_eva_state_dict, initialize_lora_eva_weights
+from peft.tuners.tuners_utils import cast_adapter_dtype
 from torch import Tensor
 
 from lora_lightning.errors import ConfigurationError
@@ -96,7 +97,11 @@ def start_from_directions(network: PeftModel, directions: Mapping[str, Tensor]) 
         directions: From `directions_of_data`.
     """
     mode = network.training
+    scalings = {name: layer.scaling[ADAPTER] for name, layer in adapted_layers(network).items()}
     initialize_lora_eva_weights(network, eva_state_dict=dict(directions))
+    for name, layer in adapted_layers(network).items():
+        layer.scaling[ADAPTER] = scalings[name]  # PEFT keeps it for alpha / r, not for rsLoRA's alpha / sqrt(r)
+    cast_adapter_dtype(network, ADAPTER)  # new layers have the dtype in which a quantised base computes
     use_fast_dropout(network)  # PEFT has made new layers of dropout
     network.train(mode)
 

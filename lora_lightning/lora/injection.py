@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any, cast
 
 from peft import AdaLoraConfig, EvaConfig, LoraConfig, PeftModel, get_peft_model
+from peft.tuners.adalora.layer import AdaLoraLayer
 from peft.utils.other import get_pattern_key
 from torch import nn
 from transformers import PreTrainedModel
@@ -13,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lora_lightning.errors import ConfigurationError, nearest
 from lora_lightning.lora.config import AdaLoraSettings, LoraSettings
-from lora_lightning.lora.delta import adapted_layers, adapter_factors
+from lora_lightning.lora.delta import ADAPTER, adapted_layers, adapter_factors
 from lora_lightning.lora.initial_factors import keep_initial_factors
 from lora_lightning.lora.target_modules import linear_layers, resolve_target_modules
 from lora_lightning.lora.target_patterns import check_patterns, in_layers
@@ -216,8 +217,10 @@ def attach_lora(
         # EVA's directions are computed by the adapted model itself, which has to be there.
         warnings.filterwarnings("ignore", message="lora with eva initialization used with low_cpu_mem_usage=False")
         peft_model: PeftModel = get_peft_model(model, config)
-    if settings.changes_base:
-        for layer in adapted_layers(peft_model).values():
+    for layer in adapted_layers(peft_model).values():
+        if isinstance(layer, AdaLoraLayer):  # PEFT's cast of the factors to float32 lets it train (0.21.2)
+            layer.ranknum[ADAPTER].requires_grad_(False)  # noqa: FBT003
+        if settings.changes_base:
             keep_initial_factors(layer, *adapter_factors(layer))
     return peft_model
 

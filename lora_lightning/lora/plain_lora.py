@@ -1,8 +1,9 @@
 """What is handed over is plain LoRA on the pretrained base, whatever variant trained it (DoRA keeps its magnitudes).
 
 PiSSA and OLoRA learnt s B A on W - s B0 A0, which is s [B, -B0] [A; A0] on W, of rank 2 r. AdaLoRA learnt
-s B (E A), of which only the rows with E != 0 count. EVA's ranks are in the configuration already. So plain PEFT loads
-every adapter, and so does whatever serves LoRA, without the part of the base or the schedule that training needed.
+s B (E A), of which only the rows with E != 0 count. Of EVA's targets PEFT keeps the ends of names, which would find the
+layers again that lost their adapter. So plain PEFT loads every adapter, and so does whatever serves LoRA, without the
+part of the base, the data or the schedule that training needed.
 """
 
 import copy
@@ -24,6 +25,8 @@ SHARED = ("task_type", "base_model_name_or_path", "bias", "modules_to_save", "fa
 def needs_conversion(network: PeftModel) -> bool:
     """Whether PEFT's own format would not be plain LoRA on the pretrained base."""
     layers = adapted_layers(network).values()
+    if getattr(network.peft_config[ADAPTER], "init_lora_weights", None) == "eva":
+        return True
     return any(isinstance(layer, AdaLoraLayer) or initial_factors(layer) is not None for layer in layers)
 
 

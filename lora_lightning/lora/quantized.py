@@ -100,8 +100,33 @@ def requantized(layer: nn.Module, weight: Tensor) -> nn.Module:
         values = bnb.Int8Params(weight.cpu(), requires_grad=False, has_fp16_weights=False)
     new.weight = values.to(old.device)  # quantises
     new.bias = layer.bias
+    keep_biases_as_they_are(new)
     keep_4bit_weights_in_order(new)
     return cast("nn.Module", new.train(layer.training))
+
+
+def keep_biases_as_they_are(model: nn.Module) -> None:
+    """Stops bitsandbytes from casting the biases of its layers, in place, to the dtype in which they compute.
+
+    A frozen bias would lose digits, and one that trains would be rounded back to what it was after every small step
+    (seen with bitsandbytes 0.50.2). Each pass gets a cast copy instead.
+
+    Args:
+        model: Just quantised; changed in place.
+    """
+    for module in model.modules():
+        if getattr(module, "bias", None) is not None and hasattr(module, "weight") and quantized_bits(module):
+            module.register_forward_pre_hook(_cast_bias)
+            module.register_forward_hook(_forget_cast_bias, always_call=True)
+
+
+def _cast_bias(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+    dtype = getattr(module, "compute_dtype", None) or arguments[0].dtype  # 8-bit layers take that of their input
+    module.__dict__["bias"] = cast("Tensor", module._parameters["bias"]).to(dtype)  # noqa: SLF001  # hides the parameter
+
+
+def _forget_cast_bias(module: nn.Module, *_: Any) -> None:
+    module.__dict__.pop("bias", None)
 
 
 def keep_8bit_scales_beside_weights(model: nn.Module) -> None:

@@ -24,6 +24,7 @@ from lora_lightning.lora.adalora import (
     allocate,
     budget_state,
     check_budget,
+    is_settled,
     load_budget_state,
     start_budget,
 )
@@ -203,7 +204,8 @@ class AdaptationTask(LightningModule):
         if self.network is None:
             network = self.build_network()
             model = cast("PreTrainedModel", network.get_base_model() if isinstance(network, PeftModel) else network)
-            if self.lora is not None and self.lora.init_lora_weights == "loftq" and self._may_train:
+            starts = self._may_train and not self.resumes
+            if self.lora is not None and self.lora.init_lora_weights == "loftq" and starts:
                 originals = load_original_weights(model, self.backbone, adapted_layers(network))
                 start_from_quantization_error(network, originals)
             if self.gradient_checkpointing:
@@ -261,6 +263,12 @@ class AdaptationTask(LightningModule):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.lora is not None and self.lora.adalora is not None:
             allocate(self.adapted_network, self.trainer.global_step + 1)
+
+    @property
+    def may_be_best(self) -> bool:
+        """Whether the model as it is may be handed over: under AdaLoRA only once its ranks are what it ends with."""
+        uses_budget = self.lora is not None and self.lora.adalora is not None
+        return not uses_budget or is_settled(self.adapted_network, self.trainer.global_step)
 
     @property
     def _may_train(self) -> bool:
@@ -444,6 +452,8 @@ class AdaptationTask(LightningModule):
             prefix = "network."
             state = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
             follow_saved_ranks(self.adapted_network, state)
+            if self.optimization.lorafa:
+                freeze_A(self.built_network)  # of new layers too
         own = self.state_dict()
         check_state(state_dict, {name: own[name] for name in self.saved_names()}, "the checkpoint")
         follow_initial_factors(self, state_dict)

@@ -23,16 +23,18 @@ def start_from_data(task: "AdaptationTask") -> None:
     if task.lora is None or task.lora.init_lora_weights != "eva":
         return
     network, trainer = task.adapted_network, task.trainer
-    network.to(trainer.strategy.root_device)
+    device = trainer.strategy.root_device  # the task's own device follows later
+    network.to(device)
 
     def run(batch: Mapping[str, Tensor]) -> Any:
-        return task.evaluate({name: value.to(task.device) for name, value in batch.items()})
+        return task.evaluate({name: value.to(device) for name, value in batch.items()})
 
     directions: dict[str, Tensor] = {}
     if trainer.is_global_zero:
         loader = trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
         with isolate_rng(), every_token(network):
             directions = directions_of_data(network, loader, run)
+        directions = {name: values.cpu() for name, values in directions.items()}  # the others have GPUs of their own
     start_from_directions(network, trainer.strategy.broadcast(directions))
     if trainer.is_global_zero:
         ranks = ranks_in_use(network).values()

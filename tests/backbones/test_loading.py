@@ -281,9 +281,11 @@ def test_transformers_verbosity_is_as_it_was(bert_copy: Path, works: bool) -> No
 @pytest.mark.parametrize(
     ("family", "layer"), [("gpt2", "transformer.h.1.mlp.c_fc"), ("llama", "model.layers.1.mlp.up_proj")]
 )
-def test_original_weights_are_out_by_in(family: str, layer: str, tiny_backbone: TinyBackbone) -> None:
+def test_original_weights_are_out_by_in_on_the_cpu(family: str, layer: str, tiny_backbone: TinyBackbone) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_backbone(family))
-    found = load_original_weights(model, str(tiny_backbone(family)), [layer])[layer]
+    with torch.device("meta"):  # as a trainer makes the GPU the default device
+        found = load_original_weights(model, str(tiny_backbone(family)), [layer])[layer]
+    assert found.device.type == "cpu"
     x = torch.randn(5, HIDDEN)
     module = model.get_submodule(layer)
     bias = 0 if module.bias is None else module.bias

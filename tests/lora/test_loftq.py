@@ -12,6 +12,8 @@ from lora_lightning.backbones.export import export_model
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.delta import adapted_layers, adapter_factors, base_weight
 from lora_lightning.lora.loftq import best_factors
+from lora_lightning.metrics import LabelSpace
+from lora_lightning.tasks import SequenceClassificationTask
 from tests.conftest import TinyBackbone
 from tests.tasks.test_quantized_tasks import build, outputs, plainly_loaded, train
 from tests.tiny_models import HIDDEN
@@ -23,6 +25,20 @@ CASES = [
     ("gpt2", "language", AutoModelForCausalLM),
     ("llama", "question answering", AutoModelForQuestionAnswering),  # named otherwise than in its checkpoint
 ]
+
+
+def test_what_a_checkpoint_brings_is_not_computed_again(
+    tiny_backbone: TinyBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_lightning.tasks.base.load_original_weights", lambda *_: pytest.fail("loaded again"))
+    task = SequenceClassificationTask(
+        str(tiny_backbone("bert")),
+        lora=LoraSettings(init_lora_weights="loftq"),
+        quantization=QuantizationSettings(compute_dtype="float32"),
+        label_space=LabelSpace(["a", "b"]),
+    )
+    task.resumes = True
+    task.configure_model()
 
 
 def loftq(backbone: Path, kind: str, **more: Any) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lora_lightning.backbones.export import export_model
 from lora_lightning.errors import ConfigurationError
@@ -13,7 +14,7 @@ from lora_lightning.lora.adalora import ranks_in_use
 from lora_lightning.lora.config import QuantizationSettings
 from lora_lightning.lora.delta import adapted_layers, base_weight
 from lora_lightning.lora.merging import without_adapters
-from lora_lightning.lora.quantized import quantized_bits
+from lora_lightning.lora.quantized import keep_biases_as_they_are, quantized_bits
 from lora_lightning.tasks import CausalLanguageModelingTask, QuestionAnsweringTask, SequenceClassificationTask
 from lora_lightning.tasks.base import AdaptationTask
 from tests.conftest import TinyBackbone
@@ -85,6 +86,49 @@ def test_a_variant_trains_reloads_and_is_exported(
     assert plain.peft_config["default"].peft_type == "LORA"  # type: ignore[union-attr,index]
     # Plain PEFT rounds the inputs of 8-bit layers after other operations.
     torch.testing.assert_close(logits_of(plain), expected, rtol=0, atol=1e-5 if bits == 4 else 1e-2)
+
+
+@pytest.mark.parametrize("names", [("bias",), ("adalora",), ("eva",), ("dora", "eva"), ("dora",)], ids="+".join)
+def test_computing_in_16_bits_leaves_what_is_kept_in_float32(
+    trained: Any, tiny_backbone: TinyBackbone, names: tuple[str, ...]
+) -> None:
+    """Biases and adapters are float32, and train, or stay bit for bit what they were, whatever the products are in."""
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        settings = {**settings_of(*names), "quantization": QuantizationSettings(compute_dtype=dtype)}
+        if "eva" in names:
+            settings["lora"].target_modules = "all-linear"  # so that EVA's ranks differ
+        task, _ = trained(settings)
+        found[dtype] = {name: value for name, value in task.named_parameters() if value.requires_grad}
+        assert {value.dtype for value in task.parameters() if value.is_floating_point()} == {torch.float32}
+    assert found["bfloat16"].keys() == found["float32"].keys()
+    assert not [name for name in found["bfloat16"] if "ranknum" in name]
+    original = load_file(tiny_backbone("bert") / "model.safetensors")
+    biases = {name: value.detach() for name, value in task.named_parameters() if name.endswith("base_layer.bias")}
+    assert len(biases) > 0
+    moved = {name for name, value in biases.items() if not torch.equal(value, original[_original(name)])}
+    assert moved == (set(biases) if "bias" in names else set())
+
+
+def _original(name: str) -> str:
+    return name.removeprefix("network.base_model.model.").replace(".base_layer.", ".")
+
+
+def test_a_quantised_layer_with_a_bias_computes_as_bitsandbytes_does() -> None:
+    bnb = pytest.importorskip("bitsandbytes").nn
+    torch.manual_seed(0)
+    weight, bias, x = torch.randn(16, 64), torch.randn(16), torch.randn(3, 64)
+    outputs = []
+    for keeps in (True, False):
+        layer = bnb.Linear4bit(64, 16, compute_dtype=torch.bfloat16, quant_type="nf4")
+        layer.load_state_dict({"weight": weight, "bias": bias})
+        layer = layer.to("cpu")
+        if keeps:
+            keep_biases_as_they_are(layer)
+        outputs.append(layer(x))
+        assert torch.equal(layer.bias.detach().float(), bias) is keeps
+    assert torch.equal(*outputs)
+    outputs[0].sum().backward()
 
 
 @pytest.mark.parametrize("task_class", [SequenceClassificationTask, QuestionAnsweringTask, CausalLanguageModelingTask])

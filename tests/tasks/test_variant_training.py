@@ -1,6 +1,9 @@
 """How variants train: LoRA+'s rates, LoRA-FA's projection, AdaLoRA's budget, EVA's start; resuming is exact."""
 
+import json
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ from peft import AdaLoraConfig, LoraConfig, PeftModel
 from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
 from torch import Tensor, nn
 
+from lora_lightning.backbones.export import export_model
 from lora_lightning.callbacks import FrozenBaseCheck
 from lora_lightning.datamodules import Clinc150DataModule
 from lora_lightning.errors import ConfigurationError
@@ -18,12 +22,15 @@ from lora_lightning.lora import eva
 from lora_lightning.lora.adalora import add_orthogonality_gradient, orthogonality, ranks_in_use
 from lora_lightning.lora.config import AdaLoraSettings, EvaSettings, LoraSettings
 from lora_lightning.lora.delta import adapted_layers
+from lora_lightning.lora.eva import start_from_directions
 from lora_lightning.lora.fused import fuse_lora_layers
 from lora_lightning.lora.injection import attach_lora, freeze_A
 from lora_lightning.tasks import OptimizationSettings, SequenceClassificationTask
 from lora_lightning.tasks.optimization import build_optimizer, build_schedule, parameter_groups
+from lora_lightning.tasks.start_from_data import start_from_data
 from tests.conftest import TinyBackbone, TinyClassifier
 from tests.tiny_data import save_tiny_clinc150
+from tests.variants import logits_of
 
 STEPS = 8
 EPOCH = 9  # steps
@@ -100,9 +107,13 @@ def lora_model(classifier: TinyClassifier, **settings: Any) -> PeftModel:
             "optimization": OptimizationSettings(loraplus_lr_ratio=4),
         },
         {"lora": LoraSettings(r=2, lora_dropout=0), "optimization": OptimizationSettings(lorafa=True)},
+        {
+            "lora": LoraSettings(r=2, lora_dropout=0, init_lora_weights="eva"),
+            "optimization": OptimizationSettings(lorafa=True),
+        },
         {"lora": None, "freeze_backbone": True},
     ],
-    ids=["pissa", "eva", "adalora", "dora+loraplus", "lorafa", "head only"],
+    ids=["pissa", "eva", "adalora", "dora+loraplus", "lorafa", "eva+lorafa", "head only"],
 )
 def test_a_resumed_run_ends_as_one_that_never_stopped(
     tiny_backbone: TinyBackbone, data: Path, tmp_path: Path, variant: dict[str, Any]
@@ -319,6 +330,67 @@ def test_eva_shares_out_the_ranks_and_looks_at_the_data_once(
     again = SequenceClassificationTask.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
     assert ranks_in_use(again) == ranks
     fit(tiny_backbone("bert"), data, tmp_path, total=STEPS + 1, steps=STEPS + 1, resume=tmp_path / "a.ckpt", lora=lora)
+
+
+def test_eva_leaves_every_layer_its_scaling(tiny_backbone: TinyBackbone, data: Path, tmp_path: Path) -> None:
+    for rslora, scaling in ((False, 3 / 2), (True, 3 / 2**0.5)):
+        lora = LoraSettings(r=2, lora_alpha=3, init_lora_weights="eva", use_rslora=rslora)
+        task, _ = fit(tiny_backbone("bert"), data, tmp_path, steps=0, lora=lora)
+        assert len(set(ranks_in_use(task).values())) > 1
+        for layer in adapted_layers(task).values():
+            assert layer.scaling["default"] == pytest.approx(scaling)
+
+
+def test_eva_looks_at_the_data_on_the_device_that_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning tells the task its device only after the model is made."""
+    devices, handed_on = [], []
+
+    def directions_of_data(_network: Any, loader: list[dict[str, Tensor]], run: Any) -> dict[str, Tensor]:
+        run(loader[0])
+        return {"layer": torch.empty(2, 3, device="meta").to("meta")}
+
+    class Strategy:
+        root_device = torch.device("meta")
+
+        def broadcast(self, value: Any) -> Any:
+            handed_on.append(value)
+            return value
+
+    module = "lora_lightning.tasks.start_from_data"
+    monkeypatch.setattr(f"{module}.directions_of_data", directions_of_data)
+    monkeypatch.setattr(f"{module}.start_from_directions", lambda *_: None)
+    monkeypatch.setattr(f"{module}.ranks_in_use", lambda _: {"layer": 2})
+    loaders = SimpleNamespace(train_dataloader=lambda: [{"input_ids": torch.zeros(2, 3)}])
+    trainer = SimpleNamespace(strategy=Strategy(), is_global_zero=False, datamodule=loaders)
+    task: Any = SimpleNamespace(lora=LoraSettings(init_lora_weights="eva"), adapted_network=nn.Linear(3, 2))
+    task.trainer, task.device = trainer, torch.device("cpu")
+    task.evaluate = lambda batch: devices.append(batch["input_ids"].device.type)
+    trainer.is_global_zero = True
+    monkeypatch.setattr(Tensor, "cpu", lambda self: torch.zeros(self.shape))  # values of meta do not move
+    start_from_data(task)
+    assert devices == [task.adapted_network.weight.device.type] == ["meta"]
+    assert [value.device.type for value in handed_on[0].values()] == ["cpu"]
+
+
+def test_a_layer_that_eva_leaves_out_is_not_handed_over(
+    tiny_classifier: TinyClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With many targets PEFT keeps the ends of their names, which are those of the left out layer too."""
+    monkeypatch.setattr("peft.tuners.lora.eva.MIN_TARGET_MODULES_FOR_OPTIMIZATION", 2)
+    model = lora_model(tiny_classifier, init_lora_weights="eva")
+    names = list(adapted_layers(model))
+    ranks = dict(zip(names, (0, 3, 2, 3), strict=True))
+    directions = {f"base_model.model.{name}": torch.randn(rank, 32) for name, rank in ranks.items()}
+    start_from_directions(model, directions)
+    export_model(model, None, tmp_path / "adapter", {})
+    config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+    assert config["target_modules"] == sorted(names[1:])
+    assert config["init_lora_weights"] is True
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        plain = PeftModel.from_pretrained(tiny_classifier("bert").model, tmp_path / "adapter")
+    assert torch.equal(logits_of(plain), logits_of(model))
+    assert list(adapted_layers(plain)) == names[1:]
 
 
 def test_eva_that_never_settles_is_one_sentence(
