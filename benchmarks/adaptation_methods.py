@@ -134,6 +134,7 @@ def run_once(words: list[str], place: Path) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     steps = measure.seconds[WARM_UP:] or measure.seconds
     result = {
+        "command": words,
         "metrics": summary["metrics"],
         "trained_share": summary["trained_parameters"] / summary["total_parameters"],
         "trained_parameters": summary["trained_parameters"],
@@ -145,18 +146,23 @@ def run_once(words: list[str], place: Path) -> None:
     place.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def measured(problem: str, data: Path, method: str, name: str, more: list[str]) -> dict[str, Any] | None:
-    """One run's result, from its file where there is one; `None` where it failed."""
+def words_of(problem: str, data: Path, method: str, name: str, more: list[str]) -> list[str]:
+    """The command of one run."""
     config, data_option, own, _ = PROBLEMS[problem]
+    words = ["fit", f"--config={ROOT / config}", f"{data_option}={data}", *own, *METHODS[method]]
+    if (rate := LEARNING_RATES[problem].get(method)) is not None:
+        words += [f"--model.optimization.learning_rate={rate}"]
+    return [*words, f"--trainer.logger.save_dir={RUNS}", f"--trainer.logger.name={name}", *more]
+
+
+def measured(problem: str, data: Path, method: str, name: str, more: list[str]) -> dict[str, Any] | None:
+    """One run's result, from its file where the same command left one; `None` where it failed."""
     name = f"{problem}-{method.replace(', ', '-').replace(' ', '-')}-{name}"
-    place = RUNS / f"{name}.json"
-    if not place.exists():
+    place, words = RUNS / f"{name}.json", words_of(problem, data, method, name, more)
+    if not place.exists() or json.loads(place.read_text())["command"] != words:
+        place.unlink(missing_ok=True)
         shutil.rmtree(RUNS / name, ignore_errors=True)  # of a run that was interrupted
         RUNS.mkdir(parents=True, exist_ok=True)
-        words = ["fit", f"--config={ROOT / config}", f"{data_option}={data}", *own, *METHODS[method]]
-        if (rate := LEARNING_RATES[problem].get(method)) is not None:
-            words += [f"--model.optimization.learning_rate={rate}"]
-        words += [f"--trainer.logger.save_dir={RUNS}", f"--trainer.logger.name={name}", *more]
         command = [sys.executable, str(Path(__file__).resolve()), "--run", str(place), *words]
         with (RUNS / f"{name}.log").open("w") as log:
             if subprocess.run(command, check=False, stdout=log, stderr=log).returncode:  # noqa: S603  # this file
@@ -192,11 +198,14 @@ def rows_of(problem: str, data: Path, methods: list[str], seeds: list[int], more
     for position, name in enumerate(methods):
         finished = [each for each in results[position :: len(methods)] if each is not None]
         if (timed := times[name]) is not None and finished:
-            rows[name] = row(finished, timed, PROBLEMS[problem][3])
+            few = f", {len(finished)} of {len(seeds)} seeds" if len(finished) < len(seeds) else ""
+            rows[name + few] = row(finished, timed, PROBLEMS[problem][3])
     return rows
 
 
-def best_rates(problem: str, data: Path, methods: list[str], rates: list[float], seed: int, processes: int) -> Any:
+def best_rates(
+    problem: str, data: Path, methods: list[str], rates: list[float], seed: int, more: list[str], processes: int
+) -> Any:
     """What validation says about each method at each learning rate."""
     runs = [
         (
@@ -204,7 +213,7 @@ def best_rates(problem: str, data: Path, methods: list[str], rates: list[float],
             data,
             name,
             f"rate-{rate:g}",
-            [f"--seed_everything={seed}", f"--model.optimization.learning_rate={rate}"],
+            [f"--seed_everything={seed}", *more, f"--model.optimization.learning_rate={rate}"],
         )
         for name in methods
         for rate in rates
@@ -252,7 +261,8 @@ def main() -> None:
     more = [f"--{word}" for word in options.more]
     for problem in PROBLEMS:
         if (data := getattr(options, problem)) and (rates := options.learning_rates):
-            found = best_rates(problem, data.resolve(), options.methods, rates, options.seeds[0], options.processes)
+            rest = (options.seeds[0], more, options.processes)
+            found = best_rates(problem, data.resolve(), options.methods, rates, *rest)
             print(json.dumps({problem: found}, indent=2))
         elif data:
             report[problem] = rows_of(problem, data.resolve(), options.methods, options.seeds, more, options.processes)
