@@ -9,7 +9,7 @@ from contextlib import redirect_stdout
 from itertools import islice
 from typing import Any, cast
 
-from peft import EvaConfig, LoraConfig, PeftModel, get_eva_state_dict, initialize_lora_eva_weights
+from peft import PeftModel, get_eva_state_dict, initialize_lora_eva_weights
 from torch import Tensor
 
 from lora_lightning.errors import ConfigurationError
@@ -77,7 +77,7 @@ def directions_of_data(network: PeftModel, loader: Any, run: Callable[[Batch], A
     Raises:
         ConfigurationError: If the directions do not settle.
     """
-    rho = cast("EvaConfig", cast("LoraConfig", network.peft_config[ADAPTER]).eva_config).rho
+    rho = cast("Any", network.peft_config[ADAPTER]).eva_config.rho
     ranks = [adapter_factors(layer)[0].shape[0] for layer in adapted_layers(network).values()]
     batches = _Batches(loader, round(min(ranks) * rho))
     with redirect_stdout(io.StringIO()):  # PEFT prints each batch that is too small
