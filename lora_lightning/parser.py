@@ -7,9 +7,9 @@ that matters and adds the nearest name that exists.
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
@@ -52,6 +52,16 @@ NOISE = (
 
 class ArgumentParser(LightningArgumentParser):
     """LightningArgumentParser whose errors are this package's."""
+
+    def parse_args(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:  # type: ignore[override]
+        """Parses; `null` reaches an option of a class as what it is.
+
+        jsonargparse (4.53.0) parses `--model.lora.bias=null`, and hands what it found on to the parser of the class as
+        text: `--lora.bias=None`, where None is a word like any other.
+        """
+        if args is not None and getattr(self, "_inner_parser", False):  # of a class
+            args = [re.sub(r"^(--[\w.]+)=None$", r"\1=null", word) for word in args]
+        return super().parse_args(args, *more, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises one sentence instead of printing the usage and every type that was tried."""

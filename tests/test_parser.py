@@ -2,7 +2,8 @@
 
 import pytest
 
-from lora_lightning.parser import explain
+from lora_lightning.parser import ArgumentParser, explain
+from lora_lightning.tasks import AdaptationTask
 
 NESTED = """Parser key "model":
   Does not validate against any of the Union subtypes
@@ -105,3 +106,23 @@ def test_an_option_of_another_class_is_named_as_such() -> None:
     assert said.startswith("model has no option 'freeze_backbone'; it is one of ")
     assert all(name in said for name in owners.split(", "))
     assert "CausalLanguageModelingTask" not in said
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("modules_to_save", "[pooler]"),
+        ("layers_to_transform", "[0]"),
+        ("rank_pattern", "{query: 4}"),
+        ("layers_pattern", "layer"),
+    ],
+)
+def test_null_on_the_command_line_takes_back_what_a_file_sets(option: str, value: str) -> None:
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(AdaptationTask, "model")
+    words = ["--model=SequenceClassificationTask", "--model.backbone=a", "--model.lora.r=4"]
+    set_to = parser.parse_args([*words, f"--model.lora.{option}={value}"]).model.init_args.lora
+    assert set_to[option] is not None
+    parsed = parser.parse_args([*words, f"--model.lora.{option}={value}", f"--model.lora.{option}=null"])
+    assert parsed.model.init_args.lora[option] is None
+    assert parsed.model.init_args.lora.r == 4

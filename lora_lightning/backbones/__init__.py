@@ -1,5 +1,6 @@
 """Where pretrained weights come from: the hub, a local folder, or an installed package."""
 
+from lora_lightning.backbones.idle_options import check_idle_options
 from lora_lightning.backbones.loading import (
     LoadedBackbone,
     check_adapter_settings,
@@ -22,6 +23,7 @@ from lora_lightning.backbones.source import hub_is_reachable, resolve_backbone
 __all__ = [
     "LoadedBackbone",
     "check_adapter_settings",
+    "check_idle_options",
     "check_question_answering_settings",
     "hub_is_reachable",
     "load_classification_config",

@@ -3,6 +3,7 @@
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from lora_lightning.backbones.idle_options import check_idle_options
 from lora_lightning.backbones.loading import (
     LoadedBackbone,
     build_without_storage,
@@ -60,7 +61,7 @@ def check_causal_lm_settings(
     Raises:
         BackboneError: If the architecture is no causal language model.
         ConfigurationError: If a target or a module to save or to skip does not exist, a module cannot train by itself,
-            or the base cannot be quantised.
+            the base cannot be quantised, or an option would do nothing.
     """
     model = build_without_storage(AutoModelForCausalLM, config)
     whole = modules_trained_in_full(model, settings, [])
@@ -76,6 +77,7 @@ def check_causal_lm_settings(
     find_targets(model, settings, exclude=[*whole, output_head_name(model)])
     if quantization is not None:
         check_quantization(model, quantization, whole)
+    check_idle_options(config, settings, quantization, AutoModelForCausalLM)
 
 
 def load_causal_lm(

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_lightning.backbones.quantization import quantization_of
+from lora_lightning.lora.delta import ADAPTER
 from lora_lightning.lora.plain_lora import as_plain_lora
 
 # Not in config.json, where it would say that the backbone's own weights are quantised already.
@@ -48,7 +49,7 @@ def export_model(
             # save_embedding_layers="auto" would ask the hub for the base's vocabulary.
             with as_plain_lora(network) as plain:
                 network.save_pretrained(str(scratch), save_embedding_layers=False, state_dict=plain or state)
-            _sort_targets(scratch / "adapter_config.json")
+                _put_in_order(scratch / "adapter_config.json", network.peft_config[ADAPTER])
             network.config.save_pretrained(str(scratch))
             if (quantization := quantization_of(network.get_base_model())) is not None:
                 extra_files = {QUANTIZATION: quantization.to_dict(), **extra_files}
@@ -70,11 +71,13 @@ def export_model(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _sort_targets(path: Path) -> None:
-    """PEFT keeps the targets in a set, which has another order in every process."""
-    config = json.loads(path.read_text(encoding="utf-8"))
+def _put_in_order(path: Path, saved: PeftConfig) -> None:
+    """PEFT sorts patterns, of which the first wins, and keeps targets in a set, whose order differs by process."""
+    config = json.loads(path.read_text(encoding="utf-8"))  # sorted by PEFT
     config["target_modules"].sort()
-    path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+    for name in ("rank_pattern", "alpha_pattern"):
+        config[name] = getattr(saved, name)
+    path.write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
 def _swap(new: Path, place: Path) -> None:

@@ -48,7 +48,7 @@ def compute_dtype_on(settings: QuantizationSettings, device: torch.device, preci
         float32, bfloat16 or float16.
 
     Raises:
-        ConfigurationError: If bitsandbytes does not run there, or the dtypes contradict each other.
+        ConfigurationError: If bitsandbytes does not run there or is very slow, or the dtypes contradict each other.
     """
     if device.type not in DEVICES:
         msg = (
@@ -62,13 +62,15 @@ def compute_dtype_on(settings: QuantizationSettings, device: torch.device, preci
         )
         raise ConfigurationError(msg)
     asked = {"bf16": torch.bfloat16, "16": torch.float16}.get(precision.partition("-")[0])
-    if settings.compute_dtype == "auto":
-        return asked or _natural_dtype(device)
-    dtype: torch.dtype = getattr(torch, settings.compute_dtype)
-    if dtype == torch.float16 and device.type == "cpu":
+    is_auto = settings.compute_dtype == "auto"
+    dtype: torch.dtype = (asked or _natural_dtype(device)) if is_auto else getattr(torch, settings.compute_dtype)
+    if dtype == torch.float16 and device.type == "cpu" and settings.bits == 4:  # noqa: PLR2004
+        found, remedy = "model.quantization.compute_dtype is float16", "auto"
+        if asked == dtype:
+            found, remedy = f"trainer.precision is {precision}", "bf16-mixed or 32-true"
         msg = (
-            "model.quantization.compute_dtype is float16, which CPUs emulate, some twenty times slower than float32; "
-            "set it to auto, or run on a GPU."
+            f"{found}, but CPUs emulate products of 4-bit weights in float16, some twenty times slower than in "
+            f"float32; set it to {remedy}, or run on a GPU."
         )
         raise ConfigurationError(msg)
     if asked is not None and dtype not in {asked, torch.float32}:

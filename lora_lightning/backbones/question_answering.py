@@ -2,6 +2,7 @@
 
 from transformers import AutoModelForQuestionAnswering, PretrainedConfig
 
+from lora_lightning.backbones.idle_options import check_idle_options
 from lora_lightning.backbones.loading import (
     LoadedBackbone,
     build_without_storage,
@@ -47,9 +48,10 @@ def check_question_answering_settings(
     Raises:
         BackboneError: If the architecture has no head for question answering.
         ConfigurationError: If a target or a module to save or to skip does not exist in the architecture, or the base
-            cannot be quantised.
+            cannot be quantised, or an option would do nothing.
     """
     check_adapter_settings(config, settings, quantization, AutoModelForQuestionAnswering)
+    check_idle_options(config, settings, quantization, AutoModelForQuestionAnswering)
 
 
 def load_question_answerer(

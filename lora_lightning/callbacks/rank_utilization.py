@@ -14,6 +14,7 @@ from lora_lightning.callbacks.histograms import add_histogram
 from lora_lightning.callbacks.rank_figures import spectra_figure, utilization_figure
 from lora_lightning.callbacks.run_folder import run_folder_of
 from lora_lightning.errors import ConfigurationError, nearest
+from lora_lightning.lora.adalora import ranks_in_use
 from lora_lightning.lora.delta import adapted_layers, adapter_deltas, split_name
 from lora_lightning.lora.rank_advice import rank_advice
 from lora_lightning.lora.spectrum import common_energy_rank, rank_numbers, singular_values
@@ -32,7 +33,8 @@ class RankUtilizationMonitor(AdapterMonitor):
     training, and histograms. When training ends it says which r to try, and writes that with the spectra to
     `rank_utilization.json` in the run's folder.
 
-    Under DoRA these are the ranks of the direction's low-rank part, under AdaLoRA r is the number of rows in use.
+    Under DoRA these are the ranks of the direction's low-rank part. For r stands what the rank can be: under AdaLoRA
+    the number of directions that are left, under PiSSA and OLoRA 2 r, as dW is a difference of two products.
 
     Args:
         every_n_steps: Optimizer steps between measurements; `null` measures at each validation.
@@ -67,7 +69,9 @@ class RankUtilizationMonitor(AdapterMonitor):
         deltas = adapter_deltas(pl_module)  # every process: shards are gathered
         if not trainer.is_global_zero or not deltas:
             return []
-        self._ranks = {delta.module: delta.r for delta in deltas}
+        lora = cast("AdaptationTask", pl_module).lora
+        uses_budget = lora is not None and lora.adalora is not None
+        self._ranks = ranks_in_use(pl_module) if uses_budget else {delta.module: delta.r for delta in deltas}
         self._spectra = dict(zip(self._ranks, singular_values(deltas), strict=True))
         for module, curves in self._history.items():
             curves.append((trainer.global_step, self._spectra[module].tolist()))
@@ -164,7 +168,7 @@ def rank_report(step: int, advice: str, spectra: Mapping[str, Tensor], ranks: Ma
         step: Optimizer steps of the run.
         advice: From `rank_advice`.
         spectra: Singular values by module.
-        ranks: r by module.
+        ranks: As in `rank_advice`.
 
     Returns:
         `step`, `advice`, and by module under `adapters` its r, its numbers and its singular values; what is not finite

@@ -1,6 +1,7 @@
 """The short, YAML-visible settings of an adapter and of what it sits on, in PEFT's and bitsandbytes' own words."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,6 +18,7 @@ INITIALIZATIONS = (
     "eva",
     "loftq",
 )  # beside true, PEFT's own
+LARGEST_FLOAT32 = 3.4e38
 
 
 @dataclass
@@ -56,8 +58,9 @@ class AdaLoraSettings:
             )
             raise ConfigurationError(msg)
         for name, least in (("tinit", 0), ("tfinal", 0), ("deltaT", 1), ("orth_reg_weight", 0)):
-            if getattr(self, name) < least:
-                msg = f"model.lora.adalora.{name} is {getattr(self, name)}, but it must be at least {least}."
+            if not least <= getattr(self, name) < LARGEST_FLOAT32:
+                value = getattr(self, name)
+                msg = f"model.lora.adalora.{name} is {value}, but it must be at least {least}, and finite."
                 raise ConfigurationError(msg)
         for name in ("beta1", "beta2"):
             if not 0 < getattr(self, name) < 1:
@@ -85,15 +88,12 @@ class EvaSettings:
         Raises:
             ConfigurationError: If a value is out of its range.
         """
-        if self.rho < 1:
-            msg = f"model.lora.eva_config.rho is {self.rho}, but it must be at least 1."
+        if not 1 <= self.rho < LARGEST_FLOAT32:
+            msg = f"model.lora.eva_config.rho is {self.rho}, but it must be at least 1, and finite."
             raise ConfigurationError(msg)
         if not 0 < self.tau <= 1:
             msg = f"model.lora.eva_config.tau is {self.tau}, but a cosine in (0, 1] is needed."
             raise ConfigurationError(msg)
-
-
-LARGEST_FLOAT32 = 3.4e38
 
 
 @dataclass
@@ -168,6 +168,7 @@ class LoraSettings:
             raise ConfigurationError(msg)
         self._check_initialization()
         self._check_patterns()
+        self._check_choices()
         check_pairs(self)
 
     def _check_initialization(self) -> None:
@@ -197,14 +198,17 @@ class LoraSettings:
     def _check_patterns(self) -> None:
         for name, least in (("rank_pattern", 1), ("alpha_pattern", 0)):
             for key, value in (getattr(self, name) or {}).items():
-                if value < least or not value:
-                    msg = f"model.lora.{name}: {key} is {value}, but it must be {'at least 1' if least else 'above 0'}."
+                if not least <= value < LARGEST_FLOAT32 or not value:
+                    allowed = "at least 1" if least else "above 0"
+                    msg = f"model.lora.{name}: {key} is {value}, but it must be {allowed}, and finite."
                     raise ConfigurationError(msg)
                 try:
                     re.compile(key)
                 except re.error as error:
                     msg = f"model.lora.{name}: {key!r} is no regular expression ({error}); give the end of a name."
                     raise ConfigurationError(msg) from error
+
+    def _check_choices(self) -> None:
         if self.layers_pattern is not None and self.layers_to_transform is None:
             msg = (
                 f"model.lora.layers_pattern is {self.layers_pattern!r}, but layers_to_transform is not set; give the "
@@ -214,6 +218,10 @@ class LoraSettings:
         for name in ("layers_to_transform", "trainable_token_indices", "rank_pattern", "alpha_pattern"):
             if getattr(self, name) is not None and not getattr(self, name):
                 msg = f"model.lora.{name} is empty; leave it out, or write null."
+                raise ConfigurationError(msg)
+        for token, times in Counter(self.trainable_token_indices or ()).most_common(1):
+            if times > 1:
+                msg = f"model.lora.trainable_token_indices has {token} {times} times; give each token once."
                 raise ConfigurationError(msg)
 
     @property

@@ -6,7 +6,8 @@ Source: Paischer et al. 2024 (arXiv 2410.07170). The decomposition and the redis
 import io
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stdout
-from typing import Any
+from itertools import islice
+from typing import Any, cast
 
 from peft import PeftModel, get_eva_state_dict, initialize_lora_eva_weights
 from peft.tuners.tuners_utils import cast_adapter_dtype
@@ -22,10 +23,17 @@ Batch = Mapping[str, Tensor]
 
 
 class _Batches:
-    """Batches without end, as PEFT wants them, but not without end."""
+    """Batches without end, as PEFT wants them, but not without end.
 
-    def __init__(self, loader: Any) -> None:
+    Args:
+        loader: Batches of the training data.
+        least: Rows that an adapter needs of a batch; PEFT skips a smaller one.
+    """
+
+    def __init__(self, loader: Any, least: int) -> None:
         self.loader = loader
+        self.least = least
+        self.most = 0  # rows that a batch brought a layer
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -33,14 +41,26 @@ class _Batches:
     def __iter__(self) -> Iterator[Batch]:
         count = 0
         while count < MOST_BATCHES:
-            for batch in self.loader:
+            for batch in islice(self.loader, MOST_BATCHES - count):
                 yield batch
                 count += 1
+            if self.most < self.least:
+                break  # nor will another pass bring more
         msg = (
-            f"EVA's directions had not settled after {count} batches: each batch must bring every layer at least "
-            "r * rho rows; raise data.batch_size, or lower model.lora.r, eva_config.rho or eva_config.tau."
+            f"EVA's directions had not settled after {count} batches, which brought a layer {self.most} rows at most: "
+            "each batch must bring every layer at least r * rho rows; raise data.batch_size, or lower model.lora.r, "
+            "eva_config.rho or eva_config.tau."
         )
         raise ConfigurationError(msg)
+
+    def rows(self, inputs: Any, mask: Tensor | None, _name: str) -> Tensor:
+        """What goes into a layer as (rows, in_features)."""
+        features: Tensor = inputs[0] if isinstance(inputs, tuple | list) else inputs
+        if mask is not None and features.shape[:-1] == mask.shape:
+            features = features[mask]
+        features = features.reshape(-1, features.shape[-1])
+        self.most = max(self.most, len(features))
+        return features
 
 
 def directions_of_data(network: PeftModel, loader: Any, run: Callable[[Batch], Any]) -> dict[str, Tensor]:
@@ -58,13 +78,16 @@ def directions_of_data(network: PeftModel, loader: Any, run: Callable[[Batch], A
     Raises:
         ConfigurationError: If the directions do not settle.
     """
+    rho = cast("Any", network.peft_config[ADAPTER]).eva_config.rho
+    ranks = [adapter_factors(layer)[0].shape[0] for layer in adapted_layers(network).values()]
+    batches = _Batches(loader, round(min(ranks) * rho))
     with redirect_stdout(io.StringIO()):  # PEFT prints each batch that is too small
         found: dict[str, Tensor] = get_eva_state_dict(
             network,
-            _Batches(loader),
+            batches,
             forward_fn=lambda _, batch: run(batch),
             prepare_model_inputs_fn=_positions_that_count,
-            prepare_layer_inputs_fn=_rows,
+            prepare_layer_inputs_fn=batches.rows,
             gather_distributed_inputs=False,
             show_progress_bar=False,
         )
@@ -79,14 +102,6 @@ def _positions_that_count(batch: Batch, _config: Any) -> Tensor | None:
         learnt = labels != -100  # noqa: PLR2004  # torch's own mark
         mask = learnt if mask is None else mask & learnt
     return mask
-
-
-def _rows(inputs: Any, mask: Tensor | None, _name: str) -> Tensor:
-    """What goes into a layer as (rows, in_features)."""
-    features: Tensor = inputs[0] if isinstance(inputs, tuple | list) else inputs
-    if mask is not None and features.shape[:-1] == mask.shape:
-        return features[mask]
-    return features.reshape(-1, features.shape[-1])
 
 
 def start_from_directions(network: PeftModel, directions: Mapping[str, Tensor]) -> None:

@@ -9,7 +9,11 @@ from lora_lightning.lora.delta import split_name
 from lora_lightning.lora.quantized import parameter_count
 
 WRAPPERS = re.compile(r"^(network\.)?(base_model\.model\.)?")  # a task's, PEFT's
-ADDED_BY_PEFT = re.compile(r"\.(base_layer|original_module|modules_to_save\.\w+|(lora_\w+|ranknum)(\.\w+)?)\b")
+ADDED_BY_PEFT = re.compile(
+    r"\.(base_layer|original_module|token_adapter|modules_to_save\.\w+"
+    r"|(lora_\w+|ranknum|trainable_tokens_delta)(\.\w+)?)\b"
+)
+IN_A_DICTIONARY = re.compile(r"\.(lora_embedding_[AB]|ranknum|trainable_tokens_delta|lora_[ABE])\.\w+$")
 
 
 @dataclass(frozen=True)
@@ -53,9 +57,7 @@ def count_by_kind(model: nn.Module) -> dict[str, ParameterCounts]:
         path = WRAPPERS.sub("", name)
         clean = ADDED_BY_PEFT.sub("", path)
         # The last part is the parameter's own name, unless PEFT keeps it in a dictionary (lora_embedding_A.default).
-        module = (
-            clean if re.search(r"\.(lora_embedding_[AB]|ranknum|lora_[ABE])\.\w+$", path) else clean.rpartition(".")[0]
-        )
+        module = clean if IN_A_DICTIONARY.search(path) else clean.rpartition(".")[0]
         size = parameter_count(parameter)
         own = ParameterCounts(
             trained=size * parameter.requires_grad,
@@ -69,4 +71,4 @@ def count_by_kind(model: nn.Module) -> dict[str, ParameterCounts]:
 
 
 def _is_added(path: str) -> bool:
-    return bool(re.search(r"\.(original_module|lora_\w+|ranknum)\b", path))
+    return bool(re.search(r"\.(original_module|lora_\w+|ranknum|trainable_tokens_delta)\b", path))

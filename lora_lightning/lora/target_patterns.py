@@ -1,11 +1,13 @@
 """Which adapters differ by module or by layer: `rank_pattern`, `alpha_pattern`, `layers_to_transform`.
 
-PEFT ignores a pattern that matches nothing, and `layers_to_transform` wherever modules are named in full, as the
-presets resolve to. Here both are looked at before there is an adapter.
+PEFT ignores a pattern that matches nothing, or nothing that no pattern before it matches; and `layers_to_transform`
+wherever modules are named in full, as the presets resolve to. Here all are looked at before there is an adapter.
 """
 
 import re
 from collections.abc import Collection, Iterable, Mapping
+
+from peft.utils.other import get_pattern_key
 
 from lora_lightning.errors import ConfigurationError, nearest
 
@@ -46,23 +48,39 @@ def in_layers(targets: Collection[str], layers: Collection[int] | None, layers_p
 
 
 def check_patterns(targets: Collection[str], patterns: Mapping[str, Mapping[str, float] | None]) -> None:
-    """Refuses a pattern that matches no adapted module.
+    """Refuses a pattern that matches no adapted module, or never counts.
 
     Args:
         targets: Full dotted names.
         patterns: `rank_pattern` and `alpha_pattern`, by that name.
 
     Raises:
-        ConfigurationError: If a key matches nothing; names the nearest modules.
+        ConfigurationError: If a key matches nothing, and names the nearest modules; or if keys before it match all
+            that it does, since PEFT takes the first one that matches.
     """
     for option, pattern in patterns.items():
-        for key in pattern or {}:
-            # As PEFT matches: the end of a dotted name.
-            if not any(re.match(rf"(.*\.)?({key})$", name) for name in targets):
+        keys = list(pattern or {})
+        counting = {get_pattern_key(keys, name) for name in targets}
+        for key in keys:
+            matched = [name for name in targets if _matches(key, name)]
+            if not matched:
                 ends = {name.rsplit(".", 1)[-1] for name in targets}
                 remedy = nearest(key, ends if "." not in key else {*ends, *targets})
                 msg = f"model.lora.{option}: {key!r} matches no adapted module; {remedy}"
                 raise ConfigurationError(msg)
+            if key not in counting:
+                first = get_pattern_key(keys, matched[0])
+                msg = (
+                    f"model.lora.{option}: {key!r} never counts, because the first key that matches a module does, and "
+                    f"{first!r} comes before it and matches {matched[0]} too; move {key!r} to the front, or leave it "
+                    "out."
+                )
+                raise ConfigurationError(msg)
+
+
+def _matches(key: str, name: str) -> bool:
+    """As PEFT matches: the end of a dotted name."""
+    return re.match(rf"(.*\.)?({key})$", name) is not None
 
 
 def _spans(numbers: Iterable[int]) -> str:

@@ -11,6 +11,7 @@ from transformers import PretrainedConfig
 
 from lora_lightning.backbones import (
     check_adapter_settings,
+    check_idle_options,
     load_classification_config,
     load_sequence_classifier,
     load_tokenizer,
@@ -158,7 +159,9 @@ class SequenceClassificationTask(AdaptationTask):
             msg = f"model.label_smoothing is {self.label_smoothing}, but this data is {kind}; set it to 0."
             raise ConfigurationError(msg)
         if self.lora is not None:
-            check_adapter_settings(self._load_config(), self.lora, self.quantization)
+            config = self._load_config()
+            check_adapter_settings(config, self.lora, self.quantization)
+            check_idle_options(config, self.lora, self.quantization)
 
     def build_network(self) -> nn.Module:
         """Loads the backbone and attaches the adapters."""

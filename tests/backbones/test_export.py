@@ -90,6 +90,8 @@ def test_adapter_gives_the_same_logits_in_plain_peft(
         ("gpt2", {"target_modules": "attention-qv", "lora_alpha": 3.5}),
         ("modernbert", {"modules_to_save": ["head"]}),
         ("llama", {"modules_to_save": ["embed_tokens"]}),
+        ("bert", {"rank_pattern": {"layer.1.attention.self.key": 6, "key": 4}}),  # not in the order of the alphabet
+        ("bert", {"alpha_pattern": {"layer.1.attention.self.key": 6.0, "key": 4.0}}),
     ],
 )
 def test_every_setting_survives_the_export(

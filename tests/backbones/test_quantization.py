@@ -86,7 +86,9 @@ def test_the_trainers_precision_comes_first(precision: str, expected: torch.dtyp
     [
         ({}, torch.device("mps"), "32-true", r"does not run on mps \(trainer.accelerator\); set --trainer.accelerator"),
         ({}, CPU, "64-true", r"trainer.precision is 64-true, in which quantised weights do not compute"),
-        ({"compute_dtype": "float16"}, CPU, "32-true", r"compute_dtype is float16, which CPUs emulate"),
+        ({"compute_dtype": "float16"}, CPU, "32-true", r"compute_dtype is float16, but CPUs emulate.* set it to auto"),
+        ({}, CPU, "16-mixed", r"trainer.precision is 16-mixed, but CPUs emulate.* set it to bf16-mixed or 32-true"),
+        ({"compute_dtype": "float16"}, CPU, "16-true", r"trainer.precision is 16-true, but CPUs emulate"),
         ({"compute_dtype": "bfloat16"}, GPU, "16-mixed", r"compute_dtype is bfloat16, but trainer.precision is 16-mix"),
         ({"compute_dtype": "float16"}, GPU, "bf16-true", r"compute_dtype is float16, but trainer.precision is bf16"),
     ],
@@ -96,6 +98,10 @@ def test_combinations_that_do_not_exist(
 ) -> None:
     with pytest.raises(ConfigurationError, match=message):
         compute_dtype_on(QuantizationSettings(**settings), device, precision)
+
+
+def test_8_bit_weights_have_no_dtype_that_a_cpu_emulates() -> None:
+    compute_dtype_on(QuantizationSettings(bits=8), CPU, "16-true")
 
 
 def trainer(**settings: Any) -> Trainer:

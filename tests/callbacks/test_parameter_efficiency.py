@@ -59,6 +59,7 @@ def test_kinds_put_adapters_and_copies_with_their_module(tiny_classifier: TinyCl
         LoraConfig(r=2, target_modules=["query", "word_embeddings"]),
         LoraConfig(r=2, target_modules=["query"], lora_bias=True),
         AdaLoraConfig(init_r=2, target_modules=["query"], total_step=10),
+        LoraConfig(r=2, target_modules=["query"], trainable_token_indices=[5, 12]),
     ],
 )
 def test_every_variant_is_counted_where_it_is(config: LoraConfig, tiny_classifier: TinyClassifier) -> None:

@@ -18,8 +18,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lora_lightning.callbacks import AdapterNormMonitor, RankUtilizationMonitor
 from lora_lightning.callbacks.rank_utilization import shown_modules
 from lora_lightning.errors import ConfigurationError
+from lora_lightning.lora.adalora import ranks_in_use
+from lora_lightning.lora.config import AdaLoraSettings, LoraSettings
 from lora_lightning.lora.delta import adapted_layers, adapter_factors
-from tests.callbacks.test_merge_equivalence import TASKS, fit, fit_quantized, trainer_of
+from tests.callbacks.test_merge_equivalence import SETTINGS, TASKS, fit, fit_quantized, trainer_of
 from tests.conftest import TinyBackbone
 from tests.tiny_data import save_tiny_clinc150
 from tests.tiny_models import FAMILIES
@@ -67,6 +69,29 @@ def test_a_runs_last_ranks_are_those_of_its_weights(
     assert found["all", "utilization"] == pytest.approx(np.mean(used), rel=1e-5)
     assert f"rank: {ended['advice']}" in capsys.readouterr().out
     assert "of r = 4; r = " in ended["advice"]
+
+
+def test_adaloras_ranks_are_those_that_are_left_and_its_own_options_are_named(
+    tiny_backbone: TinyBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = AdaLoraSettings(target_r=1, init_r=4)
+    monkeypatch.setitem(SETTINGS, "lora", LoraSettings(adalora=budget))
+    task = fit("intents", tiny_backbone("bert"), tmp_path, RankUtilizationMonitor())
+    ended = report(tmp_path)
+    assert {name: numbers["r"] for name, numbers in ended["adapters"].items()} == ranks_in_use(task)
+    assert "of adalora.init_r = 4); an average rank of " in ended["advice"]
+    assert "--model.lora.r=" not in ended["advice"]
+
+
+def test_of_pissas_difference_the_rank_is_twice_r(
+    tiny_backbone: TinyBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SETTINGS, "lora", LoraSettings(r=4, init_lora_weights="pissa"))
+    fit("intents", tiny_backbone("bert"), tmp_path, RankUtilizationMonitor())
+    ended = report(tmp_path)
+    assert {numbers["r"] for numbers in ended["adapters"].values()} == {8}
+    assert "of 2 r = 8; plain LoRA of r = " in ended["advice"]
+    assert "--model.lora.r=" not in ended["advice"]
 
 
 def test_pictures_and_spectra_reach_tensorboard(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:

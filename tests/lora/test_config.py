@@ -29,9 +29,12 @@ TINY = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "in
         ({"eva_config": {"rho": 2.0}}, "init_lora_weights is not eva"),
         ({"rank_pattern": {"query": 0}}, "rank_pattern: query is 0"),
         ({"alpha_pattern": {"query": 0.0}}, "alpha_pattern: query is 0.0, but it must be above 0"),
+        ({"alpha_pattern": {"query": float("nan")}}, "alpha_pattern: query is nan, but it must be above 0, and finite"),
+        ({"alpha_pattern": {"query": float("inf")}}, "alpha_pattern: query is inf"),
         ({"rank_pattern": {"qu(ery": 2}}, r"'qu\(ery' is no regular expression"),
         ({"rank_pattern": {}}, "rank_pattern is empty"),
         ({"layers_to_transform": []}, "layers_to_transform is empty"),
+        ({"trainable_token_indices": [4, 5, 5]}, "trainable_token_indices has 5 2 times; give each token once"),
         ({"layers_pattern": "layer"}, "layers_to_transform is not set"),
         ({"adalora": {}, "r": 4}, "leave r at 8"),
     ],
@@ -50,6 +53,8 @@ def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
         ({"tinit": -1}, "tinit is -1"),
         ({"beta1": 1.0}, "beta1 is 1.0"),
         ({"orth_reg_weight": -0.5}, "orth_reg_weight is -0.5"),
+        ({"orth_reg_weight": float("nan")}, "orth_reg_weight is nan, but it must be at least 0, and finite"),
+        ({"orth_reg_weight": float("inf")}, "orth_reg_weight is inf"),
     ],
 )
 def test_wrong_budgets(settings: dict[str, Any], message: str) -> None:
@@ -57,7 +62,16 @@ def test_wrong_budgets(settings: dict[str, Any], message: str) -> None:
         AdaLoraSettings(**settings)
 
 
-@pytest.mark.parametrize(("settings", "message"), [({"rho": 0.5}, "rho is 0.5"), ({"tau": 1.5}, "tau is 1.5")])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rho": 0.5}, "rho is 0.5"),
+        ({"rho": float("nan")}, "rho is nan, but it must be at least 1, and finite"),
+        ({"rho": float("inf")}, "rho is inf"),
+        ({"tau": 1.5}, "tau is 1.5"),
+        ({"tau": float("nan")}, "tau is nan"),
+    ],
+)
 def test_wrong_eva(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         EvaSettings(**settings)
@@ -70,6 +84,11 @@ def test_wrong_eva(settings: dict[str, Any], message: str) -> None:
         ({"layers_to_transform": [0], "layers_pattern": "layr"}, r"inside 'layr'; did you mean 'layer'"),
         ({"rank_pattern": {"querry": 4}}, r"rank_pattern: 'querry' matches no adapted module; did you mean 'query'"),
         ({"alpha_pattern": {"classifier": 4.0}}, "alpha_pattern: 'classifier' matches no adapted module"),
+        (
+            {"rank_pattern": {"query": 4, "layer.1.attention.self.query": 6}},
+            r"rank_pattern: 'layer.1.attention.self.query' never counts, .* and 'query' comes before it and",
+        ),
+        ({"alpha_pattern": {"quer[xy]": 4.0, "query": 6.0}}, "alpha_pattern: 'query' never counts"),
         ({"trainable_token_indices": [50]}, "has 50, but the model embeds tokens 0 to 49"),
         ({"trainable_token_indices": [3], "modules_to_save": ["word_embeddings"]}, "leave one of the two out"),
         ({"init_lora_weights": "pissa", "r": 33}, r"r = 33 is above the smaller side of .* \(32\)"),
@@ -79,6 +98,11 @@ def test_wrong_eva(settings: dict[str, Any], message: str) -> None:
 def test_settings_that_do_not_fit_the_architecture(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         check_adapter_settings(BertConfig(**TINY), LoraSettings(**settings))
+
+
+def test_a_pattern_counts_before_a_wider_one() -> None:
+    settings = LoraSettings(rank_pattern={"layer.1.attention.self.query": 6, "query": 4})
+    check_adapter_settings(BertConfig(**TINY), settings)
 
 
 def test_olora_on_transposed_weights_is_refused() -> None:

@@ -402,6 +402,14 @@ def test_eva_that_never_settles_is_one_sentence(
         fit(tiny_backbone("bert"), data, tmp_path, lora=lora)
 
 
+def test_eva_on_batches_without_enough_rows_gives_up_after_a_pass_over_the_data(
+    tiny_backbone: TinyBackbone, data: Path, tmp_path: Path
+) -> None:
+    lora = LoraSettings(r=31, init_lora_weights="eva", eva_config=EvaSettings(rho=1.0), target_modules=["query"])
+    with pytest.raises(ConfigurationError, match=f"after {EPOCH * 8} batches, which brought a layer \\d+ rows at most"):
+        fit(tiny_backbone("bert"), data, tmp_path, batch_size=1, lora=lora)
+
+
 def test_doras_magnitude_in_numpy(tiny_classifier: TinyClassifier) -> None:
     """Equation 5 of arXiv 2402.09353: y = m (W + s B A) / ||W + s B A|| x, row by row; at the start y = W x."""
     model = lora_model(tiny_classifier, use_dora=True).double().eval()
