@@ -137,7 +137,10 @@ MISUSE = {
         ["--model.quantization.skip_modules=[intermediat]"],
         "the model has no module 'intermediat'; did you mean 'intermediate'",
     ),
-    "float16 on a CPU": (["--model.quantization.compute_dtype=float16"], "float16, but CPUs emulate products of 4-bit weights"),
+    "float16 on a CPU": (
+        ["--model.quantization.compute_dtype=float16"],
+        "float16, but CPUs emulate products of 4-bit weights",
+    ),
     "sharding": (
         [
             '--trainer.strategy={"class_path": "lora_lightning.strategies.FullyShardedStrategy"}',
