@@ -425,7 +425,8 @@ def _missing_plugins(asked: Any) -> list[Any]:
 
 def quiet() -> None:
     """Silences what other packages say at each start and a user can't act on."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
+    # The last misses a kernel that would reorder 4-bit weights, which `keep_4bit_weights_in_order` prevents.
+    for name in ("lightning.pytorch", "lightning.fabric", "bitsandbytes.backends.cpu.ops"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # Lightning's watcher of child processes, which may end this one before it can say why.
     logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
