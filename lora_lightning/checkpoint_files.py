@@ -1,5 +1,6 @@
-"""How checkpoint files are written, so that a crash at any moment leaves a whole one."""
+"""How files are written, so that a crash at any moment leaves a whole one."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -85,6 +86,29 @@ def cannot_be_written(path: Path, error: Exception) -> TrainingError:
         f"{path} cannot be written ({reason}); what was saved before is whole. When that is mended, go on with the "
         "same command and --resume auto."
     )
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file beside its place, waits for the disk, then moves it: whole or not at all.
+
+    Args:
+        path: The file, in a folder that is there.
+        text: What to write, in UTF-8.
+
+    Raises:
+        OSError: If it cannot be written; a file that was there before is as it was.
+    """
+    draft = path.with_name(f".{path.name}.draft")
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+        _sync_folder(path.parent)
+    finally:
+        with contextlib.suppress(OSError):  # an error here must not hide the one above
+            draft.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

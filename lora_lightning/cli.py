@@ -356,7 +356,7 @@ class LoraLightningCLI(LightningCLI):
             metrics |= {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         if self.trainer.is_global_zero:
             self._announce_early_stop()
-            print_run_summary(self.run_folder, self.model, metrics, checkpoint)
+            print_run_summary(self.run_folder, self.model, metrics, checkpoint, self.failed_check)
         if self.failed_check is not None:
             raise self.failed_check
 

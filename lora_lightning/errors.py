@@ -28,6 +28,10 @@ class CheckpointError(LoraLightningError):
     """A checkpoint is incomplete, damaged or belongs to another model."""
 
 
+class UnreadableError(CheckpointError):
+    """A checkpoint may be whole, but cannot be read at the moment."""
+
+
 class TrainingError(LoraLightningError):
     """Training cannot go on, for example because the loss is not a number."""
 

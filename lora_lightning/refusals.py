@@ -38,7 +38,7 @@ def _as_user_error(error: Exception) -> LoraLightningError | None:
         why = " ".join(str(error).split())[:200]
         msg = f"the checkpoint cannot be restored ({type(error).__name__}: {why}); use another file of the run."
         return CheckpointError(msg)
-    refused_by = Path(frames[-1].filename).parts
+    refused_by = Path(frames[-1].filename).parts if frames else ()
     if not isinstance(error, ValueError | TypeError | ImportError) or not REFUSING.intersection(refused_by):
         return None
     return ConfigurationError(explain(str(error)) if "\n" in str(error) else str(error))

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import socket
 from collections.abc import Iterable
@@ -16,10 +17,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lora_lightning.callbacks.adapter_checkpoint import BEST, EVENT_SIZES, WHOLE_STEP
 from lora_lightning.callbacks.run_folder import cut_events
 from lora_lightning.checkpoint_files import LAST, PREVIOUS
-from lora_lightning.errors import CheckpointError, ConfigurationError, RunFinished
+from lora_lightning.errors import CheckpointError, ConfigurationError, RunFinished, UnreadableError, VerificationError
 from lora_lightning.lora.checkpoint import read_checkpoint
 
 CONFIG, SUMMARY, LOCK = "config.yaml", "summary.json", "run.lock"
+FAILED_CHECK = "failed_check"  # in a summary
 SETTINGS = "settings"  # in a checkpoint: the fingerprint of its run's config
 NEWEST_FIRST = (LAST, PREVIOUS, f"{BEST}.ckpt")
 RUN_LOGGERS = ("TensorBoardLogger", "CSVLogger")  # whose runs are folders <save_dir>/<name>/<version>
@@ -52,6 +54,7 @@ def find_interrupted(options: Any, config: str) -> Interrupted | None:
         ConfigurationError: If the logger keeps runs where they cannot be found.
         CheckpointError: If the run has checkpoints, and all are damaged.
         RunFinished: If that run is finished.
+        VerificationError: If it is finished, and failed a check of what it trained.
     """
     entry = first_logger(options.trainer)
     name = entry.class_path.rpartition(".")[2]
@@ -68,14 +71,33 @@ def find_interrupted(options: Any, config: str) -> Interrupted | None:
     run = find_run(runs, config)
     if run is None:
         return None
-    if (run / SUMMARY).is_file():
-        msg = f"the run {run} is finished: there is nothing to go on with"
-        raise RunFinished(msg)
+    check_unfinished(run)
     if asked is None:
         entry.init_args.version = int(run.name[8:])
         if not isinstance(options.trainer.logger, list):
             options.trainer.logger = entry
     return Interrupted(run, last_good(run, config))
+
+
+def check_unfinished(run: Path) -> None:
+    """Refuses to go on with a run that has a whole summary.
+
+    Args:
+        run: The folder.
+
+    Raises:
+        RunFinished: If the run is finished.
+        VerificationError: If it is finished, and failed a check of what it trained.
+    """
+    try:
+        summary = json.loads((run / SUMMARY).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # a file that is cut off is written again
+        return
+    if isinstance(summary, dict) and FAILED_CHECK in summary:
+        msg = f"the run {run} is finished and failed its check: {summary[FAILED_CHECK]}"
+        raise VerificationError(msg)
+    msg = f"the run {run} is finished: there is nothing to go on with"
+    raise RunFinished(msg)
 
 
 def first_logger(trainer: Any) -> Any:
@@ -140,12 +162,14 @@ def last_good(run: Path, config: str) -> Path | None:
         The file; `None` where there is none yet.
 
     Raises:
-        CheckpointError: If there are some, and all are damaged or foreign.
+        CheckpointError: If there are some, and all are damaged or foreign, or one cannot be read at the moment.
     """
     skipped = []
     for path in (run / "checkpoints" / name for name in NEWEST_FIRST if (run / "checkpoints" / name).is_file()):
         try:
             checkpoint = read_checkpoint(path)
+        except UnreadableError:  # it may be whole: nothing older takes its place
+            raise
         except CheckpointError as error:
             skipped.append(str(error))
             continue

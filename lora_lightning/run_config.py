@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lora_lightning.callbacks import StepBoundary
 from lora_lightning.callbacks.run_folder import run_folder_of
+from lora_lightning.checkpoint_files import cannot_be_written, write_whole
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.resuming import SETTINGS, fingerprint
 
@@ -68,10 +69,11 @@ class SaveRunConfig(SaveConfigCallback):
         signal.raise_signal(signal.SIGTERM)
 
     def _write(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(".draft")
-        draft.write_text(self.text, encoding="utf-8")
-        draft.replace(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, self.text)
+        except OSError as error:
+            raise cannot_be_written(path, error) from error
 
 
 def dump_settings(parser: LightningArgumentParser, config: Any) -> str:

@@ -3,12 +3,15 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from lora_lightning.callbacks import AdapterCheckpoint
+from lora_lightning.checkpoint_files import cannot_be_written, write_whole
 from lora_lightning.errors import ConfigurationError
+from lora_lightning.resuming import FAILED_CHECK, SUMMARY
 from lora_lightning.tasks import AdaptationTask
 from lora_lightning.tasks.optimization import trained_share
 
@@ -84,7 +87,7 @@ def write_metrics(metrics: Mapping[str, float], path: Path) -> None:
         ConfigurationError: If the file cannot be written.
     """
     try:
-        path.write_text(json.dumps(dict(metrics), indent=2) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(dict(metrics), indent=2) + "\n")
     except OSError as error:
         msg = f"the metrics cannot be written to {path} ({error.strerror}); make the run folder writable."
         raise ConfigurationError(msg) from error
@@ -92,15 +95,23 @@ def write_metrics(metrics: Mapping[str, float], path: Path) -> None:
 
 
 def print_run_summary(
-    folder: Path, task: AdaptationTask, metrics: Mapping[str, float], checkpoint: AdapterCheckpoint
+    folder: Path,
+    task: AdaptationTask,
+    metrics: Mapping[str, float],
+    checkpoint: AdapterCheckpoint,
+    failed_check: Exception | None = None,
 ) -> None:
-    """Prints the end of a training run and writes `summary.json`.
+    """Prints the end of a training run and writes `summary.json`, with which the run is finished.
 
     Args:
         folder: The run's folder.
         task: The trained task.
         metrics: The best epoch's validation metrics, and the test metrics where there are some.
         checkpoint: Knows the best checkpoint and the adapter's folder.
+        failed_check: What the trained model failed, if anything; `--resume auto` says it again.
+
+    Raises:
+        TrainingError: If `summary.json` cannot be written.
     """
     trained, total = trained_share(task)
     console = Console(highlight=False, markup=False, soft_wrap=True)
@@ -110,7 +121,12 @@ def print_run_summary(
     console.print(f"best checkpoint:    {checkpoint.best_model_path}")
     name = "adapter for PEFT:  " if task.lora else "for transformers:  "
     console.print(f"{name} {checkpoint.adapter_folder}")
-    summary = {"metrics": dict(metrics), "trained_parameters": trained, "total_parameters": total}
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    summary: dict[str, Any] = {"metrics": dict(metrics), "trained_parameters": trained, "total_parameters": total}
+    if failed_check is not None:
+        summary[FAILED_CHECK] = str(failed_check)
+    try:
+        write_whole(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    except OSError as error:
+        raise cannot_be_written(folder / SUMMARY, error) from error
     if any(folder.glob("events.out.tfevents.*")):
         console.print(f"curves:             tensorboard --logdir {folder.parent}")

@@ -1,5 +1,7 @@
 """What breaks around a run: files, folders, disks, other processes. Nothing saved is lost, and a sentence says so."""
 
+import errno
+import json
 import os
 import shutil
 import signal
@@ -14,7 +16,9 @@ from typing import Any
 import pytest
 import torch
 
+from lora_lightning.callbacks import FinalValidation
 from lora_lightning.checkpoint_files import WholeCheckpointIO
+from lora_lightning.errors import VerificationError
 from lora_lightning.lora.checkpoint import read_checkpoint
 from lora_lightning.main import main
 from lora_lightning.resuming import lock_run
@@ -312,3 +316,54 @@ def test_a_new_checkpoint_takes_its_place_only_when_it_is_whole(
     assert io.load_checkpoint(place)["number"] == 2
     assert io.load_checkpoint(tmp_path / "previous.ckpt")["number"] == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "previous.ckpt"]
+
+
+def test_a_summary_that_is_cut_off_is_written_again(run: Path, words: Words, capfd: pytest.CaptureFixture[str]) -> None:
+    (run / "summary.json").write_text('{"metrics": {')
+    assert main(words) == 0
+    assert "is finished" not in capfd.readouterr().out
+    assert json.loads((run / "summary.json").read_text())["trained_parameters"] > 0
+
+
+def test_a_disk_that_is_full_at_the_summary_leaves_the_run_unfinished(
+    run: Path, words: Words, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (run / ".summary.json.draft").symlink_to("/dev/full")
+    assert main(words) == 2
+    said = capfd.readouterr().err.strip().splitlines()[-1]
+    assert f"{run / 'summary.json'} cannot be written (No space left on device)" in said
+    assert main(words) == 0
+    assert "is finished" not in capfd.readouterr().out
+    assert main(words) == 0
+    assert "is finished" in capfd.readouterr().out
+
+
+def test_a_failed_check_stays_failed_when_the_run_is_started_again(
+    run: Path, words: Words, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise VerificationError("merging changes what the model says.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FinalValidation, "on_train_end", fail)
+        assert main(words) == 2
+    capfd.readouterr()
+    assert main(words) == 2
+    said = capfd.readouterr().err.strip().splitlines()[-1]
+    assert f"the run {run} is finished and failed its check: merging changes what the model says." in said
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()])
+def test_a_checkpoint_that_cannot_be_read_now_is_not_given_up(
+    run: Path, words: Words, error: Exception, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*.ckpt")}
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", fail)
+        assert main(words) == 2
+    assert f"{run / 'checkpoints/last.ckpt'} cannot be read at the moment" in capfd.readouterr().err
+    assert {path: path.read_bytes() for path in run.rglob("*.ckpt*")} == before

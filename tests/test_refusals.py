@@ -38,3 +38,7 @@ def test_a_defect_of_ours_stays_what_it_is() -> None:
     with pytest.raises(KeyError) as caught:
         _ = {}["x"]
     assert as_refusal(caught.value) is None
+
+
+def test_an_error_that_was_never_raised_has_no_place() -> None:
+    assert as_refusal(ValueError("nowhere")) is None

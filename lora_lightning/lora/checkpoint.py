@@ -1,5 +1,6 @@
 """The save contract: a checkpoint holds what trains, and loading proves that nothing trained is missing."""
 
+import errno
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lora_lightning.errors import CheckpointError
+from lora_lightning.errors import CheckpointError, UnreadableError
 from lora_lightning.lora.untrusted import check_archive, check_content
 
 FOLDER = 0x10  # MS-DOS's attribute, in a zip archive
@@ -82,6 +83,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: If the file is missing, truncated, changed, or no checkpoint of this program.
+        UnreadableError: If disk or memory fail, so that it may be whole.
     """
     if not Path(path).is_file():
         problem = "is a folder" if Path(path).is_dir() else "does not exist"
@@ -95,6 +97,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             spoiled = folders[0] if folders else archive.testzip()
         checkpoint = None if spoiled else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError and more here
+        if _says_nothing_about_the_file(error):
+            why = getattr(error, "strerror", None) or "there is too little memory"
+            msg = f"{path} cannot be read at the moment ({why}); when that is mended, start the same command again."
+            raise UnreadableError(msg) from error
         msg = f"{path} is damaged or not a checkpoint ({type(error).__name__}); use another file of the run."
         raise CheckpointError(msg) from error
     if spoiled:
@@ -109,6 +115,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(msg)
     check_content(checkpoint, path)
     return checkpoint
+
+
+def _says_nothing_about_the_file(error: Exception) -> bool:
+    """Whether the machine failed; a position that a damaged file names and does not have is EINVAL."""
+    if isinstance(error, OSError):
+        return error.errno not in {None, errno.EINVAL}
+    return isinstance(error, MemoryError)
 
 
 def check_resumable(checkpoint: Mapping[str, Any], path: str | Path) -> None:
