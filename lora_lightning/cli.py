@@ -1,5 +1,6 @@
 """LightningCLI for this package: shared callbacks, one run folder, and a guard around checkpoints."""
 
+import errno
 import logging
 import os
 import shlex
@@ -34,7 +35,8 @@ from lora_lightning.callbacks import (
 from lora_lightning.callbacks.adapter_early_stopping import AdapterEarlyStopping
 from lora_lightning.callbacks.adapter_ranks import AdapterRanks
 from lora_lightning.callbacks.run_folder import run_folder_of
-from lora_lightning.checkpoint_files import WholeCheckpointIO
+from lora_lightning.callbacks.stop_signals import stopping_outside_training
+from lora_lightning.checkpoint_files import WholeCheckpointIO, cannot_be_written
 from lora_lightning.config_files import GROUPS, check_config_files
 from lora_lightning.datamodules import AdaptationDataModule
 from lora_lightning.errors import (
@@ -71,6 +73,7 @@ from lora_lightning.tasks import AdaptationTask
 from lora_lightning.tasks.hyperparameters import contradictions
 
 LOGS = Path("lightning_logs")
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 
 
 class LoraLightningCLI(LightningCLI):
@@ -119,6 +122,8 @@ class LoraLightningCLI(LightningCLI):
                 raise ConfigurationError(msg)
         check_nulls(self.options.as_dict())
         check_seed(self.options.seed_everything)
+        if self.config["subcommand"] == "fit" and self.options.get("ckpt_path") == "last":  # Lightning's word for it
+            self.options.ckpt_path, self.options.resume = None, "auto"
 
     @property
     def options(self) -> Any:
@@ -311,7 +316,8 @@ class LoraLightningCLI(LightningCLI):
         try:
             yield
         except TrainingStopped as stop:
-            stop.resume_command = self._resume_command()
+            if (self.run_folder / CONFIG).exists():
+                stop.resume_command = self._resume_command()
             end_children(self.trainer, patience=30)
             raise
         except RuntimeError as error:
@@ -320,6 +326,8 @@ class LoraLightningCLI(LightningCLI):
                 raise
             raise lost from error
         except OSError as error:
+            if error.errno in DISK_ERRORS:
+                raise cannot_be_written(Path(error.filename or self.run_folder), error) from error
             if (self.run_folder / CONFIG).exists():
                 raise
             msg = (
@@ -464,20 +472,21 @@ def run(arguments: Sequence[str]) -> LoraLightningCLI:
     check_config_files(arguments)
     sys.argv[1:] = list(arguments)  # Lightning relaunches the program from it under DDP
     try:
-        return LoraLightningCLI(
-            AdaptationTask,
-            AdaptationDataModule,
-            save_config_callback=SaveRunConfig,
-            trainer_defaults={"enable_model_summary": False, "use_distributed_sampler": False},
-            seed_everything_default=0,
-            parser_class=ArgumentParser,
-            parser_kwargs={"allow_abbrev": False},  # a typo is never taken for another option
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            args=None,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-        )
+        with stopping_outside_training(arguments[:1] == ["fit"]):
+            return LoraLightningCLI(
+                AdaptationTask,
+                AdaptationDataModule,
+                save_config_callback=SaveRunConfig,
+                trainer_defaults={"enable_model_summary": False, "use_distributed_sampler": False},
+                seed_everything_default=0,
+                parser_class=ArgumentParser,
+                parser_kwargs={"allow_abbrev": False},  # a typo is never taken for another option
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                args=None,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+            )
     except SystemExit as error:
         # Lightning's graceful end of a Ctrl-C: it ignores further ones and exits with 1.
         if error.code == 1 and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -36,16 +36,16 @@ class TrainingError(LoraLightningError):
     """Training cannot go on, for example because the loss is not a number."""
 
 
-class TrainingStopped(Exception):  # noqa: N818  # nothing is wrong
-    """Training was asked to stop and has saved its last step.
+class TrainingStopped(BaseException):  # a signal raises it anywhere, and nothing else may catch it
+    """Training was asked to stop and has saved its last step, or had nothing to save.
 
     Args:
         asked: The signal.
-        step: Optimizer steps that are saved.
+        step: Optimizer steps that are saved; `None` outside training.
         main_process: Whether this is the process that speaks for all.
     """
 
-    def __init__(self, asked: signal.Signals, step: int, main_process: bool) -> None:
+    def __init__(self, asked: signal.Signals, step: int | None, main_process: bool) -> None:
         super().__init__(asked, step, main_process)
         self.asked = asked
         self.step = step
@@ -55,7 +55,8 @@ class TrainingStopped(Exception):  # noqa: N818  # nothing is wrong
     def __str__(self) -> str:
         """Says what happened and how to go on."""
         hint = f"; go on with: {self.resume_command}" if self.resume_command else ""
-        return f"stopped by {self.asked.name} after step {self.step}, which is saved{hint}"
+        done = "while nothing was to be saved" if self.step is None else f"after step {self.step}, which is saved"
+        return f"stopped by {self.asked.name} {done}{hint}"
 
 
 class RunFinished(Exception):  # noqa: N818  # nothing is wrong

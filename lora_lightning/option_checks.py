@@ -19,14 +19,17 @@ MOST_BATCHES = 2**31  # the loss is multiplied by their number
 
 
 def check_seed(seed: bool | int | None) -> None:
-    """Refuses a seed that NumPy does not take.
+    """Refuses a seed that NumPy does not take, and true, which would be another run after each start.
 
     Args:
-        seed: `seed_everything`; true draws one, false and `None` seed nothing.
+        seed: `seed_everything`; false and `None` seed nothing.
 
     Raises:
-        ConfigurationError: If it is too large or negative.
+        ConfigurationError: If it is too large or negative, or true.
     """
+    if seed is True:
+        msg = f"seed_everything is true, which is no number; give one in [0, {SEEDS}), or false to seed nothing."
+        raise ConfigurationError(msg)
     if not isinstance(seed, bool) and seed is not None and not 0 <= seed < SEEDS:
         msg = f"seed_everything is {seed}, but a seed in [0, {SEEDS}) is needed."
         raise ConfigurationError(msg)

@@ -367,3 +367,43 @@ def test_a_checkpoint_that_cannot_be_read_now_is_not_given_up(
         assert main(words) == 2
     assert f"{run / 'checkpoints/last.ckpt'} cannot be read at the moment" in capfd.readouterr().err
     assert {path: path.read_bytes() for path in run.rglob("*.ckpt*")} == before
+
+
+@pytest.mark.parametrize("place", ["setup", "on_sanity_check_start", "on_train_end"])
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_before_or_after_the_steps_is_not_forgotten(
+    run: Path, words: Words, place: str, asked: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*words, "--test_after_fit=true"]
+    words.remove("--test_after_fit=false")
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    with monkeypatch.context() as patch:
+        patch.setattr(FinalValidation, place, lambda *_, **__: signal.raise_signal(asked))
+        assert main(words) == 75
+    assert not (run / "summary.json").exists()
+    assert {number: signal.getsignal(number) for number in before} == before
+    assert set(before.values()) == {signal.SIG_DFL}
+    assert main(words) == 0
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
+def test_a_disk_that_fails_anywhere_is_a_sentence(
+    run: Path, words: Words, number: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number), str(run / "metrics.csv"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lightning.pytorch.loggers.TensorBoardLogger.log_metrics", fail)
+        assert main(words) == 2
+    said = capfd.readouterr().err.strip().splitlines()[-1]
+    assert f"{run / 'metrics.csv'} cannot be written ({os.strerror(number)})" in said
+    assert main(words) == 0
+
+
+def test_lightnings_word_for_the_last_checkpoint_goes_on(
+    run: Path, words: Words, whole: dict[str, torch.Tensor], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "--resume=null", "--ckpt_path=last"]) == 0
+    assert f"goes on from {run / 'checkpoints/last.ckpt'}" in capfd.readouterr().out
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in trained_state(run).items())

@@ -45,6 +45,7 @@ class StepBoundary(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nothing is lost when the test after training ends at once: a resumed run tests again."""
         del pl_module
+        self.signals.check(trainer)  # the last validation may have been asked to stop
         self.signals.stop_at_once(trainer)
         # Lightning counts a step only after its validation; a run may have ended by resuming from that checkpoint.
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step  # noqa: SLF001

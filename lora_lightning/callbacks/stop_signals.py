@@ -1,8 +1,11 @@
 """Signals that ask a run to stop: noted at once, obeyed after the step."""
 
+import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 import torch
@@ -12,6 +15,29 @@ from lora_lightning.errors import TrainingStopped
 
 # SIGUSR1 is what SLURM and others send ahead of a time limit; Windows has none.
 ASKING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+
+
+@contextmanager
+def stopping_outside_training(wanted: bool) -> Iterator[None]:
+    """Lets SIGTERM and SIGUSR1 end a run at once while nothing is to be saved: data and weights load, or it is tested.
+
+    Args:
+        wanted: Whether to do anything.
+    """
+    if not wanted or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _stop_at_once) for number in ASKING if number != signal.SIGINT}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stop_at_once(number: int, frame: FrameType | None) -> None:
+    del frame
+    raise TrainingStopped(signal.Signals(number), None, main_process=os.environ.get("LOCAL_RANK", "0") == "0")
 
 
 class StopSignals:
@@ -45,6 +71,18 @@ class StopSignals:
         if threading.current_thread() is threading.main_thread():
             for number in set(ASKING) - {signal.SIGINT}:
                 signal.signal(number, stop)
+
+    def check(self, trainer: Trainer) -> None:
+        """Stops if any process was asked to; collective.
+
+        Args:
+            trainer: Knows the last step, which must be saved.
+
+        Raises:
+            TrainingStopped: On every process.
+        """
+        if asked := self.agreed(trainer):
+            raise TrainingStopped(asked, trainer.global_step, main_process=trainer.is_global_zero)
 
     def agreed(self, trainer: Trainer) -> signal.Signals | None:
         """What any of the processes was asked; collective.
