@@ -175,7 +175,7 @@ def last_good(run: Path, config: str) -> Path | None:
             continue
         if checkpoint.get(SETTINGS) != fingerprint(config):
             skipped.append(f"{path} is another run's checkpoint.")
-        elif checkpoint[WHOLE_STEP]:
+        elif checkpoint.get(WHOLE_STEP):
             for reason in skipped:
                 rank_zero_warn(f"{reason} It is skipped.")
             return path

@@ -145,6 +145,7 @@ def test_three_processes_count_every_example_once(runs: Path, tmp_path: Path) ->
     processes.train(3, commands)
     for way in TOGETHER:
         together = json.loads((tmp_path / way / "validate_metrics.json").read_text())
+        assert "val/loss" in together
         assert together == pytest.approx({name: alone[name] for name in together}, abs=1e-4)
 
 

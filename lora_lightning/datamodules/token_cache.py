@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -65,7 +66,7 @@ def write_splits(path: Path, splits: Mapping[str, EncodedSplit]) -> None:
         tensors[f"{name}.lengths"] = split.lengths
         tensors |= {f"{name}.tokens.{column}": values for column, values in split.tokens.items()}
         tensors |= {f"{name}.rows.{column}": values for column, values in split.rows.items()}
-    scratch = path.with_suffix(f".{os.getpid()}")
+    scratch = path.with_suffix(f".{socket.gethostname()}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, scratch)
