@@ -50,6 +50,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self._asked = 0
+        self._process = os.getpid()  # workers that load data inherit the handlers
 
     def listen(self) -> None:
         """Takes over the signals; only Python's main thread may."""
@@ -103,6 +104,6 @@ class StopSignals:
         del frame
         if number == signal.SIGINT and self._asked:
             raise KeyboardInterrupt
-        if number == signal.SIGINT:
+        if number == signal.SIGINT and os.getpid() == self._process and os.environ.get("LOCAL_RANK", "0") == "0":
             sys.stderr.write("\nstops after this step, or this validation; Ctrl-C again stops at once\n")
         self._asked = number
