@@ -407,3 +407,10 @@ def test_lightnings_word_for_the_last_checkpoint_goes_on(
     assert main([*words, "--resume=null", "--ckpt_path=last"]) == 0
     assert f"goes on from {run / 'checkpoints/last.ckpt'}" in capfd.readouterr().out
     assert all(torch.equal(tensor, whole[name]) for name, tensor in trained_state(run).items())
+
+
+def test_a_seed_that_no_resumed_run_could_find_again_is_refused(
+    words: Words, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "--seed_everything=true"]) == 2
+    assert "seed_everything is true" in capfd.readouterr().err
