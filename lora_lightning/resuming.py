@@ -15,13 +15,12 @@ from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lora_lightning.callbacks.adapter_checkpoint import BEST, EVENT_SIZES, WHOLE_STEP
-from lora_lightning.callbacks.run_folder import cut_events
+from lora_lightning.callbacks.run_folder import FAILED_CHECK, SUMMARY, cut_events
 from lora_lightning.checkpoint_files import LAST, PREVIOUS
 from lora_lightning.errors import CheckpointError, ConfigurationError, RunFinished, UnreadableError, VerificationError
 from lora_lightning.lora.checkpoint import read_checkpoint
 
-CONFIG, SUMMARY, LOCK = "config.yaml", "summary.json", "run.lock"
-FAILED_CHECK = "failed_check"  # in a summary
+CONFIG, LOCK = "config.yaml", "run.lock"
 SETTINGS = "settings"  # in a checkpoint: the fingerprint of its run's config
 NEWEST_FIRST = (LAST, PREVIOUS, f"{BEST}.ckpt")
 RUN_LOGGERS = ("TensorBoardLogger", "CSVLogger")  # whose runs are folders <save_dir>/<name>/<version>

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from lora_lightning.callbacks import AdapterCheckpoint
+from lora_lightning.callbacks.run_folder import FAILED_CHECK, SUMMARY
 from lora_lightning.checkpoint_files import cannot_be_written, write_whole
 from lora_lightning.errors import ConfigurationError
-from lora_lightning.resuming import FAILED_CHECK, SUMMARY
 from lora_lightning.tasks import AdaptationTask
 from lora_lightning.tasks.optimization import trained_share
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from lightning import Trainer
 
+SUMMARY = "summary.json"
+FAILED_CHECK = "failed_check"  # in the summary
 EVENTS = "events.out.tfevents.*"
 
 
