@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import torch
 from kill_and_resume import ELSE, SAVE, STEP, VALIDATION, Moment, Runs, kill_and_resume, moments, same
+from lightning import Trainer
 from strategy_equality import WAYS
 
+from lora_lightning.callbacks import FinalValidation
 from lora_lightning.checkpoint_files import WholeCheckpointIO
+from lora_lightning.lora.checkpoint import read_checkpoint
 from lora_lightning.main import main
 from tests.conftest import TinyBackbone
 from tests.test_cli import Words, fit_words
@@ -130,14 +133,27 @@ class Snapshots:
         pytest.param(["--trainer.max_steps=13", "--trainer.max_epochs=-1"], id="last step within an epoch"),
         pytest.param(["--data.num_workers=1", "--trainer.callbacks=AdapterNormMonitor"], id="workers and a monitor"),
         pytest.param(["--trainer.limit_val_batches=0"], id="no validation"),
+        pytest.param(
+            [
+                "--trainer.limit_train_batches=1",
+                "--trainer.max_epochs=6",
+                "--trainer.check_val_every_n_epoch=3",
+                "--trainer.log_every_n_steps=1",
+                "--checkpoint.every_n_train_steps=1",
+            ],
+            id="one step an epoch",
+        ),
+        pytest.param(
+            ["--trainer.check_val_every_n_epoch=2", "--checkpoint.every_n_train_steps=9"], id="between epochs"
+        ),
     ],
 )
 def test_whatever_was_saved_last_the_end_is_the_same(
     tiny_backbone: TinyBackbone, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: Words
 ) -> None:
     runs = Runs(["--trainer.max_epochs=2"], tmp_path)  # to read what a run left
-    words = [*fit_words(tiny_backbone("bert"), data, tmp_path / "one"), *DROPOUT, *more]
-    words += ["--checkpoint.every_n_train_steps=4", "--resume=auto"]
+    words = [*fit_words(tiny_backbone("bert"), data, tmp_path / "one"), *DROPOUT]
+    words += ["--checkpoint.every_n_train_steps=4", *more, "--resume=auto"]
     snapshots = Snapshots(tmp_path / "one/run/version_0", tmp_path / "snapshots")
     with monkeypatch.context() as patch:
         snapshots.take(patch)
@@ -151,3 +167,18 @@ def test_whatever_was_saved_last_the_end_is_the_same(
         result = runs.result("one")
         different = [name for name in reference if not same(reference[name], result[name])]
         assert not different, (snapshot.name, different)
+
+
+def test_a_run_of_one_step_an_epoch_stops_before_the_next_validation(
+    tiny_backbone: TinyBackbone, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*fit_words(tiny_backbone("bert"), data, tmp_path), "--trainer.limit_train_batches=1"]
+    words += ["--trainer.max_epochs=5", "--trainer.check_val_every_n_epoch=5"]
+
+    def ask(_: FinalValidation, trainer: Trainer, *__: Any) -> None:
+        if trainer.current_epoch == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(FinalValidation, "on_train_epoch_start", ask)
+    assert main(words) == 75
+    assert read_checkpoint(tmp_path / "run/version_0/checkpoints/last.ckpt")["global_step"] == 2

@@ -96,7 +96,8 @@ class AdapterCheckpoint(ModelCheckpoint):
 
     def keep_when_due(self, trainer: Trainer) -> None:
         """Writes `last.ckpt` between two steps, every n steps; the next batch may be loaded, but no more."""
-        if self.steps_between is not None and trainer.global_step % self.steps_between == 0:
+        steps = trainer.global_step
+        if self.steps_between is not None and steps > 0 and steps % self.steps_between == 0:
             self.keep_between_steps(trainer)
 
     def keep_between_steps(self, trainer: Trainer) -> None:

@@ -12,7 +12,6 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from lora_lightning.callbacks.adapter_checkpoint import AdapterCheckpoint
 from lora_lightning.callbacks.stop_signals import StopSignals
-from lora_lightning.errors import TrainingStopped
 
 
 class StepBoundary(Callback):
@@ -38,6 +37,9 @@ class StepBoundary(Callback):
         """Listens from here on, where nothing was validated before; a run that had stopped early stays stopped."""
         del pl_module
         self.signals.listen()
+        epoch = trainer.fit_loop.epoch_loop
+        if epoch.batch_progress.current.ready == 0:
+            epoch.restarting = False  # before an epoch's first batch Lightning takes a validation for done, and a step
         stopping = trainer.early_stopping_callbacks
         if any(callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED for callback in stopping):
             trainer.should_stop = True
@@ -71,15 +73,10 @@ class StepBoundary(Callback):
         """
         del batch
         self._before_logging(trainer)
-        checkpoint = next(c for c in trainer.checkpoint_callbacks if isinstance(c, AdapterCheckpoint))
-        whole_step = batch_idx % trainer.accumulate_grad_batches == 0
-        if whole_step and batch_idx > 0:
+        if batch_idx % trainer.accumulate_grad_batches == 0:  # the last step is whole
+            checkpoint = next(c for c in trainer.checkpoint_callbacks if isinstance(c, AdapterCheckpoint))
             checkpoint.keep_when_due(trainer)
-        if whole_step and (asked := self.signals.agreed(trainer)):
-            if batch_idx > 0:
-                checkpoint.keep_between_steps(trainer)
-            if checkpoint.is_kept(trainer):  # if not, the epoch's first step is done first
-                raise TrainingStopped(asked, trainer.global_step, main_process=trainer.is_global_zero)
+            self.signals.check(trainer, save=checkpoint.keep_between_steps)
         seed_batch(pl_module.device, trainer.current_epoch, batch_idx, trainer.global_rank)
 
 

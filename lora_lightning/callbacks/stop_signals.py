@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -73,27 +73,23 @@ class StopSignals:
             for number in set(ASKING) - {signal.SIGINT}:
                 signal.signal(number, stop)
 
-    def check(self, trainer: Trainer) -> None:
+    def check(self, trainer: Trainer, save: Callable[[Trainer], None] | None = None) -> None:
         """Stops if any process was asked to; collective.
 
         Args:
-            trainer: Knows the last step, which must be saved.
+            trainer: Knows the last step.
+            save: Saves it; `None` where it is saved.
 
         Raises:
             TrainingStopped: On every process.
         """
-        if asked := self.agreed(trainer):
+        if asked := self._agreed(trainer):
+            if save is not None:
+                save(trainer)
             raise TrainingStopped(asked, trainer.global_step, main_process=trainer.is_global_zero)
 
-    def agreed(self, trainer: Trainer) -> signal.Signals | None:
-        """What any of the processes was asked; collective.
-
-        Args:
-            trainer: Knows the other processes.
-
-        Returns:
-            The same signal on every process; `None` where training goes on.
-        """
+    def _agreed(self, trainer: Trainer) -> signal.Signals | None:
+        """What any of the processes was asked: the same on every process; collective."""
         number = self._asked
         if trainer.world_size > 1:
             asked = torch.tensor(number, device=trainer.strategy.root_device)
