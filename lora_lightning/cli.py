@@ -47,7 +47,7 @@ from lora_lightning.errors import (
     VerificationError,
 )
 from lora_lightning.lora.checkpoint import check_resumable, read_checkpoint
-from lora_lightning.lost_processes import end_children, lost_process
+from lora_lightning.lost_processes import ending_together, watch
 from lora_lightning.metrics import LabelSpace
 from lora_lightning.null_values import check_nulls
 from lora_lightning.option_checks import (
@@ -201,6 +201,7 @@ class LoraLightningCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Checks strategy and device. Prediction needs no training data: its labels come from the checkpoint."""
         check_strategy(self.trainer.strategy)
+        watch(self.trainer)
         self.model.check_trainer(self.trainer)
         if self.subcommand == "predict" and self.saved_labels is not None:
             self.model.adopt_labels(self.saved_labels)
@@ -243,6 +244,12 @@ class LoraLightningCLI(LightningCLI):
             config["callbacks"] = [StepBoundary(), *_as_list(config.get("callbacks"))]
             config["plugins"] = [*_as_list(config.get("plugins")), *_missing_plugins(config.get("plugins"))]
         return super()._instantiate_trainer(config, kept)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs the command; where several processes do, they end together."""
+        again = "go on with the same command and --resume auto"
+        with ending_together(self.trainer, again if subcommand == "fit" else "start the same command again"):
+            super()._run_subcommand(subcommand)
 
     def _check_labels(self) -> None:
         """Compares the checkpoint's labels with the data's before any weights load."""
@@ -293,7 +300,7 @@ class LoraLightningCLI(LightningCLI):
 
         Raises:
             TrainingStopped: After a signal, with how to go on; the step is finished and saved.
-            TrainingError: If another process is gone.
+            TrainingError: If the disk is full, or the run's folder has vanished.
             KeyboardInterrupt: After a second Ctrl-C, with how to go on; Lightning has cleaned up.
         """
         self.failed_check: VerificationError | None = None
@@ -318,13 +325,7 @@ class LoraLightningCLI(LightningCLI):
         except TrainingStopped as stop:
             if (self.run_folder / CONFIG).exists():
                 stop.resume_command = self._resume_command()
-            end_children(self.trainer, patience=30)
             raise
-        except RuntimeError as error:
-            lost = lost_process(self.trainer, error)
-            if lost is None:
-                raise
-            raise lost from error
         except OSError as error:
             if error.errno in DISK_ERRORS:
                 raise cannot_be_written(Path(error.filename or self.run_folder), error) from error

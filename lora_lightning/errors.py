@@ -7,6 +7,11 @@ import signal
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+# Exit statuses.
+USER_ERROR = 2
+INTERRUPTED = 130  # by Ctrl-C
+PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: not finished, start the same command again
+
 
 class LoraLightningError(Exception):
     """Base of every error that is the input's fault and not the program's."""
@@ -42,7 +47,7 @@ class TrainingStopped(BaseException):  # a signal raises it anywhere, and nothin
     Args:
         asked: The signal.
         step: Optimizer steps that are saved; `None` outside training.
-        main_process: Whether this is the process that speaks for all.
+        main_process: Whether this is the process that speaks for all of its machine.
     """
 
     def __init__(self, asked: signal.Signals, step: int | None, main_process: bool) -> None:

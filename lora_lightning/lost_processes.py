@@ -1,49 +1,134 @@
-"""What to do when one of several training processes is gone."""
+"""No process of a machine outlives the others that train with it, and one of them says why it ended."""
 
+import os
 import signal
 import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from lightning import Trainer
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch.distributed import DistError
 
-from lora_lightning.errors import TrainingError
+from lora_lightning.errors import USER_ERROR, TrainingError, TrainingStopped
 
 # PyTorch's gloo raises plain RuntimeErrors.
 SIGNS = ("gloo", "connection closed by peer", "connection reset by peer", "broken pipe", "connection refused")
+PATIENCE = 15  # seconds in which a process should notice by itself that another one is gone, and can say more
+MAIN_PROCESS = "LORA_LIGHTNING_MAIN_PROCESS"  # its number, in the environment of those that it starts
 
 
-def lost_process(trainer: Trainer, error: RuntimeError) -> TrainingError | None:
-    """Ends the other processes of this machine where one of them is gone.
+class WatchingLauncher(_SubprocessScriptLauncher):
+    """Lightning's way to start the other processes of a machine, with another watch over them.
+
+    Lightning's own kills the main process, too, before it can say why.
+    """
+
+    def _call_children_scripts(self) -> None:
+        os.environ[MAIN_PROCESS] = str(os.getpid())
+        try:
+            super()._call_children_scripts()
+        finally:
+            del os.environ[MAIN_PROCESS]
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def launch(self, *args: object, **kwargs: object) -> object:
+        """Starts the others, then does its work.
+
+        Args:
+            args: As in Lightning.
+            kwargs: As in Lightning.
+
+        Returns:
+            What the work returns.
+        """
+        if not self.cluster_environment.creates_processes_externally:
+            self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
+            self._call_children_scripts()  # Lightning then takes them for started by someone else, and watches none
+        return super().launch(*args, **kwargs)  # type: ignore[arg-type]
+
+    def _watch(self) -> None:
+        while not any(process.poll() for process in self.procs):
+            time.sleep(1)
+        time.sleep(PATIENCE)
+        _end_this_process(f"{end_children(self, patience=0)}; the others stop. What it had to say is above.")
+
+
+def watch(trainer: Trainer) -> None:
+    """Has the main process of a machine and those that it starts watch each other, even while they wait.
+
+    Args:
+        trainer: Before it has started other processes.
+    """
+    strategy = trainer.strategy
+    if isinstance(launcher := strategy.launcher, _SubprocessScriptLauncher):
+        strategy._launcher = WatchingLauncher(  # noqa: SLF001
+            launcher.cluster_environment, launcher.num_processes, launcher.num_nodes
+        )
+    elif launcher is None and (main_process := os.environ.get(MAIN_PROCESS)):
+        threading.Thread(target=_watch_main_process, args=[int(main_process)], daemon=True).start()
+
+
+def _watch_main_process(number: int) -> None:
+    while os.getppid() == number:
+        time.sleep(1)
+    time.sleep(PATIENCE)
+    _end_this_process("the main process is gone; this one stops, too.")
+
+
+def _end_this_process(why: str) -> None:
+    sys.stdout.flush()
+    print(f"lora-lightning: error: {why}", file=sys.stderr, flush=True)
+    os._exit(USER_ERROR)  # from this thread; the main one waits for a process that is gone
+
+
+@contextmanager
+def ending_together(trainer: Trainer, remedy: str) -> Iterator[None]:
+    """Leaves none of the processes of this machine behind when an error ends this one.
 
     Args:
         trainer: Of this process.
-        error: What training failed with.
+        remedy: What to do about a lost process, after "when that is mended".
 
-    Returns:
-        What to say; `None` if the error is about something else.
+    Raises:
+        TrainingError: In place of what the loss of another process led to.
     """
-    is_lost = isinstance(error, DistError) or any(sign in str(error).lower() for sign in SIGNS)
-    if trainer.world_size == 1 or not is_lost:
-        return None
-    who = end_children(trainer, patience=5) or f"one of the {trainer.world_size} training processes is gone"
-    return TrainingError(
-        f"{who}; the others stop, here after step {trainer.global_step}. What it had to say is above; when that is "
-        "mended, go on with the same command and --resume auto."
-    )
+    try:
+        yield
+    except TrainingStopped:
+        end_children(trainer.strategy.launcher, patience=30)  # they stop, too, after the same step
+        raise
+    except BaseException as error:
+        who = end_children(trainer.strategy.launcher, patience=5)
+        if trainer.world_size == 1 or not _is_lost(error):
+            raise
+        who = who or f"one of the {trainer.world_size} processes is gone"
+        msg = (
+            f"{who}; the others stop, here after step {trainer.global_step}. What it had to say is above; when that is "
+            f"mended, {remedy}."
+        )
+        raise TrainingError(msg) from error
 
 
-def end_children(trainer: Trainer, patience: float) -> str:
+def _is_lost(error: BaseException) -> bool:
+    if isinstance(error, DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in SIGNS)
+
+
+def end_children(launcher: object, patience: float) -> str:
     """Collects the processes that Lightning started, so that none is left.
 
     Args:
-        trainer: Of the main process; others have started none.
+        launcher: The main process's; others have started none.
         patience: Seconds that the first to end may take; those that take longer, or have not ended then, are killed.
 
     Returns:
         How the first one ended that did not end well; empty where none did.
     """
-    launcher = trainer.strategy.launcher
     if not isinstance(launcher, _SubprocessScriptLauncher):
         return ""
     found = ""

@@ -11,7 +11,14 @@ import warnings
 from collections.abc import Sequence
 
 from lora_lightning import __version__
-from lora_lightning.errors import LoraLightningError, RunFinished, TrainingStopped
+from lora_lightning.errors import (
+    INTERRUPTED,
+    PREEMPTED,
+    USER_ERROR,
+    LoraLightningError,
+    RunFinished,
+    TrainingStopped,
+)
 
 COMMANDS = {
     "fit": "train from a YAML config, then test the best checkpoint",
@@ -33,10 +40,6 @@ every option of a command:   lora-lightning fit --help
 options of a class:          lora-lightning fit --model.help SequenceClassificationTask
                              lora-lightning fit --data.help Clinc150DataModule
 """
-
-USER_ERROR = 2
-INTERRUPTED = 130  # by Ctrl-C
-PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: not finished, start the same command again
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from lora_lightning import callbacks
 from lora_lightning.callbacks.adapter_checkpoint import unknown_monitor
@@ -36,7 +37,7 @@ def check_seed(seed: bool | int | None) -> None:
 
 
 def check_strategy(strategy: Strategy) -> None:
-    """Refuses a strategy whose checkpoints no other strategy could load.
+    """Refuses a strategy whose checkpoints no other strategy could load, and processes that are copies of this one.
 
     Args:
         strategy: The trainer's.
@@ -44,6 +45,12 @@ def check_strategy(strategy: Strategy) -> None:
     Raises:
         ConfigurationError: If it is one.
     """
+    if isinstance(strategy.launcher, _MultiProcessingLauncher):
+        msg = (
+            "trainer.strategy starts its processes by spawn or fork, which would leave the trained model in one of "
+            "them; set it to ddp."
+        )
+        raise ConfigurationError(msg)
     if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | FullyShardedStrategy):
         msg = (
             f"trainer.strategy is {type(strategy).__name__}, whose checkpoints no other strategy could load; set "

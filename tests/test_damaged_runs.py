@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -277,29 +278,84 @@ def test_a_second_process_is_kept_out_of_a_run(run: Path, words: Words, capfd: p
         assert lock is not None
 
 
+ENDINGS = {  # what happens to two processes that train together: exit status of the main one, and what is said
+    "asked": (75, "lora-lightning: stopped by SIGTERM after step"),
+    "child killed": (2, "training process 1 was ended by SIGKILL; the others stop, here after step"),
+    "main process killed": (-signal.SIGKILL, "the others stop, here after step"),
+    "disk full": (2, "last.ckpt cannot be written (No space left on device)"),
+}
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="children are found in /proc")
-def test_training_processes_stop_together(tiny_backbone: TinyBackbone, data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_training_processes_end_together(tiny_backbone: TinyBackbone, data: Path, tmp_path: Path, ending: str) -> None:
     words = [*fit_words(tiny_backbone("bert"), data, tmp_path), "--trainer.devices=2", "--trainer.strategy=ddp"]
     words += ["--trainer.max_epochs=100000", "--early_stopping.patience=100000", "--checkpoint.every_n_train_steps=2"]
-    last = tmp_path / RUN / "checkpoints/last.ckpt"
-    for name, status, said in (
-        ("asked", 75, "stopped by SIGTERM after step"),
-        ("killed", 2, "training process 1 was ended by SIGKILL; the others stop, here after step"),
-    ):
-        began = time.time()
-        command = [sys.executable, "-m", "lora_lightning", *words, "--resume=auto"]
-        with (tmp_path / name).open("w") as output, subprocess.Popen(command, stdout=output, stderr=output) as main_one:
-            while not last.exists() or last.stat().st_mtime < began:
-                assert main_one.poll() is None, (tmp_path / name).read_text()
-                time.sleep(0.1)
-            child = int(Path(f"/proc/{main_one.pid}/task/{main_one.pid}/children").read_text())
-            os.kill(main_one.pid if name == "asked" else child, signal.SIGTERM if name == "asked" else signal.SIGKILL)
-            # Lightning's own watcher may be quicker to end the main process.
-            assert main_one.wait(timeout=60) in {status, -signal.SIGKILL if name == "killed" else status}
-        lines = (tmp_path / name).read_text()
-        assert said in lines or "terminated with code -9" in lines
-        assert not Path(f"/proc/{child}").exists()
-        assert read_checkpoint(last)["global_step"] >= 2
+    last, output = tmp_path / RUN / "checkpoints/last.ckpt", tmp_path / "output.txt"
+    command = [sys.executable, "-m", "lora_lightning", *words]
+    with output.open("w") as file, subprocess.Popen(command, stdout=file, stderr=file) as main_one:
+        while not last.exists():
+            assert main_one.poll() is None, output.read_text()
+            time.sleep(0.1)
+        child = int(Path(f"/proc/{main_one.pid}/task/{main_one.pid}/children").read_text())
+        if ending == "asked":
+            main_one.terminate()
+        elif ending == "disk full":
+            last.with_name(".last.ckpt.draft").symlink_to("/dev/full")
+        else:
+            os.kill(child if ending == "child killed" else main_one.pid, signal.SIGKILL)
+        status, said = ENDINGS[ending]
+        assert main_one.wait(timeout=60) == status, output.read_text()
+    began = time.monotonic()
+    while Path(f"/proc/{child}").exists():
+        assert time.monotonic() - began < 60
+        time.sleep(0.1)
+    assert said in output.read_text()
+    assert read_checkpoint(last)["global_step"] >= 2
+
+
+WAITS = {  # a process that waits for one that is gone, and learns nothing from it: its script, and what it says
+    "for a child": (
+        """
+        WatchingLauncher(LightningEnvironment(), 2, 1).launch(time.sleep, 60)
+        """,
+        "training process 1 ended with status 3; the others stop.",
+    ),
+    "for the main process": (
+        """
+        if MAIN_PROCESS not in os.environ:
+            subprocess.Popen([sys.executable, *sys.argv], env={**os.environ, MAIN_PROCESS: str(os.getpid())})
+            os._exit(2)
+        watch(SimpleNamespace(strategy=SimpleNamespace(launcher=None)))
+        time.sleep(60)
+        """,
+        "the main process is gone; this one stops, too.",
+    ),
+}
+HEADING = """
+import os, subprocess, sys, time
+from types import SimpleNamespace
+if "LOCAL_RANK" in os.environ:  # a child
+    sys.exit(3)
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lora_lightning import lost_processes
+from lora_lightning.lost_processes import MAIN_PROCESS, WatchingLauncher, watch
+lost_processes.PATIENCE = 1
+"""
+
+
+@pytest.mark.parametrize("wait", WAITS)
+def test_a_process_that_waits_for_a_lost_one_is_ended(tmp_path: Path, wait: str) -> None:
+    script, output = tmp_path / "script.py", tmp_path / "output.txt"
+    lines, said = WAITS[wait]
+    script.write_text(HEADING + textwrap.dedent(lines))
+    with output.open("w") as file:
+        ended = subprocess.run([sys.executable, script], stdout=file, stderr=file, timeout=50, check=False)
+    assert ended.returncode == 2
+    began = time.monotonic()
+    while f"lora-lightning: error: {said}" not in output.read_text():
+        assert time.monotonic() - began < 50, output.read_text()
+        time.sleep(0.1)
 
 
 def test_a_new_checkpoint_takes_its_place_only_when_it_is_whole(

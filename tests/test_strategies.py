@@ -227,6 +227,7 @@ def test_processes_tell_each_other_the_gradients_of_what_trains(
     ("more", "remedy"),
     [
         (["--trainer.strategy={class_path: ModelParallelStrategy}"], "use configs/trainer/fsdp2.yaml"),
+        (["--trainer.strategy=ddp_spawn"], "set it to ddp"),
         ([*equality.WAYS["FSDP2"][1], *equality.NF4], "set it to auto or ddp"),
         ([*equality.WAYS["FSDP2"][1], "--model.lora.init_lora_weights=pissa_niter_4"], "set trainer.strategy to ddp"),
         ([*equality.WAYS["FSDP2"][1], "--model.optimization.lorafa=true"], "set trainer.strategy to ddp"),

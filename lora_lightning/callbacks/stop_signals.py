@@ -37,7 +37,12 @@ def stopping_outside_training(wanted: bool) -> Iterator[None]:
 
 def _stop_at_once(number: int, frame: FrameType | None) -> None:
     del frame
-    raise TrainingStopped(signal.Signals(number), None, main_process=os.environ.get("LOCAL_RANK", "0") == "0")
+    raise TrainingStopped(signal.Signals(number), None, main_process=_is_first_of_its_machine())
+
+
+def _is_first_of_its_machine() -> bool:
+    """By what a launcher says: there may be no trainer yet, and the one that starts the others has no rank before."""
+    return os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
 
 
 class StopSignals:
@@ -67,7 +72,7 @@ class StopSignals:
 
         def stop(number: int, frame: FrameType | None) -> None:
             del frame
-            raise TrainingStopped(signal.Signals(number), trainer.global_step, main_process=trainer.is_global_zero)
+            raise TrainingStopped(signal.Signals(number), trainer.global_step, main_process=trainer.local_rank == 0)
 
         if threading.current_thread() is threading.main_thread():
             for number in set(ASKING) - {signal.SIGINT}:
@@ -86,7 +91,7 @@ class StopSignals:
         if asked := self._agreed(trainer):
             if save is not None:
                 save(trainer)
-            raise TrainingStopped(asked, trainer.global_step, main_process=trainer.is_global_zero)
+            raise TrainingStopped(asked, trainer.global_step, main_process=trainer.local_rank == 0)
 
     def _agreed(self, trainer: Trainer) -> signal.Signals | None:
         """What any of the processes was asked: the same on every process; collective."""
@@ -100,6 +105,6 @@ class StopSignals:
         del frame
         if number == signal.SIGINT and self._asked:
             raise KeyboardInterrupt
-        if number == signal.SIGINT and os.getpid() == self._process and os.environ.get("LOCAL_RANK", "0") == "0":
+        if number == signal.SIGINT and os.getpid() == self._process and _is_first_of_its_machine():
             sys.stderr.write("\nstops after this step, or this validation; Ctrl-C again stops at once\n")
         self._asked = number

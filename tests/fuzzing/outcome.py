@@ -14,10 +14,10 @@ from typing import Any
 from unittest import mock
 
 from lightning import Trainer
-from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
-from lora_lightning.errors import LoraLightningError
-from lora_lightning.main import USER_ERROR, main
+from lora_lightning.errors import USER_ERROR, LoraLightningError
+from lora_lightning.main import main
 from lora_lightning.tasks import AdaptationTask
 
 RAN, REFUSED, LATE, FAILED = "ran", "refused", "refused late", "failed"
@@ -88,8 +88,7 @@ def stopped_early() -> Iterator[list[str]]:
     with (
         mock.patch.object(Trainer, "fit", short_fit),
         mock.patch.object(AdaptationTask, "configure_model", noted_configure),
-        mock.patch.object(_SubprocessScriptLauncher, "launch", no_processes),
-        mock.patch.object(_MultiProcessingLauncher, "launch", no_processes),
+        mock.patch.object(_SubprocessScriptLauncher, "_call_children_scripts", no_processes),
     ):
         yield loaded
 
