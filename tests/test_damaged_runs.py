@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import torch
 
@@ -312,6 +313,26 @@ def test_training_processes_end_together(tiny_backbone: TinyBackbone, data: Path
         time.sleep(0.1)
     assert said in output.read_text()
     assert read_checkpoint(last)["global_step"] >= 2
+
+
+def start_from(rank: int, count: int, port: int, words: Words, checkpoints: list[Path], output: Path) -> None:
+    """One of several processes, each with a checkpoint of its own."""
+    os.dup2(os.open(f"{output}{rank}", os.O_WRONLY | os.O_CREAT), 2)
+    processes.become(rank, count, port)
+    raise SystemExit(main([*words, f"--ckpt_path={checkpoints[rank]}"]))
+
+
+def test_processes_that_would_go_on_from_different_places_are_refused(run: Path, words: Words, tmp_path: Path) -> None:
+    words = [word for word in words if "resume" not in word]
+    words += ["--trainer.devices=2", "--trainer.strategy=ddp", f"--trainer.logger.save_dir={tmp_path / 'logs'}"]
+    words += ["--data.batch_size=4"]  # 8 of both, as before
+    checkpoints = [run / "checkpoints/last.ckpt", run / "checkpoints/previous.ckpt"]
+    with pytest.raises(SystemExit):
+        processes.start(start_from, 2, words, checkpoints, tmp_path / "said")
+    first, second = checkpoints
+    said = f"the main process goes on from {first} after step 12, and process 1 from {second} after step 9"
+    for rank in range(2):
+        assert said in (tmp_path / f"said{rank}").read_text()
 
 
 WAITS = {  # a process that waits for one that is gone, and learns nothing from it: its script, and what it says

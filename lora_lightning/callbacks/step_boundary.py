@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from lora_lightning.callbacks.adapter_checkpoint import AdapterCheckpoint
 from lora_lightning.callbacks.stop_signals import StopSignals
+from lora_lightning.errors import CheckpointError
 
 
 class StepBoundary(Callback):
@@ -37,6 +38,7 @@ class StepBoundary(Callback):
         """Listens from here on, where nothing was validated before; a run that had stopped early stays stopped."""
         del pl_module
         self.signals.listen()
+        check_same_start(trainer)
         epoch = trainer.fit_loop.epoch_loop
         if epoch.batch_progress.current.ready == 0:
             epoch.restarting = False  # before an epoch's first batch Lightning takes a validation for done, and a step
@@ -78,6 +80,29 @@ class StepBoundary(Callback):
             checkpoint.keep_when_due(trainer)
             self.signals.check(trainer, save=checkpoint.keep_between_steps)
         seed_batch(pl_module.device, trainer.current_epoch, batch_idx, trainer.global_rank)
+
+
+def check_same_start(trainer: Trainer) -> None:
+    """Refuses processes that found different checkpoints, as machines without a common file system do; collective.
+
+    Args:
+        trainer: Has restored its place in training.
+
+    Raises:
+        CheckpointError: On every process, if one begins elsewhere than the main process.
+    """
+    if trainer.world_size == 1:
+        return
+    starts: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(starts, (str(trainer.ckpt_path or "nothing"), trainer.global_step))
+    for rank, start in enumerate(starts):
+        if start != starts[0]:
+            mine, other = (f"{path} after step {step}" for path, step in (starts[0], start))
+            msg = (
+                f"the main process goes on from {mine}, and process {rank} from {other}; put the run folder where all "
+                "machines see the same files, and start the same command again."
+            )
+            raise CheckpointError(msg)
 
 
 def seed_batch(device: torch.device, *place: int) -> None:
