@@ -61,7 +61,7 @@ from lora_lightning.option_checks import (
 )
 from lora_lightning.parser import ArgumentParser
 from lora_lightning.refusals import as_refusal, own_error
-from lora_lightning.resuming import CONFIG, Interrupted, bring_back, find_interrupted, lock_run
+from lora_lightning.resuming import CONFIG, Interrupted, bring_back, check_unused, find_interrupted, lock_run
 from lora_lightning.run_config import SaveRunConfig, dump_settings
 from lora_lightning.summary import (
     announce_run,
@@ -98,9 +98,9 @@ class LoraLightningCLI(LightningCLI):
             "--resume",
             type=Literal["auto"] | None,
             default=None,
-            help="Of fit. auto: go on with the newest run of the same settings, in its folder, from its last whole "
-            "checkpoint; begin a run where there is none, do nothing where it is finished. So the same command can be "
-            "started again until it exits with 0.",
+            help="Of fit. auto: go on with the newest run of the same settings, or the one whose config.yaml is given, "
+            "in its folder, from its last whole checkpoint; begin a run where there is none, do nothing where it is "
+            "finished. So the same command can be started again until it exits with 0.",
         )
         parser.add_argument(
             "--trust_remote_code",
@@ -293,6 +293,8 @@ class LoraLightningCLI(LightningCLI):
             self._lock = lock_run(folder)
             if self.interrupted is not None:
                 bring_back(self.interrupted)
+            else:
+                check_unused(folder)
             announce_run(folder, self.interrupted.checkpoint if self.interrupted else None)
 
     def fit(self, **kwargs: Any) -> None:

@@ -6,12 +6,14 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+import yaml
 from jsonargparse import Namespace
+from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lora_lightning.callbacks.adapter_checkpoint import BEST, EVENT_SIZES, WHOLE_STEP
@@ -19,10 +21,12 @@ from lora_lightning.callbacks.run_folder import FAILED_CHECK, SUMMARY, cut_event
 from lora_lightning.checkpoint_files import LAST, PREVIOUS
 from lora_lightning.errors import CheckpointError, ConfigurationError, RunFinished, UnreadableError, VerificationError
 from lora_lightning.lora.checkpoint import read_checkpoint
+from lora_lightning.tasks.hyperparameters import differences, flatten
 
 CONFIG, LOCK = "config.yaml", "run.lock"
 SETTINGS = "settings"  # in a checkpoint: the fingerprint of its run's config
 NEWEST_FIRST = (LAST, PREVIOUS, f"{BEST}.ckpt")
+MOST_LISTED = 3  # differences between two runs
 RUN_LOGGERS = ("TensorBoardLogger", "CSVLogger")  # whose runs are folders <save_dir>/<name>/<version>
 
 
@@ -50,7 +54,8 @@ def find_interrupted(options: Any, config: str) -> Interrupted | None:
         The newest run of the same settings; `None` where there is none, so that one begins.
 
     Raises:
-        ConfigurationError: If the logger keeps runs where they cannot be found.
+        ConfigurationError: If the logger keeps runs where they cannot be found, or a run of other settings is where
+            the run would be.
         CheckpointError: If the run has checkpoints, and all are damaged.
         RunFinished: If that run is finished.
         VerificationError: If it is finished, and failed a check of what it trained.
@@ -67,8 +72,11 @@ def find_interrupted(options: Any, config: str) -> Interrupted | None:
     else:
         runs = [path for path in place.glob("version_*") if path.name[8:].isdigit()]
         runs.sort(key=lambda path: int(path.name[8:]), reverse=True)
-    run = find_run(runs, config)
+    given = {Path(file.absolute).resolve() for file in options.get("config") or []}
+    own = [run for run in runs if (run / CONFIG).resolve() in given]  # whoever gives a run's config.yaml means that run
+    run = find_run([*own, *runs], config)
     if run is None:
+        say_what_differs(runs, config, asked=asked is not None)
         return None
     check_unfinished(run)
     if asked is None:
@@ -76,6 +84,47 @@ def find_interrupted(options: Any, config: str) -> Interrupted | None:
         if not isinstance(options.trainer.logger, list):
             options.trainer.logger = entry
     return Interrupted(run, last_good(run, config))
+
+
+def say_what_differs(runs: Sequence[Path], config: str, asked: bool) -> None:
+    """Says why none of the runs that are there goes on.
+
+    Args:
+        runs: The folders, the newest first.
+        config: The settings as YAML, which no run has.
+        asked: Whether the run was to be in the first of the folders.
+
+    Raises:
+        ConfigurationError: If it was, and that one holds a run.
+    """
+    run = next((run for run in runs if (run / CONFIG).is_file()), None)
+    if run is None:
+        return
+    here, there = (settings_in(text) for text in (config, (run / CONFIG).read_text(encoding="utf-8", errors="replace")))
+    found = differences(here, there, "there")
+    listed = "; ".join(found[:MOST_LISTED]) + (f"; and {len(found) - MOST_LISTED} more" * (len(found) > MOST_LISTED))
+    if asked:
+        msg = f"the run folder {run} holds a run of other settings: {listed}. Use its config.yaml, or another version."
+        raise ConfigurationError(msg)
+    if _get_rank() in {None, 0}:  # once, though every process looks for its run
+        print(f"begins a new run, for the newest, {run}, has other settings: {listed}")
+
+
+def settings_in(config: str) -> dict[str, Any]:
+    """A run's settings by dotted name.
+
+    Args:
+        config: YAML.
+
+    Returns:
+        Plain values without `resume`; empty where the text is no YAML.
+    """
+    try:
+        settings = flatten(yaml.safe_load(config) or {})
+    except yaml.YAMLError:
+        return {}
+    settings.pop("resume", None)
+    return settings
 
 
 def check_unfinished(run: Path) -> None:
@@ -182,6 +231,23 @@ def last_good(run: Path, config: str) -> Path | None:
         msg = f"the run {run} has no checkpoint to go on from: {' '.join(skipped)} Move the folder away to start anew."
         raise CheckpointError(msg)
     return None
+
+
+def check_unused(folder: Path) -> None:
+    """Refuses to write a new run over another one.
+
+    Args:
+        folder: Where the new one's would be.
+
+    Raises:
+        ConfigurationError: If there is one.
+    """
+    if (folder / CONFIG).exists():
+        msg = (
+            f"the run folder {folder} already holds a run; choose another trainer.logger.init_args.name or version, or "
+            "move the folder away."
+        )
+        raise ConfigurationError(msg)
 
 
 def bring_back(run: Interrupted) -> None:

@@ -11,12 +11,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lora_lightning.callbacks import StepBoundary
 from lora_lightning.callbacks.run_folder import run_folder_of
 from lora_lightning.checkpoint_files import cannot_be_written, write_whole
-from lora_lightning.errors import ConfigurationError
 from lora_lightning.resuming import SETTINGS, fingerprint
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Writes `config.yaml` into the folder of a training run, never over another run's.
+    """Writes `config.yaml` into the folder of a training run.
 
     Args:
         parser: Writes the options.
@@ -30,11 +29,7 @@ class SaveRunConfig(SaveConfigCallback):
         self.text = resumed
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Saves when training starts; evaluation leaves the run's config alone.
-
-        Raises:
-            ConfigurationError: If the folder belongs to another run.
-        """
+        """Saves when training starts; evaluation leaves the run's config alone."""
         del pl_module
         if stage != "fit" or self.already_saved or not trainer.is_global_zero:
             return
@@ -42,17 +37,9 @@ class SaveRunConfig(SaveConfigCallback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, StepBoundary):
                 callback.before_logging = self.make_again
-        if self.text:
-            return
-        path = run_folder_of(trainer) / self.config_filename
-        if path.exists():
-            msg = (
-                f"the run folder {path.parent} already holds a run; choose another trainer.logger.init_args.name or "
-                "version, or move the folder away."
-            )
-            raise ConfigurationError(msg)
-        self.text = dump_settings(self.parser, self.config)
-        self._write(path)
+        if not self.text:
+            self.text = dump_settings(self.parser, self.config)
+            self._write(run_folder_of(trainer) / self.config_filename)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Notes whose checkpoint it is."""

@@ -177,6 +177,18 @@ def test_the_command_that_a_stopped_run_prints_goes_on_with_it(
     assert f"the run {run} is finished: there is nothing to go on with" in capfd.readouterr().out
 
 
+def test_the_command_means_the_stopped_run_even_if_a_newer_one_of_the_same_settings_is_finished(
+    run: Path, words: Words, capfd: pytest.CaptureFixture[str]
+) -> None:
+    newer = shutil.copytree(run, run.parent / "version_1")
+    (newer / "summary.json").write_text("{}")
+    assert main(words) == 0
+    assert f"the run {newer} is finished" in capfd.readouterr().out
+    assert main(["fit", "--config", str(run / "config.yaml"), "--resume", "auto"]) == 0
+    assert f"goes on from {run / 'checkpoints/last.ckpt'}" in capfd.readouterr().out
+    assert (run / "summary.json").exists()
+
+
 def test_only_training_is_resumed(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["test", f"--config={run / 'config.yaml'}", "--resume=auto"]) == 2
     assert "resume is an option of fit" in capfd.readouterr().err
@@ -214,8 +226,14 @@ def test_the_table_of_a_csv_logger_stays(words: Words, tmp_path: Path, capfd: py
     assert "will be deleted" not in capfd.readouterr().err  # as Lightning would have it
 
 
-def test_other_settings_are_another_run(run: Path, words: Words, logs: Path) -> None:
-    assert main([*words, "--model.lora.r=2"]) == 0
+def test_other_settings_are_another_run(run: Path, words: Words, capfd: pytest.CaptureFixture[str]) -> None:
+    words = [*words, "--model.lora.r=2"]
+    assert main([*words, "--trainer.logger.version=0"]) == 2
+    different = "model.init_args.lora.r is 2 here and 4 there"
+    said = capfd.readouterr().err
+    assert f"the run folder {run} holds a run of other settings: {different}; trainer.logger.init_args.version" in said
+    assert main(words) == 0
+    assert f"begins a new run, for the newest, {run}, has other settings: {different}\n" in capfd.readouterr().out
     assert sorted(path.name for path in run.parent.iterdir()) == ["version_0", "version_1"]
     assert not (run / "summary.json").exists()
 

@@ -62,10 +62,24 @@ def contradictions(saved: Mapping[str, Any], asked: Mapping[str, Any], structura
     left, right = _comparable(asked, structural_only), _comparable(saved, structural_only)
     if asked.get("label_space") is None:
         right = {name: value for name, value in right.items() if not name.startswith("label_space")}
+    return differences(left, right, "in the checkpoint")
+
+
+def differences(here: Mapping[str, Any], there: Mapping[str, Any], where: str) -> list[str]:
+    """Where two flat mappings differ; a name that one of them lacks is `None` there.
+
+    Args:
+        here: Values by dotted name, from `flatten`.
+        there: The others.
+        where: What to call the place of the others, such as "in the checkpoint".
+
+    Returns:
+        One text a difference, with both values, sorted by name.
+    """
     return [
-        f"{name} is {_short(left.get(name))} here and {_short(right.get(name))} in the checkpoint"
-        for name in sorted(left.keys() | right.keys())
-        if left.get(name) != right.get(name)
+        f"{name} is {_short(here.get(name))} here and {_short(there.get(name))} {where}"
+        for name in sorted(here.keys() | there.keys())
+        if here.get(name) != there.get(name)
     ]
 
 
