@@ -1,10 +1,10 @@
 """How files are written, so that a crash at any moment leaves a whole one."""
 
-import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
@@ -13,6 +13,7 @@ from lora_lightning.errors import TrainingError
 from lora_lightning.lora.checkpoint import read_checkpoint
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+DRAFT = ".draft"  # how the name of a file ends that is not whole yet
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -35,21 +36,12 @@ class WholeCheckpointIO(TorchCheckpointIO):
         """
         del storage_options
         place = Path(path)
-        draft = place.with_name(f".{place.name}.draft")
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            with draft.open("wb") as file:
+            with whole_file(place, former=place.with_name(PREVIOUS) if place.name == LAST else None) as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            if place.name == LAST and place.exists():
-                place.replace(place.with_name(PREVIOUS))
-            draft.replace(place)
-            _sync_folder(place.parent)
         except (OSError, RuntimeError) as error:  # the second is PyTorch's own for a full disk
             raise cannot_be_written(place, error) from error
-        finally:
-            draft.unlink(missing_ok=True)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Callable[..., Any] | None = None, weights_only: bool | None = None
@@ -88,27 +80,47 @@ def cannot_be_written(path: Path, error: Exception) -> TrainingError:
     )
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file beside its place, waits for the disk, then moves it: whole or not at all.
+@contextmanager
+def whole_file(path: Path, former: Path | None = None) -> Iterator[BinaryIO]:
+    """Opens a draft beside a file's place; once it is written, waits for the disk and moves it: whole or not at all.
 
     Args:
         path: The file, in a folder that is there.
-        text: What to write, in UTF-8.
+        former: Where the file that was there before stays.
+
+    Yields:
+        The draft, open for writing.
 
     Raises:
         OSError: If it cannot be written; a file that was there before is as it was.
     """
-    draft = path.with_name(f".{path.name}.draft")
+    draft = path.with_name(f".{path.name}{DRAFT}")
     try:
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with draft.open("wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
+        if former is not None and path.exists():
+            path.replace(former)
         draft.replace(path)
         _sync_folder(path.parent)
     finally:
-        with contextlib.suppress(OSError):  # an error here must not hide the one above
+        with suppress(OSError):  # an error here must not hide the one above
             draft.unlink()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file in UTF-8 by `whole_file`.
+
+    Args:
+        path: The file, in a folder that is there.
+        text: What to write.
+
+    Raises:
+        OSError: If it cannot be written; a file that was there before is as it was.
+    """
+    with whole_file(path) as file:
+        file.write(text.encode())
 
 
 def _sync_folder(folder: Path) -> None:

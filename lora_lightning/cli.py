@@ -331,11 +331,12 @@ class LoraLightningCLI(LightningCLI):
         except OSError as error:
             if error.errno in DISK_ERRORS:
                 raise cannot_be_written(Path(error.filename or self.run_folder), error) from error
-            if (self.run_folder / CONFIG).exists():
+            gone = isinstance(error, FileNotFoundError) and _is_in(self.run_folder, error.filename)
+            if (self.run_folder / CONFIG).exists() and not gone:
                 raise
             msg = (
                 f"the run folder {self.run_folder} vanished while it was written ({error.strerror}); when it is back, "
-                "go on with the same command and --resume auto, which begins anew without it."
+                "go on with the same command and --resume auto, from what was saved since, or else anew."
             )
             raise TrainingError(msg) from error
 
@@ -416,6 +417,11 @@ class LoraLightningCLI(LightningCLI):
         if self.trainer.is_global_zero:
             writer = next(c for c in self.trainer.callbacks if isinstance(c, PredictionWriter))  # type: ignore[attr-defined]
             print(f"{writer.rows_written} predictions are in {writer.file}")
+
+
+def _is_in(folder: Path, filename: Any) -> bool:
+    """Whether an error names a file in a folder, as text or, as TensorBoard does, as bytes."""
+    return isinstance(filename, str | bytes) and folder.absolute() in Path(os.fsdecode(filename)).absolute().parents
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lora_lightning.callbacks.adapter_checkpoint import BEST, EVENT_SIZES, WHOLE_STEP
 from lora_lightning.callbacks.run_folder import FAILED_CHECK, SUMMARY, cut_events
-from lora_lightning.checkpoint_files import LAST, PREVIOUS
+from lora_lightning.checkpoint_files import DRAFT, LAST, PREVIOUS
 from lora_lightning.errors import CheckpointError, ConfigurationError, RunFinished, UnreadableError, VerificationError
 from lora_lightning.lora.checkpoint import read_checkpoint
 from lora_lightning.tasks.hyperparameters import differences, flatten
@@ -254,11 +254,14 @@ def bring_back(run: Interrupted) -> None:
     """Brings a run's folder back to where its checkpoint is; once per run, by the process that holds the lock.
 
     What was logged since is taken out of TensorBoard's files, for it will be logged again. `CSVLogger` would delete its
-    file, which is renamed. So are damaged checkpoints that were skipped: none of them takes a good one's place.
+    file, which is renamed. So are damaged checkpoints that were skipped: none of them takes a good one's place. Files
+    that were never finished are deleted.
 
     Args:
         run: What `find_interrupted` returned.
     """
+    for draft in run.folder.rglob(f".*{DRAFT}"):  # of a file that was being written
+        draft.unlink()
     table = run.folder / "metrics.csv"
     if table.is_file():
         table.rename(table.with_name(f"metrics.{len(list(run.folder.glob('metrics.*csv')))}.csv"))

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lora_lightning.callbacks import StepBoundary
@@ -52,6 +53,9 @@ class SaveRunConfig(SaveConfigCallback):
         if path.exists():
             return
         self._write(path)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger._experiment = None  # noqa: SLF001  # its file is gone; what it logs next goes into another
         rank_zero_warn(f"the run folder {path.parent} vanished; it is made again, without the curves so far.")
         signal.raise_signal(signal.SIGTERM)
 

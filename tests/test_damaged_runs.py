@@ -17,6 +17,7 @@ from typing import Any
 import processes
 import pytest
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from lora_lightning.callbacks import FinalValidation
 from lora_lightning.checkpoint_files import WholeCheckpointIO
@@ -143,6 +144,13 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
     assert all(torch.equal(tensor, whole[name]) for name, tensor in trained_state(run).items())
 
 
+def test_files_that_were_never_finished_go_when_the_run_goes_on(run: Path, words: Words) -> None:
+    draft = run / "checkpoints/.best.ckpt.draft"
+    draft.write_bytes(b"half")
+    assert main(words) == 0
+    assert not draft.exists()
+
+
 def test_where_all_are_damaged_nothing_is_started_anew(
     run: Path, words: Words, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -238,13 +246,23 @@ def test_other_settings_are_another_run(run: Path, words: Words, capfd: pytest.C
     assert not (run / "summary.json").exists()
 
 
+def fill_the_disk(patch: pytest.MonkeyPatch, draft: Path) -> None:
+    """From the start of training on: there is no room for a file."""
+    patch.setattr(FinalValidation, "on_train_start", lambda *_: draft.symlink_to("/dev/full"))
+
+
 def test_a_full_disk_leaves_what_was_saved(
-    run: Path, words: Words, whole: dict[str, torch.Tensor], capfd: pytest.CaptureFixture[str]
+    run: Path,
+    words: Words,
+    whole: dict[str, torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     last = run / "checkpoints/last.ckpt"
     before = last.read_bytes()
-    (run / "checkpoints/.last.ckpt.draft").symlink_to("/dev/full")
-    assert main(words) == 2
+    with monkeypatch.context() as patch:
+        fill_the_disk(patch, run / "checkpoints/.last.ckpt.draft")
+        assert main(words) == 2
     said = capfd.readouterr().err.strip().splitlines()[-1]
     assert f"lora-lightning: error: {last} cannot be written (No space left on device); what was saved before" in said
     assert last.read_bytes() == before
@@ -252,10 +270,25 @@ def test_a_full_disk_leaves_what_was_saved(
     assert all(torch.equal(tensor, whole[name]) for name, tensor in trained_state(run).items())
 
 
+def write_curves_now(logger: TensorBoardLogger) -> None:
+    """Has TensorBoard's thread write what it holds, as it does every two minutes; it fails when the folder is gone."""
+    thread = logger.experiment.file_writer.event_writer._async_writer._worker
+    thread._next_flush_time = 0
+    logger.experiment.add_scalar("number", 1)
+    for _ in range(500):
+        time.sleep(0.01)
+        if thread.exception is not None:
+            return
+    pytest.fail("TensorBoard's thread has written")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("written", [False, True])
 def test_a_folder_that_vanished_is_made_again_and_the_run_stops_to_have_curves_again(
     run: Path,
     words: Words,
     whole: dict[str, torch.Tensor],
+    written: bool,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
@@ -264,6 +297,8 @@ def test_a_folder_that_vanished_is_made_again_and_the_run_stops_to_have_curves_a
     def vanish(self: SequenceClassificationTask, batch: Any, batch_idx: int) -> torch.Tensor:
         if self.trainer.global_step == 14:
             shutil.rmtree(run)
+            if written:
+                write_curves_now(self.logger)
         return original(self, batch, batch_idx)
 
     with monkeypatch.context() as patch:
@@ -276,6 +311,22 @@ def test_a_folder_that_vanished_is_made_again_and_the_run_stops_to_have_curves_a
     assert (run / "summary.json").exists()
     assert list(run.glob("events.*"))
     assert all(torch.equal(tensor, whole[name]) for name, tensor in trained_state(run).items())
+
+
+def test_a_folder_that_vanishes_while_curves_are_logged_is_a_sentence(
+    run: Path, words: Words, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    original = TensorBoardLogger.log_metrics
+
+    def vanish(self: TensorBoardLogger, metrics: Any, step: int | None) -> None:
+        if (step or 0) > 12 and (run / "config.yaml").exists():
+            shutil.rmtree(run)
+            write_curves_now(self)
+        original(self, metrics, step)
+
+    monkeypatch.setattr(TensorBoardLogger, "log_metrics", vanish)
+    assert main(words) == 2
+    assert f"the run folder {run} vanished while it was written" in capfd.readouterr().err
 
 
 HOLD = "import sys, pathlib; from lora_lightning.resuming import lock_run; lock = lock_run(pathlib.Path(sys.argv[1]))"
@@ -421,10 +472,11 @@ def test_a_summary_that_is_cut_off_is_written_again(run: Path, words: Words, cap
 
 
 def test_a_disk_that_is_full_at_the_summary_leaves_the_run_unfinished(
-    run: Path, words: Words, capfd: pytest.CaptureFixture[str]
+    run: Path, words: Words, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (run / ".summary.json.draft").symlink_to("/dev/full")
-    assert main(words) == 2
+    with monkeypatch.context() as patch:
+        fill_the_disk(patch, run / ".summary.json.draft")
+        assert main(words) == 2
     said = capfd.readouterr().err.strip().splitlines()[-1]
     assert f"{run / 'summary.json'} cannot be written (No space left on device)" in said
     assert main(words) == 0

@@ -13,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lora_lightning.callbacks.run_folder import run_folder_of
+from lora_lightning.checkpoint_files import whole_file
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.delta import adapted_layers, split_name
 
@@ -147,9 +148,8 @@ class AdapterMonitor(Callback):
         path = self.table_path(trainer)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._parts = [pa.concat_tables(self._parts).combine_chunks()]
-        draft = path.with_suffix(".tmp")
-        pq.write_table(self._parts[0], draft)
-        draft.replace(path)
+        with whole_file(path) as file:
+            pq.write_table(self._parts[0], file)
 
 
 def warn_without_adapters(monitor: Callback, pl_module: LightningModule) -> None:
