@@ -11,6 +11,7 @@ import textwrap
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -356,6 +357,13 @@ ENDINGS = {  # what happens to two processes that train together: exit status of
 }
 
 
+def link_to_a_full_disk(draft: Path) -> None:
+    """Once the file that is being written is whole, and so has another name."""
+    while not draft.is_symlink():
+        with suppress(FileExistsError):
+            draft.symlink_to("/dev/full")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="children are found in /proc")
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_training_processes_end_together(tiny_backbone: TinyBackbone, data: Path, tmp_path: Path, ending: str) -> None:
@@ -364,18 +372,21 @@ def test_training_processes_end_together(tiny_backbone: TinyBackbone, data: Path
     last, output = tmp_path / RUN / "checkpoints/last.ckpt", tmp_path / "output.txt"
     command = [sys.executable, "-m", "lora_lightning", *words]
     with output.open("w") as file, subprocess.Popen(command, stdout=file, stderr=file) as main_one:
-        while not last.exists():
-            assert main_one.poll() is None, output.read_text()
-            time.sleep(0.1)
-        child = int(Path(f"/proc/{main_one.pid}/task/{main_one.pid}/children").read_text())
-        if ending == "asked":
-            main_one.terminate()
-        elif ending == "disk full":
-            last.with_name(".last.ckpt.draft").symlink_to("/dev/full")
-        else:
-            os.kill(child if ending == "child killed" else main_one.pid, signal.SIGKILL)
-        status, said = ENDINGS[ending]
-        assert main_one.wait(timeout=60) == status, output.read_text()
+        try:
+            while not last.exists():
+                assert main_one.poll() is None, output.read_text()
+                time.sleep(0.1)
+            child = int(Path(f"/proc/{main_one.pid}/task/{main_one.pid}/children").read_text())
+            if ending == "asked":
+                main_one.terminate()
+            elif ending == "disk full":
+                link_to_a_full_disk(last.with_name(".last.ckpt.draft"))
+            else:
+                os.kill(child if ending == "child killed" else main_one.pid, signal.SIGKILL)
+            status, said = ENDINGS[ending]
+            assert main_one.wait(timeout=60) == status, output.read_text()
+        finally:
+            main_one.kill()
     began = time.monotonic()
     while Path(f"/proc/{child}").exists():
         assert time.monotonic() - began < 60
