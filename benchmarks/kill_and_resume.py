@@ -282,11 +282,10 @@ def kill_and_resume(runs: Runs, reference: dict[str, Any], name: str, kills: lis
         if status != -signal.SIGKILL:  # it had ended before
             continue
         folder = runs.run_folder(name)
-        checkpoint = last_good(folder, (folder / "config.yaml").read_text())
+        path, checkpoint = last_good(folder, (folder / "config.yaml").read_text())
         doing.append(last)
         steps.append(runs.shared[len(runs.shared) - 1])
-        saved = 0 if checkpoint is None else torch.load(checkpoint, weights_only=True)["global_step"]
-        start.append(f"{saved}" if checkpoint is None else f"{saved} ({checkpoint.name})")
+        start.append("0" if path is None else f"{checkpoint['global_step']} ({path.name})")
     status, _ = runs.start(name)
     result = runs.result(name) if status == 0 else {}
     different = [part for part, value in reference.items() if not same(value, result.get(part))]

@@ -146,15 +146,16 @@ class LoraLightningCLI(LightningCLI):
         if self.options.resume is not None and command != "fit":
             msg = f"resume is an option of fit, and {command} has nothing to go on with; leave it out."
             raise ConfigurationError(msg)
+        checkpoint: dict[str, Any] = {}
         if self.options.resume is not None and not self.options.trainer.get("fast_dev_run"):
-            self._find_interrupted()
+            checkpoint = self._find_interrupted()
         path = self.options.get("ckpt_path")
         if path is None and command != "fit":
             msg = f"{command} needs --ckpt_path of a trained model, such as <run>/checkpoints/best.ckpt."
             raise CheckpointError(msg)
         if path is None:
             return
-        checkpoint = read_checkpoint(path)
+        checkpoint = checkpoint or read_checkpoint(path)
         if command == "fit":
             check_resumable(checkpoint, path)
         saved = checkpoint["hyper_parameters"]
@@ -180,14 +181,17 @@ class LoraLightningCLI(LightningCLI):
                 msg = f"the checkpoint {path} holds no labels as this program saves them ({error}); use another file."
                 raise CheckpointError(msg) from error
 
-    def _find_interrupted(self) -> None:
-        self.interrupted = find_interrupted(self.options, dump_settings(self._parser("fit"), self.options))
-        if self.interrupted is None:
-            return
+    def _find_interrupted(self) -> dict[str, Any]:
+        """Points the options to the run that goes on; what its checkpoint holds, empty where there is none."""
+        found = find_interrupted(self.options, dump_settings(self._parser("fit"), self.options))
+        if found is None:
+            return {}
+        self.interrupted, checkpoint = found
         text = (self.interrupted.folder / CONFIG).read_text(encoding="utf-8")
         self.save_config_kwargs = {**self.save_config_kwargs, "resumed": text}
         if self.interrupted.checkpoint is not None:
             self.options.ckpt_path = str(self.interrupted.checkpoint)
+        return checkpoint
 
     def before_instantiate_classes(self) -> None:
         """Trusts the backbone's code where the options say so."""

@@ -22,7 +22,7 @@ def as_refusal(error: Exception) -> LoraLightningError | None:
     Returns:
         Our own error, which others wrap; else one made of theirs; `None` where no user's mistake is behind it.
     """
-    return own_error(error) or _as_memory_error(error) or _as_user_error(error)
+    return own_error(error) or _as_memory_error(error) or _as_lost_worker(error) or _as_user_error(error)
 
 
 def _as_user_error(error: Exception) -> LoraLightningError | None:
@@ -53,6 +53,18 @@ def _as_memory_error(error: Exception) -> TrainingError | None:
     msg = (
         f"there is too little memory ({why}); lower data.batch_size, the length of the texts or model.lora.r, or set "
         "--model.gradient_checkpointing true."
+    )
+    return TrainingError(msg)
+
+
+def _as_lost_worker(error: Exception) -> TrainingError | None:
+    """A process of `data.num_workers` that was killed, mostly because memory was short."""
+    why = " ".join(str(error).split())
+    if not isinstance(error, RuntimeError) or not why.startswith("DataLoader worker"):
+        return None
+    msg = (
+        f"a process that loads data is gone ({why.rstrip('. ')}); mostly memory was short, so lower data.num_workers "
+        "or find more. Then start the same command again, with --resume auto if it trains."
     )
     return TrainingError(msg)
 

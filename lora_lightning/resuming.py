@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -37,13 +37,15 @@ class Interrupted:
     Attributes:
         folder: The run's.
         checkpoint: The newest that is whole; `None` where the run was interrupted before the first.
+        event_sizes: How far its curves go, as in `run_folder.event_sizes`; `None` where that is not known.
     """
 
     folder: Path
     checkpoint: Path | None
+    event_sizes: Mapping[str, int] | None
 
 
-def find_interrupted(options: Any, config: str) -> Interrupted | None:
+def find_interrupted(options: Any, config: str) -> tuple[Interrupted, dict[str, Any]] | None:
     """Finds the run of these settings that `--resume auto` goes on with, and points the options to it.
 
     Args:
@@ -51,7 +53,8 @@ def find_interrupted(options: Any, config: str) -> Interrupted | None:
         config: The same options as YAML.
 
     Returns:
-        The newest run of the same settings; `None` where there is none, so that one begins.
+        The newest run of the same settings and what its checkpoint holds; `None` where there is none, so that one
+        begins.
 
     Raises:
         ConfigurationError: If the logger keeps runs where they cannot be found, or a run of other settings is where
@@ -83,7 +86,8 @@ def find_interrupted(options: Any, config: str) -> Interrupted | None:
         entry.init_args.version = int(run.name[8:])
         if not isinstance(options.trainer.logger, list):
             options.trainer.logger = entry
-    return Interrupted(run, last_good(run, config))
+    path, checkpoint = last_good(run, config)
+    return Interrupted(run, path, checkpoint.get(EVENT_SIZES) if path is not None else {}), checkpoint
 
 
 def say_what_differs(runs: Sequence[Path], config: str, asked: bool) -> None:
@@ -199,7 +203,7 @@ def fingerprint(config: str) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def last_good(run: Path, config: str) -> Path | None:
+def last_good(run: Path, config: str) -> tuple[Path | None, dict[str, Any]]:
     """The newest checkpoint of a run that is whole and its own; names those that are not.
 
     Args:
@@ -207,7 +211,7 @@ def last_good(run: Path, config: str) -> Path | None:
         config: Its settings as YAML.
 
     Returns:
-        The file; `None` where there is none yet.
+        The file and what it holds; `None` and nothing where there is none yet.
 
     Raises:
         CheckpointError: If there are some, and all are damaged or foreign, or one cannot be read at the moment.
@@ -223,14 +227,23 @@ def last_good(run: Path, config: str) -> Path | None:
             continue
         if checkpoint.get(SETTINGS) != fingerprint(config):
             skipped.append(f"{path} is another run's checkpoint.")
+        elif not are_sizes(checkpoint.get(EVENT_SIZES)):
+            skipped.append(f"{path} does not say how far the curves go.")
         elif checkpoint.get(WHOLE_STEP):
             for reason in skipped:
                 rank_zero_warn(f"{reason} It is skipped.")
-            return path
+            return path, checkpoint
     if skipped:
         msg = f"the run {run} has no checkpoint to go on from: {' '.join(skipped)} Move the folder away to start anew."
         raise CheckpointError(msg)
-    return None
+    return None, {}
+
+
+def are_sizes(found: Any) -> bool:
+    """Whether a checkpoint says how far the curves go, as this program writes it, or says nothing, as older ones do."""
+    if found is None:
+        return True
+    return isinstance(found, Mapping) and all(type(size) is int and size >= 0 for size in found.values())
 
 
 def check_unused(folder: Path) -> None:
@@ -265,16 +278,13 @@ def bring_back(run: Interrupted) -> None:
     table = run.folder / "metrics.csv"
     if table.is_file():
         table.rename(table.with_name(f"metrics.{len(list(run.folder.glob('metrics.*csv')))}.csv"))
-    if run.checkpoint is None:
-        cut_events(run.folder, {})
-        return
-    for name in NEWEST_FIRST[: NEWEST_FIRST.index(run.checkpoint.name)]:
-        path = run.checkpoint.with_name(name)
-        if path.is_file():
-            path.replace(path.with_name(f"{name}.damaged"))
-    sizes = read_checkpoint(run.checkpoint).get(EVENT_SIZES)
-    if sizes is not None:  # older releases did not note them
-        cut_events(run.folder, sizes)
+    if run.checkpoint is not None:
+        for name in NEWEST_FIRST[: NEWEST_FIRST.index(run.checkpoint.name)]:
+            path = run.checkpoint.with_name(name)
+            if path.is_file():
+                path.replace(path.with_name(f"{name}.damaged"))
+    if run.event_sizes is not None:  # older releases did not note them
+        cut_events(run.folder, run.event_sizes)
 
 
 def lock_run(run: Path) -> TextIO | None:

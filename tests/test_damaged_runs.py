@@ -2,6 +2,7 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -119,11 +120,16 @@ def take_from_another_run(path: Path) -> None:
     torch.save(checkpoint | {"settings": "0" * 64}, path)
 
 
+def forge_the_ends_of_curves(path: Path) -> None:
+    checkpoint = torch.load(path, weights_only=True)
+    torch.save(checkpoint | {"event_sizes": {"events.out.tfevents.1": -1}}, path)
+
+
 def make_empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-DAMAGES = [flip_a_bit, cut_in_half, take_from_another_run, make_empty]
+DAMAGES = [flip_a_bit, cut_in_half, take_from_another_run, make_empty, forge_the_ends_of_curves]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -139,7 +145,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
     damaged = last.read_bytes()
     assert main(words) == 0
     said = capfd.readouterr()
-    assert f"lora-lightning: warning: {last} is" in said.err
+    assert f"lora-lightning: warning: {last} " in said.err
     assert f"goes on from {run / 'checkpoints/previous.ckpt'}" in said.out
     assert (run / "checkpoints/last.ckpt.damaged").read_bytes() == damaged
     assert all(torch.equal(tensor, whole[name]) for name, tensor in trained_state(run).items())
@@ -565,6 +571,20 @@ def test_lightnings_word_for_the_last_checkpoint_goes_on(
     assert main([*words, "--resume=null", "--ckpt_path=last"]) == 0
     assert f"goes on from {run / 'checkpoints/last.ckpt'}" in capfd.readouterr().out
     assert all(torch.equal(tensor, whole[name]) for name, tensor in trained_state(run).items())
+
+
+def test_a_lost_process_that_loads_data_is_a_sentence(
+    words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def kill(*_: Any) -> None:
+        for worker in multiprocessing.active_children():
+            worker.kill()
+
+    monkeypatch.setattr(FinalValidation, "on_train_batch_end", kill)
+    assert main([*words, "--data.num_workers=1", f"--trainer.logger.save_dir={tmp_path}"]) == 2
+    said = capfd.readouterr().err.strip().splitlines()[-1]
+    assert "a process that loads data is gone (DataLoader worker" in said
+    assert "lower data.num_workers" in said
 
 
 def test_a_seed_that_no_resumed_run_could_find_again_is_refused(

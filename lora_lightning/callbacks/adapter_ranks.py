@@ -20,9 +20,11 @@ class AdapterRanks(AdapterMonitor):
         super().__init__()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Logs what training starts, or goes on, with."""
+        """Logs what training starts with; a run that goes on in its folder has done so."""
         super().on_train_start(trainer, pl_module)
-        self.hand_on(trainer, trainer.global_step, self.measure(trainer, pl_module))
+        found = self.measure(trainer, pl_module)
+        if not self._parts:
+            self.hand_on(trainer, trainer.global_step, found)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs and says what training ended with."""
