@@ -357,6 +357,10 @@ def test_a_second_process_is_kept_out_of_a_run(run: Path, words: Words, capfd: p
 
 ENDINGS = {  # what happens to two processes that train together: exit status of the main one, and what is said
     "asked": (75, "lora-lightning: stopped by SIGTERM after step"),
+    "Ctrl-C": (
+        130,
+        "stops after this step, or this validation; Ctrl-C again stops at once\nlora-lightning: stopped by",
+    ),
     "child killed": (2, "training process 1 was ended by SIGKILL; the others stop, here after step"),
     "main process killed": (-signal.SIGKILL, "the others stop, here after step"),
     "disk full": (2, "last.ckpt cannot be written (No space left on device)"),
@@ -377,7 +381,10 @@ def test_training_processes_end_together(tiny_backbone: TinyBackbone, data: Path
     words += ["--trainer.max_epochs=100000", "--early_stopping.patience=100000", "--checkpoint.every_n_train_steps=2"]
     last, output = tmp_path / RUN / "checkpoints/last.ckpt", tmp_path / "output.txt"
     command = [sys.executable, "-m", "lora_lightning", *words]
-    with output.open("w") as file, subprocess.Popen(command, stdout=file, stderr=file) as main_one:
+    with (
+        output.open("w") as file,
+        subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True) as main_one,
+    ):
         try:
             while not last.exists():
                 assert main_one.poll() is None, output.read_text()
@@ -385,6 +392,8 @@ def test_training_processes_end_together(tiny_backbone: TinyBackbone, data: Path
             child = int(Path(f"/proc/{main_one.pid}/task/{main_one.pid}/children").read_text())
             if ending == "asked":
                 main_one.terminate()
+            elif ending == "Ctrl-C":  # a terminal tells all processes
+                os.killpg(main_one.pid, signal.SIGINT)
             elif ending == "disk full":
                 link_to_a_full_disk(last.with_name(".last.ckpt.draft"))
             else:

@@ -2,13 +2,19 @@
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import processes
 import pytest
+from lightning import Trainer
 
+from lora_lightning.callbacks import FinalValidation
+from lora_lightning.lora.checkpoint import read_checkpoint
 from lora_lightning.main import main
 from tests.conftest import TinyBackbone
 from tests.tiny_data import save_tiny_clinc150, save_tiny_wikitext
@@ -51,7 +57,8 @@ def test_one_machine(tiny_backbone: TinyBackbone, tmp_path: Path, monkeypatch: p
         assert main(shlex.split(os.path.expandvars(EVALUATING[0]))[1:]) == 0
 
 
-def test_two_machines_by_torchrun(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
+def start_two_machines(tiny_backbone: TinyBackbone, tmp_path: Path, *more: str) -> list[subprocess.Popen[str]]:
+    """Both by torchrun on loopback, with one process each."""
     assert len(BY_TORCHRUN) == 2
     port = str(processes.free_port())
     machines = []
@@ -59,20 +66,51 @@ def test_two_machines_by_torchrun(tiny_backbone: TinyBackbone, tmp_path: Path) -
         launch = shlex.split(line)[1 : shlex.split(line).index("fit")]
         for option, value in {"--nproc-per-node": "1", "--master-addr": "127.0.0.1", "--master-port": port}.items():
             launch[launch.index(option) + 1] = value
-        command = [sys.executable, "-m", "torch.distributed.run", *launch, *small(line, tiny_backbone, tmp_path)]
+        command = [sys.executable, "-m", "torch.distributed.run", *launch, *small(line, tiny_backbone, tmp_path), *more]
         machines.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    return machines
+
+
+def test_two_machines_by_torchrun(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
+    machines = start_two_machines(tiny_backbone, tmp_path)
     outputs = [machine.communicate(timeout=300)[0] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], outputs
     assert len(list(tmp_path.rglob("adapter_model.safetensors"))) == 1
 
 
-def as_slurm_task(rank: int, tasks: int, port: int, words: list[str]) -> None:
+def test_what_torchrun_started_stops_and_saves_when_one_machine_is_asked_to(
+    tiny_backbone: TinyBackbone, tmp_path: Path
+) -> None:
+    """Torchrun exits with a status of its own."""
+    more = ["--trainer.max_steps=-1", "--trainer.max_epochs=100000", "--early_stopping.patience=100000"]
+    machines = start_two_machines(tiny_backbone, tmp_path, *more)
+    while not (saved := list(tmp_path.rglob("last.ckpt"))):
+        assert all(machine.poll() is None for machine in machines)
+        time.sleep(0.1)
+    machines[1].terminate()
+    outputs = [machine.communicate(timeout=60)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [1, 1]
+    steps = read_checkpoint(saved[0])["global_step"]
+    assert all(f"stopped by SIGTERM after step {steps}, which is saved" in output for output in outputs), outputs
+
+
+def ask_to_stop(trainer: Trainer, *_: Any) -> None:
+    """SLURM's signal ahead of the time limit, which one of the tasks gets first."""
+    if trainer.global_rank == 1:
+        signal.raise_signal(signal.SIGUSR1)
+
+
+def as_slurm_task(rank: int, tasks: int, port: int, words: list[str], asked: bool, said: Path) -> None:
     """One of srun's tasks: each on a machine of its own, all of them this one."""
+    os.dup2(os.open(f"{said}{rank}", os.O_WRONLY | os.O_CREAT), 1)
+    if asked:
+        FinalValidation.on_train_batch_end = lambda _, *arguments: ask_to_stop(*arguments)  # type: ignore[method-assign]
     here = {"SLURM_JOB_ID": f"{port - 15000:04}", "SLURM_JOB_NAME": "lora", "SLURM_NTASKS": str(tasks)}
     here |= {"SLURM_PROCID": str(rank), "SLURM_LOCALID": "0", "SLURM_NODEID": str(rank), "SLURM_NNODES": str(tasks)}
     here |= {"SLURM_NODELIST": "127.0.0.1", "SLURM_NTASKS_PER_NODE": "1", "MASTER_PORT": str(port)}
     os.environ |= here
-    raise SystemExit(main(words))
+    status = main(words)
+    raise SystemExit(0 if status == (75 if asked else 0) else 1)
 
 
 @pytest.mark.parametrize("status", [0, 2, 75])
@@ -92,6 +130,12 @@ def test_slurm(status: int, tiny_backbone: TinyBackbone, tmp_path: Path) -> None
     task = said[1:-3] if requeued else said[1:]
     assert f"#SBATCH --nodes={task[task.index('--trainer.num_nodes') + 1]}" in SCRIPT
     assert f"#SBATCH --ntasks-per-node={task[task.index('--trainer.devices') + 1]}" in SCRIPT
-    if status == 0:
-        processes.start(as_slurm_task, 2, small(shlex.join(task), tiny_backbone, tmp_path))
-        assert len(list(tmp_path.rglob("adapter_model.safetensors"))) == 1
+    if status == 2:
+        return
+    words = small(shlex.join(task), tiny_backbone, tmp_path)
+    if status == 75:
+        processes.start(as_slurm_task, 2, words, True, tmp_path / "asked")
+        assert not list(tmp_path.rglob("summary.json"))
+    processes.start(as_slurm_task, 2, words, False, tmp_path / "said")
+    assert ("goes on from " in (tmp_path / "said0").read_text()) == (status == 75)
+    assert len(list(tmp_path.rglob("summary.json"))) == 1
