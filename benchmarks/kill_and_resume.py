@@ -229,7 +229,7 @@ def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
         events = EventAccumulator(str(path), size_guidance={"scalars": 0})
         events.Reload()
         for tag in events.Tags()["scalars"]:
-            if not tag.startswith(CLOCK):
+            if not tag.startswith(CLOCK) and not tag.endswith("/seconds_per_batch"):
                 found[tag] += [(event.step, event.value) for event in events.Scalars(tag)]
     return dict(found)
 

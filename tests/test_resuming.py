@@ -20,6 +20,7 @@ from tests.conftest import TinyBackbone
 from tests.test_cli import Words, fit_words
 from tests.tiny_data import save_tiny_clinc150
 
+MONITORS = Path(__file__).parent.parent / "configs/callbacks/all_monitors.yaml"
 COUNTS = {STEP: 18, VALIDATION: 6, SAVE: 9}  # in the run below, at least
 DROPOUT = ["--model.base_dropout=0.1", "--model.lora.lora_dropout=0.1", "--checkpoint.every_n_train_steps=2"]
 
@@ -133,6 +134,9 @@ class Snapshots:
         pytest.param(["--trainer.max_steps=13", "--trainer.max_epochs=-1"], id="last step within an epoch"),
         pytest.param(["--data.num_workers=1", "--trainer.callbacks=AdapterNormMonitor"], id="workers and a monitor"),
         pytest.param(["--trainer.limit_val_batches=0"], id="no validation"),
+        pytest.param(
+            ["--trainer.max_steps=18", "--trainer.max_epochs=-1", f"--config={MONITORS}"], id="monitors and last step"
+        ),
         pytest.param(["--model.lora.adalora={init_r: 6, target_r: 2, tinit: 2, tfinal: 6, deltaT: 3}"], id="AdaLoRA"),
         pytest.param(
             [

@@ -28,6 +28,7 @@ class StepBoundary(Callback):
     def __init__(self) -> None:
         self.signals = StopSignals()
         self.before_logging: Callable[[Trainer], None] | None = None  # on the main process
+        self._began = False
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listens from here on; Lightning has set its own handlers by now."""
@@ -39,12 +40,20 @@ class StepBoundary(Callback):
         del pl_module
         self.signals.listen()
         check_same_start(trainer)
+        self._began = True
         epoch = trainer.fit_loop.epoch_loop
         if epoch.batch_progress.current.ready == 0:
             epoch.restarting = False  # before an epoch's first batch Lightning takes a validation for done, and a step
         stopping = trainer.early_stopping_callbacks
         if any(callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED for callback in stopping):
             trainer.should_stop = True
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ends training where a run goes on from the last of `max_steps`: Lightning leaves out what is checked then."""
+        del pl_module
+        if not self._began and trainer.ckpt_path is not None and trainer.global_step == trainer.max_steps:
+            trainer.fit_loop.on_run_start()
+            trainer.fit_loop.on_run_end()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nothing is lost when the test after training ends at once: a resumed run tests again."""
