@@ -104,9 +104,10 @@ def whole_file(path: Path, former: Path | None = None) -> Iterator[BinaryIO]:
             path.replace(former)
         draft.replace(path)
         _sync_folder(path.parent)
-    finally:
+    except BaseException:
         with suppress(OSError):  # an error here must not hide the one above
             draft.unlink()
+        raise
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -143,6 +143,7 @@ class LoraLightningCLI(LightningCLI):
         self.saved_labels: LabelSpace | None = None
         command = self.config["subcommand"]
         self.interrupted: Interrupted | None = None
+        self.start: tuple[str, int] | None = None
         if self.options.resume is not None and command != "fit":
             msg = f"resume is an option of fit, and {command} has nothing to go on with; leave it out."
             raise ConfigurationError(msg)
@@ -156,6 +157,7 @@ class LoraLightningCLI(LightningCLI):
         if path is None:
             return
         checkpoint = checkpoint or read_checkpoint(path)
+        self.start = (Path(path).name, checkpoint.get("global_step", 0))
         if command == "fit":
             check_resumable(checkpoint, path)
         saved = checkpoint["hyper_parameters"]
@@ -245,7 +247,7 @@ class LoraLightningCLI(LightningCLI):
             own = _as_list(config.get("callbacks"))
             config["callbacks"] = [callback for callback in own if not isinstance(callback, ModelCheckpoint)]
         else:
-            config["callbacks"] = [StepBoundary(), *_as_list(config.get("callbacks"))]
+            config["callbacks"] = [StepBoundary(self.start), *_as_list(config.get("callbacks"))]
             config["plugins"] = [*_as_list(config.get("plugins")), *_missing_plugins(config.get("plugins"))]
         return super()._instantiate_trainer(config, kept)
 
@@ -336,7 +338,7 @@ class LoraLightningCLI(LightningCLI):
             if error.errno in DISK_ERRORS:
                 raise cannot_be_written(Path(error.filename or self.run_folder), error) from error
             gone = isinstance(error, FileNotFoundError) and _is_in(self.run_folder, error.filename)
-            if (self.run_folder / CONFIG).exists() and not gone:
+            if self.run_folder.exists() and not gone:
                 raise
             msg = (
                 f"the run folder {self.run_folder} vanished while it was written ({error.strerror}); when it is back, "
@@ -449,8 +451,6 @@ def quiet() -> None:
     # The last misses a kernel that would reorder 4-bit weights, which `keep_4bit_weights_in_order` prevents.
     for name in ("lightning.pytorch", "lightning.fabric", "bitsandbytes.backends.cpu.ops"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # Lightning's watcher of child processes, which may end this one before it can say why.
-    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=r".*is_gradient_checkpointing.*", category=FutureWarning)
     warnings.filterwarnings("ignore", message=r".*Checkpoint directory .* exists and is not empty.*")

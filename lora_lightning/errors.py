@@ -48,13 +48,15 @@ class TrainingStopped(BaseException):  # a signal raises it anywhere, and nothin
         asked: The signal.
         step: Optimizer steps that are saved; `None` outside training.
         main_process: Whether this is the process that speaks for all of its machine.
+        alone: Whether other processes may go on, because this one did not agree with them to stop.
     """
 
-    def __init__(self, asked: signal.Signals, step: int | None, main_process: bool) -> None:
-        super().__init__(asked, step, main_process)
+    def __init__(self, asked: signal.Signals, step: int | None, main_process: bool, alone: bool = False) -> None:
+        super().__init__(asked, step, main_process, alone)
         self.asked = asked
         self.step = step
         self.main_process = main_process
+        self.alone = alone
         self.resume_command = ""  # set where the run's folder is known
 
     def __str__(self) -> str:

@@ -13,6 +13,7 @@ from lightning import Trainer
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch.distributed import DistError
 
+from lora_lightning.callbacks.stop_signals import ignore_further_signals
 from lora_lightning.errors import USER_ERROR, TrainingError, TrainingStopped
 
 # PyTorch's gloo raises plain RuntimeErrors.
@@ -64,12 +65,12 @@ def watch(trainer: Trainer) -> None:
         trainer: Before it has started other processes.
     """
     strategy = trainer.strategy
-    if isinstance(launcher := strategy.launcher, _SubprocessScriptLauncher):
+    if main_process := os.environ.get(MAIN_PROCESS):
+        threading.Thread(target=_watch_main_process, args=[int(main_process)], daemon=True).start()
+    elif isinstance(launcher := strategy.launcher, _SubprocessScriptLauncher):
         strategy._launcher = WatchingLauncher(  # noqa: SLF001
             launcher.cluster_environment, launcher.num_processes, launcher.num_nodes
         )
-    elif launcher is None and (main_process := os.environ.get(MAIN_PROCESS)):
-        threading.Thread(target=_watch_main_process, args=[int(main_process)], daemon=True).start()
 
 
 def _watch_main_process(number: int) -> None:
@@ -87,7 +88,7 @@ def _end_this_process(why: str) -> None:
 
 @contextmanager
 def ending_together(trainer: Trainer, remedy: str) -> Iterator[None]:
-    """Leaves none of the processes of this machine behind when an error ends this one.
+    """Leaves none of the processes of this machine behind when an error or a signal ends this one.
 
     Args:
         trainer: Of this process.
@@ -98,11 +99,10 @@ def ending_together(trainer: Trainer, remedy: str) -> Iterator[None]:
     """
     try:
         yield
-    except TrainingStopped:
-        end_children(trainer.strategy.launcher, patience=30)  # they stop, too, after the same step
-        raise
     except BaseException as error:
-        who = end_children(trainer.strategy.launcher, patience=5)
+        if isinstance(error, TrainingStopped):
+            ignore_further_signals()
+        who = end_children(trainer.strategy.launcher, patience=5)  # most end by themselves, for the same reason
         if trainer.world_size == 1 or not _is_lost(error):
             raise
         who = who or f"one of the {trainer.world_size} processes is gone"
@@ -124,17 +124,17 @@ def end_children(launcher: object, patience: float) -> str:
 
     Args:
         launcher: The main process's; others have started none.
-        patience: Seconds that the first to end may take; those that take longer, or have not ended then, are killed.
+        patience: Seconds to wait for them; those that have not ended by then, or once one ended badly, are killed.
 
     Returns:
         How the first one ended that did not end well; empty where none did.
     """
     if not isinstance(launcher, _SubprocessScriptLauncher):
         return ""
-    found = ""
+    found, end = "", time.monotonic() + patience
     for rank, process in enumerate(launcher.procs, start=1):
         try:
-            status = process.wait(0 if found else patience)
+            status = process.wait(0 if found else max(0, end - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

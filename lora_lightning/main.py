@@ -106,9 +106,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(finished)
         return 0
     except TrainingStopped as stop:
-        if not stop.main_process:
-            return 0  # the main process's status counts; another one would make Lightning kill it
-        print(f"lora-lightning: {stop}", file=sys.stderr)
+        if stop.main_process:
+            print(f"lora-lightning: {stop}", file=sys.stderr)
+        elif not stop.alone:
+            return 0  # the main process's status counts; another one would call for its end
         return INTERRUPTED if stop.asked == signal.SIGINT else PREEMPTED
     except KeyboardInterrupt as error:
         hint = f"; {one_line(str(error))}" if str(error) else ""

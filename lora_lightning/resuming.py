@@ -75,7 +75,7 @@ def find_interrupted(options: Any, config: str) -> tuple[Interrupted, dict[str, 
     else:
         runs = [path for path in place.glob("version_*") if path.name[8:].isdigit()]
         runs.sort(key=lambda path: int(path.name[8:]), reverse=True)
-    given = {Path(file.absolute).resolve() for file in options.get("config") or []}
+    given = {Path(file.absolute).resolve() for file in options.get("config") or [] if file is not None}
     own = [run for run in runs if (run / CONFIG).resolve() in given]  # whoever gives a run's config.yaml means that run
     run = find_run([*own, *runs], config)
     if run is None:
@@ -105,7 +105,7 @@ def say_what_differs(runs: Sequence[Path], config: str, asked: bool) -> None:
     if run is None:
         return
     here, there = (settings_in(text) for text in (config, (run / CONFIG).read_text(encoding="utf-8", errors="replace")))
-    found = differences(here, there, "there")
+    found = differences(here, there, "there") or ["its config.yaml was edited"]
     listed = "; ".join(found[:MOST_LISTED]) + (f"; and {len(found) - MOST_LISTED} more" * (len(found) > MOST_LISTED))
     if asked:
         msg = f"the run folder {run} holds a run of other settings: {listed}. Use its config.yaml, or another version."
@@ -125,7 +125,7 @@ def settings_in(config: str) -> dict[str, Any]:
     """
     try:
         settings = flatten(yaml.safe_load(config) or {})
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # such as a date that does not exist
         return {}
     settings.pop("resume", None)
     return settings

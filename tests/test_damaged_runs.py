@@ -19,12 +19,14 @@ from typing import Any
 import processes
 import pytest
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lora_lightning.callbacks import FinalValidation
 from lora_lightning.checkpoint_files import WholeCheckpointIO
 from lora_lightning.errors import VerificationError
 from lora_lightning.lora.checkpoint import read_checkpoint
+from lora_lightning.lost_processes import WatchingLauncher, end_children
 from lora_lightning.main import main
 from lora_lightning.resuming import lock_run
 from lora_lightning.tasks import SequenceClassificationTask
@@ -242,7 +244,7 @@ def test_the_table_of_a_csv_logger_stays(words: Words, tmp_path: Path, capfd: py
 
 
 def test_other_settings_are_another_run(run: Path, words: Words, capfd: pytest.CaptureFixture[str]) -> None:
-    words = [*words, "--model.lora.r=2"]
+    words = [*words, "--config={trainer: {max_time: null}}", "--model.lora.r=2"]
     assert main([*words, "--trainer.logger.version=0"]) == 2
     different = "model.init_args.lora.r is 2 here and 4 there"
     said = capfd.readouterr().err
@@ -410,24 +412,26 @@ def test_training_processes_end_together(tiny_backbone: TinyBackbone, data: Path
     assert read_checkpoint(last)["global_step"] >= 2
 
 
-def start_from(rank: int, count: int, port: int, words: Words, checkpoints: list[Path], output: Path) -> None:
+def start_from(rank: int, count: int, port: int, words: Words, checkpoints: list[Words], output: Path) -> None:
     """One of several processes, each with a checkpoint of its own."""
     os.dup2(os.open(f"{output}{rank}", os.O_WRONLY | os.O_CREAT), 2)
     processes.become(rank, count, port)
-    raise SystemExit(main([*words, f"--ckpt_path={checkpoints[rank]}"]))
+    raise SystemExit(main([*words, *checkpoints[rank]]))
 
 
-def test_processes_that_would_go_on_from_different_places_are_refused(run: Path, words: Words, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("other", "found"), [("previous.ckpt", "previous.ckpt of step 9"), (None, "no checkpoint")])
+def test_processes_that_would_go_on_from_different_places_are_refused(
+    run: Path, words: Words, tmp_path: Path, other: str | None, found: str
+) -> None:
     words = [word for word in words if "resume" not in word]
     words += ["--trainer.devices=2", "--trainer.strategy=ddp", f"--trainer.logger.save_dir={tmp_path / 'logs'}"]
     words += ["--data.batch_size=4"]  # 8 of both, as before
-    checkpoints = [run / "checkpoints/last.ckpt", run / "checkpoints/previous.ckpt"]
+    checkpoints = [[f"--ckpt_path={run / 'checkpoints' / name}"] if name else [] for name in ("last.ckpt", other)]
     with pytest.raises(SystemExit):
         processes.start(start_from, 2, words, checkpoints, tmp_path / "said")
-    first, second = checkpoints
-    said = f"the main process goes on from {first} after step 12, and process 1 from {second} after step 9"
     for rank in range(2):
-        assert said in (tmp_path / f"said{rank}").read_text()
+        said = (tmp_path / f"said{rank}").read_text()
+        assert f"the main process goes on from last.ckpt of step 12, but process 1 found {found};" in said
 
 
 WAITS = {  # a process that waits for one that is gone, and learns nothing from it: its script, and what it says
@@ -442,7 +446,8 @@ WAITS = {  # a process that waits for one that is gone, and learns nothing from 
         if MAIN_PROCESS not in os.environ:
             subprocess.Popen([sys.executable, *sys.argv], env={**os.environ, MAIN_PROCESS: str(os.getpid())})
             os._exit(2)
-        watch(SimpleNamespace(strategy=SimpleNamespace(launcher=None)))
+        os.environ["LOCAL_RANK"] = "1"
+        watch(Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False))
         time.sleep(60)
         """,
         "the main process is gone; this one stops, too.",
@@ -450,7 +455,7 @@ WAITS = {  # a process that waits for one that is gone, and learns nothing from 
 }
 HEADING = """
 import os, subprocess, sys, time
-from types import SimpleNamespace
+from lightning import Trainer
 if "LOCAL_RANK" in os.environ:  # a child
     sys.exit(3)
 from lightning.fabric.plugins.environments import LightningEnvironment
@@ -472,6 +477,15 @@ def test_a_process_that_waits_for_a_lost_one_is_ended(tmp_path: Path, wait: str)
     while f"lora-lightning: error: {said}" not in output.read_text():
         assert time.monotonic() - began < 50, output.read_text()
         time.sleep(0.1)
+
+
+def test_processes_that_do_not_end_are_killed_together() -> None:
+    launcher = WatchingLauncher(LightningEnvironment(), 4, 1)
+    launcher.procs = [subprocess.Popen(["/bin/sleep", "60"]) for _ in range(3)]
+    began = time.monotonic()
+    assert end_children(launcher, patience=1) == ""
+    assert 1 < time.monotonic() - began < 2
+    assert [process.returncode for process in launcher.procs] == [-signal.SIGKILL] * 3
 
 
 def test_a_new_checkpoint_takes_its_place_only_when_it_is_whole(
@@ -557,6 +571,23 @@ def test_a_signal_before_or_after_the_steps_is_not_forgotten(
     assert {number: signal.getsignal(number) for number in before} == before
     assert set(before.values()) == {signal.SIG_DFL}
     assert main(words) == 0
+
+
+@pytest.mark.parametrize("at_validation", ["false", "true"])
+def test_a_failed_merge_check_is_not_lost_with_the_test_after_it(
+    words: Words, tmp_path: Path, at_validation: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = [*words, "--trainer.callbacks=MergeEquivalence", "--trainer.callbacks.tolerance=1e-30"]
+    words += [f"--trainer.callbacks.at_validation={at_validation}", f"--trainer.logger.save_dir={tmp_path}"]
+    words = [*words, "--test_after_fit=true"]
+    with monkeypatch.context() as patch:
+        patch.setattr(FinalValidation, "on_test_start", lambda *_: signal.raise_signal(signal.SIGTERM))
+        assert main(words) == 75
+    steps = read_checkpoint(tmp_path / RUN / "checkpoints/last.ckpt")["global_step"]
+    capfd.readouterr()
+    assert main(words) == 2
+    assert "merging into the base weights changes the model" in capfd.readouterr().err
+    assert read_checkpoint(tmp_path / RUN / "checkpoints/last.ckpt")["global_step"] == steps
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])

@@ -1,5 +1,6 @@
 """The entry: fast, quiet, and without heavy imports before they are needed."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ import warnings
 import pytest
 
 from lora_lightning import __version__
+from lora_lightning.errors import TrainingStopped
 from lora_lightning.main import COMMANDS, main, one_line
 
 
@@ -76,3 +78,17 @@ def test_unknown_command_exits_with_2(capsys: pytest.CaptureFixture[str]) -> Non
 )
 def test_a_message_is_one_line_that_moves_no_cursor(text: str, line: str) -> None:
     assert one_line(text) == line
+
+
+@pytest.mark.parametrize(
+    ("main_process", "alone", "status"), [(True, False, 75), (True, True, 75), (False, False, 0), (False, True, 75)]
+)
+def test_a_process_that_stops_without_the_others_does_not_look_well(
+    main_process: bool, alone: bool, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(_: list[str]) -> None:
+        raise TrainingStopped(signal.SIGTERM, 3, main_process, alone)
+
+    monkeypatch.setattr("lora_lightning.cli.run", stop)
+    assert main(["fit"]) == status
+    assert capsys.readouterr().err.count("stopped by SIGTERM after step 3") == main_process

@@ -66,6 +66,7 @@ class AdapterMonitor(Callback):
         self.every_n_steps = every_n_steps
         self._parts: list[pa.Table] = []
         self._measured_at = -1
+        self._saved_at: int | None = None
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> list[Measurement]:
         """Measures now; every process calls it, the main one's numbers count."""
@@ -81,10 +82,26 @@ class AdapterMonitor(Callback):
         self._measured_at = 0  # nothing to see in a new adapter
         if trainer.is_global_zero and path.exists():
             old = pq.read_table(path, schema=SCHEMA)
-            self._parts = [old.filter(pc.less_equal(old["step"], trainer.global_step))]
-            self._measured_at = pc.max(self._parts[0]["step"]).as_py() or 0
+            known = old.filter(pc.less_equal(old["step"], self._last_known(trainer)))
+            self._parts = [known] if known.num_rows else []
+            self._measured_at = pc.max(known["step"]).as_py() or 0
         # All processes measure, or none.
         self._measured_at = int(trainer.strategy.broadcast(self._measured_at))
+
+    def _last_known(self, trainer: Trainer) -> int:
+        """The last step whose numbers the checkpoint knows of; what was measured since is measured and logged again."""
+        if trainer.ckpt_path is None:
+            return -1
+        return trainer.global_step if self._saved_at is None else self._saved_at
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step that was measured last."""
+        return {"measured_at": self._measured_at}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps it until training starts; older checkpoints do not have it."""
+        saved_at = state_dict.get("measured_at")
+        self._saved_at = None if saved_at is None else int(saved_at)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -70,6 +70,7 @@ class MergeEquivalence(AdapterMonitor):
         self.on_failure = on_failure
         self.original_backbone = original_backbone
         self.verdict: Verdict | None = None
+        self._saved_verdict: Verdict | None = None
         self._news = ""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -91,6 +92,22 @@ class MergeEquivalence(AdapterMonitor):
                 "the base is the original. Set it to null."
             )
             raise ConfigurationError(msg)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes the verdict up again where the run goes on from the step that it is about."""
+        super().on_train_start(trainer, pl_module)
+        if self._saved_verdict is not None and 0 < self._measured_at == trainer.global_step:
+            self._decide(trainer, self._saved_verdict)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step that was measured last, and the verdict."""
+        return {**super().state_dict(), "verdict": self.verdict and asdict(self.verdict)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps both until training starts."""
+        super().load_state_dict(state_dict)
+        saved = state_dict.get("verdict")
+        self._saved_verdict = None if saved is None else Verdict(**saved)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compares, if that is asked for."""
@@ -136,11 +153,13 @@ class MergeEquivalence(AdapterMonitor):
                 measurements += metric_changes(trainer, target, adapted.metrics, found.metrics)
             measurements += layer_errors(task, originals)
             with precision(trainer):
-                self.verdict = judge(task, differences, from_base, adapter, self.tolerance)
-        self._news = self.verdict.sentence
-        if self.verdict.failure and self.on_failure == "raise":
-            trainer.should_stop = True
+                self._decide(trainer, judge(task, differences, from_base, adapter, self.tolerance))
         return measurements
+
+    def _decide(self, trainer: Trainer, verdict: Verdict) -> None:
+        self.verdict, self._news = verdict, verdict.sentence
+        if verdict.failure and self.on_failure == "raise":
+            trainer.should_stop = True
 
     def _originals(self, task: AdaptationTask) -> dict[str, Tensor] | None:
         layers = adapted_layers(task)

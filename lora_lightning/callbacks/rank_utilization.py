@@ -104,10 +104,11 @@ class RankUtilizationMonitor(AdapterMonitor):
 
     def state_dict(self) -> dict[str, Any]:
         """What the picture of spectra needs when the run is resumed."""
-        return {"history": self._history}
+        return {**super().state_dict(), "history": self._history}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes the picture's past up again."""
+        super().load_state_dict(state_dict)
         self._history = state_dict["history"]
 
 

@@ -132,10 +132,12 @@ class RepresentationDrift(AdapterMonitor):
 
     def state_dict(self) -> dict[str, Any]:
         """The base's states, where nothing but memory has them."""
-        return {"states": self._base, "what": self._what()} if self._base_trains else {}
+        base = {"states": self._base, "what": self._what()} if self._base_trains else {}
+        return {**super().state_dict(), **base}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps them until training starts."""
+        super().load_state_dict(state_dict)
         self._resumed = state_dict
 
     def _what(self) -> dict[str, Any]:

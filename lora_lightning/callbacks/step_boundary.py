@@ -23,12 +23,22 @@ class StepBoundary(Callback):
     Every training batch is seeded by `seed_everything`, epoch, batch and process. A checkpoint then needs no random
     states: Lightning writes it on the main process alone, so those of the others would be lost, and validation and
     monitors could not draw a number without changing what follows. With `seed_everything: false` nothing is seeded.
+
+    Args:
+        start: Name and optimizer steps of the checkpoint that this process found to go on from.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, start: tuple[str, int] | None = None) -> None:
+        self.start = start
         self.signals = StopSignals()
         self.before_logging: Callable[[Trainer], None] | None = None  # on the main process
         self._began = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Compares where the processes go on from, before they do anything together."""
+        del pl_module
+        if stage == "fit":
+            check_same_start(trainer, self.start)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listens from here on; Lightning has set its own handlers by now."""
@@ -39,7 +49,6 @@ class StepBoundary(Callback):
         """Listens from here on, where nothing was validated before; a run that had stopped early stays stopped."""
         del pl_module
         self.signals.listen()
-        check_same_start(trainer)
         self._began = True
         epoch = trainer.fit_loop.epoch_loop
         if epoch.batch_progress.current.ready == 0:
@@ -91,25 +100,26 @@ class StepBoundary(Callback):
         seed_batch(pl_module.device, trainer.current_epoch, batch_idx, trainer.global_rank)
 
 
-def check_same_start(trainer: Trainer) -> None:
+def check_same_start(trainer: Trainer, start: tuple[str, int] | None) -> None:
     """Refuses processes that found different checkpoints, as machines without a common file system do; collective.
 
     Args:
-        trainer: Has restored its place in training.
+        trainer: Knows the other processes.
+        start: Name and optimizer steps of this process's checkpoint, if it found one.
 
     Raises:
-        CheckpointError: On every process, if one begins elsewhere than the main process.
+        CheckpointError: On every process, if one found another than the main process.
     """
     if trainer.world_size == 1:
         return
     starts: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(starts, (str(trainer.ckpt_path or "nothing"), trainer.global_step))
-    for rank, start in enumerate(starts):
-        if start != starts[0]:
-            mine, other = (f"{path} after step {step}" for path, step in (starts[0], start))
+    torch.distributed.all_gather_object(starts, start)
+    said = [f"{found[0]} of step {found[1]}" if found else "no checkpoint" for found in starts]
+    for rank, found in enumerate(said):
+        if found != said[0]:
             msg = (
-                f"the main process goes on from {mine}, and process {rank} from {other}; put the run folder where all "
-                "machines see the same files, and start the same command again."
+                f"the main process goes on from {said[0]}, but process {rank} found {found}; put the run folder where "
+                "all machines see the same files, and start the same command again."
             )
             raise CheckpointError(msg)
 

@@ -37,7 +37,14 @@ def stopping_outside_training(wanted: bool) -> Iterator[None]:
 
 def _stop_at_once(number: int, frame: FrameType | None) -> None:
     del frame
-    raise TrainingStopped(signal.Signals(number), None, main_process=_is_first_of_its_machine())
+    raise TrainingStopped(signal.Signals(number), None, main_process=_is_first_of_its_machine(), alone=True)
+
+
+def ignore_further_signals() -> None:
+    """Lets what stops now end in peace: some send SIGTERM after SIGUSR1."""
+    if threading.current_thread() is threading.main_thread():
+        for number in set(ASKING) - {signal.SIGINT}:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _is_first_of_its_machine() -> bool:
@@ -72,7 +79,8 @@ class StopSignals:
 
         def stop(number: int, frame: FrameType | None) -> None:
             del frame
-            raise TrainingStopped(signal.Signals(number), trainer.global_step, main_process=trainer.local_rank == 0)
+            first = trainer.local_rank == 0
+            raise TrainingStopped(signal.Signals(number), trainer.global_step, main_process=first, alone=True)
 
         if threading.current_thread() is threading.main_thread():
             for number in set(ASKING) - {signal.SIGINT}:
