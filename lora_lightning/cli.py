@@ -35,7 +35,6 @@ from lora_lightning.callbacks import (
 from lora_lightning.callbacks.adapter_early_stopping import AdapterEarlyStopping
 from lora_lightning.callbacks.adapter_ranks import AdapterRanks
 from lora_lightning.callbacks.run_folder import run_folder_of
-from lora_lightning.callbacks.stop_signals import stopping_outside_training
 from lora_lightning.checkpoint_files import WholeCheckpointIO, cannot_be_written
 from lora_lightning.config_files import GROUPS, check_config_files
 from lora_lightning.datamodules import AdaptationDataModule
@@ -301,7 +300,8 @@ class LoraLightningCLI(LightningCLI):
                 bring_back(self.interrupted)
             else:
                 check_unused(folder)
-            announce_run(folder, self.interrupted.checkpoint if self.interrupted else None)
+            next(c for c in self.trainer.callbacks if isinstance(c, SaveRunConfig)).begin(folder)  # type: ignore[attr-defined]
+            announce_run(folder, self.trainer, self.interrupted.checkpoint if self.interrupted else None)
 
     def fit(self, **kwargs: Any) -> None:
         """Trains.
@@ -309,7 +309,7 @@ class LoraLightningCLI(LightningCLI):
         Raises:
             TrainingStopped: After a signal, with how to go on; the step is finished and saved.
             TrainingError: If the disk is full, or the run's folder has vanished.
-            KeyboardInterrupt: After a second Ctrl-C, with how to go on; Lightning has cleaned up.
+            KeyboardInterrupt: After a Ctrl-C that stops at once, with how to go on; Lightning has cleaned up.
         """
         self.failed_check: VerificationError | None = None
         try:
@@ -319,21 +319,18 @@ class LoraLightningCLI(LightningCLI):
             if not self._checkpoint_callback().best_model_path:
                 raise
             self.failed_check = error  # training is over and saved: first the test and the summary
-        except SystemExit:
-            if not self.trainer.interrupted:
-                raise
-            last = self._checkpoint_callback().last_model_path
-            hint = f"go on with: {self._resume_command()}" if last else "nothing was saved yet, so start again"
-            raise KeyboardInterrupt(hint) from None
 
     @contextmanager
     def _saying_how_to_go_on(self) -> Iterator[None]:
         try:
             yield
         except TrainingStopped as stop:
-            if (self.run_folder / CONFIG).exists():
-                stop.resume_command = self._resume_command()
+            stop.how_to_go_on = self._how_to_go_on()
             raise
+        except SystemExit:  # Lightning's end of a Ctrl-C
+            if not self.trainer.interrupted:
+                raise
+            raise KeyboardInterrupt(self._how_to_go_on()) from None
         except OSError as error:
             if error.errno in DISK_ERRORS:
                 raise cannot_be_written(Path(error.filename or self.run_folder), error) from error
@@ -346,8 +343,10 @@ class LoraLightningCLI(LightningCLI):
             )
             raise TrainingError(msg) from error
 
-    def _resume_command(self) -> str:
-        return shlex.join(["lora-lightning", "fit", "--config", str(self.run_folder / CONFIG), "--resume", "auto"])
+    def _how_to_go_on(self) -> str:
+        if not (config := self.run_folder / CONFIG).exists():
+            return "nothing was saved, so start again"
+        return f"go on with: {shlex.join(['lora-lightning', 'fit', '--config', str(config), '--resume', 'auto'])}"
 
     def _checkpoint_callback(self) -> AdapterCheckpoint:
         return next(c for c in self.trainer.callbacks if isinstance(c, AdapterCheckpoint))  # type: ignore[attr-defined]
@@ -485,21 +484,20 @@ def run(arguments: Sequence[str]) -> LoraLightningCLI:
     check_config_files(arguments)
     sys.argv[1:] = list(arguments)  # Lightning relaunches the program from it under DDP
     try:
-        with stopping_outside_training(arguments[:1] == ["fit"]):
-            return LoraLightningCLI(
-                AdaptationTask,
-                AdaptationDataModule,
-                save_config_callback=SaveRunConfig,
-                trainer_defaults={"enable_model_summary": False, "use_distributed_sampler": False},
-                seed_everything_default=0,
-                parser_class=ArgumentParser,
-                parser_kwargs={"allow_abbrev": False},  # a typo is never taken for another option
-                subclass_mode_model=True,
-                subclass_mode_data=True,
-                args=None,
-                auto_configure_optimizers=False,
-                load_from_checkpoint_support=False,
-            )
+        return LoraLightningCLI(
+            AdaptationTask,
+            AdaptationDataModule,
+            save_config_callback=SaveRunConfig,
+            trainer_defaults={"enable_model_summary": False, "use_distributed_sampler": False},
+            seed_everything_default=0,
+            parser_class=ArgumentParser,
+            parser_kwargs={"allow_abbrev": False},  # a typo is never taken for another option
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            args=None,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
     except SystemExit as error:
         # Lightning's graceful end of a Ctrl-C: it ignores further ones and exits with 1.
         if error.code == 1 and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

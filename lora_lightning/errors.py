@@ -57,11 +57,11 @@ class TrainingStopped(BaseException):  # a signal raises it anywhere, and nothin
         self.step = step
         self.main_process = main_process
         self.alone = alone
-        self.resume_command = ""  # set where the run's folder is known
+        self.how_to_go_on = ""  # set where the run's folder is known
 
     def __str__(self) -> str:
         """Says what happened and how to go on."""
-        hint = f"; go on with: {self.resume_command}" if self.resume_command else ""
+        hint = f"; {self.how_to_go_on}" if self.how_to_go_on else ""
         done = "while nothing was to be saved" if self.step is None else f"after step {self.step}, which is saved"
         return f"stopped by {self.asked.name} {done}{hint}"
 

@@ -13,8 +13,8 @@ from lightning import Trainer
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch.distributed import DistError
 
-from lora_lightning.callbacks.stop_signals import ignore_further_signals
-from lora_lightning.errors import USER_ERROR, TrainingError, TrainingStopped
+from lora_lightning.early_signals import ignore_further_signals
+from lora_lightning.errors import PREEMPTED, USER_ERROR, TrainingError, TrainingStopped
 
 # PyTorch's gloo raises plain RuntimeErrors.
 SIGNS = ("gloo", "connection closed by peer", "connection reset by peer", "broken pipe", "connection refused")
@@ -54,8 +54,12 @@ class WatchingLauncher(_SubprocessScriptLauncher):
     def _watch(self) -> None:
         while not any(process.poll() for process in self.procs):
             time.sleep(1)
-        time.sleep(PATIENCE)
-        _end_this_process(f"{end_children(self, patience=0)}; the others stop. What it had to say is above.")
+        asked = any(process.returncode in {PREEMPTED, -signal.SIGTERM} for process in self.procs)
+        time.sleep(1 if asked else PATIENCE)
+        why = end_children(self, patience=0)
+        if asked:  # and so was this process, most likely, but it waits for one that is gone
+            _end_this_process(f"stopped, for {why}", PREEMPTED)
+        _end_this_process(f"error: {why}; the others stop", USER_ERROR)
 
 
 def watch(trainer: Trainer) -> None:
@@ -77,13 +81,13 @@ def _watch_main_process(number: int) -> None:
     while os.getppid() == number:
         time.sleep(1)
     time.sleep(PATIENCE)
-    _end_this_process("the main process is gone; this one stops, too.")
+    _end_this_process("error: the main process is gone; this one stops, too", USER_ERROR)
 
 
-def _end_this_process(why: str) -> None:
+def _end_this_process(why: str, status: int) -> None:
     sys.stdout.flush()
-    print(f"lora-lightning: error: {why}", file=sys.stderr, flush=True)
-    os._exit(USER_ERROR)  # from this thread; the main one waits for a process that is gone
+    print(f"lora-lightning: {why}.", file=sys.stderr, flush=True)
+    os._exit(status)  # from this thread; the main one waits for a process that is gone
 
 
 @contextmanager
@@ -105,12 +109,20 @@ def ending_together(trainer: Trainer, remedy: str) -> Iterator[None]:
         who = end_children(trainer.strategy.launcher, patience=5)  # most end by themselves, for the same reason
         if trainer.world_size == 1 or not _is_lost(error):
             raise
+        if _main_process_is_there():
+            raise SystemExit(USER_ERROR) from None  # and speaks for all
         who = who or f"one of the {trainer.world_size} processes is gone"
-        msg = (
-            f"{who}; the others stop, here after step {trainer.global_step}. What it had to say is above; when that is "
-            f"mended, {remedy}."
-        )
+        msg = f"{who}; the others stop, here after step {trainer.global_step}. When that is mended, {remedy}."
         raise TrainingError(msg) from error
+
+
+def _main_process_is_there() -> bool:
+    """Whether the process that started this one still runs."""
+    main_process = os.environ.get(MAIN_PROCESS)
+    if main_process is None:
+        return False
+    time.sleep(1)  # its connections end before it does
+    return os.getppid() == int(main_process)
 
 
 def _is_lost(error: BaseException) -> bool:
@@ -141,5 +153,6 @@ def end_children(launcher: object, patience: float) -> str:
             continue
         if status and not found:
             how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-            found = f"training process {rank} {how}"
+            why = ", as it happens when memory is short" if status == -signal.SIGKILL else ""
+            found = f"training process {rank} {how}{why}"
     return found

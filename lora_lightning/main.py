@@ -5,12 +5,14 @@ Nothing heavy is imported here, so `--help` answers at once.
 
 import argparse
 import logging
+import os
 import signal
 import sys
 import warnings
 from collections.abc import Sequence
 
 from lora_lightning import __version__
+from lora_lightning.early_signals import stopping_at_once
 from lora_lightning.errors import (
     INTERRUPTED,
     PREEMPTED,
@@ -92,7 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     build_parser().parse_known_args(words[:1] or ["--help"])
     try:
-        with warnings.catch_warnings():
+        with stopping_at_once(words[0] == "fit"), warnings.catch_warnings():
+            # PyTorch would print its own stack for each connection that another process ends.
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
             # While PEFT imports it, bitsandbytes warns that an optional kernel is missing; nobody here needs it.
             logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
             from lora_lightning.cli import run  # noqa: PLC0415  # seconds of imports, not for --help
@@ -113,6 +117,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED if stop.asked == signal.SIGINT else PREEMPTED
     except KeyboardInterrupt as error:
         hint = f"; {one_line(str(error))}" if str(error) else ""
-        print(f"lora-lightning: interrupted{hint}.", file=sys.stderr)
+        print(f"lora-lightning: interrupted{hint}", file=sys.stderr)
         return INTERRUPTED
     return 0

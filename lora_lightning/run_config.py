@@ -29,18 +29,22 @@ class SaveRunConfig(SaveConfigCallback):
         super().__init__(parser, config, **more)
         self.text = resumed
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Saves when training starts; evaluation leaves the run's config alone."""
-        del pl_module
-        if stage != "fit" or self.already_saved or not trainer.is_global_zero:
-            return
-        self.already_saved = True
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, StepBoundary):
-                callback.before_logging = self.make_again
+    def begin(self, folder: Path) -> None:
+        """Writes the file, unless the run has it; on the main process, before others start, so that they find the run.
+
+        Args:
+            folder: The run's.
+        """
         if not self.text:
             self.text = dump_settings(self.parser, self.config)
-            self._write(run_folder_of(trainer) / self.config_filename)
+            self._write(folder / self.config_filename)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Watches over the folder when training starts; Lightning's own would write another file."""
+        del pl_module
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if stage == "fit" and trainer.is_global_zero and isinstance(callback, StepBoundary):
+                callback.before_logging = self.make_again
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Notes whose checkpoint it is."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning import Trainer
 from rich.console import Console
 from rich.table import Table
 
@@ -38,15 +39,18 @@ HIGHER_IS_BETTER = (  # also at the end of longer names
 )
 
 
-def announce_run(folder: Path, resumed: Path | None = None) -> None:
-    """Prints where the results will be, before the work starts.
+def announce_run(folder: Path, trainer: Trainer, resumed: Path | None = None) -> None:
+    """Prints where the results will be and what trains, before the work starts.
 
     Args:
         folder: The run's.
+        trainer: Knows devices and processes.
         resumed: The checkpoint that it goes on from.
     """
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(f"run folder: {folder}  (tensorboard --logdir {folder.parent})")
+    strategy = f"es, {type(trainer.strategy).__name__}" if trainer.world_size > 1 else ""
+    console.print(f"trains on: {trainer.strategy.root_device.type}, {trainer.world_size} process{strategy}")
     if resumed is not None:
         console.print(f"goes on from {resumed}")
 

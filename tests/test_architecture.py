@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "lora_lightning"
 LAYERS = (
     {"errors"},
-    {"lora", "metrics"},
+    {"early_signals", "lora", "metrics"},
     {"backbones", "checkpoint_files"},
     {"tasks", "datamodules"},
     {"callbacks"},

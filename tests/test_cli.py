@@ -575,7 +575,7 @@ def test_ctrl_c_says_how_to_go_on(
     last = capfd.readouterr().err.strip().splitlines()[-1]
     folder = tmp_path / "run/version_0"
     command = f"lora-lightning fit --config {folder / 'config.yaml'} --resume auto"
-    assert last == f"lora-lightning: interrupted; go on with: {command}."
+    assert last == f"lora-lightning: interrupted; go on with: {command}"
     assert (folder / "checkpoints/last.ckpt").exists()
 
 

@@ -363,7 +363,7 @@ ENDINGS = {  # what happens to two processes that train together: exit status of
         130,
         "stops after this step, or this validation; Ctrl-C again stops at once\nlora-lightning: stopped by",
     ),
-    "child killed": (2, "training process 1 was ended by SIGKILL; the others stop, here after step"),
+    "child killed": (2, "training process 1 was ended by SIGKILL, as it happens when memory is short; the others stop"),
     "main process killed": (-signal.SIGKILL, "the others stop, here after step"),
     "disk full": (2, "last.ckpt cannot be written (No space left on device)"),
 }

@@ -92,7 +92,8 @@ class FusedLoraLinear(PeftLinear):  # PEFT is not typed
             self.scaling[name],
             mask,
         )
-        return y.view(*x.shape[:-1], y.shape[-1])  # type: ignore[no-any-return]
+        # Not needlessly a view, of which FSDP2 warns.
+        return y if x.ndim == flat.ndim else y.view(*x.shape[:-1], y.shape[-1])  # type: ignore[no-any-return]
 
     def _is_plain(self, x: Tensor) -> bool:
         """Whether this is one unmerged plain LoRA adapter, all in one dtype, on a frozen `nn.Linear`."""

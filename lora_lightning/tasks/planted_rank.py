@@ -127,11 +127,11 @@ class PlantedRankTask(AdaptationTask):
 
     def on_validation_epoch_end(self) -> None:
         """Logs the mean over all examples."""
-        self.log("val/loss", self.metric_values("val")["loss"], prog_bar=True)
+        self.log("val/loss", self.metric_values("val")["loss"], prog_bar=True, sync_dist=True)
 
     def on_test_epoch_end(self) -> None:
         """Logs the mean over all examples."""
-        self.log("test/loss", self.metric_values("test")["loss"])
+        self.log("test/loss", self.metric_values("test")["loss"], sync_dist=True)
 
     def _errors(self, split: str) -> MeanMetric:
         return cast("MeanMetric", self.metrics[split])
