@@ -5,36 +5,48 @@ Nothing heavy is imported here, so that they are heard from the beginning.
 
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from lora_lightning.errors import TrainingStopped
+from lora_lightning.errors import PREEMPTED, TrainingStopped
 
 # SIGUSR1 is what SLURM and others send ahead of a time limit; Windows has none.
 ASKING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
 @contextmanager
-def stopping_at_once(wanted: bool) -> Iterator[None]:
+def ending_at_once(handler: Callable[[int, FrameType | None], None], wanted: bool) -> Iterator[None]:
     """Lets SIGTERM and SIGUSR1 end a run at once; `StopSignals` takes over for the time of training.
 
     Args:
+        handler: `exit_now` or `stop_now`.
         wanted: Whether to do anything.
     """
     if not wanted or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, _stop_at_once) for number in ASKING if number != signal.SIGINT}
+    before = {number: signal.signal(number, handler) for number in ASKING if number != signal.SIGINT}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, former in before.items():
+            signal.signal(number, former)
 
 
-def _stop_at_once(number: int, frame: FrameType | None) -> None:
+def exit_now(number: int, frame: FrameType | None) -> None:
+    """While modules are imported, where an exception might be lost."""
+    del frame
+    if is_first_of_its_machine():
+        stop = TrainingStopped(signal.Signals(number), None, main_process=True)
+        print(f"lora-lightning: {stop}", file=sys.stderr, flush=True)
+    os._exit(PREEMPTED)
+
+
+def stop_now(number: int, frame: FrameType | None) -> None:
+    """While data and weights load; other processes may have to be ended, too."""
     del frame
     raise TrainingStopped(signal.Signals(number), None, main_process=is_first_of_its_machine(), alone=True)
 

@@ -9,10 +9,10 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from lora_lightning import __version__
-from lora_lightning.early_signals import stopping_at_once
+from lora_lightning.early_signals import ending_at_once, exit_now, stop_now
 from lora_lightning.errors import (
     INTERRUPTED,
     PREEMPTED,
@@ -82,6 +82,17 @@ def one_line(text: str) -> str:
     return text if len(text) <= 1000 else f"{text[:600]} ... {text[-350:]}"  # noqa: PLR2004
 
 
+def import_program() -> Callable[[Sequence[str]], object]:
+    """Imports what runs a command, which takes seconds."""
+    # PyTorch would print its own stack for each connection that another process ends.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # While PEFT imports it, bitsandbytes warns that an optional kernel is missing; nobody here needs it.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    from lora_lightning.cli import run  # noqa: PLC0415
+
+    return run
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program.
 
@@ -94,15 +105,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     build_parser().parse_known_args(words[:1] or ["--help"])
     try:
-        with stopping_at_once(words[0] == "fit"), warnings.catch_warnings():
-            # PyTorch would print its own stack for each connection that another process ends.
-            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-            # While PEFT imports it, bitsandbytes warns that an optional kernel is missing; nobody here needs it.
-            logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-            from lora_lightning.cli import run  # noqa: PLC0415  # seconds of imports, not for --help
-
+        with warnings.catch_warnings():
+            with ending_at_once(exit_now, words[0] == "fit"):
+                run = import_program()
             warnings.showwarning = print_warning  # type: ignore[assignment]  # takes all that Python gives
-            run(words)
+            with ending_at_once(stop_now, words[0] == "fit"):
+                run(words)
     except LoraLightningError as error:
         print(f"lora-lightning: error: {one_line(str(error))}", file=sys.stderr)
         return USER_ERROR
