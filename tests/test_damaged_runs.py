@@ -434,12 +434,21 @@ def test_processes_that_would_go_on_from_different_places_are_refused(
         assert f"the main process goes on from last.ckpt of step 12, but process 1 found {found};" in said
 
 
-WAITS = {  # a process that waits for one that is gone, and learns nothing from it: its script, and what it says
+WAITS = {  # a process that waits for one that is gone, and learns nothing from it: its script, status and what it says
     "for a child": (
         """
         WatchingLauncher(LightningEnvironment(), 2, 1).launch(time.sleep, 60)
         """,
-        "training process 1 ended with status 3; the others stop.",
+        2,
+        "error: training process 1 ended with status 2; the others stop.",
+    ),
+    "for a child that was asked to stop": (
+        """
+        os.environ["STATUS"] = "75"
+        WatchingLauncher(LightningEnvironment(), 2, 1).launch(time.sleep, 60)
+        """,
+        75,
+        "stopped, for training process 1 ended with status 75.",
     ),
     "for the main process": (
         """
@@ -450,14 +459,15 @@ WAITS = {  # a process that waits for one that is gone, and learns nothing from 
         watch(Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False))
         time.sleep(60)
         """,
-        "the main process is gone; this one stops, too.",
+        2,
+        "error: the main process is gone; this one stops, too.",
     ),
 }
 HEADING = """
 import os, subprocess, sys, time
 from lightning import Trainer
 if "LOCAL_RANK" in os.environ:  # a child
-    sys.exit(3)
+    sys.exit(int(os.environ.get("STATUS", "2")))
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lora_lightning import lost_processes
 from lora_lightning.lost_processes import MAIN_PROCESS, WatchingLauncher, watch
@@ -468,13 +478,13 @@ lost_processes.PATIENCE = 1
 @pytest.mark.parametrize("wait", WAITS)
 def test_a_process_that_waits_for_a_lost_one_is_ended(tmp_path: Path, wait: str) -> None:
     script, output = tmp_path / "script.py", tmp_path / "output.txt"
-    lines, said = WAITS[wait]
+    lines, status, said = WAITS[wait]
     script.write_text(HEADING + textwrap.dedent(lines))
     with output.open("w") as file:
         ended = subprocess.run([sys.executable, script], stdout=file, stderr=file, timeout=50, check=False)
-    assert ended.returncode == 2
+    assert ended.returncode == status
     began = time.monotonic()
-    while f"lora-lightning: error: {said}" not in output.read_text():
+    while f"lora-lightning: {said}" not in output.read_text():
         assert time.monotonic() - began < 50, output.read_text()
         time.sleep(0.1)
 

@@ -92,3 +92,11 @@ def test_a_process_that_stops_without_the_others_does_not_look_well(
     monkeypatch.setattr("lora_lightning.cli.run", stop)
     assert main(["fit"]) == status
     assert capsys.readouterr().err.count("stopped by SIGTERM after step 3") == main_process
+
+
+def test_a_signal_is_heard_while_modules_are_imported() -> None:
+    code = "import os, signal, lora_lightning.main as program\n"
+    code += "program.import_program = lambda: os.kill(os.getpid(), signal.SIGTERM)\nprogram.main(['fit'])"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == 75
+    assert ended.stderr == "lora-lightning: stopped by SIGTERM while nothing was to be saved\n"
