@@ -167,7 +167,7 @@ WORDINGS: tuple[tuple[re.Pattern[str], Callable[[str, re.Match[str]], str]], ...
 
 def _kind(kind: str) -> str:
     if literal := re.search(r"Literal\[(?P<values>.+)\]", kind):
-        return f"one of {literal['values']}"
+        return f"one of {literal['values']}" if "," in literal["values"] else literal["values"]
     return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"a value of type \1", kind)
 
 

@@ -209,6 +209,8 @@ def test_the_command_means_the_stopped_run_even_if_a_newer_one_of_the_same_setti
 def test_only_training_is_resumed(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["test", f"--config={run / 'config.yaml'}", "--resume=auto"]) == 2
     assert "resume is an option of fit" in capfd.readouterr().err
+    assert main(["fit", f"--config={run / 'config.yaml'}", "--resume=yes"]) == 2
+    assert "resume must be 'auto'." in capfd.readouterr().err
 
 
 def test_slurms_signal_saves_a_whole_step_and_not_lightnings_way(
@@ -409,6 +411,7 @@ def test_training_processes_end_together(tiny_backbone: TinyBackbone, data: Path
         assert time.monotonic() - began < 60
         time.sleep(0.1)
     assert said in output.read_text()
+    assert "trains on: cpu, 2 processes, DDPStrategy\n" in output.read_text()
     assert read_checkpoint(last)["global_step"] >= 2
 
 
