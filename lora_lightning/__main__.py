@@ -1,8 +1,6 @@
 """`python -m lora_lightning` is the same program as `lora-lightning`."""
 
-import sys
-
-from lora_lightning.main import main
+from lora_lightning.main import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -35,6 +35,7 @@ from lora_lightning.callbacks import (
 from lora_lightning.callbacks.adapter_early_stopping import AdapterEarlyStopping
 from lora_lightning.callbacks.adapter_ranks import AdapterRanks
 from lora_lightning.callbacks.run_folder import run_folder_of
+from lora_lightning.callbacks.stop_signals import leave_signals_alone
 from lora_lightning.checkpoint_files import WholeCheckpointIO, cannot_be_written
 from lora_lightning.config_files import GROUPS, check_config_files
 from lora_lightning.datamodules import AdaptationDataModule
@@ -294,14 +295,19 @@ class LoraLightningCLI(LightningCLI):
             self.datamodule.prepare_data()  # the trainer's own call will find it done
         folder = self.run_folder
         if self.trainer.is_global_zero and not self.options.trainer.get("fast_dev_run"):
-            check_writable(folder)
-            self._lock = lock_run(folder)
-            if self.interrupted is not None:
-                bring_back(self.interrupted)
-            else:
-                check_unused(folder)
-            next(c for c in self.trainer.callbacks if isinstance(c, SaveRunConfig)).begin(folder)  # type: ignore[attr-defined]
-            announce_run(folder, self.trainer, self.interrupted.checkpoint if self.interrupted else None)
+            with self._saying_how_to_go_on():
+                self._begin(folder)
+
+    def _begin(self, folder: Path) -> None:
+        """Takes the run's folder, and brings it back to the checkpoint where a run goes on."""
+        check_writable(folder)
+        self._lock = lock_run(folder)
+        if self.interrupted is not None:
+            bring_back(self.interrupted)
+        else:
+            check_unused(folder)
+        next(c for c in self.trainer.callbacks if isinstance(c, SaveRunConfig)).begin(folder)  # type: ignore[attr-defined]
+        announce_run(folder, self.trainer, self.interrupted.checkpoint if self.interrupted else None)
 
     def fit(self, **kwargs: Any) -> None:
         """Trains.
@@ -312,6 +318,7 @@ class LoraLightningCLI(LightningCLI):
             KeyboardInterrupt: After a Ctrl-C that stops at once, with how to go on; Lightning has cleaned up.
         """
         self.failed_check: VerificationError | None = None
+        leave_signals_alone(self.trainer)
         try:
             with self._saying_how_to_go_on():
                 self.trainer.fit(**{**kwargs, "weights_only": True})
@@ -335,8 +342,8 @@ class LoraLightningCLI(LightningCLI):
             if error.errno in DISK_ERRORS:
                 raise cannot_be_written(Path(error.filename or self.run_folder), error) from error
             gone = isinstance(error, FileNotFoundError) and _is_in(self.run_folder, error.filename)
-            if self.run_folder.exists() and not gone:
-                raise
+            if not self.trainer.is_global_zero or (self.run_folder.exists() and not gone):
+                raise  # other processes do not know the folder
             msg = (
                 f"the run folder {self.run_folder} vanished while it was written ({error.strerror}); when it is back, "
                 "go on with the same command and --resume auto, from what was saved since, or else anew."
@@ -344,6 +351,8 @@ class LoraLightningCLI(LightningCLI):
             raise TrainingError(msg) from error
 
     def _how_to_go_on(self) -> str:
+        if not self.trainer.is_global_zero:
+            return ""  # the main process says it, and knows the folder
         if not (config := self.run_folder / CONFIG).exists():
             return "nothing was saved, so start again"
         return f"go on with: {shlex.join(['lora-lightning', 'fit', '--config', str(config), '--resume', 'auto'])}"

@@ -15,25 +15,37 @@ from lora_lightning.errors import PREEMPTED, TrainingStopped
 
 # SIGUSR1 is what SLURM and others send ahead of a time limit; Windows has none.
 ASKING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+ENDING = [number for number in ASKING if number != signal.SIGINT]
 
 
 @contextmanager
-def ending_at_once(handler: Callable[[int, FrameType | None], None], wanted: bool) -> Iterator[None]:
-    """Lets SIGTERM and SIGUSR1 end a run at once; `StopSignals` takes over for the time of training.
+def ending_at_once(wanted: bool) -> Iterator[None]:
+    """Lets SIGTERM and SIGUSR1 end a run at once, by `exit_now`; `stop_now` and `StopSignals` take over.
 
     Args:
-        handler: `exit_now` or `stop_now`.
         wanted: Whether to do anything.
     """
     if not wanted or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handler) for number in ASKING if number != signal.SIGINT}
+    before = {number: signal.getsignal(number) for number in ENDING}
+    handle_by(exit_now)
     try:
         yield
     finally:
         for number, former in before.items():
             signal.signal(number, former)
+
+
+def handle_by(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
+    """Hands SIGTERM and SIGUSR1 to another handler, which only Python's main thread may.
+
+    Args:
+        handler: As `signal.signal` takes it; `SIG_IGN` lets what stops end in peace: SIGTERM may follow SIGUSR1.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for number in ENDING:
+            signal.signal(number, handler)
 
 
 def exit_now(number: int, frame: FrameType | None) -> None:
@@ -49,13 +61,6 @@ def stop_now(number: int, frame: FrameType | None) -> None:
     """While data and weights load; other processes may have to be ended, too."""
     del frame
     raise TrainingStopped(signal.Signals(number), None, main_process=is_first_of_its_machine(), alone=True)
-
-
-def ignore_further_signals() -> None:
-    """Lets what stops now end in peace: some send SIGTERM after SIGUSR1."""
-    if threading.current_thread() is threading.main_thread():
-        for number in set(ASKING) - {signal.SIGINT}:
-            signal.signal(number, signal.SIG_IGN)
 
 
 def is_first_of_its_machine() -> bool:

@@ -13,7 +13,7 @@ from lightning import Trainer
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch.distributed import DistError
 
-from lora_lightning.early_signals import ignore_further_signals
+from lora_lightning.early_signals import ENDING, handle_by
 from lora_lightning.errors import PREEMPTED, USER_ERROR, TrainingError, TrainingStopped
 
 # PyTorch's gloo raises plain RuntimeErrors.
@@ -54,7 +54,7 @@ class WatchingLauncher(_SubprocessScriptLauncher):
     def _watch(self) -> None:
         while not any(process.poll() for process in self.procs):
             time.sleep(1)
-        asked = any(process.returncode in {PREEMPTED, -signal.SIGTERM} for process in self.procs)
+        asked = any(process.returncode in {PREEMPTED, *(-number for number in ENDING)} for process in self.procs)
         time.sleep(1 if asked else PATIENCE)
         why = end_children(self, patience=0)
         if asked:  # and so was this process, most likely, but it waits for one that is gone
@@ -105,7 +105,7 @@ def ending_together(trainer: Trainer, remedy: str) -> Iterator[None]:
         yield
     except BaseException as error:
         if isinstance(error, TrainingStopped):
-            ignore_further_signals()
+            handle_by(signal.SIG_IGN)
         who = end_children(trainer.strategy.launcher, patience=5)  # most end by themselves, for the same reason
         if trainer.world_size == 1 or not _is_lost(error):
             raise
@@ -139,20 +139,24 @@ def end_children(launcher: object, patience: float) -> str:
         patience: Seconds to wait for them; those that have not ended by then, or once one ended badly, are killed.
 
     Returns:
-        How the first one ended that did not end well; empty where none did.
+        How the first one ended that did not end well, best one by a signal: others end because it is gone. Empty where
+        all did.
     """
     if not isinstance(launcher, _SubprocessScriptLauncher):
         return ""
-    found, end = "", time.monotonic() + patience
+    found: dict[int, int] = {}
+    end = time.monotonic() + patience
     for rank, process in enumerate(launcher.procs, start=1):
         try:
-            status = process.wait(0 if found else max(0, end - time.monotonic()))
+            if status := process.wait(0 if found else max(0, end - time.monotonic())):
+                found[rank] = status
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-            continue
-        if status and not found:
-            how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-            why = ", as it happens when memory is short" if status == -signal.SIGKILL else ""
-            found = f"training process {rank} {how}{why}"
-    return found
+    if not found:
+        return ""
+    rank = min(found, key=lambda rank: (found[rank] > 0, rank))
+    status = found[rank]
+    how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    why = ", as it happens when memory is short" if status == -signal.SIGKILL else ""
+    return f"training process {rank} {how}{why}"

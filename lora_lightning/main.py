@@ -10,9 +10,10 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from lora_lightning import __version__
-from lora_lightning.early_signals import ending_at_once, exit_now, stop_now
+from lora_lightning.early_signals import ending_at_once, handle_by, stop_now
 from lora_lightning.errors import (
     INTERRUPTED,
     PREEMPTED,
@@ -104,13 +105,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     build_parser().parse_known_args(words[:1] or ["--help"])
+    fit = words[0] == "fit"
+    with ending_at_once(fit):
+        return status_of(words, handle_by if fit else None)
+
+
+def status_of(words: Sequence[str], hand_over: Callable[..., None] | None) -> int:
+    """Runs a command and says how it ended.
+
+    Args:
+        words: Of the command line.
+        hand_over: Called with another handler of signals once everything is imported.
+
+    Returns:
+        The exit status.
+    """
     try:
         with warnings.catch_warnings():
-            with ending_at_once(exit_now, words[0] == "fit"):
-                run = import_program()
+            run = import_program()
             warnings.showwarning = print_warning  # type: ignore[assignment]  # takes all that Python gives
-            with ending_at_once(stop_now, words[0] == "fit"):
-                run(words)
+            if hand_over is not None:
+                hand_over(stop_now)
+            run(words)
     except LoraLightningError as error:
         print(f"lora-lightning: error: {one_line(str(error))}", file=sys.stderr)
         return USER_ERROR
@@ -128,3 +144,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"lora-lightning: interrupted{hint}", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def program() -> NoReturn:
+    """Runs the program and ends the process with its status, whatever signals still come."""
+    status = main()
+    handle_by(signal.SIG_IGN)
+    sys.exit(status)

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lora_lightning.callbacks.adapter_checkpoint import BEST, EVENT_SIZES, WHOLE_STEP
 from lora_lightning.callbacks.run_folder import FAILED_CHECK, SUMMARY, cut_events
-from lora_lightning.checkpoint_files import DRAFT, LAST, PREVIOUS
+from lora_lightning.checkpoint_files import DRAFT, LAST, PREVIOUS, cannot_be_written
 from lora_lightning.errors import CheckpointError, ConfigurationError, RunFinished, UnreadableError, VerificationError
 from lora_lightning.lora.checkpoint import read_checkpoint
 from lora_lightning.tasks.hyperparameters import differences, flatten
@@ -102,9 +102,10 @@ def say_what_differs(runs: Sequence[Path], config: str, asked: bool) -> None:
         ConfigurationError: If it was, and that one holds a run.
     """
     run = next((run for run in runs if (run / CONFIG).is_file()), None)
-    if run is None:
+    text = "" if run is None else (run / CONFIG).read_text(encoding="utf-8", errors="replace")
+    if run is None or fingerprint(text) == fingerprint(config):  # another process has just begun it
         return
-    here, there = (settings_in(text) for text in (config, (run / CONFIG).read_text(encoding="utf-8", errors="replace")))
+    here, there = settings_in(config), settings_in(text)
     found = differences(here, there, "there") or ["its config.yaml was edited"]
     listed = "; ".join(found[:MOST_LISTED]) + (f"; and {len(found) - MOST_LISTED} more" * (len(found) > MOST_LISTED))
     if asked:
@@ -298,12 +299,16 @@ def lock_run(run: Path) -> TextIO | None:
 
     Raises:
         ConfigurationError: If another process holds it.
+        TrainingError: If it cannot be written.
     """
     try:
         import fcntl  # noqa: PLC0415  # not on Windows
     except ImportError:
         return None
-    file = (run / LOCK).open("a+", encoding="utf-8")
+    try:
+        file = (run / LOCK).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise cannot_be_written(run / LOCK, error) from error
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -501,6 +501,16 @@ def test_processes_that_do_not_end_are_killed_together() -> None:
     assert [process.returncode for process in launcher.procs] == [-signal.SIGKILL] * 3
 
 
+def test_the_process_that_a_signal_ended_is_the_one_to_blame() -> None:
+    launcher = WatchingLauncher(LightningEnvironment(), 4, 1)
+    endings = ("exit 2", "kill -9 $$", "sleep 60")
+    launcher.procs = [subprocess.Popen(["/bin/sh", "-c", ending]) for ending in endings]
+    launcher.procs[1].wait()
+    assert end_children(launcher, patience=5) == (
+        "training process 2 was ended by SIGKILL, as it happens when memory is short"
+    )
+
+
 def test_a_new_checkpoint_takes_its_place_only_when_it_is_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -616,6 +626,17 @@ def test_a_disk_that_fails_anywhere_is_a_sentence(
     said = capfd.readouterr().err.strip().splitlines()[-1]
     assert f"{run / 'metrics.csv'} cannot be written ({os.strerror(number)})" in said
     assert main(words) == 0
+
+
+def test_a_lock_that_cannot_be_written_is_a_sentence(
+    run: Path, words: Words, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (run / "run.lock").unlink()
+    (run / "run.lock").mkdir()
+    assert main(words) == 2
+    said = capfd.readouterr().err
+    assert f"{run / 'run.lock'} cannot be written (Is a directory)" in said
+    assert said.count("\n") == 1
 
 
 def test_lightnings_word_for_the_last_checkpoint_goes_on(

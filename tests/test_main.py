@@ -100,3 +100,10 @@ def test_a_signal_is_heard_while_modules_are_imported() -> None:
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ended.returncode == 75
     assert ended.stderr == "lora-lightning: stopped by SIGTERM while nothing was to be saved\n"
+
+
+def test_a_signal_at_the_very_end_changes_nothing() -> None:
+    code = "import atexit, os, signal, sys, lora_lightning.main as program\nsys.argv[1:] = ['fit']\n"
+    code += "program.import_program = lambda: lambda words: None\n"
+    code += "atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))\nprogram.program()"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

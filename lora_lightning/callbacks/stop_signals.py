@@ -10,16 +10,31 @@ from types import FrameType
 import torch
 from lightning import Trainer
 
-from lora_lightning.early_signals import ASKING, is_first_of_its_machine
+from lora_lightning.early_signals import ASKING, handle_by, is_first_of_its_machine
 from lora_lightning.errors import TrainingStopped
+
+
+def leave_signals_alone(trainer: Trainer) -> None:
+    """Keeps Lightning's own handlers out, which it would set before training and before the test.
+
+    Its SLURM handler saves in the middle of a step, and its SIGTERM handler talks to the other processes, whatever they
+    say to one another at the time.
+
+    Args:
+        trainer: Before it runs; it still puts the handlers of before back.
+    """
+    connector = trainer._signal_connector  # noqa: SLF001
+
+    def register() -> None:
+        connector._original_handlers = connector._get_current_signal_handlers()  # noqa: SLF001
+
+    connector.register_signal_handlers = register  # type: ignore[method-assign]
 
 
 class StopSignals:
     """Handlers of SIGINT, SIGTERM and SIGUSR1 for the time of training; a second Ctrl-C stops at once.
 
-    They take the place of Lightning's: its SLURM handler saves in the middle of a step, and its SIGTERM handler talks
-    to the other processes in the middle of whatever they say to one another. Lightning puts the handlers of before back
-    when it is done.
+    Lightning puts the handlers of before back when it is done.
     """
 
     def __init__(self) -> None:
@@ -44,9 +59,7 @@ class StopSignals:
             first = trainer.local_rank == 0
             raise TrainingStopped(signal.Signals(number), trainer.global_step, main_process=first, alone=True)
 
-        if threading.current_thread() is threading.main_thread():
-            for number in set(ASKING) - {signal.SIGINT}:
-                signal.signal(number, stop)
+        handle_by(stop)
 
     def check(self, trainer: Trainer, save: Callable[[Trainer], None] | None = None) -> None:
         """Stops if any process was asked to; collective.
