@@ -14,11 +14,14 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch.distributed import DistError
 
 from lora_lightning.early_signals import ENDING, handle_by
-from lora_lightning.errors import PREEMPTED, USER_ERROR, TrainingError, TrainingStopped
+from lora_lightning.errors import INTERRUPTED, PREEMPTED, USER_ERROR, TrainingError, TrainingStopped
 
 # PyTorch's gloo raises plain RuntimeErrors.
 SIGNS = ("gloo", "connection closed by peer", "connection reset by peer", "broken pipe", "connection refused")
 PATIENCE = 15  # seconds in which a process should notice by itself that another one is gone, and can say more
+# Exit statuses of processes that were asked to stop, and that of the main one then.
+ASKED = dict.fromkeys((PREEMPTED, *(-number for number in ENDING)), PREEMPTED)
+ASKED |= dict.fromkeys((INTERRUPTED, -signal.SIGINT), INTERRUPTED)
 MAIN_PROCESS = "LORA_LIGHTNING_MAIN_PROCESS"  # its number, in the environment of those that it starts
 
 
@@ -54,11 +57,11 @@ class WatchingLauncher(_SubprocessScriptLauncher):
     def _watch(self) -> None:
         while not any(process.poll() for process in self.procs):
             time.sleep(1)
-        asked = any(process.returncode in {PREEMPTED, *(-number for number in ENDING)} for process in self.procs)
-        time.sleep(1 if asked else PATIENCE)
+        asked = next((ASKED[process.returncode] for process in self.procs if process.returncode in ASKED), None)
+        time.sleep(PATIENCE if asked is None else 1)
         why = end_children(self, patience=0)
-        if asked:  # and so was this process, most likely, but it waits for one that is gone
-            _end_this_process(f"stopped, for {why}", PREEMPTED)
+        if asked is not None:  # and so was this process, most likely, but it waits for one that is gone
+            _end_this_process(f"stopped, for {why}", asked)
         _end_this_process(f"error: {why}; the others stop", USER_ERROR)
 
 

@@ -453,6 +453,14 @@ WAITS = {  # a process that waits for one that is gone, and learns nothing from 
         75,
         "stopped, for training process 1 ended with status 75.",
     ),
+    "for a child that was interrupted": (
+        """
+        os.environ["STATUS"] = "130"
+        WatchingLauncher(LightningEnvironment(), 2, 1).launch(time.sleep, 60)
+        """,
+        130,
+        "stopped, for training process 1 ended with status 130.",
+    ),
     "for the main process": (
         """
         if MAIN_PROCESS not in os.environ:
