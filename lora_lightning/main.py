@@ -105,17 +105,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     build_parser().parse_known_args(words[:1] or ["--help"])
-    fit = words[0] == "fit"
-    with ending_at_once(fit):
-        return status_of(words, handle_by if fit else None)
+    with ending_at_once(words[0] == "fit"):
+        return status_of(words)
 
 
-def status_of(words: Sequence[str], hand_over: Callable[..., None] | None) -> int:
+def status_of(words: Sequence[str]) -> int:
     """Runs a command and says how it ended.
 
     Args:
         words: Of the command line.
-        hand_over: Called with another handler of signals once everything is imported.
 
     Returns:
         The exit status.
@@ -124,8 +122,8 @@ def status_of(words: Sequence[str], hand_over: Callable[..., None] | None) -> in
         with warnings.catch_warnings():
             run = import_program()
             warnings.showwarning = print_warning  # type: ignore[assignment]  # takes all that Python gives
-            if hand_over is not None:
-                hand_over(stop_now)
+            if words[0] == "fit":
+                handle_by(stop_now)
             run(words)
     except LoraLightningError as error:
         print(f"lora-lightning: error: {one_line(str(error))}", file=sys.stderr)
