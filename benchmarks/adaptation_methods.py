@@ -118,7 +118,7 @@ class Measure(Callback):
 
 def run_once(words: list[str], place: Path) -> None:
     """Trains in this process and writes what it took."""
-    from lora_lightning import cli  # noqa: PLC0415  # not for the process that only starts others
+    from lora_lightning.cli import lightning_cli as cli  # noqa: PLC0415  # not for the process that only starts others
 
     measure = Measure()
     make = cli.LoraLightningCLI.instantiate_trainer

@@ -35,9 +35,9 @@ from processes import become, free_port
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 from torch import Tensor
 
-from lora_lightning.callbacks import AdapterCheckpoint
-from lora_lightning.main import main as lora_lightning
-from lora_lightning.resuming import last_good
+from lora_lightning.cli.main import main as lora_lightning
+from lora_lightning.runs.resume import last_good
+from lora_lightning.training.checkpointing import AdapterCheckpoint
 
 # What a process is doing, as it notes in shared memory.
 ELSE, STEP, VALIDATION, SAVE = "between", "step", "validation", "save"
@@ -150,7 +150,7 @@ class Runs:
         self.words += ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
         self.words += [f"--trainer.devices={processes}"]
         self.folder = folder
-        PROCESSES.set_forkserver_preload(["kill_and_resume", "lora_lightning.cli"])
+        PROCESSES.set_forkserver_preload(["kill_and_resume", "lora_lightning.cli.lightning_cli"])
         self.shared = PROCESSES.RawArray("q", 2 + len(DOINGS))
         self.counts: dict[str, int] = {}  # how often a process that was left alone last did each of DOINGS
 

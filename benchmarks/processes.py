@@ -43,7 +43,7 @@ def run_all(rank: int, processes: int, port: int, runs: Sequence[Sequence[str]])
         SystemExit: With a run's status, if it is not 0.
     """
     become(rank, processes, port)
-    from lora_lightning.main import main  # noqa: PLC0415  # the server that forks has it loaded
+    from lora_lightning.cli.main import main  # noqa: PLC0415  # the server that forks has it loaded
 
     for words in runs:
         if status := main(words):
@@ -62,7 +62,7 @@ def start(target: Callable[..., None], processes: int, *arguments: Any) -> None:
         SystemExit: If one of them fails.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lora_lightning.cli"])
+    context.set_forkserver_preload(["lora_lightning.cli.lightning_cli"])
     port = free_port()
     workers = [context.Process(target=target, args=(rank, processes, port, *arguments)) for rank in range(processes)]
     for worker in workers:

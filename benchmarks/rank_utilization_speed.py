@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
+from lora_lightning.analysis.spectrum import common_energy_rank, rank_numbers, singular_values
 from lora_lightning.lora.delta import AdapterDelta
-from lora_lightning.lora.spectrum import common_energy_rank, rank_numbers, singular_values
 
 LAYERS, HIDDEN, FEED_FORWARD = 32, 4096, 11008
 SHAPES = {  # (out_features, in_features) of each kind

@@ -18,7 +18,7 @@ from typing import Any, cast
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.profilers import PyTorchProfiler
 
-from lora_lightning.cli import run
+from lora_lightning.cli.lightning_cli import run
 
 CONFIG = Path(__file__).parent.parent / "configs/clinc150/minilm_lora.yaml"
 # What a step consists of, by PyTorch's names of operations.

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from peft import PeftModel
 
-from lora_lightning.cli import LoraLightningCLI, run
+from lora_lightning.cli.lightning_cli import LoraLightningCLI, run
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "lightning_logs" / "wikitext2-perplexity"

@@ -1,6 +1,6 @@
 """What can be wrong with a user's input: each error says what it was, what is allowed, how to mend it.
 
-`lora_lightning.main` prints these as one line without a traceback and exits with status 2.
+`lora_lightning.cli.main` prints these as one line without a traceback and exits with status 2.
 """
 
 import signal

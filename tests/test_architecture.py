@@ -1,21 +1,26 @@
-"""Who may import whom: mathematics knows no Lightning, and nothing imports to the right."""
+"""Who may import whom: mathematics knows no Lightning, nothing imports to the right, and the root holds rooms alone."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lora_lightning"
 LAYERS = (
-    {"errors"},
-    {"early_signals", "lora", "metrics"},
-    {"backbones", "checkpoint_files"},
+    {"errors", "compat"},
+    {"metrics", "statistics", "lora"},
+    {"runs"},
+    {"analysis", "backbones"},
+    {"figures"},
     {"tasks", "datamodules"},
     {"callbacks"},
-    {"parser", "config_files", "null_values", "summary", "resuming", "strategies", "lost_processes"},
-    {"run_config", "refusals", "option_checks"},
+    {"configuration"},
+    {"training"},
+    {"artefacts", "reports"},
+    {"studies"},
+    {"diagnosis"},
     {"cli"},
-    {"main"},
     {"__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -49,6 +54,21 @@ def test_nothing_imports_to_the_right(path: Path) -> None:
                 assert LEVEL[there] < LEVEL[here] or there == here, f"{here} imports {name}"
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "lora").glob("*.py")), ids=lambda path: path.name)
+def test_the_root_holds_rooms_alone() -> None:
+    assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py", "__main__.py", "errors.py"}
+    rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert rooms <= LEVEL.keys()
+
+
+@pytest.mark.parametrize(
+    "room", sorted(path.parent for path in PACKAGE.glob("*/__init__.py")), ids=lambda room: room.name
+)
+def test_a_room_says_what_lives_there_and_what_never_does(room: Path) -> None:
+    text = ast.get_docstring(ast.parse((room / "__init__.py").read_text())) or ""
+    assert text.count(". ") + text.count(".\n") + text.endswith(".") >= 2
+    assert re.search(r"\b(nothing|never|no)\b", text, re.IGNORECASE)
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "lora").rglob("*.py")), ids=lambda path: path.name)
 def test_mathematics_knows_no_lightning(path: Path) -> None:
     assert not [name for name in imports_of(path) if name.split(".")[0] in {"lightning", "torchmetrics", "datasets"}]

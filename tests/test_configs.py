@@ -10,7 +10,7 @@ import yaml
 
 from lora_lightning import callbacks
 from lora_lightning.callbacks.adapter_monitor import AdapterMonitor
-from lora_lightning.main import main
+from lora_lightning.cli.main import main
 from tests.conftest import TinyBackbone
 from tests.tiny_data import (
     save_tiny_clinc150,

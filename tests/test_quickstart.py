@@ -7,8 +7,8 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
+from lora_lightning.cli.main import main
 from lora_lightning.datamodules.intent_grammar import OUT_OF_SCOPE, generate_intents
-from lora_lightning.main import main
 
 CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 

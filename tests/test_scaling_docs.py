@@ -13,9 +13,9 @@ import processes
 import pytest
 from lightning import Trainer
 
-from lora_lightning.callbacks import FinalValidation
-from lora_lightning.lora.checkpoint import read_checkpoint
-from lora_lightning.main import main
+from lora_lightning.cli.main import main
+from lora_lightning.runs.checkpoint import read_checkpoint
+from lora_lightning.training.final_validation import FinalValidation
 from tests.conftest import TinyBackbone
 from tests.tiny_data import save_tiny_clinc150, save_tiny_wikitext
 

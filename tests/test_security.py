@@ -16,7 +16,7 @@ import transformers.dynamic_module_utils
 from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import load_file, save_file
 
-from lora_lightning.main import main
+from lora_lightning.cli.main import main
 from tests.conftest import TinyBackbone
 from tests.tiny_data import save_tiny_clinc150
 

@@ -1,6 +1,8 @@
-"""Where pretrained weights come from: the hub, a local folder, or an installed package."""
+"""Where pretrained weights come from (the hub, a local folder, an installed package), in which dtype, and their export.
 
-from lora_lightning.backbones.idle_options import check_idle_options
+Nothing here trains; adapters themselves are made in `lora`.
+"""
+
 from lora_lightning.backbones.loading import (
     LoadedBackbone,
     check_adapter_settings,
@@ -19,6 +21,7 @@ from lora_lightning.backbones.question_answering import (
 )
 from lora_lightning.backbones.remote_code import trust_remote_code
 from lora_lightning.backbones.source import hub_is_reachable, resolve_backbone
+from lora_lightning.backbones.unused_options import check_idle_options
 
 __all__ = [
     "LoadedBackbone",

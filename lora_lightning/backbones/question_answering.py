@@ -2,7 +2,6 @@
 
 from transformers import AutoModelForQuestionAnswering, PretrainedConfig
 
-from lora_lightning.backbones.idle_options import check_idle_options
 from lora_lightning.backbones.loading import (
     LoadedBackbone,
     build_without_storage,
@@ -12,6 +11,7 @@ from lora_lightning.backbones.loading import (
     renamed_weights,
 )
 from lora_lightning.backbones.quantization import Quantization
+from lora_lightning.backbones.unused_options import check_idle_options
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 
 

@@ -12,10 +12,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lora_lightning.callbacks.run_folder import run_folder_of
-from lora_lightning.checkpoint_files import whole_file
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.delta import adapted_layers, split_name
+from lora_lightning.runs.files import whole_file
+from lora_lightning.runs.layout import run_folder_of
 
 METRICS_FOLDER = "adapter_metrics"
 TOTAL = "all"  # in place of a module's name

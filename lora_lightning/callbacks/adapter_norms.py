@@ -8,10 +8,7 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lora_lightning.callbacks.adapter_monitor import TOTAL, AdapterMonitor, Measurement, warn_without_adapters
-from lora_lightning.callbacks.histograms import add_histogram
-from lora_lightning.lora.delta import adapted_layers, adapter_factors, base_weight, layer_delta, whole
-from lora_lightning.lora.norms import (
+from lora_lightning.analysis.norms import (
     base_norm,
     delta_norms,
     gradient_norm,
@@ -20,6 +17,9 @@ from lora_lightning.lora.norms import (
     root_sum_square,
     total_norms,
 )
+from lora_lightning.callbacks.adapter_monitor import TOTAL, AdapterMonitor, Measurement, warn_without_adapters
+from lora_lightning.figures.histograms import add_histogram
+from lora_lightning.lora.delta import adapted_layers, adapter_factors, base_weight, layer_delta, whole
 
 AB = ((0, "A"), (1, "B"))  # the factors' places in a pair, and their names
 

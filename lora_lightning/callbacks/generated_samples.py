@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from lora_lightning.datamodules.batching import TokenizedDataset
-from lora_lightning.datamodules.causal_lm import CausalLMDataModule
+from lora_lightning.datamodules.causal_language_modeling import CausalLMDataModule
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.sharding import is_sharded
 from lora_lightning.tasks import CausalLanguageModelingTask

@@ -9,10 +9,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lora_lightning.callbacks.adapter_monitor import TOTAL, AdapterMonitor, Measurement
-from lora_lightning.errors import ConfigurationError
-from lora_lightning.lora.delta import adapted_layers, base_weight
-from lora_lightning.lora.intruders import (
+from lora_lightning.analysis.intruders import (
     EPSILON,
     TOP_K,
     Intruders,
@@ -20,7 +17,10 @@ from lora_lightning.lora.intruders import (
     find_intruders,
     left_singular_vectors,
 )
-from lora_lightning.lora.threads import map_in_threads
+from lora_lightning.analysis.threads import map_in_threads
+from lora_lightning.callbacks.adapter_monitor import TOTAL, AdapterMonitor, Measurement
+from lora_lightning.errors import ConfigurationError
+from lora_lightning.lora.delta import adapted_layers, base_weight
 
 
 class IntruderDimensions(AdapterMonitor):

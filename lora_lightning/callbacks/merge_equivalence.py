@@ -10,13 +10,20 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lora_lightning.analysis.merge_verdict import Verdict, judge
+from lora_lightning.analysis.outputs import OutputComparison, OutputDifference
 from lora_lightning.backbones import load_config, load_original_weights
 from lora_lightning.callbacks.adapter_monitor import TOTAL, AdapterMonitor, Measurement
-from lora_lightning.callbacks.held_out import Batch, Observation, held_out_batches, observe, precision, undisturbed
+from lora_lightning.callbacks.validation_batches import (
+    Batch,
+    Observation,
+    held_out_batches,
+    observe,
+    precision,
+    undisturbed,
+)
 from lora_lightning.errors import ConfigurationError, VerificationError
-from lora_lightning.lora.comparison import OutputComparison, OutputDifference
 from lora_lightning.lora.delta import adapted_layers
-from lora_lightning.lora.merge_verdict import Verdict, judge
 from lora_lightning.lora.merging import merge_targets, merged, quantization_errors, without_adapters
 from lora_lightning.lora.quantized import quantized_bits
 from lora_lightning.tasks import AdaptationTask

@@ -2,8 +2,8 @@
 
 from lightning import LightningModule, Trainer
 
+from lora_lightning.analysis.parameter_counts import ParameterCounts, count_by_kind
 from lora_lightning.callbacks.adapter_monitor import TOTAL, AdapterMonitor, Measurement
-from lora_lightning.lora.parameter_kinds import ParameterCounts, count_by_kind
 
 
 class ParameterEfficiency(AdapterMonitor):

@@ -9,15 +9,15 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from lora_lightning.analysis.rank_advice import rank_advice
+from lora_lightning.analysis.spectrum import common_energy_rank, rank_numbers, singular_values
 from lora_lightning.callbacks.adapter_monitor import TOTAL, AdapterMonitor, Measurement, warn_without_adapters
-from lora_lightning.callbacks.histograms import add_histogram
-from lora_lightning.callbacks.rank_figures import spectra_figure, utilization_figure
-from lora_lightning.callbacks.run_folder import run_folder_of
 from lora_lightning.errors import ConfigurationError, nearest
-from lora_lightning.lora.adalora import ranks_in_use
+from lora_lightning.figures.histograms import add_histogram
+from lora_lightning.figures.rank import spectra_figure, utilization_figure
 from lora_lightning.lora.delta import adapted_layers, adapter_deltas, split_name
-from lora_lightning.lora.rank_advice import rank_advice
-from lora_lightning.lora.spectrum import common_energy_rank, rank_numbers, singular_values
+from lora_lightning.lora.variants.adalora import ranks_in_use
+from lora_lightning.runs.layout import run_folder_of
 from lora_lightning.tasks import AdaptationTask
 
 PANELS = 16  # of spectra in one picture

@@ -14,18 +14,18 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lora_lightning.analysis.representations import Pooling, linear_cka, pool_tokens, row_cosines
 from lora_lightning.backbones import load_config
 from lora_lightning.backbones.first_token import every_token
 from lora_lightning.callbacks.adapter_monitor import AdapterMonitor, Measurement
-from lora_lightning.callbacks.cards import CARD_INCHES, DOTS_PER_INCH, FONT, evenly_spaced
-from lora_lightning.callbacks.held_out import evaluating
-from lora_lightning.callbacks.run_folder import run_folder_of
+from lora_lightning.callbacks.validation_batches import evaluating
 from lora_lightning.datamodules import TextDataModule
 from lora_lightning.datamodules.base import VALIDATION
 from lora_lightning.errors import ConfigurationError
+from lora_lightning.figures.cards import CARD_INCHES, DOTS_PER_INCH, FONT, evenly_spaced
 from lora_lightning.lora.delta import ADAPTER
-from lora_lightning.lora.initial_factors import pretrained_base
-from lora_lightning.lora.representations import Pooling, linear_cka, pool_tokens, row_cosines
+from lora_lightning.lora.variants.initial_factors import pretrained_base
+from lora_lightning.runs.layout import run_folder_of
 from lora_lightning.tasks import AdaptationTask
 
 if TYPE_CHECKING:

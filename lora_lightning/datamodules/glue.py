@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Literal
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lora_lightning.datamodules.base import PREDICT, TRAIN
-from lora_lightning.datamodules.classification import ClassificationDataModule, LabelledTexts
 from lora_lightning.datamodules.glue_tasks import GLUE_TASKS, GlueSplit
 from lora_lightning.datamodules.hub import hub_table, load_hub_dataset
 from lora_lightning.datamodules.label_columns import class_indices, class_labels, numbers
+from lora_lightning.datamodules.sequence_classification import ClassificationDataModule, LabelledTexts
 from lora_lightning.datamodules.tables import Table, read_tsv
 from lora_lightning.errors import ConfigurationError, DataError
 from lora_lightning.metrics.label_space import LabelSpace

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from lora_lightning.datamodules.base import KINDS_OF_STAGE, PREDICT
 from lora_lightning.datamodules.batching import EncodedSplit
-from lora_lightning.datamodules.causal_lm import CausalLMDataModule, Prompt, check_files
-from lora_lightning.datamodules.holding_out import held_out
+from lora_lightning.datamodules.causal_language_modeling import CausalLMDataModule, Prompt, check_files
 from lora_lightning.datamodules.instruction_format import (
     Example,
     Message,
@@ -30,6 +29,7 @@ from lora_lightning.datamodules.instruction_format import (
 from lora_lightning.datamodules.packing import pack_documents
 from lora_lightning.datamodules.records import Record, hub_records, read_records
 from lora_lightning.datamodules.tokenizing import chunks_of
+from lora_lightning.datamodules.validation_share import held_out
 from lora_lightning.errors import ConfigurationError, DataError
 
 Tokens = tuple[NDArray[np.int32], NDArray[np.bool_]]  # ids, and which of them are learnt

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from functools import cached_property
 
-from lora_lightning.datamodules.classification import ClassificationDataModule, LabelledTexts
+from lora_lightning.datamodules.sequence_classification import ClassificationDataModule, LabelledTexts
 from lora_lightning.metrics.label_space import OUT_OF_SCOPE_TARGET, LabelSpace
 
 OUT_OF_SCOPE = "oos"

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from lora_lightning.datamodules.batching import EncodedSplit
-from lora_lightning.datamodules.causal_lm import CausalLMDataModule, Prompt, check_files
-from lora_lightning.datamodules.holding_out import held_out
+from lora_lightning.datamodules.causal_language_modeling import CausalLMDataModule, Prompt, check_files
 from lora_lightning.datamodules.long_texts import tokenize_long_texts
 from lora_lightning.datamodules.packing import cut_stream
 from lora_lightning.datamodules.records import RECORD_FILES, Record, hub_records, read_records, text_field
 from lora_lightning.datamodules.tables import read_text
+from lora_lightning.datamodules.validation_share import held_out
 from lora_lightning.errors import ConfigurationError, DataError
 
 WIKITEXT_SPLITS = {"train": "train", "val": "valid", "test": "test"}

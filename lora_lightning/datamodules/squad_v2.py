@@ -13,7 +13,6 @@ from lora_lightning.backbones import load_config, position_limit, uses_token_typ
 from lora_lightning.datamodules.base import PREDICT, TEST, TRAIN, VALIDATION
 from lora_lightning.datamodules.batching import EncodedSplit
 from lora_lightning.datamodules.context_windows import encode_windows
-from lora_lightning.datamodules.holding_out import check_hold_out
 from lora_lightning.datamodules.hub import load_hub_dataset
 from lora_lightning.datamodules.squad_format import (
     Articles,
@@ -23,6 +22,7 @@ from lora_lightning.datamodules.squad_format import (
     read_squad_json,
 )
 from lora_lightning.datamodules.text import TextDataModule
+from lora_lightning.datamodules.validation_share import check_hold_out
 from lora_lightning.errors import ConfigurationError, DataError
 from lora_lightning.metrics.squad_v2 import Question
 

@@ -8,12 +8,12 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lora_lightning.datamodules.base import PREDICT, TEST, TRAIN, VALIDATION
-from lora_lightning.datamodules.classification import ClassificationDataModule, LabelledTexts
-from lora_lightning.datamodules.holding_out import check_hold_out, held_out, rows_in_both
 from lora_lightning.datamodules.hub import hub_label_names, hub_table, load_hub_dataset
 from lora_lightning.datamodules.label_columns import class_indices, class_labels, label_sets, numbers, sorted_names
 from lora_lightning.datamodules.queries import read_queries
+from lora_lightning.datamodules.sequence_classification import ClassificationDataModule, LabelledTexts
 from lora_lightning.datamodules.tables import READERS, Table, read_table
+from lora_lightning.datamodules.validation_share import check_hold_out, held_out, rows_in_both
 from lora_lightning.errors import ConfigurationError, DataError
 from lora_lightning.metrics.label_space import MULTI_LABEL, REGRESSION, SINGLE_LABEL, LabelSpace, ProblemType
 

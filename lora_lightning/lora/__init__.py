@@ -1,4 +1,7 @@
-"""Adapter mathematics on torch and PEFT alone; nothing here knows Lightning."""
+"""Mathematics on torch and PEFT alone that builds, changes and merges adapted models.
+
+Nothing here imports Lightning, loads pretrained weights, or reports; what measures adapters is in `analysis`.
+"""
 
 from lora_lightning.lora.config import LoraSettings
 

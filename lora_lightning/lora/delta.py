@@ -9,8 +9,8 @@ from peft.tuners.adalora.layer import AdaLoraLayer
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
-from lora_lightning.lora.initial_factors import initial_factors, taken_out
 from lora_lightning.lora.quantized import dequantized_weight
+from lora_lightning.lora.variants.initial_factors import initial_factors, taken_out
 
 ADAPTER = "default"  # PEFT's name for the only adapter that this package trains
 LAYER_NUMBER = re.compile(r"(?:^|\.)(\d+)\.")

@@ -15,9 +15,9 @@ from transformers.pytorch_utils import Conv1D
 from lora_lightning.errors import ConfigurationError, nearest
 from lora_lightning.lora.config import AdaLoraSettings, LoraSettings
 from lora_lightning.lora.delta import ADAPTER, adapted_layers, adapter_factors
-from lora_lightning.lora.initial_factors import keep_initial_factors
 from lora_lightning.lora.target_modules import linear_layers, resolve_target_modules
 from lora_lightning.lora.target_patterns import check_patterns, in_layers
+from lora_lightning.lora.variants.initial_factors import keep_initial_factors
 
 HEADS = (
     "classifier",

@@ -18,9 +18,9 @@ from transformers.pytorch_utils import Conv1D
 
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.delta import ADAPTER, adapted_layers, base_weight, is_transposed, layer_delta, whole
-from lora_lightning.lora.initial_factors import pretrained_base
 from lora_lightning.lora.quantized import dequantized_weight, quantized_bits, requantized
 from lora_lightning.lora.sharding import like, own_part
+from lora_lightning.lora.variants.initial_factors import pretrained_base
 
 MergeTarget = Literal["base", "dequantized", "original", "requantized"]
 MERGEABLE = (nn.Linear, nn.Embedding, Conv1D)  # bitsandbytes' layers are nn.Linear too

@@ -17,7 +17,7 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor
 
 from lora_lightning.lora.delta import ADAPTER, adapted_layers, layer_delta
-from lora_lightning.lora.initial_factors import initial_factors
+from lora_lightning.lora.variants.initial_factors import initial_factors
 
 SHARED = ("task_type", "base_model_name_or_path", "bias", "modules_to_save", "fan_in_fan_out", "lora_dropout")
 

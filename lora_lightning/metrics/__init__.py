@@ -1,4 +1,7 @@
-"""What torchmetrics lacks, and the set of metrics each task reports."""
+"""What torchmetrics lacks, the set of metrics each task reports, and which direction of each is better.
+
+Nothing here knows a model or a data module.
+"""
 
 from lora_lightning.metrics.classification import ClassificationMetrics, chosen_metrics, scores_and_decisions
 from lora_lightning.metrics.intents import IntentMetrics

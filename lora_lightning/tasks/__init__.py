@@ -1,4 +1,7 @@
-"""LightningModules, one for each kind of task."""
+"""LightningModules, one for each kind of task: the adapted model, its loss, its metrics and its predictions.
+
+Nothing here reads data or writes files.
+"""
 
 from lora_lightning.tasks.base import AdaptationTask
 from lora_lightning.tasks.causal_language_modeling import CausalLanguageModelingTask

@@ -16,10 +16,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
+from lora_lightning.analysis.outputs import Outputs
 from lora_lightning.backbones import load_original_weights
 from lora_lightning.backbones.quantization import Quantization, compute_dtype_on
 from lora_lightning.errors import CheckpointError, ConfigurationError
-from lora_lightning.lora.adalora import (
+from lora_lightning.lora.combinations import check_sharded, check_together
+from lora_lightning.lora.config import LoraSettings, QuantizationSettings
+from lora_lightning.lora.delta import adapted_layers
+from lora_lightning.lora.injection import freeze_A
+from lora_lightning.lora.quantized import keep_4bit_weights_in_order, keep_8bit_scales_beside_weights
+from lora_lightning.lora.sharding import is_sharded, shard
+from lora_lightning.lora.variants.adalora import (
     add_orthogonality_gradient,
     allocate,
     budget_state,
@@ -28,19 +35,13 @@ from lora_lightning.lora.adalora import (
     load_budget_state,
     start_budget,
 )
-from lora_lightning.lora.checkpoint import check_state, keep_what_trains
-from lora_lightning.lora.combinations import check_sharded, check_together
-from lora_lightning.lora.comparison import Outputs
-from lora_lightning.lora.config import LoraSettings, QuantizationSettings
-from lora_lightning.lora.delta import adapted_layers
-from lora_lightning.lora.eva import follow_saved_ranks
-from lora_lightning.lora.initial_factors import follow_initial_factors, initial_factor_names
-from lora_lightning.lora.injection import freeze_A
-from lora_lightning.lora.loftq import start_from_quantization_error
-from lora_lightning.lora.quantized import keep_4bit_weights_in_order, keep_8bit_scales_beside_weights
-from lora_lightning.lora.sharding import is_sharded, shard
+from lora_lightning.lora.variants.eva import follow_saved_ranks
+from lora_lightning.lora.variants.initial_factors import follow_initial_factors, initial_factor_names
+from lora_lightning.lora.variants.loftq import start_from_quantization_error
 from lora_lightning.metrics.label_space import LabelSpace
-from lora_lightning.tasks.hyperparameters import contradictions, from_plain, to_plain
+from lora_lightning.runs.checkpoint import check_state, keep_what_trains
+from lora_lightning.runs.settings import to_plain
+from lora_lightning.tasks.hyperparameters import contradictions, from_plain
 from lora_lightning.tasks.optimization import (
     OptimizationSettings,
     build_optimizer,

@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from lora_lightning.analysis.outputs import Outputs
 from lora_lightning.backbones import load_tokenizer, position_limit
-from lora_lightning.backbones.causal_lm import (
+from lora_lightning.backbones.causal_language_modeling import (
     check_causal_lm_settings,
     load_causal_lm,
     load_causal_lm_config,
     output_head_name,
 )
 from lora_lightning.errors import ConfigurationError
-from lora_lightning.lora.comparison import Outputs
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.dropout import use_fast_dropout
 from lora_lightning.lora.fused import fuse_lora_layers

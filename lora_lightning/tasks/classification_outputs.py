@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lora_lightning.lora.comparison import Outputs
+from lora_lightning.analysis.outputs import Outputs
 from lora_lightning.metrics import (
     MULTI_LABEL,
     OUT_OF_SCOPE_TARGET,

@@ -1,11 +1,11 @@
 """What a task was made with, as plain values in its checkpoints, and where two tasks differ in it."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
 from typing import Any, TypeVar, cast
 
 from lora_lightning.backbones.source import backbone_identity
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
+from lora_lightning.runs.settings import differences, flatten
 from lora_lightning.tasks.optimization import OptimizationSettings
 
 # Of a task, by their names in it.
@@ -26,11 +26,6 @@ STRUCTURAL = (
 )
 
 Settings = TypeVar("Settings")
-
-
-def to_plain(value: Any) -> Any:
-    """A dataclass object as nested dictionaries; anything else as it is."""
-    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 def from_plain(settings_class: type[Settings], value: Any) -> Settings | None:
@@ -65,24 +60,6 @@ def contradictions(saved: Mapping[str, Any], asked: Mapping[str, Any], structura
     return differences(left, right, "in the checkpoint")
 
 
-def differences(here: Mapping[str, Any], there: Mapping[str, Any], where: str) -> list[str]:
-    """Where two flat mappings differ; a name that one of them lacks is `None` there.
-
-    Args:
-        here: Values by dotted name, from `flatten`.
-        there: The others.
-        where: What to call the place of the others, such as "in the checkpoint".
-
-    Returns:
-        One text a difference, with both values, sorted by name.
-    """
-    return [
-        f"{name} is {_short(here.get(name))} here and {_short(there.get(name))} {where}"
-        for name in sorted(here.keys() | there.keys())
-        if here.get(name) != there.get(name)
-    ]
-
-
 def _comparable(hyperparameters: Mapping[str, Any], structural_only: bool) -> dict[str, Any]:
     flat = {name: value for name, value in flatten(hyperparameters).items() if not name.startswith("_")}
     flat.setdefault("freeze_backbone", False)  # tasks without a head have no such option
@@ -93,28 +70,3 @@ def _comparable(hyperparameters: Mapping[str, Any], structural_only: bool) -> di
     if structural_only:
         flat = {name: value for name, value in flat.items() if f"{name}.".startswith(STRUCTURAL)}
     return {name: value for name, value in flat.items() if value is not None}
-
-
-def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings and dataclasses as one mapping with dotted names.
-
-    Args:
-        values: A mapping, a dataclass, or a plain value.
-        prefix: Name of `values` itself.
-
-    Returns:
-        Plain values by dotted name.
-    """
-    values = to_plain(values)
-    if not isinstance(values, Mapping):
-        return {prefix: values}
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= flatten(value, f"{prefix}.{name}" if prefix else str(name))
-    return flat
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, list) and len(value) > 3:  # noqa: PLR2004  # enough to recognise it
-        return f"a list of {len(value)} ({value[0]!r}, ...)"
-    return repr(value)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from lora_lightning.analysis.outputs import Outputs
 from lora_lightning.backbones.planted_rank import PlantedRank, PlantedRankConfig, PlantedRankModel
 from lora_lightning.errors import ConfigurationError
-from lora_lightning.lora.comparison import Outputs
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.fused import fuse_lora_layers
 from lora_lightning.lora.injection import attach_lora

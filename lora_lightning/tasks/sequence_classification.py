@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from lora_lightning.analysis.outputs import Outputs
 from lora_lightning.backbones import (
     check_adapter_settings,
     check_idle_options,
@@ -19,7 +20,6 @@ from lora_lightning.backbones import (
 from lora_lightning.backbones.attention import use_dropout_attention
 from lora_lightning.backbones.first_token import keep_first_token_only
 from lora_lightning.errors import ConfigurationError
-from lora_lightning.lora.comparison import Outputs
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.dropout import use_fast_dropout
 from lora_lightning.lora.fused import fuse_lora_layers

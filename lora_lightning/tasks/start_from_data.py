@@ -7,8 +7,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from lora_lightning.backbones.first_token import every_token
-from lora_lightning.lora.adalora import ranks_in_use
-from lora_lightning.lora.eva import directions_of_data, start_from_directions
+from lora_lightning.lora.variants.adalora import ranks_in_use
+from lora_lightning.lora.variants.eva import directions_of_data, start_from_directions
 
 if TYPE_CHECKING:
     from lora_lightning.tasks.base import AdaptationTask

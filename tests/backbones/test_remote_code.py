@@ -11,8 +11,8 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from lora_lightning.backbones import load_config, remote_code, trust_remote_code
+from lora_lightning.cli.main import main
 from lora_lightning.errors import BackboneError
-from lora_lightning.main import main
 from tests.conftest import TinyBackbone
 from tests.tiny_data import save_tiny_clinc150, save_tiny_squad, save_tiny_wikitext
 

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lora_lightning.callbacks import AdapterNormMonitor
-from lora_lightning.callbacks.histograms import BINS, add_histogram
+from lora_lightning.figures.histograms import BINS, add_histogram
 from lora_lightning.lora.delta import adapted_layers, adapter_factors, base_weight
 from tests.callbacks.test_merge_equivalence import fit, fit_quantized
 from tests.conftest import TinyBackbone

@@ -6,11 +6,11 @@ import pytest
 import torch
 from lightning import Trainer
 
+from lora_lightning.analysis.intruders import Intruders, left_singular_vectors
 from lora_lightning.callbacks import IntruderDimensions, intruder_dimensions
 from lora_lightning.callbacks.intruder_dimensions import measurements_of, sentence
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.delta import adapted_layers, adapter_factors, base_weight
-from lora_lightning.lora.intruders import Intruders, left_singular_vectors
 from lora_lightning.metrics import LabelSpace
 from lora_lightning.tasks import SequenceClassificationTask
 from tests.conftest import TinyBackbone

@@ -9,10 +9,10 @@ from peft import AdaLoraConfig, LoraConfig, get_peft_model
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from lora_lightning.analysis.parameter_counts import ParameterCounts, count_by_kind
 from lora_lightning.callbacks import ParameterEfficiency
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.injection import attach_lora
-from lora_lightning.lora.parameter_kinds import ParameterCounts, count_by_kind
 from tests.callbacks.test_merge_equivalence import SETTINGS, fit
 from tests.conftest import TinyBackbone, TinyClassifier
 from tests.tiny_models import HIDDEN, LAYERS, MLP, POSITIONS, VOCABULARY_SIZE

@@ -17,8 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModel, AutoModelForSequenceClassification, BitsAndBytesConfig, PreTrainedModel
 
 from lora_lightning.callbacks import IntruderDimensions, RepresentationDrift
-from lora_lightning.callbacks.held_out import evaluating
 from lora_lightning.callbacks.representation_drift import drift_figure, probe_rows
+from lora_lightning.callbacks.validation_batches import evaluating
 from lora_lightning.datamodules import Clinc150DataModule, InstructionDataModule, SquadV2DataModule
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.config import LoraSettings
@@ -29,9 +29,9 @@ from lora_lightning.tasks import (
     QuestionAnsweringTask,
     SequenceClassificationTask,
 )
-from tests.callbacks.test_rank_figures import assert_fits_its_card
+from tests.analysis.test_representations import reference_cka
 from tests.conftest import TinyBackbone
-from tests.lora.test_representations import reference_cka
+from tests.figures.test_rank import assert_fits_its_card
 from tests.tiny_data import save_tiny_clinc150, save_tiny_instructions, save_tiny_squad
 from tests.tiny_models import FAMILIES, LAYERS
 

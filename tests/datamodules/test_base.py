@@ -8,7 +8,7 @@ import torch
 from safetensors.numpy import load_file
 
 from lora_lightning.datamodules import token_cache
-from lora_lightning.datamodules.classification import ClassificationDataModule, LabelledTexts
+from lora_lightning.datamodules.sequence_classification import ClassificationDataModule, LabelledTexts
 from lora_lightning.errors import ConfigurationError, DataError
 from lora_lightning.metrics.label_space import LabelSpace
 from tests.datamodules.conftest import WORDS, save_tokenizer

@@ -8,8 +8,8 @@ import datasets
 import pytest
 
 from lora_lightning.datamodules import GlueDataModule
-from lora_lightning.datamodules.classification import LabelledTexts
 from lora_lightning.datamodules.glue_tasks import GLUE_TASKS
+from lora_lightning.datamodules.sequence_classification import LabelledTexts
 from lora_lightning.errors import ConfigurationError, DataError
 from lora_lightning.metrics import REGRESSION, LabelSpace, classification_metrics
 from tests.tiny_glue import FOLDERS, LAYOUTS, ROWS, save_tiny_glue, text_of

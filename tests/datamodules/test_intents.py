@@ -6,9 +6,9 @@ from typing import ClassVar
 import pytest
 
 from lora_lightning.datamodules import IntentDataModule, SyntheticIntentsDataModule
-from lora_lightning.datamodules.classification import LabelledTexts
 from lora_lightning.datamodules.intent_grammar import DOMAINS
 from lora_lightning.datamodules.intents import Pairs
+from lora_lightning.datamodules.sequence_classification import LabelledTexts
 from lora_lightning.metrics.label_space import LabelSpace
 
 PAIRS: dict[str, Pairs] = {

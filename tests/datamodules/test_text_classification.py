@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lora_lightning.datamodules import TextClassificationDataModule
-from lora_lightning.datamodules.classification import LabelledTexts
+from lora_lightning.datamodules.sequence_classification import LabelledTexts
 from lora_lightning.errors import ConfigurationError, DataError
 from lora_lightning.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL, LabelSpace
 from tests.conftest import TinyBackbone

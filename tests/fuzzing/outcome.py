@@ -16,8 +16,8 @@ from unittest import mock
 from lightning import Trainer
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
+from lora_lightning.cli.main import main
 from lora_lightning.errors import USER_ERROR, LoraLightningError
-from lora_lightning.main import main
 from lora_lightning.tasks import AdaptationTask
 
 RAN, REFUSED, LATE, FAILED = "ran", "refused", "refused late", "failed"

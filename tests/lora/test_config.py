@@ -6,7 +6,7 @@ import pytest
 from transformers import BertConfig, GPT2Config
 
 from lora_lightning.backbones import check_adapter_settings
-from lora_lightning.backbones.causal_lm import check_causal_lm_settings
+from lora_lightning.backbones.causal_language_modeling import check_causal_lm_settings
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.combinations import check_quantized_base
 from lora_lightning.lora.config import AdaLoraSettings, EvaSettings, LoraSettings

@@ -11,8 +11,8 @@ import yaml
 from peft import PeftModel
 
 from lora_lightning.backbones.planted_rank import PlantedRank, PlantedRankConfig, PlantedRankModel
+from lora_lightning.cli.main import main
 from lora_lightning.errors import ConfigurationError
-from lora_lightning.main import main
 
 CONFIG = Path(__file__).parents[2] / "configs" / "synthetic" / "planted_rank.yaml"
 

@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 
 from lora_lightning.backbones.export import export_model
 from lora_lightning.errors import ConfigurationError
-from lora_lightning.lora.adalora import ranks_in_use
 from lora_lightning.lora.config import QuantizationSettings
 from lora_lightning.lora.delta import adapted_layers, base_weight
 from lora_lightning.lora.merging import without_adapters
 from lora_lightning.lora.quantized import keep_biases_as_they_are, quantized_bits
+from lora_lightning.lora.variants.adalora import ranks_in_use
 from lora_lightning.tasks import CausalLanguageModelingTask, QuestionAnsweringTask, SequenceClassificationTask
 from lora_lightning.tasks.base import AdaptationTask
 from tests.conftest import TinyBackbone

@@ -19,12 +19,12 @@ from lora_lightning.callbacks import FrozenBaseCheck
 from lora_lightning.datamodules import Clinc150DataModule
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora import eva
-from lora_lightning.lora.adalora import add_orthogonality_gradient, orthogonality, ranks_in_use
 from lora_lightning.lora.config import AdaLoraSettings, EvaSettings, LoraSettings
 from lora_lightning.lora.delta import adapted_layers
-from lora_lightning.lora.eva import start_from_directions
 from lora_lightning.lora.fused import fuse_lora_layers
 from lora_lightning.lora.injection import attach_lora, freeze_A
+from lora_lightning.lora.variants.adalora import add_orthogonality_gradient, orthogonality, ranks_in_use
+from lora_lightning.lora.variants.eva import start_from_directions
 from lora_lightning.tasks import OptimizationSettings, SequenceClassificationTask
 from lora_lightning.tasks.optimization import build_optimizer, build_schedule, parameter_groups
 from lora_lightning.tasks.start_from_data import start_from_data

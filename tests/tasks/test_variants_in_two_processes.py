@@ -9,7 +9,7 @@ import torch
 from lightning import Callback
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
-from lora_lightning.lora.adalora import ranks_in_use
+from lora_lightning.lora.variants.adalora import ranks_in_use
 from lora_lightning.tasks.base import AdaptationTask
 from tests.conftest import TinyBackbone
 from tests.tiny_data import save_tiny_clinc150

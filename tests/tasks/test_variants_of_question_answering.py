@@ -11,7 +11,7 @@ from transformers import AutoModelForQuestionAnswering
 
 from lora_lightning.backbones.export import export_model
 from lora_lightning.datamodules import SquadV2DataModule
-from lora_lightning.lora.adalora import ranks_in_use
+from lora_lightning.lora.variants.adalora import ranks_in_use
 from lora_lightning.tasks import QuestionAnsweringTask
 from tests.conftest import TinyBackbone
 from tests.tiny_data import save_tiny_squad

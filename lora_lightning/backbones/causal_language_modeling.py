@@ -1,0 +1,107 @@
+"""Load pretrained causal language models, and find what does not fit before their weights load."""
+
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from lora_lightning.backbones.loading import (
+    LoadedBackbone,
+    build_without_storage,
+    load_config,
+    load_model,
+    set_base_dropout,
+)
+from lora_lightning.backbones.quantization import Quantization, check_quantization
+from lora_lightning.backbones.unused_options import check_idle_options
+from lora_lightning.errors import BackboneError, ConfigurationError
+from lora_lightning.lora.config import LoraSettings, QuantizationSettings
+from lora_lightning.lora.injection import find_targets, modules_trained_in_full
+
+
+def load_causal_lm_config(backbone: str, base_dropout: float | None = None) -> PretrainedConfig:
+    """Reads the architecture of a causal language model.
+
+    Args:
+        backbone: Hub id, folder or `package://` name.
+        base_dropout: Probability for every dropout of the pretrained model; `None` leaves what it came with.
+
+    Returns:
+        The configuration for `AutoModelForCausalLM`.
+
+    Raises:
+        BackboneError: If it cannot be found, or its tokens see what comes after them, as an encoder's do.
+    """
+    config = load_config(backbone)
+    # transformers would load BERT as a "causal" model too, with attention in both directions and a loss near 0.
+    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES or config.is_encoder_decoder:
+        msg = (
+            f"the backbone {backbone!r} is an encoder ({config.model_type}), which cannot predict the next token; "
+            "give a causal language model such as gpt2, facebook/opt-125m or HuggingFaceTB/SmolLM2-135M."
+        )
+        raise BackboneError(msg)
+    set_base_dropout(config, base_dropout)
+    return config
+
+
+def output_head_name(model: PreTrainedModel) -> str:
+    """The dotted name of the layer that turns hidden states into logits, for example `lm_head`."""
+    head = model.get_output_embeddings()
+    return next(str(name) for name, module in model.named_modules() if module is head)
+
+
+def check_causal_lm_settings(
+    config: PretrainedConfig, settings: LoraSettings, quantization: QuantizationSettings | None = None
+) -> None:
+    """Finds a wrong module name before any weights load, on a model without storage.
+
+    Args:
+        config: From `load_causal_lm_config`.
+        settings: The adapter's settings.
+        quantization: The base's; `None` for none.
+
+    Raises:
+        BackboneError: If the architecture is no causal language model.
+        ConfigurationError: If a target or a module to save or to skip does not exist, a module cannot train by itself,
+            the base cannot be quantised, or an option would do nothing.
+    """
+    model = build_without_storage(AutoModelForCausalLM, config)
+    whole = modules_trained_in_full(model, settings, [])
+    embeddings = model.get_input_embeddings()
+    tied = {name for name, module in model.named_modules() if module is embeddings} | {output_head_name(model)}
+    for name in whole:
+        if config.tie_word_embeddings and name in tied:
+            msg = (
+                f"model.lora.modules_to_save: {name} shares its weights with {', '.join(sorted(tied - {name}))}, and "
+                "training a copy of them would part the two; leave it out, or write `lora: null`."
+            )
+            raise ConfigurationError(msg)
+    find_targets(model, settings, exclude=[*whole, output_head_name(model)])
+    if quantization is not None:
+        check_quantization(model, quantization, whole)
+    check_idle_options(config, settings, quantization, AutoModelForCausalLM)
+
+
+def load_causal_lm(
+    backbone: str, config: PretrainedConfig, quantization: Quantization | None = None, values: bool = True
+) -> PreTrainedModel:
+    """Loads `AutoModelForCausalLM` in float32.
+
+    Args:
+        backbone: Hub id, folder or `package://` name.
+        config: From `load_causal_lm_config`.
+        quantization: How to quantise the base; `None` loads it in float32.
+        values: As in `load_model`.
+
+    Returns:
+        The model, on the CPU unless it was quantised elsewhere.
+
+    Raises:
+        BackboneError: If the weights cannot be found, do not fit the architecture, or lack a part of it.
+    """
+    loaded: LoadedBackbone = load_model(AutoModelForCausalLM, backbone, config, quantization, values=values)
+    if loaded.lacked:
+        msg = (
+            f"the weights of {backbone!r} lack {', '.join(loaded.lacked)}, so it is no language model yet; give a "
+            "checkpoint with its pretrained language-model head."
+        )
+        raise BackboneError(msg)
+    return loaded.model

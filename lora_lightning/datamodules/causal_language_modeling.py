@@ -1,0 +1,177 @@
+"""What data modules for causal language modelling share: a context length, and prompts to continue."""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lora_lightning.backbones import load_config, position_limit
+from lora_lightning.datamodules.base import PREDICT
+from lora_lightning.datamodules.batching import EncodedSplit, TokenizedDataset
+from lora_lightning.datamodules.queries import read_queries
+from lora_lightning.datamodules.records import RECORD_FILES, Record, read_records
+from lora_lightning.datamodules.text import TextDataModule
+from lora_lightning.datamodules.tokenizing import flatten_rows
+from lora_lightning.datamodules.validation_share import check_hold_out
+from lora_lightning.errors import ConfigurationError
+
+
+def check_files(files: Mapping[str, str | None]) -> None:
+    """Refuses evaluation files that nothing would read, because the training data is not a file.
+
+    Args:
+        files: By `train`, `val` and `test`.
+
+    Raises:
+        ConfigurationError: If there is another but no training file.
+    """
+    options = {"val": "validation_file", "test": "test_file"}
+    for split, option in options.items():
+        if files[split] is not None and files["train"] is None:
+            msg = f"data.{option} is {files[split]!r}, but it goes with data.train_file only; set that too."
+            raise ConfigurationError(msg)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Something to continue.
+
+    Attributes:
+        shown: As the user wrote it, for the table of predictions.
+        text: As the model reads it.
+    """
+
+    shown: str
+    text: str
+
+
+class CausalLMDataModule(TextDataModule):
+    """Base of the data modules for `CausalLanguageModelingTask`.
+
+    Args:
+        context_length: Tokens the model sees at once.
+        validation_share: Share of the training data to validate on where there is no validation split, in (0, 1).
+        split_seed: Which part that is.
+        backbone: Whose tokenizer to use; the command line fills it in from `model.backbone`.
+        batch_size: Training blocks a step and process.
+        eval_batch_size: Blocks, or prompts, a step and process in validation, test and prediction.
+        predict_file: What `predict` continues: a text file with one prompt a line, `-` for standard input, or records.
+        cache_dir: Where tokenised data is kept; `~/.cache/lora_lightning` (or below `$XDG_CACHE_HOME`) if not given.
+        num_workers: Processes that build batches.
+    """
+
+    def __init__(
+        self,
+        context_length: int = 512,
+        validation_share: float = 0.05,
+        split_seed: int = 0,
+        backbone: str | None = None,
+        batch_size: int = 8,
+        eval_batch_size: int = 8,
+        predict_file: str | None = None,
+        cache_dir: str | None = None,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(
+            backbone=backbone,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            predict_file=predict_file,
+            cache_dir=cache_dir,
+            num_workers=num_workers,
+        )
+        if context_length < 2:  # noqa: PLR2004  # one token says nothing about the next
+            msg = f"data.context_length is {context_length}, but a context has at least 2 tokens."
+            raise ConfigurationError(msg)
+        check_hold_out(validation_share, split_seed)
+        self.context_length = context_length
+        self.validation_share = validation_share
+        self.split_seed = split_seed
+        self.prompt_places: list[str] = []  # file and line of each prompt to predict
+
+    @abstractmethod
+    def read_splits(self) -> dict[str, Any]:
+        """Reads and checks `train`, `val` and, where there is one, `test`."""
+
+    @abstractmethod
+    def encode_examples(self, rows: Any) -> EncodedSplit:
+        """Blocks of a split: `input_ids`, `labels` (the next token or -100), and `position_ids` where needed."""
+
+    @abstractmethod
+    def render_prompt(self, prompt: str | Record) -> Prompt:
+        """Puts a prompt into the form that the model was trained on.
+
+        Args:
+            prompt: A text, or a record of a JSON lines file.
+        """
+
+    def load_splits(self) -> dict[str, Any]:
+        """Checks the context length against the model, then reads the data.
+
+        Raises:
+            ConfigurationError: If the model cannot take so many tokens.
+        """
+        limit = position_limit(load_config(self.required_backbone))
+        if limit is not None and self.context_length > limit:
+            msg = (
+                f"data.context_length is {self.context_length}, but {self.backbone} has only {limit} positions; set "
+                f"it to at most {limit}."
+            )
+            raise ConfigurationError(msg)
+        return self.read_splits()
+
+    def encode(self, split: str, rows: Any) -> EncodedSplit:
+        """Blocks to learn from, or prompts as they are."""
+        if split == PREDICT:
+            return self._encode_prompts(rows)
+        return self.encode_examples(rows)
+
+    def padding(self) -> dict[str, int]:
+        """A padded place is a document of its own."""
+        return {**super().padding(), "position_ids": 0}
+
+    def load_prediction_splits(self) -> dict[str, list[Prompt]]:
+        """The prompts of `predict_file`."""
+        if self.predict_file is not None and Path(self.predict_file).suffix.lower() in RECORD_FILES:
+            prompts: Sequence[str | Record] = read_records(self.predict_file)
+        else:
+            prompts = read_queries(self.predict_file)
+        name = "standard input" if self.predict_file == "-" else self.predict_file
+        self.prompt_places = [
+            prompt.where if isinstance(prompt, Record) else f"{name}, line {line}"
+            for line, prompt in enumerate(prompts, start=1)
+        ]
+        return {PREDICT: [self.render_prompt(prompt) for prompt in prompts]}
+
+    def prediction_inputs(self, split: str) -> list[dict[str, Any]]:
+        """The prompt of each row."""
+        return [{"prompt": prompt.shown} for prompt in self.prediction_splits[split]]
+
+    def prompts(self, texts: Sequence[str]) -> TokenizedDataset:
+        """Tokens of prompts given elsewhere, for sample texts.
+
+        Args:
+            texts: The prompts, at least one.
+
+        Returns:
+            A data set with a row for each prompt, in their order.
+        """
+        return TokenizedDataset(self._encode_prompts([self.render_prompt(text) for text in texts]), self.padding())
+
+    def _encode_prompts(self, prompts: Sequence[Prompt]) -> EncodedSplit:
+        lengths, tokens = flatten_rows([self.start_tokens + row for row in self.tokenize([p.text for p in prompts])])
+        return EncodedSplit(lengths, {"input_ids": tokens})
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts, without marks at their start or end and however long they are."""
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
+        ids: list[list[int]] = encoded["input_ids"]
+        return ids
+
+    @cached_property
+    def start_tokens(self) -> list[int]:
+        """The begin-of-text token where this tokenizer puts one before every text, as Llama's and OPT's do."""
+        start = self.tokenizer.bos_token_id
+        return [start] if self.tokenizer("")["input_ids"][:1] == [start] else []

@@ -1,0 +1,124 @@
+"""Pictures of how adapters use their rank: a heat map over the model, and spectra over training.
+
+TensorBoard shows a picture in a card of 350 pixels until its user asks for more, so all are drawn for that width.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lora_lightning.figures.cards import CARD_INCHES, DOTS_PER_INCH, FONT, evenly_spaced
+from lora_lightning.lora.delta import split_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+NUMBERED_KINDS, NUMBERED_LAYERS = 11, 80  # with more a cell is too small for its number
+FLOOR = 1e-5  # of the largest singular value; what is smaller is left out of a picture
+CURVES = 12  # measurements in one panel at most
+PANELS_A_ROW = 2
+Spectra = Sequence[tuple[int, Sequence[float]]]  # (step, singular values), in the order of the steps
+
+
+def utilization_figure(utilization: Mapping[str, float], step: int) -> "Figure":
+    """Draws utilization as a heat map, a row for each layer and a column for each kind of module.
+
+    Args:
+        utilization: effective rank / r by module; NaN where there is none.
+        step: Optimizer steps so far, for the title.
+
+    Returns:
+        A matplotlib figure that belongs to no window; cells hold percent.
+    """
+    from matplotlib.figure import Figure  # noqa: PLC0415  # a second of import, needed only where something is drawn
+
+    places = {module: split_name(module) for module in utilization}
+    kinds = list(dict.fromkeys(kind for _, kind in places.values()))
+    layers = sorted({layer for layer, _ in places.values()}, key=lambda layer: math.inf if layer is None else layer)
+    grid = np.full((len(layers), len(kinds)), np.nan)
+    for module, (layer, kind) in places.items():
+        grid[layers.index(layer), kinds.index(kind)] = utilization[module]
+    numbered = len(kinds) <= NUMBERED_KINDS and len(layers) <= NUMBERED_LAYERS
+    # Inches by hand: matplotlib's own layout takes as long as the rest of the drawing.
+    left, bottom, top, right = 0.5, 0.15 + 0.065 * max(map(len, kinds)), 0.3, 0.55
+    width = CARD_INCHES - left - right
+    height = max(0.5, (0.15 if numbered else 0.07) * len(layers))
+    size = (CARD_INCHES, bottom + height + top)
+    figure = Figure(figsize=size, dpi=DOTS_PER_INCH)
+    axes = figure.add_axes((left / size[0], bottom / size[1], width / size[0], height / size[1]))
+    image = axes.imshow(grid, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+    axes.set_facecolor("lightgrey")  # where there is no adapter, or no number
+    for row, column in np.argwhere(~np.isnan(grid)) if numbered else ():
+        value = grid[row, column]
+        color = "black" if value > 0.6 else "white"  # noqa: PLR2004  # viridis is bright there
+        axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", color=color, fontsize=FONT)
+    names = ["other" if layer is None else str(layer) for layer in layers]
+    every = 1 if numbered else 5
+    axes.set_yticks(range(0, len(layers), every), names[::every], fontsize=FONT)
+    axes.set_xticks(range(len(kinds)), kinds, fontsize=FONT, rotation=90)
+    axes.set_ylabel("layer", fontsize=FONT)
+    figure.text(
+        0.06 / size[0], 1 - 0.2 / size[1], f"step {step}: % of r in use (effective rank / r)", fontsize=FONT + 1
+    )
+    beside = figure.add_axes(((left + width + 0.08) / size[0], bottom / size[1], 0.1 / size[0], height / size[1]))
+    figure.colorbar(image, cax=beside, ticks=[0, 0.5, 1]).ax.set_yticklabels(["0", "50", "100"], fontsize=FONT)
+    return figure
+
+
+def spectra_figure(history: Mapping[str, Spectra]) -> "Figure":
+    """Draws the singular values of a few modules, a panel each, a curve for each measurement.
+
+    Args:
+        history: Measurements by module, at least one module.
+
+    Returns:
+        A matplotlib figure that belongs to no window; the axis of singular values is logarithmic.
+    """
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    columns = min(PANELS_A_ROW, len(history))
+    rows = math.ceil(len(history) / columns)
+    figure = Figure(figsize=(CARD_INCHES, 0.75 + 1.15 * rows), dpi=DOTS_PER_INCH)
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
+    positive = [value for curves in history.values() for _, values in curves for value in values if value > 0]
+    largest = max(positive, default=0.0)
+    for number, (module, curves) in enumerate(history.items()):
+        panel = panels[number]
+        _draw_curves(panel, [curves[place] for place in evenly_spaced(len(curves), CURVES)], FLOOR * largest)
+        layer, kind = split_name(module)
+        panel.set_title(module if layer is None else f"{layer}: {kind}", fontsize=FONT, pad=3)
+        panel.tick_params(labelsize=FONT, labelbottom=number >= len(history) - columns)
+    for panel in panels[len(history) :]:
+        panel.set_visible(False)
+    if largest > 0:
+        smallest = max(min(positive), FLOOR * largest)
+        _scale(panels[0], decades_apart=largest > 100 * smallest)
+    steps = [step for step, _ in next(iter(history.values()))]
+    over = f", step {steps[0]} (yellow) to {steps[-1]} (blue)" if steps else ""
+    figure.text(0.02, 1 - 0.18 / figure.get_figheight(), f"spectra of dW{over}", fontsize=FONT + 1)
+    margins = {"left": 0.5 / CARD_INCHES, "right": 1 - 0.08 / CARD_INCHES}
+    margins |= {"bottom": 0.25 / figure.get_figheight(), "top": 1 - 0.45 / figure.get_figheight()}
+    figure.subplots_adjust(**margins, hspace=0.25, wspace=0.08)
+    return figure
+
+
+def _draw_curves(panel: "Axes", curves: Spectra, floor: float) -> None:
+    from matplotlib import colormaps  # noqa: PLC0415
+
+    for order, (_, values) in enumerate(curves):
+        color = colormaps["viridis"](0.9 * (1 - order / max(len(curves) - 1, 1)))
+        heights = [value if value > floor else np.nan for value in values]
+        panel.plot(range(1, len(values) + 1), heights, color=color, linewidth=1, marker=".", markersize=3)
+
+
+def _scale(panel: "Axes", decades_apart: bool) -> None:
+    from matplotlib.ticker import LogLocator, MaxNLocator  # noqa: PLC0415
+
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.set_yscale("log")
+    panel.minorticks_off()
+    panel.yaxis.set_major_locator(LogLocator(subs=(1,) if decades_apart else (1, 2, 5)))
+    panel.yaxis.set_major_formatter("{x:g}")

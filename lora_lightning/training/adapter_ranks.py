@@ -1,0 +1,53 @@
+"""The ranks that AdaLoRA and EVA give to the adapters."""
+
+from lightning import LightningModule, Trainer
+
+from lora_lightning.callbacks.adapter_monitor import TOTAL, AdapterMonitor, Measurement
+from lora_lightning.lora.variants.adalora import ranks_in_use
+from lora_lightning.tasks import AdaptationTask
+
+
+class AdapterRanks(AdapterMonitor):
+    """Logs the rank of each adapter where the variant chooses it; always on, and silent for other variants.
+
+    `lora_rank/<module>/r` at the start of training, at each validation and at the end; `lora_rank/all/r` is the mean.
+    """
+
+    table = "adapter_ranks"
+    tag = "lora_rank"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Logs what training starts with; a run that goes on in its folder has done so."""
+        super().on_train_start(trainer, pl_module)
+        found = self.measure(trainer, pl_module)
+        if not self._parts:
+            self.hand_on(trainer, trainer.global_step, found)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Logs and says what training ended with."""
+        super().on_train_end(trainer, pl_module)
+        ranks = ranks_in_use(pl_module)
+        if trainer.is_global_zero and chooses_ranks(pl_module) and ranks:
+            print(
+                f"ranks: {sum(ranks.values()) / len(ranks):.2f} on average, from {min(ranks.values())} "
+                f"({min(ranks, key=lambda name: ranks[name])}) to {max(ranks.values())} "
+                f"({max(ranks, key=lambda name: ranks[name])})"
+            )
+
+    def measure(self, trainer: Trainer, pl_module: LightningModule) -> list[Measurement]:
+        """Counts now."""
+        del trainer
+        ranks = ranks_in_use(pl_module) if chooses_ranks(pl_module) else {}
+        if not ranks:
+            return []
+        mean = Measurement(TOTAL, "r", sum(ranks.values()) / len(ranks))
+        return [mean, *(Measurement(name, "r", float(rank)) for name, rank in ranks.items())]
+
+
+def chooses_ranks(model: LightningModule) -> bool:
+    """Whether a task's ranks come from the data or from training, and not from its settings."""
+    lora = model.lora if isinstance(model, AdaptationTask) else None
+    return lora is not None and (lora.adalora is not None or lora.init_lora_weights == "eva")

@@ -1,0 +1,217 @@
+"""Keep the best checkpoint, and beside it the adapter in PEFT's own format."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from safetensors import SafetensorError
+from torch import Tensor
+
+from lora_lightning.backbones.export import export_model
+from lora_lightning.datamodules import AdaptationDataModule
+from lora_lightning.errors import ConfigurationError, nearest
+from lora_lightning.lora.sharding import is_sharded, whole_state
+from lora_lightning.runs.files import cannot_be_written
+from lora_lightning.runs.layout import ADAPTER_FOLDER, BEST, EVENT_SIZES, WHOLE_STEP, event_sizes, run_folder_of
+from lora_lightning.tasks import AdaptationTask
+
+
+class AdapterCheckpoint(ModelCheckpoint):
+    """Writes `checkpoints/best.ckpt` and `checkpoints/last.ckpt`, and `adapter/` whenever the best one changes.
+
+    `adapter/` is a PEFT folder (safetensors, `adapter_config.json`, tokenizer, label names), or a transformers
+    folder after full fine-tuning.
+
+    `last.ckpt` is written after whole steps or after validation, and last of all, so that a run that goes on from it
+    does again whatever was interrupted, and ends in the same weights and metrics as one that was not.
+
+    Args:
+        monitor: The validation metric that decides.
+        mode: `max` where higher is better, `min` where lower is.
+        every_n_train_steps: Optimizer steps between writes of `last.ckpt` within an epoch; `null` for none, so that a
+            killed run goes on from its last validation.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val/loss",
+        mode: Literal["min", "max"] = "min",
+        every_n_train_steps: int | None = 500,
+    ) -> None:
+        if every_n_train_steps is not None and every_n_train_steps < 1:
+            msg = f"checkpoint.every_n_train_steps is {every_n_train_steps}, but 1 or more, or null, is needed."
+            raise ConfigurationError(msg)
+        super().__init__(
+            monitor=monitor,
+            mode=mode,
+            filename=BEST,
+            save_last=True,
+            save_on_train_epoch_end=False,  # after validation, when the threshold is chosen
+            enable_version_counter=False,
+        )
+        self.best_metrics: dict[str, float] = {}
+        self._latest: dict[str, float] = {}
+        self._score_before: Tensor | None = None
+        self.adapter_folder: Path | None = None
+        self.steps_between = every_n_train_steps  # not Lightning's attribute, which would look for a new best, too
+        self._kept: tuple[int, int] | None = None  # the place that last.ckpt is of
+        self._between_steps = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Without validation nothing can be best: keeps the latest epoch instead."""
+        super().on_train_start(trainer, pl_module)
+        if (
+            trainer.ckpt_path is not None
+            and Path(trainer.ckpt_path).absolute().parent == Path(self.dirpath or ".").absolute()
+        ):
+            self._kept = _place(trainer)  # goes on in the run's own folder
+        if not trainer.enable_validation:
+            self.monitor = None
+            self._save_on_train_epoch_end = True
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves."""
+        self._check_monitor(trainer)
+        if trainer.sanity_checking:
+            return
+        self._latest = _validation_metrics(trainer)
+        if cast("AdaptationTask", pl_module).may_be_best:
+            super().on_validation_end(trainer, pl_module)
+        self.keep_last(trainer)  # Lightning does so only with a new best
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keeps the steps since the last validation, and exports where no validation ran at all."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        self.keep_last(trainer)
+        if not self.best_model_path:
+            self.best_model_path = self.last_model_path
+            self._export(trainer, cast("AdaptationTask", pl_module))
+
+    def keep_when_due(self, trainer: Trainer) -> None:
+        """Writes `last.ckpt` between two steps, every n steps; the next batch may be loaded, but no more."""
+        steps = trainer.global_step
+        if self.steps_between is not None and steps > 0 and steps % self.steps_between == 0:
+            self.keep_between_steps(trainer)
+
+    def keep_between_steps(self, trainer: Trainer) -> None:
+        """Writes `last.ckpt` between two steps; the next batch may be loaded, but no more."""
+        self._between_steps = True
+        saved_at = self._last_global_step_saved
+        self.keep_last(trainer)
+        self._last_global_step_saved = saved_at  # or Lightning would not look for a new best at this step
+        self._between_steps = False
+
+    def keep_last(self, trainer: Trainer) -> None:
+        """Writes `last.ckpt`, unless it is of this place in training already."""
+        if not self.is_kept(trainer) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def is_kept(self, trainer: Trainer) -> bool:
+        """Whether `last.ckpt` is of this place in training."""
+        return self._kept == _place(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Notes how far the curves go and whether a step is whole; leaves out a batch that is not trained on yet."""
+        del pl_module
+        checkpoint[WHOLE_STEP] = not _half_a_step(trainer)
+        checkpoint[EVENT_SIZES] = event_sizes(run_folder_of(trainer)) if trainer.is_global_zero else {}
+        if self._between_steps:
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+            progress["current"]["ready"] -= 1
+            progress["total"]["ready"] -= 1
+            progress["is_last_batch"] = False
+
+    def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        """Writes `last.ckpt`, unless training goes on from gradients that no checkpoint holds."""
+        if not _half_a_step(trainer):
+            super()._save_last_checkpoint(trainer, monitor_candidates)
+            self._kept = _place(trainer)
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        """Saves one file, curves before it, the adapter after it.
+
+        Raises:
+            TrainingError: If something cannot be written.
+        """
+        try:
+            if trainer.is_global_zero:
+                run_folder_of(trainer).mkdir(parents=True, exist_ok=True)  # it may have vanished
+                for logger in trainer.loggers:
+                    logger.save()  # a kill loses what a logger still holds
+            super()._save_checkpoint(trainer, filepath)
+            if Path(filepath).stem == BEST:
+                self.best_metrics, self._score_before = self._latest, self.best_model_score
+                self._export(trainer, cast("AdaptationTask", trainer.lightning_module))
+        except (OSError, SafetensorError) as error:
+            raise cannot_be_written(run_folder_of(trainer), error) from error
+
+    def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        """Removes nothing: both files are written over, and a path may come from a checkpoint of someone else's."""
+
+    @property
+    def state_key(self) -> str:
+        """One key whatever is monitored, so that a resumed run always finds the state."""
+        return type(self).__qualname__
+
+    def _check_monitor(self, trainer: Trainer) -> None:
+        names = list(_validation_metrics(trainer))
+        if names and self.monitor is not None and self.monitor not in trainer.callback_metrics:
+            raise unknown_monitor(self.monitor, names)
+
+    def _export(self, trainer: Trainer, task: AdaptationTask) -> None:
+        self.adapter_folder = Path(self.dirpath or ".").parent / ADAPTER_FOLDER
+        network = task.built_network
+        state = whole_state(network, keep=trainer.is_global_zero) if is_sharded(network) else None  # collective
+        if trainer.is_global_zero:
+            datamodule = cast("AdaptationDataModule", trainer.datamodule)  # type: ignore[attr-defined]
+            export_model(network, datamodule.tokenizer, self.adapter_folder, task.export_files(), state)
+
+    def state_dict(self) -> dict[str, object]:
+        """Lightning's state and the best epoch's metrics, which are this epoch's while the best is being saved."""
+        is_best = self.best_model_score is not self._score_before
+        return {**super().state_dict(), "best_metrics": self._latest if is_best else self.best_metrics}
+
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
+        """Lightning's state and the best epoch's metrics; a run resumed in a new folder keeps the score to beat."""
+        best, own = Path(str(state_dict.get("best_model_path") or "")), self.dirpath
+        if not best.is_file():  # moved or deleted, or no path at all: there is nothing to beat
+            return
+        self.best_metrics = cast("dict[str, float]", state_dict.get("best_metrics", {}))
+        self.dirpath = cast("str", state_dict.get("dirpath", own))  # or Lightning forgets the score
+        self.adapter_folder = best.parent.parent / ADAPTER_FOLDER
+        super().load_state_dict(state_dict)
+        self.dirpath = own
+        self._score_before = self.best_model_score
+
+
+def unknown_monitor(monitor: str, names: Collection[str]) -> ConfigurationError:
+    """The error for a metric that does not exist.
+
+    Args:
+        monitor: What was asked for.
+        names: What there is.
+
+    Returns:
+        To be raised.
+    """
+    remedy = nearest(monitor, names)
+    return ConfigurationError(f"checkpoint.monitor is {monitor!r}, which validation does not report; {remedy}")
+
+
+def _half_a_step(trainer: Trainer) -> bool:
+    """Whether this is a validation after which training goes on from accumulated gradients, which no checkpoint has."""
+    progress, every = trainer.fit_loop.epoch_loop.batch_progress, trainer.accumulate_grad_batches
+    return bool(trainer.validating and progress.current.completed % every != 0 and not progress.is_last_batch)
+
+
+def _place(trainer: Trainer) -> tuple[int, int]:
+    """Optimizer steps and batches so far."""
+    return trainer.global_step, trainer.fit_loop.epoch_loop.batch_progress.total.completed
+
+
+def _validation_metrics(trainer: Trainer) -> dict[str, float]:
+    values = trainer.callback_metrics.items()
+    return {name: float(value) for name, value in values if name.startswith(("val/", "val_"))}

@@ -1,0 +1,101 @@
+"""How fast training is, how much memory it takes, and how much of it is padding."""
+
+import time
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from lora_lightning.runs.resources import peak_memory, time_when_idle
+
+MIB = 2**20
+
+
+class ThroughputMonitor(Callback):
+    """Logs what happened since the last log, every `trainer.log_every_n_steps` optimizer steps and at the end.
+
+    Below `training_efficiency/`: `samples_per_second` and `tokens_per_second` (without padding) of all processes,
+    `seconds_per_step` (of the optimizer), `padding_share` in [0, 1], and `peak_memory_mib` since the process began, of
+    the process that took most: what PyTorch allocated on a GPU, or else resident memory. Loading batches counts; the
+    first batch, validation and checkpoints do not.
+
+    Lightning's own monitor waits for a GPU at each batch, takes all batches for equally large, counts padding, and says
+    nothing about runs shorter than its window. Here a GPU is waited for only where something is logged.
+    """
+
+    def __init__(self) -> None:
+        self._since: float | None = None  # unknown before the first batch, and after a pause
+        self._logged_at = 0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._seconds, self._batches, self._samples, self._places = 0.0, 0, 0, 0
+        self._tokens: Tensor | int = 0  # on the device, so that counting waits for nothing
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts anew."""
+        del pl_module
+        self._since, self._logged_at = None, trainer.global_step
+        self._reset()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stops the clock."""
+        del pl_module
+        self._stop(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stops the clock: from here to the next epoch is no training."""
+        del pl_module
+        self._stop(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Tensor], batch_idx: int
+    ) -> None:
+        """Counts a batch; the first one after a pause only starts the clock."""
+        del pl_module, outputs, batch_idx
+        if self._since is None:
+            self._since = time_when_idle(trainer.strategy.root_device)
+            return
+        mask = batch["attention_mask"]
+        self._batches += 1
+        self._samples += len(mask)
+        self._places += mask.numel()
+        self._tokens = self._tokens + mask.sum()
+        step, every = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and step % every == 0 and step != self._logged_at:
+            self._stop(trainer)
+            self._since = time.perf_counter()
+            self._log(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Logs what is left."""
+        del pl_module
+        self._stop(trainer)
+        self._log(trainer)
+
+    def _stop(self, trainer: Trainer) -> None:
+        if self._since is not None:
+            self._seconds += time_when_idle(trainer.strategy.root_device) - self._since
+            self._since = None
+
+    def _log(self, trainer: Trainer) -> None:
+        """Logs and starts anew; collective."""
+        device, strategy = trainer.strategy.root_device, trainer.strategy
+        own = torch.tensor([self._samples, int(self._tokens), self._places], device=device)
+        samples, tokens, places = strategy.reduce(own, reduce_op="sum").tolist()
+        memory = torch.tensor(peak_memory(device), device=device)
+        values = {"peak_memory_mib": float(strategy.reduce(memory, reduce_op="max")) / MIB}
+        if places and self._seconds:
+            steps = self._batches / trainer.accumulate_grad_batches
+            values |= {
+                "samples_per_second": samples / self._seconds,
+                "tokens_per_second": tokens / self._seconds,
+                "seconds_per_step": self._seconds / steps,
+                "padding_share": 1 - tokens / places,
+            }
+        self._logged_at = trainer.global_step
+        self._reset()
+        for logger in trainer.loggers:
+            tags = {f"training_efficiency/{name}": value for name, value in values.items()}
+            logger.log_metrics(tags, step=trainer.global_step)

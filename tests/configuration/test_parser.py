@@ -1,0 +1,128 @@
+"""Long parser messages become one sentence."""
+
+import pytest
+
+from lora_lightning.configuration.parser import ArgumentParser, explain
+from lora_lightning.tasks import AdaptationTask
+
+NESTED = """Parser key "model":
+  Does not validate against any of the Union subtypes
+  Subtypes: [<class 'AdaptationTask'>, <class 'NoneType'>]
+  Errors:
+    - Parser key "optimization.schedule":
+        Expected a typing.Literal['linear', 'cosine']. Got value: cosin
+    - Expected a <class 'NoneType'>
+  Given value type: <class 'dict'>
+  Given value: {'class_path': 'SequenceClassificationTask'}"""
+
+EXPLAINED_INSIDE = """Parser key "data":
+  Does not validate against any of the Union subtypes
+  Errors:
+    - the configuration has no option 'batch_sizes'; did you mean 'batch_size'?
+    - Expected a <class 'NoneType'>"""
+
+
+@pytest.mark.parametrize(
+    ("message", "sentence"),
+    [
+        (NESTED, "model.optimization.schedule is 'cosin', but one of 'linear', 'cosine' is needed."),
+        (EXPLAINED_INSIDE, "data has no option 'batch_sizes'; did you mean 'batch_size'?"),
+        (
+            "Subcommand 'fit' does not accept option 'trainer.max_epoch'",
+            "the configuration has no option 'trainer.max_epoch'; did you mean 'max_epochs' or 'min_epochs'?",
+        ),
+        (
+            "Subcommand 'fit' does not accept option 'data.predict_file'",
+            (
+                "the configuration has no option 'data.predict_file', which another class has; `lora-lightning fit "
+                "--help` lists them."
+            ),
+        ),
+        (
+            "Parser key \"model\":\n  Expected a <class 'list'>",
+            "model must be a value of type list.",
+        ),
+        (
+            "Parser key \"seed\":\n  Errors:\n    - Expected a <class 'bool'>\n    - Expected a <class 'int'>",
+            "seed must be a value of type bool or int.",
+        ),
+        (
+            "Parser key \"model\":\n  Errors:\n    - Group 'optimization' does not accept option 'schetule'",
+            "model.optimization has no option 'schetule'; did you mean 'schedule'?",
+        ),
+        (
+            "Subcommand 'fit' does not accept option 'early_stoppin.patience'",
+            "the configuration has no option 'early_stoppin.patience'; did you mean 'early_stopping'?",
+        ),
+        ("the following arguments are required: fit.data", "data is missing; give it, as the files in configs/ do."),
+        (
+            'Parser key "model":\n  Errors:\n    - Not a valid subclass of LoraSettings',
+            "model must be the options by name, with its init_args.",
+        ),
+        (
+            'Parser key "trainer.callbacks":\n  Errors:\n    - Not a valid subclass of Callback. Got value: [1]',
+            "trainer.callbacks is [1], but a class_path of a Callback is needed.",
+        ),
+        (
+            "Parser key \"checkpoint\":\n  Unable to load config 'val/x'",
+            "checkpoint is 'val/x', but options by name are needed; see `lora-lightning fit --help`.",
+        ),
+        (
+            "Errors:\n  - functools.partial(<f>) argument after ** must be a mapping, not float",
+            (
+                "model has a group of options that is a float, but options by name are needed; see "
+                "`lora-lightning fit --help`."
+            ),
+        ),
+        (
+            "Errors:\n  - QuestionAnsweringTask.__init__() got an unexpected keyword argument 'n_bst'",
+            "QuestionAnsweringTask has no option 'n_bst'; did you mean 'n_best'?",
+        ),
+        (
+            'Key "checkpoint.monitor" not found in namespace.',
+            "checkpoint.monitor is missing; give checkpoint its options by name.",
+        ),
+        (
+            'Parser key "trainer.callbacks":\n  Errors:\n    - Expected a dot import path string: ~nobody/x',
+            "trainer.callbacks: there is no class '~nobody/x'; `lora-lightning fit --help` lists every option.",
+        ),
+        ("Something else\n  happened", "Something else"),
+        ("", ""),
+    ],
+)
+def test_explain(message: str, sentence: str) -> None:
+    assert explain(message) == sentence
+
+
+def test_a_sentence_of_our_own_survives() -> None:
+    own = "model.lora.r is 0, but a rank is at least 1; for full fine-tuning write `lora: null`."
+    assert explain(f"Parser key \"model\":\n  Errors:\n    - {own}\n    - Expected a <class 'NoneType'>") == own
+
+
+def test_an_option_of_another_class_is_named_as_such() -> None:
+    message = "Parser key \"model\":\n  Option 'freeze_backbone' is not accepted"
+    owners = "SequenceClassificationTask, QuestionAnsweringTask"
+    said = explain(message)
+    assert said.startswith("model has no option 'freeze_backbone'; it is one of ")
+    assert all(name in said for name in owners.split(", "))
+    assert "CausalLanguageModelingTask" not in said
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("modules_to_save", "[pooler]"),
+        ("layers_to_transform", "[0]"),
+        ("rank_pattern", "{query: 4}"),
+        ("layers_pattern", "layer"),
+    ],
+)
+def test_null_on_the_command_line_takes_back_what_a_file_sets(option: str, value: str) -> None:
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(AdaptationTask, "model")
+    words = ["--model=SequenceClassificationTask", "--model.backbone=a", "--model.lora.r=4"]
+    set_to = parser.parse_args([*words, f"--model.lora.{option}={value}"]).model.init_args.lora
+    assert set_to[option] is not None
+    parsed = parser.parse_args([*words, f"--model.lora.{option}={value}", f"--model.lora.{option}=null"])
+    assert parsed.model.init_args.lora[option] is None
+    assert parsed.model.init_args.lora.r == 4
