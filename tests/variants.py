@@ -102,7 +102,7 @@ def logits_of(model: nn.Module) -> Tensor:
 
 
 @torch.no_grad()
-def stir(task: AdaptationTask) -> None:
+def perturb_trainable_parameters(task: AdaptationTask) -> None:
     """As if it had trained for long: a few steps move a tiny model's logits by less than what could go wrong."""
     torch.manual_seed(1)
     for name, parameter in task.named_parameters():

@@ -8,7 +8,7 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lora_lightning.lora.delta import ADAPTER, layer_delta, whole
+from lora_lightning.lora.delta import ADAPTER, full_tensor, layer_delta
 
 TOP_K = 10
 EPSILON = 0.5
@@ -100,5 +100,5 @@ def adapted_weight(layer: LoraLayer, weight: Tensor) -> Tensor:
     adapted = weight + layer_delta("", layer).dense()
     if ADAPTER not in layer.lora_magnitude_vector or isinstance(layer.get_base_layer(), nn.Embedding):
         return adapted
-    magnitudes = whole(cast("Tensor", layer.lora_magnitude_vector[ADAPTER].weight)).float()
+    magnitudes = full_tensor(cast("Tensor", layer.lora_magnitude_vector[ADAPTER].weight)).float()
     return magnitudes.view(-1, 1) * functional.normalize(adapted, dim=1)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lora_lightning.analysis.spectrum import delta_core, in_float64
 from lora_lightning.analysis.threads import map_in_threads
-from lora_lightning.lora.delta import AdapterDelta, whole
+from lora_lightning.lora.delta import AdapterDelta, full_tensor
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def gradient_norm(parameter: Tensor) -> Tensor | None:
     """
     if parameter.grad is None:
         return None
-    return whole(torch.linalg.vector_norm(parameter.grad, dtype=torch.float32))
+    return full_tensor(torch.linalg.vector_norm(parameter.grad, dtype=torch.float32))
 
 
 def layer_norms(a: Moments, b: Moments, update_norm: float, weight_norm: float) -> dict[str, float]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from lora_lightning.lora.delta import split_name
+from lora_lightning.lora.delta import split_layer_number
 from lora_lightning.lora.quantized import parameter_count
 
 WRAPPERS = re.compile(r"^(network\.)?(base_model\.model\.)?")  # a task's, PEFT's
@@ -65,7 +65,7 @@ def count_by_kind(model: nn.Module) -> dict[str, ParameterCounts]:
             pretrained=0 if _is_added(path) else size,
             trained_bytes=parameter.numel() * parameter.element_size() * parameter.requires_grad,
         )
-        kind = split_name(module)[1]
+        kind = split_layer_number(module)[1]
         kinds[kind] = kinds.get(kind, ParameterCounts()) + own
     return kinds
 

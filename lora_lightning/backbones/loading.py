@@ -29,7 +29,7 @@ from lora_lightning.backbones.remote_code import runs_remote_code
 from lora_lightning.backbones.source import gguf_file_of, hub_is_reachable, resolve_backbone
 from lora_lightning.errors import BackboneError, LoraLightningError
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
-from lora_lightning.lora.injection import find_targets, modules_lacked, modules_trained_in_full
+from lora_lightning.lora.injection import find_targets, modules_trained_in_full, newly_initialized_modules
 from lora_lightning.lora.quantized import keep_biases_as_they_are
 from lora_lightning.metrics.label_space import SINGLE_LABEL, ProblemType
 
@@ -346,7 +346,7 @@ def _check_complete(model: PreTrainedModel, info: Mapping[str, Any], backbone: s
     """The modules that the weights lack; an error where they lack anything else."""
     base = f"{model.base_model_prefix}."
     unfit = [name for name, *_ in info["mismatched_keys"]]
-    lacked = modules_lacked(model, {*info["missing_keys"], *unfit})
+    lacked = newly_initialized_modules(model, {*info["missing_keys"], *unfit})
     wrong = [name for name in unfit if name.startswith(base)]
     if wrong or model.base_model_prefix in lacked:
         msg = (

@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lora_lightning.errors import ConfigurationError
-from lora_lightning.lora.delta import adapted_layers, split_name
+from lora_lightning.lora.delta import adapted_layers, split_layer_number
 from lora_lightning.runs.files import whole_file
 from lora_lightning.runs.layout import run_folder_of
 
@@ -193,6 +193,6 @@ def tidy(step: int, measurements: Iterable[Measurement]) -> pa.Table:
     """
     rows = []
     for module, metric, value in measurements:
-        layer, kind = split_name(module)
+        layer, kind = split_layer_number(module)
         rows.append({"step": step, "module": module, "layer": layer, "kind": kind, "metric": metric, "value": value})
     return pa.Table.from_pylist(rows, schema=SCHEMA)

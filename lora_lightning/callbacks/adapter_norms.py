@@ -19,7 +19,7 @@ from lora_lightning.analysis.norms import (
 )
 from lora_lightning.callbacks.adapter_monitor import TOTAL, AdapterMonitor, Measurement, warn_without_adapters
 from lora_lightning.figures.histograms import add_histogram
-from lora_lightning.lora.delta import adapted_layers, adapter_factors, base_weight, layer_delta, whole
+from lora_lightning.lora.delta import adapted_layers, adapter_factors, full_tensor, layer_delta, pretrained_weight
 
 AB = ((0, "A"), (1, "B"))  # the factors' places in a pair, and their names
 
@@ -64,7 +64,7 @@ class AdapterNormMonitor(AdapterMonitor):
         super().on_fit_start(trainer, pl_module)
         warn_without_adapters(self, pl_module)
         self._layers, self._gradients = adapted_layers(pl_module), None
-        self._base_norms = {name: base_norm(base_weight(layer)) for name, layer in self._layers.items()}
+        self._base_norms = {name: base_norm(pretrained_weight(layer)) for name, layer in self._layers.items()}
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Keeps the gradients' norms; Lightning has unscaled them here and not clipped them yet."""
@@ -85,7 +85,9 @@ class AdapterNormMonitor(AdapterMonitor):
             return []
         # Every process takes part so far: under FSDP2 shards are gathered.
         deltas = [layer_delta(name, layer) for name, layer in self._layers.items()]
-        factors = {name: [whole(factor) for factor in adapter_factors(layer)] for name, layer in self._layers.items()}
+        factors = {
+            name: [full_tensor(factor) for factor in adapter_factors(layer)] for name, layer in self._layers.items()
+        }
         if not trainer.is_global_zero:
             return []
         self._entries = {f"{name}/{factor}": pair[number] for name, pair in factors.items() for number, factor in AB}

@@ -20,7 +20,7 @@ from lora_lightning.analysis.intruders import (
 from lora_lightning.analysis.threads import map_in_threads
 from lora_lightning.callbacks.adapter_monitor import TOTAL, AdapterMonitor, Measurement
 from lora_lightning.errors import ConfigurationError
-from lora_lightning.lora.delta import adapted_layers, base_weight
+from lora_lightning.lora.delta import adapted_layers, pretrained_weight
 
 
 class IntruderDimensions(AdapterMonitor):
@@ -73,7 +73,7 @@ class IntruderDimensions(AdapterMonitor):
         started = time.perf_counter()
         found: dict[str, Intruders] = {}
         for number, (name, layer) in enumerate(adapted_layers(pl_module).items()):
-            weight = base_weight(layer)  # collective under FSDP2, as the next
+            weight = pretrained_weight(layer)  # collective under FSDP2, as the next
             adapted = adapted_weight(layer, weight)
             if number % trainer.world_size == trainer.global_rank:
                 found[name] = self._compare(name, weight, adapted)

@@ -24,7 +24,7 @@ from lora_lightning.callbacks.validation_batches import (
 )
 from lora_lightning.errors import ConfigurationError, VerificationError
 from lora_lightning.lora.delta import adapted_layers
-from lora_lightning.lora.merging import merge_targets, merged, quantization_errors, without_adapters
+from lora_lightning.lora.merging import merge_targets, merged_adapters, quantization_errors, without_adapters
 from lora_lightning.lora.quantized import quantized_bits
 from lora_lightning.tasks import AdaptationTask
 
@@ -152,7 +152,7 @@ class MergeEquivalence(AdapterMonitor):
             differences: dict[str, OutputDifference] = {}
             from_base: dict[str, OutputDifference] = {}
             for target in merge_targets(task, originals):
-                with merged(task, target, originals):
+                with merged_adapters(task, target, originals):
                     found = observe(trainer, task, batches)
                 differences[target] = compare(trainer, adapted, found)
                 from_base[target] = compare(trainer, base, found)

@@ -15,7 +15,7 @@ from lora_lightning.callbacks.adapter_monitor import TOTAL, AdapterMonitor, Meas
 from lora_lightning.errors import ConfigurationError, nearest
 from lora_lightning.figures.histograms import add_histogram
 from lora_lightning.figures.rank import spectra_figure, utilization_figure
-from lora_lightning.lora.delta import adapted_layers, adapter_deltas, split_name
+from lora_lightning.lora.delta import adapted_layers, adapter_deltas, split_layer_number
 from lora_lightning.lora.variants.adalora import ranks_in_use
 from lora_lightning.runs.layout import run_folder_of
 from lora_lightning.tasks import AdaptationTask
@@ -126,12 +126,12 @@ def shown_modules(modules: Sequence[str], wanted: Sequence[str] | None) -> list[
         ConfigurationError: If an entry of `wanted` fits none of them, or all entries fit more than 16.
     """
     if wanted is None:
-        layers = sorted({layer for layer, _ in map(split_name, modules) if layer is not None})
+        layers = sorted({layer for layer, _ in map(split_layer_number, modules) if layer is not None})
         middle = layers[len(layers) // 2] if layers else None
-        return [module for module in modules if split_name(module)[0] == middle][:PANELS]
+        return [module for module in modules if split_layer_number(module)[0] == middle][:PANELS]
     for name in wanted:
         if not any(f".{module}".endswith(f".{name}") for module in modules):
-            kinds = {split_name(module)[1] for module in modules}
+            kinds = {split_layer_number(module)[1] for module in modules}
             msg = f"RankUtilizationMonitor.spectrum_modules: there is no adapter {name!r}; {nearest(name, kinds)}"
             raise ConfigurationError(msg)
     ends = tuple(f".{name}" for name in wanted)

@@ -48,7 +48,7 @@ from lora_lightning.runs.layout import CONFIG, run_folder_of
 from lora_lightning.runs.processes import ending_together, watch
 from lora_lightning.runs.resume import Interrupted, bring_back, check_unused, find_interrupted, lock_run
 from lora_lightning.tasks import AdaptationTask
-from lora_lightning.tasks.hyperparameters import contradictions
+from lora_lightning.tasks.hyperparameters import hyperparameter_conflicts
 from lora_lightning.training.adapter_ranks import AdapterRanks
 from lora_lightning.training.checkpointing import AdapterCheckpoint
 from lora_lightning.training.confusion import ConfusionFigure
@@ -168,7 +168,7 @@ class LoraLightningCLI(LightningCLI):
                 f"has {', '.join(unknown)} and no {', '.join(lacking)}. Use the config.yaml of the checkpoint's run."
             )
             raise CheckpointError(msg)
-        found = contradictions(saved, asked, structural_only=command != "fit")
+        found = hyperparameter_conflicts(saved, asked, structural_only=command != "fit")
         if found:
             msg = (
                 f"the checkpoint {path} contradicts the options: {'; '.join(found)}. Use the config.yaml of the "
@@ -262,7 +262,7 @@ class LoraLightningCLI(LightningCLI):
         if self.saved_labels is None or space is None:
             return
         data, saved = ({"label_space": asdict(labels)} for labels in (space, self.saved_labels))
-        if found := contradictions(saved, data, structural_only=True):
+        if found := hyperparameter_conflicts(saved, data, structural_only=True):
             msg = (
                 f"the checkpoint {self.options.ckpt_path} knows other labels than the data: {'; '.join(found)}. Use "
                 "data with its labels, or a checkpoint that was trained on these."

@@ -14,7 +14,7 @@ from lora_lightning.metrics.direction import LOWER_IS_BETTER
 from lora_lightning.runs.files import cannot_be_written, write_whole
 from lora_lightning.runs.layout import FAILED_CHECK, SUMMARY
 from lora_lightning.tasks import AdaptationTask
-from lora_lightning.tasks.optimization import trained_share
+from lora_lightning.tasks.optimization import count_trainable_parameters
 from lora_lightning.training.checkpointing import AdapterCheckpoint
 
 KINDS = {"val": "validation", "test": "test"}
@@ -98,7 +98,7 @@ def print_run_summary(
     Raises:
         TrainingError: If `summary.json` cannot be written.
     """
-    trained, total = trained_share(task)
+    trained, total = count_trainable_parameters(task)
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(metrics_table(metrics))
     console.print(f"\ntrained parameters: {trained:,} of {total:,} ({100 * trained / total:.2f} %)")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lora_lightning.figures.cards import CARD_INCHES, DOTS_PER_INCH, FONT, evenly_spaced
-from lora_lightning.lora.delta import split_name
+from lora_lightning.lora.delta import split_layer_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +35,7 @@ def utilization_figure(utilization: Mapping[str, float], step: int) -> "Figure":
     """
     from matplotlib.figure import Figure  # noqa: PLC0415  # a second of import, needed only where something is drawn
 
-    places = {module: split_name(module) for module in utilization}
+    places = {module: split_layer_number(module) for module in utilization}
     kinds = list(dict.fromkeys(kind for _, kind in places.values()))
     layers = sorted({layer for layer, _ in places.values()}, key=lambda layer: math.inf if layer is None else layer)
     grid = np.full((len(layers), len(kinds)), np.nan)
@@ -88,7 +88,7 @@ def spectra_figure(history: Mapping[str, Spectra]) -> "Figure":
     for number, (module, curves) in enumerate(history.items()):
         panel = panels[number]
         _draw_curves(panel, [curves[place] for place in evenly_spaced(len(curves), CURVES)], FLOOR * largest)
-        layer, kind = split_name(module)
+        layer, kind = split_layer_number(module)
         panel.set_title(module if layer is None else f"{layer}: {kind}", fontsize=FONT, pad=3)
         panel.tick_params(labelsize=FONT, labelbottom=number >= len(history) - columns)
     for panel in panels[len(history) :]:

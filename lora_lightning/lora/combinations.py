@@ -73,7 +73,7 @@ def check_pairs(settings: Any, others: tuple[str, ...] = ()) -> None:
             raise ConfigurationError(msg)
 
 
-def check_together(lora: Any, quantization: Any) -> None:
+def check_lora_and_quantization(lora: Any, quantization: Any) -> None:
     """Refuses settings of adapter and base that do not go together.
 
     Args:

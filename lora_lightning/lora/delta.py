@@ -10,7 +10,7 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
 from lora_lightning.lora.quantized import dequantized_weight
-from lora_lightning.lora.variants.initial_factors import initial_factors, taken_out
+from lora_lightning.lora.variants.initial_factors import initial_delta, initial_factors
 
 ADAPTER = "default"  # PEFT's name for the only adapter that this package trains
 LAYER_NUMBER = re.compile(r"(?:^|\.)(\d+)\.")
@@ -44,12 +44,12 @@ class AdapterDelta:
     @property
     def layer(self) -> int | None:
         """Number of the layer, the first number in the name; `None` outside numbered layers."""
-        return split_name(self.module)[0]
+        return split_layer_number(self.module)[0]
 
     @property
     def kind(self) -> str:
         """Name within the layer, for example `attention.self.query`."""
-        return split_name(self.module)[1]
+        return split_layer_number(self.module)[1]
 
     def dense(self) -> Tensor:
         """The update itself.
@@ -60,7 +60,7 @@ class AdapterDelta:
         return self.scaling * (self.B @ self.A)
 
 
-def split_name(module: str) -> tuple[int | None, str]:
+def split_layer_number(module: str) -> tuple[int | None, str]:
     """Splits a module's name into the number of its layer and its name within the layer.
 
     Args:
@@ -117,13 +117,13 @@ def layer_delta(module: str, layer: LoraLayer) -> AdapterDelta:
         Its factors in float32; they share memory with the parameters where those are float32 and
         the layer started at dW = 0.
     """
-    a, b = (whole(factor).float() for factor in adapter_factors(layer))
+    a, b = (full_tensor(factor).float() for factor in adapter_factors(layer))
     scaling = float(layer.scaling[ADAPTER])
     if isinstance(layer, AdaLoraLayer):
-        a = a * whole(layer.lora_E[ADAPTER]).float()
+        a = a * full_tensor(layer.lora_E[ADAPTER]).float()
         scaling /= float(layer.ranknum[ADAPTER]) + 1e-5  # as PEFT computes it
     if (initial := initial_factors(layer)) is not None:
-        a0, b0 = (whole(factor).float() for factor in initial)
+        a0, b0 = (full_tensor(factor).float() for factor in initial)
         a, b = torch.cat([a, a0]), torch.cat([b, -b0], dim=1)
     return AdapterDelta(module, a, b, scaling)
 
@@ -140,7 +140,7 @@ def adapter_deltas(model: nn.Module) -> list[AdapterDelta]:
     return [layer_delta(name, layer) for name, layer in adapted_layers(model).items()]
 
 
-def base_weight(layer: LoraLayer) -> Tensor:
+def pretrained_weight(layer: LoraLayer) -> Tensor:
     """The pretrained weight under an adapter, dequantised where it is quantised, with what PiSSA and OLoRA took out.
 
     Args:
@@ -151,9 +151,9 @@ def base_weight(layer: LoraLayer) -> Tensor:
         transposed.
     """
     base = layer.get_base_layer()
-    weight = whole(dequantized_weight(base)).float()
+    weight = full_tensor(dequantized_weight(base)).float()
     if initial_factors(layer) is not None:
-        weight = weight + taken_out(layer)
+        weight = weight + initial_delta(layer)
     return weight.T if is_transposed(layer) else weight
 
 
@@ -163,7 +163,7 @@ def is_transposed(layer: LoraLayer) -> bool:
 
 
 @torch.no_grad()
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """The tensor itself, gathered from all processes where it is sharded (collective), detached."""
     gather = getattr(tensor, "full_tensor", None)
     return (tensor if gather is None else gather()).detach()

@@ -16,7 +16,7 @@ from lora_lightning.errors import ConfigurationError, nearest
 from lora_lightning.lora.config import AdaLoraSettings, LoraSettings
 from lora_lightning.lora.delta import ADAPTER, adapted_layers, adapter_factors
 from lora_lightning.lora.target_modules import linear_layers, resolve_target_modules
-from lora_lightning.lora.target_patterns import check_patterns, in_layers
+from lora_lightning.lora.target_patterns import check_patterns, restrict_to_layers
 from lora_lightning.lora.variants.initial_factors import keep_initial_factors
 
 HEADS = (
@@ -26,7 +26,7 @@ HEADS = (
 )  # PEFT trains what is called so in any case, found in the checkpoint or not
 
 
-def modules_lacked(model: nn.Module, missing_parameters: Collection[str]) -> list[str]:
+def newly_initialized_modules(model: nn.Module, missing_parameters: Collection[str]) -> list[str]:
     """The largest modules all of whose parameters the pretrained checkpoint lacked.
 
     RoBERTa's two-layer head is one module, DeBERTa's pooler and classifier are two. Their weights are random, so
@@ -55,7 +55,7 @@ def modules_trained_in_full(model: nn.Module, settings: LoraSettings, lacked: Co
     Args:
         model: The model before adapters are attached; may be on the meta device.
         settings: The adapter's settings; its `modules_to_save` may be the end of a dotted name.
-        lacked: What the pretrained checkpoint lacked, from `modules_lacked`.
+        lacked: What the pretrained checkpoint lacked, from `newly_initialized_modules`.
 
     Returns:
         Full dotted module names, the head among them.
@@ -91,7 +91,7 @@ def find_targets(model: PreTrainedModel, settings: LoraSettings, exclude: Collec
         ConfigurationError: If a name, pattern, layer or token does not exist, or a rank is too high for a layer.
     """
     targets = resolve_target_modules(model, settings.target_modules, exclude)
-    targets = in_layers(targets, settings.layers_to_transform, settings.layers_pattern)
+    targets = restrict_to_layers(targets, settings.layers_to_transform, settings.layers_pattern)
     check_patterns(targets, {"rank_pattern": settings.rank_pattern, "alpha_pattern": settings.alpha_pattern})
     if settings.trainable_token_indices:
         _check_tokens(model, settings.trainable_token_indices, exclude)
@@ -188,7 +188,7 @@ def attach_lora(
     Args:
         model: The pretrained model; changed in place.
         settings: Rank, scaling, targets, variant.
-        lacked: Module names from `modules_lacked`; they train in full and are saved with the adapter.
+        lacked: Module names from `newly_initialized_modules`; they train in full and are saved with the adapter.
         task_type: PEFT's word for the task, for example `SEQ_CLS`; `None` for a wrapper that changes no argument.
         never_adapted: Dotted names of modules that get no adapter either, such as a language model's head.
 
@@ -257,14 +257,14 @@ def train_head_only(model: nn.Module, lacked: Collection[str]) -> None:
 
     Args:
         model: The pretrained model; changed in place.
-        lacked: Module names from `modules_lacked`.
+        lacked: Module names from `newly_initialized_modules`.
     """
     whole = modules_trained_in_full(model, LoraSettings(), lacked)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(any(name.startswith(f"{module}.") for module in whole))
 
 
-def trained_parameters(model: nn.Module) -> list[str]:
+def trainable_parameter_names(model: nn.Module) -> list[str]:
     """Dotted names of the parameters that train."""
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 

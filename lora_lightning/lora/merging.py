@@ -17,9 +17,16 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from lora_lightning.errors import ConfigurationError
-from lora_lightning.lora.delta import ADAPTER, adapted_layers, base_weight, is_transposed, layer_delta, whole
+from lora_lightning.lora.delta import (
+    ADAPTER,
+    adapted_layers,
+    full_tensor,
+    is_transposed,
+    layer_delta,
+    pretrained_weight,
+)
 from lora_lightning.lora.quantized import dequantized_weight, quantized_bits, requantized
-from lora_lightning.lora.sharding import like, own_part
+from lora_lightning.lora.sharding import local_shard, shard_like
 from lora_lightning.lora.variants.initial_factors import pretrained_base
 
 MergeTarget = Literal["base", "dequantized", "original", "requantized"]
@@ -53,7 +60,7 @@ def merged_weight(module: str, layer: LoraLayer, weight: Tensor) -> Tensor:
     Args:
         module: The layer's name, for messages.
         layer: Of `adapted_layers`.
-        weight: W, (out_features, in_features), float32: of `base_weight`, or the original one.
+        weight: W, (out_features, in_features), float32: of `pretrained_weight`, or the original one.
 
     Returns:
         (out_features, in_features), float32, a new tensor.
@@ -73,13 +80,15 @@ def merged_weight(module: str, layer: LoraLayer, weight: Tensor) -> Tensor:
     delta = layer_delta(module, layer)
     merged = torch.addmm(weight, delta.B, delta.A, alpha=delta.scaling)
     if variant is not None:
-        magnitude = whole(cast("Tensor", layer.lora_magnitude_vector[ADAPTER].weight)).float()
+        magnitude = full_tensor(cast("Tensor", layer.lora_magnitude_vector[ADAPTER].weight)).float()
         merged *= (magnitude / merged.norm(dim=1))[:, None]
     return merged
 
 
 @contextmanager
-def merged(model: nn.Module, target: MergeTarget, originals: Mapping[str, Tensor] | None = None) -> Iterator[None]:
+def merged_adapters(
+    model: nn.Module, target: MergeTarget, originals: Mapping[str, Tensor] | None = None
+) -> Iterator[None]:
     """Runs the model with its adapters merged, then puts everything back as it was, bit for bit.
 
     Each adapted layer gives its place to the layer below, as in an exported model. Memory beside the model: for `base`
@@ -108,7 +117,7 @@ def merged(model: nn.Module, target: MergeTarget, originals: Mapping[str, Tensor
             raise ConfigurationError(msg)
         if quantized_bits(base):
             return _merged_quantized(module, layer, target, originals)
-        _overwrite_until(stack, base.weight, _stored(layer, merged_weight(module, layer, base_weight(layer))))
+        _overwrite_until(stack, base.weight, _stored(layer, merged_weight(module, layer, pretrained_weight(layer))))
         if (bias := _merged_bias(module, layer)) is not getattr(base, "bias", None):
             _overwrite_until(stack, cast("Tensor", base.bias), cast("Tensor", bias))
         return base
@@ -149,7 +158,7 @@ def quantization_errors(
         `quantization_error`, ||original - dequantised|| / ||dW||, where the original is given; `requantization_error`,
         ||dW after quantising W + dW again - dW|| / ||dW||. Infinity for an update of 0.
     """
-    base = base_weight(layer)
+    base = pretrained_weight(layer)
     sum_ = merged_weight(module, layer, base)
     size = (sum_ - base).norm()
     again = dequantized_weight(requantized(layer.get_base_layer(), sum_)).float()
@@ -179,7 +188,7 @@ def _merged_quantized(
     else:
         # 8-bit weights are quantised from float16 and keep no other dtype.
         state = getattr(base.weight, "quant_state", None)
-        dtype, weight = torch.float16 if state is None else state.dtype, base_weight(layer)
+        dtype, weight = torch.float16 if state is None else state.dtype, pretrained_weight(layer)
     weight = merged_weight(module, layer, weight)
     if target == "requantized":
         new = cast("nn.Linear", requantized(base, weight))
@@ -212,10 +221,10 @@ def _stored(layer: LoraLayer, weight: Tensor) -> Tensor:
 @torch.no_grad()
 def _overwrite_until(stack: ExitStack, parameter: Tensor, values: Tensor) -> None:
     """Overwrites in place, so that whatever shares the storage sees it, until the stack is unwound."""
-    own = own_part(parameter.detach())
+    own = local_shard(parameter.detach())
     saved = own.to("cpu", copy=True)
     stack.callback(lambda: own.copy_(saved))
-    own.copy_(own_part(like(values, parameter)))
+    own.copy_(local_shard(shard_like(values, parameter)))
 
 
 @contextmanager

@@ -10,12 +10,12 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from lora_lightning.lora.delta import whole
+from lora_lightning.lora.delta import full_tensor
 
 Result = TypeVar("Result")
 
 
-def shard(model: nn.Module, mesh: DeviceMesh) -> None:
+def shard_model(model: nn.Module, mesh: DeviceMesh) -> None:
     """Leaves each process a slice of every parameter, frozen or trained; in place, once.
 
     A layer's weights are gathered while it computes, forwards and backwards, and let go again, and so is what lies
@@ -29,7 +29,7 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
             main one without values, on the meta device, or with values that are not looked at.
         mesh: The processes, one dimension, the main one first.
     """
-    for part in (*layers_of(model), model):
+    for part in (*transformer_layers(model), model):
         places = _make_room(part, mesh)
         # By default the outermost module keeps its weights gathered; PEFT, which freezes and thaws modules around a
         # forward pass without adapters, would then thaw copies, and the head would stop to train.
@@ -71,7 +71,7 @@ def _make_room(part: nn.Module, mesh: DeviceMesh) -> list[tuple[nn.Module, str, 
 def _hand_out(places: list[tuple[nn.Module, str, Tensor]], mesh: DeviceMesh) -> None:
     """Sends every process the main one's values of its slices; collective."""
     for module, name, values in places:
-        own = own_part(getattr(module, name))
+        own = local_shard(getattr(module, name))
         if mesh.get_local_rank():
             if own.numel():  # some get nothing of a small tensor
                 distributed.recv(own, group=mesh.get_group(), group_src=0)
@@ -81,7 +81,7 @@ def _hand_out(places: list[tuple[nn.Module, str, Tensor]], mesh: DeviceMesh) -> 
                 distributed.send(part.to(own.device), group=mesh.get_group(), group_dst=rank)
 
 
-def layers_of(model: nn.Module) -> list[nn.Module]:
+def transformer_layers(model: nn.Module) -> list[nn.Module]:
     """The layers that a transformer is a stack of.
 
     Args:
@@ -100,11 +100,11 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether a model, or anything in it, went through `shard`."""
+    """Whether a model, or anything in it, went through `shard_model`."""
     return any(isinstance(module, FSDPModule) for module in model.modules())
 
 
-def as_forward(model: nn.Module, function: Callable[..., Result], *arguments: Any) -> Result:
+def run_as_forward(model: nn.Module, function: Callable[..., Result], *arguments: Any) -> Result:
     """Calls a function that uses a model's parts and weights, not only its `forward`.
 
     Args:
@@ -124,7 +124,7 @@ def _call(_model: nn.Module, function: Callable[..., Result], *arguments: Any) -
     return function(*arguments)
 
 
-def whole_state(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
+def full_state_dict(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
     """The state of a sharded model without its frozen parameters, gathered one tensor at a time; collective.
 
     Args:
@@ -135,10 +135,12 @@ def whole_state(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
         Whole tensors by name, on the CPU, or without values on the meta device.
     """
     frozen = {n for n, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
-    return {name: whole_value(tensor, keep=keep) for name, tensor in model.state_dict().items() if name not in frozen}
+    return {
+        name: gather_full_tensor(tensor, keep=keep) for name, tensor in model.state_dict().items() if name not in frozen
+    }
 
 
-def whole_value(tensor: Tensor, *, keep: bool) -> Tensor:
+def gather_full_tensor(tensor: Tensor, *, keep: bool) -> Tensor:
     """Gathers a tensor; collective where it is sharded.
 
     Args:
@@ -148,15 +150,15 @@ def whole_value(tensor: Tensor, *, keep: bool) -> Tensor:
     Returns:
         The whole tensor on the CPU, or without values on the meta device.
     """
-    return whole(tensor).to("cpu" if keep else "meta")
+    return full_tensor(tensor).to("cpu" if keep else "meta")
 
 
-def own_part(tensor: Tensor) -> Tensor:
+def local_shard(tensor: Tensor) -> Tensor:
     """This process's slice of a sharded tensor, in the same memory; any other tensor itself."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def like(tensor: Tensor, pattern: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, pattern: Tensor) -> Tensor:
     """Cuts this process's slice out of a whole tensor, where another of the same shape is sharded.
 
     Args:
@@ -171,7 +173,7 @@ def like(tensor: Tensor, pattern: Tensor) -> Tensor:
     return distribute_tensor(tensor.to(pattern.device), pattern.device_mesh, pattern.placements, src_data_rank=None)
 
 
-def state_like(state: Mapping[str, Tensor], pattern: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def shard_state_dict_like(state: Mapping[str, Tensor], pattern: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Cuts this process's slices out of whole tensors.
 
     Args:
@@ -181,4 +183,4 @@ def state_like(state: Mapping[str, Tensor], pattern: Mapping[str, Tensor]) -> di
     Returns:
         The names of `state`; unknown ones and other shapes as they are.
     """
-    return {name: like(tensor, pattern[name]) if name in pattern else tensor for name, tensor in state.items()}
+    return {name: shard_like(tensor, pattern[name]) if name in pattern else tensor for name, tensor in state.items()}

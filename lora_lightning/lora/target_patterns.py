@@ -14,7 +14,9 @@ from lora_lightning.errors import ConfigurationError, nearest
 FIRST_NUMBER = r"(?:^|\.)(\d+)\."
 
 
-def in_layers(targets: Collection[str], layers: Collection[int] | None, layers_pattern: str | None) -> list[str]:
+def restrict_to_layers(
+    targets: Collection[str], layers: Collection[int] | None, layers_pattern: str | None
+) -> list[str]:
     """Keeps the modules of some layers.
 
     Args:

@@ -20,19 +20,19 @@ from lora_lightning.analysis.outputs import Outputs
 from lora_lightning.backbones import load_original_weights
 from lora_lightning.backbones.quantization import Quantization, compute_dtype_on
 from lora_lightning.errors import CheckpointError, ConfigurationError
-from lora_lightning.lora.combinations import check_sharded, check_together
+from lora_lightning.lora.combinations import check_lora_and_quantization, check_sharded
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.delta import adapted_layers
 from lora_lightning.lora.injection import freeze_A
 from lora_lightning.lora.quantized import keep_4bit_weights_in_order, keep_8bit_scales_beside_weights
-from lora_lightning.lora.sharding import is_sharded, shard
+from lora_lightning.lora.sharding import is_sharded, shard_model
 from lora_lightning.lora.variants.adalora import (
     add_orthogonality_gradient,
-    allocate,
+    allocate_ranks,
     budget_state,
     check_budget,
-    is_settled,
     load_budget_state,
+    ranks_are_settled,
     start_budget,
 )
 from lora_lightning.lora.variants.eva import follow_saved_ranks
@@ -41,7 +41,7 @@ from lora_lightning.lora.variants.loftq import start_from_quantization_error
 from lora_lightning.metrics.label_space import LabelSpace
 from lora_lightning.runs.checkpoint import check_state, keep_what_trains
 from lora_lightning.runs.settings import to_plain
-from lora_lightning.tasks.hyperparameters import contradictions, from_plain
+from lora_lightning.tasks.hyperparameters import as_settings, hyperparameter_conflicts
 from lora_lightning.tasks.optimization import (
     OptimizationSettings,
     build_optimizer,
@@ -88,10 +88,10 @@ class AdaptationTask(LightningModule):
             msg = f"model.base_dropout is {base_dropout}, but a probability in [0, 1) or null is needed."
             raise ConfigurationError(msg)
         self.backbone = backbone
-        self.lora = from_plain(LoraSettings, lora)
-        self.quantization = from_plain(QuantizationSettings, quantization)
-        check_together(self.lora, self.quantization)
-        self.optimization = from_plain(OptimizationSettings, optimization) or OptimizationSettings()
+        self.lora = as_settings(LoraSettings, lora)
+        self.quantization = as_settings(QuantizationSettings, quantization)
+        check_lora_and_quantization(self.lora, self.quantization)
+        self.optimization = as_settings(OptimizationSettings, optimization) or OptimizationSettings()
         self.base_dropout = base_dropout
         self.gradient_checkpointing = gradient_checkpointing
         self.freeze_backbone = freeze_backbone
@@ -105,7 +105,7 @@ class AdaptationTask(LightningModule):
         self._examples_of_step = 0  # of this process, so far
         self._ends_step = False
 
-    def remember(self, **hyperparameters: Any) -> None:
+    def save_task_hyperparameters(self, **hyperparameters: Any) -> None:
         """Keeps what the task was made with in every checkpoint, as plain values that load without pickle.
 
         Args:
@@ -210,7 +210,7 @@ class AdaptationTask(LightningModule):
                 originals = load_original_weights(model, self.backbone, adapted_layers(network))
                 start_from_quantization_error(network, originals)
             if self.gradient_checkpointing:
-                checkpoint_layers(model)
+                enable_gradient_checkpointing(model)
             self.network = network
         keep_4bit_weights_in_order(self.network)
         if steps:
@@ -221,7 +221,7 @@ class AdaptationTask(LightningModule):
         if self.optimization.lorafa:
             freeze_A(self.network)
         if self.device_mesh is not None and not is_sharded(self.network):
-            shard(self.transformers_model, self.device_mesh["data_parallel"])
+            shard_model(self.transformers_model, self.device_mesh["data_parallel"])
             # Only one process has drawn what is new; from here on all draw the same, as without sharding.
             torch.set_rng_state(self.trainer.strategy.broadcast(torch.get_rng_state()))
 
@@ -263,13 +263,13 @@ class AdaptationTask(LightningModule):
         """
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.lora is not None and self.lora.adalora is not None:
-            allocate(self.adapted_network, self.trainer.global_step + 1)
+            allocate_ranks(self.adapted_network, self.trainer.global_step + 1)
 
     @property
     def may_be_best(self) -> bool:
         """Whether the model as it is may be handed over: under AdaLoRA only once its ranks are what it ends with."""
         uses_budget = self.lora is not None and self.lora.adalora is not None
-        return not uses_budget or is_settled(self.adapted_network, self.trainer.global_step)
+        return not uses_budget or ranks_are_settled(self.adapted_network, self.trainer.global_step)
 
     @property
     def _may_train(self) -> bool:
@@ -297,7 +297,7 @@ class AdaptationTask(LightningModule):
             raise ConfigurationError(msg)
         compute_dtype_on(self.quantization, trainer.strategy.root_device, str(trainer.precision))
 
-    def quantization_here(self) -> Quantization | None:
+    def quantization_on_device(self) -> Quantization | None:
         """How to quantise for the trainer's device and precision; without a trainer for the CPU.
 
         Lightning moves a model only after `configure_model`. Here each process quantises on its own device at once: the
@@ -356,7 +356,7 @@ class AdaptationTask(LightningModule):
         output = self.built_network(**self.model_inputs(batch), output_hidden_states=True)
         return cast("tuple[Tensor, ...]", output.hidden_states)
 
-    def loss_of_sum(self, loss: Tensor, examples: int, batch_idx: int) -> Tensor:
+    def scale_summed_loss(self, loss: Tensor, examples: int, batch_idx: int) -> Tensor:
         """What `training_step` returns, so that every example of an optimizer step counts the same.
 
         A mean of the batches' means would weigh an example in a small batch more than one in a large batch, and the
@@ -426,7 +426,9 @@ class AdaptationTask(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another backbone or adapter before its tensors are read."""
-        found = contradictions(checkpoint.get("hyper_parameters", {}), dict(self.hparams), structural_only=True)
+        found = hyperparameter_conflicts(
+            checkpoint.get("hyper_parameters", {}), dict(self.hparams), structural_only=True
+        )
         if found:
             msg = f"the checkpoint was made with another model: {'; '.join(found)}."
             raise CheckpointError(msg)
@@ -461,7 +463,7 @@ class AdaptationTask(LightningModule):
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
 
-def checkpoint_layers(model: nn.Module) -> None:
+def enable_gradient_checkpointing(model: nn.Module) -> None:
     """Switches gradient checkpointing on, without reentrance.
 
     transformers also lets the embeddings' output require a gradient, as a frozen base under adapters needs.

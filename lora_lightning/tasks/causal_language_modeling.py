@@ -24,7 +24,7 @@ from lora_lightning.lora.fused import fuse_lora_layers
 from lora_lightning.lora.injection import attach_lora
 from lora_lightning.tasks.base import AdaptationTask
 from lora_lightning.tasks.generation import GenerationSettings, complete
-from lora_lightning.tasks.hyperparameters import from_plain
+from lora_lightning.tasks.hyperparameters import as_settings
 from lora_lightning.tasks.next_token import NextTokenModel
 from lora_lightning.tasks.optimization import OptimizationSettings
 
@@ -60,14 +60,14 @@ class CausalLanguageModelingTask(AdaptationTask):
         generation: GenerationSettings = GenerationSettings(),  # noqa: B008
     ) -> None:
         super().__init__(backbone, lora, quantization, optimization, base_dropout, gradient_checkpointing)
-        self.generation = from_plain(GenerationSettings, generation) or GenerationSettings()
+        self.generation = as_settings(GenerationSettings, generation) or GenerationSettings()
         self.metrics = nn.ModuleDict(
             {
                 split: nn.ModuleDict({"loss": MeanMetric(), "next_token_accuracy": MeanMetric()})
                 for split in ("val", "test")
             }
         )
-        self.remember(
+        self.save_task_hyperparameters(
             backbone=backbone,
             lora=lora,
             quantization=quantization,
@@ -115,7 +115,7 @@ class CausalLanguageModelingTask(AdaptationTask):
     def build_network(self) -> nn.Module:
         """Loads the backbone and attaches the adapters."""
         self.check_settings()
-        model = load_causal_lm(self.backbone, self._config, self.quantization_here(), self.loads_values)
+        model = load_causal_lm(self.backbone, self._config, self.quantization_on_device(), self.loads_values)
         network: nn.Module = model
         if self.lora is not None:
             network = attach_lora(model, self.lora, [], "CAUSAL_LM", [output_head_name(model)])
@@ -141,7 +141,7 @@ class CausalLanguageModelingTask(AdaptationTask):
         """Summed cross entropy of a batch."""
         loss, labels = self.next_token.loss(batch)
         self.log("train/loss", loss.detach() / labels, prog_bar=True, batch_size=labels)
-        return self.loss_of_sum(loss, labels, batch_idx)
+        return self.scale_summed_loss(loss, labels, batch_idx)
 
     def on_validation_epoch_start(self) -> None:
         """Forgets the last epoch's batches."""

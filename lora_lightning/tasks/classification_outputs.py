@@ -92,7 +92,7 @@ def outputs_of_logits(logits: Tensor, space: LabelSpace, out_of_scope_threshold:
     return Outputs(logits, "categorical", decisions)
 
 
-def readable(prediction: Mapping[str, Any], space: LabelSpace) -> dict[str, Any]:
+def readable_prediction(prediction: Mapping[str, Any], space: LabelSpace) -> dict[str, Any]:
     """One row of `predict_labels` with names for numbers.
 
     Args:

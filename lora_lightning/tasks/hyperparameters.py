@@ -28,7 +28,7 @@ STRUCTURAL = (
 Settings = TypeVar("Settings")
 
 
-def from_plain(settings_class: type[Settings], value: Any) -> Settings | None:
+def as_settings(settings_class: type[Settings], value: Any) -> Settings | None:
     """Makes a settings object again from the plain values that a checkpoint holds.
 
     Args:
@@ -43,7 +43,7 @@ def from_plain(settings_class: type[Settings], value: Any) -> Settings | None:
     return cast("Settings | None", value)
 
 
-def contradictions(saved: Mapping[str, Any], asked: Mapping[str, Any], structural_only: bool) -> list[str]:
+def hyperparameter_conflicts(saved: Mapping[str, Any], asked: Mapping[str, Any], structural_only: bool) -> list[str]:
     """Where a checkpoint's hyperparameters and the asked ones differ.
 
     Args:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import create_causal_mask
 
 from lora_lightning.errors import BackboneError
-from lora_lightning.lora.sharding import as_forward
+from lora_lightning.lora.sharding import run_as_forward
 
 IGNORED = -100
 ROWS_AT_ONCE = 512  # positions whose logits are held together
@@ -52,7 +52,7 @@ class NextTokenModel:
         if not self._head_is_linear:
             return self._loss_of_logits(batch)
         self._find_out(batch)
-        return as_forward(self.model, self._loss, batch)
+        return run_as_forward(self.model, self._loss, batch)
 
     def _loss_of_logits(self, batch: Batch) -> tuple[Tensor, int]:
         learnt = batch["labels"] != IGNORED
@@ -90,7 +90,7 @@ class NextTokenModel:
         learnt = batch["labels"] != IGNORED
         if self._head_is_linear:
             self._find_out(batch)
-            return as_forward(self.model, self._hidden_states, batch)[learnt]
+            return run_as_forward(self.model, self._hidden_states, batch)[learnt]
         logits: Tensor = self.model(**self.inputs(batch)).logits
         return logits[learnt]
 
@@ -106,7 +106,7 @@ class NextTokenModel:
             The sum of the cross entropy over all labels, float32 scalar, in nats; how many labels are the most likely
             token, int64 scalar; and the number of labels.
         """
-        return as_forward(self.model, self._score, batch, features)
+        return run_as_forward(self.model, self._score, batch, features)
 
     def _score(self, batch: Batch, features: Tensor) -> tuple[Tensor, Tensor, int]:
         labels = batch["labels"][batch["labels"] != IGNORED]
@@ -130,13 +130,13 @@ class NextTokenModel:
         """
         last, count = len(features) - 1, min(len(features), ROWS_TO_COMPARE)
         places = torch.linspace(0, last, count, dtype=torch.float64).round().long()
-        return as_forward(self.model, self._logits, features[places.to(features.device)])
+        return run_as_forward(self.model, self._logits, features[places.to(features.device)])
 
     def _logits(self, features: Tensor) -> Tensor:
         return self._head(features) if self._head_is_linear else features
 
     def _find_out(self, batch: Batch) -> None:
-        """Answers the questions that call the whole model, which must not happen inside `as_forward`."""
+        """Answers the questions that call the whole model, which must not happen inside `run_as_forward`."""
         if "position_ids" in batch:
             _ = self._documents_kept_apart_by
 
@@ -174,7 +174,7 @@ class NextTokenModel:
         tokens = _some_tokens(self.model)
         with _asked_quietly(self.model):
             logits = self.model(input_ids=tokens, use_cache=False).logits
-            return torch.equal(logits, as_forward(self.model, self._logits_of_head, tokens))
+            return torch.equal(logits, run_as_forward(self.model, self._logits_of_head, tokens))
 
     def _logits_of_head(self, tokens: Tensor) -> Tensor:
         logits: Tensor = self._head(self.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state)

@@ -227,7 +227,7 @@ def build_schedule(optimizer: Optimizer, settings: OptimizationSettings, total_s
     return cast("LRScheduler", SCHEDULES[settings.schedule](optimizer, warmup_steps, round(total_steps)))
 
 
-def trained_share(model: nn.Module) -> tuple[int, int]:
+def count_trainable_parameters(model: nn.Module) -> tuple[int, int]:
     """Counts parameters.
 
     Args:

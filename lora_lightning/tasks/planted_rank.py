@@ -15,7 +15,7 @@ from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.fused import fuse_lora_layers
 from lora_lightning.lora.injection import attach_lora
 from lora_lightning.tasks.base import AdaptationTask
-from lora_lightning.tasks.hyperparameters import from_plain
+from lora_lightning.tasks.hyperparameters import as_settings
 from lora_lightning.tasks.optimization import OptimizationSettings
 
 Batch = dict[str, Tensor]
@@ -42,8 +42,8 @@ class PlantedRankTask(AdaptationTask):
         optimization: OptimizationSettings = OptimizationSettings(),  # noqa: B008
     ) -> None:
         super().__init__("planted_rank", lora, optimization=optimization)
-        self.problem = from_plain(PlantedRank, problem) or PlantedRank()
-        self.remember(problem=problem, lora=lora, optimization=optimization)
+        self.problem = as_settings(PlantedRank, problem) or PlantedRank()
+        self.save_task_hyperparameters(problem=problem, lora=lora, optimization=optimization)
         self.metrics.update({split: MeanMetric() for split in ("val", "test")})
         planted = self.problem.base_weights() + self.problem.deltas()
         self.register_buffer("planted", planted)
@@ -101,7 +101,7 @@ class PlantedRankTask(AdaptationTask):
         loss = self(batch).mean()
         rows = len(batch["inputs"])
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=rows)
-        return self.loss_of_sum(loss * rows, rows, batch_idx)
+        return self.scale_summed_loss(loss * rows, rows, batch_idx)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the validation loss."""

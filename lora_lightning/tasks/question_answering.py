@@ -92,7 +92,7 @@ class QuestionAnsweringTask(AdaptationTask):
         self.metrics = nn.ModuleDict({split: QuestionAnsweringMetrics() for split in ("val", "test")})
         # Infinity answers every question, until validation has chosen.
         self.register_buffer("null_threshold", torch.tensor(float("inf")))
-        self.remember(
+        self.save_task_hyperparameters(
             backbone=backbone,
             lora=lora,
             quantization=quantization,
@@ -136,7 +136,7 @@ class QuestionAnsweringTask(AdaptationTask):
         """Loads the backbone and attaches the adapters."""
         self.check_settings()
         config = self._load_config()
-        loaded = load_question_answerer(self.backbone, config, self.quantization_here(), self.loads_values)
+        loaded = load_question_answerer(self.backbone, config, self.quantization_on_device(), self.loads_values)
         use_dropout_attention(loaded.model)
         network: nn.Module = loaded.model
         if self.lora is not None:
@@ -181,7 +181,7 @@ class QuestionAnsweringTask(AdaptationTask):
         *_, loss = self.evaluate(batch)
         windows = len(batch["question"])
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=windows)
-        return self.loss_of_sum(loss * windows, windows, batch_idx)
+        return self.scale_summed_loss(loss * windows, windows, batch_idx)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the validation metrics."""

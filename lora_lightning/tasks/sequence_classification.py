@@ -37,9 +37,9 @@ from lora_lightning.tasks.classification_outputs import (
     classification_loss,
     outputs_of_logits,
     predict_labels,
-    readable,
+    readable_prediction,
 )
-from lora_lightning.tasks.hyperparameters import from_plain
+from lora_lightning.tasks.hyperparameters import as_settings
 from lora_lightning.tasks.optimization import OptimizationSettings
 
 Batch = dict[str, Tensor]
@@ -94,11 +94,11 @@ class SequenceClassificationTask(AdaptationTask):
             msg = f"model.label_smoothing is {label_smoothing}, but a share in [0, 1) is needed."
             raise ConfigurationError(msg)
         self.label_smoothing = label_smoothing
-        self.label_space = from_plain(LabelSpace, label_space)
+        self.label_space = as_settings(LabelSpace, label_space)
         self.scored_splits: list[str] = []  # in the order of the loaders
         # Infinity calls nothing out of scope, until validation has chosen.
         self.register_buffer("out_of_scope_threshold", torch.tensor(float("inf")))
-        self.remember(
+        self.save_task_hyperparameters(
             backbone=backbone,
             lora=lora,
             quantization=quantization,
@@ -167,7 +167,7 @@ class SequenceClassificationTask(AdaptationTask):
         """Loads the backbone and attaches the adapters."""
         self.check_settings()
         loaded = load_sequence_classifier(
-            self.backbone, self._load_config(), self.quantization_here(), self.loads_values
+            self.backbone, self._load_config(), self.quantization_on_device(), self.loads_values
         )
         keep_first_token_only(loaded.model)
         use_dropout_attention(loaded.model)
@@ -205,7 +205,7 @@ class SequenceClassificationTask(AdaptationTask):
         _, loss = self.evaluate(batch)
         rows = len(batch["labels"])
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=rows)
-        return self.loss_of_sum(loss * rows, rows, batch_idx)
+        return self.scale_summed_loss(loss * rows, rows, batch_idx)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Adds a batch to the metrics of its validation split."""
@@ -296,7 +296,7 @@ class SequenceClassificationTask(AdaptationTask):
             columns = {name: column.tolist() for name, column in batch.items()}
             for position, index in enumerate(columns.pop("index")):
                 prediction = {name: column[position] for name, column in columns.items()}
-                rows[index] = {**inputs[index], **readable(prediction, self.labels)}
+                rows[index] = {**inputs[index], **readable_prediction(prediction, self.labels)}
         return [rows[index] for index in sorted(rows)]
 
     def export_files(self) -> dict[str, Any]:

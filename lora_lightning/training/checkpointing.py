@@ -12,7 +12,7 @@ from torch import Tensor
 from lora_lightning.backbones.export import export_model
 from lora_lightning.datamodules import AdaptationDataModule
 from lora_lightning.errors import ConfigurationError, nearest
-from lora_lightning.lora.sharding import is_sharded, whole_state
+from lora_lightning.lora.sharding import full_state_dict, is_sharded
 from lora_lightning.runs.files import cannot_be_written
 from lora_lightning.runs.layout import ADAPTER_FOLDER, BEST, EVENT_SIZES, WHOLE_STEP, event_sizes, run_folder_of
 from lora_lightning.tasks import AdaptationTask
@@ -164,7 +164,7 @@ class AdapterCheckpoint(ModelCheckpoint):
     def _export(self, trainer: Trainer, task: AdaptationTask) -> None:
         self.adapter_folder = Path(self.dirpath or ".").parent / ADAPTER_FOLDER
         network = task.built_network
-        state = whole_state(network, keep=trainer.is_global_zero) if is_sharded(network) else None  # collective
+        state = full_state_dict(network, keep=trainer.is_global_zero) if is_sharded(network) else None  # collective
         if trainer.is_global_zero:
             datamodule = cast("AdaptationDataModule", trainer.datamodule)  # type: ignore[attr-defined]
             export_model(network, datamodule.tokenizer, self.adapter_folder, task.export_files(), state)

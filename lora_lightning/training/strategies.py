@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from lora_lightning.lora.sharding import like, state_like, whole_state, whole_value
+from lora_lightning.lora.sharding import full_state_dict, gather_full_tensor, shard_like, shard_state_dict_like
 
 
 class FullyShardedStrategy(ModelParallelStrategy):
@@ -45,12 +45,14 @@ class FullyShardedStrategy(ModelParallelStrategy):
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """What a checkpoint may hold, whole on the main process and without values on the others; collective."""
-        return whole_state(self._module(), keep=self.is_global_zero)
+        return full_state_dict(self._module(), keep=self.is_global_zero)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """The optimizer's own state with whole tensors, as without sharding; collective."""
         plain = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-        state: dict[str, Any] = apply_to_collection(plain.state_dict(), DTensor, whole_value, keep=self.is_global_zero)
+        state: dict[str, Any] = apply_to_collection(
+            plain.state_dict(), DTensor, gather_full_tensor, keep=self.is_global_zero
+        )
         return state
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
@@ -61,7 +63,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Loads this process's slices."""
         module = self._module()
-        module.load_state_dict(state_like(checkpoint["state_dict"], module.state_dict()), strict=strict)
+        module.load_state_dict(shard_state_dict_like(checkpoint["state_dict"], module.state_dict()), strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Loads this process's slices of what the optimizer knows about each parameter."""
@@ -79,4 +81,4 @@ class FullyShardedStrategy(ModelParallelStrategy):
 
 
 def _slice(value: Any, parameter: Tensor) -> Any:
-    return like(value, parameter) if isinstance(value, Tensor) else value
+    return shard_like(value, parameter) if isinstance(value, Tensor) else value

@@ -13,7 +13,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lora_lightning.analysis.intruders import Intruders, adapted_weight, find_intruders, left_singular_vectors
-from lora_lightning.lora.delta import adapted_layers, base_weight
+from lora_lightning.lora.delta import adapted_layers, pretrained_weight
 
 Matrix = NDArray[np.float64]
 
@@ -106,6 +106,6 @@ def test_the_adapted_weight_is_what_peft_merges(kind: str, dora: bool) -> None:
         if parameter.requires_grad:
             nn.init.normal_(parameter)
     (adapted,) = adapted_layers(model).values()
-    weight = adapted_weight(adapted, base_weight(adapted))
+    weight = adapted_weight(adapted, pretrained_weight(adapted))
     merged = model.merge_and_unload()[0].weight.detach()
     torch.testing.assert_close(weight, merged if kind == "linear" else merged.T, rtol=1e-5, atol=1e-5)

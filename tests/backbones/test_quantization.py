@@ -123,17 +123,17 @@ def test_sharding_strategies_are_refused() -> None:
 
 def test_weights_are_quantised_on_the_processs_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
     task = SequenceClassificationTask("anywhere", quantization=QuantizationSettings())
-    alone = task.quantization_here()
+    alone = task.quantization_on_device()
     assert alone is not None
     assert alone.device == CPU
     task.trainer = trainer(strategy="ddp", devices=2, precision="bf16-mixed")
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
     monkeypatch.setattr(type(task.trainer.strategy), "root_device", torch.device("cuda:1"))  # of the second process
-    here = task.quantization_here()
+    here = task.quantization_on_device()
     assert here is not None
     assert (here.device, here.compute_dtype) == (torch.device("cuda:1"), torch.bfloat16)
     task.quantization = None
-    assert task.quantization_here() is None
+    assert task.quantization_on_device() is None
 
 
 @pytest.mark.parametrize(

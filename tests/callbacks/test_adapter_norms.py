@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lora_lightning.callbacks import AdapterNormMonitor
 from lora_lightning.figures.histograms import BINS, add_histogram
-from lora_lightning.lora.delta import adapted_layers, adapter_factors, base_weight
+from lora_lightning.lora.delta import adapted_layers, adapter_factors, pretrained_weight
 from tests.callbacks.test_merge_equivalence import fit, fit_quantized
 from tests.conftest import TinyBackbone
 
@@ -134,7 +134,7 @@ def test_a_quantized_base_counts_with_the_weight_it_stands_for(
     task = fit_quantized(tiny_backbone("llama"), tmp_path, AdapterNormMonitor(), bits)  # type: ignore[arg-type]
     found = numbers(tmp_path)[4]
     for name, layer in adapted_layers(task).items():
-        weight = np.linalg.norm(base_weight(layer).numpy())
+        weight = np.linalg.norm(pretrained_weight(layer).numpy())
         assert found[name, "relative_delta_norm"] == pytest.approx(found[name, "delta_norm"] / weight, rel=1e-5)
 
 

@@ -10,7 +10,7 @@ from lora_lightning.analysis.intruders import Intruders, left_singular_vectors
 from lora_lightning.callbacks import IntruderDimensions, intruder_dimensions
 from lora_lightning.callbacks.intruder_dimensions import measurements_of, sentence
 from lora_lightning.errors import ConfigurationError
-from lora_lightning.lora.delta import adapted_layers, adapter_factors, base_weight
+from lora_lightning.lora.delta import adapted_layers, adapter_factors, pretrained_weight
 from lora_lightning.metrics import LabelSpace
 from lora_lightning.tasks import SequenceClassificationTask
 from tests.conftest import TinyBackbone
@@ -32,7 +32,7 @@ def test_a_planted_intruder_is_found_where_it_is(
     layers = adapted_layers(task)
     for name in (QUERY, KEY):
         a, b = adapter_factors(layers[name])
-        weight = base_weight(layers[name])
+        weight = pretrained_weight(layers[name])
         directions, strengths = left_singular_vectors(weight)
         # New: between sixteen weak directions of W. Old: along its strongest.
         direction = directions[:, 16:].sum(dim=1) / 4 if name == QUERY else directions[:, 0]

@@ -12,7 +12,7 @@ from lora_lightning.lora.combinations import check_quantized_base
 from lora_lightning.lora.config import AdaLoraSettings, EvaSettings, LoraSettings
 from lora_lightning.lora.injection import find_targets
 from lora_lightning.tasks import OptimizationSettings, QuestionAnsweringTask, SequenceClassificationTask
-from lora_lightning.tasks.hyperparameters import contradictions
+from lora_lightning.tasks.hyperparameters import hyperparameter_conflicts
 from tests.conftest import TinyClassifier
 
 TINY = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 50}
@@ -163,13 +163,13 @@ def test_checkpoints_from_before_an_option_had_its_default() -> None:
     }
     new = dict(SequenceClassificationTask("a").hparams)
     asked = {name: new[name] for name in ("backbone", "lora", "optimization", "freeze_backbone")}
-    assert contradictions(old, asked, structural_only=False) == []
+    assert hyperparameter_conflicts(old, asked, structural_only=False) == []
     asked["lora"] = {**asked["lora"], "use_dora": True}
-    assert contradictions(old, asked, structural_only=True) == [
+    assert hyperparameter_conflicts(old, asked, structural_only=True) == [
         "lora.use_dora is True here and False in the checkpoint"
     ]
     frozen = {**asked, "lora": None, "freeze_backbone": True}
-    assert "freeze_backbone is True here and False in the checkpoint" in contradictions(
+    assert "freeze_backbone is True here and False in the checkpoint" in hyperparameter_conflicts(
         old, frozen, structural_only=True
     )
 

@@ -20,7 +20,12 @@ from transformers import (
 from lora_lightning.backbones import LoadedBackbone
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.config import AdaLoraSettings, LoraSettings
-from lora_lightning.lora.injection import attach_lora, modules_lacked, modules_trained_in_full, trained_parameters
+from lora_lightning.lora.injection import (
+    attach_lora,
+    modules_trained_in_full,
+    newly_initialized_modules,
+    trainable_parameter_names,
+)
 from tests.conftest import TinyClassifier
 from tests.reference import assert_layers_compute_the_formula, move_from_zero
 from tests.tiny_models import FAMILIES, HIDDEN
@@ -57,9 +62,12 @@ def test_modules_without_pretrained_weights_are_named(tiny_classifier: TinyClass
 
 def test_only_modules_that_lack_every_parameter_are_named() -> None:
     model = nn.ModuleDict({"a": nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), "b": nn.Linear(2, 2), "c": nn.ReLU()})
-    assert modules_lacked(model, ["a.0.weight", "a.0.bias", "a.1.weight", "b.weight", "b.bias"]) == ["a.0", "b"]
-    assert modules_lacked(model, ["a.0.weight", "a.0.bias", "a.1.weight", "a.1.bias"]) == ["a"]
-    assert modules_lacked(model, []) == []
+    assert newly_initialized_modules(model, ["a.0.weight", "a.0.bias", "a.1.weight", "b.weight", "b.bias"]) == [
+        "a.0",
+        "b",
+    ]
+    assert newly_initialized_modules(model, ["a.0.weight", "a.0.bias", "a.1.weight", "a.1.bias"]) == ["a"]
+    assert newly_initialized_modules(model, []) == []
 
 
 @pytest.mark.parametrize("target_modules", ["attention-qv", "all-linear"])
@@ -68,7 +76,7 @@ def test_adapters_and_lacked_modules_train_and_nothing_else(
     tiny_classifier: TinyClassifier, family: str, target_modules: str
 ) -> None:
     model = attach(tiny_classifier(family), target_modules=target_modules, r=2)
-    trained = trained_parameters(model)
+    trained = trainable_parameter_names(model)
     whole = [name for name in trained if "lora_" not in name]
     lacked = {name for name, _ in model.named_parameters() if ".modules_to_save." in name}
     assert any("lora_A" in name for name in trained)
@@ -89,7 +97,7 @@ def test_head_found_in_the_checkpoint_trains_whole_and_gets_no_adapter(
     loaded = tiny_classifier(family)
     model = attach_lora(loaded.model, LoraSettings(r=2), [], "SEQ_CLS")  # as if nothing had been lacking
     head = "score" if family == "llama" else "classifier"
-    names = [name for name in trained_parameters(model) if f"model.{head}." in name]
+    names = [name for name in trainable_parameter_names(model) if f"model.{head}." in name]
     assert names
     assert not [name for name in names if "lora_" in name]
 
@@ -99,7 +107,7 @@ def test_head_found_in_the_checkpoint_trains_whole_and_gets_no_adapter(
 )
 def test_modules_to_save_train_in_full(tiny_classifier: TinyClassifier, family: str, wanted: str) -> None:
     model = attach(tiny_classifier(family), modules_to_save=[wanted], r=2)
-    named = [name for name in trained_parameters(model) if f".{wanted}." in name]
+    named = [name for name in trainable_parameter_names(model) if f".{wanted}." in name]
     assert named
     assert all(".modules_to_save.default." in name for name in named)
 
@@ -195,7 +203,9 @@ def test_bias_setting_decides_which_biases_train(
     tiny_classifier: TinyClassifier, bias: str, expected: set[str]
 ) -> None:
     model = attach(tiny_classifier("bert"), bias=bias, target_modules="attention-qv")
-    names = [name for name in trained_parameters(model) if name.endswith(".bias") and ".modules_to_save." not in name]
+    names = [
+        name for name in trainable_parameter_names(model) if name.endswith(".bias") and ".modules_to_save." not in name
+    ]
     assert {name.removesuffix(".bias").removesuffix(".base_layer").rsplit(".", 1)[-1] for name in names} == expected
 
 

@@ -14,10 +14,16 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.config import LoraSettings
-from lora_lightning.lora.delta import adapted_layers, base_weight
+from lora_lightning.lora.delta import adapted_layers, pretrained_weight
 from lora_lightning.lora.fused import fuse_lora_layers
 from lora_lightning.lora.injection import attach_lora
-from lora_lightning.lora.merging import merge_targets, merged, merged_weight, quantization_errors, without_adapters
+from lora_lightning.lora.merging import (
+    merge_targets,
+    merged_adapters,
+    merged_weight,
+    quantization_errors,
+    without_adapters,
+)
 from lora_lightning.lora.quantized import dequantized_weight, keep_4bit_weights_in_order
 from tests.conftest import TinyBackbone, TinyClassifier
 from tests.tiny_models import FAMILIES
@@ -70,7 +76,7 @@ def test_every_family_says_the_same_merged_and_is_left_as_it_was(tiny_classifier
     modules = [id(module) for module in model.modules()]
     adapted = logits_of(model)
     assert merge_targets(model) == ["base"]
-    with merged(model, "base"):
+    with merged_adapters(model, "base"):
         assert not adapted_layers(model)
         found = logits_of(model)
     with without_adapters(model):
@@ -93,7 +99,7 @@ def test_every_variant_merges(tiny_classifier: TinyClassifier, family: str, vari
     config.fan_in_fan_out = family == "gpt2"
     model = randomized(get_peft_model(tiny_classifier(family).model, config))
     before, adapted = bytes_of(model), logits_of(model)
-    with merged(model, "base"):
+    with merged_adapters(model, "base"):
         torch.testing.assert_close(logits_of(model), adapted, rtol=0, atol=5e-5)
     with without_adapters(model):
         assert (logits_of(model) - adapted).abs().max() > 1e-3
@@ -107,7 +113,7 @@ def test_an_adapted_embedding_merges_unless_the_head_shares_its_weight(tiny_back
         model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
     wrapped = randomized(get_peft_model(model, LoraConfig(r=4, target_modules=["wte"])))
     before, adapted = bytes_of(wrapped), logits_of(wrapped)
-    with merged(wrapped, "base"):
+    with merged_adapters(wrapped, "base"):
         moved = (logits_of(wrapped) - adapted).abs().max()
     # The adapter changes the embedding alone, a merge both: this must show.
     assert moved > 0.01 if tied else moved < 1e-5
@@ -125,7 +131,7 @@ def test_a_merged_weight_equals_numpys() -> None:
         if variant == "dora":
             magnitude = lora.lora_magnitude_vector["default"].weight.detach().double().numpy()
             expected *= (magnitude / np.linalg.norm(expected, axis=1))[:, None]
-        found = merged_weight("0", lora, base_weight(lora))
+        found = merged_weight("0", lora, pretrained_weight(lora))
         np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -138,12 +144,12 @@ def test_half_precision_is_rounded_once(dtype: torch.dtype) -> None:
     a, b = (lora.lora_A["default"].weight, lora.lora_B["default"].weight)
     weight, a, b = (x.detach().float().numpy().astype(np.float64) for x in (lora.weight, a, b))
     expected = torch.from_numpy(weight + 9 / 4 * b @ a).to(dtype)
-    with merged(model, "base"):
+    with merged_adapters(model, "base"):
         assert (model.base_model.model[0].weight == expected).float().mean() > 0.99  # ties may round either way
 
 
 def interrupted(model: nn.Module, error: type[BaseException]) -> None:
-    with merged(model, "base"):
+    with merged_adapters(model, "base"):
         raise error
 
 
@@ -185,7 +191,7 @@ def test_a_quantized_base_has_three_targets(tiny_backbone: TinyBackbone, bits: i
     before, random_state = bytes_of(model), torch.get_rng_state()
     moved = {}
     for target in merge_targets(model, originals):
-        with merged(model, target, originals):
+        with merged_adapters(model, target, originals):
             assert not adapted_layers(model)
             moved[target] = float((logits_of(model) - adapted).abs().max())
     assert list(moved) == ["dequantized", "original", "requantized"]
@@ -203,7 +209,7 @@ def test_gpt2s_layers_stop_being_transposed_where_they_are_quantized(tiny_backbo
     pytest.importorskip("bitsandbytes")
     model = quantized(tiny_backbone("gpt2"), 4, targets=("c_attn", "c_fc"))
     adapted = logits_of(model)
-    with merged(model, "dequantized"):
+    with merged_adapters(model, "dequantized"):
         torch.testing.assert_close(logits_of(model), adapted, rtol=0, atol=1e-5)
 
 
@@ -222,5 +228,5 @@ def test_errors_of_quantizing_equal_numpys(tiny_backbone: TinyBackbone) -> None:
     assert found["requantization_error"] > 0
     assert "quantization_error" not in quantization_errors(name, layer)
     with pytest.raises(ConfigurationError, match=r"q_proj: its original weight is not among the given ones"):  # noqa: SIM117
-        with merged(model, "original", {}):
+        with merged_adapters(model, "original", {}):
             pass

@@ -15,7 +15,7 @@ from lora_lightning.lora.quantized import (
     quantized_bits,
     requantized,
 )
-from lora_lightning.tasks.optimization import trained_share
+from lora_lightning.tasks.optimization import count_trainable_parameters
 
 bnb = pytest.importorskip("bitsandbytes")
 IN, OUT = 128, 64
@@ -45,7 +45,7 @@ def test_parameters_count_as_what_they_stand_for(bits: int) -> None:
     assert parameter_count(model[0].weight) == IN * OUT
     # Without this, half of a 4-bit weight's parameters are missing.
     expected = IN * OUT + OUT + 2 * OUT + 2
-    assert trained_share(model) == (OUT + 2 * OUT + 2, expected)
+    assert count_trainable_parameters(model) == (OUT + 2 * OUT + 2, expected)
 
 
 @pytest.mark.parametrize(("bits", "tolerance"), [(4, 0.5), (8, 0.02)])

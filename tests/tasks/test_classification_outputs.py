@@ -5,7 +5,12 @@ import pytest
 import torch
 
 from lora_lightning.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL, LabelSpace
-from lora_lightning.tasks.classification_outputs import classification_loss, outputs_of_logits, predict_labels, readable
+from lora_lightning.tasks.classification_outputs import (
+    classification_loss,
+    outputs_of_logits,
+    predict_labels,
+    readable_prediction,
+)
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 3.0, -2.0]])
 NO_THRESHOLD = torch.tensor(float("inf"))
@@ -13,7 +18,10 @@ NO_THRESHOLD = torch.tensor(float("inf"))
 
 def rows_of(logits: torch.Tensor, space: LabelSpace, threshold: torch.Tensor = NO_THRESHOLD) -> list[dict[str, object]]:
     columns = {name: column.tolist() for name, column in predict_labels(logits, space, threshold).items()}
-    return [readable({name: column[row] for name, column in columns.items()}, space) for row in range(len(logits))]
+    return [
+        readable_prediction({name: column[row] for name, column in columns.items()}, space)
+        for row in range(len(logits))
+    ]
 
 
 def test_one_label() -> None:

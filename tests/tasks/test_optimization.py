@@ -11,8 +11,8 @@ from lora_lightning.tasks.optimization import (
     OptimizationSettings,
     build_optimizer,
     build_schedule,
+    count_trainable_parameters,
     parameter_groups,
-    trained_share,
 )
 
 
@@ -90,4 +90,4 @@ def test_a_schedule_without_an_end_is_refused_unless_constant() -> None:
 def test_trained_share_counts_numbers() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     model[0].requires_grad_(requires_grad=False)
-    assert trained_share(model) == (10, 26)
+    assert count_trainable_parameters(model) == (10, 26)

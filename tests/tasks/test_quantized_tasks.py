@@ -19,7 +19,7 @@ from transformers import (
 from lora_lightning.backbones.export import QUANTIZATION, export_model
 from lora_lightning.errors import CheckpointError, ConfigurationError
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
-from lora_lightning.lora.delta import adapted_layers, base_weight
+from lora_lightning.lora.delta import adapted_layers, pretrained_weight
 from lora_lightning.lora.quantized import keep_4bit_weights_in_order, quantized_bits
 from lora_lightning.metrics import LabelSpace
 from lora_lightning.tasks import CausalLanguageModelingTask, QuestionAnsweringTask, SequenceClassificationTask
@@ -236,11 +236,11 @@ def test_gradient_checkpointing_changes_no_gradient(
 def test_moving_nowhere_changes_nothing(tiny_backbone: TinyBackbone, bits: int) -> None:
     task = build(tiny_backbone("bert"), bits=bits)
     before = outputs(task.built_network)
-    weights = {name: base_weight(layer) for name, layer in adapted_layers(task).items()}
+    weights = {name: pretrained_weight(layer) for name, layer in adapted_layers(task).items()}
     task.to("cpu")
     assert torch.equal(outputs(task.built_network), before)
     for name, layer in adapted_layers(task).items():
-        assert torch.equal(base_weight(layer), weights[name])
+        assert torch.equal(pretrained_weight(layer), weights[name])
 
 
 @pytest.mark.parametrize(

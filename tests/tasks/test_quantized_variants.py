@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from lora_lightning.backbones.export import export_model
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.config import QuantizationSettings
-from lora_lightning.lora.delta import adapted_layers, base_weight
+from lora_lightning.lora.delta import adapted_layers, pretrained_weight
 from lora_lightning.lora.merging import without_adapters
 from lora_lightning.lora.quantized import keep_biases_as_they_are, quantized_bits
 from lora_lightning.lora.variants.adalora import ranks_in_use
@@ -20,7 +20,7 @@ from lora_lightning.tasks.base import AdaptationTask
 from tests.conftest import TinyBackbone
 from tests.tasks.test_quantized_tasks import plainly_loaded
 from tests.tiny_data import save_tiny_clinc150
-from tests.variants import logits_of, settings_of, stir, train_classifier
+from tests.variants import logits_of, perturb_trainable_parameters, settings_of, train_classifier
 
 pytest.importorskip("bitsandbytes")
 
@@ -65,12 +65,12 @@ def test_a_variant_trains_reloads_and_is_exported(
     task, trainer = trained(settings)
     layers = adapted_layers(task)
     assert {quantized_bits(layer.get_base_layer()) for layer in layers.values()} == {bits}
-    weights = {name: base_weight(layer) for name, layer in layers.items()}
+    weights = {name: pretrained_weight(layer) for name, layer in layers.items()}
     if "adalora" in names:
         assert sum(ranks_in_use(task).values()) == len(layers)  # target_r is 1
     else:
         assert all(layer.lora_B["default"].weight.detach().any() for layer in layers.values())
-    stir(task)
+    perturb_trainable_parameters(task)
     expected = logits_of(task.built_network)
     with without_adapters(task.built_network):
         assert (logits_of(task.built_network) - expected).abs().max() > 1e-3  # or the rest would prove nothing
@@ -79,7 +79,7 @@ def test_a_variant_trains_reloads_and_is_exported(
     again = SequenceClassificationTask.load_from_checkpoint(tmp_path / "a.ckpt", map_location="cpu", weights_only=True)
     assert torch.equal(logits_of(again.built_network), expected)
     for name, layer in adapted_layers(again).items():
-        assert torch.equal(base_weight(layer), weights[name]), name
+        assert torch.equal(pretrained_weight(layer), weights[name]), name
     export_model(task.built_network, None, tmp_path / "adapter", {})
     torch.manual_seed(54321)
     plain = plainly_loaded(tiny_backbone("bert"), tmp_path / "adapter", "classification")

@@ -22,7 +22,7 @@ from lora_lightning.lora.merging import without_adapters
 from lora_lightning.tasks import SequenceClassificationTask
 from tests.conftest import TinyBackbone
 from tests.tiny_data import save_tiny_clinc150
-from tests.variants import LORA, OPTIMIZATION, logits_of, settings_of, stir, train_classifier
+from tests.variants import LORA, OPTIMIZATION, logits_of, perturb_trainable_parameters, settings_of, train_classifier
 
 NAMES = [name for name in (*LORA, *OPTIMIZATION) if name != "loftq"]  # which needs a quantised base
 REFUSED = {
@@ -49,7 +49,7 @@ def by_plain_peft(base: Path, folder: Path) -> nn.Module:
 
 
 def check_round_trips(task: SequenceClassificationTask, trainer: Trainer, base: Path, folder: Path) -> None:
-    stir(task)
+    perturb_trainable_parameters(task)
     expected = logits_of(task.built_network)
     with without_adapters(task.built_network):
         assert (logits_of(task.built_network) - expected).abs().max() > 1e-3  # or the rest would prove nothing

@@ -15,7 +15,7 @@ from lora_lightning.lora.variants.adalora import ranks_in_use
 from lora_lightning.tasks import QuestionAnsweringTask
 from tests.conftest import TinyBackbone
 from tests.tiny_data import save_tiny_squad
-from tests.variants import logits_of, quiet_trainer, settings_of, stir
+from tests.variants import logits_of, perturb_trainable_parameters, quiet_trainer, settings_of
 
 HEAD_ONLY: dict[str, Any] = {"lora": None, "freeze_backbone": True}
 
@@ -51,7 +51,7 @@ def test_a_variant_trains_reloads_and_is_exported(
     if variant == "eva":  # shares out what r = 2 gives 12 layers
         assert sum(ranks_in_use(task).values()) == 2 * 12
         assert len(set(ranks_in_use(task).values())) > 1
-    stir(task)
+    perturb_trainable_parameters(task)
     expected = logits_of(task.built_network)
     pretrained = AutoModelForQuestionAnswering.from_pretrained(backbone)
     assert (logits_of(pretrained) - expected).abs().max() > 1e-3

@@ -48,7 +48,7 @@ def start_budget(network: PeftModel, total_steps: int) -> None:
     _config(network).total_step = total_steps
 
 
-def allocate(network: PeftModel, step: int) -> None:
+def allocate_ranks(network: PeftModel, step: int) -> None:
     """Updates the importances and, where that is due, sets the least important directions to 0.
 
     Args:
@@ -58,7 +58,7 @@ def allocate(network: PeftModel, step: int) -> None:
     cast("Any", network.base_model).update_and_allocate(step)
 
 
-def is_settled(network: PeftModel, step: int) -> bool:
+def ranks_are_settled(network: PeftModel, step: int) -> bool:
     """Whether the ranks are what AdaLoRA ends with.
 
     Before, the optimizer's momentum brings directions back that were set to 0, until the next choice.

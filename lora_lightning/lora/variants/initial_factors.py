@@ -50,7 +50,7 @@ def initial_factor_names(model: nn.Module) -> list[str]:
 
 
 @torch.no_grad()
-def taken_out(layer: LoraLayer) -> Tensor:
+def initial_delta(layer: LoraLayer) -> Tensor:
     """What the base lacks: s B0 A0.
 
     Args:
@@ -81,10 +81,10 @@ def follow_initial_factors(model: nn.Module, state: Mapping[str, Tensor]) -> Non
         if all(torch.equal(left, right) for left, right in zip(own, new, strict=True)):
             continue
         weight = cast("Tensor", layer.get_base_layer().weight)
-        whole = weight.float() + taken_out(layer)
+        whole = weight.float() + initial_delta(layer)
         for factor, value in zip(own, new, strict=True):
             factor.copy_(value)
-        weight.copy_(whole - taken_out(layer))
+        weight.copy_(whole - initial_delta(layer))
 
 
 @contextmanager
@@ -101,7 +101,7 @@ def pretrained_base(model: nn.Module) -> Iterator[None]:
         for _, layer in _layers(model):
             weight = cast("Tensor", layer.get_base_layer().weight).detach()
             stack.callback(weight.copy_, weight.clone())
-            weight.copy_(weight.float() + taken_out(layer))
+            weight.copy_(weight.float() + initial_delta(layer))
         yield
 
 

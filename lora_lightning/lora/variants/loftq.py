@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lora_lightning.lora.delta import adapted_layers, adapter_factors, base_weight
+from lora_lightning.lora.delta import adapted_layers, adapter_factors, pretrained_weight
 from lora_lightning.lora.quantized import quantized_bits
 
 
@@ -25,15 +25,15 @@ def start_from_quantization_error(model: nn.Module, originals: Mapping[str, Tens
     for name, layer in adapted_layers(model).items():
         if quantized_bits(layer.get_base_layer()) != 4:  # noqa: PLR2004  # one of skip_modules
             continue
-        quantized = base_weight(layer)
+        quantized = pretrained_weight(layer)
         a, b = adapter_factors(layer)
-        left, right = best_factors(originals[name].to(quantized) - quantized, a.shape[0])
+        left, right = truncated_svd_factors(originals[name].to(quantized) - quantized, a.shape[0])
         scaling = layer.scaling["default"]
         a.copy_(right / scaling**0.5)
         b.copy_(left / scaling**0.5)
 
 
-def best_factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def truncated_svd_factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """The best approximation of a rank, by its largest singular values (Eckart and Young 1936), as two factors.
 
     Args:

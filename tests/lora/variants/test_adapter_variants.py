@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from lora_lightning.analysis.norms import base_norm, delta_norms
 from lora_lightning.analysis.spectrum import singular_values
 from lora_lightning.lora.config import LoraSettings
-from lora_lightning.lora.delta import adapted_layers, adapter_deltas, adapter_factors, base_weight
+from lora_lightning.lora.delta import adapted_layers, adapter_deltas, adapter_factors, pretrained_weight
 from lora_lightning.lora.injection import attach_lora
 from lora_lightning.lora.quantized import keep_4bit_weights_in_order
 from tests.conftest import TinyBackbone, TinyClassifier
@@ -103,7 +103,7 @@ def test_the_base_weight_is_what_the_layer_multiplies_with(variant: nn.Module) -
     torch.manual_seed(0)
     for delta, layer in zip(adapter_deltas(variant), adapted_layers(variant).values(), strict=True):
         base = layer.get_base_layer()
-        weight = base_weight(layer)
+        weight = pretrained_weight(layer)
         assert weight.shape == (delta.B.shape[0], delta.A.shape[1])
         assert base_norm(weight) == pytest.approx(np.linalg.norm(weight.double().numpy()), rel=1e-5)
         if isinstance(base, nn.Embedding):
@@ -123,7 +123,7 @@ def test_looking_changes_nothing(variant: nn.Module) -> None:
         before = variant(input_ids=tokens).logits
         state = torch.get_rng_state()
         singular_values(adapter_deltas(variant))
-        _ = [base_norm(base_weight(layer)) for layer in adapted_layers(variant).values()]
+        _ = [base_norm(pretrained_weight(layer)) for layer in adapted_layers(variant).values()]
         assert torch.equal(torch.get_rng_state(), state)
         assert torch.equal(variant(input_ids=tokens).logits, before)
 
@@ -148,5 +148,5 @@ def test_every_family(tiny_classifier: TinyClassifier, family: str) -> None:
     ):
         sigma = np.linalg.svd(numpy_delta(layer), compute_uv=False)[:3]
         np.testing.assert_allclose(spectrum, sigma, rtol=1e-5)
-        assert base_weight(layer).shape == (delta.B.shape[0], delta.A.shape[1])
+        assert pretrained_weight(layer).shape == (delta.B.shape[0], delta.A.shape[1])
     assert any(delta.layer is not None for delta in adapter_deltas(model))

@@ -11,9 +11,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from lora_lightning.backbones.export import export_model
 from lora_lightning.lora.config import LoraSettings
-from lora_lightning.lora.delta import adapted_layers, adapter_deltas, base_weight, layer_delta
-from lora_lightning.lora.injection import attach_lora, trained_parameters
-from lora_lightning.lora.merging import merged, without_adapters
+from lora_lightning.lora.delta import adapted_layers, adapter_deltas, layer_delta, pretrained_weight
+from lora_lightning.lora.injection import attach_lora, trainable_parameter_names
+from lora_lightning.lora.merging import merged_adapters, without_adapters
 from lora_lightning.lora.variants.initial_factors import follow_initial_factors, initial_factor_names, pretrained_base
 from tests.conftest import TinyBackbone, TinyClassifier
 
@@ -68,7 +68,7 @@ def test_the_residual_is_what_the_paper_says(tiny_classifier: TinyClassifier, fa
         a, b = (layer.lora_A["default"].weight, layer.lora_B["default"].weight)
         part = 5.0 / 3 * b.detach().double().numpy() @ a.detach().double().numpy()
         np.testing.assert_allclose(residual + part, weight, atol=1e-6)
-        np.testing.assert_allclose(base_weight(layer).numpy(), weight, atol=1e-6)
+        np.testing.assert_allclose(pretrained_weight(layer).numpy(), weight, atol=1e-6)
         if initialization == "pissa":
             u, s, vh = np.linalg.svd(weight, full_matrices=False)
             np.testing.assert_allclose(part, (u[:, :3] * s[:3]) @ vh[:3], atol=1e-5)
@@ -99,7 +99,7 @@ def test_merging_and_the_base_alone_are_exact(
     adapted = logits_of(model)
     assert (adapted - pretrained).abs().max() > 1e-3
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with merged(model, "base"):
+    with merged_adapters(model, "base"):
         torch.testing.assert_close(logits_of(model), adapted, rtol=0, atol=2e-6)
     with without_adapters(model):
         torch.testing.assert_close(logits_of(model), pretrained, rtol=0, atol=2e-6)
@@ -150,7 +150,7 @@ def test_other_signs_of_the_singular_vectors_change_nothing(
             layer.get_base_layer().weight.sub_(part.T if family == "gpt2" else part)
     move(first)
     expected = logits_of(first)
-    names = {*trained_parameters(first), *initial_factor_names(first)}
+    names = {*trainable_parameter_names(first), *initial_factor_names(first)}
     state = {name: tensor.clone() for name, tensor in first.state_dict().items() if name in names}
     second = build(tiny_classifier, family, initialization)
     follow_initial_factors(second, state)

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, AutoModelForQuestionAnswering, Au
 
 from lora_lightning.backbones.export import export_model
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
-from lora_lightning.lora.delta import adapted_layers, adapter_factors, base_weight
-from lora_lightning.lora.variants.loftq import best_factors
+from lora_lightning.lora.delta import adapted_layers, adapter_factors, pretrained_weight
+from lora_lightning.lora.variants.loftq import truncated_svd_factors
 from lora_lightning.metrics import LabelSpace
 from lora_lightning.tasks import SequenceClassificationTask
 from tests.conftest import TinyBackbone
@@ -49,7 +49,7 @@ def loftq(backbone: Path, kind: str, **more: Any) -> Any:
 @pytest.mark.parametrize("rank", [1, 3, 5, 7])
 def test_best_factors_are_the_truncated_svd(rank: int) -> None:
     matrix = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
-    left, right = best_factors(matrix, rank)
+    left, right = truncated_svd_factors(matrix, rank)
     u, sigma, vh = np.linalg.svd(matrix.double().numpy(), full_matrices=False)
     assert (left.shape, right.shape) == ((5, rank), (rank, 8))
     np.testing.assert_allclose(left @ right, (u[:, :rank] * sigma[:rank]) @ vh[:rank], atol=1e-5)
@@ -67,7 +67,7 @@ def test_every_adapter_starts_at_the_best_approximation_of_its_error(
     for name, layer in adapted_layers(task).items():
         weight = original.get_submodule(name).weight.detach().double().numpy()
         weight = weight.T if family == "gpt2" else weight
-        error = weight - base_weight(layer).double().numpy()
+        error = weight - pretrained_weight(layer).double().numpy()
         a, b = (factor.detach().double().numpy() for factor in adapter_factors(layer))  # type: ignore[arg-type]
         left = np.linalg.norm(error - layer.scaling["default"] * b @ a)
         sigma = np.linalg.svd(error, compute_uv=False)
