@@ -1,6 +1,6 @@
-"""Train, measure and hand over LoRA adapters with PyTorch Lightning.
+"""Train, measure and export LoRA and QLoRA adapters with PyTorch Lightning.
 
-Importing this package loads nothing heavy; the classes live in its subpackages, for example
+Importing this package loads nothing heavy. Classes are imported from its subpackages, for example
 `lora_lightning.tasks.SequenceClassificationTask` and `lora_lightning.datamodules.Clinc150DataModule`.
 """
 
