@@ -1,20 +1,39 @@
-"""What can be wrong with a user's input: each error says what it was, what is allowed, how to mend it.
+"""What can be wrong with a user's input, and with which status a command exits.
 
-`lora_lightning.cli.main` prints these as one line without a traceback and exits with status 2.
+Each message is one sentence: what was given, what is allowed, how to fix it. `lora_lightning.cli.main` prints it
+without a traceback.
 """
 
 import signal
 from collections.abc import Iterable
 from difflib import get_close_matches
+from enum import IntEnum
 
-# Exit statuses.
-USER_ERROR = 2
-INTERRUPTED = 130  # by Ctrl-C
-PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: not finished, start the same command again
+DEBUG = "--debug"  # of every command: print the traceback of any error
+
+
+class ExitStatus(IntEnum):
+    """The exit status of every command.
+
+    Attributes:
+        DONE: The command finished.
+        INTERNAL_ERROR: A bug in this program; it prints a traceback.
+        WRONG_INPUT: An option, a file or the environment has to change first.
+        CHECK_FAILED: The command finished, but the trained model failed a check, such as that of the merged weights.
+        STOPPED: Stopped by SIGTERM or SIGUSR1; the same command resumes. EX_TEMPFAIL of sysexits.h.
+        INTERRUPTED: Stopped by Ctrl-C.
+    """
+
+    DONE = 0
+    INTERNAL_ERROR = 1
+    WRONG_INPUT = 2
+    CHECK_FAILED = 3
+    STOPPED = 75
+    INTERRUPTED = 130
 
 
 class LoraLightningError(Exception):
-    """Base of every error that is the input's fault and not the program's."""
+    """Base class of every error that is caused by the input and not by a bug in this program."""
 
 
 class ConfigurationError(LoraLightningError):
@@ -22,7 +41,7 @@ class ConfigurationError(LoraLightningError):
 
 
 class DataError(LoraLightningError):
-    """A data file is missing, malformed or contradicts itself; names the file and the row."""
+    """A data file is missing, malformed or contradicts itself; the message names the file and the row."""
 
 
 class BackboneError(LoraLightningError):
@@ -34,21 +53,21 @@ class CheckpointError(LoraLightningError):
 
 
 class UnreadableError(CheckpointError):
-    """A checkpoint may be whole, but cannot be read at the moment."""
+    """A checkpoint may be intact, but cannot be read at the moment."""
 
 
 class TrainingError(LoraLightningError):
-    """Training cannot go on, for example because the loss is not a number."""
+    """Training cannot continue, for example because the loss is not a number."""
 
 
-class TrainingStopped(BaseException):  # a signal raises it anywhere, and nothing else may catch it
+class TrainingStopped(BaseException):  # a signal handler raises it anywhere, and no `except Exception` may catch it
     """Training was asked to stop and has saved its last step, or had nothing to save.
 
     Args:
         asked: The signal.
-        step: Optimizer steps that are saved; `None` outside training.
-        main_process: Whether this is the process that speaks for all of its machine.
-        alone: Whether other processes may go on, because this one did not agree with them to stop.
+        step: Number of optimizer steps that are saved; `None` outside training.
+        main_process: Whether this process prints the messages of its machine.
+        alone: Whether other processes may continue, because this one did not agree with them to stop.
     """
 
     def __init__(self, asked: signal.Signals, step: int | None, main_process: bool, alone: bool = False) -> None:
@@ -57,33 +76,61 @@ class TrainingStopped(BaseException):  # a signal raises it anywhere, and nothin
         self.step = step
         self.main_process = main_process
         self.alone = alone
-        self.how_to_go_on = ""  # set where the run's folder is known
+        self.how_to_go_on = ""  # set once the run folder is known
 
     def __str__(self) -> str:
-        """Says what happened and how to go on."""
+        """Returns what happened and how to resume."""
         hint = f"; {self.how_to_go_on}" if self.how_to_go_on else ""
-        done = "while nothing was to be saved" if self.step is None else f"after step {self.step}, which is saved"
+        done = "before there was anything to save" if self.step is None else f"after step {self.step}, which is saved"
         return f"stopped by {self.asked.name} {done}{hint}"
 
 
-class RunFinished(Exception):  # noqa: N818  # nothing is wrong
-    """There is nothing to go on with: the run is finished."""
+class RunFinished(Exception):  # noqa: N818  # not an error
+    """The run is already finished, so there is nothing to resume."""
 
 
 class VerificationError(LoraLightningError):
-    """What was trained fails a check, for example because merging changes what the model says."""
+    """The trained model failed a check, for example because merging the adapter changes its outputs."""
 
 
-def nearest(name: str, allowed: Iterable[str], limit: int = 3) -> str:
-    """Words the remedy for an unknown name.
+STATUS_OF: dict[type[BaseException], ExitStatus] = {  # the first that matches counts
+    RunFinished: ExitStatus.DONE,
+    VerificationError: ExitStatus.CHECK_FAILED,
+    LoraLightningError: ExitStatus.WRONG_INPUT,
+    KeyboardInterrupt: ExitStatus.INTERRUPTED,
+}
+
+
+def exit_status(error: BaseException | None) -> ExitStatus:
+    """Returns the exit status of a command from the exception that ended it.
 
     Args:
-        name: What the user wrote.
-        allowed: The names that exist.
-        limit: How many suggestions to give at most.
+        error: The exception; `None` if there was none.
 
     Returns:
-        `"did you mean 'a' or 'b'?"`, or the full list of names where nothing is near.
+        The status, the same for every command. A process that stopped in agreement with its main process exits with
+        `DONE`: the main process's status counts, and Lightning would kill the others because of another one.
+    """
+    if isinstance(error, TrainingStopped):
+        if not error.main_process and not error.alone:
+            return ExitStatus.DONE
+        return ExitStatus.INTERRUPTED if error.asked == signal.SIGINT else ExitStatus.STOPPED
+    for kind, status in STATUS_OF.items():
+        if isinstance(error, kind):
+            return status
+    return ExitStatus.DONE if error is None else ExitStatus.INTERNAL_ERROR
+
+
+def suggest_names(name: str, allowed: Iterable[str], limit: int = 3) -> str:
+    """Returns the remedy for an unknown name.
+
+    Args:
+        name: The name that was given.
+        allowed: The names that exist.
+        limit: The largest number of suggestions.
+
+    Returns:
+        `"did you mean 'a' or 'b'?"`, or the full list of names if none of them is similar.
     """
     names = sorted(set(allowed))
     close = get_close_matches(name, names, n=limit, cutoff=0.5)

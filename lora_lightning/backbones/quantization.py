@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from lora_lightning.errors import ConfigurationError, nearest
+from lora_lightning.errors import ConfigurationError, suggest_names
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.injection import modules_trained_in_full
 from lora_lightning.lora.target_modules import linear_layers
@@ -130,7 +130,9 @@ def modules_left(model: PreTrainedModel, settings: QuantizationSettings, trained
         matches = {name for name in names if name == wanted or name.endswith(f".{wanted}")}
         if not matches:
             choices = {name.rsplit(".", 1)[-1] for name in names if not name.rsplit(".", 1)[-1].isdigit()}
-            msg = f"model.quantization.skip_modules: the model has no module {wanted!r}; {nearest(wanted, choices)}"
+            msg = (
+                f"model.quantization.skip_modules: the model has no module {wanted!r}; {suggest_names(wanted, choices)}"
+            )
             raise ConfigurationError(msg)
         left |= matches
     if not linear_layers(model, left):

@@ -12,7 +12,7 @@ from torch import Tensor
 from lora_lightning.analysis.rank_advice import rank_advice
 from lora_lightning.analysis.spectrum import common_energy_rank, rank_numbers, singular_values
 from lora_lightning.callbacks.adapter_monitor import TOTAL, AdapterMonitor, Measurement, warn_without_adapters
-from lora_lightning.errors import ConfigurationError, nearest
+from lora_lightning.errors import ConfigurationError, suggest_names
 from lora_lightning.figures.histograms import add_histogram
 from lora_lightning.figures.rank import spectra_figure, utilization_figure
 from lora_lightning.lora.delta import adapted_layers, adapter_deltas, split_layer_number
@@ -132,7 +132,7 @@ def shown_modules(modules: Sequence[str], wanted: Sequence[str] | None) -> list[
     for name in wanted:
         if not any(f".{module}".endswith(f".{name}") for module in modules):
             kinds = {split_layer_number(module)[1] for module in modules}
-            msg = f"RankUtilizationMonitor.spectrum_modules: there is no adapter {name!r}; {nearest(name, kinds)}"
+            msg = f"RankUtilizationMonitor.spectrum_modules: there is no adapter {name!r}; {suggest_names(name, kinds)}"
             raise ConfigurationError(msg)
     ends = tuple(f".{name}" for name in wanted)
     chosen = [module for module in modules if f".{module}".endswith(ends)]

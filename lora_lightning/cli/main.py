@@ -1,6 +1,6 @@
-"""The program `lora-lightning`: picks a command and prints a user's mistake as one line.
+"""The program `lora-lightning`: runs a command and prints a user's mistake as one line.
 
-Nothing heavy is imported here, so `--help` answers at once.
+Nothing heavy is imported here, so that `--help` answers at once.
 """
 
 import argparse
@@ -8,20 +8,14 @@ import logging
 import os
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from lora_lightning import __version__
-from lora_lightning.errors import (
-    INTERRUPTED,
-    PREEMPTED,
-    USER_ERROR,
-    LoraLightningError,
-    RunFinished,
-    TrainingStopped,
-)
-from lora_lightning.runs.signals import ending_at_once, handle_by, stop_now
+from lora_lightning.errors import DEBUG, ExitStatus, LoraLightningError, RunFinished, TrainingStopped, exit_status
+from lora_lightning.runs.signals import ending_on_signals, raise_training_stopped, set_stop_handler
 
 COMMANDS = {
     "fit": "train from a YAML config, then test the best checkpoint",
@@ -42,14 +36,23 @@ examples:
 every option of a command:   lora-lightning fit --help
 options of a class:          lora-lightning fit --model.help SequenceClassificationTask
                              lora-lightning fit --data.help Clinc150DataModule
+the traceback of an error:   lora-lightning fit --config FILE --debug    (--debug works with every command)
+
+exit status of every command:
+  0    done
+  1    a bug in this program, printed with its traceback
+  2    wrong input, explained in one sentence
+  3    the trained model failed a check, such as that of the merged weights
+  75   stopped by SIGTERM or SIGUSR1; the same command with --resume auto resumes
+  130  stopped by Ctrl-C
 """
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The top-level parser: the command's own options are left to Lightning's parser."""
+    """Returns the top-level parser; Lightning's parser reads the options of a command."""
     parser = argparse.ArgumentParser(
         prog="lora-lightning",
-        description="Train, measure and hand over LoRA adapters with PyTorch Lightning.",
+        description="Train, measure and export LoRA adapters with PyTorch Lightning.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -61,33 +64,33 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def print_warning(message: Warning | str, *_where: object) -> None:
-    """Prints a warning without the line of code that it comes from, which is no use to a user.
+    """Prints a warning without the line of code that it comes from, which does not help a user.
 
     Args:
-        message: What to say.
-        _where: Category, file and so on, as Python gives them to `warnings.showwarning`.
+        message: The warning.
+        _where: The category, file and line that Python passes to `warnings.showwarning`; not printed.
     """
     print(f"lora-lightning: warning: {one_line(str(message))}", file=sys.stderr)
 
 
 def one_line(text: str) -> str:
-    """What came from a file must neither move a terminal's cursor nor fill it.
+    """Makes a message safe to print: parts of it may come from a file and move the terminal's cursor or flood it.
 
     Args:
         text: A message, perhaps with parts of the user's data in it.
 
     Returns:
-        One line of at most 1,000 characters; characters that no terminal shows are escaped.
+        One line of at most 1,000 characters, with unprintable characters escaped.
     """
     text = "".join(letter if letter.isprintable() else f"{letter!a}"[1:-1] for letter in " ".join(text.split()))
     return text if len(text) <= 1000 else f"{text[:600]} ... {text[-350:]}"  # noqa: PLR2004
 
 
 def import_program() -> Callable[[Sequence[str]], object]:
-    """Imports what runs a command, which takes seconds."""
-    # PyTorch would print its own stack for each connection that another process ends.
+    """Imports the function that runs a command, which takes seconds."""
+    # PyTorch would print its own C++ stack whenever another process closes a connection.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    # While PEFT imports it, bitsandbytes warns that an optional kernel is missing; nobody here needs it.
+    # bitsandbytes warns on import that an optional kernel is missing, which is not used here.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from lora_lightning.cli.lightning_cli import run  # noqa: PLC0415
 
@@ -98,22 +101,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program.
 
     Args:
-        arguments: Words after the program's name; `sys.argv` if not given.
+        arguments: The words after the program's name; `sys.argv` if not given.
 
     Returns:
-        The exit status: 0, or 2 where the input was wrong, 130 after Ctrl-C, or 75 after SIGTERM or SIGUSR1.
+        An `ExitStatus`.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    words = [word for word in given if word != DEBUG]
     build_parser().parse_known_args(words[:1] or ["--help"])
-    with ending_at_once(words[0] == "fit"):
-        return status_of(words)
+    with ending_on_signals(words[0] == "fit"):
+        return run_command(words, debug=DEBUG in given)
 
 
-def status_of(words: Sequence[str]) -> int:
-    """Runs a command and says how it ended.
+def run_command(words: Sequence[str], *, debug: bool) -> ExitStatus:
+    """Runs a command and reports how it ended.
 
     Args:
-        words: Of the command line.
+        words: The command line without `--debug`.
+        debug: Whether to print the traceback of every error.
 
     Returns:
         The exit status.
@@ -121,31 +126,39 @@ def status_of(words: Sequence[str]) -> int:
     try:
         with warnings.catch_warnings():
             run = import_program()
-            warnings.showwarning = print_warning  # type: ignore[assignment]  # takes all that Python gives
+            warnings.showwarning = print_warning  # type: ignore[assignment]  # takes any arguments
             if words[0] == "fit":
-                handle_by(stop_now)
-            run(words)
-    except LoraLightningError as error:
-        print(f"lora-lightning: error: {one_line(str(error))}", file=sys.stderr)
-        return USER_ERROR
-    except RunFinished as finished:
-        print(finished)
-        return 0
-    except TrainingStopped as stop:
-        if stop.main_process:
-            print(f"lora-lightning: {stop}", file=sys.stderr)
-        elif not stop.alone:
-            return 0  # the main process's status counts; another one would call for its end
-        return INTERRUPTED if stop.asked == signal.SIGINT else PREEMPTED
-    except KeyboardInterrupt as error:
+                set_stop_handler(raise_training_stopped)
+            run([*words, DEBUG] if debug else words)  # processes that Lightning starts get the same words
+    except (Exception, TrainingStopped, KeyboardInterrupt) as error:  # noqa: BLE001  # the end of the program
+        report_error(error, debug=debug)
+        return exit_status(error)
+    return ExitStatus.DONE
+
+
+def report_error(error: BaseException, *, debug: bool) -> None:
+    """Prints why a command ended.
+
+    Args:
+        error: The exception that ended it.
+        debug: Whether to print the traceback of every error; that of a bug is always printed.
+    """
+    if debug or exit_status(error) == ExitStatus.INTERNAL_ERROR:
+        traceback.print_exception(error)
+    if isinstance(error, RunFinished):
+        print(error)
+    elif isinstance(error, TrainingStopped):
+        if error.main_process:
+            print(f"lora-lightning: {error}", file=sys.stderr)
+    elif isinstance(error, KeyboardInterrupt):
         hint = f"; {one_line(str(error))}" if str(error) else ""
         print(f"lora-lightning: interrupted{hint}", file=sys.stderr)
-        return INTERRUPTED
-    return 0
+    elif isinstance(error, LoraLightningError):
+        print(f"lora-lightning: error: {one_line(str(error))}", file=sys.stderr)
 
 
 def program() -> NoReturn:
-    """Runs the program and ends the process with its status, whatever signals still come."""
+    """Runs the program and ends the process with its exit status, whatever signals still arrive."""
     status = main()
-    handle_by(signal.SIG_IGN)
+    set_stop_handler(signal.SIG_IGN)
     sys.exit(status)

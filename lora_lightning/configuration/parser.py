@@ -7,6 +7,7 @@ that matters and adds the nearest name that exists.
 import dataclasses
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
@@ -15,7 +16,7 @@ from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lora_lightning import callbacks, datamodules, tasks
-from lora_lightning.errors import ConfigurationError
+from lora_lightning.errors import DEBUG, ConfigurationError
 from lora_lightning.lora.config import LoraSettings
 
 CLASSES = [getattr(module, name) for module in (tasks, datamodules, callbacks) for name in module.__all__]
@@ -59,7 +60,9 @@ class ArgumentParser(LightningArgumentParser):
         jsonargparse (4.53.0) parses `--model.lora.bias=null`, and hands what it found on to the parser of the class as
         text: `--lora.bias=None`, where None is a word like any other.
         """
-        if args is not None and getattr(self, "_inner_parser", False):  # of a class
+        if args is None:
+            args = [word for word in sys.argv[1:] if word != DEBUG]
+        if getattr(self, "_inner_parser", False):  # of a class
             args = [re.sub(r"^(--[\w.]+)=None$", r"\1=null", word) for word in args]
         return super().parse_args(args, *more, **options)
 

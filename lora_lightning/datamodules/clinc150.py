@@ -8,7 +8,7 @@ from lora_lightning.datamodules.hub import hub_table, load_hub_dataset
 from lora_lightning.datamodules.intents import OUT_OF_SCOPE, IntentDataModule, Pairs
 from lora_lightning.datamodules.queries import check_texts
 from lora_lightning.datamodules.tables import check_characters, decode_text
-from lora_lightning.errors import DataError, nearest
+from lora_lightning.errors import DataError, suggest_names
 
 HUB_DATASET = "clinc/clinc_oos"
 HUB_CONFIG = {"small": "small", "imbalanced": "imbalanced", "oos_plus": "plus"}  # the hub has no `full`
@@ -118,7 +118,7 @@ class Clinc150DataModule(IntentDataModule):
                     if intent not in known:
                         msg = (
                             f"{name}, row {number}: the intent {intent!r} never occurs in train; "
-                            f"{nearest(intent, known)}"
+                            f"{suggest_names(intent, known)}"
                         )
                         raise DataError(msg)
         return {split: [pair for rows in rows_of.values() for pair in rows] for split, rows_of in parts.items()}

@@ -6,7 +6,7 @@ from typing import Any
 
 from lora_lightning.backbones import hub_is_reachable
 from lora_lightning.datamodules.tables import Table
-from lora_lightning.errors import DataError, nearest
+from lora_lightning.errors import DataError, suggest_names
 
 
 def load_hub_dataset(name: str, config: str | None, remedy: str) -> Any:
@@ -58,7 +58,7 @@ def hub_table(splits: Any, name: str, split: str, columns: Sequence[str]) -> Tab
     cells_of = {}
     for column in columns:
         if column not in part.column_names:
-            msg = f"{name}, {split} has no column {column!r}; {nearest(column, part.column_names)}"
+            msg = f"{name}, {split} has no column {column!r}; {suggest_names(column, part.column_names)}"
             raise DataError(msg)
         cells, feature = list(part[column]), part.features[column]
         if isinstance(feature, datasets.ClassLabel):

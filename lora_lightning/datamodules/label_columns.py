@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lora_lightning.datamodules.tables import Table
-from lora_lightning.errors import DataError, nearest
+from lora_lightning.errors import DataError, suggest_names
 
 
 def class_labels(table: Table, column: str) -> list[str]:
@@ -101,7 +101,7 @@ def class_indices(table: Table, column: str, rows: Sequence[Sequence[str]], name
             if label not in places:
                 msg = (
                     f"{table.where(row)}: the label {label!r} in column {column!r} is none of the {len(names)} known "
-                    f"ones; {nearest(label, names)}"
+                    f"ones; {suggest_names(label, names)}"
                 )
                 raise DataError(msg)
         indices.append([places[label] for label in labels])

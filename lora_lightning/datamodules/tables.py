@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_lightning.errors import DataError, nearest
+from lora_lightning.errors import DataError, suggest_names
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 CELL_REMEDIES = {
@@ -59,7 +59,7 @@ class Table:
             DataError: If there is no such column.
         """
         if name not in self.columns:
-            remedy = _separator_remedy(self.name, list(self.columns)) or nearest(name, self.columns)
+            remedy = _separator_remedy(self.name, list(self.columns)) or suggest_names(name, self.columns)
             msg = f"{self.name} has no column {name!r}; {remedy}"
             raise DataError(msg)
         return self.columns[name]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lora_lightning.errors import ConfigurationError, nearest
+from lora_lightning.errors import ConfigurationError, suggest_names
 from lora_lightning.lora.combinations import check_pairs
 
 INITIALIZATIONS = (
@@ -176,7 +176,7 @@ class LoraSettings:
         if isinstance(wanted, str) and not re.fullmatch(r"pissa_niter_[1-9]\d*", wanted):
             if wanted not in INITIALIZATIONS:
                 choices = ("true", *INITIALIZATIONS)
-                msg = f"model.lora.init_lora_weights is {wanted!r}, which is none; {nearest(wanted, choices)}"
+                msg = f"model.lora.init_lora_weights is {wanted!r}, which is none; {suggest_names(wanted, choices)}"
                 raise ConfigurationError(msg)
         elif wanted is False:
             msg = (

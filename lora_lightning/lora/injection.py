@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from lora_lightning.errors import ConfigurationError, nearest
+from lora_lightning.errors import ConfigurationError, suggest_names
 from lora_lightning.lora.config import AdaLoraSettings, LoraSettings
 from lora_lightning.lora.delta import ADAPTER, adapted_layers, adapter_factors
 from lora_lightning.lora.target_modules import linear_layers, resolve_target_modules
@@ -70,7 +70,7 @@ def modules_trained_in_full(model: nn.Module, settings: LoraSettings, lacked: Co
         matches = [name for name in names if name == wanted or name.endswith(f".{wanted}")]
         if not matches:
             choices = {name.rsplit(".", 1)[-1] for name in names if not name.rsplit(".", 1)[-1].isdigit()}
-            msg = f"model.lora.modules_to_save: the model has no module {wanted!r}; {nearest(wanted, choices)}"
+            msg = f"model.lora.modules_to_save: the model has no module {wanted!r}; {suggest_names(wanted, choices)}"
             raise ConfigurationError(msg)
         chosen += [name for name in matches if name not in chosen]
     return [name for name in chosen if not any(name.startswith(f"{other}.") for other in chosen)]

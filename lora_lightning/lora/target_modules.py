@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lora_lightning.errors import ConfigurationError, nearest
+from lora_lightning.errors import ConfigurationError, suggest_names
 
 PRESETS = ("attention-qv", "attention", "attention-mlp", "all-linear")
 
@@ -171,4 +171,4 @@ def _short_names(layers: Iterable[str]) -> list[str]:
 
 def _unknown(name: str, layers: Iterable[str]) -> str:
     choices = [*PRESETS, *_short_names(layers)]
-    return f"model.lora.target_modules: the model has no linear layer {name!r}; {nearest(name, choices)}"
+    return f"model.lora.target_modules: the model has no linear layer {name!r}; {suggest_names(name, choices)}"

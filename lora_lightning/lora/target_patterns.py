@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from peft.utils.other import get_pattern_key
 
-from lora_lightning.errors import ConfigurationError, nearest
+from lora_lightning.errors import ConfigurationError, suggest_names
 
 FIRST_NUMBER = r"(?:^|\.)(\d+)\."
 
@@ -38,7 +38,7 @@ def restrict_to_layers(
     if not numbers:
         lists = {part for name in targets for part in re.findall(r"([^.]+)\.\d+\.", name)}
         msg = f"model.lora.layers_pattern: no adapted module is inside {layers_pattern!r}; "
-        raise ConfigurationError(msg + nearest(str(layers_pattern), lists))
+        raise ConfigurationError(msg + suggest_names(str(layers_pattern), lists))
     for layer in layers:
         if layer not in numbers.values():
             msg = (
@@ -67,7 +67,7 @@ def check_patterns(targets: Collection[str], patterns: Mapping[str, Mapping[str,
             matched = [name for name in targets if _matches(key, name)]
             if not matched:
                 ends = {name.rsplit(".", 1)[-1] for name in targets}
-                remedy = nearest(key, ends if "." not in key else {*ends, *targets})
+                remedy = suggest_names(key, ends if "." not in key else {*ends, *targets})
                 msg = f"model.lora.{option}: {key!r} matches no adapted module; {remedy}"
                 raise ConfigurationError(msg)
             if key not in counting:

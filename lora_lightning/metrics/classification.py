@@ -20,7 +20,7 @@ from torchmetrics.classification import (
 )
 from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, PearsonCorrCoef, SpearmanCorrCoef
 
-from lora_lightning.errors import ConfigurationError, nearest
+from lora_lightning.errors import ConfigurationError, suggest_names
 from lora_lightning.metrics.label_space import MULTI_LABEL, REGRESSION, SINGLE_LABEL, LabelSpace
 from lora_lightning.metrics.matthews import MatthewsCorrelation
 
@@ -149,7 +149,7 @@ def chosen_metrics(space: LabelSpace) -> dict[str, NamedMetric]:
     for name in space.metrics:
         if name not in known:
             kind = space.problem_type.replace("_", " ")
-            msg = f"there is no metric {name!r} for {kind} with {len(space.names)} labels; {nearest(name, known)}"
+            msg = f"there is no metric {name!r} for {kind} with {len(space.names)} labels; {suggest_names(name, known)}"
             raise ConfigurationError(msg)
     return {name: known[name] for name in space.metrics}
 

@@ -13,15 +13,15 @@ from lightning import Trainer
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch.distributed import DistError
 
-from lora_lightning.errors import INTERRUPTED, PREEMPTED, USER_ERROR, TrainingError, TrainingStopped
-from lora_lightning.runs.signals import ENDING, handle_by
+from lora_lightning.errors import ExitStatus, TrainingError, TrainingStopped
+from lora_lightning.runs.signals import ENDING, set_stop_handler
 
 # PyTorch's gloo raises plain RuntimeErrors.
 SIGNS = ("gloo", "connection closed by peer", "connection reset by peer", "broken pipe", "connection refused")
 PATIENCE = 15  # seconds in which a process should notice by itself that another one is gone, and can say more
 # Exit statuses of processes that were asked to stop, and that of the main one then.
-ASKED = dict.fromkeys((PREEMPTED, *(-number for number in ENDING)), PREEMPTED)
-ASKED |= dict.fromkeys((INTERRUPTED, -signal.SIGINT), INTERRUPTED)
+ASKED = dict.fromkeys((ExitStatus.STOPPED, *(-number for number in ENDING)), ExitStatus.STOPPED)
+ASKED |= dict.fromkeys((ExitStatus.INTERRUPTED, -signal.SIGINT), ExitStatus.INTERRUPTED)
 MAIN_PROCESS = "LORA_LIGHTNING_MAIN_PROCESS"  # its number, in the environment of those that it starts
 
 
@@ -62,7 +62,7 @@ class WatchingLauncher(_SubprocessScriptLauncher):
         why = end_children(self, patience=0)
         if asked is not None:  # and so was this process, most likely, but it waits for one that is gone
             _end_this_process(f"stopped, for {why}", asked)
-        _end_this_process(f"error: {why}; the others stop", USER_ERROR)
+        _end_this_process(f"error: {why}; the others stop", ExitStatus.WRONG_INPUT)
 
 
 def watch(trainer: Trainer) -> None:
@@ -84,7 +84,7 @@ def _watch_main_process(number: int) -> None:
     while os.getppid() == number:
         time.sleep(1)
     time.sleep(PATIENCE)
-    _end_this_process("error: the main process is gone; this one stops, too", USER_ERROR)
+    _end_this_process("error: the main process is gone; this one stops, too", ExitStatus.WRONG_INPUT)
 
 
 def _end_this_process(why: str, status: int) -> None:
@@ -108,12 +108,12 @@ def ending_together(trainer: Trainer, remedy: str) -> Iterator[None]:
         yield
     except BaseException as error:
         if isinstance(error, TrainingStopped):
-            handle_by(signal.SIG_IGN)
+            set_stop_handler(signal.SIG_IGN)
         who = end_children(trainer.strategy.launcher, patience=5)  # most end by themselves, for the same reason
         if trainer.world_size == 1 or not _is_lost(error):
             raise
         if _main_process_is_there():
-            raise SystemExit(USER_ERROR) from None  # and speaks for all
+            raise SystemExit(ExitStatus.WRONG_INPUT) from None  # and speaks for all
         who = who or f"one of the {trainer.world_size} processes is gone"
         msg = f"{who}; the others stop, here after step {trainer.global_step}. When that is mended, {remedy}."
         raise TrainingError(msg) from error

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from lora_lightning.errors import PREEMPTED, TrainingStopped
+from lora_lightning.errors import ExitStatus, TrainingStopped
 
 # SIGUSR1 is what SLURM and others send ahead of a time limit; Windows has none.
 ASKING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
@@ -19,8 +19,8 @@ ENDING = [number for number in ASKING if number != signal.SIGINT]
 
 
 @contextmanager
-def ending_at_once(wanted: bool) -> Iterator[None]:
-    """Lets SIGTERM and SIGUSR1 end a run at once, by `exit_now`; `stop_now` and `StopSignals` take over.
+def ending_on_signals(wanted: bool) -> Iterator[None]:
+    """Lets SIGTERM and SIGUSR1 end a run at once, until `raise_training_stopped` or `StopSignals` handles them.
 
     Args:
         wanted: Whether to do anything.
@@ -29,7 +29,7 @@ def ending_at_once(wanted: bool) -> Iterator[None]:
         yield
         return
     before = {number: signal.getsignal(number) for number in ENDING}
-    handle_by(exit_now)
+    set_stop_handler(exit_on_signal)
     try:
         yield
     finally:
@@ -37,7 +37,7 @@ def ending_at_once(wanted: bool) -> Iterator[None]:
             signal.signal(number, former)
 
 
-def handle_by(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
+def set_stop_handler(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
     """Hands SIGTERM and SIGUSR1 to another handler, which only Python's main thread may.
 
     Args:
@@ -48,16 +48,16 @@ def handle_by(handler: Callable[[int, FrameType | None], None] | signal.Handlers
             signal.signal(number, handler)
 
 
-def exit_now(number: int, frame: FrameType | None) -> None:
+def exit_on_signal(number: int, frame: FrameType | None) -> None:
     """While modules are imported, where an exception might be lost."""
     del frame
     if is_first_of_its_machine():
         stop = TrainingStopped(signal.Signals(number), None, main_process=True)
         print(f"lora-lightning: {stop}", file=sys.stderr, flush=True)
-    os._exit(PREEMPTED)
+    os._exit(ExitStatus.STOPPED)
 
 
-def stop_now(number: int, frame: FrameType | None) -> None:
+def raise_training_stopped(number: int, frame: FrameType | None) -> None:
     """While data and weights load; other processes may have to be ended, too."""
     del frame
     raise TrainingStopped(signal.Signals(number), None, main_process=is_first_of_its_machine(), alone=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lora_lightning.backbones.export import export_model
 from lora_lightning.datamodules import AdaptationDataModule
-from lora_lightning.errors import ConfigurationError, nearest
+from lora_lightning.errors import ConfigurationError, suggest_names
 from lora_lightning.lora.sharding import full_state_dict, is_sharded
 from lora_lightning.runs.files import cannot_be_written
 from lora_lightning.runs.layout import ADAPTER_FOLDER, BEST, EVENT_SIZES, WHOLE_STEP, event_sizes, run_folder_of
@@ -197,7 +197,7 @@ def unknown_monitor(monitor: str, names: Collection[str]) -> ConfigurationError:
     Returns:
         To be raised.
     """
-    remedy = nearest(monitor, names)
+    remedy = suggest_names(monitor, names)
     return ConfigurationError(f"checkpoint.monitor is {monitor!r}, which validation does not report; {remedy}")
 
 

@@ -11,7 +11,7 @@ import torch
 from lightning import Trainer
 
 from lora_lightning.errors import TrainingStopped
-from lora_lightning.runs.signals import ASKING, handle_by, is_first_of_its_machine
+from lora_lightning.runs.signals import ASKING, is_first_of_its_machine, set_stop_handler
 
 
 def leave_signals_alone(trainer: Trainer) -> None:
@@ -59,7 +59,7 @@ class StopSignals:
             first = trainer.local_rank == 0
             raise TrainingStopped(signal.Signals(number), trainer.global_step, main_process=first, alone=True)
 
-        handle_by(stop)
+        set_stop_handler(stop)
 
     def check(self, trainer: Trainer, save: Callable[[Trainer], None] | None = None) -> None:
         """Stops if any process was asked to; collective.

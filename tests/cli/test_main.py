@@ -10,7 +10,7 @@ import pytest
 
 from lora_lightning import __version__
 from lora_lightning.cli.main import COMMANDS, main, one_line
-from lora_lightning.errors import TrainingStopped
+from lora_lightning.errors import ConfigurationError, ExitStatus, TrainingStopped, VerificationError
 
 
 def python(code: str) -> str:
@@ -99,7 +99,7 @@ def test_a_signal_is_heard_while_modules_are_imported() -> None:
     code += "program.import_program = lambda: os.kill(os.getpid(), signal.SIGTERM)\nprogram.main(['fit'])"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ended.returncode == 75
-    assert ended.stderr == "lora-lightning: stopped by SIGTERM while nothing was to be saved\n"
+    assert ended.stderr == "lora-lightning: stopped by SIGTERM before there was anything to save\n"
 
 
 def test_a_signal_at_the_very_end_changes_nothing() -> None:
@@ -107,3 +107,59 @@ def test_a_signal_at_the_very_end_changes_nothing() -> None:
     code += "program.import_program = lambda: lambda words: None\n"
     code += "atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))\nprogram.program()"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "printed"),
+    [
+        (ValueError("a bug"), 1, True),
+        (ConfigurationError("r is 0."), 2, False),
+        (VerificationError("merging changes the outputs."), 3, False),
+        (KeyboardInterrupt(), 130, False),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_every_command_has_the_same_exit_statuses_and_debug_prints_every_traceback(
+    command: str,
+    error: BaseException,
+    status: int,
+    printed: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def run(words: list[str]) -> None:
+        given.append(words)
+        raise error
+
+    given: list[list[str]] = []
+    monkeypatch.setattr("lora_lightning.cli.lightning_cli.run", run)
+    assert main([command, "--config=x"]) == status
+    plain = capsys.readouterr().err
+    assert ("Traceback (most recent call last)" in plain) == printed
+    for words in ([command, "--debug", "--config=x"], ["--debug", command, "--config=x"]):
+        assert main(words) == status
+        said = capsys.readouterr().err
+        assert "Traceback (most recent call last)" in said
+        assert "in run\n" in said
+        assert printed or said.endswith(plain)
+    assert given == [[command, "--config=x"], *[[command, "--config=x", "--debug"]] * 2]
+
+
+def test_help_explains_debug_and_the_exit_statuses(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main([])
+    said = capsys.readouterr().out
+    assert "--debug" in said
+    for status in ExitStatus:
+        assert f"\n  {int(status)} " in said
+
+
+def test_an_unknown_option_is_a_sentence_and_with_debug_a_traceback_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--no_such_option=1"]) == 2
+    plain = capsys.readouterr().err
+    assert main(["fit", "--debug", "--no_such_option=1"]) == 2
+    said = capsys.readouterr().err
+    assert plain.startswith("lora-lightning: error: ")
+    assert "Traceback" in said
+    assert said.endswith(plain)

@@ -202,7 +202,7 @@ def test_a_failed_check_is_raised_after_test_and_summary(
     tiny_backbone: TinyBackbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = fit_words(tiny_backbone("bert"), tmp_path, "--trainer.max_epochs=1", "--trainer.callbacks=MergeEquivalence")
-    assert main([*words, "--trainer.callbacks.tolerance=1e-12"]) == 2
+    assert main([*words, "--trainer.callbacks.tolerance=1e-12"]) == 3
     run = tmp_path / "run" / "version_0"
     assert "test/in_scope_accuracy" in (run / "summary.json").read_text()
     assert (run / "checkpoints" / "best.ckpt").exists()

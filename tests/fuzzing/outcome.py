@@ -17,7 +17,7 @@ from lightning import Trainer
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from lora_lightning.cli.main import main
-from lora_lightning.errors import USER_ERROR, LoraLightningError
+from lora_lightning.errors import ExitStatus
 from lora_lightning.tasks import AdaptationTask
 
 RAN, REFUSED, LATE, FAILED = "ran", "refused", "refused late", "failed"
@@ -112,8 +112,6 @@ def outcome_of(case: Case) -> Outcome:
             return Outcome(RAN, "up to the start of further processes")
         except SystemExit as end:
             status = end.code
-        except LoraLightningError:
-            return Outcome(FAILED, traceback.format_exc())
         except BaseException:  # noqa: BLE001  # whatever it was, it is what we look for
             return Outcome(FAILED, traceback.format_exc())
         finally:
@@ -139,7 +137,7 @@ def judged(status: Any, said: str, late: bool) -> Outcome:
         return Outcome(RAN)
     _, found, sentence = said.rpartition(ERROR)
     sentence = sentence.removesuffix("\n")
-    if status != USER_ERROR or not found:
+    if status != ExitStatus.WRONG_INPUT or not found:
         return Outcome(FAILED, f"exit status {status!r}, and said: {said[-2000:]}")
     if len(sentence) > LONGEST or MACHINE_WORDS.search(sentence):
         return Outcome(FAILED, f"no clear sentence: {sentence}")
