@@ -27,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 from lora_lightning.backbones.quantization import Quantization, bitsandbytes_config, check_quantization
 from lora_lightning.backbones.remote_code import runs_remote_code
 from lora_lightning.backbones.source import gguf_file_of, hub_is_reachable, resolve_backbone
+from lora_lightning.backbones.vocabulary import text_config_of, vocabulary_size
 from lora_lightning.errors import BackboneError, LoraLightningError
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.injection import find_targets, modules_trained_in_full, newly_initialized_modules
@@ -146,10 +147,12 @@ def position_limit(config: PretrainedConfig) -> int | None:
         config: The architecture.
 
     Returns:
-        Tokens, marks included; `None` where it only knows distances between tokens, as DeBERTa does.
+        Tokens, special tokens included; `None` for a model that only knows distances between tokens, such as DeBERTa or
+        XLNet, whose configuration has -1.
     """
+    config = text_config_of(config)
     positions: int | None = getattr(config, "max_position_embeddings", None)
-    if positions is None or not getattr(config, "position_biased_input", True):
+    if positions is None or positions < 0 or not getattr(config, "position_biased_input", True):
         return None
     return positions - 1 - int(config.pad_token_id or 0) if config.model_type in COUNTS_FROM_PADDING else positions
 
@@ -177,10 +180,11 @@ def load_classification_config(
         BackboneError: If it cannot be found, or has no embedding for the padding token.
     """
     config = load_config(backbone)
-    if pad_token_id >= getattr(config, "vocab_size", float("inf")):
+    size = vocabulary_size(config)
+    if size is not None and pad_token_id >= size:
         msg = (
-            f"the tokenizer of {backbone!r} pads with token {pad_token_id}, but the model embeds only "
-            f"{config.vocab_size} tokens; save the tokenizer with a padding token that the model has."
+            f"the tokenizer of {backbone!r} pads with token {pad_token_id}, but the model embeds only {size} tokens; "
+            "save the tokenizer with a padding token that the model has."
         )
         raise BackboneError(msg)
     config.id2label = dict(enumerate(label_names))

@@ -14,7 +14,7 @@ from lora_lightning.datamodules.planted_rank import PlantedRankDataModule
 from lora_lightning.datamodules.sequence_classification import ClassificationDataModule
 from lora_lightning.datamodules.squad_v2 import SquadV2DataModule
 from lora_lightning.datamodules.synthetic_intents import SyntheticIntentsDataModule
-from lora_lightning.datamodules.text import TextDataModule
+from lora_lightning.datamodules.text_base import TextDataModule
 from lora_lightning.datamodules.text_classification import TextClassificationDataModule
 
 __all__ = [

@@ -26,6 +26,8 @@ class EncodedSplit:
             where needed others such as `token_type_ids`, or `labels` of a language model.
         rows: Per-row columns by name, first axis rows: `labels`, (rows,) int64 classes, (rows, classes) float32, or
             (rows,) float32 targets of a regression.
+        notes: What the model does not see as the data has it, such as texts that were cut: a sentence each, to follow
+            the name of the split in a warning.
 
     Raises:
         ValueError: If a column's first axis does not fit `lengths`.
@@ -34,6 +36,7 @@ class EncodedSplit:
     lengths: NDArray[np.int64]
     tokens: dict[str, NDArray[Any]]
     rows: dict[str, NDArray[Any]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Checks that every column fits; a shifted column would train on wrong labels without a word."""

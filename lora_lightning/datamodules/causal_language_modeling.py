@@ -7,15 +7,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lora_lightning.backbones import load_config, position_limit
 from lora_lightning.datamodules.base import PREDICT
 from lora_lightning.datamodules.batching import EncodedSplit, TokenizedDataset
 from lora_lightning.datamodules.queries import read_queries
 from lora_lightning.datamodules.records import RECORD_FILES, Record, read_records
-from lora_lightning.datamodules.text import TextDataModule
+from lora_lightning.datamodules.text_base import TextDataModule
 from lora_lightning.datamodules.tokenizing import flatten_rows
 from lora_lightning.datamodules.validation_share import check_hold_out
 from lora_lightning.errors import ConfigurationError
+
+FEWEST_TOKENS = 2  # one token says nothing about the next
 
 
 def check_files(files: Mapping[str, str | None]) -> None:
@@ -82,7 +83,7 @@ class CausalLMDataModule(TextDataModule):
             cache_dir=cache_dir,
             num_workers=num_workers,
         )
-        if context_length < 2:  # noqa: PLR2004  # one token says nothing about the next
+        if context_length < FEWEST_TOKENS:
             msg = f"data.context_length is {context_length}, but a context has at least 2 tokens."
             raise ConfigurationError(msg)
         check_hold_out(validation_share, split_seed)
@@ -113,7 +114,7 @@ class CausalLMDataModule(TextDataModule):
         Raises:
             ConfigurationError: If the model cannot take so many tokens.
         """
-        limit = position_limit(load_config(self.required_backbone))
+        limit = self.position_limit(FEWEST_TOKENS)
         if limit is not None and self.context_length > limit:
             msg = (
                 f"data.context_length is {self.context_length}, but {self.backbone} has only {limit} positions; set "

@@ -3,18 +3,17 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
-from transformers import PretrainedConfig
 
-from lora_lightning.backbones import load_config, position_limit, uses_token_types
+from lora_lightning.backbones import uses_token_types
 from lora_lightning.datamodules.base import PREDICT
 from lora_lightning.datamodules.batching import EncodedSplit
 from lora_lightning.datamodules.queries import read_queries
-from lora_lightning.datamodules.text import TextDataModule
-from lora_lightning.datamodules.tokenizing import tokenize_texts
+from lora_lightning.datamodules.special_tokens import note_on_control_tokens, note_on_split_tokens
+from lora_lightning.datamodules.text_base import TextDataModule
+from lora_lightning.datamodules.tokenizing import TokenizedTexts, tokenize_texts
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.metrics.label_space import LabelSpace
 
@@ -88,43 +87,63 @@ class ClassificationDataModule(TextDataModule):
         """The queries of `predict_file`, one a line."""
         return {PREDICT: LabelledTexts(read_queries(self.predict_file))}
 
-    @cached_property
-    def model_config(self) -> PretrainedConfig:
-        """The backbone's architecture: its tokenizer alone knows neither token types nor positions."""
-        return load_config(self.required_backbone)
-
-    def _check_marks(self, pairs: bool) -> None:
+    def _most_tokens(self, pairs: bool) -> int | None:
+        """The backbone's positions, if `max_length` and they leave room for text between the special tokens."""
         needed = self.tokenizer.num_special_tokens_to_add(pair=pairs) + 1 + pairs
         if self.max_length < needed:
             unit = "pair of texts" if pairs else "text"
-            msg = f"data.max_length is {self.max_length}, but a {unit} has at least {needed} tokens with its marks."
-            raise ConfigurationError(msg)
-
-    def encode(self, split: str, rows: LabelledTexts) -> EncodedSplit:
-        """One row of tokens a text, and its label as `labels`, int64 classes or float32 numbers."""
-        del split
-        # A single text needs no types: the model itself takes them all for the first.
-        token_types = rows.pairs is not None and uses_token_types(self.model_config)
-        self._check_marks(rows.pairs is not None)
-        lengths, tokens = tokenize_texts(self.tokenizer, rows.texts, rows.pairs, self.max_length, token_types)
-        limit = position_limit(self.model_config)
-        if limit is not None and len(lengths) and lengths.max() > limit:
             msg = (
-                f"data.max_length is {self.max_length} and there is a text of {lengths.max()} tokens, but the backbone "
-                f"{self.backbone} has {limit} positions; set data.max_length to at most {limit}."
+                f"data.max_length is {self.max_length}, but a {unit} takes at least {needed} tokens with the special "
+                f"tokens; set it to {needed} or more."
             )
             raise ConfigurationError(msg)
-        if rows.labels is None:
-            return EncodedSplit(lengths, tokens)
-        labels = np.asarray(rows.labels)
-        return EncodedSplit(lengths, tokens, {"labels": labels.astype("f4" if labels.dtype.kind == "f" else "i8")})
+        return self.position_limit(needed)
+
+    def encode(self, split: str, rows: LabelledTexts) -> EncodedSplit:
+        """Encodes each text as a row of tokens, with its label as `labels`: int64 classes or float32 numbers."""
+        del split
+        # A single text needs no types: the model takes all of its tokens for the first text.
+        token_types = rows.pairs is not None and uses_token_types(self.model_config)
+        limit = self._most_tokens(rows.pairs is not None)
+        found = tokenize_texts(
+            self.tokenizer, rows.texts, rows.pairs, self.max_length, token_types, self._split_special_tokens
+        )
+        if limit is not None and len(found.lengths) and found.lengths.max() > limit:
+            msg = (
+                f"data.max_length is {self.max_length} and there is a text of {found.lengths.max()} tokens, but the "
+                f"backbone {self.backbone} has {limit} positions; set data.max_length to at most {limit}."
+            )
+            raise ConfigurationError(msg)
+        columns = {}
+        if rows.labels is not None:
+            labels = np.asarray(rows.labels)
+            columns["labels"] = labels.astype("f4" if labels.dtype.kind == "f" else "i8")
+        return EncodedSplit(found.lengths, found.tokens, columns, self._notes(rows, found))
+
+    @property
+    def _split_special_tokens(self) -> bool:
+        """BART's and T5's classifiers read the last end token, and refuse a batch in which some rows have more."""
+        return bool(self.model_config.is_encoder_decoder)
+
+    def _notes(self, rows: LabelledTexts, found: TokenizedTexts) -> tuple[str, ...]:
+        notes: tuple[str, ...] = ()
+        if found.cut:
+            unit, part = ("texts", "their") if rows.pairs is None else ("pairs", "a text's")
+            side = "end" if self.tokenizer.truncation_side == "right" else "beginning"
+            counted = f"{found.cut} of {len(rows.texts)} {unit}"
+            notes += (f"{counted} are longer than data.max_length {self.max_length} and lost {part} {side}.",)
+        if self._split_special_tokens:
+            return notes + note_on_split_tokens(self.tokenizer, [*rows.texts, *(rows.pairs or [])])
+        is_pair = rows.pairs is not None
+        return notes + note_on_control_tokens(self.tokenizer, found.lengths, found.tokens["input_ids"], is_pair)
 
     def encoding_settings(self) -> dict[str, Any]:
-        """Where texts are cut, and what the class indices mean."""
+        """Where texts are cut, how special tokens in them are read, and what the class indices mean."""
         return {
             "max_length": self.max_length,
             "truncation_side": self.tokenizer.truncation_side,
             "token_types": uses_token_types(self.model_config),
+            "split_special_tokens": self._split_special_tokens,
             "labels": self.label_space.names,
         }
 

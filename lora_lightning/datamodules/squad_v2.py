@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from lora_lightning.backbones import load_config, position_limit, uses_token_types
+from lora_lightning.backbones import uses_token_types
 from lora_lightning.datamodules.base import PREDICT, TEST, TRAIN, VALIDATION
 from lora_lightning.datamodules.batching import EncodedSplit
-from lora_lightning.datamodules.context_windows import encode_windows
+from lora_lightning.datamodules.context_windows import encode_windows, pair_layout
 from lora_lightning.datamodules.hub import load_hub_dataset
 from lora_lightning.datamodules.squad_format import (
     Articles,
@@ -21,7 +21,7 @@ from lora_lightning.datamodules.squad_format import (
     parse_squad_json,
     read_squad_json,
 )
-from lora_lightning.datamodules.text import TextDataModule
+from lora_lightning.datamodules.text_base import TextDataModule
 from lora_lightning.datamodules.validation_share import check_hold_out
 from lora_lightning.errors import ConfigurationError, DataError
 from lora_lightning.metrics.squad_v2 import Question
@@ -192,7 +192,7 @@ class SquadV2DataModule(TextDataModule):
         Raises:
             ConfigurationError: If it has fewer.
         """
-        limit = position_limit(load_config(self.required_backbone))
+        limit = self.position_limit(pair_layout(self.tokenizer).size + 2)
         if limit is not None and self.max_length > limit:
             msg = (
                 f"data.max_length is {self.max_length}, but {self.backbone} takes {limit} tokens at most; set "
@@ -204,7 +204,7 @@ class SquadV2DataModule(TextDataModule):
     @cached_property
     def has_token_types(self) -> bool:
         """Whether the backbone tells question and context apart by an embedding."""
-        return uses_token_types(load_config(self.required_backbone))
+        return uses_token_types(self.model_config)
 
     def encoding_settings(self) -> dict[str, Any]:
         """How contexts are cut into windows."""

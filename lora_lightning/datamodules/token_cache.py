@@ -1,4 +1,7 @@
-"""Tokenised splits on disk: one safetensors file a data set, named by everything that decides its content."""
+"""Tokenised splits on disk: one safetensors file per data set, named by a hash of everything that decides its content.
+
+A cache only saves time: without a folder to write to, or with a damaged file, the data is tokenised again.
+"""
 
 import hashlib
 import json
@@ -10,39 +13,52 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from transformers import PreTrainedTokenizerBase
 
 from lora_lightning.datamodules.batching import EncodedSplit
-from lora_lightning.errors import DataError
+from lora_lightning.runs.files import whole_file
+
+LAYOUT = 2  # of the file; part of its name, so that another release does not read it
+NO_CACHE = "so every start tokenises the data again; set --data.cache_dir to a folder that you can write to."
+
+Tensors = Mapping[str, NDArray[Any]]
 
 
-def cache_file(cache_dir: str | None, parts: Iterable[Any]) -> Path:
-    """Names the file that holds the tokenised form of something.
+def cache_file(cache_dir: str | None, parts: Iterable[Any]) -> Path | None:
+    """Names the file that holds a tokenised data set.
 
     Args:
-        cache_dir: The folder; `~/.cache/lora_lightning` (or below `$XDG_CACHE_HOME`) if not given.
+        cache_dir: The folder; by default `~/.cache/lora_lightning`, or below `$XDG_CACHE_HOME`.
         parts: Everything that decides the content: values that JSON can hold, and dataclasses of them.
 
     Returns:
-        A path; the same parts give the same one on every machine.
+        The path, whose name is the same on every machine; `None` if the folder is below the home folder of a user who
+        has none, as in many containers.
     """
     root = cache_dir or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "lora_lightning"
     digest = hashlib.sha256()
-    for part in parts:
+    for part in (LAYOUT, *parts):
         digest.update(json.dumps(part, default=asdict).encode())
-    return Path(root).expanduser() / f"tokenized-{digest.hexdigest()[:32]}.safetensors"
+    try:
+        folder = Path(root).expanduser()
+    except RuntimeError:
+        return None
+    return folder / f"tokenized-{digest.hexdigest()[:32]}.safetensors"
 
 
 def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What decides the ids: the whole fast tokenizer, or the vocabulary where there is only a slow one.
+    """Everything about a tokenizer that decides the token ids.
 
     Args:
-        tokenizer: Any.
+        tokenizer: Any tokenizer.
 
     Returns:
-        A value that JSON can hold.
+        The full fast tokenizer as JSON, or the vocabulary of a slow one.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -51,55 +67,82 @@ def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     return {name: value for name, value in state.items() if name not in {"truncation", "padding"}}  # last call's
 
 
-def write_splits(path: Path, splits: Mapping[str, EncodedSplit]) -> None:
-    """Writes beside the final place and renames, so that a half-written cache is never read.
+def write_splits(path: Path | None, splits: Mapping[str, EncodedSplit]) -> None:
+    """Writes the file in one step, so that a half-written cache is never read; warns if that is not possible.
 
     Args:
-        path: The file; its folder is made if needed.
+        path: The file, whose folder is created if needed; `None` if the user has no home folder.
         splits: By name.
-
-    Raises:
-        DataError: If the file cannot be written.
     """
-    tensors = {}
+    if path is None:
+        rank_zero_warn(f"tokenised data is not cached, because this user has no home folder, {NO_CACHE}")
+        return
+    tensors: dict[str, NDArray[Any]] = {}
     for name, split in splits.items():
         tensors[f"{name}.lengths"] = split.lengths
         tensors |= {f"{name}.tokens.{column}": values for column, values in split.tokens.items()}
         tensors |= {f"{name}.rows.{column}": values for column, values in split.rows.items()}
-    scratch = path.with_suffix(f".{socket.gethostname()}.{os.getpid()}")
+    notes = json.dumps({name: split.notes for name, split in splits.items()})
+    own = path.with_suffix(f".{socket.gethostname()}.{os.getpid()}")  # another run may write the same data just now
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, scratch)
-        scratch.replace(path)
+        with whole_file(own) as file:
+            file.write(save(tensors, {"notes": notes, "sha256": _checksum(tensors, notes)}))
+        own.replace(path)
     except (OSError, SafetensorError) as error:
-        msg = f"tokenised data cannot be kept in {path.parent} ({error}); set --data.cache_dir."
-        raise DataError(msg) from error
-    finally:
-        with suppress(OSError):  # an error here must not hide the one above
-            scratch.unlink()
+        with suppress(OSError):
+            own.unlink()
+        rank_zero_warn(f"tokenised data cannot be cached in {path.parent} ({_reason(error)}), {NO_CACHE}")
 
 
-def read_split(path: Path, name: str) -> EncodedSplit:
-    """Reads one split of a cache file.
+def read_splits(path: Path) -> dict[str, EncodedSplit] | None:
+    """Reads a cache file; warns if it cannot be used.
 
     Args:
         path: Written by `write_splits`.
-        name: Of the split.
 
     Returns:
-        The split.
-
-    Raises:
-        DataError: If the file is damaged.
+        The splits by name; `None` if there is no such file, or it is damaged or not readable.
     """
-    columns: dict[str, dict[str, Any]] = {"tokens": {}, "rows": {}}
     try:
-        with safe_open(path, framework="numpy") as saved:
-            for key in saved.keys():  # noqa: SIM118  # safe_open is no mapping
-                split, kind, column = (*key.split("."), "")[:3]
-                if split == name and kind in columns:
-                    columns[kind][column] = saved.get_tensor(key)
-            return EncodedSplit(saved.get_tensor(f"{name}.lengths"), **columns)
-    except SafetensorError as error:
-        msg = f"the tokenised data in {path} is damaged ({error}); delete the file and start again."
-        raise DataError(msg) from error
+        with path.open("rb"):  # safetensors does not tell a missing file from an unreadable one
+            pass
+        return _read(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        problem = f"cannot be read ({_reason(error)})"
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, MemoryError) as error:
+        problem = f"is damaged ({_reason(error)})"
+    rank_zero_warn(f"the tokenised data in {path} {problem}, so the data is tokenised again.")
+    return None
+
+
+def _read(path: Path) -> dict[str, EncodedSplit]:
+    with safe_open(path, framework="numpy") as saved:
+        tensors = {key: saved.get_tensor(key) for key in saved.keys()}  # noqa: SIM118  # safe_open is no mapping
+        metadata = saved.metadata() or {}
+    if metadata["sha256"] != _checksum(tensors, metadata["notes"]):
+        msg = "its checksum differs"
+        raise ValueError(msg)
+    splits = {}
+    for name, notes in json.loads(metadata["notes"]).items():
+        tokens, rows = (
+            {key.removeprefix(start): values for key, values in tensors.items() if key.startswith(start)}
+            for start in (f"{name}.tokens.", f"{name}.rows.")
+        )
+        splits[name] = EncodedSplit(tensors[f"{name}.lengths"], tokens, rows, tuple(notes))
+    return splits
+
+
+def _checksum(tensors: Tensors, notes: str) -> str:
+    digest = hashlib.sha256(notes.encode())
+    for name, values in sorted(tensors.items()):
+        digest.update(f"{name} {values.dtype} {values.shape}".encode())
+        digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()
+
+
+def _reason(error: BaseException) -> str:
+    strerror = getattr(error, "strerror", None)
+    return str(strerror).lower() if strerror else str(error) or type(error).__name__

@@ -7,7 +7,6 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from lora_lightning.datamodules import token_cache
 from lora_lightning.datamodules.sequence_classification import ClassificationDataModule, LabelledTexts
 from lora_lightning.errors import ConfigurationError, DataError
 from lora_lightning.metrics.label_space import LabelSpace
@@ -117,29 +116,6 @@ def test_a_call_that_sets_truncation_or_padding_does_not_rename_the_cache(settin
     module.tokenizer(["play some jazz"], truncation=True, max_length=4, padding="max_length")
     assert module.tokenizer.backend_tokenizer.truncation  # the state did change
     assert module.cache_file == before
-
-
-@pytest.mark.parametrize("crash", [KeyboardInterrupt, OSError(28, "No space left on device")])
-def test_a_crash_while_writing_leaves_nothing_behind(
-    settings: dict[str, Any], cache_dir: Path, monkeypatch: pytest.MonkeyPatch, crash: BaseException
-) -> None:
-    def write_half(tensors: dict[str, Any], path: Path) -> None:
-        Path(path).write_bytes(b"half")
-        raise crash
-
-    with monkeypatch.context() as patch:
-        patch.setattr(token_cache, "save_file", write_half)
-        with pytest.raises(DataError if isinstance(crash, OSError) else KeyboardInterrupt):
-            TinyDataModule(**settings).prepare_data()
-    assert list(cache_dir.iterdir()) == []
-    assert len(started(**settings).splits["train"]) == 2
-
-
-def test_a_cache_folder_that_cannot_be_made_is_an_error_with_a_remedy(settings: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    module = TinyDataModule(**(settings | {"cache_dir": str(tmp_path / "file")}))
-    with pytest.raises(DataError, match=r"cannot be kept in .*file .*; set --data\.cache_dir"):
-        module.prepare_data()
 
 
 def test_default_cache_is_in_the_users_cache_folder(
@@ -253,11 +229,3 @@ def test_numbers_and_several_labels_stay_floating(settings: dict[str, Any]) -> N
     batches = [module.splits[split][[0]]["labels"] for split in rows]
     assert [batch.tolist() for batch in batches] == [[[0, 1]], [2.5], [1]]
     assert [batch.dtype for batch in batches] == [torch.float32, torch.float32, torch.int64]
-
-
-def test_a_damaged_cache_is_named_with_the_remedy(settings: dict[str, Any]) -> None:
-    module = TinyDataModule(**settings)
-    module.prepare_data()
-    module.cache_file.write_bytes(module.cache_file.read_bytes()[:50])
-    with pytest.raises(DataError, match=r"the tokenised data in .* is damaged .*; delete the file and start again"):
-        module.setup("fit")

@@ -29,7 +29,8 @@ def test_rows_are_the_tokenizers_own(
     pair_tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch, at_once: int, max_length: int
 ) -> None:
     monkeypatch.setattr(tokenizing, "TEXTS_AT_ONCE", at_once)
-    lengths, tokens = tokenize_texts(pair_tokenizer, FIRST, SECOND, max_length, token_types=True)
+    found = tokenize_texts(pair_tokenizer, FIRST, SECOND, max_length, token_types=True)
+    lengths, tokens = found.lengths, found.tokens
     expected = [
         pair_tokenizer(first, second, truncation=True, max_length=max_length, return_token_type_ids=True)
         for first, second in zip(FIRST, SECOND, strict=True)
@@ -43,14 +44,15 @@ def test_rows_are_the_tokenizers_own(
 
 
 def test_no_column_of_types_unless_asked_for(tokenizer: PreTrainedTokenizerBase) -> None:
-    lengths, tokens = tokenize_texts(tokenizer, FIRST, None, 128, token_types=False)
-    assert list(tokens) == ["input_ids"]
-    assert lengths.tolist() == [len(text.split()) + 2 for text in FIRST]
+    found = tokenize_texts(tokenizer, FIRST, None, 128, token_types=False)
+    assert list(found.tokens) == ["input_ids"]
+    assert found.lengths.tolist() == [len(text.split()) + 2 for text in FIRST]
 
 
 def test_no_texts_are_no_rows(tokenizer: PreTrainedTokenizerBase) -> None:
-    lengths, tokens = tokenize_texts(tokenizer, [], None, 128, token_types=False)
-    assert lengths.shape == tokens["input_ids"].shape == (0,)
+    found = tokenize_texts(tokenizer, [], None, 128, token_types=False)
+    assert found.lengths.shape == found.tokens["input_ids"].shape == (0,)
+    assert found.cut == 0
 
 
 def test_flat_rows_follow_one_another() -> None:
