@@ -1,9 +1,9 @@
-"""Every way to adapt a model, in one table: quality, what trains, memory, step time; JSON and Markdown.
+"""Compare all adaptation methods: quality, trainable parameters, memory, time per step; prints JSON and Markdown.
 
-all-MiniLM-L6-v2 on CLINC150 small, and SmolLM2-135M on instructions, each run in a process of its own:
-`lora-lightning fit` on a config of the repository. First, one after another with nothing beside it, a few steps of each
-method for its memory and the time of a step; then the runs that show quality, `--processes` at a time. Finished runs
-keep a JSON file and are not repeated, so the command can be stopped and called again.
+Trains all-MiniLM-L6-v2 on CLINC150 small and SmolLM2-135M on instructions. Each run is `lora-lightning fit` on a config
+of this repository, in a process of its own. A few steps of each method come first, one run at a time, to measure memory
+and time per step. The runs that measure quality follow, `--processes` at a time. Each finished run writes a JSON file
+and is not repeated, so the command can be interrupted and started again.
 
 Example:
     python benchmarks/adaptation_methods.py --clinc150 FOLDER --instructions FILE --seeds 0 1 2 --processes 2
@@ -27,9 +27,9 @@ from lightning.pytorch.callbacks import Callback
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "lightning_logs" / "adaptation-methods"
-WARM_UP = 5  # steps of an optimizer
+WARM_UP = 5  # optimizer steps that are not timed
 TIMED = ["--trainer.max_steps=15", "--trainer.max_epochs=-1", "--trainer.limit_val_batches=0", "--test_after_fit=false"]
-# Options beside the plain LoRA config.
+# Options in addition to the plain LoRA config.
 METHODS: dict[str, list[str]] = {
     "LoRA": [],
     "LoRA, bf16": ["--trainer.precision=bf16-mixed"],
@@ -49,12 +49,12 @@ METHODS: dict[str, list[str]] = {
     "full": ["--model.lora=null"],
     "head only": ["--model.lora=null", "--model.freeze_backbone=true"],
 }
-# Where it is not LoRA's: the best of a few on validation, by `--learning_rates`.
+# Learning rates that differ from LoRA's, chosen on validation data with `--learning_rates`.
 LEARNING_RATES = {
     "clinc150": {"full": 3e-4, "head only": 2e-1},
     "instructions": {"full": 5e-5},
 }
-# Config, option for the data, more options, the metric to show.
+# Config, option that names the data, further options, reported metric.
 PROBLEMS: dict[str, tuple[str, str, list[str], str]] = {
     "clinc150": (
         "configs/clinc150/minilm_lora.yaml",
@@ -80,7 +80,7 @@ PROBLEMS: dict[str, tuple[str, str, list[str], str]] = {
 
 
 def weight_bytes(module: LightningModule) -> int:
-    """What weights and buffers take in memory, with the scales of quantised ones."""
+    """Bytes of all parameters and buffers, including the scales of quantized weights."""
     tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     for parameter in module.parameters():
         if (state := getattr(parameter, "quant_state", None)) is not None:
@@ -90,8 +90,8 @@ def weight_bytes(module: LightningModule) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-class Measure(Callback):
-    """Times each step of the optimizer, with all the batches that it accumulates, and weighs the model."""
+class StepTimer(Callback):
+    """Measures the time of each optimizer step, including all accumulated batches, and the size of the model."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -99,16 +99,16 @@ class Measure(Callback):
         self._start: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Weighs what is in memory."""
+        """Measures the size of the model in memory."""
         del trainer
         self.weight_bytes = weight_bytes(pl_module)
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """Starts the clock with the first batch of a step."""
+        """Starts timing with the first batch of a step."""
         self._start = self._start or time.perf_counter()
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Stops it after the last."""
+        """Stops timing after the last batch of a step."""
         if trainer.global_step > len(self.seconds) and self._start is not None:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
@@ -116,11 +116,11 @@ class Measure(Callback):
             self._start = None
 
 
-def run_once(words: list[str], place: Path) -> None:
-    """Trains in this process and writes what it took."""
-    from lora_lightning.cli import lightning_cli as cli  # noqa: PLC0415  # not for the process that only starts others
+def train_and_measure(words: list[str], place: Path) -> None:
+    """Trains in this process and writes metrics, memory and time per step to a JSON file."""
+    from lora_lightning.cli import lightning_cli as cli  # noqa: PLC0415  # the process that starts the runs does not need it
 
-    measure = Measure()
+    measure = StepTimer()
     make = cli.LoraLightningCLI.instantiate_trainer
 
     def with_measure(self: cli.LoraLightningCLI, **kwargs: Any) -> Trainer:
@@ -147,7 +147,7 @@ def run_once(words: list[str], place: Path) -> None:
 
 
 def words_of(problem: str, data: Path, method: str, name: str, more: list[str]) -> list[str]:
-    """The command of one run."""
+    """The command line of one run."""
     config, data_option, own, _ = PROBLEMS[problem]
     words = ["fit", f"--config={ROOT / config}", f"{data_option}={data}", *own, *METHODS[method]]
     if (rate := LEARNING_RATES[problem].get(method)) is not None:
@@ -155,13 +155,13 @@ def words_of(problem: str, data: Path, method: str, name: str, more: list[str]) 
     return [*words, f"--trainer.logger.save_dir={RUNS}", f"--trainer.logger.name={name}", *more]
 
 
-def measured(problem: str, data: Path, method: str, name: str, more: list[str]) -> dict[str, Any] | None:
-    """One run's result, from its file where the same command left one; `None` where it failed."""
+def cached_result(problem: str, data: Path, method: str, name: str, more: list[str]) -> dict[str, Any] | None:
+    """The result of one run, from its file if the same command was run before; `None` if the run failed."""
     name = f"{problem}-{method.replace(', ', '-').replace(' ', '-')}-{name}"
     place, words = RUNS / f"{name}.json", words_of(problem, data, method, name, more)
     if not place.exists() or json.loads(place.read_text())["command"] != words:
         place.unlink(missing_ok=True)
-        shutil.rmtree(RUNS / name, ignore_errors=True)  # of a run that was interrupted
+        shutil.rmtree(RUNS / name, ignore_errors=True)  # left by an interrupted run
         RUNS.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, str(Path(__file__).resolve()), "--run", str(place), *words]
         with (RUNS / f"{name}.log").open("w") as log:
@@ -172,8 +172,8 @@ def measured(problem: str, data: Path, method: str, name: str, more: list[str]) 
     return result
 
 
-def row(results: list[dict[str, Any]], timed: dict[str, Any], metric: str) -> dict[str, Any]:
-    """A method's seeds together, with what its undisturbed steps took."""
+def summarize_seeds(results: list[dict[str, Any]], timed: dict[str, Any], metric: str) -> dict[str, Any]:
+    """Combines the seeds of one method with its memory and time per step."""
     quality = [float(each["metrics"][metric]) for each in results]
     return {
         "quality": statistics.mean(quality),
@@ -183,30 +183,32 @@ def row(results: list[dict[str, Any]], timed: dict[str, Any], metric: str) -> di
     }
 
 
-def rows_of(problem: str, data: Path, methods: list[str], seeds: list[int], more: list[str], processes: int) -> Any:
-    """All methods' rows; one whose runs failed is left out."""
-    # A language model has no new head that could train alone.
+def compare_methods(
+    problem: str, data: Path, methods: list[str], seeds: list[int], more: list[str], processes: int
+) -> Any:
+    """Results of all methods; a method whose runs failed is left out."""
+    # A language model has no new head that could be trained alone.
     methods = [name for name in methods if problem == "clinc150" or name != "head only"]
     seeds = seeds if problem == "clinc150" else seeds[:1]
     runs = [
         (problem, data, name, str(seed), [f"--seed_everything={seed}", *more]) for seed in seeds for name in methods
     ]
-    times = {name: measured(problem, data, name, "timed", [*more, *TIMED]) for name in methods}
+    times = {name: cached_result(problem, data, name, "timed", [*more, *TIMED]) for name in methods}
     with ThreadPool(processes) as pool:
-        results = pool.starmap(measured, runs, chunksize=1)
+        results = pool.starmap(cached_result, runs, chunksize=1)
     rows = {}
     for position, name in enumerate(methods):
         finished = [each for each in results[position :: len(methods)] if each is not None]
         if (timed := times[name]) is not None and finished:
             few = f", {len(finished)} of {len(seeds)} seeds" if len(finished) < len(seeds) else ""
-            rows[name + few] = row(finished, timed, PROBLEMS[problem][3])
+            rows[name + few] = summarize_seeds(finished, timed, PROBLEMS[problem][3])
     return rows
 
 
 def best_rates(
     problem: str, data: Path, methods: list[str], rates: list[float], seed: int, more: list[str], processes: int
 ) -> Any:
-    """What validation says about each method at each learning rate."""
+    """The validation metric of each method at each learning rate."""
     runs = [
         (
             problem,
@@ -219,14 +221,14 @@ def best_rates(
         for rate in rates
     ]
     with ThreadPool(processes) as pool:
-        results = iter(pool.starmap(measured, runs, chunksize=1))
+        results = iter(pool.starmap(cached_result, runs, chunksize=1))
     metric = PROBLEMS[problem][3].replace("test/", "val/")
     return {
         name: {rate: (next(results) or {"metrics": {}})["metrics"].get(metric) for rate in rates} for name in methods
     }
 
 
-def table(problem: str, rows: dict[str, dict[str, Any]]) -> str:
+def markdown_table(problem: str, rows: dict[str, dict[str, Any]]) -> str:
     """The results as Markdown."""
     lines = [[problem, PROBLEMS[problem][3], "trained", "weights", "peak memory", "a step"], ["---"] * 6]
     for method, row in rows.items():
@@ -237,23 +239,23 @@ def table(problem: str, rows: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Trains what is missing and reports."""
+    """Trains the missing runs and prints the report."""
     if sys.argv[1:2] == ["--run"]:
-        run_once(sys.argv[3:], Path(sys.argv[2]))
+        train_and_measure(sys.argv[3:], Path(sys.argv[2]))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clinc150", type=Path, help="folder with data_small.json")
     parser.add_argument("--instructions", type=Path, help="instructions as JSON lines")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="of CLINC150; instructions take the first"
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of CLINC150; instructions use the first one"
     )
-    parser.add_argument("--processes", type=int, default=1, help="trainings at a time; steps are timed one at a time")
+    parser.add_argument("--processes", type=int, default=1, help="runs at the same time, except while steps are timed")
     parser.add_argument(
         "--learning_rates",
         type=float,
         nargs="+",
-        help="no table, but what validation says at each, with the first seed",
+        help="instead of the table, print the validation metric at each of these, with the first seed",
     )
     parser.add_argument("--more", nargs="*", default=[], help="options for every run, such as trainer.max_steps=5")
     options = parser.parse_args()
@@ -265,11 +267,13 @@ def main() -> None:
             found = best_rates(problem, data.resolve(), options.methods, rates, *rest)
             print(json.dumps({problem: found}, indent=2))
         elif data:
-            report[problem] = rows_of(problem, data.resolve(), options.methods, options.seeds, more, options.processes)
+            report[problem] = compare_methods(
+                problem, data.resolve(), options.methods, options.seeds, more, options.processes
+            )
     if report:
         print(json.dumps(report, indent=2))
     for problem, rows in report.items():
-        print(f"\n{table(problem, rows)}")
+        print(f"\n{markdown_table(problem, rows)}")
 
 
 if __name__ == "__main__":

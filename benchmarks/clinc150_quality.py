@@ -1,7 +1,7 @@
-"""Train on CLINC150 full with several seeds and print mean and spread of the test metrics as JSON.
+"""Train on CLINC150 full with several seeds; prints mean and standard deviation of the test metrics as JSON.
 
-Each seed is a run of `lora-lightning fit --config configs/clinc150/minilm_lora.yaml` in its own process; a seed
-whose run is finished is not trained again.
+Each seed is a run of `lora-lightning fit --config configs/clinc150/minilm_lora.yaml` in its own process. Finished runs
+are not repeated.
 
 Example:
     python benchmarks/clinc150_quality.py --data ../shared/data/clinc150 --seeds 0 1 2
@@ -39,7 +39,7 @@ def train(seed: int, data: str) -> None:
 
 
 def main() -> None:
-    """Trains what is missing and reports."""
+    """Trains the missing runs and prints the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder with data_full.json")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -48,7 +48,7 @@ def main() -> None:
     for seed in options.seeds:
         path = RUNS / f"seed_{seed}" / "summary.json"
         if not path.exists():
-            shutil.rmtree(path.parent, ignore_errors=True)  # a run that was interrupted
+            shutil.rmtree(path.parent, ignore_errors=True)  # left by an interrupted run
             train(seed, options.data)
         summaries.append(json.loads(path.read_text()))
     report = {

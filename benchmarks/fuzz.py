@@ -1,8 +1,9 @@
-"""Fuzzes the program with changed configs and changed data files; prints a Markdown table for docs/reliability.md.
+"""Fuzzes the program with modified configs, data files and model files; prints the tables of docs/reliability.md.
 
-Each case is `lora-lightning` on one changed input, in a fork of its own with a limit of time and memory. It must refuse
-the input in one clear sentence with exit status 2, or run. A run is real but for two things: training ends after one
-optimizer step, and where further processes would start it ends before them. What failed goes to standard error in full.
+Each case runs `lora-lightning` on one modified input, in a forked process with limits on time and memory. It must
+either run, or refuse the input in one clear sentence with exit status 2. A run is real with two exceptions: training
+ends after one optimizer step, and it ends before it would start further processes. Failures are printed in full to
+standard error.
 
 Example:
     python benchmarks/fuzz.py --configs 1000 --data 1000
@@ -36,13 +37,13 @@ SECONDS = 120
 BYTES = 16 * 2**30
 
 
-def isolated(case: Case) -> Outcome:
-    """Runs a case in a fork, so that neither a crash nor a global setting reaches the next."""
+def run_in_fork(case: Case) -> Outcome:
+    """Runs a case in a forked process, so that neither a crash nor a global setting affects the next case."""
     receiving, sending = multiprocessing.Pipe(duplex=False)
     process = multiprocessing.get_context("fork").Process(target=_report, args=(sending, case))
     process.start()
     sending.close()
-    outcome = Outcome(FAILED, f"no end within {SECONDS} s")
+    outcome = Outcome(FAILED, f"did not end within {SECONDS} s")
     if receiving.poll(SECONDS):
         try:
             outcome = receiving.recv()
@@ -63,14 +64,14 @@ def _report(sending: Connection, case: Case) -> None:
 
 
 def all_config_cases(folder: Path, backbones: TinyBackbone, count: int, seed: int) -> Iterator[Case]:
-    """About `count` cases, the same number of each shipped config."""
+    """About `count` cases, the same number for each config in the repository."""
     paths = sorted(CONFIGS.rglob("*.yaml"))
     for number, path in enumerate(paths):
         yield from config_cases(path, folder / f"config{number}", backbones, -(-count // len(paths)), seed)
 
 
 def all_data_cases(folder: Path, backbones: TinyBackbone, count: int, seed: int) -> Iterator[Case]:
-    """About `count` cases, the same number of each kind of data, shared by its formats."""
+    """About `count` cases, the same number for each kind of data, divided among its formats."""
     kinds = Counter(name.partition("/")[0] for name in FORMATS)
     for number, name in enumerate(FORMATS):
         share = -(-count // (len(kinds) * kinds[name.partition("/")[0]]))
@@ -78,34 +79,34 @@ def all_data_cases(folder: Path, backbones: TinyBackbone, count: int, seed: int)
 
 
 def all_model_cases(folder: Path, backbones: TinyBackbone, count: int, seed: int) -> Iterator[Case]:
-    """About `count` cases, the same number of each kind of file."""
+    """About `count` cases, the same number for each kind of file."""
     for kind, cases in {"b": backbone_cases, "c": checkpoint_cases, "p": prediction_cases}.items():
         yield from cases(folder / kind, backbones, -(-count // 3), seed)
 
 
 def warm_up(folder: Path, backbones: TinyBackbone) -> None:
-    """Runs unchanged configs here: they must run, and what they import need not be imported in every fork."""
+    """Runs unmodified configs in this process: they must succeed, and forks then share the imported modules."""
     for name in ("callbacks/all_monitors.yaml", "squad_v2/minilm_lora.yaml", "causal_lm/gpt2_instructions_lora.yaml"):
         for case in config_cases(CONFIGS / name, folder / name, backbones, 1, change=False):
             if (outcome := outcome_of(case)).kind != RAN:
-                msg = f"{name} does not run as it is: {outcome.message}"
+                msg = f"{name} does not run unmodified: {outcome.message}"
                 raise SystemExit(msg)
 
 
-def fuzz(cases: Iterable[Case], told: Collection[str]) -> dict[str, Counter[str]]:
-    """Runs cases and counts how they ended, by the first part of their source; tells those of some kinds in full."""
+def fuzz(cases: Iterable[Case], printed: Collection[str]) -> dict[str, Counter[str]]:
+    """Runs cases and counts the outcomes by the first part of the source; prints outcomes of some kinds in full."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for case in cases:
-        outcome = isolated(case)
+        outcome = run_in_fork(case)
         counts[case.source.partition("/")[0]][outcome.kind] += 1
-        if outcome.kind in told:
+        if outcome.kind in printed:
             lines = (f"{case.source}: {case.mutation}", " ".join(case.words), f"{outcome.kind}: {outcome.message}")
             print("\n  ".join(lines), file=sys.stderr, flush=True)
     return counts
 
 
 def print_table(counts: Mapping[str, Counter[str]]) -> None:
-    """One row a source, and their sum."""
+    """Prints one row per source, and their sum."""
     kinds = (REFUSED, LATE, RAN, FAILED)
     print(f"| input | cases | {' | '.join(kinds)} |\n| --- |{' --- |' * 5}")
     for source, found in [*counts.items(), ("all", sum(counts.values(), Counter()))]:
@@ -115,13 +116,13 @@ def print_table(counts: Mapping[str, Counter[str]]) -> None:
 def main() -> None:
     """Fuzzes and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--configs", type=int, default=1000, help="changed configs, at least; 0 for none")
-    parser.add_argument("--data", type=int, default=1000, help="changed data files, at least; 0 for none")
-    parser.add_argument("--models", type=int, default=300, help="changed model files, at least; 0 for none")
+    parser.add_argument("--configs", type=int, default=1000, help="minimum number of modified configs; 0 for none")
+    parser.add_argument("--data", type=int, default=1000, help="minimum number of modified data files; 0 for none")
+    parser.add_argument("--models", type=int, default=300, help="minimum number of modified model files; 0 for none")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--verbose", action="store_true", help="tell how every case ended, not just the bad ones")
+    parser.add_argument("--verbose", action="store_true", help="print every case, not only failures and late refusals")
     options = parser.parse_args()
-    told = (REFUSED, LATE, RAN, FAILED) if options.verbose else (LATE, FAILED)
+    printed = (REFUSED, LATE, RAN, FAILED) if options.verbose else (LATE, FAILED)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -130,11 +131,11 @@ def main() -> None:
         for title, cases, count in (
             ("Configs", all_config_cases, options.configs),
             ("Data", all_data_cases, options.data),
-            ("Models and files to predict", all_model_cases, options.models),
+            ("Models and input files of `predict`", all_model_cases, options.models),
         ):
             if count:
                 print(f"\n{title}\n")
-                print_table(fuzz(cases(folder / title, backbones, count, options.seed), told))
+                print_table(fuzz(cases(folder / title, backbones, count, options.seed), printed))
 
 
 if __name__ == "__main__":

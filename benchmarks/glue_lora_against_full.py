@@ -1,10 +1,10 @@
-"""LoRA against full fine-tuning on GLUE tasks with the offline encoder; prints JSON and writes a table.
+"""Compare LoRA with full fine-tuning on GLUE tasks, using the offline encoder; prints JSON and a table.
 
-For each task and method: a small grid of learning rates with the first seed, the best by rows that are held out of the
-training file; then the other seeds with that rate. Each run keeps its best epoch by the same held-out rows. The dev set
-is scored once, at the end, so that nothing was chosen on it. Every run is `lora-lightning fit` on the task's own
-config, with its epochs and its early stopping; finished runs are not repeated, so the command can be stopped and called
-again.
+For each task and method, a small grid of learning rates is trained with the first seed. The rate that is best on rows
+held out of the training file is then used for the other seeds. The same held-out rows choose the best epoch of each
+run. The dev set is scored once, at the end, so nothing is chosen on it. Every run is `lora-lightning fit` on the config
+of the task, with its number of epochs and its early stopping. Finished runs are not repeated, so the command can be
+interrupted and started again.
 
 Example:
     python benchmarks/glue_lora_against_full.py --data ../shared/data/glue --seeds 0 1 2 --processes 14
@@ -29,7 +29,7 @@ from lora_lightning.datamodules.glue_tasks import GLUE_TASKS
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "lightning_logs" / "glue-lora-against-full"
 HELD_OUT_ROWS = 500
-# Of each training file: all but what is held out, and some 50 to be round; of SST-2's 67,349 a part.
+# All rows of the training file that are not held out, rounded down; a part of SST-2's 67,349 rows.
 TRAIN_ROWS = {"sst2": 20000, "cola": 8000, "stsb": 5200, "mrpc": 3100, "rte": 1900}
 METHODS = {
     "LoRA": ([5e-4, 1e-3, 2e-3], []),
@@ -48,15 +48,15 @@ DISTILBERT = {
     "stsb": 86.9,
     "mrpc": 87.5,
     "rte": 59.9,
-}  # its authors' README, one score each
+}  # one score per task, from its authors' README
 
 
 def write_parts(data: Path, task_name: str) -> None:
-    """Draws training and held-out rows from the task's training file, the same at every call."""
+    """Draws training and held-out rows from the training file of the task; the same rows at every call."""
     task = GLUE_TASKS[task_name]
     source = data / task.folder / task.splits["train"].file
     lines = source.read_bytes().rstrip(b"\n").split(b"\n")
-    first = 1 if task.splits["train"].columns is None else 0  # no names of columns to pass in: a header is there
+    first = 1 if task.splits["train"].columns is None else 0  # the file has a header unless columns are named
     header, rows = lines[:first], lines[first:]
     order = np.random.default_rng(0).permutation(len(rows))
     ends = [HELD_OUT_ROWS, HELD_OUT_ROWS + TRAIN_ROWS[task_name]]
@@ -67,8 +67,8 @@ def write_parts(data: Path, task_name: str) -> None:
         (folder / name).write_bytes(b"\n".join(content) + b"\n")
 
 
-def in_a_process(words: list[str]) -> None:
-    """Runs one command of the program; not in a fork, which could not use a GPU."""
+def run_command(words: list[str]) -> None:
+    """Runs one command of the program in a new process; a forked one could not use a GPU."""
     command = [sys.executable, "-m", "lora_lightning", *words]
     if subprocess.run(command, check=False, stdout=sys.stderr).returncode:  # noqa: S603  # this program
         msg = f"lora-lightning {' '.join(words)} failed; see above"
@@ -76,37 +76,37 @@ def in_a_process(words: list[str]) -> None:
 
 
 def train(task: str, method: str, rate: float, seed: int) -> dict[str, Any]:
-    """Trains once, unless that is done, and returns the run's summary."""
+    """Trains unless the run is finished, and returns its summary."""
     folder = RUNS / f"{task}-{method}-{rate:g}" / f"seed_{seed}"
     if not (folder / "summary.json").exists():
-        shutil.rmtree(folder, ignore_errors=True)  # a run that was interrupted
+        shutil.rmtree(folder, ignore_errors=True)  # left by an interrupted run
         words = ["fit", "--config", str(ROOT / f"configs/glue/{task}_minilm_lora.yaml"), *METHODS[method][1]]
         words += ["--model.optimization.learning_rate", str(rate), "--seed_everything", str(seed)]
         words += ["--data.data_dir", str(RUNS / "data"), "--data.allow_partial", "true"]
         words += ["--trainer.logger.save_dir", str(RUNS), "--trainer.logger.name", folder.parent.name]
-        in_a_process([*words, "--trainer.logger.version", folder.name])
+        run_command([*words, "--trainer.logger.version", folder.name])
     return {"folder": folder, **json.loads((folder / "summary.json").read_text())}
 
 
 def score_dev(data: Path, folder: Path) -> dict[str, float]:
-    """Scores a run's best epoch on the real dev set."""
+    """Scores the best epoch of a run on the real dev set."""
     if not (folder / "validate_metrics.json").exists():
         words = ["validate", "--config", str(folder / "config.yaml"), "--data.data_dir", str(data)]
-        in_a_process([*words, "--ckpt_path", str(folder / "checkpoints/best.ckpt"), "--data.allow_partial", "false"])
+        run_command([*words, "--ckpt_path", str(folder / "checkpoints/best.ckpt"), "--data.allow_partial", "false"])
     scores: dict[str, float] = json.loads((folder / "validate_metrics.json").read_text())
     return scores
 
 
 def chosen_rate(task: str, method: str, seed: int) -> tuple[float, dict[float, float]]:
-    """The learning rate whose best epoch was best on the held-out rows, and what each reached there."""
-    decisive = f"val/{METRICS[task][0]}"  # what the config keeps the best epoch by
+    """The learning rate with the best score on the held-out rows, and the scores of all learning rates."""
+    decisive = f"val/{METRICS[task][0]}"  # the metric that chooses the best epoch in the config
     trials = {rate: train(task, method, rate, seed)["metrics"] for rate in METHODS[method][0]}
     grid = {rate: metrics[decisive] for rate, metrics in trials.items()}
     return max(grid, key=lambda rate: (grid[rate], -trials[rate]["val/loss"])), grid
 
 
 def compare(data: Path, task: str, method: str, seeds: list[int]) -> dict[str, Any]:
-    """Scores the runs of the chosen learning rate; trains what is not there yet."""
+    """Scores the runs with the chosen learning rate; trains those that are missing."""
     rate, grid = chosen_rate(task, method, seeds[0])
     runs = [train(task, method, rate, seed) for seed in seeds]
     scores = [score_dev(data, each["folder"]) for each in runs]
@@ -123,16 +123,16 @@ def compare(data: Path, task: str, method: str, seeds: list[int]) -> dict[str, A
 
 
 def run_all(data: Path, tasks: list[str], seeds: list[int], processes: int) -> None:
-    """Everything that `compare` reads, several processes at a time: the grids, the other seeds, their scores."""
+    """Trains and scores all runs that `compare` needs, several at the same time: grids, other seeds, scores."""
     pairs = [(task, method) for task in tasks for method in METHODS]
-    all_of(train, [(*pair, rate, seeds[0]) for pair in pairs for rate in METHODS[pair[1]][0]], processes)
+    call_in_threads(train, [(*pair, rate, seeds[0]) for pair in pairs for rate in METHODS[pair[1]][0]], processes)
     chosen = [(*pair, chosen_rate(*pair, seeds[0])[0], seed) for pair in pairs for seed in seeds]
-    runs = all_of(train, chosen, processes)
-    all_of(score_dev, [(data, each["folder"]) for each in runs], processes)
+    runs = call_in_threads(train, chosen, processes)
+    call_in_threads(score_dev, [(data, each["folder"]) for each in runs], processes)
 
 
-def all_of(work: Callable[..., Any], arguments: Iterable[tuple[Any, ...]], processes: int) -> list[Any]:
-    """Calls a function that waits for a process, so many times at once; the first failure ends all that wait."""
+def call_in_threads(work: Callable[..., Any], arguments: Iterable[tuple[Any, ...]], processes: int) -> list[Any]:
+    """Calls a function that waits for a process, several calls at a time; the first failure cancels pending calls."""
     with ThreadPoolExecutor(processes) as pool:
         waiting = [pool.submit(work, *each) for each in arguments]
         try:
@@ -141,8 +141,8 @@ def all_of(work: Callable[..., Any], arguments: Iterable[tuple[Any, ...]], proce
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def majority(data: Path, task_name: str) -> float:
-    """Accuracy of always answering the dev set's most frequent label, in percent; 0 for a correlation."""
+def majority_accuracy(data: Path, task_name: str) -> float:
+    """Accuracy of always predicting the most frequent label of the dev set, in percent; 0 for a correlation."""
     task = GLUE_TASKS[task_name]
     if METRICS[task_name][0] != "accuracy":
         return 0.0
@@ -153,7 +153,7 @@ def majority(data: Path, task_name: str) -> float:
     return 100 * max(labels.values()) / labels.total()
 
 
-def table(report: dict[str, Any]) -> str:
+def markdown_table(report: dict[str, Any]) -> str:
     """The results as Markdown."""
     head = ["task, metric", "training rows", "majority class", "LoRA", "full", "LoRA - full", "learning rates"]
     lines = [[*head, "DistilBERT, full, all rows"], ["---"] * (len(head) + 1)]
@@ -170,10 +170,12 @@ def table(report: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Trains what is missing and reports."""
+    """Trains the missing runs and prints the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, type=Path, help="folder with SST-2/train.tsv and so on")
-    parser.add_argument("--processes", type=int, default=1, help="trainings at a time")
+    parser.add_argument(
+        "--data", required=True, type=Path, help="folder with SST-2/train.tsv, CoLA/train.tsv and so on"
+    )
+    parser.add_argument("--processes", type=int, default=1, help="runs at the same time")
     parser.add_argument("--tasks", nargs="+", choices=list(TRAIN_ROWS), default=list(TRAIN_ROWS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
@@ -181,7 +183,9 @@ def main() -> None:
     for task in options.tasks:
         for split in ("train", "val"):
             if not (place := data / GLUE_TASKS[task].folder / GLUE_TASKS[task].splits[split].file).is_file():
-                parser.error(f"--data is {options.data}, but {place} is not there; give the folder of GLUE's download.")
+                parser.error(
+                    f"--data is {options.data}, but {place} does not exist; pass the folder of the GLUE download."
+                )
     if options.processes < 1:
         parser.error(f"--processes is {options.processes}, but at least 1 is needed.")
     report: dict[str, Any] = {"seeds": options.seeds, "held_out_rows": HELD_OUT_ROWS, "tasks": {}}
@@ -190,9 +194,9 @@ def main() -> None:
     run_all(data, options.tasks, options.seeds, options.processes)
     for task in options.tasks:
         results = {method: compare(data, task, method, options.seeds) for method in METHODS}
-        report["tasks"][task] = {"train_rows": TRAIN_ROWS[task], "majority": majority(data, task), **results}
+        report["tasks"][task] = {"train_rows": TRAIN_ROWS[task], "majority": majority_accuracy(data, task), **results}
     print(json.dumps(report, indent=2))
-    print(table(report))
+    print(markdown_table(report))
 
 
 if __name__ == "__main__":

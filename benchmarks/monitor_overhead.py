@@ -1,10 +1,10 @@
-"""What all monitors cost over a whole training on CLINC150, test included; prints JSON, and a short table beside it.
+"""Overhead of all monitors in a complete training run on CLINC150, test included; prints JSON and a short table.
 
-Trainings without and with `configs/callbacks/all_monitors.yaml` take turns, each in a process of its own, of which wall
-time and peak memory are taken, start to end. Then one more training with the monitors runs under Lightning's
-SimpleProfiler: the time inside each monitor's hooks, as a share of that run, hardly notices what else the machine does.
+Runs without and with `configs/callbacks/all_monitors.yaml` take turns, each in a process of its own, whose total wall
+time and peak memory are measured. One more run with monitors uses Lightning's SimpleProfiler: the time inside the hooks
+of each monitor, as a share of that run, depends little on other work on the machine.
 
-Options that are not its own go to `lora-lightning fit`.
+All other options are passed to `lora-lightning fit`.
 
 Example:
     python benchmarks/monitor_overhead.py --data ../shared/data/clinc150
@@ -31,16 +31,16 @@ from lora_lightning.cli.lightning_cli import run
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 MONITORS = CONFIGS / "callbacks/all_monitors.yaml"
-MONITOR_CLASSES = (AdapterMonitor, FrozenBaseCheck)  # of all_monitors.yaml
-NEGLIGIBLE = 1e-3  # seconds in a hook over a whole run
+MONITOR_CLASSES = (AdapterMonitor, FrozenBaseCheck)  # of the callbacks in all_monitors.yaml
+NEGLIGIBLE = 1e-3  # seconds in a hook during the complete run
 
 
 class Cost(NamedTuple):
-    """Of one process.
+    """Cost of one process.
 
     Attributes:
-        seconds: Wall time.
-        peak_rss_mib: Largest resident memory.
+        seconds: Wall time, in seconds.
+        peak_rss_mib: Peak resident memory, in MiB.
     """
 
     seconds: float
@@ -48,7 +48,7 @@ class Cost(NamedTuple):
 
 
 def words_of(options: argparse.Namespace, more: list[str], logs: str) -> list[str]:
-    """The command line of a training without monitors."""
+    """The command line of a run without monitors."""
     words = ["fit", "--config", str(CONFIGS / "clinc150/minilm_lora.yaml"), "--data.data_dir", options.data]
     words += ["--data.variant", options.variant, "--trainer.enable_progress_bar=false"]
     words += [f"--trainer.max_epochs={options.epochs}"] * (options.epochs is not None)
@@ -56,22 +56,22 @@ def words_of(options: argparse.Namespace, more: list[str], logs: str) -> list[st
 
 
 def train(words: list[str]) -> Cost:
-    """Runs `lora-lightning` to its end."""
+    """Runs `lora-lightning` until it ends."""
     command = [sys.executable, "-m", "lora_lightning", *words]
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as output:
         start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=said, stderr=said)  # noqa: S603
+        process = subprocess.Popen(command, stdout=output, stderr=output)  # noqa: S603
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
-            said.seek(0)
-            sys.exit(f"{' '.join(command)} failed:\n{said.read().decode()}")
+            output.seek(0)
+            sys.exit(f"{' '.join(command)} failed:\n{output.read().decode()}")
     return Cost(seconds, usage.ru_maxrss / 1024)
 
 
 def compare(pairs: int, words: list[str]) -> dict[str, Any]:
-    """Takes turns, without and with monitors."""
+    """Runs without and with monitors in turns."""
     turns: list[tuple[Cost, Cost]] = []
     for turn in range(pairs):
         turns.append((train(words), train([*words, "--config", str(MONITORS)])))
@@ -89,7 +89,7 @@ def compare(pairs: int, words: list[str]) -> dict[str, Any]:
 
 
 def seconds_in_hooks(words: list[str]) -> dict[str, Any]:
-    """One training in this process, and what the hooks of each monitor take of it."""
+    """Trains once in this process and measures the time in the hooks of each monitor."""
     start = time.perf_counter()
     cli = run([*words, "--config", str(MONITORS), "--trainer.profiler=SimpleProfiler"])
     seconds = time.perf_counter() - start
@@ -105,7 +105,7 @@ def seconds_in_hooks(words: list[str]) -> dict[str, Any]:
 
 
 def print_table(report: dict[str, Any]) -> None:
-    """The figures that a reader looks for, on standard error."""
+    """Prints the main results to standard error."""
     profile, pairs = report["profile"], report["pairs"]
     rows = {name: sum(hooks.values()) for name, hooks in profile["seconds_in_hooks"].items()}
     for name, seconds in sorted(rows.items(), key=lambda row: -row[1]):
@@ -113,16 +113,18 @@ def print_table(report: dict[str, Any]) -> None:
     print(f"{'all hooks':24} {sum(rows.values()):8.2f} s {profile['share']:8.2%}", file=sys.stderr)
     if pairs:
         difference = pairs["monitored_seconds"] - pairs["seconds"]
-        print(f"{'pairs of trainings':24} {difference:8.2f} s {pairs['overhead']:8.2%}", file=sys.stderr)
+        print(f"{'pairs of runs':24} {difference:8.2f} s {pairs['overhead']:8.2%}", file=sys.stderr)
 
 
 def main() -> None:
-    """Measures both ways."""
+    """Measures pairs of runs and the time in hooks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder with data_<variant>.json")
     parser.add_argument("--variant", default="full")
-    parser.add_argument("--epochs", type=int, help="the config's own number if not given")
-    parser.add_argument("--pairs", type=int, default=3, help="0 only profiles")
+    parser.add_argument("--epochs", type=int, help="number of epochs; by default that of the config")
+    parser.add_argument(
+        "--pairs", type=int, default=3, help="pairs of runs without and with monitors; 0 to profile only"
+    )
     options, more = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as logs:
         words = words_of(options, more, logs)

@@ -1,4 +1,4 @@
-"""Runs `lora-lightning` in several processes at once, without the imports of a fresh interpreter for each run."""
+"""Run `lora-lightning` in several processes at once, without importing everything again for each run."""
 
 import multiprocessing
 import os
@@ -10,19 +10,19 @@ import torch
 
 
 def free_port() -> int:
-    """A port of this machine that nothing listens on at the moment."""
+    """A port of this machine that is currently free."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return int(taken.getsockname()[1])
 
 
-def become(rank: int, processes: int, port: int) -> None:
-    """Makes this process one of several that train together with one thread each, as Lightning does when it launches.
+def join_training(rank: int, processes: int, port: int) -> None:
+    """Sets up this process as one of several that train together with one thread each, like Lightning's launcher.
 
     Args:
-        rank: Its number.
-        processes: How many there are.
-        port: Where they meet.
+        rank: Rank of this process.
+        processes: Number of processes.
+        port: Port of the process group.
     """
     torch.set_num_threads(1)
     if processes > 1:
@@ -30,36 +30,36 @@ def become(rank: int, processes: int, port: int) -> None:
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
-def run_all(rank: int, processes: int, port: int, runs: Sequence[Sequence[str]]) -> None:
-    """What one process does: its part of every run, one after another.
+def run_commands(rank: int, processes: int, port: int, runs: Sequence[Sequence[str]]) -> None:
+    """Runs commands one after another as one of several processes.
 
     Args:
-        rank: Its number.
-        processes: How many there are.
-        port: Where they meet.
-        runs: Words of `lora-lightning` commands.
+        rank: Rank of this process.
+        processes: Number of processes.
+        port: Port of the process group.
+        runs: Arguments of each `lora-lightning` command.
 
     Raises:
-        SystemExit: With a run's status, if it is not 0.
+        SystemExit: With the exit status of the first command that fails.
     """
-    become(rank, processes, port)
-    from lora_lightning.cli.main import main  # noqa: PLC0415  # the server that forks has it loaded
+    join_training(rank, processes, port)
+    from lora_lightning.cli.main import main  # noqa: PLC0415  # the fork server has already imported it
 
     for words in runs:
         if status := main(words):
             raise SystemExit(status)
 
 
-def start(target: Callable[..., None], processes: int, *arguments: Any) -> None:
-    """Runs a function in several processes, and waits; they fork from a server that imports but once.
+def start_processes(target: Callable[..., None], processes: int, *arguments: Any) -> None:
+    """Runs a function in several processes and waits for them; they are forked from a server that imports once.
 
     Args:
-        target: Takes its rank, the number of processes, a free port, and the arguments.
-        processes: How many.
-        arguments: The rest.
+        target: Called with its rank, the number of processes, a free port, and the arguments.
+        processes: Number of processes.
+        arguments: Further arguments of the function.
 
     Raises:
-        SystemExit: If one of them fails.
+        SystemExit: If a process fails.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["lora_lightning.cli.lightning_cli"])
@@ -74,14 +74,14 @@ def start(target: Callable[..., None], processes: int, *arguments: Any) -> None:
         raise SystemExit(msg)
 
 
-def train(processes: int, runs: Sequence[Sequence[str]]) -> None:
-    """Runs `lora-lightning` commands, one after another, in so many processes at once.
+def run_in_processes(processes: int, runs: Sequence[Sequence[str]]) -> None:
+    """Runs `lora-lightning` commands one after another, each in several processes at once.
 
     Args:
-        processes: How many.
-        runs: Words of commands.
+        processes: Number of processes.
+        runs: Arguments of each command.
 
     Raises:
-        SystemExit: If one fails.
+        SystemExit: If a command fails.
     """
-    start(run_all, processes, runs)
+    start_processes(run_commands, processes, runs)

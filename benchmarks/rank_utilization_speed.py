@@ -1,7 +1,7 @@
-"""Time of a whole measurement of rank utilization in a 7B Llama, against SVDs of the dense updates; prints JSON.
+"""Time of one measurement of rank utilization for a 7B Llama, compared with SVDs of the dense updates; prints JSON.
 
-All linear layers carry an adapter of r = 64: 224 of them. The dense side is one SVD (float32, singular values alone) of
-each shape, times the number of layers of that shape.
+All 224 linear layers have an adapter with r = 64. The time of the dense SVDs is extrapolated: one SVD (float32,
+singular values only) of each shape, times the number of layers with that shape.
 
 Example:
     python benchmarks/rank_utilization_speed.py
@@ -21,7 +21,7 @@ from lora_lightning.analysis.spectrum import common_energy_rank, rank_numbers, s
 from lora_lightning.lora.delta import AdapterDelta
 
 LAYERS, HIDDEN, FEED_FORWARD = 32, 4096, 11008
-SHAPES = {  # (out_features, in_features) of each kind
+SHAPES = {  # (out_features, in_features) of each kind of layer
     "self_attn.q_proj": (HIDDEN, HIDDEN),
     "self_attn.k_proj": (HIDDEN, HIDDEN),
     "self_attn.v_proj": (HIDDEN, HIDDEN),
@@ -33,7 +33,7 @@ SHAPES = {  # (out_features, in_features) of each kind
 
 
 def random_deltas(r: int) -> list[AdapterDelta]:
-    """An update for every linear layer."""
+    """A random update for every linear layer."""
     return [
         AdapterDelta(f"model.layers.{layer}.{kind}", torch.randn(r, inputs), torch.randn(outputs, r), 2.0)
         for layer in range(LAYERS)
@@ -42,22 +42,22 @@ def random_deltas(r: int) -> list[AdapterDelta]:
 
 
 def measure(deltas: list[AdapterDelta]) -> None:
-    """What RankUtilizationMonitor computes."""
+    """Computes what RankUtilizationMonitor computes."""
     spectra = singular_values(deltas)
     for delta, spectrum in zip(deltas, spectra, strict=True):
         rank_numbers(spectrum, delta.r)
     common_energy_rank(spectra, 0.99)
 
 
-def seconds(work: Callable[[], Any]) -> float:
-    """Wall time of a call."""
+def time_call(work: Callable[[], Any]) -> float:
+    """Wall time of a call, in seconds."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
 def main() -> None:
-    """Measures both sides."""
+    """Measures both and prints the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--r", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
@@ -65,11 +65,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     deltas = random_deltas(options.r)
-    measure(deltas[: len(SHAPES)])  # warms up
-    ours = [seconds(lambda: measure(deltas)) for _ in range(options.rounds)]
+    measure(deltas[: len(SHAPES)])  # warm-up
+    ours = [time_call(lambda: measure(deltas)) for _ in range(options.rounds)]
     updates = {tuple(sorted(SHAPES[kind])): deltas[number].dense() for number, kind in enumerate(SHAPES)}
-    dense = {shape: seconds(partial(torch.linalg.svdvals, update)) for shape, update in updates.items()}
-    extrapolated = LAYERS * sum(dense[tuple(sorted(shape))] for shape in SHAPES.values())  # a transpose takes as long
+    dense = {shape: time_call(partial(torch.linalg.svdvals, update)) for shape, update in updates.items()}
+    extrapolated = LAYERS * sum(
+        dense[tuple(sorted(shape))] for shape in SHAPES.values()
+    )  # the SVD of the transposed matrix takes as long
     report = {
         "adapters": len(deltas),
         "r": options.r,

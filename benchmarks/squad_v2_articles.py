@@ -1,9 +1,9 @@
-"""Train on 25 articles of SQuAD 2.0's dev set, score on the other 10, and print the scores of all seeds as JSON.
+"""Train on 25 articles of SQuAD 2.0's dev set and score on the other 10; prints the scores of all seeds as JSON.
 
-This is no benchmark score: SQuAD is trained on 442 other articles and scored on all 35 of these. Of the 25 articles
-four only choose the epoch and the threshold, so nothing is chosen on the 10. Beside the scores stands the baseline
-that calls every question unanswerable. Each seed is a run of `lora-lightning fit` in its own process; a seed whose run
-is finished is not trained again. Options that are not listed go to `fit`.
+The result is not a benchmark score, for which a model is trained on 442 other articles and scored on all 35 of these.
+Four of the 25 articles are used only to choose the epoch and the threshold, so nothing is chosen on the 10. The report
+includes a baseline that calls every question unanswerable. Each seed is a run of `lora-lightning fit` in its own
+process. Finished runs are not repeated. All other options are passed to `fit`.
 
 Example:
     python benchmarks/squad_v2_articles.py --data ../shared/data/squad_v2/dev-v2.0.json --seeds 0 1 2
@@ -30,14 +30,14 @@ LOGS = ROOT / "lightning_logs"
 TEST_ARTICLES = 10
 VALIDATION_SHARE = 0.16  # 4 of 25
 NOTE = (
-    "no benchmark score: trained on 21 articles of SQuAD 2.0's dev set, epoch and threshold chosen on 4 others, scored "
-    "on the remaining 10"
+    "not a benchmark score: trained on 21 articles of SQuAD 2.0's dev set, epoch and threshold chosen on 4 others, "
+    "scored on the remaining 10"
 )
 METRICS = ("exact", "f1", "HasAns_exact", "HasAns_f1", "NoAns_exact", "best_exact", "best_f1")
 
 
 def split_articles(dev: Path, folder: Path) -> tuple[Path, Path]:
-    """Writes 25 articles to one file and 10 to another, the same at every call."""
+    """Writes 25 articles to one file and 10 to another; the same articles at every call."""
     content: dict[str, Any] = json.loads(dev.read_text(encoding="utf-8"))
     order = np.random.default_rng(0).permutation(len(content["data"]))
     chosen = {"test": order[:TEST_ARTICLES], "train": order[TEST_ARTICLES:]}
@@ -59,18 +59,18 @@ def train(runs: Path, seed: int, files: tuple[Path, Path], rest: list[str]) -> N
 
 
 def all_unanswerable(test: Path) -> dict[str, float]:
-    """What a model gets that answers nothing."""
+    """Scores of a model that calls every question unanswerable."""
     questions = [question for article in read_squad_json(test, "test") for question in article]
     report = squad_v2_report(score_answers(questions, [""] * len(questions), np.zeros(len(questions))), np.inf)
     return {"questions": len(questions), **{name: report[name] for name in METRICS}}
 
 
 def main() -> None:
-    """Trains what is missing and reports."""
+    """Trains the missing runs and prints the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, type=Path, help="dev-v2.0.json")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--name", default="squad-v2-articles", help="folder of the runs below lightning_logs")
+    parser.add_argument("--name", default="squad-v2-articles", help="name of the folder in lightning_logs")
     options, rest = parser.parse_known_args()
     runs = LOGS / options.name
     files = split_articles(options.data, runs / "articles")
@@ -78,7 +78,7 @@ def main() -> None:
     for seed in options.seeds:
         path = runs / f"seed_{seed}" / "summary.json"
         if not path.exists():
-            shutil.rmtree(path.parent, ignore_errors=True)  # a run that was interrupted
+            shutil.rmtree(path.parent, ignore_errors=True)  # left by an interrupted run
             train(runs, seed, files, rest)
         summaries.append(json.loads(path.read_text()))
     report: dict[str, Any] = {

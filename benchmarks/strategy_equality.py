@@ -1,11 +1,11 @@
-"""Do all ways to spread training give the same weights? Prints a table and JSON.
+"""Do all training strategies arrive at the same weights? Prints a table and JSON.
 
-One process with batch 32 is the reference. Two processes with batch 16, under DDP and FSDP2, see the same rows in the
-same steps. One process that accumulates four batches of 8 sees them where an epoch is one step, so it is compared on 32
-rows, with a reference of its own. No dropout. The figure is ||w - w_reference|| / ||w_reference|| over everything that
-trained, read from the checkpoints.
+The reference is one process with batch size 32. Two processes with batch size 16, under DDP and FSDP2, see the same
+rows in the same steps. Gradient accumulation over four batches of 8 sees the same rows in a step only if an epoch is
+one step, so it is compared on 32 rows, with a reference of its own. There is no dropout. The table shows ||w -
+w_reference|| / ||w_reference|| over all trainable parameters, read from the checkpoints.
 
-Options that are not its own go to `lora-lightning fit`, for every run.
+All other options are passed to `lora-lightning fit` in every run.
 
 Example:
     python benchmarks/strategy_equality.py --steps 20
@@ -18,23 +18,23 @@ import tempfile
 from pathlib import Path
 
 import torch
-from processes import train
+from processes import run_in_processes
 from torch import Tensor
 
 from lora_lightning.datamodules.intent_grammar import generate_intents
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-# Processes, and what to add, by way.
+# Number of processes and further options, by strategy.
 WAYS: dict[str, tuple[int, list[str]]] = {
     "one process": (1, []),
     "DDP": (2, ["--trainer.strategy=ddp"]),
     "FSDP2": (2, [f"--config={CONFIGS / 'trainer/fsdp2.yaml'}"]),
 }
-ACCUMULATED = "accumulation"
+ACCUMULATED = "gradient accumulation"
 NO_DROPOUT = ["--model.base_dropout=0", "--model.lora.lora_dropout=0"]
-# In float32 also on CPUs that would multiply 4-bit weights in bfloat16.
+# Some CPUs would otherwise compute with 4-bit weights in bfloat16.
 NF4 = ["--model.quantization.bits=4", "--model.quantization.compute_dtype=float32"]
-# What to add, and the ways, by adaptation; sharded quantised weights are refused.
+# Further options and strategies, by adaptation method; FSDP2 refuses quantized weights.
 ADAPTATIONS: dict[str, tuple[list[str], list[str]]] = {
     "LoRA": (NO_DROPOUT, ["DDP", "FSDP2"]),
     "full fine-tuning": ([NO_DROPOUT[0], "--model.lora=null"], ["DDP", "FSDP2"]),
@@ -43,16 +43,16 @@ ADAPTATIONS: dict[str, tuple[list[str], list[str]]] = {
 
 
 def words_of(way: str, words: list[str], batch_size: int, folder: Path) -> list[str]:
-    """The command line of one run, its results below the folder.
+    """The command line of one run.
 
     Args:
         way: One of `WAYS`.
         words: Options of `fit`.
-        batch_size: Of all processes together.
-        folder: For all ways of these words.
+        batch_size: Total batch size of all processes.
+        folder: Parent folder of the runs of all strategies.
 
     Returns:
-        Words of `lora-lightning`.
+        Arguments of `lora-lightning`.
     """
     processes, more = WAYS[way]
     size = [f"--data.batch_size={batch_size // processes}", f"--trainer.devices={processes}"]
@@ -61,16 +61,16 @@ def words_of(way: str, words: list[str], batch_size: int, folder: Path) -> list[
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
-    """What the only run below a folder trained, from its last checkpoint."""
+    """Trained weights of the only run below a folder, from its last checkpoint."""
     (path,) = folder.rglob("last.ckpt")
     state: dict[str, Tensor] = torch.load(path, weights_only=True)["state_dict"]
     return {name: tensor.double() for name, tensor in state.items() if tensor.ndim}
 
 
 def relative_difference(found: dict[str, Tensor], reference: dict[str, Tensor]) -> float:
-    """The distance of two states, all tensors as one vector, relative to the reference's norm."""
+    """Distance of two states relative to the norm of the reference, with all tensors as one vector."""
     if found.keys() != reference.keys():
-        msg = f"other tensors: {sorted(found.keys() ^ reference.keys())[:3]}"
+        msg = f"the tensors differ: {sorted(found.keys() ^ reference.keys())[:3]}"
         raise SystemExit(msg)
     differences = [torch.linalg.vector_norm(found[name].double() - tensor) for name, tensor in reference.items()]
     norms = [torch.linalg.vector_norm(tensor.double()) for tensor in reference.values()]
@@ -78,45 +78,45 @@ def relative_difference(found: dict[str, Tensor], reference: dict[str, Tensor]) 
 
 
 def compare_ways(words: list[str], ways: list[str], batch_size: int, folder: Path) -> dict[str, float]:
-    """Trains in several ways, and measures each against one process.
+    """Trains with several strategies and compares each with one process.
 
     Args:
         words: Options of `fit`.
         ways: Names in `WAYS`.
-        batch_size: Of all processes together.
-        folder: Where the runs land.
+        batch_size: Total batch size of all processes.
+        folder: Parent folder of the runs.
 
     Returns:
-        The relative difference by way.
+        The relative difference of the weights by strategy.
     """
-    train(1, [words_of("one process", words, batch_size, folder)])
-    train(2, [words_of(way, words, batch_size, folder) for way in ways])
+    run_in_processes(1, [words_of("one process", words, batch_size, folder)])
+    run_in_processes(2, [words_of(way, words, batch_size, folder) for way in ways])
     reference = weights(folder / "one process")
     return {way: relative_difference(weights(folder / way), reference) for way in ways}
 
 
 def compare_accumulated(words: list[str], batch_size: int, folder: Path) -> float:
-    """Trains with one batch an epoch, and with a fourth of it four times.
+    """Trains with one batch per epoch, and with gradient accumulation over four batches of a quarter of the size.
 
     Args:
         words: Options of `fit`.
-        batch_size: Rows of the data.
-        folder: Where the runs land.
+        batch_size: Number of rows in the data.
+        folder: Parent folder of the runs.
 
     Returns:
-        The relative difference.
+        The relative difference of the weights.
     """
-    parts = {"whole": (batch_size, 1), ACCUMULATED: (batch_size // 4, 4)}
+    parts = {"full": (batch_size, 1), ACCUMULATED: (batch_size // 4, 4)}
     runs = [
         [*words_of("one process", words, size, folder / name), f"--trainer.accumulate_grad_batches={times}"]
         for name, (size, times) in parts.items()
     ]
-    train(1, runs)
-    return relative_difference(weights(folder / ACCUMULATED), weights(folder / "whole"))
+    run_in_processes(1, runs)
+    return relative_difference(weights(folder / ACCUMULATED), weights(folder / "full"))
 
 
 def save_rows(folder: Path, count: int) -> Path:
-    """Writes rows of the quickstart's data, of different lengths and intents, as CSV."""
+    """Writes rows of the quickstart's data with different lengths and intents to a CSV file."""
     pairs = generate_intents(0)["train"]
     path = folder / f"{count}_rows.csv"
     with path.open("w", encoding="utf-8", newline="") as stream:
@@ -125,7 +125,7 @@ def save_rows(folder: Path, count: int) -> Path:
 
 
 def main() -> None:
-    """Parses the few options of its own, hands the rest to `lora-lightning fit`."""
+    """Parses its own options and passes all others to `lora-lightning fit`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=32)

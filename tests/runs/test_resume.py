@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from kill_and_resume import ELSE, SAVE, STEP, VALIDATION, Moment, Runs, kill_and_resume, moments, same
+from kill_and_resume import ELSE, SAVE, STEP, VALIDATION, Moment, Runs, equal_bitwise, kill_and_resume, random_moments
 from lightning import Trainer
 from strategy_equality import WAYS
 
@@ -44,7 +44,7 @@ def runs(tiny_backbone: TinyBackbone, data: Path, tmp_path_factory: pytest.TempP
 
 def test_a_run_killed_at_random_moments_ends_as_one_left_alone(runs: Runs) -> None:
     few = {doing: 1 + count // 3 for doing, count in COUNTS.items()}
-    kills = moments(few, 0.01, 3, random.Random(0))  # noqa: S311
+    kills = random_moments(few, 0.01, 3, random.Random(0))  # noqa: S311
     row = kill_and_resume(runs, runs.result("left alone"), "killed", kills)
     assert len(row["killed during"]) == 3
     assert set(row["killed during"]) - {ELSE}
@@ -66,7 +66,7 @@ def test_two_processes_killed_and_stopped_end_as_ones_left_alone(
     assert row["differs"] == []
     assert runs.start("stopped", Moment(STEP, 5, 0, signal.SIGTERM))[0] == 75
     assert runs.start("stopped")[0] == 0
-    assert same(runs.result("stopped"), reference)
+    assert equal_bitwise(runs.result("stopped"), reference)
 
 
 def test_a_run_asked_to_stop_saves_its_step_and_goes_on_with_the_same_command(runs: Runs) -> None:
@@ -86,7 +86,7 @@ def test_a_run_asked_to_stop_saves_its_step_and_goes_on_with_the_same_command(ru
         name = signal.Signals(moment.how).name
         assert said == f"lora-lightning: stopped by {name} after step {steps}, which is saved; go on with: {command}"
     assert runs.start("asked")[0] == 0
-    assert same(runs.result("asked"), runs.result("left alone"))
+    assert equal_bitwise(runs.result("asked"), runs.result("left alone"))
     assert runs.start("asked")[0] == 0
     assert "is finished: there is nothing to go on with" in (runs.folder / "asked/output.txt").read_text()
 
@@ -171,7 +171,7 @@ def test_whatever_was_saved_last_the_end_is_the_same(
         snapshots.put_back(snapshot)
         assert main(words) == 0
         result = runs.result("one")
-        different = [name for name in reference if not same(reference[name], result[name])]
+        different = [name for name in reference if not equal_bitwise(reference[name], result[name])]
         assert not different, (snapshot.name, different)
 
 

@@ -85,7 +85,7 @@ def run_watched(rank: int, count: int, port: int, commands: list[list[str]], fol
         return network
 
     SequenceClassificationTask.build_network = watched  # type: ignore[method-assign]
-    processes.run_all(rank, count, port, commands)
+    processes.run_commands(rank, count, port, commands)
     (folder / f"weights{rank}.json").write_text(json.dumps(had))
 
 
@@ -104,7 +104,7 @@ def runs(tiny_backbone: TinyBackbone, data: Path, tmp_path_factory: pytest.TempP
     together = [equality.words_of(way, words[kind], 10, folder / kind) for kind, way in PAIRS]
     together += [accumulating(folder, bare, way, *ACCUMULATED[way]) for way in TOGETHER]
     together += [going_on(folder, first, second) for first, second in GONE_ON if second != ALONE]
-    processes.start(run_watched, 2, together, folder)
+    processes.start_processes(run_watched, 2, together, folder)
     assert main(going_on(folder, "FSDP2", ALONE)) == 0
     return folder
 
@@ -142,7 +142,7 @@ def test_three_processes_count_every_example_once(runs: Path, tmp_path: Path) ->
         moved.write_bytes((run / "checkpoints" / "last.ckpt").read_bytes())
         words = ["validate", f"--config={run / 'config.yaml'}", *equality.WAYS[way][1], f"--ckpt_path={moved}"]
         commands.append([*words, "--trainer.devices=3"])
-    processes.train(3, commands)
+    processes.run_in_processes(3, commands)
     for way in TOGETHER:
         together = json.loads((tmp_path / way / "validate_metrics.json").read_text())
         assert "val/loss" in together
