@@ -103,7 +103,7 @@ def train(place: tuple[int, int, int], words: list[str], shared: Any, examples: 
     os.dup2(file, 2)
     join_training(*place)
     PhaseRecorder.shared, PhaseRecorder.examples = shared if place[0] == 0 else None, examples
-    AdapterCheckpoint._save_checkpoint = record_save(AdapterCheckpoint._save_checkpoint)  # type: ignore[method-assign]  # noqa: SLF001
+    AdapterCheckpoint.save_file = record_save(AdapterCheckpoint.save_file)  # type: ignore[method-assign]
     sys.exit(lora_lightning(words))
 
 

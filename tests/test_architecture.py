@@ -8,7 +8,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lora_lightning"
 LAYERS = (
-    {"errors", "compat"},
+    {"errors"},
+    {"compat"},
     {"metrics", "statistics", "lora"},
     {"runs"},
     {"analysis", "backbones"},

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lora_lightning.compat.peft import LoraLayer
 from lora_lightning.lora.delta import ADAPTER, full_tensor, layer_delta
 
 TOP_K = 10

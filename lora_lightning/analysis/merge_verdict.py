@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lora_lightning.analysis.outputs import OutputDifference
+from lora_lightning.compat.bitsandbytes import compute_dtype, dequantized_dtype
 from lora_lightning.lora.delta import adapted_layers, adapter_factors
 from lora_lightning.lora.quantized import quantized_bits
 
@@ -112,8 +113,8 @@ def default_tolerance(model: nn.Module) -> float:
         base: Any = layer.get_base_layer()
         weight = base.weight
         bits = quantized_bits(base)
-        dtypes.add(torch.int8 if bits == 8 else weight.quant_state.dtype if bits else weight.dtype)  # noqa: PLR2004
-        if (computes := getattr(base, "compute_dtype", None)) is not None:  # of a 4-bit layer
+        dtypes.add(torch.int8 if bits == 8 else dequantized_dtype(weight) if bits else weight.dtype)  # noqa: PLR2004
+        if (computes := compute_dtype(base)) is not None:  # of a 4-bit layer
             dtypes.add(computes)
         dtypes.add(adapter_factors(layer)[0].dtype)
         if torch.is_autocast_enabled(weight.device.type):

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
+from lora_lightning.compat.transformers import attention_implementation, sdpa_attention_forward, sdpa_mask
 from lora_lightning.lora.dropout import random_signs
 
 NAME = "cpu_dropout"
@@ -133,7 +132,7 @@ def use_dropout_attention(model: PreTrainedModel) -> None:
     Args:
         model: Its saved files do not change: a configuration does not keep the choice.
     """
-    if model.config._attn_implementation != "sdpa":  # noqa: SLF001  # transformers has no public reader
+    if attention_implementation(model) != "sdpa":
         return
     AttentionInterface.register(NAME, dropout_attention_forward)
     AttentionMaskInterface.register(NAME, sdpa_mask)

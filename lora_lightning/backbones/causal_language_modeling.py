@@ -1,7 +1,6 @@
 """Load pretrained causal language models, and find what does not fit before their weights load."""
 
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from lora_lightning.backbones.loading import (
     LoadedBackbone,
@@ -12,6 +11,7 @@ from lora_lightning.backbones.loading import (
 )
 from lora_lightning.backbones.quantization import Quantization, check_quantization
 from lora_lightning.backbones.unused_options import check_idle_options
+from lora_lightning.compat.transformers import is_masked_language_model
 from lora_lightning.errors import BackboneError, ConfigurationError
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.injection import find_targets, modules_trained_in_full
@@ -32,7 +32,7 @@ def load_causal_lm_config(backbone: str, base_dropout: float | None = None) -> P
     """
     config = load_config(backbone)
     # transformers would load BERT as a "causal" model too, with attention in both directions and a loss near 0.
-    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES or config.is_encoder_decoder:
+    if is_masked_language_model(config) or config.is_encoder_decoder:
         msg = (
             f"the backbone {backbone!r} is an encoder ({config.model_type}), which cannot predict the next token; "
             "give a causal language model such as gpt2, facebook/opt-125m or HuggingFaceTB/SmolLM2-135M."

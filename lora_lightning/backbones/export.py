@@ -11,7 +11,7 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lora_lightning.backbones.quantization import quantization_of
+from lora_lightning.compat.transformers import quantization_config
 from lora_lightning.lora.delta import ADAPTER
 from lora_lightning.lora.plain_lora import as_plain_lora
 
@@ -51,7 +51,7 @@ def export_model(
                 network.save_pretrained(str(scratch), save_embedding_layers=False, state_dict=plain or state)
                 _put_in_order(scratch / "adapter_config.json", network.peft_config[ADAPTER])
             network.config.save_pretrained(str(scratch))
-            if (quantization := quantization_of(network.get_base_model())) is not None:
+            if (quantization := quantization_config(network.get_base_model())) is not None:
                 extra_files = {QUANTIZATION: quantization.to_dict(), **extra_files}
         elif isinstance(network, PreTrainedModel):
             network.save_pretrained(str(scratch), state_dict=None if state is None else dict(state))

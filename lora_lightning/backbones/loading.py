@@ -22,12 +22,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.pytorch_utils import Conv1D
 
 from lora_lightning.backbones.quantization import Quantization, bitsandbytes_config, check_quantization
 from lora_lightning.backbones.remote_code import runs_remote_code
 from lora_lightning.backbones.source import gguf_file_of, hub_is_reachable, resolve_backbone
 from lora_lightning.backbones.vocabulary import text_config_of, vocabulary_size
+from lora_lightning.compat.transformers import Conv1D, forget_quantization
 from lora_lightning.errors import BackboneError, LoraLightningError
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.injection import find_targets, modules_trained_in_full, newly_initialized_modules
@@ -335,7 +335,7 @@ def load_model(
         model, info = load(**only_look)
     lacked = _check_complete(model, info, backbone)
     if is_gguf:
-        _forget_quantization(model)
+        forget_quantization(model)
     if quantization is not None:
         bits = bitsandbytes_config(model, quantization, lacked)
         more = {"quantization_config": bits, "device_map": {"": quantization.device}}
@@ -433,12 +433,6 @@ def load_original_weights(model: PreTrainedModel, backbone: str, modules: Collec
         weight = cast("Tensor", module.weight).detach()
         weights[name] = weight.T if isinstance(module, Conv1D | nn.Embedding) else weight
     return weights
-
-
-def _forget_quantization(model: PreTrainedModel) -> None:
-    """A GGUF file's weights are plain float32 once loaded; transformers goes on calling them quantised."""
-    model.hf_quantizer = None  # type: ignore[assignment]
-    del model.config.quantization_config
 
 
 def _load(backbone: str, load: Callable[[], Loaded]) -> Loaded:

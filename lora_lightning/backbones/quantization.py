@@ -5,7 +5,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from lora_lightning.errors import ConfigurationError, suggest_names
@@ -168,16 +167,3 @@ def bitsandbytes_config(
         bnb_4bit_compute_dtype=quantization.compute_dtype,
         llm_int8_skip_modules=skip,
     )
-
-
-def quantization_of(model: nn.Module) -> BitsAndBytesConfig | None:
-    """How a model was quantised when it loaded.
-
-    Args:
-        model: A transformers model.
-
-    Returns:
-        The configuration; `None` where nothing is quantised.
-    """
-    config = getattr(getattr(model, "hf_quantizer", None), "quantization_config", None)
-    return config if isinstance(config, BitsAndBytesConfig) else None

@@ -12,6 +12,7 @@ from lora_lightning.backbones.loading import (
 )
 from lora_lightning.backbones.quantization import Quantization
 from lora_lightning.backbones.unused_options import check_idle_options
+from lora_lightning.compat.transformers import forget_renamed_weights
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 
 
@@ -74,5 +75,5 @@ def load_question_answerer(
     renamed = renamed_weights(build_without_storage(AutoModelForQuestionAnswering, config))
     loaded = load_model(AutoModelForQuestionAnswering, backbone, config, quantization, renamed, values)
     if renamed is not None:  # or save_pretrained would bring the old names back, and nothing could load them
-        vars(loaded.model).pop("_weight_conversions", None)
+        forget_renamed_weights(loaded.model)
     return loaded

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -18,6 +17,7 @@ from lora_lightning.analysis.norms import (
     total_norms,
 )
 from lora_lightning.callbacks.adapter_monitor import TOTAL, AdapterMonitor, Measurement, warn_without_adapters
+from lora_lightning.compat.peft import LoraLayer
 from lora_lightning.figures.histograms import add_histogram
 from lora_lightning.lora.delta import adapted_layers, adapter_factors, full_tensor, layer_delta, pretrained_weight
 

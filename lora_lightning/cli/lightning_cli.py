@@ -29,6 +29,7 @@ from lora_lightning.cli.summary import (
     print_run_summary,
     write_metrics,
 )
+from lora_lightning.compat.lightning import keep_signal_handlers
 from lora_lightning.configuration.null_values import check_nulls
 from lora_lightning.configuration.parser import ArgumentParser
 from lora_lightning.configuration.yaml_files import GROUPS, check_config_files
@@ -68,7 +69,6 @@ from lora_lightning.training.prediction_writer import PredictionWriter
 from lora_lightning.training.refusals import as_refusal, own_error
 from lora_lightning.training.saved_config import SaveRunConfig, dump_settings
 from lora_lightning.training.step_boundary import StepBoundary
-from lora_lightning.training.stop_requests import leave_signals_alone
 from lora_lightning.training.throughput import ThroughputMonitor
 
 LOGS = Path("lightning_logs")
@@ -317,7 +317,7 @@ class LoraLightningCLI(LightningCLI):
             KeyboardInterrupt: After a Ctrl-C that stops at once, with how to go on; Lightning has cleaned up.
         """
         self.failed_check: VerificationError | None = None
-        leave_signals_alone(self.trainer)
+        keep_signal_handlers(self.trainer)
         try:
             with self._saying_how_to_go_on():
                 self.trainer.fit(**{**kwargs, "weights_only": True})

@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
+from lora_lightning.compat.lightning import batch_progress
 from lora_lightning.datamodules.batching import LateDataLoader, LengthGroupedBatchSampler, TokenizedDataset
 from lora_lightning.datamodules.prediction_files import check_table_name, write_table
 from lora_lightning.errors import CheckpointError, ConfigurationError, DataError
@@ -188,7 +189,7 @@ class AdaptationDataModule(LightningDataModule):
         """Where training is, and what the order of its batches depends on."""
         if self.trainer is None or TRAIN not in self.splits:
             return {}
-        batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        batches = batch_progress(self.trainer).current.completed
         if batches >= self.trainer.num_training_batches:
             batches = 0  # the epoch is over
         return {"epoch": self.trainer.current_epoch, "batches": batches, **self._order()}

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from peft.tuners.adalora.layer import AdaLoraLayer
-from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
+from lora_lightning.compat.peft import AdaLoraLayer, LoraLayer
 from lora_lightning.lora.quantized import dequantized_weight
 from lora_lightning.lora.variants.initial_factors import initial_delta, initial_factors
 

@@ -8,11 +8,11 @@ nobody needs. For small batches on a CPU this saves a tenth of a step.
 from typing import Any
 
 import torch
-from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from lora_lightning.compat.peft import LoraLinear
 from lora_lightning.lora.dropout import inverted_mask
 
 
@@ -59,7 +59,7 @@ class _LoraLinear(torch.autograd.Function):
         return grad_x, None, grad_bias, grad_a, grad_b, None, None
 
 
-class FusedLoraLinear(PeftLinear):  # PEFT is not typed
+class FusedLoraLinear(LoraLinear):  # PEFT is not typed
     """PEFT's LoRA layer over `nn.Linear`; computes like it, in fewer steps where that is possible.
 
     Merging, several adapters, DoRA and other variants, mixed precision and quantised bases go PEFT's own way.
@@ -120,7 +120,7 @@ def fuse_lora_layers(model: nn.Module) -> int:
         How many layers were switched.
     """
     plain = [
-        module for module in model.modules() if type(module) is PeftLinear and type(module.base_layer) is nn.Linear
+        module for module in model.modules() if type(module) is LoraLinear and type(module.base_layer) is nn.Linear
     ]
     for module in plain:
         module.__class__ = FusedLoraLinear

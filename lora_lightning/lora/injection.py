@@ -6,12 +6,11 @@ from dataclasses import asdict
 from typing import Any, cast
 
 from peft import AdaLoraConfig, EvaConfig, LoraConfig, PeftModel, get_peft_model
-from peft.tuners.adalora.layer import AdaLoraLayer
-from peft.utils.other import get_pattern_key
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
+from lora_lightning.compat.peft import AdaLoraLayer, first_matching_pattern
+from lora_lightning.compat.transformers import Conv1D
 from lora_lightning.errors import ConfigurationError, suggest_names
 from lora_lightning.lora.config import AdaLoraSettings, LoraSettings
 from lora_lightning.lora.delta import ADAPTER, adapted_layers, adapter_factors
@@ -173,7 +172,7 @@ def _width_and_height(layer: nn.Module) -> tuple[int, int]:
 def rank_of(module: str, settings: LoraSettings) -> int:
     """The rank that the settings give to a module, as PEFT reads `rank_pattern`."""
     pattern = settings.rank_pattern or {}
-    return int(pattern.get(get_pattern_key(list(pattern), module), settings.r))
+    return int(pattern.get(first_matching_pattern(list(pattern), module), settings.r))
 
 
 def attach_lora(

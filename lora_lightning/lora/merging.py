@@ -10,12 +10,12 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, cast
 
 import torch
-from peft.tuners.lora.layer import LoraLayer
-from peft.tuners.lora.variants import DoraLinearVariant
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.pytorch_utils import Conv1D
 
+from lora_lightning.compat.bitsandbytes import dequantized_dtype
+from lora_lightning.compat.peft import DoraLinearVariant, LoraLayer
+from lora_lightning.compat.transformers import Conv1D
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.delta import (
     ADAPTER,
@@ -186,9 +186,7 @@ def _merged_quantized(
             raise ConfigurationError(msg)
         dtype, weight = originals[module].dtype, originals[module].to(base.weight.device, torch.float32)
     else:
-        # 8-bit weights are quantised from float16 and keep no other dtype.
-        state = getattr(base.weight, "quant_state", None)
-        dtype, weight = torch.float16 if state is None else state.dtype, pretrained_weight(layer)
+        dtype, weight = dequantized_dtype(base.weight), pretrained_weight(layer)
     weight = merged_weight(module, layer, weight)
     if target == "requantized":
         new = cast("nn.Linear", requantized(base, weight))

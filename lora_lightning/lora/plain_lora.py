@@ -12,10 +12,9 @@ from contextlib import contextmanager
 from typing import cast
 
 from peft import LoraConfig, PeftModel
-from peft.tuners.adalora.layer import AdaLoraLayer
-from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor
 
+from lora_lightning.compat.peft import AdaLoraLayer, LoraLayer
 from lora_lightning.lora.delta import ADAPTER, adapted_layers, layer_delta
 from lora_lightning.lora.variants.initial_factors import initial_factors
 

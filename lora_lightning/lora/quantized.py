@@ -1,11 +1,11 @@
 """What is special about bitsandbytes' 4- and 8-bit layers: size, dequantising, requantising, and a trap on CPUs."""
 
-import math
 from typing import Any, cast
 
-from peft.utils.integrations import dequantize_module_weight, get_bnb_param_type
 from torch import Tensor, nn
 
+from lora_lightning.compat import bitsandbytes, peft
+from lora_lightning.compat.torch import hide_parameter, parameter_of, show_parameter
 from lora_lightning.errors import BackboneError
 
 
@@ -18,8 +18,7 @@ def quantized_bits(layer: nn.Module) -> int | None:
     Returns:
         4 or 8; `None` for a weight that is not quantised.
     """
-    kind = get_bnb_param_type(cast("nn.Parameter", layer.weight))
-    return None if kind is False else int(kind[0])
+    return peft.bitsandbytes_bits(cast("Tensor", layer.weight))
 
 
 def parameter_count(parameter: nn.Parameter) -> int:
@@ -31,8 +30,7 @@ def parameter_count(parameter: nn.Parameter) -> int:
     Returns:
         Their number.
     """
-    state = getattr(parameter, "quant_state", None)
-    return math.prod(parameter.shape if state is None else state.shape)
+    return bitsandbytes.original_size(parameter)
 
 
 def dequantized_weight(layer: nn.Module) -> Tensor:
@@ -51,20 +49,16 @@ def dequantized_weight(layer: nn.Module) -> Tensor:
     """
     bits = quantized_bits(layer)
     if bits is None:
-        return dequantize_module_weight(layer)  # other libraries' layers too
-    from bitsandbytes import functional  # noqa: PLC0415  # there where a layer is quantised
-
-    weight, state = cast("Any", layer.weight), cast("Any", getattr(layer, "state", None))
+        return peft.dequantized(layer)
     if bits == 8:  # noqa: PLR2004
-        scales = weight.SCB if state.SCB is None else state.SCB
-        return cast("Tensor", functional.int8_vectorwise_dequant(weight.data, scales.to(weight.device)))
-    if getattr(weight.quant_state, "packing_format_for_cpu", False):
+        return bitsandbytes.dequantized_8bit(layer)
+    if bitsandbytes.is_reordered(layer):
         msg = (
             "a 4-bit weight has been reordered by an evaluation on this CPU and cannot be read or trained any more; "
             "call keep_4bit_weights_in_order(model) before the first evaluation."
         )
         raise BackboneError(msg)
-    return cast("Tensor", functional.dequantize_4bit(weight.data, weight.quant_state))
+    return bitsandbytes.dequantized_4bit(layer)
 
 
 def requantized(layer: nn.Module, weight: Tensor) -> nn.Module:
@@ -77,32 +71,12 @@ def requantized(layer: nn.Module, weight: Tensor) -> nn.Module:
     Returns:
         The layer, on the old one's device.
     """
-    from bitsandbytes import nn as bnb  # noqa: PLC0415  # there where a layer is quantised
-
-    out_features, in_features = weight.shape
-    old, new, values = cast("tuple[Any, Any, Any]", (layer.weight, None, None))
-    if quantized_bits(layer) == 4:  # noqa: PLR2004
-        new = bnb.Linear4bit(in_features, out_features, bias=False, compute_dtype=layer.compute_dtype, device="meta")
-        values = bnb.Params4bit(
-            weight.to(old.quant_state.dtype),
-            requires_grad=False,
-            blocksize=old.blocksize,
-            compress_statistics=old.compress_statistics,
-            quant_type=old.quant_type,
-            quant_storage=old.quant_storage,
-            module=new,
-        )
-    else:
-        threshold = cast("Any", layer.state).threshold
-        new = bnb.Linear8bitLt(
-            in_features, out_features, bias=False, has_fp16_weights=False, threshold=threshold, device="meta"
-        )
-        values = bnb.Int8Params(weight.cpu(), requires_grad=False, has_fp16_weights=False)
-    new.weight = values.to(old.device)  # quantises
+    quantize = bitsandbytes.quantized_4bit if quantized_bits(layer) == 4 else bitsandbytes.quantized_8bit  # noqa: PLR2004
+    new = quantize(layer, weight)
     new.bias = layer.bias
     keep_biases_as_they_are(new)
     keep_4bit_weights_in_order(new)
-    return cast("nn.Module", new.train(layer.training))
+    return new.train(layer.training)
 
 
 def keep_biases_as_they_are(model: nn.Module) -> None:
@@ -121,12 +95,12 @@ def keep_biases_as_they_are(model: nn.Module) -> None:
 
 
 def _cast_bias(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-    dtype = getattr(module, "compute_dtype", None) or arguments[0].dtype  # 8-bit layers take that of their input
-    module.__dict__["bias"] = cast("Tensor", module._parameters["bias"]).to(dtype)  # noqa: SLF001  # hides the parameter
+    dtype = bitsandbytes.compute_dtype(module) or arguments[0].dtype
+    hide_parameter(module, "bias", parameter_of(module, "bias").to(dtype))
 
 
 def _forget_cast_bias(module: nn.Module, *_: Any) -> None:
-    module.__dict__.pop("bias", None)
+    show_parameter(module, "bias")
 
 
 def keep_8bit_scales_beside_weights(model: nn.Module) -> None:
@@ -139,13 +113,7 @@ def keep_8bit_scales_beside_weights(model: nn.Module) -> None:
         model: Any; changed in place.
     """
     for module in model.modules():
-        state, weight = getattr(module, "state", None), getattr(module, "weight", None)
-        if not hasattr(state, "SCB") or weight is None:
-            continue
-        for owner in (state, weight):
-            for name in ("CB", "SCB"):
-                if isinstance(tensor := getattr(owner, name, None), Tensor):
-                    setattr(owner, name, weight.data if name == "CB" else tensor.to(weight.device))
+        bitsandbytes.move_scales_to_weight(module)
 
 
 def keep_4bit_weights_in_order(model: nn.Module) -> None:
@@ -159,5 +127,4 @@ def keep_4bit_weights_in_order(model: nn.Module) -> None:
         model: Any; changed in place.
     """
     for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+        bitsandbytes.keep_order(module)

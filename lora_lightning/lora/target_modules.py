@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
+from lora_lightning.compat.transformers import Conv1D
 from lora_lightning.errors import ConfigurationError, suggest_names
 
 PRESETS = ("attention-qv", "attention", "attention-mlp", "all-linear")

@@ -7,8 +7,7 @@ wherever modules are named in full, as the presets resolve to. Here all are look
 import re
 from collections.abc import Collection, Iterable, Mapping
 
-from peft.utils.other import get_pattern_key
-
+from lora_lightning.compat.peft import first_matching_pattern
 from lora_lightning.errors import ConfigurationError, suggest_names
 
 FIRST_NUMBER = r"(?:^|\.)(\d+)\."
@@ -62,7 +61,7 @@ def check_patterns(targets: Collection[str], patterns: Mapping[str, Mapping[str,
     """
     for option, pattern in patterns.items():
         keys = list(pattern or {})
-        counting = {get_pattern_key(keys, name) for name in targets}
+        counting = {first_matching_pattern(keys, name) for name in targets}
         for key in keys:
             matched = [name for name in targets if _matches(key, name)]
             if not matched:
@@ -71,7 +70,7 @@ def check_patterns(targets: Collection[str], patterns: Mapping[str, Mapping[str,
                 msg = f"model.lora.{option}: {key!r} matches no adapted module; {remedy}"
                 raise ConfigurationError(msg)
             if key not in counting:
-                first = get_pattern_key(keys, matched[0])
+                first = first_matching_pattern(keys, matched[0])
                 msg = (
                     f"model.lora.{option}: {key!r} never counts, because the first key that matches a module does, and "
                     f"{first!r} comes before it and matches {matched[0]} too; move {key!r} to the front, or leave it "

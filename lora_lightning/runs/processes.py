@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lightning import Trainer
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch.distributed import DistError
 
+from lora_lightning.compat.lightning import HookedScriptLauncher, replace_script_launcher
 from lora_lightning.errors import ExitStatus, TrainingError, TrainingStopped
 from lora_lightning.runs.signals import ENDING, set_stop_handler
 
@@ -25,16 +25,17 @@ ASKED |= dict.fromkeys((ExitStatus.INTERRUPTED, -signal.SIGINT), ExitStatus.INTE
 MAIN_PROCESS = "LORA_LIGHTNING_MAIN_PROCESS"  # its number, in the environment of those that it starts
 
 
-class WatchingLauncher(_SubprocessScriptLauncher):
+class WatchingLauncher(HookedScriptLauncher):
     """Lightning's way to start the other processes of a machine, with another watch over them.
 
     Lightning's own kills the main process, too, before it can say why.
     """
 
-    def _call_children_scripts(self) -> None:
+    def start_processes(self) -> None:
+        """Starts the others, and watches them."""
         os.environ[MAIN_PROCESS] = str(os.getpid())
         try:
-            super()._call_children_scripts()
+            super().start_processes()
         finally:
             del os.environ[MAIN_PROCESS]
         threading.Thread(target=self._watch, daemon=True).start()
@@ -51,7 +52,7 @@ class WatchingLauncher(_SubprocessScriptLauncher):
         """
         if not self.cluster_environment.creates_processes_externally:
             self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
-            self._call_children_scripts()  # Lightning then takes them for started by someone else, and watches none
+            self.start_processes()  # Lightning then takes them for started by someone else, and watches none
         return super().launch(*args, **kwargs)  # type: ignore[arg-type]
 
     def _watch(self) -> None:
@@ -74,10 +75,8 @@ def watch(trainer: Trainer) -> None:
     strategy = trainer.strategy
     if main_process := os.environ.get(MAIN_PROCESS):
         threading.Thread(target=_watch_main_process, args=[int(main_process)], daemon=True).start()
-    elif isinstance(launcher := strategy.launcher, _SubprocessScriptLauncher):
-        strategy._launcher = WatchingLauncher(  # noqa: SLF001
-            launcher.cluster_environment, launcher.num_processes, launcher.num_nodes
-        )
+    else:
+        replace_script_launcher(strategy, WatchingLauncher)
 
 
 def _watch_main_process(number: int) -> None:
@@ -145,7 +144,7 @@ def end_children(launcher: object, patience: float) -> str:
         How the first one ended that did not end well, best one by a signal: others end because it is gone. Empty where
         all did.
     """
-    if not isinstance(launcher, _SubprocessScriptLauncher):
+    if not isinstance(launcher, HookedScriptLauncher):
         return ""
     found: dict[int, int] = {}
     end = time.monotonic() + patience

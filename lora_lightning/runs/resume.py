@@ -13,9 +13,9 @@ from typing import Any, TextIO
 
 import yaml
 from jsonargparse import Namespace
-from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lora_lightning.compat.lightning import process_rank
 from lora_lightning.errors import CheckpointError, ConfigurationError, RunFinished, UnreadableError, VerificationError
 from lora_lightning.runs.checkpoint import read_checkpoint
 from lora_lightning.runs.files import DRAFT, cannot_be_written
@@ -120,7 +120,7 @@ def say_what_differs(runs: Sequence[Path], config: str, asked: bool) -> None:
     if asked:
         msg = f"the run folder {run} holds a run of other settings: {listed}. Use its config.yaml, or another version."
         raise ConfigurationError(msg)
-    if _get_rank() in {None, 0}:  # once, though every process looks for its run
+    if process_rank() in {None, 0}:  # once, though every process looks for its run
         print(f"begins a new run, for the newest, {run}, has other settings: {listed}")
 
 

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import torch
 from lightning import LightningModule, Trainer
@@ -19,6 +19,8 @@ from transformers import PreTrainedModel
 from lora_lightning.analysis.outputs import Outputs
 from lora_lightning.backbones import load_original_weights
 from lora_lightning.backbones.quantization import Quantization, compute_dtype_on
+from lora_lightning.compat.lightning import trainer_of
+from lora_lightning.compat.torch import HookedConversion, convert_tensors
 from lora_lightning.errors import CheckpointError, ConfigurationError
 from lora_lightning.lora.combinations import check_lora_and_quantization, check_sharded
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
@@ -54,7 +56,7 @@ BUDGET = "adalora"  # of a checkpoint
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
-class AdaptationTask(LightningModule):
+class AdaptationTask(HookedConversion, LightningModule):
     """Base of the tasks: a pretrained model, adapters on it (or all of it), and how they train.
 
     The model is built in `configure_model`, so making a task loads no weights. A checkpoint holds the trained
@@ -199,7 +201,8 @@ class AdaptationTask(LightningModule):
 
     def configure_model(self) -> None:
         """Builds the model when a trainer (or `load_from_checkpoint`) needs it; where the strategy does, shards it."""
-        fits = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
+        trainer = trainer_of(self)
+        fits = trainer is not None and trainer.state.fn == TrainerFn.FITTING
         budget = self.lora.adalora if self.lora is not None else None
         steps = check_budget(budget, self.trainer.estimated_stepping_batches) if fits and budget else 0
         if self.network is None:
@@ -274,7 +277,8 @@ class AdaptationTask(LightningModule):
     @property
     def _may_train(self) -> bool:
         """Whether weights may be needed that no checkpoint holds; a trainer that only evaluates has one."""
-        return self._trainer is None or self._trainer.state.fn == TrainerFn.FITTING
+        trainer = trainer_of(self)
+        return trainer is None or trainer.state.fn == TrainerFn.FITTING
 
     def check_trainer(self, trainer: Trainer) -> None:
         """Finds what a quantised or sharded backbone cannot do, before any weights load.
@@ -309,9 +313,9 @@ class AdaptationTask(LightningModule):
         if self.quantization is None or self.lora is None:
             return None
         device, precision = torch.device("cpu"), "32-true"
-        if self._trainer is not None:
-            self.check_trainer(self._trainer)
-            device, precision = self._trainer.strategy.root_device, str(self._trainer.precision)
+        if (trainer := trainer_of(self)) is not None:
+            self.check_trainer(trainer)
+            device, precision = trainer.strategy.root_device, str(trainer.precision)
         dtype = compute_dtype_on(self.quantization, device, precision)
         return Quantization(self.quantization, self.lora, device, dtype)
 
@@ -399,18 +403,17 @@ class AdaptationTask(LightningModule):
             "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "train/learning_rate"},
         }
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def convert_tensors(self, convert: Callable[[Tensor], Tensor], *, recurse: bool) -> None:
         """Moves and converts the network; metrics and thresholds only move, and stay exact in half precision."""
 
         def move(tensor: Tensor) -> Tensor:
-            result = fn(tensor)
+            result = convert(tensor)
             return result if result.dtype == tensor.dtype else tensor.to(result.device)
 
         for name, child in self.named_children() if recurse else ():
-            child._apply(fn if name == "network" else move)  # type: ignore[no-untyped-call]  # noqa: SLF001
-        super()._apply(move, recurse=False)  # type: ignore[no-untyped-call]
+            convert_tensors(child, convert if name == "network" else move)
+        super().convert_tensors(move, recurse=False)
         keep_8bit_scales_beside_weights(self)
-        return self
 
     def saved_names(self) -> list[str]:
         """Names of what a checkpoint must hold: what trains, all of each adapter, and the task's own buffers."""

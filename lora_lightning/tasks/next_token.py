@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
-from transformers.masking_utils import create_causal_mask
 
+from lora_lightning.compat.transformers import create_causal_mask
 from lora_lightning.errors import BackboneError
 from lora_lightning.lora.sharding import run_as_forward
 

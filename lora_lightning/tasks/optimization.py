@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
-from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -16,6 +15,7 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
+from lora_lightning.compat.peft import LoraLayer
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.combinations import check_pairs
 from lora_lightning.lora.config import LoraSettings

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors import SafetensorError
 from torch import Tensor
 
 from lora_lightning.backbones.export import export_model
+from lora_lightning.compat.lightning import HookedCheckpoint, batch_progress, take_back_batch
 from lora_lightning.datamodules import AdaptationDataModule
 from lora_lightning.errors import ConfigurationError, suggest_names
 from lora_lightning.lora.sharding import full_state_dict, is_sharded
@@ -18,7 +18,7 @@ from lora_lightning.runs.layout import ADAPTER_FOLDER, BEST, EVENT_SIZES, WHOLE_
 from lora_lightning.tasks import AdaptationTask
 
 
-class AdapterCheckpoint(ModelCheckpoint):
+class AdapterCheckpoint(HookedCheckpoint):
     """Writes `checkpoints/best.ckpt` and `checkpoints/last.ckpt`, and `adapter/` whenever the best one changes.
 
     `adapter/` is a PEFT folder (safetensors, `adapter_config.json`, tokenizer, label names), or a transformers
@@ -69,7 +69,7 @@ class AdapterCheckpoint(ModelCheckpoint):
             self._kept = _place(trainer)  # goes on in the run's own folder
         if not trainer.enable_validation:
             self.monitor = None
-            self._save_on_train_epoch_end = True
+            self.save_after_training_epochs()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves."""
@@ -99,15 +99,15 @@ class AdapterCheckpoint(ModelCheckpoint):
     def keep_between_steps(self, trainer: Trainer) -> None:
         """Writes `last.ckpt` between two steps; the next batch may be loaded, but no more."""
         self._between_steps = True
-        saved_at = self._last_global_step_saved
+        saved_at = self.last_saved_step
         self.keep_last(trainer)
-        self._last_global_step_saved = saved_at  # or Lightning would not look for a new best at this step
+        self.last_saved_step = saved_at  # or Lightning would not look for a new best at this step
         self._between_steps = False
 
     def keep_last(self, trainer: Trainer) -> None:
         """Writes `last.ckpt`, unless it is of this place in training already."""
         if not self.is_kept(trainer) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+            self.save_last_file_now(trainer)
 
     def is_kept(self, trainer: Trainer) -> bool:
         """Whether `last.ckpt` is of this place in training."""
@@ -119,18 +119,15 @@ class AdapterCheckpoint(ModelCheckpoint):
         checkpoint[WHOLE_STEP] = not _half_a_step(trainer)
         checkpoint[EVENT_SIZES] = event_sizes(run_folder_of(trainer)) if trainer.is_global_zero else {}
         if self._between_steps:
-            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-            progress["current"]["ready"] -= 1
-            progress["total"]["ready"] -= 1
-            progress["is_last_batch"] = False
+            take_back_batch(checkpoint)
 
-    def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+    def save_last_file(self, trainer: Trainer, candidates: dict[str, Tensor]) -> None:
         """Writes `last.ckpt`, unless training goes on from gradients that no checkpoint holds."""
         if not _half_a_step(trainer):
-            super()._save_last_checkpoint(trainer, monitor_candidates)
+            super().save_last_file(trainer, candidates)
             self._kept = _place(trainer)
 
-    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+    def save_file(self, trainer: Trainer, filepath: str) -> None:
         """Saves one file, curves before it, the adapter after it.
 
         Raises:
@@ -141,14 +138,14 @@ class AdapterCheckpoint(ModelCheckpoint):
                 run_folder_of(trainer).mkdir(parents=True, exist_ok=True)  # it may have vanished
                 for logger in trainer.loggers:
                     logger.save()  # a kill loses what a logger still holds
-            super()._save_checkpoint(trainer, filepath)
+            super().save_file(trainer, filepath)
             if Path(filepath).stem == BEST:
                 self.best_metrics, self._score_before = self._latest, self.best_model_score
                 self._export(trainer, cast("AdaptationTask", trainer.lightning_module))
         except (OSError, SafetensorError) as error:
             raise cannot_be_written(run_folder_of(trainer), error) from error
 
-    def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+    def remove_file(self, trainer: Trainer, filepath: str) -> None:
         """Removes nothing: both files are written over, and a path may come from a checkpoint of someone else's."""
 
     @property
@@ -203,13 +200,13 @@ def unknown_monitor(monitor: str, names: Collection[str]) -> ConfigurationError:
 
 def _half_a_step(trainer: Trainer) -> bool:
     """Whether this is a validation after which training goes on from accumulated gradients, which no checkpoint has."""
-    progress, every = trainer.fit_loop.epoch_loop.batch_progress, trainer.accumulate_grad_batches
+    progress, every = batch_progress(trainer), trainer.accumulate_grad_batches
     return bool(trainer.validating and progress.current.completed % every != 0 and not progress.is_last_batch)
 
 
 def _place(trainer: Trainer) -> tuple[int, int]:
     """Optimizer steps and batches so far."""
-    return trainer.global_step, trainer.fit_loop.epoch_loop.batch_progress.total.completed
+    return trainer.global_step, batch_progress(trainer).total.completed
 
 
 def _validation_metrics(trainer: Trainer) -> dict[str, float]:

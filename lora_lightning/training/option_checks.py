@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
-from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from lora_lightning import callbacks
 from lora_lightning.callbacks.adapter_monitor import AdapterMonitor
+from lora_lightning.compat.lightning import copies_this_process
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.metrics.direction import HIGHER_IS_BETTER, LOWER_IS_BETTER
 from lora_lightning.training.checkpointing import unknown_monitor
@@ -45,7 +45,7 @@ def check_strategy(strategy: Strategy) -> None:
     Raises:
         ConfigurationError: If it is one.
     """
-    if isinstance(strategy.launcher, _MultiProcessingLauncher):
+    if copies_this_process(strategy):
         msg = (
             "trainer.strategy starts its processes by spawn or fork, which would leave the trained model in one of "
             "them; set it to ddp."

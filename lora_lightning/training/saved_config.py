@@ -9,6 +9,7 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lora_lightning.compat.lightning import reopen_event_file
 from lora_lightning.runs.files import cannot_be_written, write_whole
 from lora_lightning.runs.layout import run_folder_of
 from lora_lightning.runs.resume import SETTINGS, fingerprint
@@ -59,7 +60,7 @@ class SaveRunConfig(SaveConfigCallback):
         self._write(path)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger._experiment = None  # noqa: SLF001  # its file is gone; what it logs next goes into another
+                reopen_event_file(logger)
         rank_zero_warn(f"the run folder {path.parent} vanished; it is made again, without the curves so far.")
         signal.raise_signal(signal.SIGTERM)
 

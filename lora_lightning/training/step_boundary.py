@@ -10,6 +10,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
+from lora_lightning.compat.lightning import batch_progress, begin_epoch_afresh, run_end_of_training, set_logged_step
 from lora_lightning.errors import CheckpointError
 from lora_lightning.training.checkpointing import AdapterCheckpoint
 from lora_lightning.training.stop_requests import StopSignals
@@ -50,9 +51,8 @@ class StepBoundary(Callback):
         del pl_module
         self.signals.listen()
         self._began = True
-        epoch = trainer.fit_loop.epoch_loop
-        if epoch.batch_progress.current.ready == 0:
-            epoch.restarting = False  # before an epoch's first batch Lightning takes a validation for done, and a step
+        if batch_progress(trainer).current.ready == 0:
+            begin_epoch_afresh(trainer)
         stopping = trainer.early_stopping_callbacks
         if any(callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED for callback in stopping):
             trainer.should_stop = True
@@ -61,16 +61,14 @@ class StepBoundary(Callback):
         """Ends training where a run goes on from the last of `max_steps`: Lightning leaves out what is checked then."""
         del pl_module
         if not self._began and trainer.ckpt_path is not None and trainer.global_step == trainer.max_steps:
-            trainer.fit_loop.on_run_start()
-            trainer.fit_loop.on_run_end()
+            run_end_of_training(trainer)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nothing is lost when the test after training ends at once: a resumed run tests again."""
         del pl_module
         self.signals.check(trainer)  # the last validation may have been asked to stop
         self.signals.stop_at_once(trainer)
-        # Lightning counts a step only after its validation; a run may have ended by resuming from that checkpoint.
-        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step  # noqa: SLF001
+        set_logged_step(trainer, trainer.global_step)  # the run may have ended by resuming from a validation
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
         """Before the step is logged."""

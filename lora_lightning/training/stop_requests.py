@@ -14,23 +14,6 @@ from lora_lightning.errors import TrainingStopped
 from lora_lightning.runs.signals import ASKING, is_first_of_its_machine, set_stop_handler
 
 
-def leave_signals_alone(trainer: Trainer) -> None:
-    """Keeps Lightning's own handlers out, which it would set before training and before the test.
-
-    Its SLURM handler saves in the middle of a step, and its SIGTERM handler talks to the other processes, whatever they
-    say to one another at the time.
-
-    Args:
-        trainer: Before it runs; it still puts the handlers of before back.
-    """
-    connector = trainer._signal_connector  # noqa: SLF001
-
-    def register() -> None:
-        connector._original_handlers = connector._get_current_signal_handlers()  # noqa: SLF001
-
-    connector.register_signal_handlers = register  # type: ignore[method-assign]
-
-
 class StopSignals:
     """Handlers of SIGINT, SIGTERM and SIGUSR1 for the time of training; a second Ctrl-C stops at once.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from lora_lightning.compat.lightning import shard_over
 from lora_lightning.lora.sharding import full_state_dict, gather_full_tensor, shard_like, shard_state_dict_like
 
 
@@ -35,7 +36,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
 
     def setup_environment(self) -> None:
         """Shards over all processes of all machines."""
-        self._data_parallel_size = self.num_nodes * self.num_processes
+        shard_over(self, self.num_nodes * self.num_processes)
         super().setup_environment()
 
     @property

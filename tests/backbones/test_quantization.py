@@ -21,7 +21,8 @@ from lora_lightning.backbones import (
     load_sequence_classifier,
 )
 from lora_lightning.backbones.loading import build_without_storage
-from lora_lightning.backbones.quantization import Quantization, compute_dtype_on, modules_left, quantization_of
+from lora_lightning.backbones.quantization import Quantization, compute_dtype_on, modules_left
+from lora_lightning.compat.transformers import quantization_config
 from lora_lightning.errors import BackboneError, ConfigurationError
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.quantized import quantized_bits
@@ -186,8 +187,8 @@ def test_loading_says_what_was_lacking_and_how_it_was_quantised(
     loaded = load_sequence_classifier(backbone, load_classification_config(backbone, NAMES, 0), FLOAT32)
     plain = tiny_classifier("bert")
     assert loaded.lacked == plain.lacked
-    assert quantization_of(plain.model) is None
-    found = quantization_of(loaded.model)
+    assert quantization_config(plain.model) is None
+    found = quantization_config(loaded.model)
     assert found is not None
     assert found.llm_int8_skip_modules == ["bert.pooler", "classifier"]
     assert json.loads(json.dumps(found.to_dict()))["bnb_4bit_compute_dtype"] == "float32"

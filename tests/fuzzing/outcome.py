@@ -14,9 +14,9 @@ from typing import Any
 from unittest import mock
 
 from lightning import Trainer
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from lora_lightning.cli.main import main
+from lora_lightning.compat.lightning import HookedScriptLauncher
 from lora_lightning.errors import ExitStatus
 from lora_lightning.tasks import AdaptationTask
 
@@ -88,7 +88,7 @@ def stopped_early() -> Iterator[list[str]]:
     with (
         mock.patch.object(Trainer, "fit", short_fit),
         mock.patch.object(AdaptationTask, "configure_model", noted_configure),
-        mock.patch.object(_SubprocessScriptLauncher, "_call_children_scripts", no_processes),
+        mock.patch.object(HookedScriptLauncher, "start_processes", no_processes),
     ):
         yield loaded
 

@@ -10,6 +10,7 @@ import torch
 from peft import AdaLoraConfig, PeftModel
 from torch import Tensor, nn
 
+from lora_lightning.compat.peft import rank_allocator
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.config import AdaLoraSettings
 from lora_lightning.lora.delta import ADAPTER, adapted_layers, adapter_factors
@@ -133,7 +134,7 @@ def add_orthogonality_gradient(network: nn.Module, weight: float) -> Tensor:
 
 def budget_state(network: PeftModel) -> dict[str, Any]:
     """What a resumed run needs beside the weights: importances and the choice of ranks."""
-    allocator = cast("Any", network.base_model).rankallocator
+    allocator = rank_allocator(network)
     pattern = _config(network).rank_pattern
     return {**{name: dict(getattr(allocator, name)) for name in SMOOTHED}, "rank_pattern": pattern}
 
@@ -145,7 +146,7 @@ def load_budget_state(network: PeftModel, state: Mapping[str, Any]) -> None:
         network: With AdaLoRA.
         state: From a checkpoint.
     """
-    allocator = cast("Any", network.base_model).rankallocator
+    allocator = rank_allocator(network)
     parameters = dict(network.get_base_model().named_parameters())
     for name in SMOOTHED:
         setattr(allocator, name, {key: value.to(parameters[key].device) for key, value in state[name].items()})

@@ -10,9 +10,9 @@ from itertools import islice
 from typing import Any, cast
 
 from peft import PeftModel, get_eva_state_dict, initialize_lora_eva_weights
-from peft.tuners.tuners_utils import cast_adapter_dtype
 from torch import Tensor
 
+from lora_lightning.compat.peft import adapters_in_float32
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.delta import ADAPTER, adapted_layers, adapter_factors
 from lora_lightning.lora.dropout import use_fast_dropout
@@ -116,7 +116,7 @@ def start_from_directions(network: PeftModel, directions: Mapping[str, Tensor]) 
     initialize_lora_eva_weights(network, eva_state_dict=dict(directions))
     for name, layer in adapted_layers(network).items():
         layer.scaling[ADAPTER] = scalings[name]  # PEFT keeps it for alpha / r, not for rsLoRA's alpha / sqrt(r)
-    cast_adapter_dtype(network, ADAPTER)  # new layers have the dtype in which a quantised base computes
+    adapters_in_float32(network, ADAPTER)  # new layers have the dtype in which a quantised base computes
     use_fast_dropout(network)  # PEFT has made new layers of dropout
     network.train(mode)
 

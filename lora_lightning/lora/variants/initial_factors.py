@@ -13,8 +13,9 @@ from contextlib import ExitStack, contextmanager
 from typing import cast
 
 import torch
-from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
+
+from lora_lightning.compat.peft import LoraLayer
 
 NAMES = ("initial_A", "initial_B")  # of the buffers
 

@@ -1,0 +1,75 @@
+"""Private and undocumented names of transformers 5."""
+
+from typing import Any, cast
+
+from torch import nn
+from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import create_causal_mask, sdpa_mask
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.pytorch_utils import Conv1D
+
+__all__ = [
+    "Conv1D",  # GPT-2's linear layer with a transposed weight; nothing public tells it apart
+    "attention_implementation",
+    "create_causal_mask",  # what a model's forward calls, for a task that runs a model's parts itself
+    "forget_quantization",
+    "forget_renamed_weights",
+    "is_masked_language_model",
+    "quantization_config",
+    "sdpa_attention_forward",  # the attention that ours falls back to
+    "sdpa_mask",  # the mask in the form that this attention takes
+]
+
+
+def attention_implementation(model: PreTrainedModel) -> str | None:
+    """Returns which attention a model uses, for example "sdpa"; transformers has a public setter but no reader.
+
+    Args:
+        model: Any.
+    """
+    return cast("str | None", model.config._attn_implementation)
+
+
+def is_masked_language_model(config: PretrainedConfig) -> bool:
+    """Returns whether an architecture fills in masked tokens, so that its tokens attend in both directions.
+
+    `AutoModelForCausalLM` would load it all the same.
+
+    Args:
+        config: The architecture.
+    """
+    return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+def forget_renamed_weights(model: PreTrainedModel) -> None:
+    """Makes `save_pretrained` write a model's own names of weights, although `key_mapping` renamed them on loading.
+
+    It would write the old names otherwise, which then fit no model class.
+
+    Args:
+        model: Loaded with `key_mapping`; changed in place.
+    """
+    vars(model).pop("_weight_conversions", None)
+
+
+def forget_quantization(model: PreTrainedModel) -> None:
+    """Makes transformers treat a model that was loaded from a GGUF file as the float32 model that it is by then.
+
+    Args:
+        model: Changed in place.
+    """
+    model.hf_quantizer = None  # type: ignore[assignment]
+    del model.config.quantization_config
+
+
+def quantization_config(model: nn.Module) -> BitsAndBytesConfig | None:
+    """Returns how bitsandbytes quantised a model when it was loaded, `None` if it did not.
+
+    `model.config.quantization_config` would go into `config.json` as well, where it would describe the weights.
+
+    Args:
+        model: A transformers model.
+    """
+    config: Any = getattr(getattr(model, "hf_quantizer", None), "quantization_config", None)
+    return config if isinstance(config, BitsAndBytesConfig) else None
