@@ -39,7 +39,7 @@ class AdaptationDataModule(LightningDataModule):
         num_workers: Processes that build batches; 0 is fastest for small rows.
     """
 
-    without_test: ClassVar[str] = "the data has no test split with labels"  # why `test` scores nothing
+    without_test = "the data has no test split with labels"  # why nothing is tested, if there is none
     predictions_name: ClassVar[str] = "predictions.csv"  # in the run's folder, unless --predictions.file is given
 
     def __init__(

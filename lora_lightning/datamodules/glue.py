@@ -10,7 +10,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lora_lightning.datamodules.base import PREDICT, TRAIN
 from lora_lightning.datamodules.glue_tasks import GLUE_TASKS, GlueSplit
 from lora_lightning.datamodules.hub import hub_table, load_hub_dataset
-from lora_lightning.datamodules.label_columns import class_indices, class_labels, numbers
+from lora_lightning.datamodules.label_columns import class_indices, class_labels
+from lora_lightning.datamodules.number_columns import finite_numbers
 from lora_lightning.datamodules.sequence_classification import ClassificationDataModule, LabelledTexts
 from lora_lightning.datamodules.tables import Table, read_tsv
 from lora_lightning.errors import ConfigurationError, DataError
@@ -38,7 +39,7 @@ class GlueDataModule(ClassificationDataModule):
         num_workers: Processes that build batches; 0 is fastest for short texts.
     """
 
-    without_test: ClassVar[str] = "GLUE's test labels are not public; `predict` writes the files for gluebenchmark.com"
+    without_test = "GLUE's test labels are not public; `predict` writes the files for gluebenchmark.com"
     predictions_name: ClassVar[str] = "glue_submission"
 
     def __init__(
@@ -113,7 +114,7 @@ class GlueDataModule(ClassificationDataModule):
         for name in self.task.splits:
             if name.startswith(PREDICT):
                 table = self._read(name)
-                self.numbers_of_rows[name] = [int(number) for number in numbers(table, self._column("index"))]
+                self.numbers_of_rows[name] = [int(number) for number in finite_numbers(table, self._column("index"))]
                 splits[name] = self._unlabelled(table)
         return splits
 
@@ -211,7 +212,7 @@ class GlueDataModule(ClassificationDataModule):
 
 
 def _scores(table: Table, column: str) -> list[float]:
-    scores = numbers(table, column)
+    scores = finite_numbers(table, column)
     for row, score in enumerate(scores):
         if not LOWEST_SCORE <= score <= HIGHEST_SCORE:
             msg = (

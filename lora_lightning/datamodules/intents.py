@@ -1,12 +1,19 @@
 """What intent data sets share: in-scope intents in domains, and queries out of scope."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from functools import cached_property
+from typing import NoReturn
 
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lora_lightning.datamodules.label_doubts import doubts_about_labels
 from lora_lightning.datamodules.sequence_classification import ClassificationDataModule, LabelledTexts
+from lora_lightning.errors import DataError
 from lora_lightning.metrics.label_space import OUT_OF_SCOPE_TARGET, LabelSpace
 
 OUT_OF_SCOPE = "oos"
+FEWEST_CLASSES = 2
 
 Pairs = list[tuple[str, str]]  # (text, intent)
 
@@ -64,13 +71,16 @@ class IntentDataModule(ClassificationDataModule):
     def label_space(self) -> LabelSpace:
         """Intents in alphabetical order, the out-of-scope class last."""
         names = sorted({intent for _, intent in self._pairs["train"]} - {OUT_OF_SCOPE})
+        outside = any(intent == OUT_OF_SCOPE for pairs in self._pairs.values() for _, intent in pairs)
+        has_class = outside and self.oos_as_class
+        if len(names) + has_class < FEWEST_CLASSES:
+            _refuse_one_class(names, outside)
         domains: dict[str, list[int]] = {}
         domain_of_intent = self.domain_of_intent()
         for index, name in enumerate(names):
             if name in domain_of_intent:
                 domains.setdefault(domain_of_intent[name], []).append(index)
-        outside = any(intent == OUT_OF_SCOPE for pairs in self._pairs.values() for _, intent in pairs)
-        if not (outside and self.oos_as_class):
+        if not has_class:
             return LabelSpace(names, None, outside, domains)
         return LabelSpace([*names, OUT_OF_SCOPE], len(names), outside, domains)
 
@@ -86,4 +96,16 @@ class IntentDataModule(ClassificationDataModule):
                 if intent in index or split != "train"
             ]
             rows[split] = LabelledTexts([text for text, _ in kept], [label for _, label in kept])
+        self.warn_about_repeated_texts(rows)
+        if doubts := doubts_about_labels(intent for _, intent in self._pairs["train"]):
+            rank_zero_warn(f"the training data has {'; '.join(doubts)}.")
         return rows
+
+
+def _refuse_one_class(names: Sequence[str], outside: bool) -> NoReturn:
+    if not names:
+        msg = "the training data has no intent, only queries out of scope; give queries of two intents or more."
+    else:
+        remedy = ", or set data.oos_as_class: true to learn queries out of scope as a second class" if outside else ""
+        msg = f"the training data has one intent only, {names[0]!r}; give queries of another intent{remedy}."
+    raise DataError(msg)

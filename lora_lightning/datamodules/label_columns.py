@@ -1,92 +1,111 @@
-"""Labels as they stand in a table, checked and turned into what a model learns."""
+"""Labels of a table, checked and turned into class indices."""
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from lora_lightning.datamodules.label_lists import is_list_in_text, is_part_of_list, read_label_list
 from lora_lightning.datamodules.tables import Table
 from lora_lightning.errors import DataError, suggest_names
 
+SHOWN = 80  # characters of a cell in a message
+
 
 def class_labels(table: Table, column: str) -> list[str]:
-    """One label a row.
+    """Reads one label from each row.
 
     Args:
         table: The rows.
-        column: Of the labels: words, integers or booleans.
+        column: Name of the column of labels: words, integers or booleans.
 
     Returns:
         The label of each row as a word.
 
     Raises:
-        DataError: If a row has no label.
+        DataError: If a row has no label, or a list of labels.
     """
-    return [_word(table, column, row, cell) for row, cell in enumerate(table.column(column))]
+    cells = table.column(column)
+    for row, cell in enumerate(cells):
+        if isinstance(cell, str) and is_list_in_text(cell):
+            msg = (
+                f"{table.where(row)}: the label {cell[:SHOWN]!r} in column {column!r} looks like a list written as "
+                "text; for several labels per text set data.problem_type: multi_label_classification."
+            )
+            raise DataError(msg)
+    return [_label(table, column, row, cell) for row, cell in enumerate(cells)]
 
 
 def label_sets(table: Table, column: str, separator: str) -> list[list[str]]:
-    """Any number of labels a row.
+    """Reads any number of labels from each row.
 
     Args:
         table: The rows.
-        column: Of the labels: lists, or texts in which `separator` stands between labels.
-        separator: Not looked for in lists.
+        column: Name of the column of labels: lists, lists written as text, or text with `separator` between labels.
+        separator: Ignored in lists.
 
     Returns:
-        The labels of each row, maybe none.
+        The labels of each row, possibly none.
 
     Raises:
-        DataError: If a cell is neither a list nor a text.
+        DataError: If a cell is neither a list nor text, or looks like a list but cannot be read as one, or the lists
+            are vectors of 0 and 1.
     """
     rows = []
     for row, cell in enumerate(table.column(column)):
-        parts = [part for part in cell.split(separator) if part.strip()] if isinstance(cell, str) else cell
-        if not isinstance(parts, list):
-            found = "nothing" if cell is None else repr(cell)[:80]
-            msg = (
-                f"{table.where(row)}: the column {column!r} must hold a list of labels, or a text with {separator!r} "
-                f"between them, but holds {found}."
-            )
-            raise DataError(msg)
-        rows.append([_word(table, column, row, part) for part in parts])
+        parts = _parts(table, column, row, cell, separator)
+        rows.append([_label(table, column, row, part) for part in parts])
+        for label in rows[-1]:
+            if is_part_of_list(label):
+                raise DataError(_unreadable_list(table, column, row, cell, "its brackets or quotes do not match"))
+    _check_not_indicators(table, column, rows)
     return rows
 
 
-def numbers(table: Table, column: str) -> list[float]:
-    """One number a row.
+def _parts(table: Table, column: str, row: int, cell: Any, separator: str) -> list[Any]:
+    """The labels of one cell."""
+    if isinstance(cell, list):
+        return cell
+    if not isinstance(cell, str):
+        found = "nothing" if cell is None else repr(cell)[:SHOWN]
+        msg = (
+            f"{table.where(row)}: the column {column!r} must hold a list of labels, or a text with {separator!r} "
+            f"between them, but holds {found}."
+        )
+        raise DataError(msg)
+    try:
+        listed = read_label_list(cell, separator)
+    except ValueError as error:
+        raise DataError(_unreadable_list(table, column, row, cell, str(error))) from error
+    return [part for part in cell.split(separator) if part.strip()] if listed is None else listed
 
-    Args:
-        table: The rows.
-        column: Of the numbers.
 
-    Returns:
-        Finite numbers.
+def _unreadable_list(table: Table, column: str, row: int, cell: Any, why: str) -> str:
+    return (
+        f"{table.where(row)}: {str(cell)[:SHOWN]!r} in column {column!r} looks like a list written as text, but cannot "
+        f'be read as one ({why}); write a JSON list, such as ["a", "b"], or the labels with '
+        "data.label_separator between them."
+    )
 
-    Raises:
-        DataError: If a cell is none.
-    """
-    values = []
-    for row, cell in enumerate(table.column(column)):
-        try:
-            value = math.nan if isinstance(cell, bool) else float(cell)
-        except (TypeError, ValueError):
-            value = math.nan
-        if not math.isfinite(value):
-            found = "nothing" if cell is None else repr(cell)[:80]
-            msg = f"{table.where(row)}: the column {column!r} must hold a finite number, but holds {found}."
-            raise DataError(msg)
-        values.append(value)
-    return values
+
+def _check_not_indicators(table: Table, column: str, rows: Sequence[Sequence[str]]) -> None:
+    """Refuses vectors with a 0 or a 1 for each class: read as lists of labels, they would mean two classes."""
+    sizes = {len(labels) for labels in rows}
+    repeats = any(len(set(labels)) < len(labels) for labels in rows)
+    if len(sizes) == 1 and repeats and {label for labels in rows for label in labels} <= {"0", "1", "True", "False"}:
+        msg = (
+            f"{table.name}: every row of column {column!r} holds {sizes.pop()} times 0 or 1, which looks like one "
+            "number per class; write the names of the labels that apply instead."
+        )
+        raise DataError(msg)
 
 
 def class_indices(table: Table, column: str, rows: Sequence[Sequence[str]], names: Sequence[str]) -> list[list[int]]:
-    """Places of labels among the names.
+    """Finds the class index of each label.
 
     Args:
         table: For messages.
         column: For messages.
         rows: The labels of each row.
-        names: Every label there is.
+        names: All labels, in the order of their indices.
 
     Returns:
         Indices into `names`, by row.
@@ -109,10 +128,10 @@ def class_indices(table: Table, column: str, rows: Sequence[Sequence[str]], name
 
 
 def sorted_names(labels: Iterable[str]) -> list[str]:
-    """Every label once: integers by value, anything else in alphabetical order.
+    """Sorts the different labels: integers by value, anything else alphabetically.
 
     Args:
-        labels: Labels, repeated at will.
+        labels: Labels, with repetitions.
 
     Returns:
         The names, in the order of their class indices.
@@ -123,9 +142,9 @@ def sorted_names(labels: Iterable[str]) -> list[str]:
     return sorted(names)
 
 
-def _word(table: Table, column: str, row: int, cell: Any) -> str:
+def _label(table: Table, column: str, row: int, cell: Any) -> str:
     if isinstance(cell, float) and cell.is_integer():
-        cell = int(cell)  # a column with a gap holds floating numbers in many tools
+        cell = int(cell)  # many tools turn a column of integers with a gap into floating point numbers
     if isinstance(cell, str | int) and str(cell).strip():
         return str(cell).strip()
     found = "is empty" if cell is None or isinstance(cell, str) else f"holds {cell!r}"

@@ -1,7 +1,7 @@
 """What data modules for sequence classification share: texts or pairs of texts, each with a label."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,12 @@ from lora_lightning.backbones import uses_token_types
 from lora_lightning.datamodules.base import PREDICT
 from lora_lightning.datamodules.batching import EncodedSplit
 from lora_lightning.datamodules.queries import read_queries
+from lora_lightning.datamodules.repeated_texts import warn_about_repeated_texts
 from lora_lightning.datamodules.special_tokens import note_on_control_tokens, note_on_split_tokens
 from lora_lightning.datamodules.text_base import TextDataModule
 from lora_lightning.datamodules.tokenizing import TokenizedTexts, tokenize_texts
 from lora_lightning.errors import ConfigurationError
-from lora_lightning.metrics.label_space import LabelSpace
+from lora_lightning.metrics.label_space import MULTI_LABEL, OUT_OF_SCOPE_TARGET, REGRESSION, LabelSpace
 
 MOST_TOKENS = 2**31
 
@@ -33,6 +34,11 @@ class LabelledTexts:
     texts: list[str]
     labels: Sequence[int] | Sequence[float] | Sequence[Sequence[float]] | None = None
     pairs: list[str] | None = None
+
+    def keys(self) -> list[tuple[str, ...]]:
+        """The text, or both texts, of each row."""
+        columns = (self.texts,) if self.pairs is None else (self.texts, self.pairs)
+        return list(zip(*columns, strict=True))
 
 
 class ClassificationDataModule(TextDataModule):
@@ -82,6 +88,27 @@ class ClassificationDataModule(TextDataModule):
     @abstractmethod
     def load_splits(self) -> dict[str, LabelledTexts]:
         """Reads and checks `train`, `val` and `test`."""
+
+    def warn_about_repeated_texts(self, splits: Mapping[str, LabelledTexts]) -> None:
+        """Warns about texts that several splits share, and about those with different labels.
+
+        Args:
+            splits: All splits with labels.
+        """
+        texts = {name: rows.keys() for name, rows in splits.items()}
+        if self.label_space.problem_type == REGRESSION:
+            warn_about_repeated_texts(texts)
+        else:
+            labels = {name: self._readable(rows.labels or ()) for name, rows in splits.items()}
+            warn_about_repeated_texts(texts, labels)
+
+    def _readable(self, labels: Sequence[Any]) -> list[str]:
+        """The name, or the names, of each row's label."""
+        names = self.label_space.names
+        if self.label_space.problem_type == MULTI_LABEL:
+            rows = [[name for name, applies in zip(names, row, strict=True) if applies] for row in labels]
+            return [", ".join(row) or "none" for row in rows]
+        return ["out of scope" if label == OUT_OF_SCOPE_TARGET else names[label] for label in labels]
 
     def load_prediction_splits(self) -> dict[str, LabelledTexts]:
         """The queries of `predict_file`, one a line."""

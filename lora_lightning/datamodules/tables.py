@@ -46,6 +46,15 @@ class Table:
         """
         return f"{self.name}, {self.unit} {self.places[row]}"
 
+    def take(self, rows: Sequence[int]) -> "Table":
+        """Returns a table of some of the rows.
+
+        Args:
+            rows: Row numbers, from 0.
+        """
+        columns = {name: [cells[row] for row in rows] for name, cells in self.columns.items()}
+        return Table(self.name, columns, self.unit, [self.places[row] for row in rows])
+
     def column(self, name: str) -> list[Any]:
         """The cells of a column.
 

@@ -1,6 +1,7 @@
 """Your own texts and labels, from files or from any data set of the hub."""
 
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -8,16 +9,20 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lora_lightning.datamodules.base import PREDICT, TEST, TRAIN, VALIDATION
+from lora_lightning.datamodules.hidden_labels import hidden_labels
 from lora_lightning.datamodules.hub import hub_label_names, hub_table, load_hub_dataset
-from lora_lightning.datamodules.label_columns import class_indices, class_labels, label_sets, numbers, sorted_names
+from lora_lightning.datamodules.label_columns import class_indices, class_labels, label_sets, sorted_names
+from lora_lightning.datamodules.label_doubts import doubts_about_labels
+from lora_lightning.datamodules.number_columns import finite_numbers
 from lora_lightning.datamodules.queries import read_queries
 from lora_lightning.datamodules.sequence_classification import ClassificationDataModule, LabelledTexts
 from lora_lightning.datamodules.tables import READERS, Table, read_table
-from lora_lightning.datamodules.validation_share import check_hold_out, held_out, rows_in_both
+from lora_lightning.datamodules.validation_share import check_hold_out, held_out
 from lora_lightning.errors import ConfigurationError, DataError
 from lora_lightning.metrics.label_space import MULTI_LABEL, REGRESSION, SINGLE_LABEL, LabelSpace, ProblemType
 
 HUB_SPLITS = {TRAIN: ("train",), VALIDATION: ("validation", "valid", "val", "dev"), TEST: ("test",)}
+NEAR = 0.6  # similarity of a column name that is probably misspelt
 HUB_REMEDY = "without network set --data.train_file to a file of your own."
 
 
@@ -131,23 +136,82 @@ class TextClassificationDataModule(ClassificationDataModule):
         return LabelSpace(names, problem_type=self.problem_type, metrics=self.metrics)
 
     def load_splits(self) -> dict[str, LabelledTexts]:
-        """Reads and checks every row, holds out rows for validation if need be, and reports what is in two splits."""
-        splits = {split: self._labelled(table) for split, table in self._source.tables.items()}
+        """Reads and checks every row, holds out rows for validation if needed, and warns about doubtful ones."""
+        splits = {split: self._labelled(table) for split, table in self._tables_with_labels().items()}
+        self._warn_about_labels()
         if VALIDATION not in splits:
-            classes = splits[TRAIN].labels if self.problem_type == SINGLE_LABEL else None
-            chosen = held_out(len(splits[TRAIN].texts), self.validation_share, self.split_seed, classes)  # type: ignore[arg-type]
-            if not chosen.any():
-                msg = (
-                    f"{self._source.tables[TRAIN].name} has {len(chosen)} rows, too few to hold out "
-                    f"{self.validation_share:g} of them; set data.validation_share or give a validation file."
-                )
-                raise DataError(msg)
-            whole = splits.pop(TRAIN)
-            splits = {TRAIN: _rows(whole, ~chosen), VALIDATION: _rows(whole, chosen)} | splits
-        for split in (VALIDATION, TEST):
-            if split in splits:
-                _report_duplicates(splits[TRAIN], splits[split], split)
+            chosen = self._held_out(splits[TRAIN])
+            everything = splits.pop(TRAIN)
+            splits = {TRAIN: _rows(everything, ~chosen), VALIDATION: _rows(everything, chosen)} | splits
+        self.warn_about_repeated_texts(splits)
         return splits
+
+    def _held_out(self, rows: LabelledTexts) -> Any:
+        """Which training rows to validate on, (rows,), bool."""
+        classes: Any = rows.labels if self.problem_type == SINGLE_LABEL else None
+        chosen = held_out(len(rows.texts), self.validation_share, self.split_seed, classes)
+        if chosen.any():
+            return chosen
+        name = self._source.tables[TRAIN].name
+        if classes is not None and len(set(classes)) == len(classes):
+            msg = (
+                f"{name}: each of the {len(classes)} labels has one row only, so none can be held out for validation; "
+                "give more rows per label, or a validation file."
+            )
+        else:
+            msg = (
+                f"{name} has {len(chosen)} rows, too few to hold out {self.validation_share:g} of them; set "
+                "data.validation_share or give a validation file."
+            )
+        raise DataError(msg)
+
+    def _tables_with_labels(self) -> dict[str, Table]:
+        """The tables of all splits, without a test whose labels are hidden, and without rows that have none."""
+        tables = dict(self._source.tables)
+        from_hub = self.dataset_name is not None
+        for split in [name for name in tables if name == TEST or (from_hub and name != TRAIN)]:
+            table = tables[split]
+            hidden = self._hidden_labels(table)
+            if all(hidden):
+                del tables[split]
+                self._say_without(split, table)
+            elif any(hidden):
+                row = hidden.index(True)
+                shown = table.column(self.label_column)[row]
+                rank_zero_warn(
+                    f"{split}: {sum(hidden)} of {len(table)} rows have no label, such as {table.where(row)} "
+                    f"({'empty' if shown is None else repr(shown)}), and are left out."
+                )
+                tables[split] = table.take([row for row, is_hidden in enumerate(hidden) if not is_hidden])
+        return tables
+
+    def _hidden_labels(self, table: Table) -> list[bool]:
+        if self.label_column not in table.columns and not get_close_matches(
+            self.label_column, table.columns, cutoff=NEAR
+        ):
+            return [True] * len(table)
+        is_regression = self.problem_type == REGRESSION
+        train = self._source.tables[TRAIN]
+        known = train.column(self.label_column) if is_regression else self.label_space.names
+        return hidden_labels(table.column(self.label_column), known, self.problem_type)
+
+    def _say_without(self, split: str, table: Table) -> None:
+        """Keeps, or says, why a split with hidden labels is left out."""
+        cells = table.columns.get(self.label_column)
+        found = f"there is no column {self.label_column!r}" if cells is None else f"{cells[0]!r} in row 1"
+        why = f"the labels of {table.name} are hidden ({found}, {len(table)} rows in all)"
+        if split == TEST:
+            self.without_test = why
+        else:
+            rank_zero_warn(f"{why}; rows of the training split are held out for validation instead.")
+
+    def _warn_about_labels(self) -> None:
+        if self.problem_type == REGRESSION:
+            return
+        table = self._source.tables[TRAIN]
+        labels = (label for row in self._labels_of(table) for label in row)
+        if doubts := doubts_about_labels(labels, table.column(self.label_column)):
+            rank_zero_warn(f"{table.name}, column {self.label_column!r} has {'; '.join(doubts)}.")
 
     def load_prediction_splits(self) -> dict[str, LabelledTexts]:
         """The rows of a table, or the lines of a text file."""
@@ -177,12 +241,18 @@ class TextClassificationDataModule(ClassificationDataModule):
         tables = {}
         for split, choices in HUB_SPLITS.items():
             found = next((choice for choice in choices if choice in splits), None)
-            table = None if found is None else hub_table(splits, name, found, columns)
-            if table is not None and any(cell is not None for cell in table.column(self.label_column)):
-                tables[split] = table  # the labels of some test splits are hidden
-        if TRAIN not in tables:
+            if found is not None:
+                tables[split] = hub_table(splits, name, found, columns)
+        labels = tables[TRAIN].column(self.label_column) if TRAIN in tables else []
+        labelled = [row for row, label in enumerate(labels) if label is not None]
+        if not labelled:
             msg = f"the data set {name} has no split 'train' with labels; it has {', '.join(splits)}."
             raise DataError(msg)
+        if len(labelled) < len(labels):
+            rank_zero_warn(
+                f"train: {len(labels) - len(labelled)} of {len(labels)} rows have no label and are left out."
+            )
+            tables[TRAIN] = tables[TRAIN].take(labelled)
         return _Source(tables, hub_label_names(splits, "train", self.label_column))
 
     def _unlabelled(self, table: Table) -> LabelledTexts:
@@ -197,7 +267,7 @@ class TextClassificationDataModule(ClassificationDataModule):
     def _labelled(self, table: Table) -> LabelledTexts:
         rows = self._unlabelled(table)
         if self.problem_type == REGRESSION:
-            return replace(rows, labels=numbers(table, self.label_column))
+            return replace(rows, labels=finite_numbers(table, self.label_column))
         names = self.label_space.names
         indices = class_indices(table, self.label_column, self._labels_of(table), names)
         if self.problem_type == SINGLE_LABEL:
@@ -210,17 +280,3 @@ def _rows(rows: LabelledTexts, chosen: Any) -> LabelledTexts:
         return None if column is None else [cell for cell, wanted in zip(column, chosen, strict=True) if wanted]
 
     return LabelledTexts(choose(rows.texts), choose(rows.labels), choose(rows.pairs))
-
-
-def _report_duplicates(train: LabelledTexts, other: LabelledTexts, split: str) -> None:
-    repeated = rows_in_both(_keys(train), _keys(other))
-    if repeated:
-        rank_zero_warn(
-            f"{len(repeated)} of {len(other.texts)} rows of the {split} split are in the training data too, such as "
-            f"{other.texts[repeated[0]][:80]!r}; scores will be too good."
-        )
-
-
-def _keys(rows: LabelledTexts) -> list[tuple[str, ...]]:
-    columns = (rows.texts,) if rows.pairs is None else (rows.texts, rows.pairs)
-    return list(zip(*columns, strict=True))

@@ -1,6 +1,6 @@
-"""Hold out a share of the training rows for validation, and count what leaks between splits."""
+"""Hold out a share of the training rows for validation."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,10 +9,10 @@ from lora_lightning.errors import ConfigurationError
 
 
 def check_hold_out(share: float | None, seed: int) -> None:
-    """Refuses options that choose no part of the training data.
+    """Refuses values that hold out nothing or everything.
 
     Args:
-        share: `data.validation_share`; `None` holds nothing out.
+        share: `data.validation_share`; `None` to hold out nothing.
         seed: `data.split_seed`.
 
     Raises:
@@ -27,23 +27,23 @@ def check_hold_out(share: float | None, seed: int) -> None:
 
 
 def held_out(rows: int, share: float, seed: int, classes: Sequence[int] | None = None) -> NDArray[np.bool_]:
-    """Chooses rows at random, the same share of every class.
+    """Chooses validation rows at random, the same share of every class.
 
     Args:
-        rows: How many there are.
-        share: Of the rows to choose, in (0, 1).
-        seed: Of the choice.
-        classes: Class of each row; a class keeps at least one row that is not chosen. Without classes any rows.
+        rows: Number of rows.
+        share: Share of the rows to choose, in (0, 1).
+        seed: Random seed.
+        classes: Class of each row; at least one row of each class is not chosen. `None` chooses among all rows alike.
 
     Returns:
-        (rows,), bool: `round(share * rows)` are chosen, or fewer where classes are too small.
+        (rows,), bool: `round(share * rows)` are chosen, or fewer if classes are too small.
     """
     random = np.random.default_rng(seed)
     labels = np.zeros(rows, dtype=np.int64) if classes is None else np.unique(classes, return_inverse=True)[1]
     sizes = np.bincount(labels)
     wanted = share * sizes
     counts = np.minimum(np.floor(wanted).astype(np.int64), sizes - 1)
-    # What rounding down left over goes to the classes that lost most by it; equal losses in random order.
+    # The classes that lost most by rounding down get what is left over; ties are broken at random.
     loss = np.where(counts < sizes - 1, wanted - counts, -1)
     order = np.lexsort((random.random(len(sizes)), -loss))
     left = max(0, round(share * rows) - int(counts.sum()))
@@ -52,21 +52,3 @@ def held_out(rows: int, share: float, seed: int, classes: Sequence[int] | None =
     for label, count in enumerate(counts):
         chosen[random.permutation(np.flatnonzero(labels == label))[:count]] = True
     return chosen
-
-
-def rows_in_both(train: Iterable[tuple[str, ...]], other: Iterable[tuple[str, ...]]) -> list[int]:
-    """Finds texts of an evaluation split that training has seen.
-
-    Args:
-        train: The text, or both texts, of each training row.
-        other: The same of the evaluation split.
-
-    Returns:
-        Row numbers in `other`; space around a text does not count.
-    """
-    seen = {_stripped(row) for row in train}
-    return [number for number, row in enumerate(other) if _stripped(row) in seen]
-
-
-def _stripped(row: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(text.strip() for text in row)

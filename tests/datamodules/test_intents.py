@@ -9,6 +9,7 @@ from lora_lightning.datamodules import IntentDataModule, SyntheticIntentsDataMod
 from lora_lightning.datamodules.intent_grammar import DOMAINS
 from lora_lightning.datamodules.intents import Pairs
 from lora_lightning.datamodules.sequence_classification import LabelledTexts
+from lora_lightning.errors import DataError
 from lora_lightning.metrics.label_space import LabelSpace
 
 PAIRS: dict[str, Pairs] = {
@@ -97,3 +98,58 @@ def test_corpus_seed_changes_the_sentences() -> None:
     assert (
         SyntheticIntentsDataModule(corpus_seed=0).load_pairs() != SyntheticIntentsDataModule(corpus_seed=1).load_pairs()
     )
+
+
+class OneIntent(PlantedIntents):
+    """One intent, and queries out of scope."""
+
+    pairs: ClassVar[dict[str, Pairs]] = {
+        "train": [("t0", "pay"), ("t1", "oos")],
+        "val": [("v0", "pay")],
+        "test": [("e0", "oos")],
+    }
+
+
+class NoIntent(PlantedIntents):
+    """Queries out of scope alone."""
+
+    pairs: ClassVar[dict[str, Pairs]] = {name: [(f"{name} 0", "oos")] for name in ("train", "val", "test")}
+
+
+def test_one_intent_needs_the_out_of_scope_class() -> None:
+    assert OneIntent(oos_as_class=True).label_space.names == ["pay", "oos"]
+    with pytest.raises(DataError) as raised:
+        _ = OneIntent(oos_as_class=False).label_space
+    assert str(raised.value) == (
+        "the training data has one intent only, 'pay'; give queries of another intent, or set data.oos_as_class: true "
+        "to learn queries out of scope as a second class."
+    )
+
+
+@pytest.mark.parametrize("oos_as_class", [True, False])
+def test_no_intent_is_nothing_to_learn(oos_as_class: bool) -> None:
+    with pytest.raises(DataError, match=r"has no intent, only queries out of scope; give queries of two intents"):
+        _ = NoIntent(oos_as_class=oos_as_class).label_space
+
+
+class Doubtful(PlantedIntents):
+    """A test query that training has, a text with two intents, an intent in two spellings."""
+
+    pairs: ClassVar[dict[str, Pairs]] = {
+        "train": [("t0", "pay"), ("t1", "Pay"), ("t2", "alarm"), ("t2", "pay"), ("t3", "oos")],
+        "val": [("v0", "pay")],
+        "test": [(" t0", "pay"), ("e1", "alarm"), ("t3", "oos")],
+    }
+
+
+def test_doubtful_rows_are_counted() -> None:
+    with pytest.warns(UserWarning) as said:  # noqa: PT030
+        Doubtful().load_splits()
+    assert [str(warning.message) for warning in said] == [
+        "2 of 3 rows of the test split are in the training data too, such as ' t0'; scores will be too good.",
+        "1 text occurs with different labels, such as 't2' with 'alarm' and 'pay'; correct or remove the rows.",
+        (
+            "the training data has labels that differ only in case, spaces, Unicode form or invisible characters: "
+            "'Pay' (1 row) / 'pay' (2 rows)."
+        ),
+    ]

@@ -83,11 +83,37 @@ def test_a_share_of_every_class_is_held_out_where_there_is_no_validation_file(tm
 
 
 def test_too_few_rows_to_hold_any_out(tmp_path: Path) -> None:
-    message = error_of(module_of(tmp_path, TRAIN[:2]))
+    message = error_of(module_of(tmp_path, TRAIN[:4]))
     assert message == (
-        f"{tmp_path}/train.csv has 2 rows, too few to hold out 0.1 of them; set data.validation_share or give a "
+        f"{tmp_path}/train.csv has 4 rows, too few to hold out 0.1 of them; set data.validation_share or give a "
         "validation file."
     )
+
+
+def test_labels_of_one_row_each_cannot_be_held_out(tmp_path: Path) -> None:
+    rows = [{"text": f"w{row}", "label": f"l{row}"} for row in range(36)]
+    assert error_of(module_of(tmp_path, rows)) == (
+        f"{tmp_path}/train.csv: each of the 36 labels has one row only, so none can be held out for validation; give "
+        "more rows per label, or a validation file."
+    )
+
+
+def test_doubtful_labels_and_rows_are_warned_about_once_each(tmp_path: Path) -> None:
+    labels = ["a|b", "A|B", "nan", "c"] * 5
+    rows = [{"text": f"w{row}" if row else "w4", "label": label} for row, label in enumerate(labels)]
+    rows[1]["text"] = "w2"
+    with pytest.warns(UserWarning) as said:  # noqa: PT030
+        module_of(tmp_path, rows, problem_type=MULTI_LABEL).load_splits()
+    sentences = [str(warning.message) for warning in said]
+    assert (
+        f"{tmp_path}/train.csv, column 'label' has labels that differ only in case, spaces, Unicode form or "
+        in (sentences[0])
+    )
+    assert (
+        "'A|B' (5 rows) / 'a|b' (5 rows); words for a missing value: 'nan' (5 rows); labels that contain '|'"
+        in (sentences[0])
+    )
+    assert "1 text occurs with different labels, such as 'w2' with 'A|B' and 'nan'" in sentences[-1]
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
@@ -135,7 +161,14 @@ def test_numbers(tmp_path: Path) -> None:
         ),
         (MULTI_LABEL, ["spam", None], "the label in column 'label' is empty"),
         (REGRESSION, "high", "the column 'label' must hold a finite number, but holds 'high'."),
-        (REGRESSION, "1,5", "the column 'label' must hold a finite number, but holds '1,5'."),
+        (
+            REGRESSION,
+            "1,5",
+            (
+                "the column 'label' must hold a finite number, but holds '1,5', whose comma may separate decimals or "
+                "thousands; write it with a decimal point and without commas."
+            ),
+        ),
         (REGRESSION, "nan", "the column 'label' must hold a finite number, but holds 'nan'."),
         (REGRESSION, float("nan"), "the column 'label' must hold a finite number, but holds nan."),
         (REGRESSION, float("inf"), "the column 'label' must hold a finite number, but holds inf."),

@@ -1,11 +1,10 @@
-"""Held-out rows: the asked share of every class, the same for a seed; duplicates are found."""
+"""Held-out rows: the asked share of every class, the same for a seed."""
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_lightning.datamodules.validation_share import held_out, rows_in_both
+from lora_lightning.datamodules.validation_share import held_out
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=300), st.floats(0.01, 0.99), st.integers(0, 5))
@@ -37,15 +36,3 @@ def test_rows_are_chosen_from_everywhere() -> None:
     counts = sum(held_out(20, 0.25, seed).astype(int) for seed in range(400))
     assert counts.min() > 60  # 100 expected of each
     assert counts.max() < 140
-
-
-@pytest.mark.parametrize(
-    ("train", "other", "found"),
-    [
-        ([("a",), ("b",)], [("c",), ("b",), (" a ",)], [1, 2]),
-        ([("a", "b")], [("b", "a"), ("a", "b")], [1]),
-        ([("a",)], [("A",)], []),
-    ],
-)
-def test_rows_in_both_are_found(train: list[tuple[str, ...]], other: list[tuple[str, ...]], found: list[int]) -> None:
-    assert rows_in_both(train, other) == found
