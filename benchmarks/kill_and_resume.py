@@ -32,11 +32,11 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from processes import free_port, join_training
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from lora_lightning.cli.main import main as lora_lightning
-from lora_lightning.runs.resume import last_good
+from lora_lightning.runs.resume import newest_intact_checkpoint
 from lora_lightning.training.checkpointing import AdapterCheckpoint
 
 # The phases of a process, which it records in shared memory.
@@ -283,7 +283,7 @@ def kill_and_resume(runs: Runs, reference: dict[str, Any], name: str, kills: lis
         if status != -signal.SIGKILL:  # the run ended before the moment
             continue
         folder = runs.run_folder(name)
-        path, checkpoint = last_good(folder, (folder / "config.yaml").read_text())
+        path, checkpoint = newest_intact_checkpoint(folder, (folder / "config.yaml").read_text())
         doing.append(last)
         steps.append(runs.shared[len(runs.shared) - 1])
         start.append("0" if path is None else f"{checkpoint['global_step']} ({path.name})")

@@ -1,7 +1,36 @@
 """Train, measure and export LoRA and QLoRA adapters with PyTorch Lightning.
 
-Importing this package loads nothing heavy. Classes are imported from its subpackages, for example
-`lora_lightning.tasks.SequenceClassificationTask` and `lora_lightning.datamodules.Clinc150DataModule`.
+`train`, `evaluate`, `predict` and `RunRecord` are the Python side of the program `lora-lightning`. They are imported
+when they are first used, so that importing this package loads nothing heavy. Other classes are imported from the
+subpackages, for example `lora_lightning.tasks.SequenceClassificationTask`.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lora_lightning.runs.record import RunRecord
+    from lora_lightning.training.api import evaluate, predict, train
+
 __version__ = "0.1.0"
+__all__ = ["RunRecord", "evaluate", "predict", "train"]
+
+HOMES = {
+    "RunRecord": "lora_lightning.runs.record",
+    "evaluate": "lora_lightning.training.api",
+    "predict": "lora_lightning.training.api",
+    "train": "lora_lightning.training.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is in `__all__` at its first use (PEP 562)."""
+    if name not in HOMES:
+        msg = f"module 'lora_lightning' has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(import_module(HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """What `from lora_lightning import ...` finds, for completion."""
+    return sorted([*globals(), *__all__])

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterable
 from difflib import get_close_matches
 from enum import IntEnum
+from pathlib import Path
 
 DEBUG = "--debug"  # of every command: print the traceback of any error
 
@@ -76,17 +77,26 @@ class TrainingStopped(BaseException):  # a signal handler raises it anywhere, an
         self.step = step
         self.main_process = main_process
         self.alone = alone
-        self.how_to_go_on = ""  # set once the run folder is known
+        self.how_to_resume = ""  # set once the run folder is known
 
     def __str__(self) -> str:
         """Returns what happened and how to resume."""
-        hint = f"; {self.how_to_go_on}" if self.how_to_go_on else ""
+        hint = f"; {self.how_to_resume}" if self.how_to_resume else ""
         done = "before there was anything to save" if self.step is None else f"after step {self.step}, which is saved"
         return f"stopped by {self.asked.name} {done}{hint}"
 
 
-class RunFinished(Exception):  # noqa: N818  # not an error
-    """The run is already finished, so there is nothing to resume."""
+class RunFinished(Exception):  # noqa: N818  # nothing is wrong
+    """There is nothing to resume: the run is finished.
+
+    Args:
+        message: Says so.
+        folder: The run's.
+    """
+
+    def __init__(self, message: str, folder: Path) -> None:
+        super().__init__(message)
+        self.folder = folder
 
 
 class VerificationError(LoraLightningError):

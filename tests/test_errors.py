@@ -1,6 +1,7 @@
 """One table of exit statuses for every command, and names suggested for a misspelt one."""
 
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -20,7 +21,7 @@ from lora_lightning.errors import (
     ("error", "status"),
     [
         (None, 0),
-        (RunFinished("the run is finished"), 0),
+        (RunFinished("the run is finished", Path("run")), 0),
         (ValueError("a bug"), 1),
         (KeyError("a bug"), 1),
         (ConfigurationError("r is 0."), 2),

@@ -14,10 +14,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.delta import adapted_layers, split_layer_number
-from lora_lightning.runs.files import whole_file
-from lora_lightning.runs.layout import run_folder_of
+from lora_lightning.runs.files import atomic_file
+from lora_lightning.runs.layout import TABLES, run_folder_of
 
-METRICS_FOLDER = "adapter_metrics"
 TOTAL = "all"  # in place of a module's name
 SCHEMA = pa.schema(
     [
@@ -156,7 +155,7 @@ class AdapterMonitor(Callback):
 
     def table_path(self, trainer: Trainer) -> Path:
         """Where the numbers land."""
-        return run_folder_of(trainer) / METRICS_FOLDER / f"{self.table}.parquet"
+        return run_folder_of(trainer) / TABLES / f"{self.table}.parquet"
 
     def write(self, trainer: Trainer) -> None:
         """Writes the file anew, whole or not at all."""
@@ -165,7 +164,7 @@ class AdapterMonitor(Callback):
         path = self.table_path(trainer)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._parts = [pa.concat_tables(self._parts).combine_chunks()]
-        with whole_file(path) as file:
+        with atomic_file(path) as file:
             pq.write_table(self._parts[0], file)
 
 

@@ -92,7 +92,7 @@ def import_program() -> Callable[[Sequence[str]], object]:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # bitsandbytes warns on import that an optional kernel is missing, which is not used here.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    from lora_lightning.cli.lightning_cli import run  # noqa: PLC0415
+    from lora_lightning.cli.commands import run  # noqa: PLC0415
 
     return run
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lora_lightning.compat.lightning import batch_progress
 from lora_lightning.datamodules.batching import LateDataLoader, LengthGroupedBatchSampler, TokenizedDataset
+from lora_lightning.datamodules.content_hash import content_hash
 from lora_lightning.datamodules.prediction_files import check_table_name, write_table
 from lora_lightning.errors import CheckpointError, ConfigurationError, DataError
 from lora_lightning.metrics.label_space import LabelSpace
@@ -134,6 +135,32 @@ class AdaptationDataModule(LightningDataModule):
             ConfigurationError: If the file cannot be written.
         """
         write_table(path, [row for rows in predictions.values() for row in rows])
+
+    def save_inputs(self, inputs: Sequence[Any], folder: Path) -> Path:
+        """Writes what to predict into a file that `predict_file` takes; here one text a line.
+
+        Args:
+            inputs: Texts.
+            folder: Where to.
+
+        Returns:
+            The file.
+
+        Raises:
+            DataError: If an input is not a text of one line.
+        """
+        for number, text in enumerate(inputs, start=1):
+            if not isinstance(text, str) or len(text.splitlines()) > 1:
+                msg = f"input {number} is {str(text)[:60]!r}, but a text of one line is needed; replace its line ends."
+                raise DataError(msg)
+        path = folder / "inputs.txt"
+        path.write_text("".join(f"{text}\n" for text in inputs), encoding="utf-8")
+        return path
+
+    @cached_property
+    def fingerprint(self) -> dict[str, str]:
+        """SHA-256 of each split's rows, by split: the same rows in the same order have the same one."""
+        return {name: content_hash(rows) for name, rows in self.raw_splits.items()}
 
     @cached_property
     def raw_splits(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from safetensors.numpy import save
 from transformers import PreTrainedTokenizerBase
 
 from lora_lightning.datamodules.batching import EncodedSplit
-from lora_lightning.runs.files import whole_file
+from lora_lightning.runs.files import atomic_file
 
 LAYOUT = 2  # of the file; part of its name, so that another release does not read it
 NO_CACHE = "so every start tokenises the data again; set --data.cache_dir to a folder that you can write to."
@@ -86,7 +86,7 @@ def write_splits(path: Path | None, splits: Mapping[str, EncodedSplit]) -> None:
     own = path.with_suffix(f".{socket.gethostname()}.{os.getpid()}")  # another run may write the same data just now
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(own) as file:
+        with atomic_file(own) as file:
             file.write(save(tensors, {"notes": notes, "sha256": _checksum(tensors, notes)}))
         own.replace(path)
     except (OSError, SafetensorError) as error:

@@ -8,7 +8,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from lora_lightning.runs.checkpoint import read_checkpoint
-from lora_lightning.runs.files import cannot_be_written, whole_file
+from lora_lightning.runs.files import atomic_file, cannot_be_written
 from lora_lightning.runs.layout import LAST, PREVIOUS
 
 
@@ -34,7 +34,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
         place = Path(path)
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(place, former=place.with_name(PREVIOUS) if place.name == LAST else None) as file:
+            with atomic_file(place, former=place.with_name(PREVIOUS) if place.name == LAST else None) as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:  # the second is PyTorch's own for a full disk
             raise cannot_be_written(place, error) from error

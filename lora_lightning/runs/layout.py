@@ -8,10 +8,12 @@ from lightning import Trainer
 
 ADAPTER_FOLDER = "adapter"
 BEST = "best"
-CONFIG, LOCK, SUMMARY = "config.yaml", "run.lock", "summary.json"
+CHECKPOINTS = "checkpoints"
+CONFIG, LOCK, RUN, SUMMARY = "config.yaml", "run.lock", "run.json", "summary.json"
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 EVENT_SIZES, WHOLE_STEP = "event_sizes", "whole_step"  # in a checkpoint
 FAILED_CHECK = "failed_check"  # in the summary
+TABLES = "adapter_metrics"  # the monitors' Parquet files
 EVENTS = "events.out.tfevents.*"
 
 

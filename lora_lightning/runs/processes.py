@@ -66,7 +66,7 @@ class WatchingLauncher(HookedScriptLauncher):
         _end_this_process(f"error: {why}; the others stop", ExitStatus.WRONG_INPUT)
 
 
-def watch(trainer: Trainer) -> None:
+def watch_processes(trainer: Trainer) -> None:
     """Has the main process of a machine and those that it starts watch each other, even while they wait.
 
     Args:

@@ -1,73 +1,77 @@
 """Finding an interrupted run again, and bringing its folder back to where its checkpoint is."""
 
 import contextlib
-import errno
-import hashlib
 import json
-import os
-import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-import yaml
 from jsonargparse import Namespace
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-from lora_lightning.compat.lightning import process_rank
 from lora_lightning.errors import CheckpointError, ConfigurationError, RunFinished, UnreadableError, VerificationError
 from lora_lightning.runs.checkpoint import read_checkpoint
-from lora_lightning.runs.files import DRAFT, cannot_be_written
+from lora_lightning.runs.files import remove_drafts
 from lora_lightning.runs.layout import (
     BEST,
+    CHECKPOINTS,
     CONFIG,
     EVENT_SIZES,
     FAILED_CHECK,
     LAST,
-    LOCK,
     PREVIOUS,
     SUMMARY,
     WHOLE_STEP,
     cut_events,
 )
-from lora_lightning.runs.settings import differences, flatten
+from lora_lightning.runs.settings import differences, identity, settings_in, text_fingerprint
 
-SETTINGS = "settings"  # in a checkpoint: the fingerprint of its run's config
+SETTINGS = "settings"  # in a checkpoint: the fingerprint of its run's config.yaml
 NEWEST_FIRST = (LAST, PREVIOUS, f"{BEST}.ckpt")
 MOST_LISTED = 3  # differences between two runs
 RUN_LOGGERS = ("TensorBoardLogger", "CSVLogger")  # whose runs are folders <save_dir>/<name>/<version>
 
+FillDefaults = Callable[[str], Mapping[str, Any]]
+
 
 @dataclass(frozen=True)
-class Interrupted:
-    """A run to go on with.
+class InterruptedRun:
+    """A run to resume.
 
     Attributes:
         folder: The run's.
-        checkpoint: The newest that is whole; `None` where the run was interrupted before the first.
-        event_sizes: How far its curves go, as in `run_folder.event_sizes`; `None` where that is not known.
+        config: The text of its `config.yaml`.
+        checkpoint: The newest intact one; `None` if the run was interrupted before the first.
+        content: What the checkpoint holds; empty without one.
+        event_sizes: How far its curves go, as in `layout.event_sizes`; `None` if that is not known.
     """
 
     folder: Path
+    config: str
     checkpoint: Path | None
+    content: Mapping[str, Any]
     event_sizes: Mapping[str, int] | None
 
 
-def find_interrupted(options: Any, config: str) -> tuple[Interrupted, dict[str, Any]] | None:
-    """Finds the run of these settings that `--resume auto` goes on with, and points the options to it.
+def find_interrupted_run(
+    options: Any, config: str, given: Iterable[Path], fill_defaults: FillDefaults
+) -> InterruptedRun | None:
+    """Finds the run of these settings that `--resume auto` continues, and points the options to it.
 
     Args:
         options: Of `fit`; the first logger's version becomes that of the run found.
         config: The same options as YAML.
+        given: Files that were given as configs; whoever gives a run's `config.yaml` means that run.
+        fill_defaults: Reads the text of a run's `config.yaml` as `fit` would today: every option by dotted name, those
+            with their defaults that the release which wrote it did not have.
 
     Returns:
-        The newest run of the same settings and what its checkpoint holds; `None` where there is none, so that one
-        begins.
+        The newest run of the same settings; `None` if there is none, so that a new one starts.
 
     Raises:
         ConfigurationError: If the logger keeps runs where they cannot be found, or a run of other settings is where
-            the run would be.
+            this run would be.
         CheckpointError: If the run has checkpoints, and all are damaged.
         RunFinished: If that run is finished.
         VerificationError: If it is finished, and failed a check of what it trained.
@@ -75,32 +79,45 @@ def find_interrupted(options: Any, config: str) -> tuple[Interrupted, dict[str, 
     entry = first_logger(options.trainer)
     name = entry.class_path.rpartition(".")[2]
     if name not in RUN_LOGGERS:
-        msg = f"--resume auto does not know where {name} keeps runs; let the first logger be one of {RUN_LOGGERS}."
+        msg = (
+            f"--resume auto does not know where {name} keeps runs; let the first logger be one of "
+            f"{', '.join(RUN_LOGGERS)}."
+        )
         raise ConfigurationError(msg)
     place = Path(entry.init_args.save_dir) / str(entry.init_args.get("name") or "")
     asked = entry.init_args.get("version")
-    if asked is not None:
-        runs = [place / (asked if isinstance(asked, str) else f"version_{asked}")]
-    else:
-        runs = [path for path in place.glob("version_*") if path.name[8:].isdigit()]
-        runs.sort(key=lambda path: int(path.name[8:]), reverse=True)
-    given = {Path(file.absolute).resolve() for file in options.get("config") or [] if file is not None}
-    own = [run for run in runs if (run / CONFIG).resolve() in given]  # whoever gives a run's config.yaml means that run
-    run = find_run([*own, *runs], config)
+    runs = run_folders(place) if asked is None else [place / (asked if isinstance(asked, str) else f"version_{asked}")]
+    chosen = {path.resolve() for path in given}
+    own = [run for run in runs if (run / CONFIG).resolve() in chosen]
+    run = find_run([*own, *runs], config, fill_defaults)
     if run is None:
-        say_what_differs(runs, config, asked=asked is not None)
+        report_differences(runs, config, asked=asked is not None)
         return None
     check_unfinished(run)
     if asked is None:
         entry.init_args.version = int(run.name[8:])
         if not isinstance(options.trainer.logger, list):
             options.trainer.logger = entry
-    path, checkpoint = last_good(run, config)
-    return Interrupted(run, path, checkpoint.get(EVENT_SIZES) if path is not None else {}), checkpoint
+    text = (run / CONFIG).read_text(encoding="utf-8")
+    path, checkpoint = newest_intact_checkpoint(run, text)
+    return InterruptedRun(run, text, path, checkpoint, checkpoint.get(EVENT_SIZES) if path is not None else {})
 
 
-def say_what_differs(runs: Sequence[Path], config: str, asked: bool) -> None:
-    """Says why none of the runs that are there goes on.
+def run_folders(place: Path) -> list[Path]:
+    """The runs that a logger has numbered.
+
+    Args:
+        place: `<save_dir>/<name>`.
+
+    Returns:
+        Folders `version_<n>`, the newest first.
+    """
+    runs = [path for path in place.glob("version_*") if path.name[8:].isdigit()]
+    return sorted(runs, key=lambda path: int(path.name[8:]), reverse=True)
+
+
+def report_differences(runs: Sequence[Path], config: str, asked: bool) -> None:
+    """Says why none of the existing runs is resumed.
 
     Args:
         runs: The folders, the newest first.
@@ -108,41 +125,30 @@ def say_what_differs(runs: Sequence[Path], config: str, asked: bool) -> None:
         asked: Whether the run was to be in the first of the folders.
 
     Raises:
-        ConfigurationError: If it was, and that one holds a run.
+        ConfigurationError: If it was, and that folder holds a run.
     """
     run = next((run for run in runs if (run / CONFIG).is_file()), None)
-    text = "" if run is None else (run / CONFIG).read_text(encoding="utf-8", errors="replace")
-    if run is None or fingerprint(text) == fingerprint(config):  # another process has just begun it
+    if run is None:
         return
-    here, there = settings_in(config), settings_in(text)
-    found = differences(here, there, "there") or ["its config.yaml was edited"]
+    text = (run / CONFIG).read_text(encoding="utf-8", errors="replace")
+    if text_fingerprint(text) == text_fingerprint(config):  # another process has just started it
+        return
+    found = differences(settings_in(config), settings_in(text), "there") or ["its config.yaml was edited"]
     listed = "; ".join(found[:MOST_LISTED]) + (f"; and {len(found) - MOST_LISTED} more" * (len(found) > MOST_LISTED))
     if asked:
         msg = f"the run folder {run} holds a run of other settings: {listed}. Use its config.yaml, or another version."
         raise ConfigurationError(msg)
-    if process_rank() in {None, 0}:  # once, though every process looks for its run
-        print(f"begins a new run, for the newest, {run}, has other settings: {listed}")
+    _print_once(f"starts a new run, because the newest, {run}, has other settings: {listed}")
 
 
-def settings_in(config: str) -> dict[str, Any]:
-    """A run's settings by dotted name.
-
-    Args:
-        config: YAML.
-
-    Returns:
-        Plain values without `resume`; empty where the text is no YAML.
-    """
-    try:
-        settings = flatten(yaml.safe_load(config) or {})
-    except (yaml.YAMLError, ValueError):  # such as a date that does not exist
-        return {}
-    settings.pop("resume", None)
-    return settings
+@rank_zero_only
+def _print_once(text: str) -> None:
+    """Though every process looks for its run."""
+    print(text)
 
 
 def check_unfinished(run: Path) -> None:
-    """Refuses to go on with a run that has a whole summary.
+    """Refuses to resume a run that has a complete summary.
 
     Args:
         run: The folder.
@@ -158,8 +164,8 @@ def check_unfinished(run: Path) -> None:
     if isinstance(summary, dict) and FAILED_CHECK in summary:
         msg = f"the run {run} is finished and failed its check: {summary[FAILED_CHECK]}"
         raise VerificationError(msg)
-    msg = f"the run {run} is finished: there is nothing to go on with"
-    raise RunFinished(msg)
+    msg = f"the run {run} is finished: there is nothing to resume"
+    raise RunFinished(msg, run)
 
 
 def first_logger(trainer: Any) -> Any:
@@ -169,7 +175,7 @@ def first_logger(trainer: Any) -> Any:
         trainer: The trainer's options.
 
     Returns:
-        Its `class_path` and `init_args`; those of Lightning's default where none is named.
+        Its `class_path` and `init_args`; those of Lightning's default if none is named.
 
     Raises:
         ConfigurationError: If there is no logger.
@@ -183,59 +189,61 @@ def first_logger(trainer: Any) -> Any:
     return trainer.logger[0] if isinstance(trainer.logger, list) else trainer.logger
 
 
-def find_run(runs: Iterable[Path], config: str) -> Path | None:
+def find_run(runs: Iterable[Path], config: str, fill_defaults: FillDefaults) -> Path | None:
     """The first run of some settings.
 
     Args:
         runs: Folders.
-        config: The settings as YAML.
+        config: The settings as YAML, complete.
+        fill_defaults: As in `find_interrupted_run`.
 
     Returns:
-        The run's folder; `None` where no run's `config.yaml` says the same.
+        The run's folder; `None` if no run's `config.yaml` means the same.
     """
+    settings = settings_in(config)
     for run in runs:
         with contextlib.suppress(OSError, UnicodeDecodeError):
-            if fingerprint((run / CONFIG).read_text(encoding="utf-8")) == fingerprint(config):
+            text = (run / CONFIG).read_text(encoding="utf-8")
+            if text_fingerprint(text) == text_fingerprint(config) or _mean_the_same(text, settings, fill_defaults):
                 return run
     return None
 
 
-def fingerprint(config: str) -> str:
-    """A short text that is the same for the same settings.
+def _mean_the_same(text: str, settings: Mapping[str, Any], fill_defaults: FillDefaults) -> bool:
+    """Whether a run's config amounts to these settings once today's defaults are filled in."""
+    found = settings_in(text)
+    changed = [name for name in found.keys() & settings.keys() if found[name] != settings[name]]
+    if not found or [name for name in changed if not name.endswith("class_path")]:
+        return False  # no default will make them equal, so the text need not be parsed
+    try:
+        return identity(fill_defaults(text)) == identity(settings)
+    except ConfigurationError:  # of a release whose options are no longer there
+        return False
 
-    Args:
-        config: The settings as YAML; how the command started and the release that wrote them do not count.
 
-    Returns:
-        Hexadecimal digits.
-    """
-    lines = [line for line in config.splitlines() if not line.startswith(("#", "resume:"))]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def last_good(run: Path, config: str) -> tuple[Path | None, dict[str, Any]]:
-    """The newest checkpoint of a run that is whole and its own; names those that are not.
+def newest_intact_checkpoint(run: Path, config: str) -> tuple[Path | None, dict[str, Any]]:
+    """The newest checkpoint of a run that is intact and its own; warns of those that are not.
 
     Args:
         run: The run's folder.
-        config: Its settings as YAML.
+        config: The text of its `config.yaml`.
 
     Returns:
-        The file and what it holds; `None` and nothing where there is none yet.
+        The file and what it holds; `None` and nothing if there is none yet.
 
     Raises:
         CheckpointError: If there are some, and all are damaged or foreign, or one cannot be read at the moment.
     """
     skipped = []
-    for path in (run / "checkpoints" / name for name in NEWEST_FIRST if (run / "checkpoints" / name).is_file()):
+    for path in (run / CHECKPOINTS / name for name in NEWEST_FIRST if (run / CHECKPOINTS / name).is_file()):
         try:
             checkpoint = read_checkpoint(path)
-        except UnreadableError:  # it may be whole: nothing older takes its place
+        except UnreadableError:  # it may be intact: nothing older takes its place
             raise
         except CheckpointError as error:
             skipped.append(str(error))
             continue
-        if checkpoint.get(SETTINGS) != fingerprint(config):
+        if checkpoint.get(SETTINGS) != text_fingerprint(config):
             skipped.append(f"{path} is another run's checkpoint.")
         elif not are_sizes(checkpoint.get(EVENT_SIZES)):
             skipped.append(f"{path} does not say how far the curves go.")
@@ -244,7 +252,10 @@ def last_good(run: Path, config: str) -> tuple[Path | None, dict[str, Any]]:
                 rank_zero_warn(f"{reason} It is skipped.")
             return path, checkpoint
     if skipped:
-        msg = f"the run {run} has no checkpoint to go on from: {' '.join(skipped)} Move the folder away to start anew."
+        msg = (
+            f"the run {run} has no checkpoint to resume from: {' '.join(skipped)} Move the folder away to start from "
+            "scratch."
+        )
         raise CheckpointError(msg)
     return None, {}
 
@@ -260,10 +271,10 @@ def check_unused(folder: Path) -> None:
     """Refuses to write a new run over another one.
 
     Args:
-        folder: Where the new one's would be.
+        folder: Where the new run would be.
 
     Raises:
-        ConfigurationError: If there is one.
+        ConfigurationError: If there is a run.
     """
     if (folder / CONFIG).exists():
         msg = (
@@ -273,18 +284,17 @@ def check_unused(folder: Path) -> None:
         raise ConfigurationError(msg)
 
 
-def bring_back(run: Interrupted) -> None:
+def return_to_checkpoint(run: InterruptedRun) -> None:
     """Brings a run's folder back to where its checkpoint is; once per run, by the process that holds the lock.
 
     What was logged since is taken out of TensorBoard's files, for it will be logged again. `CSVLogger` would delete its
-    file, which is renamed. So are damaged checkpoints that were skipped: none of them takes a good one's place. Files
-    that were never finished are deleted.
+    file, which is renamed. So are damaged checkpoints that were skipped: none of them may replace an intact one.
+    Drafts that were never finished are deleted.
 
     Args:
-        run: What `find_interrupted` returned.
+        run: What `find_interrupted_run` returned.
     """
-    for draft in run.folder.rglob(f".*{DRAFT}"):  # of a file that was being written
-        draft.unlink()
+    remove_drafts(run.folder)
     table = run.folder / "metrics.csv"
     if table.is_file():
         table.rename(table.with_name(f"metrics.{len(list(run.folder.glob('metrics.*csv')))}.csv"))
@@ -295,43 +305,3 @@ def bring_back(run: Interrupted) -> None:
                 path.replace(path.with_name(f"{name}.damaged"))
     if run.event_sizes is not None:  # older releases did not note them
         cut_events(run.folder, run.event_sizes)
-
-
-def lock_run(run: Path) -> TextIO | None:
-    """Keeps other processes out of a run's folder for as long as the result is open, at most until this process ends.
-
-    Args:
-        run: The folder.
-
-    Returns:
-        The open lock; `None` where the system or the file system has no locks.
-
-    Raises:
-        ConfigurationError: If another process holds it.
-        TrainingError: If it cannot be written.
-    """
-    try:
-        import fcntl  # noqa: PLC0415  # not on Windows
-    except ImportError:
-        return None
-    try:
-        file = (run / LOCK).open("a+", encoding="utf-8")
-    except OSError as error:
-        raise cannot_be_written(run / LOCK, error) from error
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.seek(0)
-        holder = file.read().strip()
-        file.close()
-        if error.errno not in {errno.EACCES, errno.EAGAIN}:
-            return None
-        msg = (
-            f"another process ({holder}) trains in the run folder {run}; wait for it or stop it, or choose another "
-            "trainer.logger.init_args.name or version."
-        )
-        raise ConfigurationError(msg) from error
-    file.truncate(0)
-    file.write(f"{os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
-    return file

@@ -1,13 +1,18 @@
-"""Stop when the loss is not a number any more, and say what is still good."""
+"""Stop when the loss or the validation is not a number any more, and name a checkpoint that is still good."""
+
+from pathlib import Path
 
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lora_lightning.errors import TrainingError
+from lora_lightning.errors import CheckpointError, TrainingError
+from lora_lightning.runs.checkpoint import read_checkpoint
+
+REMEDY = "Lower model.optimization.learning_rate, set --trainer.gradient_clip_val 1.0, or use more precision."
 
 
 class FiniteLoss(Callback):
-    """Stops before a NaN or infinite loss reaches the weights, naming the step and the last good checkpoint."""
+    """Stops before a NaN or infinite loss reaches the weights, and before NaN metrics reach a checkpoint."""
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Checks every loss before its gradients exist.
@@ -20,15 +25,50 @@ class FiniteLoss(Callback):
             return
         msg = (
             f"the training loss became {float(loss.detach())} at step {trainer.global_step} "
-            f"(epoch {trainer.current_epoch}); {_last_good(trainer)} "
-            "Lower model.optimization.learning_rate or set --trainer.gradient_clip_val 1.0."
+            f"(epoch {trainer.current_epoch}); {name_finite_checkpoint(trainer)} {REMEDY}"
         )
         raise TrainingError(msg)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Checks the validation's losses, and what decides about the best checkpoint, before that is written.
 
-def _last_good(trainer: Trainer) -> str:
+        Raises:
+            TrainingError: If one is NaN or infinite.
+        """
+        del pl_module
+        if trainer.sanity_checking:
+            return
+        decisive = {getattr(callback, "monitor", None) for callback in trainer.checkpoint_callbacks}
+        for name, value in trainer.callback_metrics.items():
+            is_loss = name.startswith("val") and name.endswith("/loss")
+            if (is_loss or name in decisive) and not value.isfinite():
+                msg = (
+                    f"{name} became {float(value)} in the validation after step {trainer.global_step}; "
+                    f"{name_finite_checkpoint(trainer)} {REMEDY}"
+                )
+                raise TrainingError(msg)
+
+
+def name_finite_checkpoint(trainer: Trainer) -> str:
+    """Names a checkpoint that was read again and holds finite numbers only.
+
+    Args:
+        trainer: Knows the checkpoints.
+
+    Returns:
+        A sentence.
+    """
     for callback in trainer.checkpoint_callbacks:
-        path = getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "")
-        if path:
-            return f"the last good checkpoint is {path}."
-    return "no checkpoint had been saved yet."
+        for attribute in ("last_model_path", "best_model_path"):
+            path = getattr(callback, attribute, "")
+            if path and _is_finite(Path(path)):
+                return f"the last good checkpoint is {path}."
+    return "no checkpoint with finite weights has been saved yet."
+
+
+def _is_finite(path: Path) -> bool:
+    try:
+        state = read_checkpoint(path)["state_dict"]
+    except CheckpointError:
+        return False
+    return all(bool(value.isfinite().all()) for value in state.values() if value.is_floating_point())

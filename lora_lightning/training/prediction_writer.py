@@ -17,14 +17,14 @@ class PredictionWriter(BasePredictionWriter):
     """Writes one row a prediction, in the order of the input, in the data module's own format.
 
     Args:
-        file: Where to; the ending decides the format, for example `.csv` or `.jsonl`. Without it, the command line
-            chooses a place in the checkpoint's run folder.
+        file: Where to; the ending decides the format, for example `.csv` or `.jsonl`. Without it, `lora-lightning
+            predict` chooses a place in the checkpoint's run folder, and `lora_lightning.predict` writes no file.
     """
 
     def __init__(self, file: str | None = None) -> None:
         super().__init__(write_interval="epoch")
         self.file = file
-        self.rows_written = 0
+        self.rows: dict[str, list[dict[str, Any]]] = {}  # by split, on the main process
 
     def write_on_epoch_end(
         self,
@@ -45,11 +45,16 @@ class PredictionWriter(BasePredictionWriter):
             torch.distributed.all_gather_object(parts, own)
         if trainer.is_global_zero:
             task = cast("AdaptationTask", pl_module)
-            rows = {
+            self.rows = {
                 name: task.prediction_rows(
                     [batch for part in parts for batch in part[number]], datamodule.prediction_inputs(name)
                 )
                 for number, name in enumerate(names)
             }
-            datamodule.write_predictions(rows, Path(self.file or datamodule.predictions_name))
-            self.rows_written = sum(len(part) for part in rows.values())
+            if self.file is not None:
+                datamodule.write_predictions(self.rows, Path(self.file))
+
+    @property
+    def rows_written(self) -> int:
+        """How many predictions there are, of all splits."""
+        return sum(len(part) for part in self.rows.values())

@@ -4,85 +4,66 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from lightning import LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lora_lightning.compat.lightning import reopen_event_file
-from lora_lightning.runs.files import cannot_be_written, write_whole
-from lora_lightning.runs.layout import run_folder_of
-from lora_lightning.runs.resume import SETTINGS, fingerprint
+from lora_lightning.runs.files import cannot_be_written, write_text_atomically
+from lora_lightning.runs.layout import CONFIG, run_folder_of
+from lora_lightning.runs.resume import SETTINGS
+from lora_lightning.runs.settings import text_fingerprint
 from lora_lightning.training.step_boundary import StepBoundary
 
 
-class SaveRunConfig(SaveConfigCallback):
-    """Writes `config.yaml` into the folder of a training run.
+class RunConfigFile(Callback):
+    """Keeps `config.yaml` in the folder of a training run, and notes in its checkpoints whose they are.
 
     Args:
-        parser: Writes the options.
-        config: The options.
-        resumed: The run's `config.yaml`, where one goes on; empty for a new run.
-        more: As in Lightning.
+        text: The file's content.
     """
 
-    def __init__(self, parser: LightningArgumentParser, config: Any, resumed: str = "", **more: Any) -> None:
-        super().__init__(parser, config, **more)
-        self.text = resumed
+    def __init__(self, text: str) -> None:
+        self.text = text
 
-    def begin(self, folder: Path) -> None:
-        """Writes the file, unless the run has it; on the main process, before others start, so that they find the run.
+    def write(self, folder: Path) -> None:
+        """Writes the file unless it is there; on the main process, before others start, so that they find the run.
 
         Args:
             folder: The run's.
+
+        Raises:
+            TrainingError: If it cannot be written.
         """
-        if not self.text:
-            self.text = dump_settings(self.parser, self.config)
-            self._write(folder / self.config_filename)
+        path = folder / CONFIG
+        if path.exists():
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text_atomically(path, self.text)
+        except OSError as error:
+            raise cannot_be_written(path, error) from error
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Watches over the folder when training starts; Lightning's own would write another file."""
+        """Watches over the folder from when training starts."""
         del pl_module
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if stage == "fit" and trainer.is_global_zero and isinstance(callback, StepBoundary):
-                callback.before_logging = self.make_again
+                callback.before_logging = self.restore_run_folder
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Notes whose checkpoint it is."""
         del trainer, pl_module
-        checkpoint[SETTINGS] = fingerprint(self.text)
+        checkpoint[SETTINGS] = text_fingerprint(self.text)
 
-    def make_again(self, trainer: Trainer) -> None:
+    def restore_run_folder(self, trainer: Trainer) -> None:
         """Makes a run folder that vanished again, and asks for a stop after the step, to begin with curves again."""
-        path = run_folder_of(trainer) / self.config_filename
+        path = run_folder_of(trainer) / CONFIG
         if path.exists():
             return
-        self._write(path)
+        self.write(path.parent)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 reopen_event_file(logger)
         rank_zero_warn(f"the run folder {path.parent} vanished; it is made again, without the curves so far.")
         signal.raise_signal(signal.SIGTERM)
-
-    def _write(self, path: Path) -> None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, self.text)
-        except OSError as error:
-            raise cannot_be_written(path, error) from error
-
-
-def dump_settings(parser: LightningArgumentParser, config: Any) -> str:
-    """The options of `fit` as YAML that repeats the run.
-
-    Args:
-        parser: Of the command.
-        config: The options.
-
-    Returns:
-        All of them but `resume`, which says how a command starts, not what it does.
-    """
-    config = config.clone()
-    config.resume = None
-    text: str = parser.dump(config, skip_none=False)
-    return text

@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torchmetrics import Metric
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from lora_lightning.cli.lightning_cli import run as run_command
+from lora_lightning.cli.commands import run as run_command
 from lora_lightning.cli.main import main
 from lora_lightning.tasks import SequenceClassificationTask
 from tests.conftest import TinyBackbone
@@ -607,7 +607,7 @@ def test_an_interrupted_run_ends_like_one_that_was_not(
 def test_numbers_that_decide_stay_float32_in_half_precision(
     tiny_backbone: TinyBackbone, data: Path, tmp_path: Path
 ) -> None:
-    task = run_command(fit_words(tiny_backbone("bert"), data, tmp_path, "--trainer.precision=bf16-true")).model
+    task = run_command(fit_words(tiny_backbone("bert"), data, tmp_path, "--trainer.precision=bf16-true")).task
     assert next(task.network.parameters()).dtype == torch.bfloat16
     assert task.out_of_scope_threshold.dtype == torch.float32
     states = [

@@ -25,8 +25,8 @@ from lora_lightning.cli.main import main
 from lora_lightning.errors import VerificationError
 from lora_lightning.runs.checkpoint import read_checkpoint
 from lora_lightning.runs.checkpoint_io import WholeCheckpointIO
+from lora_lightning.runs.lock import lock_run_folder
 from lora_lightning.runs.processes import WatchingLauncher, end_children
-from lora_lightning.runs.resume import lock_run
 from lora_lightning.tasks import SequenceClassificationTask
 from lora_lightning.training.final_validation import FinalValidation
 from tests.cli.test_commands import Words, fit_words, trained_state
@@ -345,7 +345,8 @@ def test_a_folder_that_vanishes_while_curves_are_logged_is_a_sentence(
 
 
 HOLD = (
-    "import sys, pathlib; from lora_lightning.runs.resume import lock_run; lock = lock_run(pathlib.Path(sys.argv[1]))"
+    "import sys, pathlib; from lora_lightning.runs.lock import lock_run_folder; "
+    "lock = lock_run_folder(pathlib.Path(sys.argv[1]))"
 )
 
 
@@ -361,7 +362,7 @@ def test_a_second_process_is_kept_out_of_a_run(run: Path, words: Words, capfd: p
     assert f"another process ({holder.pid} on " in said
     assert f"trains in the run folder {run}; wait for it or stop it" in said
     assert {path: path.read_bytes() for path in before} == before
-    with lock_run(run) as lock:  # a process that is killed holds nothing
+    with lock_run_folder(run) as lock:  # a process that is killed holds nothing
         assert lock is not None
 
 

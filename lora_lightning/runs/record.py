@@ -1,0 +1,199 @@
+"""The one typed reader of a run's folder."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import yaml
+
+from lora_lightning.errors import CheckpointError
+from lora_lightning.runs import curves
+from lora_lightning.runs.history import read_json
+from lora_lightning.runs.layout import ADAPTER_FOLDER, BEST, CHECKPOINTS, CONFIG, LAST, RUN, SUMMARY, TABLES
+from lora_lightning.runs.lock import is_locked
+from lora_lightning.runs.settings import flatten
+
+State = Literal["running", "interrupted", "finished", "failed"]
+
+
+class Timings(NamedTuple):
+    """How long a run took, over all of its sessions.
+
+    Attributes:
+        fit: Seconds in training and its validations; `None` if not known.
+        test: Seconds in the test; `None` if there was none.
+    """
+
+    fit: float | None
+    test: float | None
+
+
+NOT_TIMED = Timings(None, None)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A training run, read from its folder.
+
+    Attributes:
+        folder: The run's.
+        state: `running` while a process trains there; `finished` with all results; `failed` after an error, or if the
+            trained model failed a check; else `interrupted`, and `fit --resume auto` continues it.
+        reason: Why the run failed, was interrupted, or ended before its last epoch; empty if there is nothing to say.
+        metrics: By split and name: `record.metrics["val"]["loss"]`, of the best epoch; empty until it is finished.
+        monitor: Name of the metric that decided which epoch is the best; `None` if not known.
+        trainable_parameters: Number of parameters that were trained; `None` until it is finished.
+        total_parameters: Number of parameters in memory, with the frozen ones; `None` until it is finished.
+        steps: Optimizer steps; `None` until it is finished.
+        timings: Seconds.
+        versions: Of Python and packages, by name; of the last session. Empty for runs made before there was `run.json`.
+        data_fingerprint: SHA-256 of each split's rows, by split.
+        git: `commit` and `changed` of the folder that the run was started in; `None` outside a git repository.
+        sessions: Each time a process trained in this folder: `started`, `ended`, `ending`, `reason`.
+    """
+
+    folder: Path
+    state: State
+    reason: str = ""
+    metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    monitor: str | None = None
+    trainable_parameters: int | None = None
+    total_parameters: int | None = None
+    steps: int | None = None
+    timings: Timings = NOT_TIMED
+    versions: Mapping[str, str] = field(default_factory=dict)
+    data_fingerprint: Mapping[str, str] = field(default_factory=dict)
+    git: Mapping[str, Any] | None = None
+    sessions: tuple[Mapping[str, Any], ...] = ()
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "RunRecord":
+        """Reads a run's folder, also one of a release that had no `run.json`.
+
+        Args:
+            folder: `lightning_logs/<name>/version_<n>`.
+
+        Returns:
+            What is known of it so far.
+
+        Raises:
+            CheckpointError: If it is no run's folder.
+            UnreadableError: If a newer release wrote it.
+        """
+        path = Path(folder)
+        if not (path / CONFIG).is_file():
+            msg = (
+                f"{path} is not a run's folder: it has no {CONFIG}; give a folder such as "
+                "lightning_logs/quickstart/version_0."
+            )
+            raise CheckpointError(msg)
+        run, summary = read_json(path / RUN), read_json(path / SUMMARY)
+        sessions = tuple(run.get("sessions", []))
+        state, reason = _state(path, summary, sessions)
+        return cls(
+            folder=path,
+            state=state,
+            reason=reason,
+            metrics=metrics_by_split(summary.get("metrics", {})),
+            monitor=summary.get("monitor"),
+            trainable_parameters=summary.get("trained_parameters"),
+            total_parameters=summary.get("total_parameters"),
+            steps=summary.get("steps"),
+            timings=Timings(_seconds(sessions, "fit_seconds"), _seconds(sessions, "test_seconds")),
+            versions=run.get("versions", {}),
+            data_fingerprint=run.get("data", {}),
+            git=run.get("git"),
+            sessions=sessions,
+        )
+
+    @property
+    def trainable_share(self) -> float | None:
+        """Trainable parameters as a share of all, in [0, 1]; `None` until the run is finished."""
+        if not self.total_parameters or self.trainable_parameters is None:
+            return None
+        return self.trainable_parameters / self.total_parameters
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The options of `config.yaml`, nested as they are there."""
+        content: dict[str, Any] = yaml.safe_load((self.folder / CONFIG).read_text(encoding="utf-8")) or {}
+        return content
+
+    @cached_property
+    def flat_settings(self) -> dict[str, Any]:
+        """The options by dotted name, such as `model.init_args.lora.r`."""
+        return flatten(self.settings)
+
+    @cached_property
+    def curves(self) -> dict[str, curves.Curve]:
+        """What was logged over the run, by tag such as `train/loss`; empty if no logger wrote files."""
+        return curves.read_curves(self.folder)
+
+    @cached_property
+    def tables(self) -> dict[str, Any]:
+        """The monitors' tables (`pyarrow.Table`) by monitor, such as `rank_utilization`."""
+        import pyarrow.parquet as pq  # noqa: PLC0415  # 0.2 s that most readers need not wait
+
+        return {path.stem: pq.read_table(path) for path in sorted((self.folder / TABLES).glob("*.parquet"))}
+
+    @property
+    def adapter(self) -> Path | None:
+        """The exported adapter, or the transformers folder after full fine-tuning; `None` before the first export."""
+        path = self.folder / ADAPTER_FOLDER
+        return path if path.is_dir() else None
+
+    @property
+    def best_checkpoint(self) -> Path | None:
+        """`best.ckpt`, or `last.ckpt` of a run without validation; `None` before the first."""
+        folder = self.folder / CHECKPOINTS
+        return next((path for path in (folder / f"{BEST}.ckpt", folder / LAST) if path.is_file()), None)
+
+    def metric(self, name: str) -> float:
+        """One metric by its tag.
+
+        Args:
+            name: Such as `test/accuracy`.
+
+        Returns:
+            The value.
+
+        Raises:
+            KeyError: If the run has no such metric.
+        """
+        split, _, rest = name.partition("/")
+        return self.metrics[split][rest]
+
+
+def _state(folder: Path, summary: Mapping[str, Any], sessions: tuple[Mapping[str, Any], ...]) -> tuple[State, str]:
+    last = sessions[-1] if sessions else {}
+    if summary:
+        failed = summary.get("failed_check")
+        return ("failed", str(failed)) if failed else ("finished", str(summary.get("ended_early", "")))
+    if is_locked(folder):
+        return "running", ""
+    if last.get("ending") == "failed":
+        return "failed", str(last.get("reason", ""))
+    return "interrupted", str(last.get("reason", "the process was killed")) if last else ""
+
+
+def metrics_by_split(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Splits tags into the split and the metric's name.
+
+    Args:
+        metrics: Values by tag: `{"val/loss": 1}`.
+
+    Returns:
+        Values by split and name: `{"val": {"loss": 1}}`; names such as `domain_accuracy/travel` keep their slash.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for tag, value in metrics.items():
+        split, _, name = tag.partition("/")
+        found.setdefault(split, {})[name] = float(value)
+    return found
+
+
+def _seconds(sessions: tuple[Mapping[str, Any], ...], name: str) -> float | None:
+    values = [session[name] for session in sessions if session.get(name) is not None]
+    return sum(values) if values else None

@@ -1,0 +1,61 @@
+"""How training ended: whether anything was trained, and why it ended before its last epoch."""
+
+import math
+
+from lightning import Trainer
+from lightning.pytorch.callbacks import EarlyStopping, Timer
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+
+from lora_lightning.errors import TrainingError
+
+
+def check_that_something_was_trained(trainer: Trainer) -> None:
+    """Refuses a run that ended before its first optimizer step.
+
+    Args:
+        trainer: After training.
+
+    Raises:
+        TrainingError: If there was no step.
+    """
+    if trainer.global_step > 0:
+        return
+    why = why_it_ended_early(trainer) or "trainer.max_epochs, max_steps and limit_train_batches allow no step"
+    msg = f"training ended before its first optimizer step ({why}), so there is no trained model; allow it to train."
+    raise TrainingError(msg)
+
+
+def why_it_ended_early(trainer: Trainer) -> str:
+    """Why a run ended before `max_epochs` or `max_steps`.
+
+    Args:
+        trainer: After training.
+
+    Returns:
+        In words; empty if it took all of its steps.
+    """
+    for callback in trainer.early_stopping_callbacks:
+        if (reason := _why_stopped(callback)) is not None:
+            return reason
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Timer) and (left := callback.time_remaining()) is not None and left <= 0:
+            return f"trainer.max_time was reached after {trainer.global_step} steps"
+    return ""
+
+
+def _why_stopped(callback: EarlyStopping) -> str | None:
+    """Lightning's own `stopped_epoch` is 0 for a stop in the first epoch, as for none."""
+    value = float(callback.best_score)
+    best = f", the best is {value:.4f}" if math.isfinite(value) else ""
+    return {
+        EarlyStoppingReason.PATIENCE_EXHAUSTED: (
+            f"no better {callback.monitor} in {callback.patience} validations{best} (early_stopping.patience)"
+        ),
+        EarlyStoppingReason.STOPPING_THRESHOLD: (
+            f"{callback.monitor} reached {callback.stopping_threshold} (early_stopping.stopping_threshold)"
+        ),
+        EarlyStoppingReason.DIVERGENCE_THRESHOLD: (
+            f"{callback.monitor} passed {callback.divergence_threshold} (early_stopping.divergence_threshold)"
+        ),
+        EarlyStoppingReason.NON_FINITE_METRIC: f"{callback.monitor} was not finite (early_stopping.check_finite)",
+    }.get(callback.stopping_reason)

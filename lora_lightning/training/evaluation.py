@@ -1,0 +1,118 @@
+"""Scoring a checkpoint on a split, and predicting with it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from lora_lightning.errors import ConfigurationError
+from lora_lightning.runs.files import write_text_atomically
+from lora_lightning.runs.layout import CHECKPOINTS
+from lora_lightning.runs.processes import ending_together
+from lora_lightning.training.fitting import check_same_labels
+from lora_lightning.training.lightning_cli import LoraLightningCLI
+from lora_lightning.training.option_checks import check_writable
+from lora_lightning.training.prediction_writer import PredictionWriter
+
+AGAIN = "start the same command again"
+
+
+def folder_of_checkpoint(path: str) -> Path:
+    """Where results of a checkpoint belong: its run's folder, or the folder that it lies in.
+
+    Args:
+        path: The checkpoint.
+
+    Returns:
+        The folder.
+    """
+    folder = Path(path).absolute().parent
+    return folder.parent if folder.name == CHECKPOINTS else folder
+
+
+def score_split(cli: LoraLightningCLI, command: Literal["validate", "test"]) -> dict[str, float]:
+    """Scores the validation or the test split, with the threshold that validation chose.
+
+    Args:
+        cli: Of the command.
+        command: Which split.
+
+    Returns:
+        Metrics by tag, such as `test/accuracy`.
+
+    Raises:
+        LoraLightningError: If data and checkpoint do not fit.
+    """
+    check_same_labels(cli.start.labels, cli.datamodule.label_space, cli.options.ckpt_path)
+    with ending_together(cli.trainer, AGAIN):
+        evaluate = cli.trainer.validate if command == "validate" else cli.trainer.test
+        evaluate(cli.model, cli.datamodule, ckpt_path=cli.options.ckpt_path, verbose=False, weights_only=True)
+    return {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
+
+
+def write_metrics(metrics: Mapping[str, float], path: Path) -> None:
+    """Writes metrics as JSON.
+
+    Args:
+        metrics: By tag.
+        path: The file.
+
+    Raises:
+        ConfigurationError: If it cannot be written.
+    """
+    try:
+        write_text_atomically(path, json.dumps(dict(metrics), indent=2) + "\n")
+    except OSError as error:
+        msg = f"the metrics cannot be written to {path} ({error.strerror}); make the run folder writable."
+        raise ConfigurationError(msg) from error
+
+
+def write_predictions(cli: LoraLightningCLI) -> PredictionWriter:
+    """Predicts every row of the input into a file: `--predictions.file`, or one in the run's folder.
+
+    Args:
+        cli: Of `predict`.
+
+    Returns:
+        Knows the file and how many rows are in it.
+
+    Raises:
+        LoraLightningError: If input and checkpoint do not fit, or the file cannot be written.
+    """
+    writer = _writer(cli)
+    default = folder_of_checkpoint(cli.options.ckpt_path) / cli.datamodule.predictions_name
+    writer.file = writer.file or str(default)
+    cli.datamodule.check_predictions_file(Path(writer.file))
+    check_writable(Path(writer.file).parent, "--predictions.file to a file in a folder")
+    if cli.datamodule.predict_file == "-" and cli.trainer.world_size > 1:
+        msg = (
+            f"standard input has one reader, but this is {cli.trainer.world_size} processes; write the queries to a "
+            "file, or set --trainer.devices 1."
+        )
+        raise ConfigurationError(msg)
+    predict_rows(cli)
+    return writer
+
+
+def predict_rows(cli: LoraLightningCLI) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+    """Predicts every row of the input.
+
+    Args:
+        cli: Of `predict`.
+
+    Returns:
+        Readable rows by split, in the order of the input; on the main process.
+    """
+    with ending_together(cli.trainer, AGAIN):
+        cli.trainer.predict(
+            cli.model,
+            cli.datamodule,
+            ckpt_path=cli.options.ckpt_path,
+            return_predictions=False,  # the writer has them
+            weights_only=True,
+        )
+    return _writer(cli).rows
+
+
+def _writer(cli: LoraLightningCLI) -> PredictionWriter:
+    return next(found for found in cli.trainer.callbacks if isinstance(found, PredictionWriter))  # type: ignore[attr-defined]

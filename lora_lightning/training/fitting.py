@@ -1,0 +1,304 @@
+"""One training run from its checks to its results: what `fit` does, and `train` in Python."""
+
+import errno
+import os
+import shlex
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+from lora_lightning.compat.lightning import keep_signal_handlers
+from lora_lightning.errors import (
+    CheckpointError,
+    LoraLightningError,
+    TrainingError,
+    TrainingStopped,
+    VerificationError,
+)
+from lora_lightning.metrics import LabelSpace
+from lora_lightning.runs.checkpoint import read_checkpoint
+from lora_lightning.runs.files import cannot_be_written
+from lora_lightning.runs.history import RunHistory, write_summary
+from lora_lightning.runs.layout import CONFIG, FAILED_CHECK, run_folder_of
+from lora_lightning.runs.lock import lock_run_folder
+from lora_lightning.runs.processes import ending_together
+from lora_lightning.runs.provenance import git_state, package_versions
+from lora_lightning.runs.record import RunRecord
+from lora_lightning.runs.resume import check_unused, return_to_checkpoint
+from lora_lightning.tasks.hyperparameters import hyperparameter_conflicts
+from lora_lightning.tasks.optimization import count_trainable_parameters
+from lora_lightning.training.announcements import announce_run, announce_untested
+from lora_lightning.training.checkpointing import AdapterCheckpoint
+from lora_lightning.training.ending import check_that_something_was_trained, why_it_ended_early
+from lora_lightning.training.lightning_cli import LoraLightningCLI
+from lora_lightning.training.option_checks import check_mode, check_reported, check_steps, check_writable
+from lora_lightning.training.refusals import as_refusal
+from lora_lightning.training.saved_config import RunConfigFile
+
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
+
+
+class TrainingRun:
+    """Trains, tests the best checkpoint, and writes what came out; once.
+
+    Args:
+        cli: What to train, with which trainer, on what.
+    """
+
+    def __init__(self, cli: LoraLightningCLI) -> None:
+        self.cli, self.options, self.start = cli, cli.options, cli.start
+        self.trainer, self.task, self.datamodule = cli.trainer, cli.model, cli.datamodule
+        self.folder = run_folder_of(self.trainer)
+        self.history: RunHistory | None = None
+        self.failed_check: VerificationError | None = None
+        self.seconds: dict[str, float] = {}
+        self._resources = ExitStack()  # the lock
+
+    @property
+    def leaves_nothing(self) -> bool:
+        """Whether this is Lightning's trial of a few batches, which writes nothing."""
+        return bool(self.options.trainer.get("fast_dev_run"))
+
+    def execute(self) -> RunRecord | None:
+        """Does everything.
+
+        Returns:
+            The finished run; `None` after `fast_dev_run`, which leaves none. Of several processes only the main one
+            is sure to see the results.
+
+        Raises:
+            LoraLightningError: If options, data and model do not fit, or training fails.
+            VerificationError: If a check of the trained model failed; the results are written all the same.
+            TrainingStopped: After a signal; the step is finished and saved.
+            KeyboardInterrupt: After a Ctrl-C that stops at once.
+        """
+        with self._resources, ending_together(self.trainer, "resume with the same command and --resume auto"):
+            self.check()
+            self.open_folder()
+            with self._recording():
+                self.fit()
+                metrics = self.test()
+                self.write_results(metrics)
+        if self.failed_check is not None:
+            raise self.failed_check
+        return None if self.leaves_nothing else RunRecord.load(self.folder)
+
+    def check(self) -> None:
+        """Finds out before there is a run folder whether data and settings fit and results can be written."""
+        self.task.check_data(self.datamodule)
+        if (space := self.datamodule.label_space) is not None:
+            self.task.adopt_labels(space)
+        check_same_labels(self.start.labels, space, self.options.ckpt_path)
+        self.task.check_settings()
+        self.task.resumes = self.options.ckpt_path is not None
+        check_mode(self.options.checkpoint.monitor, self.options.checkpoint.mode)
+        self.datamodule.check_splits("fit")  # reads the data, and so checks it, if no labels did
+        names = self.task.metric_names()
+        check_reported(self.options.checkpoint.monitor, self.datamodule.split_names("val"), names)
+        check_steps(self.options.trainer, self.options.early_stopping)
+        if self.trainer.local_rank == 0:
+            self.datamodule.prepare_data()  # the trainer's own call will find it done
+
+    def open_folder(self) -> None:
+        """Takes the run's folder, and brings it back to the checkpoint of a run that is resumed."""
+        if not self.trainer.is_global_zero or self.leaves_nothing:
+            return
+        with self._saying_how_to_resume():
+            check_writable(self.folder)
+            lock = lock_run_folder(self.folder)
+            self._resources.callback(lock.release)
+            if self.start.interrupted is not None:
+                return_to_checkpoint(self.start.interrupted)
+            else:
+                check_unused(self.folder)
+            self._callback(RunConfigFile).write(self.folder)
+            self.history = RunHistory(self.folder)
+            self.history.start(self._facts())
+        interrupted = self.start.interrupted
+        announce_run(self.folder, self.trainer, None if interrupted is None else interrupted.checkpoint)
+
+    def _facts(self) -> dict[str, Any]:
+        device = self.trainer.strategy.root_device
+        return {
+            "versions": package_versions(),
+            "git": git_state(Path.cwd()),
+            "data": self.datamodule.fingerprint,
+            "device": str(device.type),
+            "processes": self.trainer.world_size,
+        }
+
+    def fit(self) -> None:
+        """Trains; a failed check of the trained model waits until the results are written.
+
+        Raises:
+            TrainingStopped: After a signal, with how to resume; the step is finished and saved.
+            TrainingError: If the disk is full, or the run's folder has vanished, or nothing was trained.
+            KeyboardInterrupt: After a Ctrl-C that stops at once, with how to resume; Lightning has cleaned up.
+        """
+        keep_signal_handlers(self.trainer)
+        try:
+            with self._saying_how_to_resume(), self._timing("fit_seconds"):
+                self.trainer.fit(self.task, self.datamodule, ckpt_path=self.options.ckpt_path, weights_only=True)
+        except VerificationError as error:
+            if not self.checkpoint.best_model_path:
+                raise
+            self.failed_check = error
+        check_that_something_was_trained(self.trainer)
+
+    def test(self) -> dict[str, float]:
+        """Tests the best checkpoint unless the options or the data say otherwise.
+
+        Returns:
+            The best epoch's validation metrics and those of the test, by tag.
+        """
+        metrics = dict(self.checkpoint.best_metrics)
+        best = self.checkpoint.best_model_path
+        if self.leaves_nothing or not self.options.test_after_fit or not best:
+            return metrics
+        if not self.datamodule.split_names("test"):
+            announce_untested(self.trainer, self.datamodule.without_test)
+            return metrics
+        read_checkpoint(best)  # a resumed run's may lie anywhere
+        with self._saying_how_to_resume(), self._timing("test_seconds"):
+            self.trainer.test(self.task, self.datamodule, ckpt_path=best, verbose=False, weights_only=True)
+        return metrics | {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+
+    def write_results(self, metrics: dict[str, float]) -> None:
+        """Writes `summary.json`, with which the run is finished.
+
+        Args:
+            metrics: By tag.
+
+        Raises:
+            TrainingError: If it cannot be written.
+        """
+        if self.leaves_nothing or not self.trainer.is_global_zero:
+            return
+        trained, total = count_trainable_parameters(self.task)
+        summary: dict[str, Any] = {
+            "metrics": metrics,
+            "monitor": self.checkpoint.monitor,
+            "trained_parameters": trained,
+            "total_parameters": total,
+            "steps": self.trainer.global_step,
+            "best_checkpoint": _within(self.folder, self.checkpoint.best_model_path),
+        }
+        if self.ended_early:
+            summary["ended_early"] = self.ended_early
+        if self.failed_check is not None:
+            summary[FAILED_CHECK] = str(self.failed_check)
+        write_summary(self.folder, summary)
+
+    @property
+    def ended_early(self) -> str:
+        """Why training ended before its last step; empty if it did not."""
+        return why_it_ended_early(self.trainer)
+
+    @property
+    def checkpoint(self) -> AdapterCheckpoint:
+        """The callback that keeps the best checkpoint."""
+        return cast("AdapterCheckpoint", self._callback(AdapterCheckpoint))
+
+    def _callback(self, kind: Any) -> Any:
+        return next(found for found in self.trainer.callbacks if isinstance(found, kind))  # type: ignore[attr-defined]
+
+    @contextmanager
+    def _timing(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(time.monotonic() - start, 3)
+
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        """Notes in `run.json` how the session ended, also if it did not end well."""
+        try:
+            yield
+        except (TrainingStopped, KeyboardInterrupt) as stop:
+            self._end("interrupted", _name_of_signal(stop))
+            raise
+        except Exception as error:
+            told = as_refusal(error) or error
+            self._end("failed", " ".join(str(told).split()) or type(error).__name__)
+            raise
+        self._end("failed" if self.failed_check else "finished", str(self.failed_check or ""))
+
+    def _end(self, ending: Any, reason: str) -> None:
+        if self.history is None or not self.folder.is_dir():
+            return
+        try:
+            self.history.end(ending, reason, steps=self.trainer.global_step, **self.seconds)
+        except LoraLightningError:  # the disk is full: what failed first is told
+            if ending == "finished":
+                raise
+
+    @contextmanager
+    def _saying_how_to_resume(self) -> Iterator[None]:
+        try:
+            yield
+        except TrainingStopped as stop:
+            stop.how_to_resume = self._how_to_resume()
+            raise
+        except SystemExit:  # Lightning's end of a Ctrl-C
+            if not self.trainer.interrupted:
+                raise
+            raise KeyboardInterrupt(self._how_to_resume()) from None
+        except OSError as error:
+            if error.errno in DISK_ERRORS:
+                raise cannot_be_written(Path(error.filename or self.folder), error) from error
+            gone = isinstance(error, FileNotFoundError) and _is_in(self.folder, error.filename)
+            if not self.trainer.is_global_zero or (self.folder.exists() and not gone):
+                raise  # other processes do not know the folder
+            msg = (
+                f"the run folder {self.folder} vanished while it was written ({error.strerror}); when it is back, "
+                "resume with the same command and --resume auto, from what was saved since, or else from scratch."
+            )
+            raise TrainingError(msg) from error
+
+    def _how_to_resume(self) -> str:
+        if not self.trainer.is_global_zero:
+            return ""  # the main process says it, and knows the folder
+        if not (config := self.folder / CONFIG).exists():
+            return "nothing was saved, so start again"
+        return f"resume with: {shlex.join(['lora-lightning', 'fit', '--config', str(config), '--resume', 'auto'])}"
+
+
+def check_same_labels(saved: LabelSpace | None, space: LabelSpace | None, path: str | None) -> None:
+    """Compares a checkpoint's labels with the data's before any weights load.
+
+    Args:
+        saved: The checkpoint's.
+        space: The data's.
+        path: How to call the checkpoint.
+
+    Raises:
+        CheckpointError: If they differ.
+    """
+    if saved is None or space is None:
+        return
+    here, there = ({"label_space": asdict(labels)} for labels in (space, saved))
+    if found := hyperparameter_conflicts(there, here, structural_only=True):
+        msg = (
+            f"the checkpoint {path} has other labels than the data: {'; '.join(found)}. Use data with its labels, or a "
+            "checkpoint that was trained on these."
+        )
+        raise CheckpointError(msg)
+
+
+def _name_of_signal(stop: BaseException) -> str:
+    return stop.asked.name if isinstance(stop, TrainingStopped) else "SIGINT"
+
+
+def _within(folder: Path, path: str) -> str:
+    """A path relative to the run's folder, so that the folder may move; unchanged if it lies elsewhere."""
+    found = Path(path).absolute()
+    return str(found.relative_to(folder.absolute())) if folder.absolute() in found.parents else path
+
+
+def _is_in(folder: Path, filename: Any) -> bool:
+    """Whether an error names a file in a folder, as text or, as TensorBoard does, as bytes."""
+    return isinstance(filename, str | bytes) and folder.absolute() in Path(os.fsdecode(filename)).absolute().parents

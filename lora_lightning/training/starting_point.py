@@ -1,0 +1,112 @@
+"""What a command starts from: a checkpoint that was asked for, a run to resume, or nothing yet."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_lightning.errors import CheckpointError, ConfigurationError
+from lora_lightning.metrics import LabelSpace
+from lora_lightning.runs.checkpoint import check_resumable, read_checkpoint
+from lora_lightning.runs.resume import InterruptedRun, find_interrupted_run
+from lora_lightning.tasks.hyperparameters import hyperparameter_conflicts
+
+
+@dataclass(frozen=True)
+class StartingPoint:
+    """Where the weights come from.
+
+    Attributes:
+        interrupted: The run that is resumed; `None` for a new one.
+        place: Name and optimizer steps of the checkpoint; `None` without one.
+        labels: Those of the checkpoint; `None` if it has none.
+    """
+
+    interrupted: InterruptedRun | None = None
+    place: tuple[str, int] | None = None
+    labels: LabelSpace | None = None
+
+    @property
+    def config(self) -> str:
+        """The text of the resumed run's `config.yaml`; empty for a new run."""
+        return "" if self.interrupted is None else self.interrupted.config
+
+
+def find_starting_point(
+    command: str, options: Any, settings: str, fill_defaults: Callable[[str], Mapping[str, Any]]
+) -> StartingPoint:
+    """Finds and checks the checkpoint that a command starts from; Lightning would silently prefer its settings.
+
+    Args:
+        command: `fit`, `validate`, `test` or `predict`.
+        options: Of the command; `ckpt_path` and the logger's version become those of a run that is resumed.
+        settings: The same options as YAML.
+        fill_defaults: As in `find_interrupted_run`.
+
+    Returns:
+        The starting point.
+
+    Raises:
+        CheckpointError: If there is no checkpoint where one is needed, or it contradicts the options.
+        ConfigurationError: If `resume` cannot be followed.
+    """
+    if options.resume is not None and command != "fit":
+        msg = f"resume is an option of fit, and {command} has nothing to resume; leave it out."
+        raise ConfigurationError(msg)
+    interrupted = None
+    if options.resume is not None and not options.trainer.get("fast_dev_run"):
+        given = [Path(file.absolute) for file in options.get("config") or [] if file is not None]
+        interrupted = find_interrupted_run(options, settings, given, fill_defaults)
+        if interrupted is not None and interrupted.checkpoint is not None:
+            options.ckpt_path = str(interrupted.checkpoint)
+    path = options.ckpt_path
+    if path is None and command != "fit":
+        msg = f"{command} needs --ckpt_path of a trained model, such as <run>/checkpoints/best.ckpt."
+        raise CheckpointError(msg)
+    if path is None:
+        return StartingPoint(interrupted)
+    checkpoint = read_checkpoint(path) if interrupted is None else interrupted.content
+    if command == "fit":
+        check_resumable(checkpoint, path)
+    saved = checkpoint["hyper_parameters"]
+    check_same_model(saved, options.model, path, structural_only=command != "fit")
+    place = Path(path).name, int(checkpoint.get("global_step", 0))
+    return StartingPoint(interrupted, place, _labels(saved, path))
+
+
+def check_same_model(saved: Mapping[str, Any], model: Any, path: str, *, structural_only: bool) -> None:
+    """Refuses a checkpoint of another model than the one that the options describe.
+
+    Args:
+        saved: Its hyperparameters.
+        model: The options: `class_path` and `init_args`.
+        path: How to call the checkpoint.
+        structural_only: Compare only what decides which weights it holds.
+
+    Raises:
+        CheckpointError: If they differ; names both values.
+    """
+    asked = model.init_args.as_dict()
+    unknown, lacking = sorted(saved.keys() - asked.keys()), sorted(asked.keys() - saved.keys())
+    if unknown and lacking:  # either alone may come from another release
+        msg = (
+            f"the checkpoint {path} is of another task than {model.class_path.rpartition('.')[2]}: it has "
+            f"{', '.join(unknown)} and no {', '.join(lacking)}. Use the config.yaml of the checkpoint's run."
+        )
+        raise CheckpointError(msg)
+    if found := hyperparameter_conflicts(saved, asked, structural_only=structural_only):
+        msg = (
+            f"the checkpoint {path} contradicts the options: {'; '.join(found)}. Use the config.yaml of the "
+            "checkpoint's run, or leave --ckpt_path out to start from scratch."
+        )
+        raise CheckpointError(msg)
+
+
+def _labels(saved: Mapping[str, Any], path: str) -> LabelSpace | None:
+    if not saved.get("label_space"):
+        return None
+    try:
+        return LabelSpace(**saved["label_space"])
+    except TypeError as error:
+        msg = f"the checkpoint {path} holds no labels as this program saves them ({error}); use another file."
+        raise CheckpointError(msg) from error
