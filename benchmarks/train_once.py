@@ -18,7 +18,6 @@ from typing import Any, cast
 
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.profilers import PyTorchProfiler
-
 from lora_lightning.cli.lightning_cli import run
 
 CONFIG = Path(__file__).parent.parent / "configs/clinc150/minilm_lora.yaml"

@@ -15,9 +15,8 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
-from peft import PeftModel
-
 from lora_lightning.cli.lightning_cli import LoraLightningCLI, run
+from peft import PeftModel
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "lightning_logs" / "wikitext2-perplexity"
