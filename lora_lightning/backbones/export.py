@@ -11,6 +11,7 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lora_lightning.backbones.end_tokens import generation_config
 from lora_lightning.compat.transformers import quantization_config
 from lora_lightning.lora.delta import ADAPTER
 from lora_lightning.lora.plain_lora import as_plain_lora
@@ -28,7 +29,8 @@ def export_model(
 ) -> None:
     """Writes an adapter as a PEFT folder, a model without adapters as a transformers folder.
 
-    The folder holds safetensors, the tokenizer and a `config.json` with the label names; for an adapter also
+    The folder holds safetensors, the tokenizer and a `config.json` with the label names; for a language model
+    `generation_config.json`, which names every token that ends a response; for an adapter also
     `adapter_config.json`, always of plain LoRA (or DoRA) on the pretrained base, and on a quantised base
     `quantization_config.json`, which makes it again. It is written beside its place and then moved, so a crash leaves
     the old one, at worst as `.<name>.old`.
@@ -55,6 +57,7 @@ def export_model(
                 extra_files = {QUANTIZATION: quantization.to_dict(), **extra_files}
         elif isinstance(network, PreTrainedModel):
             network.save_pretrained(str(scratch), state_dict=None if state is None else dict(state))
+        _save_generation_config(network, tokenizer, scratch)
         (scratch / "README.md").unlink(missing_ok=True)  # PEFT's blank form of a model card
         if tokenizer is not None:
             if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
@@ -69,6 +72,13 @@ def export_model(
         _swap(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _save_generation_config(network: nn.Module, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
+    """Says where generation stops, since a chat template may close a turn with other tokens than the base model's."""
+    model = network.get_base_model() if isinstance(network, PeftModel) else network
+    if tokenizer is not None and isinstance(model, PreTrainedModel) and model.can_generate():
+        generation_config(model, tokenizer).to_json_file(folder / "generation_config.json")
 
 
 def _put_in_order(path: Path, saved: PeftConfig) -> None:

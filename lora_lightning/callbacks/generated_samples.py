@@ -1,4 +1,4 @@
-"""A few generated texts for TensorBoard, to read what the metrics do not tell."""
+"""Shows a few generated texts in TensorBoard, for what metrics cannot show."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -17,11 +17,13 @@ from lora_lightning.tasks import CausalLanguageModelingTask
 
 
 class GeneratedSamples(Callback):
-    """Continues the same prompts after each validation, as `model.generation` says; does nothing without TensorBoard.
+    """Generates from the same prompts after each validation, with `model.generation`'s settings.
+
+    Without a TensorBoard logger nothing is generated.
 
     Args:
         prompts: Texts to continue, or instructions to respond to.
-        seed: Of the draws, where `model.generation.do_sample` is set; training's own random numbers stay as they are.
+        seed: Seed for sampling if `model.generation.do_sample` is true; training's random numbers do not change.
     """
 
     def __init__(self, prompts: list[str], seed: int = 0) -> None:
@@ -32,10 +34,11 @@ class GeneratedSamples(Callback):
         self.seed = seed
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuses a task that cannot generate, and prompts that are too long, before any weights load.
+        """Checks the task and the length of the prompts before any weights load.
 
         Raises:
-            ConfigurationError: If it is not `CausalLanguageModelingTask`, or a prompt leaves no room to complete it.
+            ConfigurationError: If the task is not a `CausalLanguageModelingTask`, or a prompt is so long that no
+                completion fits the model's positions.
         """
         if not isinstance(pl_module, CausalLanguageModelingTask):
             msg = f"the callback GeneratedSamples needs a CausalLanguageModelingTask, not {type(pl_module).__name__}."
@@ -46,7 +49,7 @@ class GeneratedSamples(Callback):
             pl_module.check_lengths(self._rows(trainer).lengths.tolist(), places)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Generates and shows."""
+        """Generates completions and logs them."""
         boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         task = cast("CausalLanguageModelingTask", pl_module)
         takes_part = trainer.is_global_zero or is_sharded(task)  # shards are gathered from every process
@@ -68,14 +71,14 @@ class GeneratedSamples(Callback):
 
 
 def samples_table(prompts: Sequence[str], completions: Sequence[str]) -> str:
-    """Prompts and completions as Markdown.
+    """Formats prompts and completions as Markdown.
 
     Args:
-        prompts: What was continued.
-        completions: How.
+        prompts: The prompts.
+        completions: The completion of each prompt.
 
     Returns:
-        One section a prompt, both texts verbatim.
+        A section for each prompt, with both texts verbatim.
     """
     sections = [
         f"**Prompt**\n\n{_verbatim(prompt)}\n\n**Completion**\n\n{_verbatim(completion)}"
@@ -85,5 +88,5 @@ def samples_table(prompts: Sequence[str], completions: Sequence[str]) -> str:
 
 
 def _verbatim(text: str) -> str:
-    """Indented as code, where Markdown and HTML mean nothing; whatever Markdown takes for a line's end begins one."""
+    """Indents a text as code, so that Markdown and HTML in it are not interpreted."""
     return "\n".join(f"    {line}" for line in text.splitlines() or [""])

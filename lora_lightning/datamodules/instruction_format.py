@@ -1,108 +1,19 @@
-"""Instructions and chats as text, with the places in it that are learnt."""
+"""Instructions and chats as text, with the parts of it that are learnt."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Protocol
+import json
+from collections.abc import Callable, Sequence
+from functools import cached_property, lru_cache
 
 import numpy as np
-from jinja2 import TemplateError
 from numpy.typing import NDArray
 
-from lora_lightning.datamodules.records import Record, text_field
+from lora_lightning.backbones.chat_layout import ChatLayout, Part, Turn, mark_texts
+from lora_lightning.backbones.chat_template import ChatTemplate, Span, template_errors_named
+from lora_lightning.backbones.end_tokens import response_end_tokens
+from lora_lightning.datamodules.chat_records import Example
 from lora_lightning.errors import DataError
 
-MARK = "\ue000\ue001"  # for private use, so in no text
-
-FIELDS = "give every record instruction and output, or messages with role and content"
-PROMPT_FIELDS = "give every record instruction (or prompt), or messages with role and content"
-MESSAGE_FIELDS = "give every message role and content"
-
-Span = tuple[int, int]  # characters from, up to but without
-Message = dict[str, str]  # role and content
-
-
-class ChatTemplate(Protocol):
-    """Writes messages as one text, up to where the assistant's turn begins if one is to follow."""
-
-    def __call__(self, messages: Sequence[Message], *, response_follows: bool) -> str:
-        """The text."""
-
-
-@dataclass(frozen=True)
-class Example:
-    """An instruction with its response, or a chat.
-
-    Attributes:
-        where: File and line, for messages.
-        messages: The chat, the last message an assistant's; or user and assistant.
-        context: What the instruction works on; empty where there is nothing, and in a chat.
-    """
-
-    where: str
-    messages: list[Message]
-    context: str = ""
-
-    @property
-    def is_chat(self) -> bool:
-        """Whether this is more than one instruction with or without its response."""
-        return [message["role"] for message in self.messages] not in (["user"], ["user", "assistant"])
-
-
-def has_empty_response(record: Record) -> bool:
-    """Whether the output, or a message of the assistant, is a text without a letter."""
-    messages = record.fields.get("messages")
-    turns = [turn for turn in messages if isinstance(turn, dict)] if isinstance(messages, list) else []
-    said = [turn.get("content") for turn in turns if turn.get("role") == "assistant"]
-    responses = said if "messages" in record.fields else [record.fields.get("output")]
-    return any(isinstance(response, str) and not response.strip() for response in responses)
-
-
-def parse_example(record: Record) -> Example:
-    """Reads a record with `instruction`, `input` (may be empty or missing) and `output`, or one with `messages`.
-
-    Args:
-        record: From a file or the hub.
-
-    Returns:
-        The example; messages after the last response are left out, since nothing is learnt from them.
-
-    Raises:
-        DataError: If a field is missing, empty or of another kind.
-    """
-    if "messages" in record.fields:
-        messages = parse_messages(record)
-        last = max((n for n, message in enumerate(messages) if message["role"] == "assistant"), default=-1)
-        if last < 0:
-            msg = f"{record.where}: no message has the role assistant, so there is no response to learn."
-            raise DataError(msg)
-        return Example(record.where, messages[: last + 1])
-    instruction, response = (text_field(record, name, remedy=FIELDS) for name in ("instruction", "output"))
-    messages = [{"role": "user", "content": instruction}, {"role": "assistant", "content": response}]
-    return Example(record.where, messages, _context(record))
-
-
-def parse_messages(record: Record) -> list[Message]:
-    """Reads the `messages` of a record.
-
-    Args:
-        record: Of a chat.
-
-    Returns:
-        At least one message, each with a role and a content that is not empty.
-
-    Raises:
-        DataError: If they are of another form.
-    """
-    messages = record.fields["messages"]
-    if not isinstance(messages, list) or not messages:
-        msg = f"{record.where}: messages must be a list of objects with role and content, and it is {messages!r:.60}."
-        raise DataError(msg)
-    parsed = []
-    for number, message in enumerate(messages, start=1):
-        inner = Record(f"{record.where}, message {number}", message if isinstance(message, dict) else {})
-        parsed.append({name: text_field(inner, name, remedy=MESSAGE_FIELDS) for name in ("role", "content")})
-    return parsed
+LAYOUTS_KEPT = 1024  # most data sets have far fewer forms of chat
 
 
 def plain_prompt(instruction: str, context: str) -> str:
@@ -115,7 +26,7 @@ def render_plain(example: Example, end: str) -> tuple[str, list[Span]]:
     """One instruction and its response under headings.
 
     Args:
-        example: No chat.
+        example: Not a chat.
         end: The model's end-of-text token, which is learnt as well.
 
     Returns:
@@ -127,89 +38,208 @@ def render_plain(example: Example, end: str) -> tuple[str, list[Span]]:
     return text, [(len(prompt), len(text))]
 
 
-def as_chat(example: Example) -> list[Message]:
-    """The messages of an example; what an instruction works on follows it after an empty line."""
-    if not example.context:
-        return example.messages
-    first, *others = example.messages
-    return [{**first, "content": f"{first['content']}\n\n{example.context}"}, *others]
-
-
-def render_chat(example: Example, template: ChatTemplate) -> tuple[str, list[Span]]:
-    """A chat in the model's own format.
-
-    Most templates do not mark what the assistant says, so it is found: a turn begins where the template stops when
-    asked for the assistant's turn, and ends with its content and what the template closes a turn with.
+class ChatFormat:
+    """Writes chats in the model's own format and finds the responses in them.
 
     Args:
-        example: Its last message is an assistant's.
         template: The tokenizer's chat template.
-
-    Returns:
-        The text, and the characters that are learnt: the assistant's turns with their ends.
-
-    Raises:
-        DataError: If the template refuses the chat, or writes a turn in a way that cannot be found again.
     """
-    messages = as_chat(example)
-    last = len(messages) - 1
-    with _refusals_named(example.where):
-        text = template(messages, response_follows=False)
-        marked = [*messages[:last], {"role": "assistant", "content": MARK}]
-        closing = template(marked, response_follows=False).partition(MARK)[2]
-        spans = []
-        for number, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            before = template(messages[:number], response_follows=True)
-            if number == last:
-                end = len(text) - len(closing) + len(closing.rstrip())
+
+    def __init__(self, template: ChatTemplate) -> None:
+        self.template = template
+        self._layout: Callable[[str], ChatLayout] = lru_cache(LAYOUTS_KEPT)(self._new_layout)
+
+    def _new_layout(self, form: str) -> ChatLayout:
+        messages, owners, tools = json.loads(form)
+        return ChatLayout(self.template, messages, owners, tools)
+
+    def _layout_of(self, example: Example) -> tuple[ChatLayout, list[Part]]:
+        messages, parts = mark_texts(example.chat)
+        form = json.dumps([messages, [part.message for part in parts], example.tools])
+        with template_errors_named(example.where or "a prompt", example.chat):
+            return self._layout(form), parts
+
+    def check(self, example: Example) -> list[str]:
+        """Refuses a chat of which the template leaves out a text.
+
+        Args:
+            example: With or without its response.
+
+        Returns:
+            The fields that this template never writes, and that the chat is complete without.
+
+        Raises:
+            DataError: If the template refuses the chat or leaves out a message, or reasoning or a call that belongs
+                to a response.
+        """
+        layout, parts = self._layout_of(example)
+        unread = set()
+        for part in (parts[mark] for mark in layout.missing):
+            if part.field == "name":
+                unread.add("messages.name")
+            elif part.field != "content" and self._can_do_without(part, layout, parts):
+                unread.add(f"messages.{part.field}")
             else:
-                end = _end_of(text, len(before), (message["content"].strip(), closing.strip()))
-            if not text.startswith(before) or end <= len(before):
-                msg = (
-                    f"{example.where}: the chat template writes message {number + 1} so that it cannot be found in the "
-                    "text; keep one assistant's turn a record, or use a backbone with a plainer template."
-                )
-                raise DataError(msg)
-            spans.append((len(before), end))
-    return text, spans
+                raise _left_out(example, part)
+        if example.tools and not layout.reads_tools:
+            unread.add("tools")
+        return sorted(unread)
+
+    def _can_do_without(self, part: Part, layout: ChatLayout, parts: Sequence[Part]) -> bool:
+        """Whether the template has no place for a field at all, and the message has a content besides."""
+        if part.field == "reasoning_content" and self._takes_reasoning:
+            return False
+        missing = set(layout.missing)
+        return any(
+            other.message == part.message and other.field == "content" and mark not in missing
+            for mark, other in enumerate(parts)
+        )
+
+    @cached_property
+    def _takes_reasoning(self) -> bool:
+        response = {"role": "assistant", "content": "a", "reasoning_content": "b"}
+        layout, _ = self._layout_of(Example("", [{"role": "user", "content": "c"}, response]))
+        return not layout.missing
+
+    def render(self, example: Example) -> tuple[str, list[Span]]:
+        """Writes a chat.
+
+        Args:
+            example: With at least one response.
+
+        Returns:
+            The text, and the characters that are learnt: each response with the token that ends it. If the template
+            closes a turn with no such token, the tokenizer's end-of-text token is inserted there.
+
+        Raises:
+            DataError: If the template refuses the chat, or a response cannot be found in the text.
+        """
+        with template_errors_named(example.where, example.chat):
+            text = self.template.render(example.chat, example.tools)
+        layout, parts = self._layout_of(example)
+        places = find_parts(layout, parts, text)
+        if places is None:
+            self._layout.cache_clear()  # type: ignore[attr-defined]  # a template may write today's date
+            layout, _ = self._layout_of(example)
+            places = find_parts(layout, parts, text)
+        if places is None:
+            raise _changed(example, parts, text)
+        written, copied = "", 0
+        spans: list[Span] = []
+        for number in example.learnt_messages:
+            turn = self._turn(example, layout, number)
+            start, end = (_actual(position, layout, places) for position in (turn.start, turn.end))
+            written += text[copied:end]
+            start += len(written) - end
+            if turn.end_token not in self._end_tokens:
+                written += self._end_of_text(example.where)
+            spans.append((start, len(written)))
+            copied = end
+        return written + text[copied:], spans
+
+    @cached_property
+    def _end_tokens(self) -> set[str]:
+        """Where generation will stop."""
+        return response_end_tokens(self.template.tokenizer) | ({self.template.end_of_text or ""} - {""})
+
+    def _turn(self, example: Example, layout: ChatLayout, number: int) -> Turn:
+        turn = layout.turns[number]
+        if turn is None:
+            msg = (
+                f"{example.where}: the chat template writes message {number + 1} (role assistant) so that it cannot be "
+                "told from the messages around it; use a backbone with another template."
+            )
+            raise DataError(msg)
+        return turn
+
+    def _end_of_text(self, where: str) -> str:
+        if self.template.end_of_text is None:
+            msg = (
+                f"{where}: neither the chat template nor the tokenizer has a token that ends a response, so generation "
+                "would never stop; use a backbone whose tokenizer has an eos_token."
+            )
+            raise DataError(msg)
+        return self.template.end_of_text
+
+    def render_prompt(self, example: Example) -> str:
+        """Writes a chat up to where the response begins.
+
+        Args:
+            example: Without its response.
+
+        Returns:
+            The text.
+
+        Raises:
+            DataError: If the template refuses the chat.
+        """
+        with template_errors_named(example.where or "a prompt", example.chat):
+            return self.template.render(example.chat, example.tools, response_follows=True)
 
 
-def render_chat_prompt(example: Example, template: ChatTemplate) -> str:
-    """A chat in the model's own format, up to where the response begins.
+def find_parts(layout: ChatLayout, parts: Sequence[Part], text: str) -> list[Span] | None:
+    """Finds the texts of a chat in what the template wrote.
 
     Args:
-        example: Without its response.
-        template: The tokenizer's chat template.
+        layout: Of the chat's form.
+        parts: What the marks stand for.
+        text: The chat, rendered.
 
     Returns:
-        The text.
-
-    Raises:
-        DataError: If the template refuses the chat.
+        The place of each occurrence of a mark; `None` if the template writes anything else than the layout says.
     """
-    with _refusals_named(example.where or "a prompt"):
-        return template(as_chat(example), response_follows=True)
+    places: list[Span] = []
+    ends = [start for _, start, _ in layout.places[1:]] + [len(layout.text)]
+    if layout.places and text[: layout.places[0][1]] != layout.text[: layout.places[0][1]]:
+        return None
+    position = layout.places[0][1] if layout.places else 0
+    for (mark, _, marked), end in zip(layout.places, ends, strict=True):
+        after = layout.text[marked:end]
+        value = parts[mark].value
+        forms = (value, json.dumps(value, ensure_ascii=False)[1:-1], json.dumps(value)[1:-1])
+        found = next((form for form in forms if text.startswith(form + after, position)), None)
+        if found is None:
+            return None
+        places.append((position, position + len(found)))
+        position += len(found) + len(after)
+    return places if position == len(text) else None
 
 
-@contextmanager
-def _refusals_named(where: str) -> Iterator[None]:
-    try:
-        yield
-    except (TemplateError, TypeError, ValueError) as error:  # transformers' own refusals, such as of no message at all
-        msg = f"{where}: the chat template refuses these messages ({error}); mend or remove the record."
-        raise DataError(msg) from error
+def _actual(position: int, layout: ChatLayout, places: Sequence[Span]) -> int:
+    """The character of the rendered chat that a character of the marked text stands for."""
+    shift = 0
+    for (_, start, end), (actual_start, actual_end) in zip(layout.places, places, strict=True):
+        if position <= start:
+            break
+        if position < end:
+            return actual_start
+        shift = actual_end - end
+    return position + shift
 
 
-def _end_of(text: str, place: int, parts: Sequence[str]) -> int:
-    """Where `parts` end that follow one another at `place`, with nothing but space before each; 0 if they do not."""
-    for part in filter(None, parts):  # a template that closes no turn adds no space to it either
-        place = len(text) - len(text[place:].lstrip())
-        if not text.startswith(part, place):
-            return 0
-        place += len(part)
-    return place
+def _left_out(example: Example, part: Part) -> DataError:
+    message = example.messages[part.message]
+    role = message["role"]
+    if part.field == "reasoning_content" or (part.field == "content" and "</think>" in message["content"]):
+        what, remedy = "reasoning", "end the record with this response, remove its reasoning, or use another backbone"
+    elif part.field == "tool_calls":
+        what, remedy = "tool calls", "remove the record, or use a backbone whose template writes them"
+    else:
+        what = "content"
+        remedy = "give it a role that the template writes, put it into the user's message, or use another backbone"
+    return DataError(
+        f"{example.where or 'a prompt'}: the chat template leaves out the {what} of message {part.message + 1} (role "
+        f"{role}); {remedy}."
+    )
+
+
+def _changed(example: Example, parts: Sequence[Part], text: str) -> DataError:
+    part = next((part for part in parts if part.value not in text), parts[-1])
+    role = example.messages[part.message]["role"]
+    return DataError(
+        f"{example.where}: the chat template changes the {part.field} of message {part.message + 1} (role {role}), so "
+        "it cannot be found in the text; reword it, or use a backbone with a plainer template."
+    )
 
 
 def learnt_tokens(offsets: Sequence[Span], spans: Sequence[Span]) -> NDArray[np.bool_]:
@@ -227,28 +257,3 @@ def learnt_tokens(offsets: Sequence[Span], spans: Sequence[Span]) -> NDArray[np.
     for start, end in spans:
         learnt |= (places[:, 0] < end) & (places[:, 1] > start)
     return learnt
-
-
-def parse_prompt(prompt: str | Record) -> Example:
-    """Reads something to respond to.
-
-    Args:
-        prompt: An instruction, or a record with `messages`, or with `instruction` (or `prompt`) and perhaps `input`.
-
-    Returns:
-        An example without its response.
-
-    Raises:
-        DataError: If a field is missing, empty or of another kind.
-    """
-    if isinstance(prompt, str):
-        return Example("", [{"role": "user", "content": prompt}])
-    if "messages" in prompt.fields:
-        return Example(prompt.where, parse_messages(prompt))
-    name = "prompt" if "prompt" in prompt.fields else "instruction"
-    messages = [{"role": "user", "content": text_field(prompt, name, remedy=PROMPT_FIELDS)}]
-    return Example(prompt.where, messages, _context(prompt))
-
-
-def _context(record: Record) -> str:
-    return text_field(record, "input", may_be_empty=True) if record.fields.get("input") is not None else ""

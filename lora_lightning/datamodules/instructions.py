@@ -1,6 +1,7 @@
 """Instructions with responses, and chats, for causal language modelling; only the responses are learnt."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Literal, cast
@@ -9,23 +10,12 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
+from lora_lightning.backbones.chat_template import ChatTemplate, Span
 from lora_lightning.datamodules.base import KINDS_OF_STAGE, PREDICT
 from lora_lightning.datamodules.batching import EncodedSplit
 from lora_lightning.datamodules.causal_language_modeling import CausalLMDataModule, Prompt, check_files
-from lora_lightning.datamodules.instruction_format import (
-    Example,
-    Message,
-    Span,
-    as_chat,
-    has_empty_response,
-    learnt_tokens,
-    parse_example,
-    parse_prompt,
-    plain_prompt,
-    render_chat,
-    render_chat_prompt,
-    render_plain,
-)
+from lora_lightning.datamodules.chat_records import Example, has_empty_response, parse_example, parse_prompt
+from lora_lightning.datamodules.instruction_format import ChatFormat, learnt_tokens, plain_prompt, render_plain
 from lora_lightning.datamodules.packing import pack_documents
 from lora_lightning.datamodules.records import Record, hub_records, read_records
 from lora_lightning.datamodules.tokenizing import chunks_of
@@ -36,29 +26,35 @@ Tokens = tuple[NDArray[np.int32], NDArray[np.bool_]]  # ids, and which of them a
 
 
 class InstructionDataModule(CausalLMDataModule):
-    """Examples packed into blocks of at most `context_length` tokens, apart from one another.
+    """Instructions and chats, packed into blocks of at most `context_length` tokens and kept apart from one another.
 
-    A record has `instruction`, `input` (may be empty) and `output`, or `messages`, each with `role` and `content`.
-    The loss is on the responses (with their end) alone. Blocks hold whole examples, the same ones in every epoch.
+    A record has `instruction`, `input` (may be empty) and `output`, or `messages`, each with `role` and `content`, or
+    ShareGPT's `conversations`. It may also have `system`, `tools` (JSON schemas) and, beside `instruction`, `history`
+    (pairs of instruction and response). A message may have `reasoning_content`, `tool_calls` and `weight` or `train`:
+    a response with `weight: 0` or `train: false` is part of the chat but not learnt. A record of which the chat
+    template would leave out a message is refused. Other fields are named in one warning.
+
+    The loss is on the responses alone, each with the token that ends it. A block holds complete examples, the same
+    ones in every epoch.
 
     Args:
         train_file: Records: JSON lines, a JSON list (`.json`), CSV, TSV or Parquet.
         validation_file: The same for validation; without it a random share of the training records is held out.
         test_file: The same for test; without it nothing is tested.
         dataset_name: Instead of files: a data set of the hub with the same fields, for example `tatsu-lab/alpaca`.
-        dataset_config_name: Its configuration, where it has several.
-        chat_template: Write examples with the tokenizer's chat template, as chats must be; otherwise under the
+        dataset_config_name: The configuration of a data set that has several.
+        chat_template: Write examples with the tokenizer's chat template, which chats need; otherwise under the
             headings Instruction, Input and Response.
-        empty_responses: A record without a response (the original Alpaca has some) is an `error`, or is left out
-            (`drop`), counted and reported.
-        long_examples: What happens to an example that no block can hold: `cut` its end off, or `drop` it. Either is
-            counted and reported.
+        empty_responses: A record without a response to learn (the original Alpaca has some) is an `error`, or is left
+            out (`drop`), counted and reported.
+        long_examples: What happens to an example that is longer than a block: `cut` its end off, or `drop` it. Either
+            is counted and reported.
         context_length: Tokens the model sees at once.
-        validation_share: Share of the training data to validate on where there is no validation split, in (0, 1).
-        split_seed: Which examples that are.
+        validation_share: Share of the training data to validate on if there is no validation split, in (0, 1).
+        split_seed: Decides which examples those are.
         backbone: Whose tokenizer to use; the command line fills it in from `model.backbone`.
-        batch_size: Training blocks a step and process.
-        eval_batch_size: Blocks, or prompts, a step and process in validation, test and prediction.
+        batch_size: Training blocks per step and process.
+        eval_batch_size: Blocks or prompts per step and process in validation, test and prediction.
         predict_file: What `predict` responds to: a text file with one instruction a line, `-` for standard input, or
             records with `instruction` and `input`, or with `messages`.
         cache_dir: Where tokenised data is kept; `~/.cache/lora_lightning` (or below `$XDG_CACHE_HOME`) if not given.
@@ -103,9 +99,10 @@ class InstructionDataModule(CausalLMDataModule):
         self.chat_template = chat_template
         self.empty_responses = empty_responses
         self.long_examples = long_examples
+        self._unread_of_prompts: list[set[str]] = []
 
     def read_splits(self) -> dict[str, list[Example]]:
-        """Reads and checks every record; sets validation aside where there is none."""
+        """Reads and checks every record, and holds out examples for validation if there is no validation split."""
         self._check_tokenizer()
         if self.files["train"] is not None:
             records = {split: read_records(path) for split, path in self.files.items() if path is not None}
@@ -115,6 +112,8 @@ class InstructionDataModule(CausalLMDataModule):
             msg = "no instructions were given: set data.train_file or data.dataset_name."
             raise ConfigurationError(msg)
         splits = {split: self._examples(split, rows) for split, rows in records.items()}
+        unread = [self._unread_fields(example) for examples in splits.values() for example in examples]
+        warn_of_unread_fields(unread)
         if "val" not in splits:
             chosen = held_out(len(splits["train"]), self.validation_share, self.split_seed)
             if not chosen.any():
@@ -123,23 +122,35 @@ class InstructionDataModule(CausalLMDataModule):
                     f"{self.validation_share:g} of them; set data.validation_share or data.validation_file."
                 )
                 raise DataError(msg)
-            whole = splits["train"]
-            splits["train"] = [example for example, out in zip(whole, chosen, strict=True) if not out]
-            splits["val"] = [example for example, out in zip(whole, chosen, strict=True) if out]
+            examples = splits["train"]
+            splits["train"] = [example for example, out in zip(examples, chosen, strict=True) if not out]
+            splits["val"] = [example for example, out in zip(examples, chosen, strict=True) if out]
         return splits
 
     def _examples(self, split: str, records: Sequence[Record]) -> list[Example]:
-        empty = [record for record in records if has_empty_response(record)]
-        if empty and self.empty_responses == "error":
-            msg = f"{empty[0].where}: the response is empty; fill it in, or set data.empty_responses: drop."
+        found = [(record, None if has_empty_response(record) else parse_example(record)) for record in records]
+        examples = [example for _, example in found if example is not None and example.learnt_messages]
+        lost = [record for record, example in found if example is None or not example.learnt_messages]
+        if lost and self.empty_responses == "error":
+            empty = has_empty_response(lost[0])
+            what = "the response is empty; fill it in" if empty else "no response has a weight; give one weight 1"
+            msg = f"{lost[0].where}: {what}, or set data.empty_responses: drop."
             raise DataError(msg)
-        if empty and len(empty) == len(records):
-            msg = f"{empty[0].where}: none of the {len(records)} records of this split has a response; give others."
+        if not examples:
+            msg = f"{lost[0].where}: none of the {len(records)} records of this split has a response; use other data."
             raise DataError(msg)
-        if empty:
-            rank_zero_warn(f"{split}: {len(empty)} of {len(records)} records have no response and were left out.")
-        left_out = {record.where for record in empty}
-        return [self._checked(parse_example(record)) for record in records if record.where not in left_out]
+        if lost:
+            rank_zero_warn(f"{split}: {len(lost)} of {len(records)} records have no response and were left out.")
+        return examples
+
+    def _unread_fields(self, example: Example) -> set[str]:
+        """The fields of an example that nothing reads; an example that cannot be written is refused."""
+        if self.chat_template:
+            return {*example.unread, *self._chat_format.check(example)}
+        if example.is_chat:
+            msg = f"{example.where} is a chat, which needs the model's own format; set data.chat_template: true."
+            raise DataError(msg)
+        return set(example.unread)
 
     def _check_tokenizer(self) -> None:
         if self.chat_template and not self.tokenizer.chat_template:
@@ -149,17 +160,11 @@ class InstructionDataModule(CausalLMDataModule):
             )
             raise ConfigurationError(msg)
         if not self.chat_template and self.tokenizer.eos_token is None:
-            msg = f"the tokenizer of {self.backbone} has no end-of-text token to end a response with."
+            msg = f"the tokenizer of {self.backbone} has no eos_token to end a response with; use another backbone."
             raise ConfigurationError(msg)
 
-    def _checked(self, example: Example) -> Example:
-        if example.is_chat and not self.chat_template:
-            msg = f"{example.where} is a chat, which needs the model's own format; set data.chat_template: true."
-            raise DataError(msg)
-        return example
-
     def encode_examples(self, rows: list[Example]) -> EncodedSplit:
-        """Packed blocks; `cut_examples`, (blocks,), counts the examples in each that lost their end."""
+        """Packed blocks; `cut_examples`, (blocks,) int64, counts the examples in each block that lost their end."""
         most = self.context_length + 1  # the last token is only predicted
         examples = [tokens for tokens in self._tokenized(rows) if self.long_examples == "cut" or len(tokens[0]) <= most]
         cut = np.array([len(tokens) > most for tokens, _ in examples], dtype=np.int64)
@@ -197,26 +202,24 @@ class InstructionDataModule(CausalLMDataModule):
 
     def _render(self, example: Example) -> tuple[str, list[Span]]:
         if self.chat_template:
-            return render_chat(example, self._chat_text)
+            return self._chat_format.render(example)
         return render_plain(example, cast("str", self.tokenizer.eos_token))
 
-    def _chat_text(self, messages: Sequence[Message], *, response_follows: bool) -> str:
-        text = self.tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=response_follows
-        )
-        return cast("str", text)
+    @cached_property
+    def _chat_format(self) -> ChatFormat:
+        return ChatFormat(ChatTemplate(self.tokenizer))
 
     def encoding_settings(self) -> dict[str, Any]:
-        """How examples are written, and where they are cut."""
+        """How examples are written and cut."""
         return {
             "context_length": self.context_length,
             "chat_template": self.tokenizer.chat_template if self.chat_template else None,
-            "end_of_text": self.tokenizer.eos_token,  # a chat model's may differ from its base's in this alone
+            "end_of_text": self.tokenizer.eos_token,  # often all that a chat model's tokenizer changes
             "long_examples": self.long_examples,
         }
 
     def setup(self, stage: str) -> None:
-        """Opens the splits that a stage needs, and says what was lost of them."""
+        """Opens the splits that a stage needs, and warns about examples that were cut or dropped."""
         super().setup(stage)
         for kind in KINDS_OF_STAGE[stage]:
             if kind != PREDICT:
@@ -233,16 +236,36 @@ class InstructionDataModule(CausalLMDataModule):
             )
             rank_zero_warn(msg)
 
+    def load_prediction_splits(self) -> dict[str, list[Prompt]]:
+        """The prompts of `predict_file`; fields that are not read are reported."""
+        self._unread_of_prompts.clear()
+        splits = super().load_prediction_splits()
+        warn_of_unread_fields(self._unread_of_prompts)
+        return splits
+
     def render_prompt(self, prompt: str | Record) -> Prompt:
         """An instruction or a chat in the form of the training examples, up to where the response begins."""
-        example = self._checked(parse_prompt(prompt))
-        messages = as_chat(example)  # with what the instruction works on
-        shown = messages[0]["content"] if len(messages) == 1 else json.dumps(messages, ensure_ascii=False)
+        example = parse_prompt(prompt)
+        self._unread_of_prompts.append(self._unread_fields(example))
+        chat = example.chat
+        shown = chat[0]["content"] if len(chat) == 1 else json.dumps(chat, ensure_ascii=False)
         if self.chat_template:
-            return Prompt(shown, render_chat_prompt(example, self._chat_text))
+            return Prompt(shown, self._chat_format.render_prompt(example))
         return Prompt(shown, plain_prompt(example.messages[0]["content"], example.context))
 
     @cached_property
     def start_tokens(self) -> list[int]:
-        """As in the base; a chat template writes the begin-of-text token itself."""
+        """As in the base class, but a chat template writes the begin-of-text token itself."""
         return [] if self.chat_template else super().start_tokens
+
+
+def warn_of_unread_fields(unread: Sequence[set[str]]) -> None:
+    """Names fields that the user gave and nothing reads, in one warning.
+
+    Args:
+        unread: Their names, for each record.
+    """
+    counts = Counter(name for names in unread for name in names)
+    if counts:
+        fields = ", ".join(f"{name} ({count} of {len(unread)} records)" for name, count in sorted(counts.items()))
+        rank_zero_warn(f"these fields are not read, so the model does not see them: {fields}.")

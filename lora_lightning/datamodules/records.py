@@ -1,4 +1,4 @@
-"""Records with named fields, from a table, a JSON list or the hub, each with the place it came from for messages."""
+"""Records with named fields, from a table, a JSON list or the hub; each knows its place for error messages."""
 
 import json
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ class Record:
     """One row.
 
     Attributes:
-        where: File and line, or data set and row, for messages.
-        fields: Its values, those that are not null.
+        where: File and line, or data set and row, for error messages.
+        fields: Its values by name, without those that are null.
     """
 
     where: str
@@ -28,7 +28,7 @@ class Record:
 
 
 def read_records(path: str | Path) -> list[Record]:
-    """Reads a JSON list of objects (`.json`), or a table by its ending.
+    """Reads a JSON list of objects (`.json`), or a table in the format of its file extension.
 
     Args:
         path: The file.
@@ -37,12 +37,12 @@ def read_records(path: str | Path) -> list[Record]:
         At least one record.
 
     Raises:
-        DataError: If the file cannot be read or a row is malformed; names the line or the record.
+        DataError: If the file cannot be read or a row is malformed; the message names the line or the record.
     """
     path = Path(path)
     ending = path.suffix.lower()
     if ending not in RECORD_FILES:
-        msg = f"{path} is no file of records that can be read; its ending must be one of {', '.join(RECORD_FILES)}."
+        msg = f"{path} cannot be read as records; its ending must be one of {', '.join(RECORD_FILES)}."
         raise DataError(msg)
     if ending == JSON_LIST:
         return _read_json_list(path)
@@ -58,18 +58,18 @@ def hub_records(dataset: str, config: str | None, remedy: str) -> dict[str, list
 
     Args:
         dataset: Its id, for example `Salesforce/wikitext`.
-        config: Its configuration, for example `wikitext-2-raw-v1`; `None` where it has one only.
-        remedy: What to do without network, to end the message.
+        config: Its configuration, for example `wikitext-2-raw-v1`; `None` if it has only one.
+        remedy: What to do without a network connection; ends the error message.
 
     Returns:
-        Records by `train`, `val`, `test`, as far as the data set has them.
+        Records by `train`, `val` and `test`, for the splits that the data set has.
 
     Raises:
-        DataError: If it cannot be fetched, or has no training split.
+        DataError: If it cannot be downloaded or has no training split.
     """
     splits = load_hub_dataset(dataset, config, remedy)
     if "train" not in splits:
-        msg = f"the data set {dataset} has no split train, only {', '.join(splits)}; choose another."
+        msg = f"the data set {dataset} has no split train, only {', '.join(splits)}; use another data set."
         raise DataError(msg)
     return {
         HUB_SPLITS[name]: [_record(f"{dataset}, {name}, row {number}", row) for number, row in enumerate(rows, start=1)]
@@ -83,23 +83,23 @@ def text_field(record: Record, name: str, may_be_empty: bool = False, remedy: st
 
     Args:
         record: The record.
-        name: Of the field.
-        may_be_empty: Whether it may have no letters in it.
-        remedy: What to do where there is no such field, to end the message.
+        name: The field's name.
+        may_be_empty: Whether the text may be blank.
+        remedy: What to do if the field is missing; ends the error message.
 
     Returns:
         The text.
 
     Raises:
-        DataError: If it is missing, no text, or empty.
+        DataError: If it is missing, not a text, or blank.
     """
     if name not in record.fields:
-        there = ", ".join(record.fields) or "none"
-        msg = f"{record.where}: the field {name!r} is missing; the record has {there}; {remedy}."
+        present = ", ".join(record.fields) or "none"
+        msg = f"{record.where}: the field {name!r} is missing; the record has {present}; {remedy}."
         raise DataError(msg)
     value = record.fields[name]
     if not isinstance(value, str):
-        msg = f"{record.where}: the field {name!r} holds {json.dumps(value, default=str)[:60]} where a text is needed."
+        msg = f"{record.where}: the field {name!r} must be a text, and it is {json.dumps(value, default=str)[:60]}."
         raise DataError(msg)
     if not (value.strip() or may_be_empty):
         msg = f"{record.where}: the field {name!r} is empty; remove the record or fill it in."
@@ -115,13 +115,13 @@ def _read_json_list(path: Path) -> list[Record]:
     try:
         rows = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
-        msg = f"{path} is not JSON ({error}); mend it, or use .jsonl for one object a line."
+        msg = f"{path} is not JSON ({error}); fix it, or use the ending .jsonl for one object per line."
         raise DataError(msg) from error
     if not isinstance(rows, list):
-        msg = f"{path} holds no list of records; put them in [ ], or use .jsonl for one object a line."
+        msg = f"{path} is not a list of records; put them in [ ], or use the ending .jsonl for one object per line."
         raise DataError(msg)
     if not rows:
-        msg = f"{path} holds no rows; give a file with at least one."
+        msg = f"{path} has no rows; use a file with at least one."
         raise DataError(msg)
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):

@@ -1,6 +1,6 @@
 """Continue prompts with a causal language model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from lora_lightning.backbones.end_tokens import end_token_ids
 from lora_lightning.errors import ConfigurationError
 
 
@@ -16,10 +17,11 @@ class GenerationSettings:
     """How completions are chosen; the words are transformers' own.
 
     Args:
-        max_new_tokens: Longest completion; it ends earlier at the model's end-of-text token.
-        do_sample: Draw each token, reproducibly for a seed; otherwise the most likely one is taken.
-        temperature: Divides the logits before drawing; below 1 is bolder towards the likely tokens.
-        top_p: Draws from the smallest set of tokens that has this share of the probability.
+        max_new_tokens: Most tokens of a completion. It ends earlier at the end-of-text token, or at the token with
+            which the tokenizer's chat template closes a turn.
+        do_sample: Sample each token, reproducibly for a seed; otherwise the most likely one is taken.
+        temperature: Divides the logits before sampling; below 1 it favours likely tokens.
+        top_p: Samples from the smallest set of tokens whose probabilities add up to this share.
     """
 
     max_new_tokens: int = 64
@@ -53,19 +55,20 @@ def complete(
     prompts: Mapping[str, Tensor],
     settings: GenerationSettings,
 ) -> list[str]:
-    """Continues a batch of prompts; the model is put into evaluation mode meanwhile.
+    """Continues a batch of prompts, with the model in evaluation mode meanwhile.
 
     Args:
         model: The language model, adapters in place.
-        tokenizer: Its tokenizer.
+        tokenizer: Its tokenizer, whose chat template says where a response ends.
         prompts: `input_ids` and `attention_mask`, (prompts, tokens), int64, padded on the right.
-        settings: Length and choice.
+        settings: How to generate.
 
     Returns:
         The completion of each prompt, without the prompt and without special tokens.
     """
     to_the_right = prompts["attention_mask"].argsort(dim=1, stable=True)  # padding first, as generation needs it
     input_ids = prompts["input_ids"].gather(1, to_the_right)
+    ends = end_token_ids(model, tokenizer)
     was_training = model.training
     model.eval()
     try:
@@ -73,19 +76,16 @@ def complete(
             tokens: Tensor = cast("Any", model).generate(
                 input_ids,
                 attention_mask=prompts["attention_mask"].gather(1, to_the_right),
-                generation_config=_generation_config(model, tokenizer, settings),
+                generation_config=_generation_config(ends, cast("int | None", tokenizer.pad_token_id), settings),
             )
     finally:
         model.train(was_training)
-    return tokenizer.batch_decode(tokens[:, input_ids.shape[1] :], skip_special_tokens=True)
+    completions = [_up_to_end(row, ends) for row in tokens[:, input_ids.shape[1] :].tolist()]
+    return tokenizer.batch_decode(completions, skip_special_tokens=True)
 
 
-def _generation_config(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: GenerationSettings
-) -> GenerationConfig:
-    """Everything set, so that the checkpoint's own habits (sampling, penalties) change nothing."""
-    own = model.generation_config.eos_token_id
-    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+def _generation_config(ends: Sequence[int], pad_token_id: int | None, settings: GenerationSettings) -> GenerationConfig:
+    """Every setting given, so that the backbone's own (sampling, penalties) change nothing."""
     return GenerationConfig(
         max_new_tokens=settings.max_new_tokens,
         do_sample=settings.do_sample,
@@ -93,6 +93,12 @@ def _generation_config(
         top_p=settings.top_p,
         top_k=0 if settings.do_sample else 50,  # 50 is transformers' default, 0 switches it off
         repetition_penalty=1.0,
-        eos_token_id=sorted(ends) or None,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=list(ends) or None,
+        pad_token_id=pad_token_id,
     )
+
+
+def _up_to_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
+    """An end token need not be a special one, which decoding would leave out."""
+    length = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
+    return tokens[:length]

@@ -49,11 +49,11 @@ def test_tables_and_lists_give_the_same_records(tmp_path: Path) -> None:
     [
         ("a.jsonl", '{"a": 1}\n{"a": \n', "a.jsonl, line 2: not JSON"),
         ("a.jsonl", '{"a": 1}\n["a"]\n', r'a.jsonl, line 2: expected an object, found \["a"\]'),
-        ("a.json", '{"a": 1}', "a.json holds no list of records"),
+        ("a.json", '{"a": 1}', "a.json is not a list of records"),
         ("a.jsonl", '{"a": "b"}\n{"a": ["c \\ud83d"]}\n', r"a.jsonl, line 2: '\\ud83d' is half of a character"),
         ("a.json", '[{"a": "\\ude00"}]', r"a.json, record 1: '\\ude00' is half of a character"),
         ("a.json", "[1]", "a.json, record 1: expected an object with named fields, found 1"),
-        ("a.json", "[]", "a.json holds no rows; give a file with at least one"),
+        ("a.json", "[]", "a.json has no rows; use a file with at least one"),
         ("a.json", "[", "a.json is not JSON"),
         ("a.json", "[" * 100_000, "a.json is not JSON"),
         ("a.jsonl", "[" * 100_000, "a.jsonl, line 1: not JSON"),
@@ -70,8 +70,8 @@ def test_malformed_files_are_named_with_their_line(tmp_path: Path, name: str, co
     [
         ({"b": "x"}, "f, line 1: the field 'a' is missing; the record has b; add it"),
         ({}, "the record has none"),
-        ({"a": 3}, "the field 'a' holds 3 where a text is needed"),
-        ({"a": b"x"}, "the field 'a' holds \"b'x'\" where a text is needed"),  # as Parquet may
+        ({"a": 3}, "the field 'a' must be a text, and it is 3"),
+        ({"a": b"x"}, "the field 'a' must be a text, and it is \"b'x'\""),  # as Parquet may
         ({"a": " \n"}, "the field 'a' is empty"),
     ],
 )
