@@ -1,4 +1,4 @@
-"""What the monitors share: when to measure, where the numbers go."""
+"""The base of the monitors: when they measure, and where the numbers go."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,8 +26,10 @@ SCHEMA = pa.schema(
         ("kind", pa.string()),
         ("metric", pa.string()),
         ("value", pa.float64()),
+        ("state", pa.string()),
     ]
 )
+TRAINING, EXPORTED = "training", "exported"  # what a row's weights are: those of its step, or those in adapter/
 
 
 class Measurement(NamedTuple):
@@ -44,12 +46,26 @@ class Measurement(NamedTuple):
     value: float
 
 
-class AdapterMonitor(Callback):
-    """Base of the monitors: measures every n optimizer steps, or at each validation, and at the end of training.
+class Export(NamedTuple):
+    """What a run exports.
 
-    Numbers go to every logger and, tidy, to `<run folder>/adapter_metrics/<table>.parquet`: one row a number with step,
-    module, layer, kind, metric, value; `pandas.read_parquet(<run folder>/adapter_metrics)` reads all monitors' tables.
-    The file is complete after each validation and at the end. A run resumed in the same folder goes on in it.
+    Attributes:
+        step: Optimizer steps of the best checkpoint, whose weights it has.
+        folder: `adapter/` of the run; on the main process's machine.
+    """
+
+    step: int
+    folder: Path
+
+
+class AdapterMonitor(Callback):
+    """Base of the monitors: measures every n optimizer steps, or at each validation, and once what the run exports.
+
+    Numbers go to every logger and, one row a number, to `<run folder>/adapter_metrics/<table>.parquet` with the columns
+    step, module, layer, kind, metric, value and state; `pandas.read_parquet(<run folder>/adapter_metrics)` reads the
+    tables of all monitors. `state` is `training` for the weights of that step, and `exported` for those in `adapter/`
+    and `best.ckpt`, whose step it gives: rarely the last one, and under weight averaging the weights of no step. The
+    file is complete after each validation and at the end; a run that is resumed in its folder continues it.
 
     Args:
         every_n_steps: Optimizer steps between measurements; `null` measures at each validation.
@@ -66,29 +82,45 @@ class AdapterMonitor(Callback):
         self._parts: list[pa.Table] = []
         self._measured_at = -1
         self._saved_at: int | None = None
+        self._export: Export | None = None  # while the exported weights are measured
+
+    @property
+    def only_at_the_end(self) -> bool:
+        """Whether training itself is not measured, only what comes out of it."""
+        return False
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> list[Measurement]:
-        """Measures now; every process calls it, the main one's numbers count."""
+        """Measures the weights that the model has now; every process calls it, the main one's numbers count."""
         raise NotImplementedError
 
     def show(self, trainer: Trainer, board: TensorBoardLogger, measurements: list[Measurement]) -> None:
         """Adds pictures or histograms to TensorBoard; on the main process only."""
 
+    def conclude(self, trainer: Trainer, pl_module: LightningModule, export: Export | None) -> None:
+        """Prints what was found when training has ended; every process calls it.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The task, with the weights that were just measured.
+            export: What they are; `None` if the run exports nothing and they are those of the last step.
+        """
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes up the table of the run that is resumed in this folder; only now the step is restored."""
+        """Continues the table of the run that is resumed in this folder; only now the step is restored."""
         del pl_module
         path = self.table_path(trainer)
         self._measured_at = 0  # nothing to see in a new adapter
         if trainer.is_global_zero and path.exists():
-            old = pq.read_table(path, schema=SCHEMA)
-            known = old.filter(pc.less_equal(old["step"], self._last_known(trainer)))
+            old = read_table(path)
+            is_known = pc.less_equal(old["step"], self._last_known(trainer))
+            known = old.filter(pc.and_(is_known, pc.equal(old["state"], TRAINING)))
             self._parts = [known] if known.num_rows else []
             self._measured_at = pc.max(known["step"]).as_py() or 0
         # All processes measure, or none.
         self._measured_at = int(trainer.strategy.broadcast(self._measured_at))
 
     def _last_known(self, trainer: Trainer) -> int:
-        """The last step whose numbers the checkpoint knows of; what was measured since is measured and logged again."""
+        """The last step whose numbers the checkpoint knows of; later ones are measured and logged again."""
         if trainer.ckpt_path is None:
             return -1
         return trainer.global_step if self._saved_at is None else self._saved_at
@@ -98,31 +130,35 @@ class AdapterMonitor(Callback):
         return {"measured_at": self._measured_at}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keeps it until training starts; older checkpoints do not have it."""
+        """Keeps the step until training starts; older checkpoints do not have it."""
         saved_at = state_dict.get("measured_at")
         self._saved_at = None if saved_at is None else int(saved_at)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Measures where a step is due; batches that only accumulate gradients are no steps."""
+        """Measures if a step is due; batches that only accumulate gradients are no steps."""
         del outputs, batch, batch_idx
         step = trainer.global_step
         if self.every_n_steps is not None and step % self.every_n_steps == 0:
             self.record(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures where no steps are set, and completes the file."""
+        """Measures, unless every n steps, and completes the file."""
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
-        if self.every_n_steps is None:
+        if self.every_n_steps is None and not self.only_at_the_end:
             self.record(trainer, pl_module)
         self.write(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures what training ended with, and completes the file."""
-        self.record(trainer, pl_module)
+        """Measures the last step, and completes the file; the run's checkpoint callback then calls `record_export`."""
+        exports = has_export(trainer)
+        if not (self.only_at_the_end and exports):
+            self.record(trainer, pl_module)
         self.write(trainer)
+        if not exports:
+            self.conclude(trainer, pl_module, None)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Completes the file: a run resumed from this checkpoint does not measure these steps again."""
@@ -135,18 +171,46 @@ class AdapterMonitor(Callback):
         self.write(trainer)
 
     def record(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures, unless this step is measured already, and hands the numbers on."""
+        """Measures this step, unless it is measured already, and publishes the numbers."""
         step = trainer.global_step
         if step == self._measured_at:
             return
         self._measured_at = step
-        self.hand_on(trainer, step, self.measure(trainer, pl_module))
+        self.publish(trainer, step, self.measure(trainer, pl_module))
 
-    def hand_on(self, trainer: Trainer, step: int, measurements: list[Measurement]) -> None:
-        """Adds numbers to the table and shows them in every logger; on the main process only."""
+    def record_export(self, trainer: Trainer, pl_module: LightningModule, export: Export) -> None:
+        """Measures the exported weights, publishes the numbers and concludes; every process calls it.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The task, with the exported weights for as long as this lasts.
+            export: What is exported.
+        """
+        self._export = export
+        try:
+            self.publish(trainer, export.step, self.measure(trainer, pl_module), EXPORTED)
+            self.write(trainer)
+            self.conclude(trainer, pl_module, export)
+        finally:
+            self._export = None
+
+    def publish(self, trainer: Trainer, step: int, measurements: list[Measurement], state: str = TRAINING) -> None:
+        """Adds numbers to the table and to every logger; on the main process only.
+
+        Loggers have one curve a number: exported weights are a point of it only if no step of training is.
+
+        Args:
+            trainer: The trainer.
+            step: Optimizer steps of the weights.
+            measurements: The numbers.
+            state: What the weights are.
+        """
         if not trainer.is_global_zero or not measurements:
             return
-        self._parts.append(tidy(step, measurements))
+        has_curve = any(part.num_rows for part in self._parts)
+        self._parts.append(as_rows(step, measurements, state))
+        if state == EXPORTED and has_curve:
+            return
         values = {f"{self.tag}/{m.module}/{m.metric}": m.value for m in measurements}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)
@@ -154,11 +218,11 @@ class AdapterMonitor(Callback):
                 self.show(trainer, logger, measurements)
 
     def table_path(self, trainer: Trainer) -> Path:
-        """Where the numbers land."""
+        """The Parquet file."""
         return run_folder_of(trainer) / TABLES / f"{self.table}.parquet"
 
     def write(self, trainer: Trainer) -> None:
-        """Writes the file anew, whole or not at all."""
+        """Writes the file again, completely or not at all."""
         if not trainer.is_global_zero or not self._parts or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         path = self.table_path(trainer)
@@ -168,8 +232,27 @@ class AdapterMonitor(Callback):
             pq.write_table(self._parts[0], file)
 
 
+def has_export(trainer: Trainer) -> bool:
+    """Whether a checkpoint callback exports the best weights and has the monitors measure them."""
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return False
+    return any(getattr(callback, "exports_adapter", False) for callback in trainer.checkpoint_callbacks)
+
+
+def words_for(export: Export | None) -> str:
+    """Names the weights that a sentence is about.
+
+    Args:
+        export: What is exported; `None` for the weights of the last step.
+
+    Returns:
+        Such as `adapter/, step 120`.
+    """
+    return "the last step" if export is None else f"{export.folder.name}/, step {export.step}"
+
+
 def warn_without_adapters(monitor: Callback, pl_module: LightningModule) -> None:
-    """Says that a monitor of adapters has nothing to measure.
+    """Warns that a monitor of adapters has nothing to measure.
 
     Args:
         monitor: Which one.
@@ -180,18 +263,35 @@ def warn_without_adapters(monitor: Callback, pl_module: LightningModule) -> None
         rank_zero_warn(f"{name} measures nothing: this model trains without adapters (model.lora is null).")
 
 
-def tidy(step: int, measurements: Iterable[Measurement]) -> pa.Table:
-    """Numbers as rows.
+def as_rows(step: int, measurements: Iterable[Measurement], state: str = TRAINING) -> pa.Table:
+    """Numbers as rows of a table.
 
     Args:
-        step: Optimizer steps so far.
+        step: Optimizer steps of the weights that were measured.
         measurements: The numbers.
+        state: `training` or `exported`.
 
     Returns:
-        One row a number: step, module, layer (null outside numbered layers), kind, metric, value.
+        One row a number: step, module, layer (null outside numbered layers), kind, metric, value, state.
     """
     rows = []
     for module, metric, value in measurements:
         layer, kind = split_layer_number(module)
-        rows.append({"step": step, "module": module, "layer": layer, "kind": kind, "metric": metric, "value": value})
+        place = {"step": step, "module": module, "layer": layer, "kind": kind}
+        rows.append({**place, "metric": metric, "value": value, "state": state})
     return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def read_table(path: Path) -> pa.Table:
+    """Reads a table of a monitor.
+
+    Args:
+        path: The Parquet file; one of a release before there was a `state` holds training alone.
+
+    Returns:
+        The columns of `SCHEMA`.
+    """
+    table = pq.read_table(path)
+    if "state" not in table.column_names:
+        table = table.append_column("state", pa.array([TRAINING] * table.num_rows, pa.string()))
+    return table.select(SCHEMA.names).cast(SCHEMA)

@@ -16,7 +16,7 @@ from lora_lightning.analysis.norms import (
     root_sum_square,
     total_norms,
 )
-from lora_lightning.callbacks.adapter_monitor import TOTAL, AdapterMonitor, Measurement, warn_without_adapters
+from lora_lightning.callbacks.adapter_monitor import TOTAL, AdapterMonitor, Export, Measurement, warn_without_adapters
 from lora_lightning.compat.peft import LoraLayer
 from lora_lightning.figures.histograms import add_histogram
 from lora_lightning.lora.delta import adapted_layers, adapter_factors, full_tensor, layer_delta, pretrained_weight
@@ -42,8 +42,8 @@ class AdapterNormMonitor(AdapterMonitor):
 
     `lora_adapters/<module>/` has `A_norm`, `A_mean`, `A_std`, the same of B, `delta_norm` and `relative_delta_norm`
     (||dW|| / ||W||), and `A_gradient_norm` and `B_gradient_norm` of the last optimizer step: unscaled, summed over
-    accumulated batches, before clipping; with `every_n_steps` only where a step is due. `lora_adapters/all/` takes all
-    layers as one matrix. Norms are Frobenius norms. TensorBoard also gets histograms of the entries.
+    accumulated batches, before clipping; with `every_n_steps` only of the steps that are measured. `lora_adapters/all/`
+    takes all layers as one matrix. Norms are Frobenius norms. TensorBoard also gets histograms of the entries.
 
     Args:
         every_n_steps: Optimizer steps between measurements; `null` measures at each validation.
@@ -60,7 +60,7 @@ class AdapterNormMonitor(AdapterMonitor):
         self._entries: dict[str, Tensor] = {}  # for the histograms of this measurement
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Finds the layers and measures their frozen weights once, or says that there are none."""
+        """Finds the layers and measures their frozen weights once, or warns that there are none."""
         super().on_fit_start(trainer, pl_module)
         warn_without_adapters(self, pl_module)
         self._layers, self._gradients = adapted_layers(pl_module), None
@@ -112,8 +112,14 @@ class AdapterNormMonitor(AdapterMonitor):
         return found
 
     def record(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures and shows, and lets the factors go."""
+        """Measures, publishes, and releases the factors."""
         super().record(trainer, pl_module)
+        self._entries = {}
+
+    def record_export(self, trainer: Trainer, pl_module: LightningModule, export: Export) -> None:
+        """Measures the exported factors, which have no gradient."""
+        self._gradients = None
+        super().record_export(trainer, pl_module, export)
         self._entries = {}
 
     def show(self, trainer: Trainer, board: TensorBoardLogger, measurements: list[Measurement]) -> None:

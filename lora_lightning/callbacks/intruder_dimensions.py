@@ -1,4 +1,4 @@
-"""Which strong directions did training add to the weights?"""
+"""Strong directions that training added to the weights."""
 
 import time
 from dataclasses import asdict
@@ -18,17 +18,17 @@ from lora_lightning.analysis.intruders import (
     left_singular_vectors,
 )
 from lora_lightning.analysis.threads import map_in_threads
-from lora_lightning.callbacks.adapter_monitor import TOTAL, AdapterMonitor, Measurement
+from lora_lightning.callbacks.adapter_monitor import TOTAL, AdapterMonitor, Export, Measurement, words_for
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.delta import adapted_layers, pretrained_weight
 
 
 class IntruderDimensions(AdapterMonitor):
-    """Counts the intruder dimensions of each adapted layer (Shuttleworth et al. 2024) when training ends.
+    """Counts the intruder dimensions of each adapted layer of the exported adapter (Shuttleworth et al. 2024).
 
     By module, and summed up in `all`: `intruder_dimensions/<module>/count`; `.../strength`, the strongest intruder's
     singular value over the largest of W + dW; `.../energy`, the intruders' share of its squared norm; and
-    `.../least_similarity`, which shows how near to an intruder the layer is where there is none.
+    `.../least_similarity`, which shows how close to an intruder a layer without any is.
 
     It decomposes W and W + dW of every adapted layer: about 0.3 s for 768 x 768 and twenty seconds for 4096 x 4096 on
     a CPU core. Several processes share the layers. With `every_n_steps`, W's directions are kept in memory (as many
@@ -55,18 +55,25 @@ class IntruderDimensions(AdapterMonitor):
         self.top_k = top_k
         self.epsilon = epsilon
         self._own: dict[str, Tensor] = {}
+        self._sentence = ""
+
+    @property
+    def only_at_the_end(self) -> bool:
+        """Without `every_n_steps` only the exported weights are decomposed."""
+        return self.every_n_steps is None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Says so where there is nothing to measure."""
+        """Warns if there is nothing to measure."""
         super().on_train_start(trainer, pl_module)
         self._own = {}
         if not adapted_layers(pl_module):
             rank_zero_warn("IntruderDimensions measures adapters, but model.lora is null: it reports nothing.")
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Only completes the file: without `every_n_steps`, the end of training alone is measured."""
-        if self.every_n_steps is not None:
-            super().on_validation_end(trainer, pl_module)
+    def conclude(self, trainer: Trainer, pl_module: LightningModule, export: Export | None) -> None:
+        """Prints how many intruder dimensions the exported adapter has."""
+        del pl_module
+        if self._sentence and trainer.is_global_zero:
+            print(f"intruder dimensions ({words_for(export)}): {self._sentence}")
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> list[Measurement]:
         """Decomposes this process's share of the layers and gathers all."""
@@ -82,8 +89,8 @@ class IntruderDimensions(AdapterMonitor):
             parts = [None] * trainer.world_size
             torch.distributed.all_gather_object(parts, found)
         together = {name: intruders for part in parts for name, intruders in part.items()}
-        if together and trainer.is_global_zero:
-            print(f"{sentence(together)} ({time.perf_counter() - started:.1f} s for {len(together)} layers)")
+        if together:
+            self._sentence = f"{describe(together)} ({time.perf_counter() - started:.1f} s for {len(together)} layers)"
         return measurements_of(together)
 
     def _compare(self, name: str, weight: Tensor, adapted: Tensor) -> Intruders:
@@ -96,7 +103,7 @@ class IntruderDimensions(AdapterMonitor):
 
 
 def measurements_of(found: dict[str, Intruders]) -> list[Measurement]:
-    """The numbers of each module, and of all together.
+    """The numbers of each module, and of all modules together.
 
     Args:
         found: Intruders by module.
@@ -115,8 +122,8 @@ def measurements_of(found: dict[str, Intruders]) -> list[Measurement]:
     return [*measurements, Measurement(TOTAL, "count", float(count)), Measurement(TOTAL, "strength", strength)]
 
 
-def sentence(found: dict[str, Intruders]) -> str:
-    """What a user needs to know.
+def describe(found: dict[str, Intruders]) -> str:
+    """Summarises the intruders of all layers in a sentence.
 
     Args:
         found: Intruders by module, at least one module.
@@ -127,9 +134,9 @@ def sentence(found: dict[str, Intruders]) -> str:
     having = {module: intruders for module, intruders in found.items() if intruders.count}
     if not having:
         nearest = min(intruders.least_similarity for intruders in found.values())
-        return f"intruder dimensions: none (the newest strong direction has a cosine of {nearest:.2f} with an old one)"
+        return f"none (the newest strong direction has a cosine of {nearest:.2f} with an old one)"
     strongest = max(having, key=lambda module: having[module].strength)
     return (
-        f"intruder dimensions: {sum(i.count for i in having.values())} in {len(having)} of {len(found)} layers, the "
+        f"{sum(i.count for i in having.values())} in {len(having)} of {len(found)} layers, the "
         f"strongest in {strongest} with {having[strongest].strength:.0%} of its largest singular value"
     )

@@ -116,10 +116,10 @@ class MergeEquivalence(AdapterMonitor):
         saved = state_dict.get("verdict")
         self._saved_verdict = None if saved is None else Verdict(**saved)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compares, if that is asked for."""
-        if self.at_validation:
-            super().on_validation_end(trainer, pl_module)
+    @property
+    def only_at_the_end(self) -> bool:
+        """Unless it compares at each validation, only the exported weights are compared."""
+        return not self.at_validation
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says what came out, now that every checkpoint is written.

@@ -1,18 +1,18 @@
-"""How little trains: by kind of module, in bytes, and against full fine-tuning."""
+"""How few parameters are trainable: by kind of module, in bytes, and against full fine-tuning."""
 
 from lightning import LightningModule, Trainer
 
 from lora_lightning.analysis.parameter_counts import ParameterCounts, count_by_kind
-from lora_lightning.callbacks.adapter_monitor import TOTAL, AdapterMonitor, Measurement
+from lora_lightning.callbacks.adapter_monitor import TOTAL, AdapterMonitor, Export, Measurement
 
 
 class ParameterEfficiency(AdapterMonitor):
-    """Counts parameters when training starts; a quantised one counts as what it stands for.
+    """Counts parameters when training starts; a quantised tensor counts as the parameters that it represents.
 
     Below `efficiency/all/`: `trained_parameters`, `total_parameters`, `trained_share` in [0, 1], `trained_bytes` (of
-    what a checkpoint or an exported adapter holds), and `reduction`: how many times fewer parameters train than in full
-    fine-tuning. Below `efficiency/<kind>/` the first three for each kind of module, such as `attention.self.query`,
-    over all layers; adapters count to the module that they adapt.
+    what a checkpoint or an exported adapter holds), and `reduction`: the ratio of the parameters that full fine-tuning
+    trains to the trainable ones. Below `efficiency/<kind>/` the first three for each kind of module, such as
+    `attention.self.query`, over all layers; adapters count to the module that they adapt.
     """
 
     table = "parameter_efficiency"
@@ -22,19 +22,22 @@ class ParameterEfficiency(AdapterMonitor):
         super().__init__()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Counts, unless the run that is resumed in this folder has."""
+        """Counts, unless the run that is resumed in this folder has done so."""
         super().on_train_start(trainer, pl_module)
         counts = self.measure(trainer, pl_module)
         if trainer.global_step and any(part.num_rows for part in self._parts):
             return
         self._parts = []
-        self.hand_on(trainer, trainer.global_step, counts)
+        self.publish(trainer, trainer.global_step, counts)
         self.write(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nothing has changed."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing has changed."""
+
+    def record_export(self, trainer: Trainer, pl_module: LightningModule, export: Export) -> None:
         """Nothing has changed."""
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> list[Measurement]:

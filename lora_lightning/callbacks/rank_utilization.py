@@ -11,7 +11,14 @@ from torch import Tensor
 
 from lora_lightning.analysis.rank_advice import rank_advice
 from lora_lightning.analysis.spectrum import common_energy_rank, rank_numbers, singular_values
-from lora_lightning.callbacks.adapter_monitor import TOTAL, AdapterMonitor, Measurement, warn_without_adapters
+from lora_lightning.callbacks.adapter_monitor import (
+    TOTAL,
+    AdapterMonitor,
+    Export,
+    Measurement,
+    warn_without_adapters,
+    words_for,
+)
 from lora_lightning.errors import ConfigurationError, suggest_names
 from lora_lightning.figures.histograms import add_histogram
 from lora_lightning.figures.rank import spectra_figure, utilization_figure
@@ -73,8 +80,9 @@ class RankUtilizationMonitor(AdapterMonitor):
         uses_budget = lora is not None and lora.adalora is not None
         self._ranks = ranks_in_use(pl_module) if uses_budget else {delta.module: delta.r for delta in deltas}
         self._spectra = dict(zip(self._ranks, singular_values(deltas), strict=True))
-        for module, curves in self._history.items():
-            curves.append((trainer.global_step, self._spectra[module].tolist()))
+        if self._export is None:
+            for module, curves in self._history.items():
+                curves.append((trainer.global_step, self._spectra[module].tolist()))
         numbers = {module: rank_numbers(self._spectra[module], r) for module, r in self._ranks.items()}
         numbers[TOTAL] = mean_numbers(list(numbers.values()), self._spectra)
         return [Measurement(module, *metric) for module, metrics in numbers.items() for metric in metrics.items()]
@@ -88,19 +96,17 @@ class RankUtilizationMonitor(AdapterMonitor):
         board.experiment.add_figure(f"{self.tag}/utilization", utilization_figure(used, step), global_step=step)
         board.experiment.add_figure(f"{self.tag}/spectra", spectra_figure(self._history), global_step=step)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures what training ended with, says what to try, and keeps it in the run."""
-        super().on_train_end(trainer, pl_module)
+    def conclude(self, trainer: Trainer, pl_module: LightningModule, export: Export | None) -> None:
+        """Prints which r to try, and writes that with the spectra of the exported adapter to the run's folder."""
         if not self._spectra or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         advice = rank_advice(self._spectra, self._ranks, cast("AdaptationTask", pl_module).lora)
-        print(f"rank: {advice}")
+        print(f"rank ({words_for(export)}): {advice}")
         path = run_folder_of(trainer) / REPORT
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(
-            json.dumps(rank_report(trainer.global_step, advice, self._spectra, self._ranks), indent=2) + "\n",
-            encoding="utf-8",
-        )
+        step = export.step if export else trainer.global_step
+        report = rank_report(step, advice, self._spectra, self._ranks)
+        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
     def state_dict(self) -> dict[str, Any]:
         """What the picture of spectra needs when the run is resumed."""

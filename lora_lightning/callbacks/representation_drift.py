@@ -1,4 +1,4 @@
-"""How far training moves what each layer says about the same examples."""
+"""How far training moves each layer's hidden states of the same examples."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -17,7 +17,7 @@ from torch import Tensor
 from lora_lightning.analysis.representations import Pooling, linear_cka, pool_tokens, row_cosines
 from lora_lightning.backbones import load_config
 from lora_lightning.backbones.first_token import every_token
-from lora_lightning.callbacks.adapter_monitor import AdapterMonitor, Measurement
+from lora_lightning.callbacks.adapter_monitor import TRAINING, AdapterMonitor, Measurement
 from lora_lightning.callbacks.validation_batches import evaluating
 from lora_lightning.datamodules import TextDataModule
 from lora_lightning.datamodules.base import VALIDATION
@@ -41,12 +41,13 @@ class RepresentationDrift(AdapterMonitor):
     """Compares the hidden states of adapted and base model, on a fixed sample of the validation data.
 
     By layer: `representation_drift/layer.<number>.output/cosine`, the mean over the examples (1: every example points
-    where it did), and `.../cka`, linear centred kernel alignment (1: the examples lie to one another as they did, up
-    to rotation and scale; NaN where all examples have the same state). TensorBoard shows both over layers and steps.
+    where it did), and `.../cka`, linear centred kernel alignment (1: the same geometry of the examples, up to rotation
+    and scale; NaN if all examples have the same state). TensorBoard shows both over layers and steps.
 
-    The base's states are taken when training starts, with the adapters and `modules_to_save` disabled. Where the base
-    itself trains (`lora: null`, or `lora.bias`), it is as it is before the first step, and checkpoints keep its pooled
-    states for resumed runs. All tokens of the last layer are computed, also where a classifier reads only the first.
+    The base's states are computed when training starts, with the adapters and `modules_to_save` disabled. If parameters
+    of the base are trainable (`lora: null`, or `lora.bias`), they are its states before the first step, and checkpoints
+    keep the pooled states for resumed runs. All tokens of the last layer are computed, even if a classifier uses only
+    the first.
 
     Args:
         every_n_steps: Optimizer steps between measurements; `null` measures at each validation.
@@ -93,7 +94,7 @@ class RepresentationDrift(AdapterMonitor):
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(datamodule, TextDataModule):
             name = type(datamodule).__name__
-            msg = f"RepresentationDrift compares what a model makes of texts, and {name} has none; leave it out."
+            msg = f"RepresentationDrift compares the hidden states of texts, and {name} has none; leave it out."
             raise ConfigurationError(msg)
         if self.layers is None:
             return
@@ -108,7 +109,7 @@ class RepresentationDrift(AdapterMonitor):
                 raise ConfigurationError(msg)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws the examples and takes the base's states."""
+        """Draws the examples and computes the base's states."""
         super().on_train_start(trainer, pl_module)
         task = cast("AdaptationTask", pl_module)
         self._rows = probe_rows(_validation(trainer)[1].lengths, self.probe_size)
@@ -117,26 +118,26 @@ class RepresentationDrift(AdapterMonitor):
         with nullcontext() if self._base_trains else _pretrained(cast("PeftModel", network)):
             self._base = self._states(trainer, task)
         if self._base_trains and trainer.global_step:
-            self._take_up(trainer)
+            self._restore_base(trainer)
         self._write_states(trainer, "base", self._base)
 
-    def _take_up(self, trainer: Trainer) -> None:
-        """Before the first step the base was what the checkpoint remembers."""
+    def _restore_base(self, trainer: Trainer) -> None:
+        """The base's states from before the first step, as the checkpoint has them."""
         if self._resumed.get("what") == self._what():
             self._base = self._resumed["states"]
             return
         rank_zero_warn(
-            f"RepresentationDrift compares with step {trainer.global_step}, from which this run goes on: the base "
-            "trains too, and the checkpoint has no states of the same layers and examples from before training."
+            f"RepresentationDrift compares with step {trainer.global_step}, from which this run resumes: the base is "
+            "trainable, and the checkpoint has no states of the same layers and examples from before training."
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The base's states, where nothing but memory has them."""
+        """The base's states, if they cannot be computed again."""
         base = {"states": self._base, "what": self._what()} if self._base_trains else {}
         return {**super().state_dict(), **base}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keeps them until training starts."""
+        """Keeps the states until training starts."""
         super().load_state_dict(state_dict)
         self._resumed = state_dict
 
@@ -146,7 +147,7 @@ class RepresentationDrift(AdapterMonitor):
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> list[Measurement]:
         """Compares each layer with the base's, and exports."""
         states = self._states(trainer, cast("AdaptationTask", pl_module))
-        self._write_states(trainer, f"step_{trainer.global_step:06d}", states)
+        self._write_states(trainer, "exported" if self._export else f"step_{trainer.global_step:06d}", states)
         measurements = []
         for layer, base in self._base.items():
             cosine = float(row_cosines(states[layer], base).mean())
@@ -180,7 +181,7 @@ class RepresentationDrift(AdapterMonitor):
     def show(self, trainer: Trainer, board: TensorBoardLogger, measurements: list[Measurement]) -> None:
         """Draws both similarities over layers and steps."""
         del measurements
-        rows = [row for part in self._parts for row in part.to_pylist()]
+        rows = [row for part in self._parts for row in part.to_pylist() if row["state"] == TRAINING]
         figure = drift_figure({(row["metric"], row["layer"], row["step"]): row["value"] for row in rows})
         board.experiment.add_figure(self.tag, figure, global_step=trainer.global_step)
 
@@ -202,7 +203,7 @@ def _validation(trainer: Trainer) -> tuple[TextDataModule, Any]:
 
 
 def probe_rows(lengths: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """Draws the examples to look at: the same for the same data.
+    """Draws the probed examples: the same for the same data.
 
     Args:
         lengths: (rows,), tokens of each row of the split.

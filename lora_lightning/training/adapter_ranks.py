@@ -2,13 +2,13 @@
 
 from lightning import LightningModule, Trainer
 
-from lora_lightning.callbacks.adapter_monitor import TOTAL, AdapterMonitor, Measurement
+from lora_lightning.callbacks.adapter_monitor import TOTAL, AdapterMonitor, Export, Measurement, words_for
 from lora_lightning.lora.variants.adalora import ranks_in_use
 from lora_lightning.tasks import AdaptationTask
 
 
 class AdapterRanks(AdapterMonitor):
-    """Logs the rank of each adapter where the variant chooses it; always on, and silent for other variants.
+    """Logs the rank of each adapter if the variant chooses it; always on, and silent for other variants.
 
     `lora_rank/<module>/r` at the start of training, at each validation and at the end; `lora_rank/all/r` is the mean.
     """
@@ -20,20 +20,19 @@ class AdapterRanks(AdapterMonitor):
         super().__init__()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Logs what training starts with; a run that goes on in its folder has done so."""
+        """Logs the ranks that training starts with, unless a run that is resumed in its folder has."""
         super().on_train_start(trainer, pl_module)
         found = self.measure(trainer, pl_module)
         if not self._parts:
-            self.hand_on(trainer, trainer.global_step, found)
+            self.publish(trainer, trainer.global_step, found)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Logs and says what training ended with."""
-        super().on_train_end(trainer, pl_module)
+    def conclude(self, trainer: Trainer, pl_module: LightningModule, export: Export | None) -> None:
+        """Prints the ranks that the exported adapter has."""
         ranks = ranks_in_use(pl_module)
         if trainer.is_global_zero and chooses_ranks(pl_module) and ranks:
             print(
-                f"ranks: {sum(ranks.values()) / len(ranks):.2f} on average, from {min(ranks.values())} "
-                f"({min(ranks, key=lambda name: ranks[name])}) to {max(ranks.values())} "
+                f"ranks ({words_for(export)}): {sum(ranks.values()) / len(ranks):.2f} on average, from "
+                f"{min(ranks.values())} ({min(ranks, key=lambda name: ranks[name])}) to {max(ranks.values())} "
                 f"({max(ranks, key=lambda name: ranks[name])})"
             )
 

@@ -1,6 +1,7 @@
 """Keep the best checkpoint, and beside it the adapter in PEFT's own format."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -9,13 +10,16 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lora_lightning.backbones.export import export_model
+from lora_lightning.callbacks.adapter_monitor import AdapterMonitor, Export
 from lora_lightning.compat.lightning import HookedCheckpoint, batch_progress, take_back_batch
 from lora_lightning.datamodules import AdaptationDataModule
 from lora_lightning.errors import ConfigurationError, suggest_names
 from lora_lightning.lora.sharding import full_state_dict, is_sharded
+from lora_lightning.runs.checkpoint import read_checkpoint
 from lora_lightning.runs.files import cannot_be_written
 from lora_lightning.runs.layout import ADAPTER_FOLDER, BEST, EVENT_SIZES, WHOLE_STEP, event_sizes, run_folder_of
 from lora_lightning.tasks import AdaptationTask
+from lora_lightning.training.checkpoint_weights import with_weights
 
 
 class AdapterCheckpoint(HookedCheckpoint):
@@ -33,6 +37,8 @@ class AdapterCheckpoint(HookedCheckpoint):
         every_n_train_steps: Optimizer steps between writes of `last.ckpt` within an epoch; `null` for none, so that a
             killed run goes on from its last validation.
     """
+
+    exports_adapter = True  # for the monitors, which this callback has measure what it exports
 
     def __init__(
         self,
@@ -58,6 +64,7 @@ class AdapterCheckpoint(HookedCheckpoint):
         self.steps_between = every_n_train_steps  # not Lightning's attribute, which would look for a new best, too
         self._kept: tuple[int, int] | None = None  # the place that last.ckpt is of
         self._between_steps = False
+        self._written: dict[str, Any] | None = None  # the checkpoint that is being written, as other callbacks left it
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Without validation nothing can be best: keeps the latest epoch instead."""
@@ -82,13 +89,18 @@ class AdapterCheckpoint(HookedCheckpoint):
         self.keep_last(trainer)  # Lightning does so only with a new best
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keeps the steps since the last validation, and exports where no validation ran at all."""
+        """Keeps the steps since the last validation, exports if no validation ran, and has monitors measure the export.
+
+        Lightning calls the checkpoint callbacks last, so the monitors have recorded the last step by now.
+        """
+        task = cast("AdaptationTask", pl_module)
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         self.keep_last(trainer)
         if not self.best_model_path:
             self.best_model_path = self.last_model_path
-            self._export(trainer, cast("AdaptationTask", pl_module))
+            self._export(trainer, task, self._read(trainer, self.best_model_path)["state_dict"])
+        self._measure_export(trainer, task)
 
     def keep_when_due(self, trainer: Trainer) -> None:
         """Writes `last.ckpt` between two steps, every n steps; the next batch may be loaded, but no more."""
@@ -114,8 +126,15 @@ class AdapterCheckpoint(HookedCheckpoint):
         return self._kept == _place(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Notes how far the curves go and whether a step is whole; leaves out a batch that is not trained on yet."""
-        del pl_module
+        """Notes how far the curves go and whether a step is whole; leaves out a batch that is not trained on yet.
+
+        What validation chose, such as a threshold, is not averaged: it replaces what a callback such as
+        `EMAWeightAveraging` has put there.
+        """
+        state, buffers = checkpoint["state_dict"], dict(pl_module.named_buffers(recurse=False))
+        checkpoint["state_dict"] = {**state, **{name: value for name, value in buffers.items() if name in state}}
+        if self._written is not None:
+            self._written = checkpoint
         checkpoint[WHOLE_STEP] = not _half_a_step(trainer)
         checkpoint[EVENT_SIZES] = event_sizes(run_folder_of(trainer)) if trainer.is_global_zero else {}
         if self._between_steps:
@@ -138,12 +157,15 @@ class AdapterCheckpoint(HookedCheckpoint):
                 run_folder_of(trainer).mkdir(parents=True, exist_ok=True)  # it may have vanished
                 for logger in trainer.loggers:
                     logger.save()  # a kill loses what a logger still holds
+            self._written = {}
             super().save_file(trainer, filepath)
             if Path(filepath).stem == BEST:
                 self.best_metrics, self._score_before = self._latest, self.best_model_score
-                self._export(trainer, cast("AdaptationTask", trainer.lightning_module))
+                self._export(trainer, cast("AdaptationTask", trainer.lightning_module), self._written["state_dict"])
         except (OSError, SafetensorError) as error:
             raise cannot_be_written(run_folder_of(trainer), error) from error
+        finally:
+            self._written = None
 
     def remove_file(self, trainer: Trainer, filepath: str) -> None:
         """Removes nothing: both files are written over, and a path may come from a checkpoint of someone else's."""
@@ -158,13 +180,46 @@ class AdapterCheckpoint(HookedCheckpoint):
         if names and self.monitor is not None and self.monitor not in trainer.callback_metrics:
             raise unknown_monitor(self.monitor, names)
 
-    def _export(self, trainer: Trainer, task: AdaptationTask) -> None:
+    def _export(self, trainer: Trainer, task: AdaptationTask, state: Mapping[str, Tensor]) -> None:
+        """Exports what a checkpoint holds, which a callback may have made another than the weights that train.
+
+        Args:
+            trainer: Knows the folders.
+            task: Its network built.
+            state: The checkpoint's; on the main process with full tensors.
+        """
         self.adapter_folder = Path(self.dirpath or ".").parent / ADAPTER_FOLDER
         network = task.built_network
-        state = full_state_dict(network, keep=trainer.is_global_zero) if is_sharded(network) else None  # collective
+        sharded = is_sharded(network)
+        full = full_state_dict(network, keep=trainer.is_global_zero) if sharded else {}  # collective
+        if not trainer.is_global_zero:
+            return
+        full |= {name.removeprefix("network."): value for name, value in state.items() if name.startswith("network.")}
+        datamodule = cast("AdaptationDataModule", trainer.datamodule)  # type: ignore[attr-defined]
+        with nullcontext() if sharded else with_weights(task, state):
+            export_model(
+                network, datamodule.tokenizer, self.adapter_folder, task.export_files(), full if sharded else None
+            )
+
+    def _measure_export(self, trainer: Trainer, task: AdaptationTask) -> None:
+        """Has every monitor measure the exported weights, which are rarely those of the last step."""
+        monitors = [callback for callback in trainer.callbacks if isinstance(callback, AdapterMonitor)]  # type: ignore[attr-defined]
+        if not monitors or self.adapter_folder is None:
+            return
+        checkpoint = self._read(trainer, self.best_model_path)
+        export = Export(int(checkpoint["global_step"]), self.adapter_folder)
+        with with_weights(task, checkpoint["state_dict"]):
+            for monitor in monitors:
+                monitor.record_export(trainer, task, export)
+
+    @staticmethod
+    def _read(trainer: Trainer, path: str) -> dict[str, Any]:
+        """Step and weights of a checkpoint, from the main process; collective."""
+        content: dict[str, Any] = {}
         if trainer.is_global_zero:
-            datamodule = cast("AdaptationDataModule", trainer.datamodule)  # type: ignore[attr-defined]
-            export_model(network, datamodule.tokenizer, self.adapter_folder, task.export_files(), state)
+            checkpoint = read_checkpoint(path)
+            content = {name: checkpoint[name] for name in ("global_step", "state_dict")}
+        return trainer.strategy.broadcast(content)
 
     def state_dict(self) -> dict[str, object]:
         """Lightning's state and the best epoch's metrics, which are this epoch's while the best is being saved."""

@@ -8,7 +8,7 @@ from lightning import Trainer
 
 from lora_lightning.analysis.intruders import Intruders, left_singular_vectors
 from lora_lightning.callbacks import IntruderDimensions, intruder_dimensions
-from lora_lightning.callbacks.intruder_dimensions import measurements_of, sentence
+from lora_lightning.callbacks.intruder_dimensions import describe, measurements_of
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.delta import adapted_layers, adapter_factors, pretrained_weight
 from lora_lightning.metrics import LabelSpace
@@ -40,7 +40,9 @@ def test_a_planted_intruder_is_found_where_it_is(
         with torch.no_grad():
             b[:, 0] = direction.float() * strengths[0].float() * 2
             a[0] = right / layers[name].scaling["default"]
-    found = {(m.module, m.metric): m.value for m in IntruderDimensions().measure(Trainer(logger=False), task)}
+    monitor, trainer = IntruderDimensions(), Trainer(logger=False)
+    found = {(m.module, m.metric): m.value for m in monitor.measure(trainer, task)}
+    monitor.conclude(trainer, task, None)
     assert found[QUERY, "count"] == 1
     assert found[QUERY, "strength"] > 0.9
     assert found[KEY, "count"] == 0
@@ -65,11 +67,9 @@ def test_weights_are_decomposed_once(task: SequenceClassificationTask, monkeypat
 
 def test_what_a_user_reads() -> None:
     none, some = Intruders(0, 0.0, 0.0, 0.71), Intruders(2, 0.5, 0.1, 0.2)
-    assert sentence({"a": none}) == (
-        "intruder dimensions: none (the newest strong direction has a cosine of 0.71 with an old one)"
-    )
-    assert sentence({"a": none, "b": some}) == (
-        "intruder dimensions: 2 in 1 of 2 layers, the strongest in b with 50% of its largest singular value"
+    assert describe({"a": none}) == ("none (the newest strong direction has a cosine of 0.71 with an old one)")
+    assert describe({"a": none, "b": some}) == (
+        "2 in 1 of 2 layers, the strongest in b with 50% of its largest singular value"
     )
     assert measurements_of({}) == []
 

@@ -36,7 +36,7 @@ def rows(folder: Path, table: str = "rank_utilization") -> list[dict[str, Any]]:
 
 def steps(folder: Path, table: str = "rank_utilization") -> list[int]:
     """Steps that were measured, each once."""
-    found = [(row["step"], row["module"], row["metric"]) for row in rows(folder, table)]
+    found = [(row["step"], row["module"], row["metric"]) for row in rows(folder, table) if row["state"] == "training"]
     assert len(found) == len(set(found))
     return sorted({step for step, _, _ in found})
 
@@ -67,7 +67,7 @@ def test_a_runs_last_ranks_are_those_of_its_weights(
         assert found[name, "stable_rank"] == pytest.approx((sigma**2).sum() / sigma[0] ** 2, rel=1e-5)
         np.testing.assert_allclose(ended["adapters"][name]["singular_values"], sigma, rtol=1e-5)
     assert found["all", "utilization"] == pytest.approx(np.mean(used), rel=1e-5)
-    assert f"rank: {ended['advice']}" in capsys.readouterr().out
+    assert f"rank (the last step): {ended['advice']}" in capsys.readouterr().out
     assert "of r = 4; r = " in ended["advice"]
 
 
@@ -205,7 +205,7 @@ def test_two_processes_measure_once(tiny_backbone: TinyBackbone, tmp_path: Path)
     command = [sys.executable, "-m", "lora_lightning", "fit", f"--config={tmp_path / 'run.yaml'}", *words]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("rank: ") == 1
+    assert result.stdout.count("rank (adapter/, step ") == 1
     assert len(steps(tmp_path)) == len(steps(tmp_path, "adapter_norms")) == 2
 
 

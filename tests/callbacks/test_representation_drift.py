@@ -222,7 +222,7 @@ def test_a_checkpoint_without_the_bases_states_is_said_so(tiny_backbone: TinyBac
     options: dict[str, Any] = {"lora": None, "max_steps": -1, "enable_checkpointing": True}
     first = train(tmp_path / "a", tiny_backbone("bert"), RepresentationDrift(probe_size=9), **options, max_epochs=1)
     step = first.trainer.global_step
-    with pytest.warns(UserWarning, match=f"compares with step {step}, from which this run goes on"):
+    with pytest.warns(UserWarning, match=f"compares with step {step}, from which this run resumes"):
         train(
             tmp_path / "b",
             tiny_backbone("bert"),

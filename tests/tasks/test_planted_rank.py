@@ -101,7 +101,7 @@ def test_ranks_that_no_layer_has_are_refused(ranks: list[int]) -> None:
 def test_a_monitor_of_texts_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["fit", f"--config={CONFIG}", f"--trainer.logger.save_dir={tmp_path}"]
     assert main([*words, "--trainer.callbacks+=RepresentationDrift"]) == 2
-    assert "RepresentationDrift compares what a model makes of texts, and PlantedRankData" in capsys.readouterr().err
+    assert "RepresentationDrift compares the hidden states of texts, and PlantedRankData" in capsys.readouterr().err
 
 
 def test_data_of_another_width_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,38 @@
+"""The weights that a checkpoint holds, put into the model for a while: what is said about them is measured on them."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from lora_lightning.lora.sharding import local_shard, shard_like
+
+
+@contextmanager
+def with_weights(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
+    """Gives a model other weights in place; afterwards they are bit for bit what they were.
+
+    Args:
+        model: The task, its network built; sharded or not.
+        state: Full tensors by dotted name, such as a checkpoint's `state_dict`; on every process if the model is
+            sharded. Parameters and buffers that it does not name stay as they are.
+
+    Yields:
+        Nothing; the model has the weights.
+    """
+    own = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    replaced: list[tuple[Tensor, Tensor]] = []
+    try:
+        with torch.no_grad():
+            for name, value in state.items():
+                place = local_shard(own[name].detach())
+                new = local_shard(shard_like(value, own[name])).to(place)
+                if not torch.equal(place, new):
+                    replaced.append((place, place.clone()))
+                    place.copy_(new)
+        yield
+    finally:
+        with torch.no_grad():
+            for place, former in replaced:
+                place.copy_(former)
