@@ -8,7 +8,8 @@ from lightning import Trainer, seed_everything
 from torch import Tensor, nn
 
 from lora_lightning.datamodules import Clinc150DataModule
-from lora_lightning.lora.config import AdaLoraSettings, LoraSettings
+from lora_lightning.lora.config import LoraSettings
+from lora_lightning.lora.variants.adalora import AdaLoraSettings
 from lora_lightning.tasks import OptimizationSettings, SequenceClassificationTask
 from lora_lightning.tasks.base import AdaptationTask
 

@@ -1,14 +1,10 @@
 """Intruder dimensions: strong singular directions of W + dW that W did not have."""
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
-
-from lora_lightning.compat.peft import LoraLayer
-from lora_lightning.lora.delta import ADAPTER, full_tensor, layer_delta
 
 TOP_K = 10
 EPSILON = 0.5
@@ -85,20 +81,3 @@ def find_intruders(
         energy=float(intruding.square().sum() / values.square().sum()),
         least_similarity=min(1.0, float(similarities.min())),
     )
-
-
-def adapted_weight(layer: LoraLayer, weight: Tensor) -> Tensor:
-    """The weight that the adapted layer computes with, W + dW; under DoRA its rows have the trained magnitudes.
-
-    Args:
-        layer: Of `adapted_layers`.
-        weight: Its `base_weight`.
-
-    Returns:
-        (out_features, in_features), float32. Under FSDP2 every process has to call this.
-    """
-    adapted = weight + layer_delta("", layer).dense()
-    if ADAPTER not in layer.lora_magnitude_vector or isinstance(layer.get_base_layer(), nn.Embedding):
-        return adapted
-    magnitudes = full_tensor(cast("Tensor", layer.lora_magnitude_vector[ADAPTER].weight)).float()
-    return magnitudes.view(-1, 1) * functional.normalize(adapted, dim=1)

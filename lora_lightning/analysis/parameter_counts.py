@@ -1,19 +1,12 @@
 """Parameters by kind of module, adapters counted with what they adapt."""
 
-import re
 from dataclasses import dataclass
 
 from torch import nn
 
 from lora_lightning.lora.delta import split_layer_number
+from lora_lightning.lora.parameter_names import adapted_module_name, is_added_by_peft
 from lora_lightning.lora.quantized import parameter_count
-
-WRAPPERS = re.compile(r"^(network\.)?(base_model\.model\.)?")  # a task's, PEFT's
-ADDED_BY_PEFT = re.compile(
-    r"\.(base_layer|original_module|token_adapter|modules_to_save\.\w+"
-    r"|(lora_\w+|ranknum|trainable_tokens_delta)(\.\w+)?)\b"
-)
-IN_A_DICTIONARY = re.compile(r"\.(lora_embedding_[AB]|ranknum|trainable_tokens_delta|lora_[ABE])\.\w+$")
 
 
 @dataclass(frozen=True)
@@ -54,21 +47,13 @@ def count_by_kind(model: nn.Module) -> dict[str, ParameterCounts]:
     """
     kinds: dict[str, ParameterCounts] = {}
     for name, parameter in model.named_parameters():
-        path = WRAPPERS.sub("", name)
-        clean = ADDED_BY_PEFT.sub("", path)
-        # The last part is the parameter's own name, unless PEFT keeps it in a dictionary (lora_embedding_A.default).
-        module = clean if IN_A_DICTIONARY.search(path) else clean.rpartition(".")[0]
         size = parameter_count(parameter)
         own = ParameterCounts(
             trained=size * parameter.requires_grad,
             total=size,
-            pretrained=0 if _is_added(path) else size,
+            pretrained=0 if is_added_by_peft(name) else size,
             trained_bytes=parameter.numel() * parameter.element_size() * parameter.requires_grad,
         )
-        kind = split_layer_number(module)[1]
+        kind = split_layer_number(adapted_module_name(name))[1]
         kinds[kind] = kinds.get(kind, ParameterCounts()) + own
     return kinds
-
-
-def _is_added(path: str) -> bool:
-    return bool(re.search(r"\.(original_module|lora_\w+|ranknum|trainable_tokens_delta)\b", path))

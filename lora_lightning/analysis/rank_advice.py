@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from lora_lightning.analysis.spectrum import common_energy_rank, effective_rank, energy_rank
-from lora_lightning.lora.config import AdaLoraSettings, LoraSettings
+from lora_lightning.lora.config import LoraSettings
+from lora_lightning.lora.variants.adalora import AdaLoraSettings
 
 LITTLE = 0.25  # of r; an adapter that uses less of its rank is named in the advice
 ENERGY = 0.99

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_lightning.backbones.end_tokens import generation_config
 from lora_lightning.compat.transformers import quantization_config
-from lora_lightning.lora.delta import ADAPTER
+from lora_lightning.lora.parameter_names import ADAPTER
 from lora_lightning.lora.plain_lora import as_plain_lora
 
 # Not in config.json, where it would say that the backbone's own weights are quantised already.

@@ -10,9 +10,8 @@ from torch.optim import Optimizer
 
 from lora_lightning.errors import VerificationError
 from lora_lightning.lora.delta import adapted_layers
+from lora_lightning.lora.parameter_names import is_trainable_by_name
 from lora_lightning.tasks import AdaptationTask
-
-TRAINED_BY_NAME = ("lora_", ".modules_to_save.", ".trainable_tokens_delta.")  # PEFT's names of what it adds
 
 
 class FrozenBaseCheck(Callback):
@@ -96,9 +95,10 @@ def check_only_adapters_train(model: nn.Module) -> None:
         VerificationError: If another parameter requires a gradient; names the first.
     """
     lora = model.lora if isinstance(model, AdaptationTask) else None
-    allowed = TRAINED_BY_NAME if lora is None or lora.bias == "none" else (*TRAINED_BY_NAME, ".bias")
+    biases_may_train = lora is not None and lora.bias != "none"
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and not any(part in f".{name}" for part in allowed):
+        may_train = is_trainable_by_name(name) or (biases_may_train and name.endswith(".bias"))
+        if parameter.requires_grad and not may_train:
             msg = f"{name} belongs to the base but trains; set its requires_grad to False, or model.lora to null."
             raise VerificationError(msg)
 

@@ -13,7 +13,6 @@ from lora_lightning.analysis.intruders import (
     EPSILON,
     TOP_K,
     Intruders,
-    adapted_weight,
     find_intruders,
     left_singular_vectors,
 )
@@ -21,6 +20,7 @@ from lora_lightning.analysis.threads import map_in_threads
 from lora_lightning.callbacks.adapter_monitor import TOTAL, AdapterMonitor, Export, Measurement, words_for
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.delta import adapted_layers, pretrained_weight
+from lora_lightning.lora.merging import merged_weight
 
 
 class IntruderDimensions(AdapterMonitor):
@@ -81,7 +81,7 @@ class IntruderDimensions(AdapterMonitor):
         found: dict[str, Intruders] = {}
         for number, (name, layer) in enumerate(adapted_layers(pl_module).items()):
             weight = pretrained_weight(layer)  # collective under FSDP2, as the next
-            adapted = adapted_weight(layer, weight)
+            adapted = merged_weight(name, layer, weight)
             if number % trainer.world_size == trainer.global_rank:
                 found[name] = self._compare(name, weight, adapted)
         parts: list[Any] = [found]

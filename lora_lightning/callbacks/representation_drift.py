@@ -23,8 +23,8 @@ from lora_lightning.datamodules import TextDataModule
 from lora_lightning.datamodules.base import VALIDATION
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.figures.cards import CARD_INCHES, DOTS_PER_INCH, FONT, evenly_spaced
-from lora_lightning.lora.delta import ADAPTER
-from lora_lightning.lora.variants.initial_factors import pretrained_base
+from lora_lightning.lora.initial_factors import pretrained_base
+from lora_lightning.lora.parameter_names import ADAPTER
 from lora_lightning.runs.layout import run_folder_of
 from lora_lightning.tasks import AdaptationTask
 

@@ -7,93 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lora_lightning.errors import ConfigurationError, suggest_names
-from lora_lightning.lora.combinations import check_pairs
-
-INITIALIZATIONS = (
-    "gaussian",
-    "orthogonal",
-    "pissa",
-    "pissa_niter_4",
-    "olora",
-    "eva",
-    "loftq",
-)  # beside true, PEFT's own
-LARGEST_FLOAT32 = 3.4e38
-
-
-@dataclass
-class AdaLoraSettings:
-    """AdaLoRA's budget: every adapter starts with rank `init_r`, and the least important ranks go (arXiv 2303.10512).
-
-    Args:
-        target_r: Average rank of the adapters at the end.
-        init_r: Rank of each adapter at the start, above `target_r`.
-        tinit: Optimizer steps before the first rank goes.
-        tfinal: Optimizer steps at the end, in which the ranks stay as they are.
-        deltaT: Optimizer steps from one allocation to the next.
-        beta1: Smoothing of the sensitivity of each weight, in (0, 1).
-        beta2: Smoothing of its uncertainty, in (0, 1).
-        orth_reg_weight: Weight of the loss that keeps the rows of A, and the columns of B, orthonormal.
-    """
-
-    target_r: int = 8
-    init_r: int = 12
-    tinit: int = 0
-    tfinal: int = 0
-    deltaT: int = 1  # noqa: N815  # PEFT's word
-    beta1: float = 0.85
-    beta2: float = 0.85
-    orth_reg_weight: float = 0.5
-
-    def __post_init__(self) -> None:
-        """Rejects a budget that cannot shrink.
-
-        Raises:
-            ConfigurationError: If a value is out of its range.
-        """
-        if not 1 <= self.target_r < self.init_r:
-            msg = (
-                f"model.lora.adalora has target_r {self.target_r} and init_r {self.init_r}, but AdaLoRA starts above "
-                "its target: 1 <= target_r < init_r, for example 8 and 12."
-            )
-            raise ConfigurationError(msg)
-        for name, least in (("tinit", 0), ("tfinal", 0), ("deltaT", 1), ("orth_reg_weight", 0)):
-            if not least <= getattr(self, name) < LARGEST_FLOAT32:
-                value = getattr(self, name)
-                msg = f"model.lora.adalora.{name} is {value}, but it must be at least {least}, and finite."
-                raise ConfigurationError(msg)
-        for name in ("beta1", "beta2"):
-            if not 0 < getattr(self, name) < 1:
-                msg = f"model.lora.adalora.{name} is {getattr(self, name)}, but it must be between 0 and 1."
-                raise ConfigurationError(msg)
-
-
-@dataclass
-class EvaSettings:
-    """How `init_lora_weights: eva` looks at the training data (arXiv 2410.07170).
-
-    Args:
-        rho: An adapter may get up to `rho * r` ranks, which others then lack; 1 gives every one `r`.
-        tau: Cosine above which a direction has settled from one batch to the next, in (0, 1].
-        whiten: Divide each direction by the square root of its singular value.
-    """
-
-    rho: float = 2.0
-    tau: float = 0.99
-    whiten: bool = False
-
-    def __post_init__(self) -> None:
-        """Rejects values that PEFT cannot use.
-
-        Raises:
-            ConfigurationError: If a value is out of its range.
-        """
-        if not 1 <= self.rho < LARGEST_FLOAT32:
-            msg = f"model.lora.eva_config.rho is {self.rho}, but it must be at least 1, and finite."
-            raise ConfigurationError(msg)
-        if not 0 < self.tau <= 1:
-            msg = f"model.lora.eva_config.tau is {self.tau}, but a cosine in (0, 1] is needed."
-            raise ConfigurationError(msg)
+from lora_lightning.lora.combinations import check_combinations
+from lora_lightning.lora.variants import chosen_variants, initialization_names, is_initialization
+from lora_lightning.lora.variants.adalora import AdaLoraSettings
+from lora_lightning.lora.variants.eva import EvaSettings
+from lora_lightning.lora.variants.variant import LARGEST_FLOAT32
 
 
 @dataclass
@@ -152,8 +70,8 @@ class LoraSettings:
         Raises:
             ConfigurationError: If a value is out of its range.
         """
-        self.adalora = _made(AdaLoraSettings, self.adalora)
-        self.eva_config = _made(EvaSettings, self.eva_config)
+        self.adalora = _as_object(AdaLoraSettings, self.adalora)
+        self.eva_config = _as_object(EvaSettings, self.eva_config)
         if self.r < 1:
             msg = f"model.lora.r is {self.r}, but a rank is at least 1; for full fine-tuning write `lora: null`."
             raise ConfigurationError(msg)
@@ -169,31 +87,23 @@ class LoraSettings:
         self._check_initialization()
         self._check_patterns()
         self._check_choices()
-        check_pairs(self)
+        check_combinations(self)
 
     def _check_initialization(self) -> None:
         wanted = self.init_lora_weights
-        if isinstance(wanted, str) and not re.fullmatch(r"pissa_niter_[1-9]\d*", wanted):
-            if wanted not in INITIALIZATIONS:
-                choices = ("true", *INITIALIZATIONS)
-                msg = f"model.lora.init_lora_weights is {wanted!r}, which is none; {suggest_names(wanted, choices)}"
-                raise ConfigurationError(msg)
-        elif wanted is False:
+        if wanted is False:
             msg = (
                 "model.lora.init_lora_weights is false, which starts at a random update; write true (dW = 0), or one "
-                f"of {', '.join(INITIALIZATIONS)}."
+                f"of {', '.join(initialization_names())}."
             )
             raise ConfigurationError(msg)
-        odd = [r for r in self._ranks() if r % 2]
-        if wanted == "orthogonal" and odd:
-            msg = f"model.lora.init_lora_weights is orthogonal, which needs even ranks, but r {odd[0]} is asked for."
+        if isinstance(wanted, str) and not is_initialization(wanted):
+            remedy = suggest_names(wanted, ("true", *initialization_names()))
+            msg = f"model.lora.init_lora_weights is {wanted!r}, which is not an initialisation; {remedy}"
             raise ConfigurationError(msg)
         if self.eva_config is not None and wanted != "eva":
             msg = "model.lora.eva_config is set, but init_lora_weights is not eva; set that, or leave eva_config out."
             raise ConfigurationError(msg)
-
-    def _ranks(self) -> list[int]:
-        return [self.r, *(self.rank_pattern or {}).values()]
 
     def _check_patterns(self) -> None:
         for name, least in (("rank_pattern", 1), ("alpha_pattern", 0)):
@@ -227,7 +137,7 @@ class LoraSettings:
     @property
     def changes_base(self) -> bool:
         """Whether the adapter starts with a part of the base, which is taken out of it."""
-        return isinstance(self.init_lora_weights, str) and self.init_lora_weights.startswith(("pissa", "olora"))
+        return any(variant.changes_base for variant in chosen_variants(self))
 
 
 @dataclass
@@ -271,6 +181,6 @@ class QuantizationSettings:
                 raise ConfigurationError(msg)
 
 
-def _made(settings_class: Any, value: Any) -> Any:
-    """The object; a checkpoint holds it as a mapping."""
+def _as_object(settings_class: Any, value: Any) -> Any:
+    """The settings as an object; a checkpoint holds them as a mapping."""
     return settings_class(**value) if isinstance(value, Mapping) else value

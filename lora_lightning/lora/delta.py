@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from lora_lightning.compat.peft import AdaLoraLayer, LoraLayer
+from lora_lightning.lora.initial_factors import initial_delta, initial_factors
+from lora_lightning.lora.parameter_names import ADAPTER, pretrained_name
 from lora_lightning.lora.quantized import dequantized_weight
-from lora_lightning.lora.variants.initial_factors import initial_delta, initial_factors
 
-ADAPTER = "default"  # PEFT's name for the only adapter that this package trains
 LAYER_NUMBER = re.compile(r"(?:^|\.)(\d+)\.")
 
 
@@ -84,8 +84,7 @@ def adapted_layers(model: nn.Module) -> dict[str, LoraLayer]:
     layers = {}
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer) and ADAPTER in module.scaling:
-            # PEFT wraps the pretrained model as base_model.model, a task of ours as network.
-            layers[re.sub(r"^(network\.)?(base_model\.model\.)?", "", name)] = module
+            layers[pretrained_name(name)] = module
     return layers
 
 

@@ -14,20 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lora_lightning.compat.bitsandbytes import dequantized_dtype
-from lora_lightning.compat.peft import DoraLinearVariant, LoraLayer
+from lora_lightning.compat.peft import LoraLayer
 from lora_lightning.compat.transformers import Conv1D
 from lora_lightning.errors import ConfigurationError
-from lora_lightning.lora.delta import (
-    ADAPTER,
-    adapted_layers,
-    full_tensor,
-    is_transposed,
-    layer_delta,
-    pretrained_weight,
-)
+from lora_lightning.lora.delta import adapted_layers, is_transposed, pretrained_weight
+from lora_lightning.lora.initial_factors import pretrained_base
+from lora_lightning.lora.parameter_names import ADAPTER
 from lora_lightning.lora.quantized import dequantized_weight, quantized_bits, requantized
 from lora_lightning.lora.sharding import local_shard, shard_like
-from lora_lightning.lora.variants.initial_factors import pretrained_base
+from lora_lightning.lora.variants import variant_of_layer
+from lora_lightning.lora.variants.variant import Variant
 
 MergeTarget = Literal["base", "dequantized", "original", "requantized"]
 MERGEABLE = (nn.Linear, nn.Embedding, Conv1D)  # bitsandbytes' layers are nn.Linear too
@@ -52,15 +48,14 @@ def merge_targets(model: nn.Module, originals: Mapping[str, Tensor] | None = Non
 
 @torch.no_grad()
 def merged_weight(module: str, layer: LoraLayer, weight: Tensor) -> Tensor:
-    """One layer's weight with its adapter in it: W + dW; under DoRA m (W + dW) / ||W + dW||, row by row.
+    """One layer's weight with its adapter merged into it, as the layer's variant merges; W + dW for plain LoRA.
 
-    Source: Hu et al. 2021 (arXiv 2106.09685), section 4.1; Liu et al. 2024 (arXiv 2402.09353), equation 5. Other
-    variants are merged by PEFT's own code.
+    Variants of PEFT that this package does not train are merged by PEFT's own code.
 
     Args:
         module: The layer's name, for messages.
-        layer: Of `adapted_layers`.
-        weight: W, (out_features, in_features), float32: of `pretrained_weight`, or the original one.
+        layer: Of `adapted_layers`. Under FSDP2 every process has to call this.
+        weight: W, (out_features, in_features), float32: of `pretrained_weight`, or the original weight.
 
     Returns:
         (out_features, in_features), float32, a new tensor.
@@ -68,21 +63,16 @@ def merged_weight(module: str, layer: LoraLayer, weight: Tensor) -> Tensor:
     Raises:
         ConfigurationError: If the variant cannot be merged.
     """
-    variant = layer.lora_variant.get(ADAPTER)
-    if variant is not None and type(variant) is not DoraLinearVariant:
-        stored = (weight.T if is_transposed(layer) else weight).clone()
-        try:
-            merged = variant.merge_safe(layer, ADAPTER, stored)
-        except (NotImplementedError, RuntimeError, ValueError) as error:
-            msg = f"{module}: {type(variant).__name__} cannot be merged ({error}); keep the adapter beside its base."
-            raise ConfigurationError(msg) from error
-        return merged.T if is_transposed(layer) else merged
-    delta = layer_delta(module, layer)
-    merged = torch.addmm(weight, delta.B, delta.A, alpha=delta.scaling)
-    if variant is not None:
-        magnitude = full_tensor(cast("Tensor", layer.lora_magnitude_vector[ADAPTER].weight)).float()
-        merged *= (magnitude / merged.norm(dim=1))[:, None]
-    return merged
+    own, of_peft = variant_of_layer(layer), layer.lora_variant.get(ADAPTER)
+    if own is not Variant or of_peft is None:
+        return own.merged_weight(module, layer, weight)
+    stored = (weight.T if is_transposed(layer) else weight).clone()
+    try:
+        merged = of_peft.merge_safe(layer, ADAPTER, stored)
+    except (NotImplementedError, RuntimeError, ValueError) as error:
+        msg = f"{module}: {type(of_peft).__name__} cannot be merged ({error}); keep the adapter beside its base."
+        raise ConfigurationError(msg) from error
+    return merged.T if is_transposed(layer) else merged
 
 
 @contextmanager

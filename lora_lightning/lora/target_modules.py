@@ -99,6 +99,20 @@ def linear_layers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, nn
     }
 
 
+def layer_features(layer: nn.Module) -> tuple[int, int]:
+    """The sides of a layer's weight; a quantised weight is packed and has another shape.
+
+    Args:
+        layer: Of `linear_layers`.
+
+    Returns:
+        (in_features, out_features).
+    """
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    return tuple(layer.weight.shape)  # type: ignore[arg-type]  # of a Conv1D
+
+
 def resolve_target_modules(model: nn.Module, target_modules: str | list[str], exclude: Collection[str]) -> list[str]:
     """Names every layer that gets an adapter.
 

@@ -1,12 +1,10 @@
 """AdamW, its variants for LoRA, and a learning-rate schedule, from a short YAML-visible dataclass."""
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import (
@@ -15,12 +13,9 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from lora_lightning.compat.peft import LoraLayer
 from lora_lightning.errors import ConfigurationError
-from lora_lightning.lora.combinations import check_pairs
-from lora_lightning.lora.config import LoraSettings
-from lora_lightning.lora.delta import ADAPTER, adapted_layers, adapter_factors
 from lora_lightning.lora.quantized import parameter_count
+from lora_lightning.lora.variants import chosen_variants
 
 SCHEDULES: dict[str, Any] = {
     "linear": get_linear_schedule_with_warmup,
@@ -30,19 +25,19 @@ SCHEDULES: dict[str, Any] = {
 
 @dataclass
 class OptimizationSettings:
-    """How the trained parameters move.
+    """How the trainable parameters are optimised.
 
     Gradient clipping and accumulation are the trainer's: `trainer.gradient_clip_val`,
     `trainer.accumulate_grad_batches`.
 
     Args:
-        learning_rate: AdamW's, after warm-up. LoRA wants about ten times what full fine-tuning does.
+        learning_rate: AdamW's, after warm-up. LoRA needs about ten times the rate of full fine-tuning.
         weight_decay: Decoupled decay of matrices; biases and norms never decay.
-        schedule: What follows the warm-up: `linear` or `cosine` down to 0, or `constant`.
+        schedule: What follows the warm-up: `linear` or `cosine` decay to 0, or `constant`.
         warmup_share: Share of all steps during which the rate rises from 0, in [0, 1).
-        loraplus_lr_ratio: LoRA+ (Hayou et al. 2024, arXiv 2402.12354): B, and all vectors (biases, norms, magnitudes),
-            learn so many times faster than the rest; `null` for one rate. 16 is the paper's choice, with a lower
-            `learning_rate`.
+        loraplus_lr_ratio: LoRA+ (Hayou et al. 2024, arXiv 2402.12354): the learning rate of B, and of all vectors
+            (biases, norms, magnitudes), as a multiple of `learning_rate`; `null` for one rate. The paper uses 16, with
+            a lower `learning_rate`.
         lorafa: LoRA-FA (Zhang et al. 2023, arXiv 2308.03303): A stays as it is drawn, and B's gradient is projected so
             that dW follows the gradient of W as closely as it can.
     """
@@ -67,7 +62,7 @@ class OptimizationSettings:
             msg = f"model.optimization.weight_decay is {self.weight_decay}, but it must be at least 0."
             raise ConfigurationError(msg)
         if not 0 <= self.warmup_share < 1:
-            msg = f"model.optimization.warmup_share is {self.warmup_share}, but a share in [0, 1) is needed."
+            msg = f"model.optimization.warmup_share is {self.warmup_share}, but it is a share and must be in [0, 1)."
             raise ConfigurationError(msg)
         if self.loraplus_lr_ratio is not None and not self.loraplus_lr_ratio >= 1:
             msg = (
@@ -77,117 +72,41 @@ class OptimizationSettings:
             raise ConfigurationError(msg)
 
 
-def check_optimizer_variants(settings: OptimizationSettings, lora: LoraSettings | None) -> None:
-    """Refuses a variant of the optimizer that the adapter has no use for.
-
-    Args:
-        settings: The optimizer's.
-        lora: The adapter's; `None` where there is none.
-
-    Raises:
-        ConfigurationError: If one is asked for that does not exist there.
-    """
-    asked = tuple(name for name in ("loraplus_lr_ratio", "lorafa") if getattr(settings, name))
-    if lora is None and asked:
-        msg = f"model.optimization.{asked[0]} is a variant of LoRA, but model.lora is null; leave it out."
-        raise ConfigurationError(msg)
-    if lora is not None:
-        check_pairs(lora, asked)
-
-
 def parameter_groups(model: nn.Module, settings: OptimizationSettings) -> list[dict[str, Any]]:
-    """Splits what trains into matrices, which decay, and vectors (biases, norms, magnitudes), which do not.
+    """Splits the trainable parameters into matrices, which decay, and vectors (biases, norms, magnitudes).
 
-    With LoRA+ the matrices are two groups, and B and the vectors learn faster, as in PEFT's `create_loraplus_optimizer`
-    (which also lets magnitudes decay).
+    Vectors never decay; PEFT's `create_loraplus_optimizer` lets magnitudes decay too.
 
     Args:
-        model: Holds the parameters; frozen ones are left out.
-        settings: Learning rate, decay, ratio.
+        model: Holds the parameters; frozen parameters are left out.
+        settings: Learning rate, decay, and variants that change the learning rate of some parameters.
 
     Returns:
-        AdamW's parameter groups; an empty group is left out.
+        AdamW's parameter groups: matrices before vectors, lower learning rates first.
     """
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    vectors = [parameter for _, parameter in named if parameter.ndim <= 1]
-    ratio = settings.loraplus_lr_ratio
-    fast = [parameter for name, parameter in named if ratio and parameter.ndim > 1 and ".lora_B." in f".{name}"]
-    seen = {id(parameter) for parameter in (*vectors, *fast)}
-    rest = [parameter for _, parameter in named if id(parameter) not in seen]
-    rate, faster = settings.learning_rate, settings.learning_rate * (ratio or 1)
-    groups: tuple[dict[str, Any], ...] = (
-        {"params": rest, "lr": rate, "weight_decay": settings.weight_decay},
-        {"params": fast, "lr": faster, "weight_decay": settings.weight_decay},
-        {"params": vectors, "lr": faster, "weight_decay": 0.0},
-    )
-    return [group for group in groups if group["params"]]
-
-
-class LoraFaAdamW(AdamW):
-    """AdamW on the projected gradients of LoRA-FA.
-
-    With A fixed, the change of dW = s B A that is closest to the gradient of W comes from
-    g = 1 / s^2 * (dL/dB) (A A^T)^-1 (as in PEFT's `LoraFAOptimizer`, here after clipping too, but in full precision
-    and fused).
-
-    Args:
-        groups: Parameter groups.
-        layers: PEFT's layers, A frozen.
-        kwargs: AdamW's.
-    """
-
-    def __init__(self, groups: list[dict[str, Any]], layers: Sequence[LoraLayer], **kwargs: Any) -> None:
-        super().__init__(groups, **kwargs)
-        self._layers = layers
-        self._projections: list[tuple[Tensor, Tensor]] | None = None  # of B; made when A is what it will be
-
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Makes a step.
-
-        Args:
-            closure: Computes the gradients, as Lightning passes it.
-
-        Returns:
-            What the closure returns.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        if self._projections is None:
-            self._projections = [projection(layer) for layer in self._layers]
-        for b, matrix in self._projections:
-            if b.grad is not None:
-                b.grad.copy_(b.grad @ matrix)
-        super().step()
-        return loss
-
-
-@torch.no_grad()
-def projection(layer: LoraLayer) -> tuple[Tensor, Tensor]:
-    """What the gradient of a layer's B is to be multiplied with under LoRA-FA.
-
-    Source: Zhang et al. 2023 (arXiv 2308.03303), as PEFT has it.
-
-    Args:
-        layer: PEFT's.
-
-    Returns:
-        B, the parameter, and (A A^T)^-1 / s^2, (r, r), B's dtype and device.
-    """
-    a, b = adapter_factors(layer)
-    gram = (a @ a.T).double()
-    inverse = torch.linalg.pinv(gram + 1e-8 * torch.eye(len(gram)).to(gram), hermitian=True)
-    return b, (inverse / float(layer.scaling[ADAPTER]) ** 2).to(b)
+    variants = chosen_variants(None, settings)
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            factor = math.prod(variant.learning_rate_factor(name, parameter) for variant in variants)
+            groups.setdefault((parameter.ndim <= 1, factor), []).append(parameter)
+    return [
+        {
+            "params": groups[is_vector, factor],
+            "lr": settings.learning_rate * factor,
+            "weight_decay": 0.0 if is_vector else settings.weight_decay,
+        }
+        for is_vector, factor in sorted(groups)
+    ]
 
 
 def build_optimizer(model: nn.Module, settings: OptimizationSettings, *, mixed_precision: bool = False) -> AdamW:
-    """AdamW over what trains, in its fused form where that is possible.
+    """AdamW over the trainable parameters, in its fused form if that is possible.
 
     Args:
         model: Holds the parameters.
         settings: Learning rate, decay, variants.
-        mixed_precision: Lightning clips gradients of a mixed-precision run only where the optimizer is not fused.
+        mixed_precision: Lightning clips gradients of a mixed-precision run only if the optimizer is not fused.
 
     Returns:
         The optimizer.
@@ -195,9 +114,9 @@ def build_optimizer(model: nn.Module, settings: OptimizationSettings, *, mixed_p
     groups = parameter_groups(model, settings)
     on_one_device = len({parameter.device.type for group in groups for parameter in group["params"]}) == 1
     fused = (on_one_device and not mixed_precision) or None
-    if settings.lorafa:
-        return LoraFaAdamW(groups, list(adapted_layers(model).values()), lr=settings.learning_rate, fused=fused)
-    return AdamW(groups, lr=settings.learning_rate, fused=fused)
+    own_classes = (variant.optimizer_class(model) for variant in chosen_variants(None, settings))
+    optimizer_class = next((own for own in own_classes if own is not None), AdamW)
+    return optimizer_class(groups, lr=settings.learning_rate, fused=fused)
 
 
 def build_schedule(optimizer: Optimizer, settings: OptimizationSettings, total_steps: float) -> LRScheduler:
@@ -206,13 +125,13 @@ def build_schedule(optimizer: Optimizer, settings: OptimizationSettings, total_s
     Args:
         optimizer: From `build_optimizer`.
         settings: Schedule and warm-up.
-        total_steps: Optimizer steps of the whole run; infinity where the trainer sets no end.
+        total_steps: Optimizer steps of the whole run; infinity if the trainer sets no end.
 
     Returns:
         The schedule.
 
     Raises:
-        ConfigurationError: If the schedule needs an end and there is none.
+        ConfigurationError: If the schedule needs to know the end of training and the trainer sets none.
     """
     endless = total_steps == float("inf")
     if endless and (settings.schedule != "constant" or settings.warmup_share):
@@ -228,13 +147,14 @@ def build_schedule(optimizer: Optimizer, settings: OptimizationSettings, total_s
 
 
 def count_trainable_parameters(model: nn.Module) -> tuple[int, int]:
-    """Counts parameters.
+    """Counts trainable and all parameters.
 
     Args:
         model: Any module.
 
     Returns:
-        (trained, total) numbers of parameters; a quantised weight counts what it stands for, not its packed elements.
+        (trainable, total) numbers of parameters; a quantised weight counts as the weight that it stands for, not by its
+        packed elements.
     """
     sizes = [(parameter_count(parameter), parameter.requires_grad) for parameter in model.parameters()]
-    return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
+    return sum(size for size, is_trainable in sizes if is_trainable), sum(size for size, _ in sizes)

@@ -8,12 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from peft import LoraConfig, get_peft_model
-from torch import nn
-from transformers.pytorch_utils import Conv1D
 
-from lora_lightning.analysis.intruders import Intruders, adapted_weight, find_intruders, left_singular_vectors
-from lora_lightning.lora.delta import adapted_layers, pretrained_weight
+from lora_lightning.analysis.intruders import Intruders, find_intruders, left_singular_vectors
 
 Matrix = NDArray[np.float64]
 
@@ -93,19 +89,3 @@ def test_nothing_at_all() -> None:
     assert found_in(nothing, nothing).count == 0
     assert found_in(nothing, nothing).least_similarity != found_in(nothing, nothing).least_similarity  # NaN
     assert found_in(nothing, decaying(np.random.default_rng(0), 4, 3)).count == 3
-
-
-@pytest.mark.parametrize("dora", [False, True])
-@pytest.mark.parametrize("kind", ["linear", "conv1d"])
-def test_the_adapted_weight_is_what_peft_merges(kind: str, dora: bool) -> None:
-    torch.manual_seed(0)
-    layer = nn.Linear(6, 9) if kind == "linear" else Conv1D(9, 6)
-    config = LoraConfig(target_modules=["0"], r=2, use_dora=dora, fan_in_fan_out=kind == "conv1d")
-    model = get_peft_model(nn.Sequential(layer), config)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            nn.init.normal_(parameter)
-    (adapted,) = adapted_layers(model).values()
-    weight = adapted_weight(adapted, pretrained_weight(adapted))
-    merged = model.merge_and_unload()[0].weight.detach()
-    torch.testing.assert_close(weight, merged if kind == "linear" else merged.T, rtol=1e-5, atol=1e-5)

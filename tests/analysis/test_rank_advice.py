@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from lora_lightning.analysis.rank_advice import rank_advice
-from lora_lightning.lora.config import AdaLoraSettings, LoraSettings
+from lora_lightning.lora.config import LoraSettings
+from lora_lightning.lora.variants.adalora import AdaLoraSettings
 
 
 def spectrum(k: int, r: int) -> torch.Tensor:

@@ -18,9 +18,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lora_lightning.callbacks import AdapterNormMonitor, RankUtilizationMonitor
 from lora_lightning.callbacks.rank_utilization import shown_modules
 from lora_lightning.errors import ConfigurationError
-from lora_lightning.lora.config import AdaLoraSettings, LoraSettings
+from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.delta import adapted_layers, adapter_factors
-from lora_lightning.lora.variants.adalora import ranks_in_use
+from lora_lightning.lora.variants.adalora import AdaLoraSettings, ranks_in_use
 from tests.callbacks.test_merge_equivalence import SETTINGS, TASKS, fit, fit_quantized, trainer_of
 from tests.conftest import TinyBackbone
 from tests.tiny_data import save_tiny_clinc150

@@ -8,9 +8,11 @@ from transformers import BertConfig, GPT2Config
 from lora_lightning.backbones import check_adapter_settings
 from lora_lightning.backbones.causal_language_modeling import check_causal_lm_settings
 from lora_lightning.errors import ConfigurationError
-from lora_lightning.lora.combinations import check_quantized_base
-from lora_lightning.lora.config import AdaLoraSettings, EvaSettings, LoraSettings
+from lora_lightning.lora.combinations import check_lora_and_quantization
+from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.injection import find_targets
+from lora_lightning.lora.variants.adalora import AdaLoraSettings
+from lora_lightning.lora.variants.eva import EvaSettings
 from lora_lightning.tasks import OptimizationSettings, QuestionAnsweringTask, SequenceClassificationTask
 from lora_lightning.tasks.hyperparameters import hyperparameter_conflicts
 from tests.conftest import TinyClassifier
@@ -140,10 +142,10 @@ def test_only_the_chosen_layers_are_adapted(
 def test_what_a_quantised_base_refuses(settings: dict[str, Any], bits: int, refused: bool) -> None:
     made = LoraSettings(**settings)
     if not refused:
-        check_quantized_base(made, bits)
+        check_lora_and_quantization(made, QuantizationSettings(bits=bits))
         return
     with pytest.raises(ConfigurationError, match=f"but the base is quantised to {bits} bits"):
-        check_quantized_base(made, bits)
+        check_lora_and_quantization(made, QuantizationSettings(bits=bits))
 
 
 @pytest.mark.parametrize("task_class", [SequenceClassificationTask, QuestionAnsweringTask])

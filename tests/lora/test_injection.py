@@ -19,13 +19,14 @@ from transformers import (
 
 from lora_lightning.backbones import LoadedBackbone
 from lora_lightning.errors import ConfigurationError
-from lora_lightning.lora.config import AdaLoraSettings, LoraSettings
+from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.injection import (
     attach_lora,
     modules_trained_in_full,
     newly_initialized_modules,
     trainable_parameter_names,
 )
+from lora_lightning.lora.variants.adalora import AdaLoraSettings
 from tests.conftest import TinyClassifier
 from tests.reference import assert_layers_compute_the_formula, move_from_zero
 from tests.tiny_models import FAMILIES, HIDDEN

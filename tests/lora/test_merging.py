@@ -11,6 +11,7 @@ import torch
 from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.config import LoraSettings
@@ -230,3 +231,19 @@ def test_errors_of_quantizing_equal_numpys(tiny_backbone: TinyBackbone) -> None:
     with pytest.raises(ConfigurationError, match=r"q_proj: its original weight is not among the given ones"):  # noqa: SIM117
         with merged_adapters(model, "original", {}):
             pass
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("kind", ["linear", "conv1d"])
+def test_a_merged_weight_is_what_peft_merges(kind: str, dora: bool) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 9) if kind == "linear" else Conv1D(9, 6)
+    config = LoraConfig(target_modules=["0"], r=2, use_dora=dora, fan_in_fan_out=kind == "conv1d")
+    model = get_peft_model(nn.Sequential(layer), config)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter)
+    (adapted,) = adapted_layers(model).values()
+    weight = merged_weight("0", adapted, pretrained_weight(adapted))
+    theirs = model.merge_and_unload()[0].weight.detach()
+    torch.testing.assert_close(weight, theirs if kind == "linear" else theirs.T, rtol=1e-5, atol=1e-5)

@@ -18,16 +18,22 @@ from lora_lightning.backbones.export import export_model
 from lora_lightning.callbacks import FrozenBaseCheck
 from lora_lightning.datamodules import Clinc150DataModule
 from lora_lightning.errors import ConfigurationError
-from lora_lightning.lora import eva
-from lora_lightning.lora.config import AdaLoraSettings, EvaSettings, LoraSettings
+from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.delta import adapted_layers
 from lora_lightning.lora.fused import fuse_lora_layers
-from lora_lightning.lora.injection import attach_lora, freeze_A
-from lora_lightning.lora.variants.adalora import add_orthogonality_gradient, orthogonality, ranks_in_use
-from lora_lightning.lora.variants.eva import start_from_directions
+from lora_lightning.lora.injection import attach_lora
+from lora_lightning.lora.variants import eva
+from lora_lightning.lora.variants.adalora import (
+    AdaLoraSettings,
+    add_orthogonality_gradient,
+    orthogonality,
+    ranks_in_use,
+)
+from lora_lightning.lora.variants.eva import EvaSettings, start_from_directions
+from lora_lightning.lora.variants.lora_fa import freeze_A, projection
 from lora_lightning.tasks import OptimizationSettings, SequenceClassificationTask
 from lora_lightning.tasks.optimization import build_optimizer, build_schedule, parameter_groups
-from lora_lightning.tasks.start_from_data import start_from_data
+from lora_lightning.tasks.training_facts import training_facts
 from tests.conftest import TinyBackbone, TinyClassifier
 from tests.tiny_data import save_tiny_clinc150
 from tests.variants import logits_of
@@ -188,8 +194,6 @@ def test_lorafa_steps_as_pefts_optimizer_does(tiny_classifier: TinyClassifier, m
 
 def test_lorafas_projection_is_the_least_squares_solution(tiny_classifier: TinyClassifier) -> None:
     """The minimum over g of || s g A - G ||_F, for any gradient G of W, in NumPy float64; dL/dB is s G A^T."""
-    from lora_lightning.tasks.optimization import projection  # noqa: PLC0415
-
     layer = next(iter(adapted_layers(lora_model(tiny_classifier)).values()))
     a = layer.lora_A["default"].weight.detach().double().numpy()
     s = layer.scaling["default"]
@@ -324,9 +328,7 @@ def test_eva_shares_out_the_ranks_and_looks_at_the_data_once(
     assert len(set(ranks.values())) > 1
     assert all(isinstance(p, nn.Parameter) and p.requires_grad for n, p in task.named_parameters() if "lora_" in n)
     trainer.save_checkpoint(tmp_path / "a.ckpt")
-    monkeypatch.setattr(
-        "lora_lightning.tasks.start_from_data.directions_of_data", lambda *_: pytest.fail("looked again")
-    )
+    monkeypatch.setattr(eva, "directions_of_data", lambda *_: pytest.fail("looked again"))
     again = SequenceClassificationTask.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
     assert ranks_in_use(again) == ranks
     fit(tiny_backbone("bert"), data, tmp_path, total=STEPS + 1, steps=STEPS + 1, resume=tmp_path / "a.ckpt", lora=lora)
@@ -356,19 +358,18 @@ def test_eva_looks_at_the_data_on_the_device_that_trains(monkeypatch: pytest.Mon
             handed_on.append(value)
             return value
 
-    module = "lora_lightning.tasks.start_from_data"
-    monkeypatch.setattr(f"{module}.directions_of_data", directions_of_data)
-    monkeypatch.setattr(f"{module}.start_from_directions", lambda *_: None)
-    monkeypatch.setattr(f"{module}.ranks_in_use", lambda _: {"layer": 2})
-    loaders = SimpleNamespace(train_dataloader=lambda: [{"input_ids": torch.zeros(2, 3)}])
-    trainer = SimpleNamespace(strategy=Strategy(), is_global_zero=False, datamodule=loaders)
-    task: Any = SimpleNamespace(lora=LoraSettings(init_lora_weights="eva"), adapted_network=nn.Linear(3, 2))
-    task.trainer, task.device = trainer, torch.device("cpu")
+    monkeypatch.setattr(eva, "directions_of_data", directions_of_data)
+    monkeypatch.setattr(eva, "start_from_directions", lambda *_: None)
+    monkeypatch.setattr(eva, "adapted_layers", lambda _: {"layer": None})
+    monkeypatch.setattr(eva, "adapter_factors", lambda _: (torch.zeros(2, 3), torch.zeros(3, 2)))
+    network: Any = nn.Linear(3, 2)
+    task: Any = SimpleNamespace(device=torch.device("cpu"), modules=list)
     task.evaluate = lambda batch: devices.append(batch["input_ids"].device.type)
-    trainer.is_global_zero = True
+    loaders = SimpleNamespace(train_dataloader=lambda: [{"input_ids": torch.zeros(2, 3)}])
+    trainer: Any = SimpleNamespace(strategy=Strategy(), is_global_zero=True, datamodule=loaders)
     monkeypatch.setattr(Tensor, "cpu", lambda self: torch.zeros(self.shape))  # values of meta do not move
-    start_from_data(task)
-    assert devices == [task.adapted_network.weight.device.type] == ["meta"]
+    eva.Eva().before_training(network, training_facts(task, trainer, resumes=False))
+    assert devices == [network.weight.device.type] == ["meta"]
     assert [value.device.type for value in handed_on[0].values()] == ["cpu"]
 
 

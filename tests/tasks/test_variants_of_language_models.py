@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from lora_lightning.backbones.export import export_model
 from lora_lightning.datamodules import InstructionDataModule
-from lora_lightning.lora.config import AdaLoraSettings, EvaSettings, LoraSettings
-from lora_lightning.lora.variants.adalora import ranks_in_use
+from lora_lightning.lora.config import LoraSettings
+from lora_lightning.lora.variants.adalora import AdaLoraSettings, ranks_in_use
+from lora_lightning.lora.variants.eva import EvaSettings
 from lora_lightning.tasks import CausalLanguageModelingTask, OptimizationSettings
 from tests.conftest import TinyBackbone
 from tests.tiny_data import save_tiny_instructions

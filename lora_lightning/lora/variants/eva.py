@@ -1,4 +1,4 @@
-"""EVA: adapters that start with the principal directions of what goes into their layers, and share out the ranks by it.
+"""EVA: adapters that start with the principal directions of their layers' inputs, and share out the ranks by these.
 
 Source: Paischer et al. 2024 (arXiv 2410.07170). The decomposition and the redistribution are PEFT's.
 """
@@ -6,24 +6,128 @@ Source: Paischer et al. 2024 (arXiv 2410.07170). The decomposition and the redis
 import io
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import Any, cast
+from typing import Any, ClassVar, Self, cast
 
-from peft import PeftModel, get_eva_state_dict, initialize_lora_eva_weights
-from torch import Tensor
+from peft import EvaConfig, PeftModel, get_eva_state_dict, initialize_lora_eva_weights
+from torch import Tensor, nn
 
 from lora_lightning.compat.peft import adapters_in_float32
 from lora_lightning.errors import ConfigurationError
-from lora_lightning.lora.delta import ADAPTER, adapted_layers, adapter_factors
+from lora_lightning.lora.delta import adapted_layers, adapter_factors
 from lora_lightning.lora.dropout import use_fast_dropout
+from lora_lightning.lora.parameter_names import ADAPTER, peft_name, weight_name
+from lora_lightning.lora.target_modules import layer_features
+from lora_lightning.lora.variants.variant import LARGEST_FLOAT32, Batch, Initialization, TrainingFacts
 
-MOST_BATCHES = 1000  # PEFT would go on for ever
+MOST_BATCHES = 1000  # PEFT sets no limit
 
-Batch = Mapping[str, Tensor]
+
+@dataclass
+class EvaSettings:
+    """How `init_lora_weights: eva` looks at the training data (arXiv 2410.07170).
+
+    Args:
+        rho: An adapter may get up to `rho * r` ranks, at the expense of others; 1 gives every adapter `r`.
+        tau: Cosine above which a direction has settled from one batch to the next, in (0, 1].
+        whiten: Divide each direction by the square root of its singular value.
+    """
+
+    rho: float = 2.0
+    tau: float = 0.99
+    whiten: bool = False
+
+    def __post_init__(self) -> None:
+        """Rejects values that PEFT cannot use.
+
+        Raises:
+            ConfigurationError: If a value is out of its range.
+        """
+        if not 1 <= self.rho < LARGEST_FLOAT32:
+            msg = f"model.lora.eva_config.rho is {self.rho}, but it must be at least 1, and finite."
+            raise ConfigurationError(msg)
+        if not 0 < self.tau <= 1:
+            msg = f"model.lora.eva_config.tau is {self.tau}, but it is a cosine and must be in (0, 1]."
+            raise ConfigurationError(msg)
+
+
+class Eva(Initialization):
+    """EVA's part in a run: it runs the model on the training data once, before anything has seen the parameters.
+
+    Args:
+        value: `eva`.
+        config: `eva_config`; `None` for PEFT's default.
+    """
+
+    initializations = ("eva",)
+    excludes: ClassVar[Mapping[str, str]] = {
+        "model.lora.trainable_token_indices": (
+            "PEFT takes the embeddings for one of EVA's layers; choose one of the two"
+        )
+    }
+    why_not_sharded = "EVA runs the model before it is sharded"
+    chooses_ranks = True
+
+    def __init__(self, value: Any = "eva", config: EvaSettings | None = None) -> None:
+        super().__init__(value)
+        self.config = EvaConfig(**(asdict(config) if config else {}))
+
+    @classmethod
+    def from_settings(cls, lora: Any, optimization: Any) -> Self | None:
+        """Makes the variant, with its own settings, if `init_lora_weights` is `eva`."""
+        del optimization
+        chosen = lora is not None and cls.is_chosen_by(lora.init_lora_weights)
+        return cls(lora.init_lora_weights, lora.eva_config) if chosen else None
+
+    def check_layer(self, module: str, layer: nn.Module, rank: int) -> None:
+        """Refuses a rank for which the layer's inputs have too few directions."""
+        width, _ = layer_features(layer)
+        if round(rank * self.config.rho) > width:
+            msg = (
+                f"model.lora.init_lora_weights is eva, but r * rho = {round(rank * self.config.rho)} directions are "
+                f"more than the {width} inputs of {module}; lower r or eva_config.rho."
+            )
+            raise ConfigurationError(msg)
+
+    def peft_arguments(self) -> dict[str, Any]:
+        """PEFT's settings of EVA."""
+        return {"eva_config": self.config}
+
+    def before_training(self, network: PeftModel, training: TrainingFacts) -> None:
+        """Takes directions and ranks from the main process's share of the training data, the same on all processes."""
+        if training.resumes:
+            return
+        network.to(training.device)  # Lightning moves the model later
+        directions: dict[str, Tensor] = {}
+        if training.is_main_process:
+            with training.undisturbed():
+                directions = directions_of_data(network, training.batches(), training.evaluate)
+            directions = {name: values.cpu() for name, values in directions.items()}  # the others have their own GPUs
+        start_from_directions(network, training.broadcast(directions))
+        ranks = [adapter_factors(layer)[0].shape[0] for layer in adapted_layers(network).values()]
+        training.report(
+            f"EVA: {len(ranks)} of {len(directions)} layers have an adapter, of rank {min(ranks)} to {max(ranks)} "
+            f"({sum(ranks)} in all)"
+        )
+
+    def adopt_shapes(self, network: PeftModel, state: Mapping[str, Tensor]) -> None:
+        """Gives the adapters the ranks that they have in a checkpoint; does nothing if they have them already."""
+        own = {name: adapter_factors(layer)[0] for name, layer in adapted_layers(network).items()}
+        saved = {name: state.get(weight_name(name, "A"), weight[:0]) for name, weight in own.items()}
+        if any(saved[name].shape[1:] != weight.shape[1:] for name, weight in own.items()):
+            return  # a checkpoint of another backbone, which is refused when the shapes are compared
+        if any(len(saved[name]) != len(weight) for name, weight in own.items()):
+            start_from_directions(network, {peft_name(name): factor.to(own[name]) for name, factor in saved.items()})
+
+    @classmethod
+    def needs_conversion(cls, network: PeftModel) -> bool:
+        """Always: PEFT keeps only the ends of the targets' names, which also match layers that lost their adapter."""
+        return cls.is_chosen_by(getattr(network.peft_config[ADAPTER], "init_lora_weights", None))
 
 
 class _Batches:
-    """Batches without end, as PEFT wants them, but not without end.
+    """Batches without end, as PEFT wants them, up to `MOST_BATCHES`.
 
     Args:
         loader: Batches of the training data.
@@ -45,7 +149,7 @@ class _Batches:
                 yield batch
                 count += 1
             if self.most < self.least:
-                break  # nor will another pass bring more
+                break  # another pass would bring no more
         msg = (
             f"EVA's directions had not settled after {count} batches, which brought a layer {self.most} rows at most: "
             "each batch must bring every layer at least r * rho rows; raise data.batch_size, or lower model.lora.r, "
@@ -54,7 +158,7 @@ class _Batches:
         raise ConfigurationError(msg)
 
     def rows(self, inputs: Any, mask: Tensor | None, _name: str) -> Tensor:
-        """What goes into a layer as (rows, in_features)."""
+        """A layer's input as (rows, in_features)."""
         features: Tensor = inputs[0] if isinstance(inputs, tuple | list) else inputs
         if mask is not None and features.shape[:-1] == mask.shape:
             features = features[mask]
@@ -95,7 +199,7 @@ def directions_of_data(network: PeftModel, loader: Any, run: Callable[[Batch], A
 
 
 def _positions_that_count(batch: Batch, _config: Any) -> Tensor | None:
-    """Where there is text, and, of language models, something to learn: (rows, positions), bool."""
+    """The positions that hold text and, for language models, a label: (rows, positions), bool."""
     mask = batch["attention_mask"].bool() if "attention_mask" in batch else None
     labels = batch.get("labels")
     if labels is not None and "input_ids" in batch and labels.shape == batch["input_ids"].shape:
@@ -119,18 +223,3 @@ def start_from_directions(network: PeftModel, directions: Mapping[str, Tensor]) 
     adapters_in_float32(network, ADAPTER)  # new layers have the dtype in which a quantised base computes
     use_fast_dropout(network)  # PEFT has made new layers of dropout
     network.train(mode)
-
-
-def follow_saved_ranks(network: PeftModel, state: Mapping[str, Tensor]) -> None:
-    """Gives the adapters the ranks that a checkpoint has; a no-op where they have them.
-
-    Args:
-        network: With `init_lora_weights: eva`; changed in place.
-        state: The network's state in the checkpoint.
-    """
-    own = {f"base_model.model.{name}": adapter_factors(layer)[0] for name, layer in adapted_layers(network).items()}
-    saved = {name: state.get(f"{name}.lora_A.{ADAPTER}.weight", weight[:0]) for name, weight in own.items()}
-    if any(saved[name].shape[1:] != weight.shape[1:] for name, weight in own.items()):
-        return  # of another backbone, as whoever loads it will say
-    if any(len(saved[name]) != len(weight) for name, weight in own.items()):
-        start_from_directions(network, {name: factor.to(own[name]) for name, factor in saved.items()})

@@ -12,9 +12,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from lora_lightning.backbones.export import export_model
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.delta import adapted_layers, adapter_deltas, layer_delta, pretrained_weight
+from lora_lightning.lora.initial_factors import follow_initial_factors, initial_factor_names, pretrained_base
 from lora_lightning.lora.injection import attach_lora, trainable_parameter_names
 from lora_lightning.lora.merging import merged_adapters, without_adapters
-from lora_lightning.lora.variants.initial_factors import follow_initial_factors, initial_factor_names, pretrained_base
 from tests.conftest import TinyBackbone, TinyClassifier
 
 CASES = [("bert", "pissa"), ("bert", "pissa_niter_4"), ("bert", "olora"), ("gpt2", "pissa")]

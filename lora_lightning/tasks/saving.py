@@ -1,0 +1,131 @@
+"""The save contract: a checkpoint holds the trainable parameters and all of each adapter, but not the frozen base."""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lora_lightning.errors import CheckpointError, ConfigurationError
+from lora_lightning.lora.parameter_names import TASK_PREFIX, is_adapter_parameter
+from lora_lightning.lora.variants.variant import Variant
+from lora_lightning.runs.checkpoint import check_state, keep_what_trains
+from lora_lightning.runs.settings import to_plain
+from lora_lightning.tasks.contract import TaskContract
+from lora_lightning.tasks.hyperparameters import hyperparameter_conflicts
+
+
+class SavedTask(TaskContract):
+    """A model with or without adapters, and how it gets into a checkpoint and out of it.
+
+    Attributes:
+        network: The model, `None` until `configure_model` builds it.
+        variants: The variants of LoRA that its adapters have.
+        resumes: Whether the adapters come, or came, from a checkpoint.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network: nn.Module | None = None
+        self.variants: list[Variant] = []
+        # Set by whoever resumes a run, before it starts: its adapters have had their start from base or data.
+        self.resumes = False
+
+    def save_task_hyperparameters(self, **hyperparameters: Any) -> None:
+        """Saves the task's arguments in every checkpoint, as plain values that load without pickle.
+
+        Args:
+            hyperparameters: The arguments of `__init__`, by name.
+        """
+        self.save_hyperparameters({name: to_plain(value) for name, value in hyperparameters.items()})
+
+    @property
+    def built_network(self) -> nn.Module:
+        """The model, once it is built.
+
+        Raises:
+            ConfigurationError: If `configure_model` has not run yet.
+        """
+        if self.network is None:
+            msg = "the model is not built yet; call configure_model() first, as a Trainer does."
+            raise ConfigurationError(msg)
+        return self.network
+
+    @property
+    def adapted_network(self) -> PeftModel:
+        """The model, adapters in place."""
+        return cast("PeftModel", self.built_network)
+
+    @property
+    def transformers_model(self) -> PreTrainedModel:
+        """The transformers model, adapters in place."""
+        network = self.built_network
+        return cast("PreTrainedModel", network.get_base_model() if isinstance(network, PeftModel) else network)
+
+    def freeze_parameters_of_variants(self) -> None:
+        """Freezes the parameters of the adapters that their variants do not train."""
+        for variant in self.variants:
+            variant.freeze_parameters(self.adapted_network)
+
+    def saved_names(self) -> list[str]:
+        """Names of the tensors that a checkpoint must hold.
+
+        Returns:
+            The trainable parameters, all of each adapter, the buffers of its variants, and the task's own buffers.
+        """
+        parameters = self.named_parameters()
+        names = [name for name, parameter in parameters if parameter.requires_grad or is_adapter_parameter(name)]
+        for variant in self.variants:
+            names += [f"{TASK_PREFIX}{name}" for name in variant.saved_buffers(self.built_network)]
+        return names + [name for name, _ in self.named_buffers(recurse=False)]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leaves the frozen base out, and proves that nothing trainable is left out with it."""
+        checkpoint["state_dict"] = keep_what_trains(checkpoint["state_dict"], self.saved_names())
+        for variant in self.variants:
+            if variant.state_key:
+                checkpoint[variant.state_key] = variant.state(self.adapted_network)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint of another backbone or adapter before its tensors are loaded."""
+        conflicts = hyperparameter_conflicts(
+            checkpoint.get("hyper_parameters", {}), dict(self.hparams), structural_only=True
+        )
+        if conflicts:
+            msg = f"the checkpoint was made with another model: {'; '.join(conflicts)}."
+            raise CheckpointError(msg)
+        for variant in self.variants if self.network is not None else []:
+            if variant.state_key in checkpoint:
+                variant.load_state(self.adapted_network, checkpoint[variant.state_key])
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Loads the saved tensors and proves that all of them are there; the frozen base stays as it is.
+
+        Args:
+            state_dict: From `on_save_checkpoint`.
+            strict: Ignored: the check is always strict for the tensors that a checkpoint must hold.
+            assign: As in `torch.nn.Module.load_state_dict`.
+
+        Returns:
+            torch's own report; its missing keys are the frozen base.
+
+        Raises:
+            CheckpointError: If a tensor is missing, unknown or of another shape.
+        """
+        del strict
+        self.resumes = True
+        of_network = _without_prefix(state_dict)
+        for variant in self.variants:
+            variant.adopt_shapes(self.adapted_network, of_network)
+        self.freeze_parameters_of_variants()
+        own = self.state_dict()
+        check_state(state_dict, {name: own[name] for name in self.saved_names()}, "the checkpoint")
+        for variant in self.variants:
+            variant.before_loading(self.adapted_network, of_network)
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+
+def _without_prefix(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The network's part of a task's state, by its names in the network."""
+    return {name.removeprefix(TASK_PREFIX): value for name, value in state_dict.items() if name.startswith(TASK_PREFIX)}
