@@ -70,6 +70,29 @@ def test_a_room_says_what_lives_there_and_what_never_does(room: Path) -> None:
     assert re.search(r"\b(nothing|never|no)\b", text, re.IGNORECASE)
 
 
+NAME_OF_PEFT = re.compile(
+    r"\blora_[ABE]\b|lora_embedding_|lora_magnitude_vector|ranknum|trainable_tokens_delta|token_adapter"
+    r"|original_module|base_layer|base_model\.model|\.lora_(?!alpha|dropout|bias)|^lora_$"
+    r"|modules_to_save\.|(?<!model\.lora)\.modules_to_save"
+)
+
+
+def texts_of(path: Path) -> list[str]:
+    """The strings in a module, and the fixed parts of its f-strings, without docstrings."""
+    tree = ast.parse(path.read_text())
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    constants = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in docstrings]
+    return [node.value for node in constants if isinstance(node.value, str)]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_names_of_pefts_parameters_are_taken_apart_in_one_module(path: Path) -> None:
+    found = [text for text in texts_of(path) if NAME_OF_PEFT.search(text)]
+    # `compat` lists PEFT's attributes for the test that finds out when one has gone.
+    allowed = {Path("lora/parameter_names.py"), Path("compat/peft.py")}
+    assert bool(found) is (path.relative_to(PACKAGE) in allowed), found
+
+
 @pytest.mark.parametrize("path", sorted((PACKAGE / "lora").rglob("*.py")), ids=lambda path: path.name)
 def test_mathematics_knows_no_lightning(path: Path) -> None:
     assert not [name for name in imports_of(path) if name.split(".")[0] in {"lightning", "torchmetrics", "datasets"}]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lora_lightning.lora.delta import adapted_layers
 from lora_lightning.lora.parameter_names import ADAPTER, adalora_weight_names, weight_name
-from lora_lightning.lora.variants import VARIANTS, variant_of_layer
+from lora_lightning.lora.variants import needs_conversion, variant_of_layer
 
 SHARED = ("task_type", "base_model_name_or_path", "bias", "modules_to_save", "fan_in_fan_out", "lora_dropout")
 
@@ -31,7 +31,7 @@ def as_plain_lora(network: PeftModel) -> Iterator[dict[str, Tensor] | None]:
     Yields:
         The state for `save_pretrained`; `None` if PEFT's own state is plain LoRA already.
     """
-    if not any(variant.needs_conversion(network) for variant in VARIANTS):
+    if not needs_conversion(network):
         yield None
         return
     state = network.state_dict()

@@ -5,6 +5,8 @@ Nothing here knows Lightning; what every adapter has in common is in `lora`.
 
 from typing import Any
 
+from peft import PeftModel
+
 from lora_lightning.compat.peft import LoraLayer
 from lora_lightning.lora.variants.adalora import AdaLora
 from lora_lightning.lora.variants.dora import Dora
@@ -49,6 +51,11 @@ def chosen_variants(lora: Any, optimization: Any = None) -> list[Variant]:
 def variant_of_layer(layer: LoraLayer) -> type[Variant]:
     """The variant by which a layer's adapter is exported and merged; `Variant` itself for plain LoRA."""
     return next((variant for variant in VARIANTS if variant.has_made(layer)), Variant)
+
+
+def needs_conversion(network: PeftModel) -> bool:
+    """Whether PEFT's own format of the network's adapters would not be plain LoRA on the pretrained base."""
+    return any(variant.needs_conversion(network) for variant in VARIANTS)
 
 
 def initialization_names() -> list[str]:
