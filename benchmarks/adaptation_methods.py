@@ -118,26 +118,22 @@ class StepTimer(Callback):
 
 def train_and_measure(words: list[str], place: Path) -> None:
     """Trains in this process and writes metrics, memory and time per step to a JSON file."""
-    from lora_lightning.cli import lightning_cli as cli  # noqa: PLC0415  # the process that starts the runs does not need it
+    # The process that starts the runs does not need these.
+    from lora_lightning.training.commands import prepare  # noqa: PLC0415
+    from lora_lightning.training.fitting import TrainingRun  # noqa: PLC0415
 
     measure = StepTimer()
-    make = cli.LoraLightningCLI.instantiate_trainer
-
-    def with_measure(self: cli.LoraLightningCLI, **kwargs: Any) -> Trainer:
-        trainer = make(self, **kwargs)
-        trainer.callbacks.append(measure)  # type: ignore[attr-defined]
-        return trainer
-
-    cli.LoraLightningCLI.instantiate_trainer = with_measure  # type: ignore[method-assign]
-    program = cli.run(words)
-    summary = json.loads((program.run_folder / "summary.json").read_text())
+    program = prepare("fit", words[1:])
+    program.trainer.callbacks.append(measure)  # type: ignore[attr-defined]
+    record = TrainingRun(program).execute()
+    assert record is not None  # noqa: S101  # only fast_dev_run leaves none
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     steps = measure.seconds[WARM_UP:] or measure.seconds
     result = {
         "command": words,
-        "metrics": summary["metrics"],
-        "trained_share": summary["trained_parameters"] / summary["total_parameters"],
-        "trained_parameters": summary["trained_parameters"],
+        "metrics": record.flat_metrics,
+        "trained_share": record.trainable_share,
+        "trained_parameters": record.trainable_parameters,
         "weight_mib": measure.weight_bytes / 2**20,
         "peak_mib": (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak) / 2**20,
         "seconds_per_step": statistics.median(steps),

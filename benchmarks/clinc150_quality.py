@@ -15,6 +15,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from processes import is_finished
+
+from lora_lightning import RunRecord
+
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "lightning_logs" / "clinc150-quality"
 METRICS = (
@@ -44,20 +48,20 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="folder with data_full.json")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
-    summaries = []
+    records = []
     for seed in options.seeds:
-        path = RUNS / f"seed_{seed}" / "summary.json"
-        if not path.exists():
-            shutil.rmtree(path.parent, ignore_errors=True)  # left by an interrupted run
+        folder = RUNS / f"seed_{seed}"
+        if not is_finished(folder):
+            shutil.rmtree(folder, ignore_errors=True)  # left by an interrupted run
             train(seed, options.data)
-        summaries.append(json.loads(path.read_text()))
+        records.append(RunRecord.load(folder))
     report = {
         "seeds": options.seeds,
-        "trained_parameters": summaries[0]["trained_parameters"],
-        "total_parameters": summaries[0]["total_parameters"],
+        "trained_parameters": records[0].trainable_parameters,
+        "total_parameters": records[0].total_parameters,
     }
     for name in METRICS:
-        values = [summary["metrics"][f"test/{name}"] for summary in summaries]
+        values = [record.metric(f"test/{name}") for record in records]
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         report[f"test/{name}"] = {"mean": statistics.mean(values), "stdev": spread, "seeds": values}
     print(json.dumps(report, indent=2))

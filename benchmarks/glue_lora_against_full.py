@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from processes import is_finished
 
+from lora_lightning import RunRecord
 from lora_lightning.datamodules.glue_tasks import GLUE_TASKS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,45 +77,44 @@ def run_command(words: list[str]) -> None:
         raise SystemExit(msg)
 
 
-def train(task: str, method: str, rate: float, seed: int) -> dict[str, Any]:
-    """Trains unless the run is finished, and returns its summary."""
+def train(task: str, method: str, rate: float, seed: int) -> RunRecord:
+    """Trains unless the run is finished, and returns it."""
     folder = RUNS / f"{task}-{method}-{rate:g}" / f"seed_{seed}"
-    if not (folder / "summary.json").exists():
+    if not is_finished(folder):
         shutil.rmtree(folder, ignore_errors=True)  # left by an interrupted run
         words = ["fit", "--config", str(ROOT / f"configs/glue/{task}_minilm_lora.yaml"), *METHODS[method][1]]
         words += ["--model.optimization.learning_rate", str(rate), "--seed_everything", str(seed)]
         words += ["--data.data_dir", str(RUNS / "data"), "--data.allow_partial", "true"]
         words += ["--trainer.logger.save_dir", str(RUNS), "--trainer.logger.name", folder.parent.name]
         run_command([*words, "--trainer.logger.version", folder.name])
-    return {"folder": folder, **json.loads((folder / "summary.json").read_text())}
+    return RunRecord.load(folder)
 
 
 def score_dev(data: Path, folder: Path) -> dict[str, float]:
     """Scores the best epoch of a run on the real dev set."""
-    if not (folder / "validate_metrics.json").exists():
+    if "validate" not in RunRecord.load(folder).evaluations:
         words = ["validate", "--config", str(folder / "config.yaml"), "--data.data_dir", str(data)]
         run_command([*words, "--ckpt_path", str(folder / "checkpoints/best.ckpt"), "--data.allow_partial", "false"])
-    scores: dict[str, float] = json.loads((folder / "validate_metrics.json").read_text())
-    return scores
+    return RunRecord.load(folder).evaluations["validate"]
 
 
 def chosen_rate(task: str, method: str, seed: int) -> tuple[float, dict[float, float]]:
     """The learning rate with the best score on the held-out rows, and the scores of all learning rates."""
     decisive = f"val/{METRICS[task][0]}"  # the metric that chooses the best epoch in the config
-    trials = {rate: train(task, method, rate, seed)["metrics"] for rate in METHODS[method][0]}
-    grid = {rate: metrics[decisive] for rate, metrics in trials.items()}
-    return max(grid, key=lambda rate: (grid[rate], -trials[rate]["val/loss"])), grid
+    trials = {rate: train(task, method, rate, seed) for rate in METHODS[method][0]}
+    grid = {rate: record.metric(decisive) for rate, record in trials.items()}
+    return max(grid, key=lambda rate: (grid[rate], -trials[rate].metric("val/loss"))), grid
 
 
 def compare(data: Path, task: str, method: str, seeds: list[int]) -> dict[str, Any]:
     """Scores the runs with the chosen learning rate; trains those that are missing."""
     rate, grid = chosen_rate(task, method, seeds[0])
     runs = [train(task, method, rate, seed) for seed in seeds]
-    scores = [score_dev(data, each["folder"]) for each in runs]
+    scores = [score_dev(data, each.folder) for each in runs]
     result: dict[str, Any] = {
         "grid": grid,
         "learning_rate": rate,
-        "trained_share": runs[0]["trained_parameters"] / runs[0]["total_parameters"],
+        "trained_share": runs[0].trainable_share,
     }
     for name in METRICS[task]:
         values = [100 * score[f"val/{name}"] for score in scores]
@@ -128,7 +129,7 @@ def run_all(data: Path, tasks: list[str], seeds: list[int], processes: int) -> N
     call_in_threads(train, [(*pair, rate, seeds[0]) for pair in pairs for rate in METHODS[pair[1]][0]], processes)
     chosen = [(*pair, chosen_rate(*pair, seeds[0])[0], seed) for pair in pairs for seed in seeds]
     runs = call_in_threads(train, chosen, processes)
-    call_in_threads(score_dev, [(data, each["folder"]) for each in runs], processes)
+    call_in_threads(score_dev, [(data, each.folder) for each in runs], processes)
 
 
 def call_in_threads(work: Callable[..., Any], arguments: Iterable[tuple[Any, ...]], processes: int) -> list[Any]:

@@ -32,10 +32,11 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from processes import free_port, join_training
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
+from lora_lightning import RunRecord
 from lora_lightning.cli.main import main as lora_lightning
+from lora_lightning.runs.curves import logged_points
 from lora_lightning.runs.resume import newest_intact_checkpoint
 from lora_lightning.training.checkpointing import AdapterCheckpoint
 
@@ -43,6 +44,7 @@ from lora_lightning.training.checkpointing import AdapterCheckpoint
 ELSE, STEP, VALIDATION, SAVE = "between", "step", "validation", "save"
 PHASES = (ELSE, STEP, VALIDATION, SAVE)
 # Curves that differ between any two runs, or are written at every start.
+STOPWATCH = "/seconds_per_batch"
 CLOCK = ("training_efficiency/", "hp_metric", "epoch")
 PROCESSES = multiprocessing.get_context("forkserver")  # one process imports the modules, and its children train
 
@@ -151,7 +153,7 @@ class Runs:
         self.words += ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
         self.words += [f"--trainer.devices={processes}"]
         self.folder = folder
-        PROCESSES.set_forkserver_preload(["kill_and_resume", "lora_lightning.cli.lightning_cli"])
+        PROCESSES.set_forkserver_preload(["kill_and_resume", "lora_lightning.cli.commands"])
         self.shared = PROCESSES.RawArray("q", 2 + len(PHASES))
         self.counts: dict[str, int] = {}  # of the last uninterrupted run: how often each phase began
 
@@ -205,7 +207,7 @@ class Runs:
             "optimizer": last["optimizer_states"],
             "best weights": best["state_dict"],
             "adapter": (folder / "adapter/adapter_model.safetensors").read_bytes(),
-            "metrics": json.loads((folder / "summary.json").read_text())["metrics"],
+            "metrics": RunRecord.load(folder).metrics,
             "curves": curves(folder),
             "examples": self.examples(name),
         }
@@ -225,14 +227,8 @@ class Runs:
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Steps and values of every scalar that does not measure time, from all TensorBoard files of a run."""
-    found: dict[str, list[tuple[int, float]]] = defaultdict(list)
-    for path in sorted(folder.glob("events.*"), key=lambda path: path.stat().st_mtime):
-        events = EventAccumulator(str(path), size_guidance={"scalars": 0})
-        events.Reload()
-        for tag in events.Tags()["scalars"]:
-            if not tag.startswith(CLOCK) and not tag.endswith("/seconds_per_batch"):
-                found[tag] += [(event.step, event.value) for event in events.Scalars(tag)]
-    return dict(found)
+    points = logged_points(folder)
+    return {tag: found for tag, found in points.items() if not tag.startswith(CLOCK) and not tag.endswith(STOPWATCH)}
 
 
 def equal_bitwise(left: Any, right: Any) -> bool:

@@ -24,10 +24,10 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from lightning.pytorch.profilers import SimpleProfiler
-from lora_lightning.cli.lightning_cli import run
 
 from lora_lightning.callbacks import FrozenBaseCheck
 from lora_lightning.callbacks.adapter_monitor import AdapterMonitor
+from lora_lightning.cli.commands import run
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 MONITORS = CONFIGS / "callbacks/all_monitors.yaml"

@@ -4,9 +4,12 @@ import multiprocessing
 import os
 import socket
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from lora_lightning import RunRecord
 
 
 def free_port() -> int:
@@ -62,7 +65,7 @@ def start_processes(target: Callable[..., None], processes: int, *arguments: Any
         SystemExit: If a process fails.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lora_lightning.cli.lightning_cli"])
+    context.set_forkserver_preload(["lora_lightning.cli.commands"])
     port = free_port()
     workers = [context.Process(target=target, args=(rank, processes, port, *arguments)) for rank in range(processes)]
     for worker in workers:
@@ -85,3 +88,8 @@ def run_in_processes(processes: int, runs: Sequence[Sequence[str]]) -> None:
         SystemExit: If a command fails.
     """
     start_processes(run_commands, processes, runs)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a folder holds a finished run, which need not be repeated."""
+    return (folder / "config.yaml").is_file() and RunRecord.load(folder).state == "finished"

@@ -11,7 +11,6 @@ Example:
 """
 
 import argparse
-import csv
 import json
 import statistics
 import tempfile
@@ -23,6 +22,8 @@ from processes import run_commands, start_processes
 from torch.distributed import GradBucket, ProcessGroup  # type: ignore[attr-defined]
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
+
+from lora_lightning import RunRecord
 
 WARM_UP = 10  # steps that are not measured
 SPEED = "training_efficiency/samples_per_second"
@@ -50,10 +51,10 @@ def run_counting(rank: int, processes: int, port: int, runs: list[list[str]], re
 
 def speed_of(folder: Path) -> float:
     """Median of the samples per second that the only run below a folder logged after the warm-up."""
-    (path,) = folder.rglob("metrics.csv")
-    with path.open() as stream:
-        rows = [row for row in csv.DictReader(stream) if row.get(SPEED)]
-    return statistics.median(float(row[SPEED]) for row in rows if int(row["step"]) > WARM_UP)
+    (config,) = folder.rglob("config.yaml")
+    curve = RunRecord.load(config.parent).curves[SPEED]
+    points = zip(curve.steps, curve.values, strict=True)
+    return float(statistics.median(value for step, value in points if step > WARM_UP))
 
 
 def measure(processes: int, batch_size: int, steps: int, words: list[str]) -> dict[str, float]:

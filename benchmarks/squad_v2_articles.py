@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from processes import is_finished
 
+from lora_lightning import RunRecord
 from lora_lightning.datamodules.squad_format import read_squad_json
 from lora_lightning.metrics.squad_v2 import score_answers, squad_v2_report
 
@@ -74,23 +76,23 @@ def main() -> None:
     options, rest = parser.parse_known_args()
     runs = LOGS / options.name
     files = split_articles(options.data, runs / "articles")
-    summaries = []
+    records = []
     for seed in options.seeds:
-        path = runs / f"seed_{seed}" / "summary.json"
-        if not path.exists():
-            shutil.rmtree(path.parent, ignore_errors=True)  # left by an interrupted run
+        folder = runs / f"seed_{seed}"
+        if not is_finished(folder):
+            shutil.rmtree(folder, ignore_errors=True)  # left by an interrupted run
             train(runs, seed, files, rest)
-        summaries.append(json.loads(path.read_text()))
+        records.append(RunRecord.load(folder))
     report: dict[str, Any] = {
         "note": NOTE,
         "seeds": options.seeds,
         "options": rest,
-        "trained_parameters": summaries[0]["trained_parameters"],
-        "total_parameters": summaries[0]["total_parameters"],
+        "trained_parameters": records[0].trainable_parameters,
+        "total_parameters": records[0].total_parameters,
         "all_unanswerable": all_unanswerable(files[1]),
     }
     for name in METRICS:
-        values = [summary["metrics"][f"test/{name}"] for summary in summaries]
+        values = [record.metric(f"test/{name}") for record in records]
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         report[f"test/{name}"] = {"mean": statistics.mean(values), "stdev": spread, "seeds": values}
     print(json.dumps(report, indent=2))

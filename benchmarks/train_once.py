@@ -18,7 +18,8 @@ from typing import Any, cast
 
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.profilers import PyTorchProfiler
-from lora_lightning.cli.lightning_cli import run
+
+from lora_lightning.cli.commands import run
 
 CONFIG = Path(__file__).parent.parent / "configs/clinc150/minilm_lora.yaml"
 # Kinds of operations in a step, by their names in PyTorch.
@@ -58,7 +59,7 @@ def main() -> None:
     words += ["--trainer.logger.init_args.save_dir", tempfile.mkdtemp(), "--trainer.limit_val_batches=0"]
     words += ["--trainer.profiler=PyTorchProfiler"] * options.profile
     cli = run(words)
-    timer = next(c for c in cli.trainer.callbacks if isinstance(c, Timer))  # type: ignore[attr-defined]
+    timer = next(c for c in cli.trainer.callbacks if isinstance(c, Timer))
     seconds = timer.time_elapsed("train")
     rows = len(cli.datamodule.splits["train"])
     steps = cli.trainer.global_step
@@ -70,7 +71,7 @@ def main() -> None:
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
     if options.profile:
-        result |= {"shares": shares_of_a_step(cast("PyTorchProfiler", cli.trainer.profiler))}  # type: ignore[attr-defined]
+        result |= {"shares": shares_of_a_step(cast("PyTorchProfiler", cli.trainer.profiler))}
     print(json.dumps(result))
 
 

@@ -15,8 +15,10 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
-from lora_lightning.cli.lightning_cli import LoraLightningCLI, run
 from peft import PeftModel
+
+from lora_lightning.training.commands import prepare
+from lora_lightning.training.fitting import TrainingRun
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "lightning_logs" / "wikitext2-perplexity"
@@ -24,27 +26,28 @@ TOKENS_PER_STEP = 1024
 TEST_TOKENS = 32768
 
 
-def score(cli: LoraLightningCLI) -> float:
+def score(run: TrainingRun) -> float:
     """Perplexity on the first tokens of the test split."""
-    cli.trainer.test(cli.model, cli.datamodule, verbose=False)
-    return float(cli.trainer.callback_metrics["test/perplexity"])
+    run.trainer.test(run.task, run.datamodule, verbose=False)
+    return float(run.trainer.callback_metrics["test/perplexity"])
 
 
 def measure(data: Path, context: int, steps: int, rest: list[str], result: Path) -> None:
     """Trains with one context length and scores with and without adapters."""
     rows = TOKENS_PER_STEP // context
-    words = ["fit", "--config", str(ROOT / "configs/causal_lm/smollm2_offline_wikitext2_lora.yaml")]
+    words = ["--config", str(ROOT / "configs/causal_lm/smollm2_offline_wikitext2_lora.yaml")]
     words += ["--data.data_dir", str(data), "--data.context_length", str(context)]
     words += ["--data.batch_size", str(rows), "--data.eval_batch_size", str(rows), "--trainer.max_steps", str(steps)]
     words += ["--trainer.accumulate_grad_batches", "1", "--trainer.limit_val_batches", "0"]
     words += ["--trainer.limit_test_batches", str(TEST_TOKENS // TOKENS_PER_STEP), "--test_after_fit", "false"]
     words += ["--trainer.logger.save_dir", str(RUNS), "--trainer.logger.name", f"context-{context}"]
     since = time.perf_counter()
-    cli = run([*words, *rest])
+    run = TrainingRun(prepare("fit", [*words, *rest]))
+    run.execute()
     seconds = time.perf_counter() - since
-    after = score(cli)
-    with cast("PeftModel", cli.model.built_network).disable_adapter():
-        before = score(cli)
+    after = score(run)
+    with cast("PeftModel", run.task.built_network).disable_adapter():
+        before = score(run)
     values = {"before": before, "after": after, "steps": steps, "tokens": steps * TOKENS_PER_STEP, "seconds": seconds}
     result.parent.mkdir(parents=True, exist_ok=True)
     result.write_text(json.dumps(values))

@@ -11,9 +11,10 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import NoReturn, TextIO, cast
 
 from lora_lightning import __version__
+from lora_lightning.cli.output import TolerantStream
 from lora_lightning.errors import DEBUG, ExitStatus, LoraLightningError, RunFinished, TrainingStopped, exit_status
 from lora_lightning.runs.signals import ending_on_signals, raise_training_stopped, set_stop_handler
 
@@ -159,6 +160,7 @@ def report_error(error: BaseException, *, debug: bool) -> None:
 
 def program() -> NoReturn:
     """Runs the program and ends the process with its exit status, whatever signals still arrive."""
+    sys.stdout = cast("TextIO", TolerantStream(sys.stdout))
     status = main()
     set_stop_handler(signal.SIG_IGN)
     sys.exit(status)

@@ -1,6 +1,7 @@
 """Curves over a run, read from what its loggers left: TensorBoard's event files or `CSVLogger`'s tables."""
 
 import csv
+from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,37 +27,49 @@ def read_curves(run: Path) -> dict[str, Curve]:
         run: The run's folder.
 
     Returns:
-        By tag, such as `train/loss`; from event files if there are any, else from `metrics*.csv`. A step that was
-        logged twice, as by a run that was resumed, has the value that was logged last.
+        By tag, such as `train/loss`. A step that was logged twice, as by a run that was resumed from an older
+        checkpoint, has the value that was logged last.
     """
-    points = _from_events(run) or _from_tables(run)
     curves = {}
-    for tag, found in sorted(points.items()):
-        steps = sorted(found)
-        curves[tag] = Curve(tuple(steps), tuple(found[step] for step in steps))
+    for tag, points in sorted(logged_points(run).items()):
+        last = dict(points)
+        steps = sorted(last)
+        curves[tag] = Curve(tuple(steps), tuple(last[step] for step in steps))
     return curves
 
 
-def _from_events(run: Path) -> dict[str, dict[int, float]]:
-    files = sorted(run.glob(EVENTS))
+def logged_points(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """Reads everything that was logged, in the order in which it was.
+
+    Args:
+        run: The run's folder.
+
+    Returns:
+        Steps and values by tag; from event files if there are any, else from `metrics*.csv`.
+    """
+    return _from_events(run) or _from_tables(run)
+
+
+def _from_events(run: Path) -> dict[str, list[tuple[int, float]]]:
+    files = sorted(run.glob(EVENTS), key=lambda path: path.stat().st_mtime)
     if not files:
         return {}
     # Imported late: it takes half a second.
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: PLC0415
 
-    points: dict[str, dict[int, float]] = {}
+    points: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for file in files:
         events = EventAccumulator(str(file), size_guidance={"scalars": 0})
         events.Reload()
         for tag in events.Tags()["scalars"]:
-            points.setdefault(tag, {}).update({event.step: event.value for event in events.Scalars(tag)})
-    return points
+            points[tag] += [(event.step, event.value) for event in events.Scalars(tag)]
+    return dict(points)
 
 
-def _from_tables(run: Path) -> dict[str, dict[int, float]]:
-    points: dict[str, dict[int, float]] = {}
-    numbered = sorted(run.glob("metrics.*.csv"), key=lambda path: path.stem)  # of sessions that were resumed
-    for file in [*numbered, run / "metrics.csv"]:
+def _from_tables(run: Path) -> dict[str, list[tuple[int, float]]]:
+    points: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    former = sorted(run.glob("metrics.*.csv"), key=lambda path: int(path.stem.rpartition(".")[2]))  # before a resume
+    for file in [*former, run / "metrics.csv"]:
         if not file.is_file():
             continue
         with file.open(encoding="utf-8", newline="") as opened:
@@ -64,5 +77,5 @@ def _from_tables(run: Path) -> dict[str, dict[int, float]]:
                 step = int(row.pop("step"))
                 for tag, text in row.items():
                     if text:
-                        points.setdefault(tag, {})[step] = float(text)
-    return points
+                        points[tag].append((step, float(text)))
+    return dict(points)

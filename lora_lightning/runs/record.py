@@ -1,5 +1,6 @@
 """The one typed reader of a run's folder."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -115,6 +116,11 @@ class RunRecord:
             return None
         return self.trainable_parameters / self.total_parameters
 
+    @property
+    def flat_metrics(self) -> dict[str, float]:
+        """The metrics by tag, such as `val/loss`."""
+        return {f"{split}/{name}": value for split, values in self.metrics.items() for name, value in values.items()}
+
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The options of `config.yaml`, nested as they are there."""
@@ -137,6 +143,12 @@ class RunRecord:
         import pyarrow.parquet as pq  # noqa: PLC0415  # 0.2 s that most readers need not wait
 
         return {path.stem: pq.read_table(path) for path in sorted((self.folder / TABLES).glob("*.parquet"))}
+
+    @cached_property
+    def evaluations(self) -> dict[str, dict[str, float]]:
+        """What `validate` and `test` found later, by command and tag."""
+        files = {command: self.folder / f"{command}_metrics.json" for command in ("validate", "test")}
+        return {command: json.loads(path.read_text()) for command, path in files.items() if path.is_file()}
 
     @property
     def adapter(self) -> Path | None:

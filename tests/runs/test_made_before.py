@@ -30,8 +30,7 @@ def test_an_interrupted_run_is_resumed_as_its_own_release_would(before: Path, na
     assert main(["fit", "--config", f"runs/{name}/version_0/config.yaml", "--resume", "auto"]) == 0
     assert [path.name for path in (before / "runs" / name).iterdir()] == ["version_0"]  # and no new run beside it
     record = RunRecord.load(before / "runs" / name / "version_0")
-    found = {f"{split}/{metric}": value for split, values in record.metrics.items() for metric, value in values.items()}
-    assert found == pytest.approx(RESUMED[name], rel=1e-5, abs=1e-6)
+    assert record.flat_metrics == pytest.approx(RESUMED[name], rel=1e-5, abs=1e-6)
     assert record.state == "finished"
 
 
