@@ -6,8 +6,8 @@ subpackages, for example `lora_lightning.tasks.SequenceClassificationTask`.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # to a type checker it is True; importing `typing` would take longer than all the rest
 if TYPE_CHECKING:
     from lora_lightning.runs.record import RunRecord
     from lora_lightning.training.api import evaluate, predict, train
@@ -23,7 +23,7 @@ HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Imports what is in `__all__` at its first use (PEP 562)."""
     if name not in HOMES:
         msg = f"module 'lora_lightning' has no attribute {name!r}"

@@ -53,7 +53,7 @@ def test_a_warning_is_a_sentence_without_the_place_in_the_code(
         warnings.simplefilter("always")
         warnings.warn("2 rows are\nin both splits.", stacklevel=2)
 
-    monkeypatch.setattr("lora_lightning.cli.lightning_cli.run", run)
+    monkeypatch.setattr("lora_lightning.cli.commands.run", run)
     before = warnings.showwarning
     assert main(["fit"]) == 0
     assert capsys.readouterr().err == "lora-lightning: warning: 2 rows are in both splits.\n"
@@ -89,7 +89,7 @@ def test_a_process_that_stops_without_the_others_does_not_look_well(
     def stop(_: list[str]) -> None:
         raise TrainingStopped(signal.SIGTERM, 3, main_process, alone)
 
-    monkeypatch.setattr("lora_lightning.cli.lightning_cli.run", stop)
+    monkeypatch.setattr("lora_lightning.cli.commands.run", stop)
     assert main(["fit"]) == status
     assert capsys.readouterr().err.count("stopped by SIGTERM after step 3") == main_process
 
@@ -133,7 +133,7 @@ def test_every_command_has_the_same_exit_statuses_and_debug_prints_every_traceba
         raise error
 
     given: list[list[str]] = []
-    monkeypatch.setattr("lora_lightning.cli.lightning_cli.run", run)
+    monkeypatch.setattr("lora_lightning.cli.commands.run", run)
     assert main([command, "--config=x"]) == status
     plain = capsys.readouterr().err
     assert ("Traceback (most recent call last)" in plain) == printed
