@@ -1,4 +1,4 @@
-"""The save contract: a checkpoint holds what trains, and loading proves that nothing trained is missing."""
+"""The save contract: a checkpoint holds the trainable parameters, and loading proves that none is missing."""
 
 import errno
 import zipfile
@@ -99,7 +99,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError and more here
         if _says_nothing_about_the_file(error):
             why = getattr(error, "strerror", None) or "there is too little memory"
-            msg = f"{path} cannot be read at the moment ({why}); when that is mended, start the same command again."
+            msg = f"{path} cannot be read at the moment ({why}); once that is fixed, start the same command again."
             raise UnreadableError(msg) from error
         msg = f"{path} is damaged or not a checkpoint ({type(error).__name__}); use another file of the run."
         raise CheckpointError(msg) from error
@@ -125,7 +125,7 @@ def _says_nothing_about_the_file(error: Exception) -> bool:
 
 
 def check_resumable(checkpoint: Mapping[str, Any], path: str | Path) -> None:
-    """Refuses a checkpoint that training cannot go on from; Lightning would begin anew without a word.
+    """Refuses a checkpoint that training cannot be resumed from; Lightning would silently start from scratch.
 
     Args:
         checkpoint: From `read_checkpoint`.
@@ -137,5 +137,7 @@ def check_resumable(checkpoint: Mapping[str, Any], path: str | Path) -> None:
     loops, optimizers = checkpoint.get("loops"), checkpoint.get("optimizer_states")
     known = isinstance(loops, Mapping) and isinstance(loops.get("fit_loop"), Mapping)
     if not known or not isinstance(optimizers, list) or len(optimizers) != 1:
-        msg = f"{path} holds no optimizer state and epoch to go on from; use last.ckpt of a run, or start anew."
+        msg = (
+            f"{path} holds no optimizer state and epoch to resume from; use last.ckpt of a run, or start from scratch."
+        )
         raise CheckpointError(msg)

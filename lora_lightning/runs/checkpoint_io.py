@@ -1,4 +1,4 @@
-"""How checkpoints are written and read by Lightning's trainer: whole or not at all, and without executing anything."""
+"""How Lightning's trainer writes and reads checkpoints: completely or not at all, and without running any code in them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,14 +13,14 @@ from lora_lightning.runs.layout import LAST, PREVIOUS
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Writes beside the file's place, then moves; reads what is whole, and executes nothing.
+    """Writes a draft beside the file, then moves it; reads only intact files, and runs no code in them.
 
     Lightning's own writes to the system's temporary folder, from where a file system away it copies, and does not wait
     for the disk. The former `last.ckpt` stays as `previous.ckpt`.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Writes one file, whole or not at all.
+        """Writes one file, completely or not at all.
 
         Args:
             checkpoint: What to write.

@@ -98,7 +98,7 @@ def ending_together(trainer: Trainer, remedy: str) -> Iterator[None]:
 
     Args:
         trainer: Of this process.
-        remedy: What to do about a lost process, after "when that is mended".
+        remedy: What to do about a lost process, after "Once that is fixed,".
 
     Raises:
         TrainingError: In place of what the loss of another process led to.
@@ -114,7 +114,7 @@ def ending_together(trainer: Trainer, remedy: str) -> Iterator[None]:
         if _main_process_is_there():
             raise SystemExit(ExitStatus.WRONG_INPUT) from None  # and speaks for all
         who = who or f"one of the {trainer.world_size} processes is gone"
-        msg = f"{who}; the others stop, here after step {trainer.global_step}. When that is mended, {remedy}."
+        msg = f"{who}; the others stop, here after step {trainer.global_step}. Once that is fixed, {remedy}."
         raise TrainingError(msg) from error
 
 

@@ -28,14 +28,14 @@ class AdapterCheckpoint(HookedCheckpoint):
     `adapter/` is a PEFT folder (safetensors, `adapter_config.json`, tokenizer, label names), or a transformers
     folder after full fine-tuning.
 
-    `last.ckpt` is written after whole steps or after validation, and last of all, so that a run that goes on from it
+    `last.ckpt` is written after whole steps or after validation, and last of all, so that a run resumed from it
     does again whatever was interrupted, and ends in the same weights and metrics as one that was not.
 
     Args:
         monitor: The validation metric that decides.
         mode: `max` where higher is better, `min` where lower is.
         every_n_train_steps: Optimizer steps between writes of `last.ckpt` within an epoch; `null` for none, so that a
-            killed run goes on from its last validation.
+            killed run is resumed from its last validation.
     """
 
     exports_adapter = True  # for the monitors, which this callback has measure what it exports
@@ -73,7 +73,7 @@ class AdapterCheckpoint(HookedCheckpoint):
             trainer.ckpt_path is not None
             and Path(trainer.ckpt_path).absolute().parent == Path(self.dirpath or ".").absolute()
         ):
-            self._kept = _place(trainer)  # goes on in the run's own folder
+            self._kept = _place(trainer)  # resumed in the run's own folder
         if not trainer.enable_validation:
             self.monitor = None
             self.save_after_training_epochs()
@@ -141,7 +141,7 @@ class AdapterCheckpoint(HookedCheckpoint):
             take_back_batch(checkpoint)
 
     def save_last_file(self, trainer: Trainer, candidates: dict[str, Tensor]) -> None:
-        """Writes `last.ckpt`, unless training goes on from gradients that no checkpoint holds."""
+        """Writes `last.ckpt`, unless training continues from gradients that no checkpoint holds."""
         if not _half_a_step(trainer):
             super().save_last_file(trainer, candidates)
             self._kept = _place(trainer)
@@ -254,7 +254,7 @@ def unknown_monitor(monitor: str, names: Collection[str]) -> ConfigurationError:
 
 
 def _half_a_step(trainer: Trainer) -> bool:
-    """Whether this is a validation after which training goes on from accumulated gradients, which no checkpoint has."""
+    """Whether this is a validation after which training continues from accumulated gradients, which no checkpoint has."""
     progress, every = batch_progress(trainer), trainer.accumulate_grad_batches
     return bool(trainer.validating and progress.current.completed % every != 0 and not progress.is_last_batch)
 

@@ -1,4 +1,4 @@
-"""Stop where nothing becomes better any more, but not before a model could be handed over."""
+"""Early stopping that waits until a model may be exported."""
 
 from typing import cast
 

@@ -95,7 +95,7 @@ def check_reported(monitor: str, splits: Iterable[str], metrics: Iterable[str]) 
 
 
 def check_steps(trainer: Any, early_stopping: Any) -> None:
-    """Refuses numbers that Lightning takes without a word and training cannot use.
+    """Refuses numbers that Lightning accepts silently and training cannot use.
 
     Args:
         trainer: Its options.
@@ -105,7 +105,7 @@ def check_steps(trainer: Any, early_stopping: Any) -> None:
         ConfigurationError: If there is one.
     """
     batches, clip, patience = trainer.accumulate_grad_batches, trainer.gradient_clip_val, early_stopping.patience
-    if not 1 <= batches <= MOST_BATCHES:  # Lightning divides by 0, and by -2 without a word
+    if not 1 <= batches <= MOST_BATCHES:  # Lightning divides by 0, and silently by -2
         bound = "least 1 batch" if batches < 1 else f"most {MOST_BATCHES} batches"
         msg = f"trainer.accumulate_grad_batches is {batches}, but a step is made of at {bound}."
         raise ConfigurationError(msg)

@@ -1,4 +1,4 @@
-"""What happens between two optimizer steps, so that a run that ends there goes on as if it had not."""
+"""What happens between two optimizer steps, so that a run that ends there can be resumed as if it had not."""
 
 import os
 import random
@@ -26,7 +26,7 @@ class StepBoundary(Callback):
     monitors could not draw a number without changing what follows. With `seed_everything: false` nothing is seeded.
 
     Args:
-        start: Name and optimizer steps of the checkpoint that this process found to go on from.
+        start: Name and optimizer steps of the checkpoint that this process found to resume from.
     """
 
     def __init__(self, start: tuple[str, int] | None = None) -> None:
@@ -36,7 +36,7 @@ class StepBoundary(Callback):
         self._began = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Compares where the processes go on from, before they do anything together."""
+        """Compares which checkpoints the processes resume from, before they do anything together."""
         del pl_module
         if stage == "fit":
             check_same_start(trainer, self.start)
@@ -58,7 +58,7 @@ class StepBoundary(Callback):
             trainer.should_stop = True
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Ends training where a run goes on from the last of `max_steps`: Lightning leaves out what is checked then."""
+        """Ends training if a run is resumed from the last of `max_steps`: Lightning leaves out what is checked then."""
         del pl_module
         if not self._began and trainer.ckpt_path is not None and trainer.global_step == trainer.max_steps:
             run_end_of_training(trainer)
@@ -91,7 +91,7 @@ class StepBoundary(Callback):
         """
         del batch
         self._before_logging(trainer)
-        if batch_idx % trainer.accumulate_grad_batches == 0:  # the last step is whole
+        if batch_idx % trainer.accumulate_grad_batches == 0:  # the last step is complete
             checkpoint = next(c for c in trainer.checkpoint_callbacks if isinstance(c, AdapterCheckpoint))
             checkpoint.keep_when_due(trainer)
             self.signals.check(trainer, save=checkpoint.keep_between_steps)
@@ -116,7 +116,7 @@ def check_same_start(trainer: Trainer, start: tuple[str, int] | None) -> None:
     for rank, found in enumerate(said):
         if found != said[0]:
             msg = (
-                f"the main process goes on from {said[0]}, but process {rank} found {found}; put the run folder where "
+                f"the main process resumes from {said[0]}, but process {rank} found {found}; put the run folder where "
                 "all machines see the same files, and start the same command again."
             )
             raise CheckpointError(msg)

@@ -19,7 +19,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
     """FSDP2: every process keeps a slice of each weight, gradient and optimizer state.
 
     Lightning's `ModelParallelStrategy` over all processes, with the checkpoints of the other strategies: one file that
-    holds what trains in whole tensors and loads with any strategy on any number of processes. The frozen base is never
+    holds the trainable parameters as full tensors and loads with any strategy on any number of processes. The frozen base is never
     gathered to save. The tasks shard their model in `configure_model`.
 
     Args:
@@ -45,11 +45,11 @@ class FullyShardedStrategy(ModelParallelStrategy):
         return True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """What a checkpoint may hold, whole on the main process and without values on the others; collective."""
+        """What a checkpoint may hold: full tensors on the main process, no values on the others; collective."""
         return full_state_dict(self._module(), keep=self.is_global_zero)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The optimizer's own state with whole tensors, as without sharding; collective."""
+        """The optimizer's own state with full tensors, as without sharding; collective."""
         plain = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         state: dict[str, Any] = apply_to_collection(
             plain.state_dict(), DTensor, gather_full_tensor, keep=self.is_global_zero

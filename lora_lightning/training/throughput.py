@@ -34,7 +34,7 @@ class ThroughputMonitor(Callback):
         self._tokens: Tensor | int = 0  # on the device, so that counting waits for nothing
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts anew."""
+        """Starts a new measurement."""
         del pl_module
         self._since, self._logged_at = None, trainer.global_step
         self._reset()
@@ -80,7 +80,7 @@ class ThroughputMonitor(Callback):
             self._since = None
 
     def _log(self, trainer: Trainer) -> None:
-        """Logs and starts anew; collective."""
+        """Logs and starts a new measurement; collective."""
         device, strategy = trainer.strategy.root_device, trainer.strategy
         own = torch.tensor([self._samples, int(self._tokens), self._places], device=device)
         samples, tokens, places = strategy.reduce(own, reduce_op="sum").tolist()

@@ -504,7 +504,7 @@ def test_a_checkpoint_that_does_not_fit_is_found_before_any_weights_load(
     monkeypatch.delattr(SequenceClassificationTask, "build_network")
     fewer = [f"--data.data_dir={_fewer_intents(tmp_path)}", f"--data.cache_dir={tmp_path}"]
     assert main(evaluate_words(command, run, *fewer)) == 2
-    assert "knows other labels than the data: label_space.names is" in capfd.readouterr().err
+    assert "has other labels than the data: label_space.names is" in capfd.readouterr().err
     assert main([command, f"--config={run / 'config.yaml'}", _checkpoint(run, tmp_path, _of_another_task)]) == 2
     message = (
         "is of another task than SequenceClassificationTask: it has n_best and no label_smoothing, label_space. Use"
@@ -575,7 +575,7 @@ def test_ctrl_c_says_how_to_go_on(
     last = capfd.readouterr().err.strip().splitlines()[-1]
     folder = tmp_path / "run/version_0"
     command = f"lora-lightning fit --config {folder / 'config.yaml'} --resume auto"
-    assert last == f"lora-lightning: interrupted; go on with: {command}"
+    assert last == f"lora-lightning: interrupted; resume with: {command}"
     assert (folder / "checkpoints/last.ckpt").exists()
 
 

@@ -146,7 +146,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
     assert main(words) == 0
     said = capfd.readouterr()
     assert f"lora-lightning: warning: {last} " in said.err
-    assert f"goes on from {run / 'checkpoints/previous.ckpt'}" in said.out
+    assert f"resumes from {run / 'checkpoints/previous.ckpt'}" in said.out
     assert (run / "checkpoints/last.ckpt.damaged").read_bytes() == damaged
     assert all(torch.equal(tensor, whole[name]) for name, tensor in trained_state(run).items())
 
@@ -167,7 +167,7 @@ def test_where_all_are_damaged_nothing_is_started_anew(
     assert len(before) == 3
     assert main(words) == 2
     said = capfd.readouterr().err.strip().splitlines()[-1]
-    assert f"the run {run} has no checkpoint to go on from" in said
+    assert f"the run {run} has no checkpoint to resume from" in said
     assert all(str(path) in said for path in before)
     assert [path.name for path in run.parent.iterdir()] == ["version_0"]
 
@@ -186,10 +186,10 @@ def test_the_command_that_a_stopped_run_prints_goes_on_with_it(
     run: Path, words: Words, whole: dict[str, torch.Tensor], capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["fit", "--config", str(run / "config.yaml"), "--resume", "auto"]) == 0
-    assert f"goes on from {run / 'checkpoints/last.ckpt'}" in capfd.readouterr().out
+    assert f"resumes from {run / 'checkpoints/last.ckpt'}" in capfd.readouterr().out
     assert all(torch.equal(tensor, whole[name]) for name, tensor in trained_state(run).items())
     assert main(words) == 0
-    assert f"the run {run} is finished: there is nothing to go on with" in capfd.readouterr().out
+    assert f"the run {run} is finished: there is nothing to resume" in capfd.readouterr().out
 
 
 def test_the_command_means_the_stopped_run_even_if_a_newer_one_of_the_same_settings_is_finished(
@@ -200,7 +200,7 @@ def test_the_command_means_the_stopped_run_even_if_a_newer_one_of_the_same_setti
     assert main(words) == 0
     assert f"the run {newer} is finished" in capfd.readouterr().out
     assert main(["fit", "--config", str(run / "config.yaml"), "--resume", "auto"]) == 0
-    assert f"goes on from {run / 'checkpoints/last.ckpt'}" in capfd.readouterr().out
+    assert f"resumes from {run / 'checkpoints/last.ckpt'}" in capfd.readouterr().out
     assert (run / "summary.json").exists()
 
 
@@ -250,7 +250,7 @@ def test_other_settings_are_another_run(run: Path, words: Words, capfd: pytest.C
     said = capfd.readouterr().err
     assert f"the run folder {run} holds a run of other settings: {different}; trainer.logger.init_args.version" in said
     assert main(words) == 0
-    assert f"begins a new run, for the newest, {run}, has other settings: {different}\n" in capfd.readouterr().out
+    assert f"starts a new run, because the newest, {run}, has other settings: {different}\n" in capfd.readouterr().out
     assert sorted(path.name for path in run.parent.iterdir()) == ["version_0", "version_1"]
     assert not (run / "summary.json").exists()
 
@@ -441,7 +441,7 @@ def test_processes_that_would_go_on_from_different_places_are_refused(
         processes.start_processes(start_from, 2, words, checkpoints, tmp_path / "said")
     for rank in range(2):
         said = (tmp_path / f"said{rank}").read_text()
-        assert f"the main process goes on from last.ckpt of step 12, but process 1 found {found};" in said
+        assert f"the main process resumes from last.ckpt of step 12, but process 1 found {found};" in said
 
 
 WAITS = {  # a process that waits for one that is gone, and learns nothing from it: its script, status and what it says
@@ -658,7 +658,7 @@ def test_lightnings_word_for_the_last_checkpoint_goes_on(
     run: Path, words: Words, whole: dict[str, torch.Tensor], capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*words, "--resume=null", "--ckpt_path=last"]) == 0
-    assert f"goes on from {run / 'checkpoints/last.ckpt'}" in capfd.readouterr().out
+    assert f"resumes from {run / 'checkpoints/last.ckpt'}" in capfd.readouterr().out
     assert all(torch.equal(tensor, whole[name]) for name, tensor in trained_state(run).items())
 
 

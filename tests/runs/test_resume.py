@@ -84,11 +84,11 @@ def test_a_run_asked_to_stop_saves_its_step_and_goes_on_with_the_same_command(ru
         said = (runs.folder / "asked/output.txt").read_text().splitlines()[-1]
         command = f"lora-lightning fit --config {runs.run_folder('asked') / 'config.yaml'} --resume auto"
         name = signal.Signals(moment.how).name
-        assert said == f"lora-lightning: stopped by {name} after step {steps}, which is saved; go on with: {command}"
+        assert said == f"lora-lightning: stopped by {name} after step {steps}, which is saved; resume with: {command}"
     assert runs.start("asked")[0] == 0
     assert equal_bitwise(runs.result("asked"), runs.result("left alone"))
     assert runs.start("asked")[0] == 0
-    assert "is finished: there is nothing to go on with" in (runs.folder / "asked/output.txt").read_text()
+    assert "is finished: there is nothing to resume" in (runs.folder / "asked/output.txt").read_text()
 
 
 class Snapshots:
