@@ -1,4 +1,4 @@
-"""How Lightning's trainer writes and reads checkpoints: completely or not at all, and without running any code in them."""
+"""How the trainer writes and reads checkpoints: completely or not at all, and without running any code in them."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -254,7 +254,7 @@ def unknown_monitor(monitor: str, names: Collection[str]) -> ConfigurationError:
 
 
 def _half_a_step(trainer: Trainer) -> bool:
-    """Whether this is a validation after which training continues from accumulated gradients, which no checkpoint has."""
+    """Whether training continues after this validation from accumulated gradients, which no checkpoint has."""
     progress, every = batch_progress(trainer), trainer.accumulate_grad_batches
     return bool(trainer.validating and progress.current.completed % every != 0 and not progress.is_last_batch)
 

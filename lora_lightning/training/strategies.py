@@ -19,8 +19,8 @@ class FullyShardedStrategy(ModelParallelStrategy):
     """FSDP2: every process keeps a slice of each weight, gradient and optimizer state.
 
     Lightning's `ModelParallelStrategy` over all processes, with the checkpoints of the other strategies: one file that
-    holds the trainable parameters as full tensors and loads with any strategy on any number of processes. The frozen base is never
-    gathered to save. The tasks shard their model in `configure_model`.
+    holds the trainable parameters as full tensors and loads with any strategy on any number of processes. The frozen
+    base is never gathered to save. The tasks shard their model in `configure_model`.
 
     Args:
         process_group_backend: Such as `nccl` or `gloo`; `null` chooses by device.
