@@ -94,7 +94,7 @@ def train_classifier(
 
 
 def logits_of(model: nn.Module) -> Tensor:
-    """What a model says about some tokens, all its outputs one after the other; leaves it in eval mode."""
+    """A model's logits for some tokens, all of its outputs concatenated; leaves it in eval mode."""
     tokens = torch.arange(5, 25).view(2, 10)
     with torch.no_grad():
         output = model.eval()(input_ids=tokens, attention_mask=torch.ones_like(tokens))
@@ -104,7 +104,7 @@ def logits_of(model: nn.Module) -> Tensor:
 
 @torch.no_grad()
 def perturb_trainable_parameters(task: AdaptationTask) -> None:
-    """As if it had trained for long: a few steps move a tiny model's logits by less than what could go wrong."""
+    """Moves adapters as long training would: a few steps change a tiny model's logits too little to show a fault."""
     torch.manual_seed(1)
     for name, parameter in task.named_parameters():
         if ".lora_E." in name:

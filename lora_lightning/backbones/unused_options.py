@@ -11,6 +11,8 @@ from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.injection import find_targets, modules_trained_in_full
 from lora_lightning.lora.target_modules import linear_layers
+from lora_lightning.lora.variants import chosen_variants
+from lora_lightning.lora.variants.variant import Variant
 
 
 def check_idle_options(
@@ -28,17 +30,18 @@ def check_idle_options(
         auto_class: Which of transformers' `AutoModelFor...` has the task's head.
 
     Raises:
-        ConfigurationError: If biases are to train and there are none, or LoftQ has no quantised layer to start from.
+        ConfigurationError: If biases are to train and there are none, or a variant has no quantised layer to work on.
     """
-    if settings.bias == "none" and settings.init_lora_weights != "loftq":
+    needing = [variant for variant in chosen_variants(settings) if variant.needs_quantized_layers]
+    if settings.bias == "none" and not needing:
         return  # a large model takes a while to build, even without storage
     model = build_without_storage(auto_class, config)
     head = [name for name, _ in model.named_children() if name != model.base_model_prefix]
     whole = modules_trained_in_full(model, settings, head)
     targets = find_targets(model, settings, exclude=whole)
     _check_biases(model, settings, targets, whole)
-    if quantization is not None and settings.init_lora_weights == "loftq":
-        _check_quantized_targets(model, quantization, targets, whole)
+    if quantization is not None and needing:
+        _check_quantized_targets(model, quantization, needing[0], targets, whole)
 
 
 def _check_biases(
@@ -63,12 +66,16 @@ def _check_biases(
 
 
 def _check_quantized_targets(
-    model: PreTrainedModel, quantization: QuantizationSettings, targets: Collection[str], whole: Collection[str]
+    model: PreTrainedModel,
+    quantization: QuantizationSettings,
+    variant: Variant,
+    targets: Collection[str],
+    whole: Collection[str],
 ) -> None:
     if not set(targets).intersection(linear_layers(model, modules_left(model, quantization, whole))):
         msg = (
-            f"model.lora.init_lora_weights is loftq, but model.quantization.skip_modules is "
-            f"{quantization.skip_modules}, which leaves no adapted layer to quantise and so nothing for LoftQ to start "
-            "from; shorten it, or set init_lora_weights to true."
+            f"{variant.option} is {variant.value}, but model.quantization.skip_modules is "
+            f"{quantization.skip_modules}, which leaves no adapted layer to quantise; shorten skip_modules, or leave "
+            f"{variant.option.rpartition('.')[2]} out."
         )
         raise ConfigurationError(msg)

@@ -1,4 +1,4 @@
-"""The short, YAML-visible settings of an adapter and of what it sits on, in PEFT's and bitsandbytes' own words."""
+"""The settings of an adapter and of its base in YAML, with the names that PEFT and bitsandbytes use."""
 
 import re
 from collections import Counter
@@ -19,31 +19,32 @@ class LoraSettings:
     """Low-rank adaptation: y = W0 x + (lora_alpha / r) B A x (Hu et al. 2021, arXiv 2106.09685), and its variants.
 
     Args:
-        r: Rank of the update, at least 1; AdaLoRA has its own ranks.
+        r: Rank of the update, at least 1; AdaLoRA has ranks of its own.
         lora_alpha: Scaling numerator; the update is scaled by `lora_alpha / r`
             (`lora_alpha / sqrt(r)` with `use_rslora`).
         lora_dropout: Probability of dropping an input element of the adapter, in [0, 1).
-        target_modules: A preset (`attention-qv`, `attention`, `attention-mlp`, `all-linear`), which works on
-            every supported architecture and never touches the head; or a list of module names as PEFT takes
-            it, for example `[query, value]`.
-        bias: Which biases train as well: `none`, `all` or `lora_only`.
+        target_modules: A preset (`attention-qv`, `attention`, `attention-mlp`, `all-linear`), which works for every
+            supported architecture and never adapts the head; or a list of module names as PEFT takes it, for example
+            `[query, value]`.
+        bias: Which biases are trainable: `none`, `all` or `lora_only`.
         use_rslora: Rank-stabilised scaling (Kalajdzievski 2023, arXiv 2312.03732).
         modules_to_save: Modules that train in full beside the adapters, for example `[pooler]`, or the embeddings of
-            an encoder, `[word_embeddings]`. The head, and whatever else the pretrained checkpoint lacked, is always
-            among them.
-        use_dora: Train each row's magnitude beside its direction (Liu et al. 2024, arXiv 2402.09353).
-        init_lora_weights: `true` (B = 0), `gaussian` or `orthogonal` (both start at dW = 0, too); `pissa`,
+            an encoder, `[word_embeddings]`. The head, and whatever else the pretrained checkpoint lacked, always trains
+            in full.
+        use_dora: Train the magnitude of each row beside its direction (Liu et al. 2024, arXiv 2402.09353).
+        init_lora_weights: `true` (B = 0), `gaussian` or `orthogonal`, which also start at dW = 0; `pissa`,
             `pissa_niter_4` (faster, randomised) or `olora`, which take the principal directions of W0 out of the base
-            and train them (arXiv 2404.02948, 2406.01775); `eva`, which takes those of the training data; or `loftq`,
-            the best rank-r approximation of what 4-bit quantisation took away (Li et al. 2023, arXiv 2310.08659).
-        eva_config: For `eva`; `null` is PEFT's default.
-        rank_pattern: Other ranks by module, the end of its name or a regular expression, as in PEFT:
+            and train them (arXiv 2404.02948, 2406.01775); `eva`, which starts with the principal directions of the
+            training data (arXiv 2410.07170); or `loftq`, which starts with the best rank-r approximation of the error
+            of 4-bit quantisation (Li et al. 2023, arXiv 2310.08659).
+        eva_config: Settings of `eva`; `null` for PEFT's defaults.
+        rank_pattern: Ranks that differ from `r`, by the end of a module's name or a regular expression, as in PEFT:
             `{query: 4, layer.0.attention.self.value: 16}`.
-        alpha_pattern: Other values of `lora_alpha`, in the same way.
-        layers_to_transform: Numbers of the layers that get adapters, from 0; `null` for all.
-        layers_pattern: Name of the list of layers that the numbers count, such as `layer`, where a name has several
-            numbers; `null` takes the first.
-        trainable_token_indices: Tokens whose embedding trains, by number; tied output weights follow.
+        alpha_pattern: Values that differ from `lora_alpha`, in the same way.
+        layers_to_transform: Numbers of the layers that get adapters, from 0; `null` for all layers.
+        layers_pattern: Name of the list that `layers_to_transform` refers to, such as `layer`, if module names contain
+            several numbers; `null` for the first number.
+        trainable_token_indices: Ids of the tokens whose embeddings are trainable; tied output weights follow them.
         adalora: AdaLoRA instead of LoRA.
     """
 
@@ -65,7 +66,7 @@ class LoraSettings:
     adalora: AdaLoraSettings | None = None
 
     def __post_init__(self) -> None:
-        """Rejects values that no layer could use, and variants that do not go together.
+        """Rejects values that no layer can use, and options that do not go together.
 
         Raises:
             ConfigurationError: If a value is out of its range.
@@ -79,7 +80,7 @@ class LoraSettings:
             msg = f"model.lora.lora_alpha is {self.lora_alpha}, but it must be above 0; 2 * r is a common choice."
             raise ConfigurationError(msg)
         if not 0 <= self.lora_dropout < 1:
-            msg = f"model.lora.lora_dropout is {self.lora_dropout}, but a probability in [0, 1) is needed."
+            msg = f"model.lora.lora_dropout is {self.lora_dropout}, but it is a probability and must be in [0, 1)."
             raise ConfigurationError(msg)
         if not self.target_modules:
             msg = "model.lora.target_modules is empty; name a preset such as all-linear, or write `lora: null`."
@@ -115,7 +116,7 @@ class LoraSettings:
                 try:
                     re.compile(key)
                 except re.error as error:
-                    msg = f"model.lora.{name}: {key!r} is no regular expression ({error}); give the end of a name."
+                    msg = f"model.lora.{name}: {key!r} is not a regular expression ({error}); give the end of a name."
                     raise ConfigurationError(msg) from error
 
     def _check_choices(self) -> None:
@@ -144,17 +145,19 @@ class LoraSettings:
 class QuantizationSettings:
     """Frozen base weights in 4 or 8 bits, by bitsandbytes (QLoRA, Dettmers et al. 2023, arXiv 2305.14314).
 
-    The head, whatever the pretrained checkpoint lacked and `modules_to_save` are never quantised, nor are embeddings.
+    The head, whatever else the pretrained checkpoint lacked, `modules_to_save` and embeddings are never quantised.
 
     Args:
         bits: 4; or 8, LLM.int8() (Dettmers et al. 2022, arXiv 2208.07339), which rounds the layers' inputs too.
-        type: Of 4 bits: `nf4`, for weights that are normally distributed, as trained ones nearly are; or `fp4`.
-        double_quantization: Quantises the scales of 4-bit weights as well: 0.37 bits a parameter less, for one more
-            rounding. Off as in bitsandbytes: it pays where a model would not fit otherwise (3 GB of 65 billion
-            parameters), not on a small one.
-        compute_dtype: What 4-bit weights are multiplied in. `auto` takes that of a 16-bit `trainer.precision`; else
-            bfloat16 where the device is fast at it, float16 on other GPUs and float32 on other CPUs.
-        skip_modules: More modules that stay as they are, by name or the end of it, for example `[dense]`.
+        type: Data type of 4-bit weights: `nf4`, for normally distributed weights, as trained weights nearly are; or
+            `fp4`.
+        double_quantization: Quantise the scales of 4-bit weights too, which saves 0.37 bits per parameter for one more
+            rounding. Off by default, as in bitsandbytes: it is worth it for models that would not fit otherwise (3 GB
+            for 65 billion parameters), not for small models.
+        compute_dtype: Data type in which 4-bit weights are multiplied. `auto` takes that of a 16-bit
+            `trainer.precision`; otherwise bfloat16 if the device is fast at it, float16 on other GPUs and float32 on
+            other CPUs.
+        skip_modules: Further modules that are not quantised, by name or the end of it, for example `[dense]`.
     """
 
     bits: Literal[4, 8] = 4
@@ -164,10 +167,10 @@ class QuantizationSettings:
     skip_modules: list[str] | None = None
 
     def __post_init__(self) -> None:
-        """Rejects what only 4-bit weights have.
+        """Rejects options of 4-bit weights for 8 bits.
 
         Raises:
-            ConfigurationError: If it is set for 8 bits.
+            ConfigurationError: If one is set.
         """
         if self.bits == 4:  # noqa: PLR2004
             return
@@ -175,8 +178,8 @@ class QuantizationSettings:
         for name, default in defaults.items():
             if (value := getattr(self, name)) != default:
                 msg = (
-                    f"model.quantization.{name} is {value}, but only 4-bit weights have that, and bits is {self.bits}; "
-                    "leave it out, or set bits to 4."
+                    f"model.quantization.{name} is {value}, but it applies to 4-bit weights only, and bits is "
+                    f"{self.bits}; leave it out, or set bits to 4."
                 )
                 raise ConfigurationError(msg)
 

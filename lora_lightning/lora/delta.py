@@ -1,4 +1,4 @@
-"""The update of one adapted layer, dW = scaling * B @ A, as its factors; an (out, in) matrix is never formed."""
+"""The update of each adapted layer, dW = scaling * B @ A, as its factors, without forming an (out, in) matrix."""
 
 import re
 from dataclasses import dataclass
@@ -19,15 +19,15 @@ LAYER_NUMBER = re.compile(r"(?:^|\.)(\d+)\.")
 class AdapterDelta:
     """dW = scaling * B @ A of one layer: its change from the pretrained weight.
 
-    PiSSA and OLoRA start with a part of the pretrained weight, A0 and B0, which is no change: there A is A over A0, B
-    is B beside -B0, and r twice that of the adapter. Under DoRA this is the direction's low-rank part, before the
-    magnitude rescales the rows of W + dW.
+    PiSSA and OLoRA start with a part of the pretrained weight, A0 and B0, which is not a change of it: for them A is
+    stacked on A0, B is beside -B0, and r is twice that of the adapter. Under DoRA this is the low-rank part of the
+    direction, before the magnitude rescales the rows of W + dW.
 
     Attributes:
         module: Dotted name in the pretrained model, for example `encoder.layer.3.attention.self.query`.
         A: (r, in_features), float32, detached; under AdaLoRA its rows are scaled by `lora_E`.
         B: (out_features, r), float32, detached.
-        scaling: `lora_alpha / r`, or what the variant makes of it.
+        scaling: `lora_alpha / r`, or the variant's own scaling.
     """
 
     module: str
@@ -37,17 +37,17 @@ class AdapterDelta:
 
     @property
     def r(self) -> int:
-        """Rank that the factors allow."""
+        """The number of rows of A, an upper bound of the update's rank."""
         return self.A.shape[0]
 
     @property
     def layer(self) -> int | None:
-        """Number of the layer, the first number in the name; `None` outside numbered layers."""
+        """The number of the layer, which is the first number in the name; `None` outside numbered layers."""
         return split_layer_number(self.module)[0]
 
     @property
     def kind(self) -> str:
-        """Name within the layer, for example `attention.self.query`."""
+        """The name within the layer, for example `attention.self.query`."""
         return split_layer_number(self.module)[1]
 
     def dense(self) -> Tensor:
@@ -89,7 +89,7 @@ def adapted_layers(model: nn.Module) -> dict[str, LoraLayer]:
 
 
 def adapter_factors(layer: LoraLayer) -> tuple[Tensor, Tensor]:
-    """The two trained matrices of a layer, as they are stored.
+    """The two matrices of a layer's adapter, as they are stored.
 
     Args:
         layer: Of `adapted_layers`.
@@ -112,8 +112,8 @@ def layer_delta(module: str, layer: LoraLayer) -> AdapterDelta:
         layer: Of `adapted_layers`. Under FSDP2 every process has to call this: shards are gathered.
 
     Returns:
-        Its factors in float32; they share memory with the parameters where those are float32 and
-        the layer started at dW = 0.
+        Its factors in float32; they share memory with the parameters if those are float32 and the layer started at
+        dW = 0.
     """
     a, b = (full_tensor(factor).float() for factor in adapter_factors(layer))
     scaling = float(layer.scaling[ADAPTER])
@@ -133,20 +133,20 @@ def adapter_deltas(model: nn.Module) -> list[AdapterDelta]:
         model: A PEFT model, or anything that contains one.
 
     Returns:
-        One a layer, in the model's order; empty without adapters.
+        One update for each layer, in the model's order; empty without adapters.
     """
     return [layer_delta(name, layer) for name, layer in adapted_layers(model).items()]
 
 
 def pretrained_weight(layer: LoraLayer) -> Tensor:
-    """The pretrained weight under an adapter, dequantised where it is quantised, with what PiSSA and OLoRA took out.
+    """The pretrained weight under an adapter: dequantised, and with the part that PiSSA and OLoRA took out of it.
 
     Args:
         layer: Of `adapted_layers`.
 
     Returns:
-        (out_features, in_features) as A and B count them, float32, detached; GPT-2's `Conv1D` and embeddings are
-        transposed.
+        (out_features, in_features), to which B @ A can be added, float32, detached; the weights of GPT-2's `Conv1D` and
+        of embeddings are transposed.
     """
     base = layer.get_base_layer()
     weight = full_tensor(dequantized_weight(base)).float()
@@ -156,12 +156,12 @@ def pretrained_weight(layer: LoraLayer) -> Tensor:
 
 
 def is_transposed(layer: LoraLayer) -> bool:
-    """Whether the frozen weight is kept as (in_features, out_features), as in GPT-2's `Conv1D` and in embeddings."""
+    """Whether the frozen weight is stored as (in_features, out_features), as in GPT-2's `Conv1D` and in embeddings."""
     return bool(getattr(layer, "fan_in_fan_out", False)) or isinstance(layer.get_base_layer(), nn.Embedding)
 
 
 @torch.no_grad()
 def full_tensor(tensor: Tensor) -> Tensor:
-    """The tensor itself, gathered from all processes where it is sharded (collective), detached."""
+    """The full tensor, gathered from all processes if it is sharded (collective), detached."""
     gather = getattr(tensor, "full_tensor", None)
     return (tensor if gather is None else gather()).detach()

@@ -1,7 +1,7 @@
-"""Dropout that does not slow a CPU down.
+"""Dropout that is fast on a CPU.
 
-PyTorch draws one Bernoulli number after another on a CPU; for a small encoder that is a fifth of a training step.
-Here a mask is cut from random 64-bit words instead, a byte an element. On any other device PyTorch draws it.
+On a CPU PyTorch draws one Bernoulli number after another, which takes a fifth of a training step of a small encoder.
+Here each element of a mask takes a byte of random 64-bit words instead. On any other device PyTorch draws the mask.
 """
 
 import numpy as np
@@ -14,15 +14,15 @@ LEVELS = 256  # on a CPU a probability is kept to 1 / 256
 
 
 def inverted_mask(x: Tensor, p: float) -> Tensor:
-    """Draws what to multiply with to drop elements, from the device's default generator.
+    """Draws a mask to multiply a tensor with, from the device's default generator.
 
     Args:
         x: Any shape, floating dtype; only its shape, dtype and device matter.
-        p: Probability of dropping an element, in [0, 1); on a CPU rounded to 1 / 256.
+        p: Probability of dropping an element, in [0, 1); on a CPU rounded to a multiple of 1 / 256.
 
     Returns:
-        Shape and dtype of x: 0 where an element is dropped, 1 / (1 - p) elsewhere, for the rounded p, so that the
-        mean stays what it was.
+        Shape and dtype of x: 0 for dropped elements, 1 / (1 - p) for all others, with the rounded p, so that the mean
+        does not change.
     """
     if x.device.type != "cpu":
         return functional.dropout(torch.ones_like(x), p)
@@ -31,15 +31,15 @@ def inverted_mask(x: Tensor, p: float) -> Tensor:
 
 
 def random_signs(x: Tensor, p: float) -> tuple[Tensor, float]:
-    """Draws what to drop as signs, for numbers that are never negative: one tensor then holds them and the choice.
+    """Draws a mask as signs, for numbers that are never negative: one tensor then holds both the numbers and the mask.
 
     Args:
         x: Any shape, floating dtype, on a CPU; only its shape and dtype matter.
-        p: Probability of dropping an element, in [0, 1); rounded to 1 / 256.
+        p: Probability of dropping an element, in [0, 1); rounded to a multiple of 1 / 256.
 
     Returns:
-        Shape and dtype of x: -1 where an element is dropped, 1 elsewhere, the same elements as `inverted_mask` drops;
-        and the factor of what is kept, 1 / (1 - p) for the rounded p.
+        Shape and dtype of x: -1 for dropped elements, which are those that `inverted_mask` drops, and 1 for all others;
+        and the factor of the kept elements, 1 / (1 - p) with the rounded p.
     """
     kept, factor = _kept(x.numel(), p)
     signs = kept.view(np.int8) * np.int8(2) - np.int8(1)
@@ -54,7 +54,7 @@ def _kept(count: int, p: float) -> tuple[NDArray[np.bool_], float]:
 
 
 class FastDropout(nn.Dropout):
-    """`nn.Dropout` with the cheaper mask on a CPU; same distribution, other random numbers."""
+    """`nn.Dropout` with a cheaper mask on a CPU: the same distribution, but different random numbers."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Drops elements while training.
@@ -71,7 +71,7 @@ class FastDropout(nn.Dropout):
 
 
 def use_fast_dropout(model: nn.Module) -> None:
-    """Replaces every plain `nn.Dropout` inside, in place.
+    """Replaces every plain `nn.Dropout` inside a module by `FastDropout`, in place.
 
     Args:
         model: Any module; subclasses of `nn.Dropout` are left alone.

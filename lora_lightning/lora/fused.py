@@ -1,8 +1,8 @@
 """A LoRA layer in fewer and cheaper steps than PEFT's, with the same result.
 
-PEFT computes `base(x) + lora_B(lora_A(dropout(x))) * scaling` as separate operations and keeps a dropped copy of x
-for each layer. Here scaling and sum happen inside the matrix product, and the backward pass forms no gradient that
-nobody needs. For small batches on a CPU this saves a tenth of a step.
+PEFT computes `base(x) + lora_B(lora_A(dropout(x))) * scaling` as separate operations and keeps a copy of x after
+dropout for each layer. Here scaling and sum are part of the matrix product, and the backward pass computes only the
+gradients that are needed. For small batches on a CPU this saves a tenth of a step.
 """
 
 from typing import Any
@@ -34,7 +34,7 @@ class _LoraLinear(torch.autograd.Function):
         hidden = dropped @ lora_a.t()
         y = functional.linear(x, weight, bias)
         y.addmm_(hidden, lora_b.t(), alpha=scaling)
-        # Where A is frozen (LoRA-FA) nothing needs x again, and without dropout the layer keeps r numbers a row.
+        # If A is frozen (LoRA-FA) nothing needs x again, and without dropout the layer keeps r numbers for each row.
         ctx.save_for_backward(x if ctx.needs_input_grad[3] else None, weight, lora_a, lora_b, hidden, mask)
         ctx.scaling = scaling
         return y
@@ -60,9 +60,10 @@ class _LoraLinear(torch.autograd.Function):
 
 
 class FusedLoraLinear(LoraLinear):  # PEFT is not typed
-    """PEFT's LoRA layer over `nn.Linear`; computes like it, in fewer steps where that is possible.
+    """PEFT's LoRA layer over `nn.Linear`, with the same result in fewer steps if that is possible.
 
-    Merging, several adapters, DoRA and other variants, mixed precision and quantised bases go PEFT's own way.
+    Merged adapters, several adapters, DoRA and other variants, mixed precision and quantised bases use PEFT's own
+    forward pass.
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -92,7 +93,7 @@ class FusedLoraLinear(LoraLinear):  # PEFT is not typed
             self.scaling[name],
             mask,
         )
-        # Not needlessly a view, of which FSDP2 warns.
+        # A view only if it is needed: FSDP2 warns of views.
         return y if x.ndim == flat.ndim else y.view(*x.shape[:-1], y.shape[-1])  # type: ignore[no-any-return]
 
     def _is_plain(self, x: Tensor) -> bool:
@@ -111,10 +112,10 @@ class FusedLoraLinear(LoraLinear):  # PEFT is not typed
 
 
 def fuse_lora_layers(model: nn.Module) -> int:
-    """Switches PEFT's LoRA layers over plain `nn.Linear` to the fused form, in place.
+    """Switches PEFT's LoRA layers over plain `nn.Linear` to the fused forward pass, in place.
 
     Args:
-        model: A PEFT model; parameters, names and saved files stay as they are.
+        model: A PEFT model; its parameters, names and saved files do not change.
 
     Returns:
         How many layers were switched.

@@ -1,9 +1,9 @@
-"""PiSSA and OLoRA: the directions that an adapter starts with are taken out of the base, and this is kept account of.
+"""Adapters that start with a part of the base (PiSSA, OLoRA), and what their base lacks.
 
 The layer computes W_res x + s B A x with W_res = W - s B0 A0, so that at the start (A = A0, B = B0) it is W x. What
 was learnt is dW = s (B A - B0 A0), of rank up to 2 r. A0 and B0 stay with the layer as buffers and go into every
 checkpoint: with them the residual base is rebuilt wherever the checkpoint is loaded, whatever sign or platform an SVD
-there would have had, and the adapter is exported relative to the pretrained W.
+would have there, and the adapter is exported relative to the pretrained W.
 
 Source: Meng et al. 2024 (arXiv 2404.02948), equations 2 to 4; Büyükakyüz 2024 (arXiv 2406.01775).
 """
@@ -21,7 +21,7 @@ NAMES = ("initial_A", "initial_B")  # of the buffers
 
 
 def keep_initial_factors(layer: LoraLayer, a: Tensor, b: Tensor) -> None:
-    """Remembers what an adapter started with.
+    """Keeps the factors that an adapter starts with.
 
     Args:
         layer: PEFT's, just made.
@@ -33,13 +33,13 @@ def keep_initial_factors(layer: LoraLayer, a: Tensor, b: Tensor) -> None:
 
 
 def initial_factors(layer: nn.Module | LoraLayer) -> tuple[Tensor, Tensor] | None:
-    """What an adapter started with.
+    """The factors that an adapter started with.
 
     Args:
         layer: PEFT's.
 
     Returns:
-        A0, (r, in_features), and B0, (out_features, r); `None` where it started at dW = 0.
+        A0, (r, in_features), and B0, (out_features, r); `None` if it started at dW = 0.
     """
     found = (getattr(layer, NAMES[0]), getattr(layer, NAMES[1])) if hasattr(layer, NAMES[0]) else None
     return cast("tuple[Tensor, Tensor] | None", found)
@@ -52,29 +52,29 @@ def initial_factor_names(model: nn.Module) -> list[str]:
 
 @torch.no_grad()
 def initial_delta(layer: LoraLayer) -> Tensor:
-    """What the base lacks: s B0 A0.
+    """The part of the pretrained weight that the base lacks: s B0 A0.
 
     Args:
         layer: PEFT's, with initial factors.
 
     Returns:
-        As the base stores its weight, float32.
+        In the shape in which the base stores its weight, float32.
     """
     a, b = cast("tuple[Tensor, Tensor]", initial_factors(layer))
-    (scaling,) = layer.scaling.values()  # of the only adapter
+    (scaling,) = layer.scaling.values()  # there is only one adapter
     product: Tensor = scaling * (b.float() @ a.float())
     return product.T if getattr(layer, "fan_in_fan_out", False) else product
 
 
 @torch.no_grad()
 def follow_initial_factors(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Rebuilds the residual bases for other initial factors, before they are loaded.
+    """Rebuilds the residual bases for other initial factors, before these are loaded.
 
-    Where they are the same, as in the same place with the same seed, nothing changes by a bit.
+    If the factors are the same, as on the same machine with the same seed, not a bit changes.
 
     Args:
         model: Holds the layers.
-        state: What is about to be loaded; only `initial_A` and `initial_B` matter.
+        state: The tensors about to be loaded; only `initial_A` and `initial_B` matter.
     """
     for name, layer in _layers(model):
         own = cast("tuple[Tensor, Tensor]", initial_factors(layer))
@@ -82,21 +82,21 @@ def follow_initial_factors(model: nn.Module, state: Mapping[str, Tensor]) -> Non
         if all(torch.equal(left, right) for left, right in zip(own, new, strict=True)):
             continue
         weight = cast("Tensor", layer.get_base_layer().weight)
-        whole = weight.float() + initial_delta(layer)
+        pretrained = weight.float() + initial_delta(layer)
         for factor, value in zip(own, new, strict=True):
             factor.copy_(value)
-        weight.copy_(whole - initial_delta(layer))
+        weight.copy_(pretrained - initial_delta(layer))
 
 
 @contextmanager
 def pretrained_base(model: nn.Module) -> Iterator[None]:
-    """Gives the bases back for a while what was taken out of them; afterwards they are bit for bit what they were.
+    """Restores the pretrained bases inside this context; afterwards the bases are bit for bit what they were.
 
     Args:
         model: Holds the layers.
 
     Yields:
-        Nothing; W is the pretrained weight, to rounding.
+        Nothing; W is the pretrained weight, up to rounding.
     """
     with ExitStack() as stack:
         for _, layer in _layers(model):

@@ -20,13 +20,13 @@ HEADS = ("classifier", "score", "qa_outputs")
 
 
 def newly_initialized_modules(model: nn.Module, missing_parameters: Collection[str]) -> list[str]:
-    """The largest modules all of whose parameters the pretrained checkpoint lacked.
+    """The largest modules of which the pretrained checkpoint had no parameter at all.
 
-    RoBERTa's two-layer head is one module, DeBERTa's pooler and classifier are two. Their weights are random, so
-    they have to train.
+    RoBERTa's two-layer head is one module, DeBERTa's pooler and classifier are two. Their weights are random, so they
+    have to train.
 
     Args:
-        model: The model as `from_pretrained` made it.
+        model: The model from `from_pretrained`.
         missing_parameters: Dotted parameter names, from `from_pretrained(..., output_loading_info=True)`.
 
     Returns:
@@ -47,8 +47,8 @@ def modules_trained_in_full(model: nn.Module, settings: LoraSettings, lacked: Co
 
     Args:
         model: The model before adapters are attached; may be on the meta device.
-        settings: The adapter's settings; its `modules_to_save` may be the end of a dotted name.
-        lacked: What the pretrained checkpoint lacked, from `newly_initialized_modules`.
+        settings: The adapter's settings; entries of `modules_to_save` may be the end of a dotted name.
+        lacked: Modules that the pretrained checkpoint lacked, from `newly_initialized_modules`.
 
     Returns:
         Full dotted module names, the head among them.
@@ -97,7 +97,7 @@ def _check_tokens(model: PreTrainedModel, tokens: Collection[int], exclude: Coll
     embeddings = model.get_input_embeddings()
     if inside := [name for name, module in model.named_modules() if module is embeddings and name in exclude]:
         msg = (
-            f"model.lora.trainable_token_indices trains a few embeddings, and model.lora.modules_to_save all of "
+            f"model.lora.trainable_token_indices trains a few embeddings, but model.lora.modules_to_save trains all of "
             f"{inside[0]}; leave one of the two out."
         )
         raise ConfigurationError(msg)
@@ -106,7 +106,7 @@ def _check_tokens(model: PreTrainedModel, tokens: Collection[int], exclude: Coll
         if not 0 <= token < vocabulary:
             msg = (
                 f"model.lora.trainable_token_indices has {token}, but the model embeds tokens 0 to {vocabulary - 1}; "
-                "give the numbers that the tokenizer has for them."
+                "give token ids of the tokenizer."
             )
             raise ConfigurationError(msg)
 
@@ -121,7 +121,7 @@ def _check_ranks(model: nn.Module, settings: LoraSettings, targets: Collection[s
     for name, rank in ranks.items():
         if rank > longest:
             msg = (
-                f"model.lora.{name} is {rank}, but no layer to adapt has a side longer than {longest}, so that every "
+                f"model.lora.{name} is {rank}, but no layer to adapt has a side longer than {longest}, so every "
                 "adapter would be larger than its layer; lower it, or write `lora: null`."
             )
             raise ConfigurationError(msg)
@@ -153,18 +153,18 @@ def attach_lora(
     task_type: str | None,
     never_adapted: Collection[str] = (),
 ) -> PeftModel:
-    """Freezes the base and adds trainable adapters.
+    """Freezes the base and adds trainable adapters to it.
 
     Args:
         model: The pretrained model; changed in place.
         settings: Rank, scaling, targets, variant.
         lacked: Module names from `newly_initialized_modules`; they train in full and are saved with the adapter.
-        task_type: PEFT's word for the task, for example `SEQ_CLS`; `None` for a wrapper that changes no argument.
+        task_type: PEFT's name of the task, for example `SEQ_CLS`; `None` for a wrapper that passes all arguments on.
         never_adapted: Dotted names of other modules that get no adapter, such as a language model's head.
 
     Returns:
-        The PEFT model. Adapters are float32 and the model starts as the pretrained one: with dW = 0, or, for PiSSA and
-        OLoRA, with a part of W in the adapters.
+        The PEFT model. Adapters are float32, and the model starts as the pretrained model: with dW = 0, or, for PiSSA
+        and OLoRA, with a part of W in the adapters.
 
     Raises:
         ConfigurationError: If a target or a module to save does not exist, or the rank is larger than every layer.
@@ -239,6 +239,6 @@ def _warn_if_rank_is_full(model: nn.Module, targets: Collection[str], settings: 
     if r > sizes[smallest]:
         msg = (
             f"model.lora.{option} is {r}, above the smaller side of {smallest} ({sizes[smallest]}): ranks beyond it "
-            f"add parameters and no capacity; {option} up to {sizes[smallest]} is enough."
+            f"add parameters but no capacity; {option} up to {sizes[smallest]} is enough."
         )
         warnings.warn(msg, stacklevel=3)

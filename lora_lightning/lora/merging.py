@@ -1,6 +1,6 @@
-"""Merge adapters into the weights under them: what comes out for each choice of base, tried out and taken back.
+"""Merge adapters into the weights under them, for each choice of base, and undo it.
 
-A 16- or 32-bit base has one merge, W + dW. A quantised base has three, and they differ by the quantisation error
+A 16- or 32-bit base has one merged weight, W + dW. A quantised base has three, which differ by the quantisation error
 q = original - dequantised: dequantised + dW, which is what was trained, in 16 or 32 bits; original + dW; and
 dequantised + dW quantised again.
 """
@@ -30,15 +30,15 @@ MERGEABLE = (nn.Linear, nn.Embedding, Conv1D)  # bitsandbytes' layers are nn.Lin
 
 
 def merge_targets(model: nn.Module, originals: Mapping[str, Tensor] | None = None) -> list[MergeTarget]:
-    """What an adapter can be merged into.
+    """The targets that an adapter can be merged into.
 
     Args:
         model: A PEFT model, or anything that contains one.
-        originals: The weights that the base was quantised from, where they are at hand.
+        originals: The weights that the base was quantised from, if they are available.
 
     Returns:
-        `base` alone where nothing is quantised, else `dequantized`, `original` if it is given, and `requantized`; empty
-        without adapters.
+        `base` alone if nothing is quantised; else `dequantized`, `original` if `originals` is given, and `requantized`;
+        empty without adapters.
     """
     layers = adapted_layers(model).values()
     if not any(quantized_bits(layer.get_base_layer()) for layer in layers):
@@ -81,12 +81,12 @@ def merged_adapters(
 ) -> Iterator[None]:
     """Runs the model with its adapters merged, then puts everything back as it was, bit for bit.
 
-    Each adapted layer gives its place to the layer below, as in an exported model. Memory beside the model: for `base`
-    the adapted weights once more in host memory (13 GB for all linear layers of a 7B Llama in 16 bits), since they are
-    overwritten in place; for a quantised base its adapted weights on the device as the target keeps them (13 GB more
+    Each adapted layer is replaced by the layer below it, as in an exported model. Memory beside the model: for `base` a
+    copy of the adapted weights in host memory (13 GB for all linear layers of a 7B Llama in 16 bits), since they are
+    overwritten in place; for a quantised base the adapted weights on the device as the target stores them (13 GB more
     for `dequantized` and `original` in 16 bits, 3.5 GB for `requantized` in 4), as the merged model will need anyway,
-    and nothing is overwritten. Merging goes on layer by layer, in float32; of a sharded model every process merges its
-    slices, and so all have to call this.
+    and nothing is overwritten. Layers are merged one by one, in float32; if the model is sharded, every process merges
+    its own shards, so all of them have to call this.
 
     Args:
         model: A PEFT model, or anything that contains one.
@@ -118,7 +118,7 @@ def merged_adapters(
 
 @contextmanager
 def without_adapters(model: nn.Module) -> Iterator[None]:
-    """Runs the model on its pretrained base alone; modules that train in full beside the adapters stay as they are.
+    """Runs the model on its pretrained base alone; modules that train in full beside the adapters are unchanged.
 
     Args:
         model: A PEFT model, or anything that contains one.
@@ -135,7 +135,7 @@ def without_adapters(model: nn.Module) -> Iterator[None]:
 def quantization_errors(
     module: str, layer: LoraLayer, original: Tensor | None = None
 ) -> dict[Literal["quantization_error", "requantization_error"], float]:
-    """How much larger the errors of quantising are than what was learnt, as Frobenius norms.
+    """The ratios of quantisation errors to the learnt update, as Frobenius norms.
 
     Above 1, the choice of the base changes the weight more than training did.
 
@@ -145,7 +145,7 @@ def quantization_errors(
         original: The weight that it was quantised from, (out_features, in_features), any floating dtype.
 
     Returns:
-        `quantization_error`, ||original - dequantised|| / ||dW||, where the original is given; `requantization_error`,
+        `quantization_error`, ||original - dequantised|| / ||dW||, if the original is given; `requantization_error`,
         ||dW after quantising W + dW again - dW|| / ||dW||. Infinity for an update of 0.
     """
     base = pretrained_weight(layer)
@@ -159,7 +159,7 @@ def quantization_errors(
 
 
 class _FloatingLinear(nn.Linear):
-    """A linear layer in its own dtype, whatever dtype the rest of the model has."""
+    """A linear layer that computes in its own dtype, whatever the dtype of the rest of the model."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's name
         bias = None if self.bias is None else self.bias.to(self.weight.dtype)
@@ -172,7 +172,7 @@ def _merged_quantized(
     base = cast("Any", layer.get_base_layer())
     if target == "original":
         if originals is None or module not in originals:
-            msg = f"{module}: its original weight is not among the given ones; give the model that was quantised."
+            msg = f"{module}: `originals` does not hold its original weight; give the weights before quantisation."
             raise ConfigurationError(msg)
         dtype, weight = originals[module].dtype, originals[module].to(base.weight.device, torch.float32)
     else:
@@ -190,13 +190,14 @@ def _merged_quantized(
 
 @torch.no_grad()
 def _merged_bias(module: str, layer: LoraLayer) -> Tensor | None:
-    """The layer's bias, the same object where the adapter has none (`lora_bias`)."""
+    """The layer's bias; the same object if the adapter has no bias (`lora_bias`)."""
     bias = getattr(layer.get_base_layer(), "bias", None)
     if not layer.lora_bias.get(ADAPTER):
         return bias
     if bias is None:
         msg = (
-            f"{module}: the adapter has a bias (lora_bias) and its base none, so it cannot be merged; set it to false."
+            f"{module}: the adapter has a bias (lora_bias) but its base has none, so it cannot be merged; set "
+            "lora_bias to false."
         )
         raise ConfigurationError(msg)
     return cast("Tensor", bias + layer.scaling[ADAPTER] * layer.lora_B[ADAPTER].bias)

@@ -1,4 +1,4 @@
-"""A model whose weights lie in slices on several processes (FSDP2), and its whole tensors."""
+"""Models whose weights are sharded over several processes (FSDP2), and their full tensors."""
 
 from collections.abc import Callable, Mapping
 from types import MethodType
@@ -16,23 +16,23 @@ Result = TypeVar("Result")
 
 
 def shard_model(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Leaves each process a slice of every parameter, frozen or trained; in place, once.
+    """Leaves each process a shard of every parameter, frozen or trainable; in place, once.
 
-    A layer's weights are gathered while it computes, forwards and backwards, and let go again, and so is what lies
-    outside the layers (embeddings, head) while the model does. Only what trains has gradients to reduce, in float32.
-    Weights are gathered in their own dtype, so that autocast computes what it does elsewhere.
+    A layer's weights are gathered while it computes, forwards and backwards, and freed again; the weights outside the
+    layers (embeddings, head) are gathered while the model computes. Only trainable parameters have gradients to reduce,
+    in float32. Weights are gathered in their own dtype, so that autocast computes as it does without sharding.
 
-    Values come from the main process: no other one ever holds more than its slices.
+    Values come from the main process: no other process ever holds more than its shards.
 
     Args:
-        model: A transformers model with its adapters in place, the same on every process; on those that are not the
-            main one without values, on the meta device, or with values that are not looked at.
-        mesh: The processes, one dimension, the main one first.
+        model: A transformers model with its adapters in place, the same on every process. Its values matter on the main
+            process alone; elsewhere it may be on the meta device.
+        mesh: The processes, one dimension, the main process first.
     """
     for part in (*transformer_layers(model), model):
         places = _make_room(part, mesh)
-        # By default the outermost module keeps its weights gathered; PEFT, which freezes and thaws modules around a
-        # forward pass without adapters, would then thaw copies, and the head would stop to train.
+        # By default the outermost module keeps its weights gathered; PEFT, which freezes and unfreezes modules around a
+        # forward pass without adapters, would then unfreeze copies, and the head would stop training.
         policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
         fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
         _hand_out(places, mesh)
@@ -41,12 +41,12 @@ def shard_model(model: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def _make_room(part: nn.Module, mesh: DeviceMesh) -> list[tuple[nn.Module, str, Tensor]]:
-    """Gives storage to what is on the meta device, and buffers their values.
+    """Gives storage to parameters on the meta device, and buffers their values.
 
-    An operating system gives memory to what is written, and `fully_shard` keeps a slice of what nobody has written.
+    An operating system provides memory only when it is written to, so what `fully_shard` discards was never provided.
 
     Returns:
-        Each parameter that is not sharded yet, shared ones once, with its module and its name there.
+        Each parameter that is not sharded yet, shared parameters once, with its module and its name there.
     """
     device = torch.device(mesh.device_type)
     places: dict[int, tuple[nn.Module, str, Tensor]] = {}
@@ -69,11 +69,11 @@ def _make_room(part: nn.Module, mesh: DeviceMesh) -> list[tuple[nn.Module, str, 
 
 @torch.no_grad()
 def _hand_out(places: list[tuple[nn.Module, str, Tensor]], mesh: DeviceMesh) -> None:
-    """Sends every process the main one's values of its slices; collective."""
+    """Sends every process the values of its shards from the main process; collective."""
     for module, name, values in places:
         own = local_shard(getattr(module, name))
         if mesh.get_local_rank():
-            if own.numel():  # some get nothing of a small tensor
+            if own.numel():  # some processes have no part of a small tensor
                 distributed.recv(own, group=mesh.get_group(), group_src=0)
             continue
         for rank, part in enumerate(values.chunk(mesh.size())):  # as `fully_shard` cuts
@@ -85,7 +85,7 @@ def transformer_layers(model: nn.Module) -> list[nn.Module]:
     """The layers that a transformer is a stack of.
 
     Args:
-        model: Any; one without a list of modules has none.
+        model: Any; a model without a list of modules has no layers.
 
     Returns:
         The members of its outermost `nn.ModuleList`s, in the model's order.
@@ -100,7 +100,7 @@ def transformer_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether a model, or anything in it, went through `shard_model`."""
+    """Whether a model, or anything in it, is sharded by `shard_model`."""
     return any(isinstance(module, FSDPModule) for module in model.modules())
 
 
@@ -110,10 +110,10 @@ def run_as_forward(model: nn.Module, function: Callable[..., Result], *arguments
     Args:
         model: Sharded or not. The function must not call the model itself.
         function: What to call.
-        arguments: Its arguments, tensors in them too.
+        arguments: Its arguments, which may contain tensors.
 
     Returns:
-        Its result; gradients flow through tensors in it.
+        The function's result; gradients flow through its tensors.
     """
     if not isinstance(model, FSDPModule):
         return function(*arguments)
@@ -128,11 +128,11 @@ def full_state_dict(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
     """The state of a sharded model without its frozen parameters, gathered one tensor at a time; collective.
 
     Args:
-        model: On every process the same.
-        keep: Whether this process wants the values.
+        model: The same on every process.
+        keep: Whether this process keeps the values.
 
     Returns:
-        Whole tensors by name, on the CPU, or without values on the meta device.
+        Full tensors by name, on the CPU, or without values on the meta device.
     """
     frozen = {n for n, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
     return {
@@ -141,32 +141,32 @@ def full_state_dict(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
 
 
 def gather_full_tensor(tensor: Tensor, *, keep: bool) -> Tensor:
-    """Gathers a tensor; collective where it is sharded.
+    """Gathers a tensor; collective if it is sharded.
 
     Args:
         tensor: Sharded or not.
-        keep: Whether this process wants the values.
+        keep: Whether this process keeps the values.
 
     Returns:
-        The whole tensor on the CPU, or without values on the meta device.
+        The full tensor on the CPU, or without values on the meta device.
     """
     return full_tensor(tensor).to("cpu" if keep else "meta")
 
 
 def local_shard(tensor: Tensor) -> Tensor:
-    """This process's slice of a sharded tensor, in the same memory; any other tensor itself."""
+    """This process's shard of a tensor, in the same memory; the tensor itself if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def shard_like(tensor: Tensor, pattern: Tensor) -> Tensor:
-    """Cuts this process's slice out of a whole tensor, where another of the same shape is sharded.
+    """Takes this process's shard of a full tensor, sharded as another tensor of the same shape is.
 
     Args:
-        tensor: Whole, with its values on every process.
+        tensor: Full, with its values on every process.
         pattern: Sharded or not.
 
     Returns:
-        The tensor, sharded like `pattern`; itself where that is whole or of another shape.
+        The tensor, sharded like `pattern`; the tensor itself if `pattern` is not sharded or has another shape.
     """
     if not isinstance(pattern, DTensor) or tensor.shape != pattern.shape:
         return tensor
@@ -174,13 +174,13 @@ def shard_like(tensor: Tensor, pattern: Tensor) -> Tensor:
 
 
 def shard_state_dict_like(state: Mapping[str, Tensor], pattern: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Cuts this process's slices out of whole tensors.
+    """Takes this process's shards of full tensors.
 
     Args:
-        state: Whole tensors by name.
-        pattern: The model's own by name.
+        state: Full tensors by name.
+        pattern: The model's own tensors by name.
 
     Returns:
-        The names of `state`; unknown ones and other shapes as they are.
+        The same names; tensors of unknown names or other shapes are unchanged.
     """
     return {name: shard_like(tensor, pattern[name]) if name in pattern else tensor for name, tensor in state.items()}

@@ -1,4 +1,4 @@
-"""From a preset such as `attention-qv` to the names of the layers that get an adapter.
+"""Finds the layers that get an adapter, from a preset such as `attention-qv` or from module names.
 
 A new architecture is one entry in `FAMILIES`, keyed by its `config.model_type`.
 """
@@ -17,7 +17,7 @@ PRESETS = ("attention-qv", "attention", "attention-mlp", "all-linear")
 
 @dataclass(frozen=True)
 class Family:
-    """How an architecture names its layers; every entry is the end of a dotted module name."""
+    """How an architecture names its layers; each entry is the end of a dotted module name."""
 
     query_value: tuple[str, ...]  # a fused query-key-value layer counts as both
     attention_rest: tuple[str, ...]  # key and output projections
@@ -85,7 +85,7 @@ def linear_layers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, nn
 
     Args:
         model: A transformers model, before adapters are attached; its tensors may be on the meta device.
-        exclude: Dotted names of modules (and so of everything inside) to leave out, such as the head.
+        exclude: Dotted names of modules to leave out with everything inside, such as the head.
 
     Returns:
         Module by dotted name, in the model's order: every `nn.Linear` and every GPT-2 `Conv1D`.
@@ -119,19 +119,19 @@ def resolve_target_modules(model: nn.Module, target_modules: str | list[str], ex
     Args:
         model: A transformers model with a `config.model_type`, before adapters are attached.
         target_modules: A preset, or module names as PEFT takes them (the end of a dotted name is enough).
-        exclude: Dotted names of modules that train in full and so get no adapter.
+        exclude: Dotted names of modules that train in full and therefore get no adapter.
 
     Returns:
         Full dotted names, in the model's order, at least one.
 
     Raises:
-        ConfigurationError: If a name fits no layer, or a preset does not know the architecture.
+        ConfigurationError: If a name matches no layer, or a preset does not know the architecture.
     """
     layers = list(linear_layers(model, exclude))
     if not layers:
         msg = (
-            f"model.lora.target_modules is {target_modules!r}, but no linear layer is left for it beside "
-            f"{', '.join(exclude)}, which train in full; shorten modules_to_save, or write `lora: null`."
+            f"model.lora.target_modules is {target_modules!r}, but apart from {', '.join(exclude)}, which train in "
+            "full, the model has no linear layer; shorten modules_to_save, or write `lora: null`."
         )
         raise ConfigurationError(msg)
     if target_modules == "all-linear":
@@ -150,8 +150,8 @@ def resolve_target_modules(model: nn.Module, target_modules: str | list[str], ex
         chosen |= matches
     if not chosen:
         msg = (
-            f"model.lora.target_modules is {target_modules!r}, but none of {', '.join(wanted)} is a layer of this "
-            f"model; its layers end in {', '.join(_short_names(layers))}."
+            f"model.lora.target_modules is {target_modules!r}, but this model has no layer whose name ends in "
+            f"{', '.join(wanted)}; its layers end in {', '.join(_short_names(layers))}."
         )
         raise ConfigurationError(msg)
     return [name for name in layers if name in chosen]
@@ -174,7 +174,7 @@ def _preset_suffixes(model_type: str, preset: str) -> tuple[str, ...]:
 
 
 def _ends_with(name: str, suffix: str) -> bool:
-    """Whole name parts only: `output.dense` ends `a.output.dense` but not `a.my_output.dense`; `*` is one part."""
+    """Compares full parts of names: `output.dense` ends `a.output.dense`, not `a.my_output.dense`; `*` is any part."""
     pattern = re.escape(suffix).replace(r"\*", r"[^.]+")
     return re.search(rf"(^|\.){pattern}$", name) is not None
 

@@ -1,7 +1,8 @@
-"""Which adapters differ by module or by layer: `rank_pattern`, `alpha_pattern`, `layers_to_transform`.
+"""Checks options that differ by module or by layer: `rank_pattern`, `alpha_pattern`, `layers_to_transform`.
 
-PEFT ignores a pattern that matches nothing, or nothing that no pattern before it matches; and `layers_to_transform`
-wherever modules are named in full, as the presets resolve to. Here all are looked at before there is an adapter.
+PEFT silently ignores a pattern that matches no module, or only modules that an earlier pattern matches too, and it
+ignores `layers_to_transform` if modules are named in full, as presets name them. Here all are checked before there is
+an adapter.
 """
 
 import re
@@ -16,7 +17,7 @@ FIRST_NUMBER = r"(?:^|\.)(\d+)\."
 def restrict_to_layers(
     targets: Collection[str], layers: Collection[int] | None, layers_pattern: str | None
 ) -> list[str]:
-    """Keeps the modules of some layers.
+    """Keeps the modules that are in some of the layers.
 
     Args:
         targets: Full dotted names.
@@ -24,10 +25,10 @@ def restrict_to_layers(
         layers_pattern: Name of the list of layers; `None` takes the first number in a name.
 
     Returns:
-        Of the targets, in their order, at least one.
+        Those of the targets, in their order; at least one.
 
     Raises:
-        ConfigurationError: If a layer does not exist, or no name has such a list.
+        ConfigurationError: If a layer does not exist, or no target is in a list of that name.
     """
     if layers is None:
         return list(targets)
@@ -49,19 +50,19 @@ def restrict_to_layers(
 
 
 def check_patterns(targets: Collection[str], patterns: Mapping[str, Mapping[str, float] | None]) -> None:
-    """Refuses a pattern that matches no adapted module, or never counts.
+    """Refuses a pattern that matches no adapted module, or that never applies.
 
     Args:
         targets: Full dotted names.
         patterns: `rank_pattern` and `alpha_pattern`, by that name.
 
     Raises:
-        ConfigurationError: If a key matches nothing, and names the nearest modules; or if keys before it match all
-            that it does, since PEFT takes the first one that matches.
+        ConfigurationError: If a key matches nothing, with similar names of modules; or if keys before it match all of
+            its modules, since PEFT applies the first key that matches.
     """
     for option, pattern in patterns.items():
         keys = list(pattern or {})
-        counting = {first_matching_pattern(keys, name) for name in targets}
+        applied = {first_matching_pattern(keys, name) for name in targets}
         for key in keys:
             matched = [name for name in targets if _matches(key, name)]
             if not matched:
@@ -69,22 +70,22 @@ def check_patterns(targets: Collection[str], patterns: Mapping[str, Mapping[str,
                 remedy = suggest_names(key, ends if "." not in key else {*ends, *targets})
                 msg = f"model.lora.{option}: {key!r} matches no adapted module; {remedy}"
                 raise ConfigurationError(msg)
-            if key not in counting:
+            if key not in applied:
                 first = first_matching_pattern(keys, matched[0])
                 msg = (
-                    f"model.lora.{option}: {key!r} never counts, because the first key that matches a module does, and "
-                    f"{first!r} comes before it and matches {matched[0]} too; move {key!r} to the front, or leave it "
-                    "out."
+                    f"model.lora.{option}: {key!r} never applies, because the first key that matches a module does, "
+                    f"and {first!r} comes before it and matches {matched[0]} too; move {key!r} to the front, or leave "
+                    "it out."
                 )
                 raise ConfigurationError(msg)
 
 
 def _matches(key: str, name: str) -> bool:
-    """As PEFT matches: the end of a dotted name."""
+    """Whether a key is the end of a dotted name, as PEFT compares them."""
     return re.match(rf"(.*\.)?({key})$", name) is not None
 
 
 def _spans(numbers: Iterable[int]) -> str:
     ordered = sorted(numbers)
-    whole = ordered == list(range(ordered[0], ordered[-1] + 1)) and len(ordered) > 1
-    return f"{ordered[0]} to {ordered[-1]}" if whole else ", ".join(map(str, ordered))
+    is_range = ordered == list(range(ordered[0], ordered[-1] + 1)) and len(ordered) > 1
+    return f"{ordered[0]} to {ordered[-1]}" if is_range else ", ".join(map(str, ordered))

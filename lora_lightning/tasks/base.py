@@ -65,7 +65,7 @@ class AdaptationTask(HookedConversion, SavedTask):
         super().__init__()
         self.metrics = nn.ModuleDict()
         if base_dropout is not None and not 0 <= base_dropout < 1:
-            msg = f"model.base_dropout is {base_dropout}, but a probability in [0, 1) or null is needed."
+            msg = f"model.base_dropout is {base_dropout}, but it is a probability and must be in [0, 1), or null."
             raise ConfigurationError(msg)
         self.backbone = backbone
         self.lora = as_settings(LoraSettings, lora)

@@ -1,4 +1,4 @@
-"""What differs between kinds of labels: the loss, what is predicted, and how a reader sees it."""
+"""The loss, the predictions and their readable form for each kind of labels."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -29,10 +29,10 @@ def classification_loss(logits: Tensor, labels: Tensor, problem_type: str, label
         labels: (batch,) int64 class indices, -1 for rows without a class; (batch, labels) float32 of 0 and 1; or
             (batch,) float32 numbers.
         problem_type: Of the label space.
-        label_smoothing: Share of a class's mass spread over all; for single labels.
+        label_smoothing: Share of the target's mass spread over all classes; for single labels.
 
     Returns:
-        A float32 scalar, the mean over the batch (and over its labels where a text has several).
+        A float32 scalar, the mean over the batch (and over its labels if a text has several).
     """
     logits = logits.float()
     if problem_type == REGRESSION:
@@ -43,7 +43,7 @@ def classification_loss(logits: Tensor, labels: Tensor, problem_type: str, label
 
 
 def predict_labels(logits: Tensor, space: LabelSpace, out_of_scope_threshold: Tensor) -> dict[str, Tensor]:
-    """What to say about a batch.
+    """The predictions for a batch.
 
     Args:
         logits: (batch, labels), any floating dtype.
@@ -51,9 +51,10 @@ def predict_labels(logits: Tensor, space: LabelSpace, out_of_scope_threshold: Te
         out_of_scope_threshold: Scalar; for data with out-of-scope queries.
 
     Returns:
-        Columns with a first axis of (batch,). A regression: `prediction`. Several labels a text: `scores`,
-        (batch, labels), probabilities. One label: `label`, int64, and `score`, its softmax probability. Intents:
-        `intent`, the best in-scope class, `score`, `out_of_scope_score`, both in [0, 1], and `is_out_of_scope`, bool.
+        Columns with a first axis of (batch,). For regression `prediction`; for several labels per text `scores`,
+        (batch, labels), probabilities; for a single label `label`, int64, and `score`, its softmax probability; for
+        intents `intent`, the best in-scope class, `score` and `out_of_scope_score`, both in [0, 1], and
+        `is_out_of_scope`, bool.
     """
     if space.has_out_of_scope:
         intent = in_scope_prediction(logits, space.out_of_scope_index)
@@ -73,7 +74,7 @@ def predict_labels(logits: Tensor, space: LabelSpace, out_of_scope_threshold: Te
 
 
 def outputs_of_logits(logits: Tensor, space: LabelSpace, out_of_scope_threshold: Tensor) -> Outputs:
-    """Logits with what they mean and decide.
+    """Logits with their distribution and the decisions that follow from them.
 
     Args:
         logits: (batch, labels), any floating dtype.
@@ -81,26 +82,29 @@ def outputs_of_logits(logits: Tensor, space: LabelSpace, out_of_scope_threshold:
         out_of_scope_threshold: Scalar; for data with out-of-scope queries.
 
     Returns:
-        Decisions are classes, -1 for a query out of scope; 0 or 1 for each of several labels; none in a regression.
+        Decisions are classes, -1 for a query out of scope; 0 or 1 for each of several labels; none for regression.
     """
     if space.problem_type == REGRESSION:
         return Outputs(logits, "number", logits.new_empty(0, dtype=torch.int64))
     if space.problem_type == MULTI_LABEL:
         return Outputs(logits, "bernoulli", scores_and_decisions(logits, MULTI_LABEL)[1])
-    said = predict_labels(logits, space, out_of_scope_threshold)
-    decisions = said["intent"].masked_fill(said["is_out_of_scope"], -1) if "intent" in said else said["label"]
+    predicted = predict_labels(logits, space, out_of_scope_threshold)
+    if "intent" in predicted:
+        decisions = predicted["intent"].masked_fill(predicted["is_out_of_scope"], -1)
+    else:
+        decisions = predicted["label"]
     return Outputs(logits, "categorical", decisions)
 
 
 def readable_prediction(prediction: Mapping[str, Any], space: LabelSpace) -> dict[str, Any]:
-    """One row of `predict_labels` with names for numbers.
+    """One row of `predict_labels` with the names of labels instead of their numbers.
 
     Args:
         prediction: Plain values by column.
         space: The labels.
 
     Returns:
-        What to show of the row, for a file.
+        The row as it is written into a file.
     """
     if space.has_out_of_scope:
         return {

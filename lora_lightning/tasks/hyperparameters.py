@@ -1,4 +1,4 @@
-"""What a task was made with, as plain values in its checkpoints, and where two tasks differ in it."""
+"""A task's hyperparameters as plain values in its checkpoints, and the differences between two tasks."""
 
 from collections.abc import Mapping
 from typing import Any, TypeVar, cast
@@ -8,10 +8,10 @@ from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.runs.settings import differences, flatten
 from lora_lightning.tasks.optimization import OptimizationSettings
 
-# Of a task, by their names in it.
+# A task's settings objects by the names of its attributes.
 SETTINGS = {"lora": LoraSettings, "quantization": QuantizationSettings, "optimization": OptimizationSettings}
-# Hyperparameters that decide which weights a checkpoint holds; the others may differ when it is evaluated.
-# What 4-bit weights are multiplied in follows the device, so a checkpoint does not insist on it.
+# Hyperparameters that decide which weights a checkpoint holds; all others may differ when it is evaluated. The dtype in
+# which 4-bit weights are multiplied depends on the device, so it may differ too.
 STRUCTURAL = (
     "backbone.",
     "lora.",
@@ -29,11 +29,11 @@ Settings = TypeVar("Settings")
 
 
 def as_settings(settings_class: type[Settings], value: Any) -> Settings | None:
-    """Makes a settings object again from the plain values that a checkpoint holds.
+    """Makes a settings object from the plain values that a checkpoint holds.
 
     Args:
         settings_class: A dataclass.
-        value: An object of it, its fields by name, or `None`.
+        value: An object of the dataclass, its fields by name, or `None`.
 
     Returns:
         The object, or `None`.
@@ -44,15 +44,16 @@ def as_settings(settings_class: type[Settings], value: Any) -> Settings | None:
 
 
 def hyperparameter_conflicts(saved: Mapping[str, Any], asked: Mapping[str, Any], structural_only: bool) -> list[str]:
-    """Where a checkpoint's hyperparameters and the asked ones differ.
+    """The differences between a checkpoint's hyperparameters and those of a task.
 
     Args:
         saved: Hyperparameters in the checkpoint.
-        asked: Hyperparameters of the model at hand; labels that are not known yet contradict nothing.
-        structural_only: Compare only what decides which weights a checkpoint holds, as evaluation needs.
+        asked: Hyperparameters of the task; labels that are not known yet conflict with nothing.
+        structural_only: Compare only the hyperparameters that decide which weights a checkpoint holds, as evaluation
+            needs it.
 
     Returns:
-        One text a difference, with both values; empty where they agree.
+        A text for each difference, with both values; empty if there is none.
     """
     left, right = _comparable(asked, structural_only), _comparable(saved, structural_only)
     if asked.get("label_space") is None:
@@ -64,7 +65,7 @@ def _comparable(hyperparameters: Mapping[str, Any], structural_only: bool) -> di
     flat = {name: value for name, value in flatten(hyperparameters).items() if not name.startswith("_")}
     flat.setdefault("freeze_backbone", False)  # tasks without a head have no such option
     for prefix, settings_class in SETTINGS.items():
-        if any(name.startswith(f"{prefix}.") for name in flat):  # older checkpoints lack what has been added since
+        if any(name.startswith(f"{prefix}.") for name in flat):  # older checkpoints lack options that were added later
             flat = flatten(settings_class(), prefix) | flat
     flat["backbone"] = backbone_identity(str(flat.get("backbone")))
     if structural_only:

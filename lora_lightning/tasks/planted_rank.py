@@ -1,4 +1,4 @@
-"""Learn updates of known rank: a test of adapters, and of what measures them, that takes seconds."""
+"""Learn updates of known rank: a test of adapters, and of the monitors that measure them, that takes seconds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -24,7 +24,7 @@ Batch = dict[str, Tensor]
 class PlantedRankTask(AdaptationTask):
     """Regression on frozen linear layers plus planted updates: y = (W + dW) x, where dW has a chosen rank.
 
-    An adapter with r at least that rank can learn dW exactly, so a spectrum of the trained adapter must show it.
+    An adapter whose r is at least that rank can learn dW exactly, so the spectrum of the trained adapter must show it.
 
     Args:
         problem: Sizes, planted ranks, seed.
@@ -55,7 +55,7 @@ class PlantedRankTask(AdaptationTask):
             stage: Not used.
 
         Raises:
-            ConfigurationError: If the inputs have another width than the layers.
+            ConfigurationError: If the width of the inputs is not that of the layers.
         """
         del stage
         width = self.trainer.datamodule.in_features  # type: ignore[attr-defined]
@@ -76,7 +76,7 @@ class PlantedRankTask(AdaptationTask):
         return network
 
     def forward(self, batch: Batch) -> Tensor:
-        """How far the adapted layers' outputs are from the planted ones.
+        """The distance of the adapted layers' outputs from the planted outputs.
 
         Args:
             batch: `inputs`, (batch, in_features), floating dtype.
@@ -145,7 +145,7 @@ class PlantedRankTask(AdaptationTask):
         return ["loss"]
 
     def outputs(self, batch: Batch, found: Tensor) -> Outputs:
-        """The layers' outputs; numbers, so there is nothing to decide."""
+        """The layers' outputs, which are numbers and decide nothing."""
         del batch
         numbers = found.flatten(1)
         return Outputs(numbers, "number", numbers.new_empty(0, dtype=torch.int64))

@@ -1,4 +1,4 @@
-"""Answer questions with a span of their context, or not at all."""
+"""Answer questions with a span of their context, or leave them unanswered."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -37,26 +37,26 @@ from lora_lightning.tasks.optimization import OptimizationSettings
 
 Batch = dict[str, Tensor]
 DIGITS = 6  # of scores in files
-POSITIONS = 2**31  # more characters than a context has
+POSITIONS = 2**31  # more than a context has characters
 
 
 class QuestionAnsweringTask(AdaptationTask):
-    """The start and the end of an answer, or that there is none, for each window of a context.
+    """Predicts start and end of an answer, or that there is none, in each window of a context.
 
     A span scores its start logit plus its end logit; "no answer" those of the CLS token. A question is left unanswered
-    where its null score minus its best span's score, its null odds, is above a threshold that validation chooses.
+    if its null odds, the null score minus the score of its best span, are above a threshold that validation chooses.
 
     Args:
         backbone: A hub id, a local folder, or `package://<installed package>/<folder>`.
         lora: The adapter; `null` trains the whole backbone.
         quantization: Keeps the frozen backbone in 4 or 8 bits; `null` for float32.
         optimization: Learning rate, schedule, decay.
-        base_dropout: Probability for every dropout of the pretrained model; `null` leaves what it came with.
-        gradient_checkpointing: Keep only what goes into each layer and compute the rest again in the backward pass:
-            much less memory for long texts, about a third more time.
+        base_dropout: Probability for every dropout of the pretrained model; `null` leaves it unchanged.
+        gradient_checkpointing: Keep only each layer's input and compute the rest again in the backward pass: much less
+            memory for long texts, about a third more time.
         freeze_backbone: With `lora: null`, train the head alone, and whatever else the pretrained checkpoint lacked.
-        max_answer_length: Tokens of an answer at most.
-        n_best: Answers to write for each question in `predict`.
+        max_answer_length: Largest number of tokens in an answer.
+        n_best: Number of answers that `predict` writes for each question.
     """
 
     null_threshold: Tensor
@@ -90,7 +90,7 @@ class QuestionAnsweringTask(AdaptationTask):
         self.max_answer_length = max_answer_length
         self.n_best = n_best
         self.metrics = nn.ModuleDict({split: QuestionAnsweringMetrics() for split in ("val", "test")})
-        # Infinity answers every question, until validation has chosen.
+        # At infinity every question is answered, until validation has chosen.
         self.register_buffer("null_threshold", torch.tensor(float("inf")))
         self.save_task_hyperparameters(
             backbone=backbone,
@@ -112,7 +112,7 @@ class QuestionAnsweringTask(AdaptationTask):
             raise ConfigurationError(msg)
 
     def setup(self, stage: str) -> None:
-        """Finds wrong data before any weights load.
+        """Refuses unsuitable data before any weights load.
 
         Args:
             stage: `fit`, `validate`, `test` or `predict`.
@@ -128,7 +128,7 @@ class QuestionAnsweringTask(AdaptationTask):
         return load_question_answering_config(self.backbone, pad_token_id, self.base_dropout)
 
     def check_settings(self) -> None:
-        """Finds settings that do not fit the backbone's architecture, before any weights load."""
+        """Refuses settings that do not fit the backbone's architecture, before any weights load."""
         if self.lora is not None:
             check_question_answering_settings(self._load_config(), self.lora, self.quantization)
 
@@ -140,7 +140,7 @@ class QuestionAnsweringTask(AdaptationTask):
         use_dropout_attention(loaded.model)
         network: nn.Module = loaded.model
         if self.lora is not None:
-            # PEFT's wrapper for QUESTION_ANS drops token_type_ids without a word (seen with 0.21.2).
+            # PEFT's wrapper for QUESTION_ANS silently drops token_type_ids (seen with 0.21.2).
             task_type = None if uses_token_types(config) else "QUESTION_ANS"
             network = attach_lora(loaded.model, self.lora, loaded.lacked, task_type)
         elif self.freeze_backbone:
@@ -153,7 +153,7 @@ class QuestionAnsweringTask(AdaptationTask):
         """Start and end logits of a batch of windows.
 
         Args:
-            batch: `input_ids`, `attention_mask` and, where the backbone uses them, `token_type_ids`, (windows, tokens),
+            batch: `input_ids`, `attention_mask` and, if the backbone uses them, `token_type_ids`, (windows, tokens),
                 int64.
 
         Returns:
@@ -177,7 +177,7 @@ class QuestionAnsweringTask(AdaptationTask):
         return start, end, (losses[0] + losses[1]) / 2
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean of the cross entropies of start and end, summed over the windows of a batch."""
+        """The mean of the cross entropies of start and end, summed over the windows of a batch."""
         *_, loss = self.evaluate(batch)
         windows = len(batch["question"])
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=windows)
@@ -202,7 +202,7 @@ class QuestionAnsweringTask(AdaptationTask):
         metrics.candidates.update(*(best[name].squeeze(1) for name in Candidates._fields))
 
     def _candidates(self, batch: Batch, start: Tensor, end: Tensor, n_best: int) -> dict[str, Tensor]:
-        """The best answers of each window, as characters of its context; every column (windows, n_best)."""
+        """The best answers of each window, as positions in its context; each column is (windows, n_best)."""
         in_context = batch["char_end"] > batch["char_start"]
         spans: TokenSpans = best_spans(start, end, in_context, self.max_answer_length, n_best)
         null = batch["null_position"][:, None]
@@ -249,15 +249,15 @@ class QuestionAnsweringTask(AdaptationTask):
         return {**values, "loss": float(self.split_metrics(split).loss.compute())}
 
     def metric_values(self, split: str) -> dict[str, float]:
-        """The metrics of the questions of which a window was seen, with the threshold as it is."""
+        """The metrics of the questions of which a window was seen, with the current threshold."""
         return self._report(split, self._scores(split))
 
     def metric_names(self) -> list[str]:
-        """The loss and the official script's."""
+        """The loss and the metrics of the official script."""
         return ["loss", *REPORTED]
 
     def outputs(self, batch: Batch, found: tuple[Tensor, Tensor, Tensor]) -> Outputs:
-        """Start and end logits of each window, and the span it proposes or that there is none."""
+        """Start and end logits of each window, and its best span, or that it has no answer."""
         start, end, _ = found
         best = {name: column.squeeze(1) for name, column in self._candidates(batch, start, end, n_best=1).items()}
         unanswered = best["null_score"] - best["score"] > self.null_threshold
@@ -273,7 +273,7 @@ class QuestionAnsweringTask(AdaptationTask):
 
         Returns:
             The best `n_best` answers of each window, each column (windows, n_best): `question`, its number in the
-            file; `start` and `end`, characters of its context; `score`, minus infinity where a window has fewer;
+            file; `start` and `end`, positions in its context; `score`, minus infinity if a window has fewer answers;
             `null_score`. And `index`, (windows,).
         """
         del batch_idx
@@ -283,7 +283,7 @@ class QuestionAnsweringTask(AdaptationTask):
     def prediction_rows(
         self, batches: Sequence[Mapping[str, Tensor]], inputs: Sequence[Mapping[str, Any]]
     ) -> list[dict[str, Any]]:
-        """The answer to each question, its null odds and its best answers, with all of its windows put together."""
+        """The answer to each question, its null odds and its best answers, from all of its windows together."""
         found = Candidates(
             **{
                 name: torch.cat([batch[name].flatten() for batch in batches]).cpu().numpy()
@@ -300,24 +300,24 @@ class QuestionAnsweringTask(AdaptationTask):
         ]
 
     def export_files(self) -> dict[str, Any]:
-        """What a server needs beside the weights: when to answer."""
-        limits = torch.finfo(torch.float32)  # JSON knows no infinity
+        """What a server needs beside the weights: when to leave a question unanswered."""
+        limits = torch.finfo(torch.float32)  # JSON has no infinity
         threshold = float(self.null_threshold.clamp(limits.min, limits.max))
         return {"question_answering.json": {"null_threshold": threshold, "max_answer_length": self.max_answer_length}}
 
 
 def prediction_row(source: Mapping[str, Any], ranked: Candidates, threshold: float, n_best: int) -> dict[str, Any]:
-    """What to write about one question.
+    """The row that is written for a question.
 
     Args:
         source: Its `id` and `context`.
         ranked: Its answers from all windows, the best first.
-        threshold: Null odds above it leave the question unanswered.
-        n_best: Answers to write at most.
+        threshold: The question is left unanswered if its null odds are above it.
+        n_best: Largest number of answers to write.
 
     Returns:
-        `id`; `answer`, empty for none; `null_odds`; and `nbest`, the best different answers and the empty one, with
-        their scores and probabilities (a softmax over these), the most probable first.
+        `id`; `answer`, empty for none; `null_odds`; and `nbest`, the best distinct answers and the empty answer, with
+        their scores and probabilities (a softmax over these scores), the most probable first.
     """
     texts: dict[str, float] = {}
     for start, end, score in zip(ranked.start, ranked.end, ranked.score, strict=True):

@@ -50,17 +50,17 @@ HEADLINES = ("in_scope_accuracy", "accuracy", "matthews_correlation", "micro_f1"
 class SequenceClassificationTask(AdaptationTask):
     """Labels of texts or pairs of texts: one of several, any number of them, or a number.
 
-    What is to be learnt, and which metrics are reported, comes from the data module's labels. Data with queries out
-    of scope has a class or a threshold for them.
+    The data module's labels decide the loss and the metrics. Queries out of scope get a class of their own or a
+    threshold.
 
     Args:
         backbone: A hub id, a local folder, or `package://<installed package>/<folder>`.
         lora: The adapter; `null` trains the whole backbone.
         quantization: Keeps the frozen backbone in 4 or 8 bits; `null` for float32.
         optimization: Learning rate, schedule, decay.
-        base_dropout: Probability for every dropout of the pretrained model; `null` leaves what it came with.
-        gradient_checkpointing: Keep only what goes into each layer and compute the rest again in the backward pass:
-            much less memory for long texts, about a third more time.
+        base_dropout: Probability for every dropout of the pretrained model; `null` leaves it unchanged.
+        gradient_checkpointing: Keep only each layer's input and compute the rest again in the backward pass: much less
+            memory for long texts, about a third more time.
         freeze_backbone: With `lora: null`, train the head alone, and whatever else the pretrained checkpoint lacked.
         label_smoothing: Share of the target's mass spread over all classes, in [0, 1); for single labels.
         label_space: The labels; filled in from the data module, or from the checkpoint in `predict`.
@@ -91,12 +91,12 @@ class SequenceClassificationTask(AdaptationTask):
             freeze_backbone=freeze_backbone,
         )
         if not 0 <= label_smoothing < 1:
-            msg = f"model.label_smoothing is {label_smoothing}, but a share in [0, 1) is needed."
+            msg = f"model.label_smoothing is {label_smoothing}, but it is a share and must be in [0, 1)."
             raise ConfigurationError(msg)
         self.label_smoothing = label_smoothing
         self.label_space = as_settings(LabelSpace, label_space)
         self.scored_splits: list[str] = []  # in the order of the loaders
-        # Infinity calls nothing out of scope, until validation has chosen.
+        # At infinity no query is out of scope, until validation has chosen.
         self.register_buffer("out_of_scope_threshold", torch.tensor(float("inf")))
         self.save_task_hyperparameters(
             backbone=backbone,
@@ -111,13 +111,13 @@ class SequenceClassificationTask(AdaptationTask):
         )
 
     def setup(self, stage: str) -> None:
-        """Takes the labels from the data module, and makes the metrics of every split that will be scored.
+        """Takes the labels from the data module, and creates the metrics of every split that will be scored.
 
         Args:
             stage: `fit`, `validate`, `test` or `predict`; prediction keeps the checkpoint's labels.
 
         Raises:
-            ConfigurationError: If a metric does not exist for such labels.
+            ConfigurationError: If a chosen metric does not exist for such labels.
         """
         if stage == "predict":
             return
@@ -138,7 +138,7 @@ class SequenceClassificationTask(AdaptationTask):
         """The labels.
 
         Raises:
-            ConfigurationError: If neither the data module nor a checkpoint gave them.
+            ConfigurationError: If neither the data module nor a checkpoint has them.
         """
         if self.label_space is None:
             msg = "the labels are unknown: give a data module that has them, or --ckpt_path of a trained model."
@@ -152,7 +152,7 @@ class SequenceClassificationTask(AdaptationTask):
         )
 
     def check_settings(self) -> None:
-        """Finds settings that do not fit the labels or the backbone's architecture, before any weights load."""
+        """Refuses settings that do not fit the labels or the backbone's architecture, before any weights load."""
         chosen_metrics(self.labels)
         if self.label_smoothing and self.labels.problem_type != SINGLE_LABEL:
             kind = self.labels.problem_type.replace("_", " ")
@@ -253,16 +253,16 @@ class SequenceClassificationTask(AdaptationTask):
         return {name: float(value) for name, value in values.items()}
 
     def metric_names(self) -> list[str]:
-        """Those of its labels."""
+        """The metrics of the labels."""
         return classification_metrics(self.labels).names()
 
     def outputs(self, batch: Batch, found: tuple[Tensor, Tensor]) -> Outputs:
-        """The logits, and what `predict` would say."""
+        """The logits, and the decisions of `predict`."""
         del batch
         return outputs_of_logits(found[0], self.labels, self.out_of_scope_threshold)
 
     def on_validation_epoch_start(self) -> None:
-        """Forgets the last epoch's batches; callbacks may look at them until now."""
+        """Forgets the last epoch's batches, which callbacks may have used until now."""
         self._reset_metrics()
 
     def on_test_epoch_start(self) -> None:
@@ -300,7 +300,7 @@ class SequenceClassificationTask(AdaptationTask):
         return [rows[index] for index in sorted(rows)]
 
     def export_files(self) -> dict[str, Any]:
-        """What a server needs beside the weights: label names, their kind, and the out-of-scope rule of intents."""
+        """What a server needs beside the weights: label names, their kind, and the rule for queries out of scope."""
         content: dict[str, Any] = {"names": self.labels.names, "problem_type": self.labels.problem_type}
         if self.labels.has_out_of_scope:
             threshold = float(self.out_of_scope_threshold)

@@ -48,5 +48,4 @@ class AdapterRanks(AdapterMonitor):
 
 def chooses_ranks(model: LightningModule) -> bool:
     """Whether a task's ranks come from the data or from training, and not from its settings."""
-    lora = model.lora if isinstance(model, AdaptationTask) else None
-    return lora is not None and (lora.adalora is not None or lora.init_lora_weights == "eva")
+    return isinstance(model, AdaptationTask) and any(variant.chooses_ranks for variant in model.variants)

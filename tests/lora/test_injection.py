@@ -125,7 +125,7 @@ def test_unknown_module_to_save_is_an_error_that_suggests_the_nearest(tiny_class
 
 
 def test_saving_everything_leaves_no_target(tiny_classifier: TinyClassifier) -> None:
-    with pytest.raises(ConfigurationError, match="no linear layer is left"):
+    with pytest.raises(ConfigurationError, match="the model has no linear layer; shorten"):
         attach(tiny_classifier("bert"), modules_to_save=["bert"])
 
 

@@ -1,4 +1,4 @@
-"""Merged models say what adapted ones say, for every family and variant; nothing is left behind."""
+"""Merged models compute what adapted models compute, for every family and variant, and are restored bit for bit."""
 
 import copy
 from collections.abc import Callable
@@ -69,7 +69,7 @@ def logits_of(model: nn.Module) -> Tensor:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_says_the_same_merged_and_is_left_as_it_was(tiny_classifier: TinyClassifier, family: str) -> None:
+def test_every_family_computes_the_same_merged_and_is_restored(tiny_classifier: TinyClassifier, family: str) -> None:
     loaded = tiny_classifier(family)
     model = randomized(attach_lora(loaded.model, LoraSettings(r=4), loaded.lacked, "SEQ_CLS"))
     fuse_lora_layers(model)
@@ -167,7 +167,7 @@ def test_whatever_happens_inside_the_weights_come_back(
     last = list(adapted_layers(model).values())[-1]
     last.lora_bias["default"], last.get_base_layer().bias = True, None
     before = bytes_of(model)
-    with pytest.raises(ConfigurationError, match=r"layer\.1.*value: the adapter has a bias \(lora_bias\) and its base"):
+    with pytest.raises(ConfigurationError, match=r"layer\.1.*value: the adapter has a bias \(lora_bias\) but its base"):
         interrupted(model, error)
     assert_untouched(model, before)
 
@@ -228,7 +228,7 @@ def test_errors_of_quantizing_equal_numpys(tiny_backbone: TinyBackbone) -> None:
     assert found["quantization_error"] == pytest.approx(expected, rel=1e-5)
     assert found["requantization_error"] > 0
     assert "quantization_error" not in quantization_errors(name, layer)
-    with pytest.raises(ConfigurationError, match=r"q_proj: its original weight is not among the given ones"):  # noqa: SIM117
+    with pytest.raises(ConfigurationError, match=r"q_proj: `originals` does not hold its original weight"):  # noqa: SIM117
         with merged_adapters(model, "original", {}):
             pass
 

@@ -1,4 +1,4 @@
-"""Names of parameters, on models that PEFT itself has named, for every place where it keeps a parameter."""
+"""Names of parameters, on models that PEFT itself has named, wherever it keeps a parameter."""
 
 from typing import Any
 

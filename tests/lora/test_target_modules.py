@@ -158,7 +158,7 @@ def test_exclusion_covers_everything_inside_and_no_namesake() -> None:
 
 def test_nothing_left_to_adapt_is_an_error() -> None:
     model = nn.ModuleDict({"body": nn.Linear(2, 2)})
-    with pytest.raises(ConfigurationError, match=r"no linear layer is left.*body.*lora: null"):
+    with pytest.raises(ConfigurationError, match=r"apart from body, .* no linear layer;.*lora: null"):
         resolve_target_modules(model, "all-linear", exclude=["body"])
 
 

@@ -1,4 +1,4 @@
-"""Quantised bases of every family and task: what is quantised, what is computed, trained, saved and handed over."""
+"""Quantised bases of every family and task: what is quantised, what is computed, trained, saved and exported."""
 
 import json
 from pathlib import Path

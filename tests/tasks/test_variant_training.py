@@ -373,7 +373,7 @@ def test_eva_looks_at_the_data_on_the_device_that_trains(monkeypatch: pytest.Mon
     assert [value.device.type for value in handed_on[0].values()] == ["cpu"]
 
 
-def test_a_layer_that_eva_leaves_out_is_not_handed_over(
+def test_a_layer_that_eva_leaves_out_is_not_exported(
     tiny_classifier: TinyClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With many targets PEFT keeps the ends of their names, which are those of the left out layer too."""

@@ -18,6 +18,7 @@ class LoftQ(Initialization):
     """LoftQ's part in a run: a start from the weights that the base was quantised from."""
 
     initializations = ("loftq",)
+    needs_quantized_layers = True
     excludes: ClassVar[Mapping[str, str]] = {
         "model.lora.use_dora": (
             "DoRA's magnitudes would be those of the base without what LoftQ adds to it; choose one of the two"

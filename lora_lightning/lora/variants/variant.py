@@ -63,6 +63,7 @@ class Variant:
         why_not_quantized: The reason for `refused_bits`.
         why_not_sharded: Why the variant needs each matrix on one process; empty if it works on shards.
         changes_base: Whether the adapters start with a part of the base, which is taken out of it.
+        needs_quantized_layers: Whether at least one adapted layer must be quantised.
         chooses_ranks: Whether the ranks follow from data or training instead of the settings.
         state_key: The key of the variant's state in a checkpoint; empty if it has none beside its tensors.
         config_class: PEFT's configuration of such adapters.
@@ -74,6 +75,7 @@ class Variant:
     why_not_quantized: ClassVar[str] = ""
     why_not_sharded: ClassVar[str] = ""
     changes_base: ClassVar[bool] = False
+    needs_quantized_layers: ClassVar[bool] = False
     chooses_ranks: ClassVar[bool] = False
     state_key: ClassVar[str] = ""
     config_class: ClassVar[type[LoraConfig]] = LoraConfig

@@ -1,4 +1,4 @@
-"""LoftQ starts at the best approximation of the quantisation error, by NumPy's SVD, and survives being handed over."""
+"""LoftQ starts at the best approximation of the quantisation error, by NumPy's SVD, and survives being exported."""
 
 from pathlib import Path
 from typing import Any
