@@ -5,14 +5,14 @@ from typing import Any, cast
 from torch import nn
 from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import create_causal_mask, sdpa_mask
+from transformers.masking_utils import create_masks_for_generate, sdpa_mask
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
 __all__ = [
     "Conv1D",  # GPT-2's linear layer with a transposed weight; nothing public tells it apart
     "attention_implementation",
-    "create_causal_mask",  # what a model's forward calls, for a task that runs a model's parts itself
+    "create_masks_for_generate",  # the masks of a model's layers, as its own forward makes them
     "forget_quantization",
     "forget_renamed_weights",
     "is_masked_language_model",

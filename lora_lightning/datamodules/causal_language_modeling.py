@@ -2,10 +2,13 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lora_lightning.datamodules.base import PREDICT
 from lora_lightning.datamodules.batching import EncodedSplit, TokenizedDataset
@@ -20,18 +23,18 @@ FEWEST_TOKENS = 2  # one token says nothing about the next
 
 
 def check_files(files: Mapping[str, str | None]) -> None:
-    """Refuses evaluation files that nothing would read, because the training data is not a file.
+    """Refuses validation and test files without a training file, because nothing would read them.
 
     Args:
         files: By `train`, `val` and `test`.
 
     Raises:
-        ConfigurationError: If there is another but no training file.
+        ConfigurationError: If there is a validation or test file but no training file.
     """
     options = {"val": "validation_file", "test": "test_file"}
     for split, option in options.items():
         if files[split] is not None and files["train"] is None:
-            msg = f"data.{option} is {files[split]!r}, but it goes with data.train_file only; set that too."
+            msg = f"data.{option} is {files[split]!r}, but it is read only together with data.train_file; set that too."
             raise ConfigurationError(msg)
 
 
@@ -53,8 +56,8 @@ class CausalLMDataModule(TextDataModule):
 
     Args:
         context_length: Tokens the model sees at once.
-        validation_share: Share of the training data to validate on where there is no validation split, in (0, 1).
-        split_seed: Which part that is.
+        validation_share: Share of the training data to validate on if there is no validation split, in (0, 1).
+        split_seed: Chooses that part.
         backbone: Whose tokenizer to use; the command line fills it in from `model.backbone`.
         batch_size: Training blocks a step and process.
         eval_batch_size: Blocks, or prompts, a step and process in validation, test and prediction.
@@ -94,11 +97,11 @@ class CausalLMDataModule(TextDataModule):
 
     @abstractmethod
     def read_splits(self) -> dict[str, Any]:
-        """Reads and checks `train`, `val` and, where there is one, `test`."""
+        """Reads and checks `train`, `val` and, if the data has one, `test`."""
 
     @abstractmethod
     def encode_examples(self, rows: Any) -> EncodedSplit:
-        """Blocks of a split: `input_ids`, `labels` (the next token or -100), and `position_ids` where needed."""
+        """Rows of a split: `input_ids`, `labels` (the next token or -100), and `position_ids` of packed documents."""
 
     @abstractmethod
     def render_prompt(self, prompt: str | Record) -> Prompt:
@@ -126,11 +129,21 @@ class CausalLMDataModule(TextDataModule):
     def encode(self, split: str, rows: Any) -> EncodedSplit:
         """Blocks to learn from, or prompts as they are."""
         if split == PREDICT:
-            return self._encode_prompts(rows)
+            encoded = self._encode_prompts(rows)
+            return replace(encoded, notes=self._note_on_long_prompts(encoded.lengths))
         return self.encode_examples(rows)
 
+    def _note_on_long_prompts(self, lengths: NDArray[np.int64]) -> tuple[str, ...]:
+        if not (count := int((lengths > self.context_length).sum())):
+            return ()
+        note = (
+            f"{count} of {len(lengths)} prompts have more tokens than data.context_length {self.context_length}; the "
+            "model reads them completely, but the adapter was not trained on texts of that length."
+        )
+        return (note,)
+
     def padding(self) -> dict[str, int]:
-        """A padded place is a document of its own."""
+        """What fills the space after a short row; a padded position is a document of its own."""
         return {**super().padding(), "position_ids": 0}
 
     def load_prediction_splits(self) -> dict[str, list[Prompt]]:
@@ -151,7 +164,7 @@ class CausalLMDataModule(TextDataModule):
         return [{"prompt": prompt.shown} for prompt in self.prediction_splits[split]]
 
     def prompts(self, texts: Sequence[str]) -> TokenizedDataset:
-        """Tokens of prompts given elsewhere, for sample texts.
+        """Tokens of prompts that are not from `predict_file`, for sample texts.
 
         Args:
             texts: The prompts, at least one.
@@ -166,13 +179,13 @@ class CausalLMDataModule(TextDataModule):
         return EncodedSplit(lengths, {"input_ids": tokens})
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of texts, without marks at their start or end and however long they are."""
+        """Token ids of texts of any length, without special tokens at their start or end."""
         encoded = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
         ids: list[list[int]] = encoded["input_ids"]
         return ids
 
     @cached_property
     def start_tokens(self) -> list[int]:
-        """The begin-of-text token where this tokenizer puts one before every text, as Llama's and OPT's do."""
+        """The begin-of-text token if this tokenizer puts one before every text, as Llama's and OPT's do."""
         start = self.tokenizer.bos_token_id
         return [start] if self.tokenizer("")["input_ids"][:1] == [start] else []

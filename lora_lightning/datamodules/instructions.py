@@ -11,12 +11,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
 from lora_lightning.backbones.chat_template import ChatTemplate, Span
-from lora_lightning.datamodules.base import KINDS_OF_STAGE, PREDICT
 from lora_lightning.datamodules.batching import EncodedSplit
 from lora_lightning.datamodules.causal_language_modeling import CausalLMDataModule, Prompt, check_files
 from lora_lightning.datamodules.chat_records import Example, has_empty_response, parse_example, parse_prompt
 from lora_lightning.datamodules.instruction_format import ChatFormat, learnt_tokens, plain_prompt, render_plain
-from lora_lightning.datamodules.packing import pack_documents
+from lora_lightning.datamodules.packing import one_document_a_row, pack_documents
 from lora_lightning.datamodules.records import Record, hub_records, read_records
 from lora_lightning.datamodules.tokenizing import chunks_of
 from lora_lightning.datamodules.validation_share import held_out
@@ -49,6 +48,9 @@ class InstructionDataModule(CausalLMDataModule):
             out (`drop`), counted and reported.
         long_examples: What happens to an example that is longer than a block: `cut` its end off, or `drop` it. Either
             is counted and reported.
+        packing: Fill a row with several examples that do not see one another, which trains faster. `false` trains one
+            example a row, as state-space models, convolutions and some other architectures need; `batch_size` then
+            counts examples.
         context_length: Tokens the model sees at once.
         validation_share: Share of the training data to validate on if there is no validation split, in (0, 1).
         split_seed: Decides which examples those are.
@@ -71,6 +73,7 @@ class InstructionDataModule(CausalLMDataModule):
         chat_template: bool = False,
         empty_responses: Literal["error", "drop"] = "error",
         long_examples: Literal["cut", "drop"] = "cut",
+        packing: bool = True,
         context_length: int = 512,
         validation_share: float = 0.05,
         split_seed: int = 0,
@@ -100,6 +103,7 @@ class InstructionDataModule(CausalLMDataModule):
         self.empty_responses = empty_responses
         self.long_examples = long_examples
         self._unread_of_prompts: list[set[str]] = []
+        self.packing = packing
 
     def read_splits(self) -> dict[str, list[Example]]:
         """Reads and checks every record, and holds out examples for validation if there is no validation split."""
@@ -164,7 +168,7 @@ class InstructionDataModule(CausalLMDataModule):
             raise ConfigurationError(msg)
 
     def encode_examples(self, rows: list[Example]) -> EncodedSplit:
-        """Packed blocks; `cut_examples`, (blocks,) int64, counts the examples in each block that lost their end."""
+        """Packed blocks, or one example a row; a note counts the examples that lost their end or were dropped."""
         most = self.context_length + 1  # the last token is only predicted
         examples = [tokens for tokens in self._tokenized(rows) if self.long_examples == "cut" or len(tokens[0]) <= most]
         cut = np.array([len(tokens) > most for tokens, _ in examples], dtype=np.int64)
@@ -176,10 +180,24 @@ class InstructionDataModule(CausalLMDataModule):
                 f"data.context_length {self.context_length}; raise it."
             )
             raise DataError(msg)
-        blocks, positions, block_of_example = pack_documents([examples[number] for number in kept], self.context_length)
+        notes = self._note_on_losses(len(rows), len(kept), int(cut[kept].sum()))
+        documents = [examples[number] for number in kept]
+        if not self.packing:
+            blocks = one_document_a_row(documents)
+            columns = {"input_ids": blocks.input_ids, "labels": blocks.labels}
+            return EncodedSplit(blocks.lengths, columns, notes=notes)
+        blocks, positions, _ = pack_documents(documents, self.context_length)
         columns = {"input_ids": blocks.input_ids, "labels": blocks.labels, "position_ids": positions}
-        cuts = np.bincount(block_of_example, weights=cut[kept], minlength=len(blocks.lengths)).astype(np.int64)
-        return EncodedSplit(blocks.lengths, columns, {"cut_examples": cuts})
+        return EncodedSplit(blocks.lengths, columns, notes=notes)
+
+    def _note_on_losses(self, total: int, kept: int, cut: int) -> tuple[str, ...]:
+        if not cut and kept == total:
+            return ()
+        note = (
+            f"of {total} examples {cut} lost their end and {total - kept} were dropped, because they are longer than "
+            f"data.context_length {self.context_length}."
+        )
+        return (note,)
 
     def _tokenized(self, rows: Sequence[Example]) -> list[Tokens]:
         found: list[Tokens] = []
@@ -216,25 +234,8 @@ class InstructionDataModule(CausalLMDataModule):
             "chat_template": self.tokenizer.chat_template if self.chat_template else None,
             "end_of_text": self.tokenizer.eos_token,  # often all that a chat model's tokenizer changes
             "long_examples": self.long_examples,
+            "packing": self.packing,
         }
-
-    def setup(self, stage: str) -> None:
-        """Opens the splits that a stage needs, and warns about examples that were cut or dropped."""
-        super().setup(stage)
-        for kind in KINDS_OF_STAGE[stage]:
-            if kind != PREDICT:
-                self._report_losses(kind)
-
-    def _report_losses(self, split: str) -> None:
-        encoded = self.splits[split].split
-        cut = int(encoded.rows["cut_examples"].sum())
-        dropped = len(self.raw_splits[split]) - int((encoded.tokens["position_ids"] == 0).sum())
-        if cut or dropped:
-            msg = (
-                f"{split}: of {len(self.raw_splits[split])} examples {cut} lost their end and {dropped} were dropped, "
-                f"because they are longer than data.context_length {self.context_length}."
-            )
-            rank_zero_warn(msg)
 
     def load_prediction_splits(self) -> dict[str, list[Prompt]]:
         """The prompts of `predict_file`; fields that are not read are reported."""

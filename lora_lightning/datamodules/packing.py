@@ -1,4 +1,4 @@
-"""Fill blocks of a fixed length with tokens: a stream cut without loss, or whole documents side by side.
+"""Arrange tokens in rows: a stream cut into blocks, complete documents packed into blocks, or one document a row.
 
 Labels are shifted here and not in the model: the label of a position is the token that comes after it.
 """
@@ -9,17 +9,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-IGNORED = -100  # label of a position that nothing is learnt from; torch's own default
+IGNORED = -100  # label of a position without loss; torch's own default
+
+Document = tuple[NDArray[np.int32], NDArray[np.bool_]]  # token ids, and which of them have a loss; (tokens,) each
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Rows of tokens, one after another.
+    """Rows of tokens in flat arrays, one row after another.
 
     Attributes:
         input_ids: (positions,), int32.
         labels: (positions,), int32, the token that follows each position, or `IGNORED`.
-        lengths: (blocks,), int64, positions of each block; their sum is `positions`.
+        lengths: (rows,), int64, positions of each row; their sum is `positions`.
     """
 
     input_ids: NDArray[np.int32]
@@ -28,7 +30,7 @@ class Blocks:
 
 
 def cut_stream(tokens: NDArray[np.int32], context_length: int) -> Blocks:
-    """Cuts a stream of tokens into blocks, without padding and without loss.
+    """Cuts a stream of tokens into blocks, without padding; no token is lost.
 
     The inputs are all tokens but the last, the labels all but the first, and both are cut at the same places: a
     block's last label is the next block's first input. So every token but the first of the stream is predicted
@@ -49,15 +51,14 @@ def cut_stream(tokens: NDArray[np.int32], context_length: int) -> Blocks:
 
 
 def pack_documents(
-    documents: Sequence[tuple[NDArray[np.int32], NDArray[np.bool_]]], context_length: int
+    documents: Sequence[Document], context_length: int
 ) -> tuple[Blocks, NDArray[np.int32], NDArray[np.int64]]:
-    """Puts whole documents into as few blocks as best-fit-decreasing finds.
+    """Puts complete documents into as few blocks as best-fit-decreasing finds.
 
     A document's last token is only predicted, never an input, so `n` tokens take `n - 1` positions.
 
     Args:
-        documents: Tokens (n,), int32, and which of them are learnt (n,), bool, for each; 2 <= n <=
-            `context_length` + 1.
+        documents: Of 2 to `context_length` + 1 tokens each.
         context_length: Positions a block has at most.
 
     Returns:
@@ -65,22 +66,34 @@ def pack_documents(
         each position in its document, (positions,), int32; and the block of each document, (documents,), int64.
 
     Raises:
-        ValueError: If a document has fewer than two tokens or does not fit a block.
+        ValueError: If a document has fewer than two tokens or does not fit into a block.
     """
     sizes = np.array([len(tokens) - 1 for tokens, _ in documents], dtype=np.int64)
     bins = best_fit_decreasing(sizes, context_length)
     block_of_document = np.zeros(len(documents), dtype=np.int64)
-    empty: list[NDArray[np.int32]] = [np.empty(0, dtype=np.int32)]  # concatenate needs one
-    input_ids, labels, position_ids = list(empty), list(empty), list(empty)
     for block, members in enumerate(bins):
         block_of_document[members] = block
-        for tokens, learnt in (documents[document] for document in members):
-            input_ids.append(tokens[:-1])
-            labels.append(np.where(learnt[1:], tokens[1:], np.int32(IGNORED)))
-            position_ids.append(np.arange(len(tokens) - 1, dtype=np.int32))
+    order = [document for members in bins for document in members]
+    rows = one_document_a_row([documents[document] for document in order])
+    places = np.concatenate([np.empty(0, dtype=np.int32), *(np.arange(size, dtype=np.int32) for size in rows.lengths)])
     lengths = np.array([int(sizes[members].sum()) for members in bins], dtype=np.int64)
-    blocks = Blocks(np.concatenate(input_ids), np.concatenate(labels), lengths)
-    return blocks, np.concatenate(position_ids), block_of_document
+    return Blocks(rows.input_ids, rows.labels, lengths), places, block_of_document
+
+
+def one_document_a_row(documents: Sequence[Document]) -> Blocks:
+    """Gives every document a row of its own, for models that cannot keep several in one row apart.
+
+    Args:
+        documents: Of at least 2 tokens each; the last one is only predicted, never an input.
+
+    Returns:
+        The rows, in the order of the documents.
+    """
+    empty: list[NDArray[np.int32]] = [np.empty(0, dtype=np.int32)]  # concatenate needs one
+    input_ids = [tokens[:-1] for tokens, _ in documents]
+    labels = [np.where(has_loss[1:], tokens[1:], np.int32(IGNORED)) for tokens, has_loss in documents]
+    lengths = np.array([len(tokens) for tokens in input_ids], dtype=np.int64)
+    return Blocks(np.concatenate(empty + input_ids), np.concatenate(empty + labels), lengths)
 
 
 def best_fit_decreasing(sizes: NDArray[np.int64], capacity: int) -> list[list[int]]:

@@ -1,11 +1,12 @@
-"""Plain text for causal language modelling: WikiText, any text file, JSON lines, or a data set of the hub."""
+"""Plain text for causal language modelling: WikiText, any text file, JSON lines, or a data set from the Hub."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lora_lightning.datamodules.batching import EncodedSplit
 from lora_lightning.datamodules.causal_language_modeling import CausalLMDataModule, Prompt, check_files
@@ -26,7 +27,7 @@ class Corpus:
     Attributes:
         where: The file or data set, for messages.
         texts: One text, or the documents.
-        are_documents: Whether each of `texts` ends with the model's end-of-text token.
+        are_documents: Whether the model's end-of-text token follows each of `texts`.
     """
 
     where: str
@@ -35,26 +36,26 @@ class Corpus:
 
 
 class PlainTextDataModule(CausalLMDataModule):
-    """Blocks of `context_length` tokens from one stream of text, without padding and without loss.
+    """Cuts one stream of text into blocks of `context_length` tokens, without padding; no token is lost.
 
-    A text file is one text, byte for byte. Of records (JSON lines, a JSON list, CSV, TSV, Parquet, the hub) each is a
-    document, and ends with the model's end-of-text token. Validation and test predict every token but the first
-    of the split exactly once, from the tokens of its block.
+    A text file is one text, byte for byte. Each record (JSON lines, a JSON list, CSV, TSV, Parquet, the Hub) is a
+    document and ends with the model's end-of-text token. A document that is longer than a block continues in the next
+    one. Validation and test predict every token but the first of the split exactly once, from the tokens of its block.
 
     Args:
         data_dir: Folder in WikiText's layout: `wiki.train.raw`, `wiki.valid.raw`, `wiki.test.raw` (or `.tokens`).
-        train_file: Instead: a text file, or records.
+        train_file: Alternatively, a text file or a file of records.
         validation_file: The same for validation; without it a share of the training data is held out: random
             documents, or the end of the one text.
         test_file: The same for test; without it nothing is tested.
-        dataset_name: Instead: a data set of the hub, for example `Salesforce/wikitext`.
+        dataset_name: Alternatively, a data set on the Hub, for example `Salesforce/wikitext`.
         dataset_config_name: Its configuration, for example `wikitext-2-raw-v1`.
-        rows_are_lines: Rows of the hub's data set are lines of one text, with their ends, and no documents, as
-            WikiText's are; an empty row is its blank line, a space and a line end.
-        text_column: Name of the field of texts in records.
+        rows_are_lines: Rows of the data set on the Hub are lines of one text, with their line ends, instead of
+            documents, as WikiText's are; an empty row stands for a blank line, which is a space and a line end.
+        text_column: Name of the field with the text of a record.
         context_length: Tokens the model sees at once.
-        validation_share: Share of the training data to validate on where there is no validation split, in (0, 1).
-        split_seed: Which documents that are.
+        validation_share: Share of the training data to validate on if there is no validation split, in (0, 1).
+        split_seed: Chooses the documents to validate on.
         backbone: Whose tokenizer to use; the command line fills it in from `model.backbone`.
         batch_size: Training blocks a step and process.
         eval_batch_size: Blocks, or prompts, a step and process in validation, test and prediction.
@@ -107,14 +108,14 @@ class PlainTextDataModule(CausalLMDataModule):
         self.text_column = text_column
 
     def read_splits(self) -> dict[str, Corpus]:
-        """Reads the text of every split; sets validation aside where there is none."""
+        """Reads the text of every split; holds out validation data if the source has none."""
         splits = self._read_source()
         if "val" not in splits:
-            splits["train"], splits["val"] = self._set_aside(splits["train"])
+            splits["train"], splits["val"] = self._hold_out(splits["train"])
         return splits
 
     def _read_source(self) -> dict[str, Corpus]:
-        """From the first of folder, files and hub that is given: a folder on the command line beats a YAML's hub id."""
+        """From the folder, else the files, else the Hub: a command line may add a folder to a YAML file's data set."""
         if self.data_dir is not None:
             return {split: self._read_file(path) for split, path in wikitext_files(Path(self.data_dir)).items()}
         if self.files["train"] is not None:
@@ -140,14 +141,14 @@ class PlainTextDataModule(CausalLMDataModule):
         if not self.rows_are_lines:
             return Corpus(where, self._texts(records), are_documents=True)
         lines = self._texts(records, may_be_empty=True)
-        # The hub's WikiText has an empty row where wiki.*.raw has a line of one space.
+        # WikiText on the Hub has an empty row for what is a line of one space in wiki.*.raw.
         return Corpus(where, ["".join(line or " \n" for line in lines)], are_documents=False)
 
     def _texts(self, records: Iterable[Record], may_be_empty: bool = False) -> list[str]:
         remedy = "name the field of texts with --data.text_column"
         return [text_field(record, self.text_column, may_be_empty, remedy) for record in records]
 
-    def _set_aside(self, corpus: Corpus) -> tuple[Corpus, Corpus]:
+    def _hold_out(self, corpus: Corpus) -> tuple[Corpus, Corpus]:
         pieces = corpus.texts if corpus.are_documents else corpus.texts[0].splitlines(keepends=True)
         if corpus.are_documents:
             chosen = held_out(len(pieces), self.validation_share, self.split_seed)
@@ -169,20 +170,32 @@ class PlainTextDataModule(CausalLMDataModule):
         return parts[0], parts[1]
 
     def encode_examples(self, rows: Corpus) -> EncodedSplit:
-        """The stream of all texts in blocks."""
+        """The stream of all texts in blocks; a note counts the documents that no block can hold."""
         if rows.are_documents and self.tokenizer.eos_token_id is None:
-            msg = f"the tokenizer of {self.backbone} has no end-of-text token to set documents apart with."
+            msg = f"the tokenizer of {self.backbone} has no end-of-text token to put between documents."
             raise ConfigurationError(msg)
         before = np.array(self.start_tokens, dtype=np.int32)
         after = np.array([self.tokenizer.eos_token_id] if rows.are_documents else [], dtype=np.int32)
-        parts = [np.empty(0, dtype=np.int32)]
-        for ids in tokenize_long_texts(self.tokenizer, rows.texts, rows.where):
-            parts += [before, ids, after]
-        blocks = cut_stream(np.concatenate(parts), self.context_length)
+        texts = [
+            np.concatenate([before, ids, after]) for ids in tokenize_long_texts(self.tokenizer, rows.texts, rows.where)
+        ]
+        blocks = cut_stream(np.concatenate([np.empty(0, dtype=np.int32), *texts]), self.context_length)
         if not len(blocks.lengths):
             msg = f"{rows.where} has fewer than 2 tokens; give more text."
             raise DataError(msg)
-        return EncodedSplit(blocks.lengths, {"input_ids": blocks.input_ids, "labels": blocks.labels})
+        columns = {"input_ids": blocks.input_ids, "labels": blocks.labels}
+        notes = self._note_on_long_documents(texts) if rows.are_documents else ()
+        return EncodedSplit(blocks.lengths, columns, notes=notes)
+
+    def _note_on_long_documents(self, documents: Sequence[NDArray[np.int32]]) -> tuple[str, ...]:
+        """Of a document with its special tokens, the last token is only predicted."""
+        if not (count := sum(len(tokens) > self.context_length + 1 for tokens in documents)):
+            return ()
+        note = (
+            f"{count} of {len(documents)} documents are longer than data.context_length {self.context_length}; each "
+            "continues in the next block, where the model does not see its beginning."
+        )
+        return (note,)
 
     def encoding_settings(self) -> dict[str, Any]:
         """Where the stream is cut, and what its documents end with."""
@@ -204,7 +217,7 @@ def wikitext_files(folder: Path) -> dict[str, Path]:
         File by `train`, `val`, `test`.
 
     Raises:
-        DataError: If one is missing.
+        DataError: If a file is missing.
     """
     folder = folder.expanduser()
     endings = [ending for ending in ("raw", "tokens") if (folder / f"wiki.train.{ending}").is_file()]

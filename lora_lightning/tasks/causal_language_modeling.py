@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 
 from lora_lightning.analysis.outputs import Outputs
 from lora_lightning.backbones import load_tokenizer, position_limit
@@ -17,6 +17,7 @@ from lora_lightning.backbones.causal_language_modeling import (
     load_causal_lm_config,
     output_head_name,
 )
+from lora_lightning.backbones.miniature import build_miniature
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.dropout import use_fast_dropout
@@ -27,6 +28,7 @@ from lora_lightning.tasks.generation import GenerationSettings, complete
 from lora_lightning.tasks.hyperparameters import as_settings
 from lora_lightning.tasks.next_token import NextTokenModel
 from lora_lightning.tasks.optimization import OptimizationSettings
+from lora_lightning.tasks.packed_documents import Way
 
 Batch = dict[str, Tensor]
 
@@ -61,6 +63,7 @@ class CausalLanguageModelingTask(AdaptationTask):
     ) -> None:
         super().__init__(backbone, lora, quantization, optimization, base_dropout, gradient_checkpointing)
         self.generation = as_settings(GenerationSettings, generation) or GenerationSettings()
+        self._documents_kept_apart_by: Way | None = None
         self.metrics = nn.ModuleDict(
             {
                 split: nn.ModuleDict({"loss": MeanMetric(), "next_token_accuracy": MeanMetric()})
@@ -78,7 +81,15 @@ class CausalLanguageModelingTask(AdaptationTask):
         )
 
     def check_data(self, datamodule: Any) -> None:
-        """Refuses data without texts to continue."""
+        """Refuses data without texts to continue, and packed data that the architecture cannot keep apart.
+
+        Args:
+            datamodule: Of any kind.
+
+        Raises:
+            BackboneError: If examples are packed and the architecture cannot keep them apart.
+            ConfigurationError: If the data has no texts to continue.
+        """
         if not hasattr(datamodule, "prompts"):
             name = type(datamodule).__name__
             msg = (
@@ -86,9 +97,11 @@ class CausalLanguageModelingTask(AdaptationTask):
                 "InstructionDataModule."
             )
             raise ConfigurationError(msg)
+        if getattr(datamodule, "packing", False) and self._miniature is not None:
+            self._documents_kept_apart_by = self._miniature.documents_kept_apart_by
 
     def setup(self, stage: str) -> None:
-        """Finds wrong data, and prompts that are too long, before any weights load.
+        """Finds data that does not fit, and prompts that are too long, before any weights load.
 
         Args:
             stage: `fit`, `validate`, `test` or `predict`.
@@ -97,24 +110,38 @@ class CausalLanguageModelingTask(AdaptationTask):
             ConfigurationError: If the data has no texts to continue, or a prompt leaves no room for its completion.
         """
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
-        if datamodule is not None:  # loaders of one's own need none
+        if datamodule is not None:  # a user's own loaders need none
             self.check_data(datamodule)
         if stage == "predict":
             self.check_lengths(datamodule.splits["predict"].lengths.tolist(), datamodule.prompt_places)
+
+    @cached_property
+    def _miniature(self) -> NextTokenModel | None:
+        """A small random model of the architecture; without one, the loaded model has to show what it does."""
+        model = build_miniature(AutoModelForCausalLM, self._config)
+        return None if model is None else NextTokenModel(model)
 
     @cached_property
     def _config(self) -> PretrainedConfig:
         return load_causal_lm_config(self.backbone, self.base_dropout)  # a GGUF file takes seconds to look into
 
     def check_settings(self) -> None:
-        """Finds settings that do not fit the backbone's architecture, before any weights load."""
+        """Finds settings that do not fit the backbone's architecture, before any weights load.
+
+        Raises:
+            BackboneError: If the architecture sees the token that it has to predict.
+            ConfigurationError: If a setting does not fit.
+        """
         config = self._config
         if self.lora is not None:
             check_causal_lm_settings(config, self.lora, self.quantization)
+        if self._miniature is not None:
+            self._miniature.check_is_causal()
 
     def build_network(self) -> nn.Module:
         """Loads the backbone and attaches the adapters."""
         self.check_settings()
+        self.__dict__.pop("_miniature", None)  # up to 1 GiB
         model = load_causal_lm(self.backbone, self._config, self.quantization_on_device(), self.loads_values)
         network: nn.Module = model
         if self.lora is not None:
@@ -126,7 +153,7 @@ class CausalLanguageModelingTask(AdaptationTask):
     @cached_property
     def next_token(self) -> NextTokenModel:
         """Losses and hits of the model."""
-        return NextTokenModel(self.transformers_model)
+        return NextTokenModel(self.transformers_model, self._documents_kept_apart_by)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

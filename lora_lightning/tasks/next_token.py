@@ -1,44 +1,51 @@
-"""Ask a causal language model only for what is learnt: logits where there is a label, a part at a time."""
+"""Compute the logits of a causal language model only for positions with a label, some of them at a time."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from lora_lightning.compat.transformers import create_causal_mask
-from lora_lightning.errors import BackboneError
 from lora_lightning.lora.sharding import run_as_forward
+from lora_lightning.tasks.packed_documents import (
+    Inputs,
+    Way,
+    check_is_causal,
+    how_documents_are_kept_apart,
+    packed_inputs,
+)
 
 IGNORED = -100
 ROWS_AT_ONCE = 512  # positions whose logits are held together
 ROWS_TO_COMPARE = 256  # of a batch; 125 MiB of float32 logits with 128,000 tokens in the vocabulary
-LOGITS_AT_ONCE = 2**26  # up to so many (256 MiB of float32), one piece is faster than several
+LOGITS_AT_ONCE = 2**26  # up to that many (256 MiB of float32), one chunk is faster than several
 
 Batch = Mapping[str, Tensor]
 
 
 class NextTokenModel:
-    """A causal language model as a function from a batch to losses and hits.
+    """Computes losses and hits of a causal language model from batches.
 
     A batch has `input_ids`, (rows, positions); `labels`, (rows, positions), the token that follows each position or
-    -100; and either `attention_mask` or, where a row holds several documents, `position_ids`, which start at 0 with
-    every document. All int64. Rows are padded on the right, where no position before can see it.
+    -100; and either `attention_mask` or, if a row holds several documents, `position_ids`, which start at 0 with every
+    document. All int64. Rows are padded on the right, where earlier positions do not see the padding.
 
     The logits of a whole batch are the largest tensor of a training step (402 MB for 2,048 positions of SmolLM2, and
-    1,061 MiB at the peak with their gradient). Here the head runs where there is a label, and over `ROWS_AT_ONCE`
-    positions at a time (85 MiB at the peak).
+    1,061 MiB at the peak with their gradient). Here the head runs only for positions with a label, `ROWS_AT_ONCE` of
+    them at a time (85 MiB at the peak).
 
     Args:
         model: The causal language model, adapters in place.
+        known_way: How its architecture keeps the documents of a row apart; `None` to test that when it is needed.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, known_way: Way | None = None) -> None:
         self.model = model
+        self._known_way = known_way
 
     def loss(self, batch: Batch) -> tuple[Tensor, int]:
         """Cross entropy, differentiable.
@@ -51,20 +58,19 @@ class NextTokenModel:
         """
         if not self._head_is_linear:
             return self._loss_of_logits(batch)
-        self._find_out(batch)
-        return run_as_forward(self.model, self._loss, batch)
+        return run_as_forward(self.model, self._loss, batch, self.inputs(batch))
 
     def _loss_of_logits(self, batch: Batch) -> tuple[Tensor, int]:
-        learnt = batch["labels"] != IGNORED
-        labels = batch["labels"][learnt]
-        logits = self.model(**self.inputs(batch)).logits[learnt]
+        has_label = batch["labels"] != IGNORED
+        labels = batch["labels"][has_label]
+        logits = self.model(**self.inputs(batch)).logits[has_label]
         return functional.cross_entropy(logits.float(), labels, reduction="sum"), len(labels)
 
-    def _loss(self, batch: Batch) -> tuple[Tensor, int]:
-        learnt = batch["labels"] != IGNORED
-        labels = batch["labels"][learnt]
+    def _loss(self, batch: Batch, inputs: Inputs) -> tuple[Tensor, int]:
+        has_label = batch["labels"] != IGNORED
+        labels = batch["labels"][has_label]
         head = self._head
-        hidden, weight = self._hidden_states(batch)[learnt], head.weight
+        hidden, weight = self._hidden_states(inputs)[has_label], head.weight
         if torch.is_autocast_enabled(hidden.device.type):  # the function below is not one that autocast knows
             hidden, weight = (tensor.to(torch.get_autocast_dtype(hidden.device.type)) for tensor in (hidden, weight))
         in_parts = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=ROWS_AT_ONCE, chunking_method=None)
@@ -79,24 +85,19 @@ class NextTokenModel:
 
     @torch.no_grad()
     def features(self, batch: Batch) -> Tensor:
-        """One pass over a batch without gradients, of which `score` and `some_logits` are made.
+        """Runs the model without gradients; `score` and `some_logits` take the result.
 
         Args:
             batch: As above.
 
         Returns:
-            (labels, features): what the head takes at each label, or its logits where it is more than a linear layer.
+            (labels, features): the head's input at each label, or its logits if it is more than a linear layer.
         """
-        learnt = batch["labels"] != IGNORED
-        if self._head_is_linear:
-            self._find_out(batch)
-            return run_as_forward(self.model, self._hidden_states, batch)[learnt]
-        logits: Tensor = self.model(**self.inputs(batch)).logits
-        return logits[learnt]
+        return self._features(self.inputs(batch))[batch["labels"] != IGNORED]
 
     @torch.no_grad()
     def score(self, batch: Batch, features: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Cross entropy and hits.
+        """Computes the cross entropy and counts the hits.
 
         Args:
             batch: As above.
@@ -112,7 +113,7 @@ class NextTokenModel:
         labels = batch["labels"][batch["labels"] != IGNORED]
         loss = torch.zeros((), device=labels.device)
         hits = torch.zeros((), dtype=torch.int64, device=labels.device)
-        for part, targets in zip(pieces(features), pieces(labels), strict=True):
+        for part, targets in zip(row_chunks(features), row_chunks(labels), strict=True):
             logits = self._logits(part)
             loss += functional.cross_entropy(logits.float(), targets, reduction="sum")
             hits += (logits.argmax(dim=-1) == targets).sum()
@@ -120,7 +121,7 @@ class NextTokenModel:
 
     @torch.no_grad()
     def some_logits(self, features: Tensor) -> Tensor:
-        """Logits at some of the labels.
+        """Computes the logits at some of the labels.
 
         Args:
             features: Of a batch.
@@ -133,128 +134,95 @@ class NextTokenModel:
         return run_as_forward(self.model, self._logits, features[places.to(features.device)])
 
     def _logits(self, features: Tensor) -> Tensor:
-        return self._head(features) if self._head_is_linear else features
-
-    def _find_out(self, batch: Batch) -> None:
-        """Answers the questions that call the whole model, which must not happen inside `run_as_forward`."""
-        if "position_ids" in batch:
-            _ = self._documents_kept_apart_by
+        return self._head_of(features) if self._head_is_linear else features
 
     @property
     def _head(self) -> nn.Linear:
         return cast("nn.Linear", self.model.get_output_embeddings())
 
-    def _hidden_states(self, batch: Batch) -> Tensor:
-        hidden: Tensor = self.model.base_model(**self.inputs(batch)).last_hidden_state
+    def _features(self, inputs: Inputs) -> Tensor:
+        """(rows, positions, features) of arguments of the model's `forward`."""
+        if self._head_is_linear:
+            return run_as_forward(self.model, self._hidden_states, inputs)
+        logits: Tensor = self.model(**inputs).logits
+        return logits
+
+    def _hidden_states(self, inputs: Inputs) -> Tensor:
+        hidden: Tensor = self.model.base_model(**inputs).last_hidden_state
         return hidden
 
-    def inputs(self, batch: Batch) -> dict[str, Any]:
-        """What the model takes of a batch, documents of one row kept apart.
+    def inputs(self, batch: Batch) -> Inputs:
+        """Arguments of the model's `forward` for a batch, with the documents of a row kept apart.
 
         Args:
             batch: As above.
 
         Returns:
-            Arguments of its `forward`.
+            The arguments by name.
+
+        Raises:
+            BackboneError: If rows hold several documents, which this architecture cannot keep apart.
         """
-        # With a cache transformers does not look for several documents in a row.
-        inputs: dict[str, Any] = {"input_ids": batch["input_ids"], "use_cache": False}
-        if "position_ids" not in batch:
-            return inputs | {"attention_mask": batch["attention_mask"]}
-        inputs["position_ids"] = batch["position_ids"]
-        if self._documents_kept_apart_by == "mask":
-            inputs["attention_mask"] = block_diagonal_mask(self.model, batch["position_ids"])
-        return inputs
+        if "position_ids" in batch:
+            return packed_inputs(self.model, batch["input_ids"], batch["position_ids"], self.documents_kept_apart_by)
+        return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+
+    def check_is_causal(self) -> None:
+        """Refuses a model that sees the token that it has to predict.
+
+        Raises:
+            BackboneError: If it does.
+        """
+        with _evaluating(self.model):
+            check_is_causal(self.model, self._features)
+
+    @cached_property
+    def documents_kept_apart_by(self) -> Way:
+        """How the model is told that a row holds several documents.
+
+        Raises:
+            BackboneError: If no way keeps them apart.
+        """
+        if self._known_way is not None:
+            return self._known_way
+        with _evaluating(self.model):
+            return how_documents_are_kept_apart(self.model, self._features)
 
     @cached_property
     def _head_is_linear(self) -> bool:
-        """Whether logits are the output layer of the last hidden state and nothing else; Gemma 2 squashes them."""
-        if type(self._head) is not nn.Linear:
+        """Whether the logits are a linear layer of the last hidden state and nothing else; Gemma 2 squashes them."""
+        if type(self._head) is not nn.Linear or self.model.base_model is self.model:  # as Llama 4's is
             return False
         tokens = _some_tokens(self.model)
-        with _asked_quietly(self.model):
+        with _evaluating(self.model), torch.no_grad():
             logits = self.model(input_ids=tokens, use_cache=False).logits
-            return torch.equal(logits, run_as_forward(self.model, self._logits_of_head, tokens))
+            return torch.equal(logits.float(), run_as_forward(self.model, self._logits_of_head, tokens).float())
 
     def _logits_of_head(self, tokens: Tensor) -> Tensor:
-        logits: Tensor = self._head(self.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state)
+        return self._head_of(self._hidden_states({"input_ids": tokens, "use_cache": False}))
+
+    def _head_of(self, hidden: Tensor) -> Tensor:
+        """Logits; Mamba's hidden states are float32 whatever its weights are."""
+        logits: Tensor = self._head(hidden.to(self._head.weight.dtype))
         return logits
 
-    @cached_property
-    def _documents_kept_apart_by(self) -> Literal["positions", "mask"]:
-        return how_documents_are_kept_apart(self.model)
 
-
-def block_diagonal_mask(model: PreTrainedModel, position_ids: Tensor) -> Tensor | None:
-    """A causal mask that ends where a document ends, in the form that the model's attention takes.
-
-    Args:
-        model: The language model.
-        position_ids: (rows, positions), starting at 0 with every document.
-
-    Returns:
-        (rows, 1, positions, positions); `None` where every row is one document.
-    """
-    mask = create_causal_mask(
-        model.config,
-        torch.empty(*position_ids.shape, 0, dtype=model.dtype, device=position_ids.device),  # its shape
-        None,
-        None,  # by place: transformers 5.23 calls it past_key_values, and 5.24 warns of that name
-        position_ids=position_ids,
-    )
-    return cast("Tensor | None", mask)
-
-
-def how_documents_are_kept_apart(model: PreTrainedModel) -> Literal["positions", "mask"]:
-    """Finds out how this architecture must be told that a row holds several documents, by trying.
-
-    Where positions start anew transformers 5 makes a block-diagonal mask, in most architectures: OPT's attention
-    never sees the positions and would look into the document before. A mask works there, but would hide a sliding
-    window, so positions alone are preferred.
-
-    Args:
-        model: The language model.
-
-    Returns:
-        `positions` if `position_ids` are enough, `mask` if it needs `block_diagonal_mask` as well.
-
-    Raises:
-        BackboneError: If the logits of a document change with its neighbours either way.
-    """
-    tokens = _some_tokens(model)
-    places = torch.tensor([[0, 1, 2, 0, 1, 2, 3]], device=tokens.device)
-    with _asked_quietly(model):
-        alone = model(input_ids=tokens[:, 3:], use_cache=False).logits
-        # Quantised weights round differently for every shape of the input, by some percent: what is small shows only
-        # beside what the neighbour does where nothing hides it.
-        exposed = (model(input_ids=tokens, use_cache=False).logits[:, 3:] - alone).norm()
-        for way, mask in (("positions", None), ("mask", block_diagonal_mask(model, places))):
-            together = model(input_ids=tokens, position_ids=places, attention_mask=mask, use_cache=False).logits[:, 3:]
-            if (together - alone).norm() <= 0.2 * exposed:
-                return way  # type: ignore[return-value]
-    msg = (
-        f"{type(model).__name__} cannot keep several documents in one row apart, so instructions cannot be packed for "
-        "it; choose another backbone."
-    )
-    raise BackboneError(msg)
-
-
-def pieces(rows: Tensor) -> list[Tensor]:
-    """Rows in pieces of `ROWS_AT_ONCE`."""
+def row_chunks(rows: Tensor) -> list[Tensor]:
+    """Splits a tensor along its first axis into chunks of at most `ROWS_AT_ONCE` rows."""
     return [rows[start : start + ROWS_AT_ONCE] for start in range(0, len(rows), ROWS_AT_ONCE)]
 
 
 def _some_tokens(model: PreTrainedModel) -> Tensor:
-    return torch.arange(7, device=model.device)[None] + int(model.config.vocab_size) // 2
+    return torch.arange(7, device=model.device)[None] + int(model.config.get_text_config().vocab_size) // 2
 
 
 @contextmanager
-def _asked_quietly(model: PreTrainedModel) -> Iterator[None]:
-    """In evaluation mode, without gradients, in the weights' own precision; puts the mode back."""
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """In evaluation mode, with gradients, in the weights' own precision; restores the mode."""
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
+        with torch.inference_mode(mode=False), torch.enable_grad(), torch.autocast(model.device.type, enabled=False):
             yield
     finally:
         model.train(was_training)

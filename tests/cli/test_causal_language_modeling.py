@@ -19,6 +19,8 @@ from lora_lightning.cli.main import main
 from lora_lightning.tasks import CausalLanguageModelingTask
 from tests.conftest import TinyBackbone
 from tests.tiny_data import save_tiny_instructions, save_tiny_wikitext
+from tests.tiny_families import causal_config
+from tests.tiny_models import VOCABULARY_SIZE
 
 Words = list[str]
 
@@ -210,6 +212,43 @@ def test_instructions_train_with_long_context_settings(
     assert main(evaluate_words("predict", run, *more)) == 0
     out = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [row["prompt"] for row in out] == ["w1\n\nw2", "w3"]
+
+
+def save_family(family: str, tiny_backbone: TinyBackbone, folder: Path) -> Path:
+    """A tiny random model of an architecture, with the tokenizer of the tiny GPT-2."""
+    config = causal_config(family, vocab_size=VOCABULARY_SIZE, bos_token_id=1, eos_token_id=1)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_backbone("gpt2")).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("family", ["lfm2, short convolution", "bloom, alibi", "mamba"])
+def test_what_cannot_be_packed_is_refused_before_weights_load_and_trains_one_example_a_row(
+    tiny_backbone: TinyBackbone,
+    instructions: Path,
+    tmp_path: Path,
+    family: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    backbone = save_family(family, tiny_backbone, tmp_path / "backbone")
+    words = fit_words(backbone, tmp_path, *instruction_words(instructions, tmp_path), "--trainer.max_steps=2")
+    with monkeypatch.context() as patched:
+        patched.delattr(CausalLanguageModelingTask, "build_network")
+        assert main(words) == 2
+    last = capfd.readouterr().err.strip().splitlines()[-1]
+    assert "cannot keep several documents in one row apart" in last
+    assert last.endswith("set data.packing: false, which trains one example a row.")
+    assert main([*words, "--data.packing=false"]) == 0
+    assert math.isfinite(summary(tmp_path / "run" / "version_0")["metrics"]["val/loss"])
+
+
+def test_a_model_that_sees_the_next_token_is_refused_before_weights_load(
+    tiny_backbone: TinyBackbone, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    backbone = save_family("xlnet, both directions", tiny_backbone, tmp_path / "backbone")
+    assert main(fit_words(backbone, tmp_path, *text_words(data, tmp_path))) == 2
+    assert "attends to the tokens after a position too" in capfd.readouterr().err
 
 
 def test_full_fine_tuning_leaves_a_transformers_folder(tiny_backbone: TinyBackbone, data: Path, tmp_path: Path) -> None:

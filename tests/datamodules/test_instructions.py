@@ -151,6 +151,29 @@ def test_what_is_lost_of_long_examples_is_counted_each_time(
     assert (max(lengths) == 20) == (how == "cut")
 
 
+@pytest.mark.parametrize(("how", "expected"), [("cut", (3, 1)), ("drop", (0, 4))])
+def test_without_packing_every_example_has_a_row_and_losses_are_counted_too(
+    gpt2: str, tmp_path: Path, how: Any, expected: tuple[int, int]
+) -> None:
+    path = long_and_short(tmp_path)
+    files = {"train_file": path, "validation_file": path}
+    rows: list[Any] = []
+    for packing in (True, False):
+        module = InstructionDataModule(**files, long_examples=how, packing=packing, context_length=20, backbone=gpt2)
+        with pytest.warns(
+            UserWarning, match=f"train: of 8 examples {expected[0]} lost .* and {expected[1]} were dropped"
+        ):
+            opened(module, tmp_path / "cache")
+        dataset = module.splits["train"]
+        rows.append(documents(module, "train") if packing else [])
+    assert "position_ids" not in dataset[[0, 1]]
+    assert len(dataset) == 8 - expected[1]
+    split = dataset.split
+    ends = np.cumsum(split.lengths)[:-1]
+    parts = zip(*(np.split(split.tokens[name], ends) for name in ("input_ids", "labels")), strict=True)
+    assert sorted((ids.tolist(), labels.tolist()) for ids, labels in parts) == sorted(rows[0])
+
+
 def test_nothing_is_said_where_nothing_is_lost(gpt2: str, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -365,6 +388,7 @@ def test_a_file_without_any_response_is_refused(gpt2: str, tmp_path: Path) -> No
 
 def test_an_evaluation_file_beside_a_data_set_of_the_hub_is_refused(gpt2: str) -> None:
     with pytest.raises(
-        ConfigurationError, match=r"data\.validation_file is 'v\.jsonl', but it goes with data\.train_file"
+        ConfigurationError,
+        match=r"data\.validation_file is 'v\.jsonl', but it is read only together with data\.train_file",
     ):
         InstructionDataModule(dataset_name="no/such", validation_file="v.jsonl", backbone=gpt2)

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_lightning.datamodules.packing import IGNORED, best_fit_decreasing, cut_stream, pack_documents
+from lora_lightning.datamodules.packing import (
+    IGNORED,
+    best_fit_decreasing,
+    cut_stream,
+    one_document_a_row,
+    pack_documents,
+)
 
 
 def ids(tokens: list[int]) -> np.ndarray:
@@ -45,6 +51,18 @@ def test_documents_by_hand() -> None:
     assert blocks.input_ids.tolist() == [4, 5, 6, 7, 9, 1, 2]
     assert blocks.labels.tolist() == [IGNORED, 6, 7, 8, 10, IGNORED, 3]
     assert position_ids.tolist() == [0, 1, 2, 3, 0, 0, 1]
+
+
+def test_a_row_for_every_document() -> None:
+    documents = [
+        (ids([1, 2, 3]), np.array([False, False, True])),
+        (ids([9, 10]), np.array([False, True])),
+        (ids([4, 5, 6, 7, 8]), np.array([True, False, True, True, True])),
+    ]
+    rows = one_document_a_row(documents)
+    assert rows.lengths.tolist() == [2, 1, 4]
+    assert rows.input_ids.tolist() == [1, 2, 9, 4, 5, 6, 7]
+    assert rows.labels.tolist() == [IGNORED, 3, 10, IGNORED, 6, 7, 8]
 
 
 @given(st.lists(st.tuples(st.integers(2, 13), st.randoms(use_true_random=False)), max_size=40))

@@ -1,6 +1,7 @@
 """Plain text becomes blocks without losing a token; wrong files and contexts are named."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,37 @@ def test_a_tokenizer_with_a_begin_of_text_token_puts_it_before_every_document(tm
     assert prompts[[0, 1]]["input_ids"].tolist()[0] == [0, 7, 8]
 
 
+@pytest.mark.parametrize("spelling", ["json", "jsonl"])
+def test_documents_longer_than_the_context_are_counted_once_a_split(gpt2: str, tmp_path: Path, spelling: str) -> None:
+    lengths = (8, 9, 2, 40, 7, 3)  # of 8 tokens one has all of its text in one context
+    path = tmp_path / f"a.{spelling}"
+    records = [{"text": "w5 " * length} for length in lengths]
+    path.write_text(json.dumps(records) if spelling == "json" else "\n".join(map(json.dumps, records)))
+    for _ in range(2):  # the second time from the cache
+        files = {"train_file": str(path), "validation_file": str(path), "test_file": str(path)}
+        module = PlainTextDataModule(**files, context_length=8, backbone=gpt2)
+        with pytest.warns(UserWarning, match="2 of 6 documents are longer than data") as caught:
+            open_all(module, tmp_path / "cache")
+        assert [str(warning.message).partition(":")[0] for warning in caught] == ["train", "val", "test"]
+        assert len(stream(module, "train")) == sum(lengths) + len(lengths)  # nothing is cut
+
+
+def test_a_single_text_is_no_long_document(gpt2: str, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_all(PlainTextDataModule(data_dir=str(save_wikitext(tmp_path)), context_length=8, backbone=gpt2), tmp_path)
+
+
+def test_prompts_longer_than_the_context_are_counted(gpt2: str, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("w1 w2\nw1 w2 w3\nw1 w2 w3 w4\n")
+    module = PlainTextDataModule(predict_file=str(tmp_path / "p.txt"), backbone=gpt2, context_length=2)
+    with pytest.warns(
+        UserWarning, match=r"predict: 2 of 3 prompts have more tokens than data\.context_length 2"
+    ) as seen:
+        module.setup("predict")
+    assert len(seen) == 1
+
+
 def test_a_context_beyond_the_models_positions_is_refused(gpt2: str, tmp_path: Path) -> None:
     folder = save_wikitext(tmp_path)
     PlainTextDataModule(data_dir=str(folder), context_length=40, backbone=gpt2).load_splits()
@@ -166,8 +198,16 @@ def test_a_context_beyond_the_models_positions_is_refused(gpt2: str, tmp_path: P
         ({"validation_share": 1.0}, ConfigurationError, r"\(0, 1\)"),
         ({"split_seed": -1}, ConfigurationError, "data.split_seed is -1"),
         ({}, ConfigurationError, "no text was given: set data.data_dir"),
-        ({"validation_file": "v.txt"}, ConfigurationError, r"data\.validation_file is 'v\.txt', but it goes with"),
-        ({"dataset_name": "no/such", "test_file": "t.txt"}, ConfigurationError, r"data\.test_file is 't\.txt', but it"),
+        (
+            {"validation_file": "v.txt"},
+            ConfigurationError,
+            r"data\.validation_file is 'v\.txt', but it is read only together",
+        ),
+        (
+            {"dataset_name": "no/such", "test_file": "t.txt"},
+            ConfigurationError,
+            r"data\.test_file is 't\.txt', but it is read",
+        ),
         ({"data_dir": "d", "train_file": "t"}, ConfigurationError, "is 'd' and data.train_file 't'; leave out one"),
         ({"data_dir": "{folder}"}, DataError, r"wiki\.train\.raw is missing; the folder has empty\.txt"),
         ({"data_dir": "{folder}/none"}, DataError, r"wiki\.train\.raw is missing; there is no such folder"),

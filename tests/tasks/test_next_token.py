@@ -1,22 +1,17 @@
-"""Losses without a logit too many, and documents that share a row without seeing one another."""
-
-import warnings
-from typing import Any
+"""Losses and hits are those of all logits, computed only where there is a label."""
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedModel
+from transformers import Gemma2Config, Gemma2ForCausalLM, Llama4ForCausalLM, Llama4TextConfig, PreTrainedModel
 
-from lora_lightning.errors import BackboneError
 from lora_lightning.tasks import next_token
-from lora_lightning.tasks.next_token import IGNORED, NextTokenModel, block_diagonal_mask, how_documents_are_kept_apart
+from lora_lightning.tasks.next_token import IGNORED, NextTokenModel
 from tests.tiny_models import DECODERS
 
-LENGTHS = (5, 1, 3)  # documents in one row
 TOKENS = torch.tensor([[5, 6, 7, 8, 9, 50, 15, 16, 17]])
-PLACES = torch.tensor([[0, 1, 2, 3, 4, 0, 0, 1, 2]])
+PLACES = torch.tensor([[0, 1, 2, 3, 4, 0, 0, 1, 2]])  # three documents
 
 
 def gemma2() -> PreTrainedModel:
@@ -122,24 +117,22 @@ def test_the_head_runs_on_learnt_positions_only_and_piece_by_piece(monkeypatch: 
     assert max(rows) == 8
 
 
+def test_a_model_whose_base_cannot_be_called_alone_is_asked_for_logits() -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "intermediate_size_mlp": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "num_local_experts": 2}
+    config = Llama4TextConfig(vocab_size=200, pad_token_id=0, bos_token_id=1, eos_token_id=2, **sizes, **heads)
+    model, batch = Llama4ForCausalLM(config).eval(), plain_batch()
+    assert model.base_model is model  # its prefix names no module
+    with torch.no_grad():
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    loss, _ = reference(logits, batch["labels"])
+    assert NextTokenModel(model).loss(batch)[0].item() == pytest.approx(loss, rel=1e-5)
+
+
 @pytest.mark.parametrize("family", MODELS)
 def test_only_gemma_squashes_its_logits(family: str) -> None:
     assert NextTokenModel(make(family))._head_is_linear == (family != "gemma2")
-
-
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", MODELS)
-def test_a_packed_document_has_the_logits_it_has_alone(family: str, attention: str) -> None:
-    model = make(family, attention)
-    ours = NextTokenModel(model)
-    batch = {"input_ids": TOKENS, "position_ids": PLACES, "labels": torch.zeros_like(TOKENS)}
-    with torch.no_grad():
-        alone = torch.cat([model(input_ids=part).logits for part in TOKENS.split(LENGTHS, dim=1)], dim=1)
-        packed = model(**ours.inputs(batch)).logits
-        side_by_side = model(input_ids=TOKENS).logits
-    torch.testing.assert_close(packed, alone, rtol=0, atol=1e-5)
-    assert (side_by_side - alone).abs().max() > 0.1  # so the check above can fail
-    assert how_documents_are_kept_apart(model) == ("mask" if family == "opt" else "positions")
 
 
 @pytest.mark.parametrize("family", MODELS)
@@ -154,49 +147,6 @@ def test_padding_after_packed_documents_changes_nothing(family: str) -> None:
     apart = [evaluated(ours, row), evaluated(ours, other)]
     assert together[0].item() == pytest.approx(sum(part[0].item() for part in apart), rel=1e-5)
     assert together[2] == sum(part[2] for part in apart)
-
-
-def test_an_architecture_that_hears_neither_positions_nor_masks_is_refused_by_name() -> None:
-    class DeafModel(DECODERS["gpt2"]().__class__):  # type: ignore[misc]
-        def forward(self, input_ids: Tensor, **_ignored: Any) -> Any:
-            return super().forward(input_ids=input_ids, use_cache=False)
-
-    model = make("gpt2")
-    model.__class__ = DeafModel
-    with pytest.raises(BackboneError, match="DeafModel cannot keep several documents"):
-        how_documents_are_kept_apart(model)
-
-
-@pytest.mark.parametrize("family", ["llama", "opt"])
-def test_weights_that_round_by_the_shape_of_the_input_hide_nothing(family: str) -> None:
-    """As quantised ones do: SmolLM2 in NF4 was 1 % off, which once read as an architecture that cannot pack."""
-    model = make(family)
-
-    def rounded(_module: nn.Module, _args: Any, kwargs: Any, output: Any) -> Any:
-        generator = torch.Generator().manual_seed(kwargs["input_ids"].shape[1])
-        noise = torch.randn(output.logits.shape, generator=generator)
-        output.logits = output.logits + 0.02 * output.logits.abs().mean() * noise
-        return output
-
-    model.register_forward_hook(rounded, with_kwargs=True)
-    assert how_documents_are_kept_apart(model) == ("mask" if family == "opt" else "positions")
-
-
-def test_looking_at_the_architecture_leaves_its_mode_alone() -> None:
-    model = make("opt").train()
-    how_documents_are_kept_apart(model)
-    assert model.training
-    assert all(module.training for module in model.modules())
-
-
-def test_a_row_with_one_document_needs_no_mask() -> None:
-    assert block_diagonal_mask(make("opt"), torch.arange(6)[None]) is None
-
-
-def test_a_mask_is_made_without_a_warning() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert block_diagonal_mask(make("opt"), torch.tensor([[0, 1, 0, 1, 2]])) is not None
 
 
 def test_half_precision_loses_little() -> None:
