@@ -12,6 +12,7 @@ from lora_lightning.datamodules.causal_language_modeling import CausalLMDataModu
 from lora_lightning.datamodules.long_texts import tokenize_long_texts
 from lora_lightning.datamodules.packing import cut_stream
 from lora_lightning.datamodules.records import RECORD_FILES, Record, hub_records, read_records, text_field
+from lora_lightning.datamodules.special_tokens import note_on_control_tokens
 from lora_lightning.datamodules.tables import read_text
 from lora_lightning.datamodules.validation_share import held_out
 from lora_lightning.errors import ConfigurationError, DataError
@@ -182,7 +183,8 @@ class PlainTextDataModule(CausalLMDataModule):
         if not len(blocks.lengths):
             msg = f"{rows.where} has fewer than 2 tokens; give more text."
             raise DataError(msg)
-        return EncodedSplit(blocks.lengths, {"input_ids": blocks.input_ids, "labels": blocks.labels})
+        columns = {"input_ids": blocks.input_ids, "labels": blocks.labels}
+        return EncodedSplit(blocks.lengths, columns, notes=note_on_control_tokens(self.tokenizer, rows.texts))
 
     def encoding_settings(self) -> dict[str, Any]:
         """Where the stream is cut, and what its documents end with."""
