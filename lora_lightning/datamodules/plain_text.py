@@ -13,6 +13,7 @@ from lora_lightning.datamodules.causal_language_modeling import CausalLMDataModu
 from lora_lightning.datamodules.long_texts import tokenize_long_texts
 from lora_lightning.datamodules.packing import cut_stream
 from lora_lightning.datamodules.records import RECORD_FILES, Record, hub_records, read_records, text_field
+from lora_lightning.datamodules.special_tokens import note_on_control_tokens
 from lora_lightning.datamodules.tables import read_text
 from lora_lightning.datamodules.validation_share import held_out
 from lora_lightning.errors import ConfigurationError, DataError
@@ -185,6 +186,7 @@ class PlainTextDataModule(CausalLMDataModule):
             raise DataError(msg)
         columns = {"input_ids": blocks.input_ids, "labels": blocks.labels}
         notes = self._note_on_long_documents(texts) if rows.are_documents else ()
+        notes += note_on_control_tokens(self.tokenizer, rows.texts)
         return EncodedSplit(blocks.lengths, columns, notes=notes)
 
     def _note_on_long_documents(self, documents: Sequence[NDArray[np.int32]]) -> tuple[str, ...]:

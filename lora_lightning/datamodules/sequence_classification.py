@@ -159,10 +159,8 @@ class ClassificationDataModule(TextDataModule):
             side = "end" if self.tokenizer.truncation_side == "right" else "beginning"
             counted = f"{found.cut} of {len(rows.texts)} {unit}"
             notes += (f"{counted} are longer than data.max_length {self.max_length} and lost {part} {side}.",)
-        if self._split_special_tokens:
-            return notes + note_on_split_tokens(self.tokenizer, [*rows.texts, *(rows.pairs or [])])
-        is_pair = rows.pairs is not None
-        return notes + note_on_control_tokens(self.tokenizer, found.lengths, found.tokens["input_ids"], is_pair)
+        note = note_on_split_tokens if self._split_special_tokens else note_on_control_tokens
+        return notes + note(self.tokenizer, [*rows.texts, *(rows.pairs or [])])
 
     def encoding_settings(self) -> dict[str, Any]:
         """Where texts are cut, how special tokens in them are read, and what the class indices mean."""

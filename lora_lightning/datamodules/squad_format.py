@@ -11,6 +11,10 @@ from lora_lightning.metrics.squad_v2 import Question
 
 Articles = list[list[Question]]  # the questions of each article
 
+TRUE_OR_FALSE = {
+    **dict.fromkeys(("true", "1", "1.0", "yes"), True),
+    **dict.fromkeys(("false", "0", "0.0", "no"), False),
+}
 KINDS = {str: "a text", list: "a list", int: "a whole number", dict: "an object"}
 
 
@@ -141,13 +145,23 @@ def _paragraph(paragraph: Any, place: str, name: str, answers_needed: bool) -> l
         text = _field(entry, "question", str, where)
         answers = [] if "answers" not in entry and not answers_needed else _field(entry, "answers", list, where)
         pairs = [(_field(answer, "text", str, where), _field(answer, "answer_start", int, where)) for answer in answers]
-        if answers_needed and entry.get("is_impossible") in (True, False) and entry["is_impossible"] == bool(pairs):
-            msg = (
-                f"{where}: is_impossible is {str(entry['is_impossible']).lower()} with {len(pairs)} answers; mend one."
-            )
+        if answers_needed and (impossible := _is_impossible(entry, where)) is not None and impossible == bool(pairs):
+            msg = f"{where}: is_impossible is {str(impossible).lower()} with {len(pairs)} answers; correct one of them."
             raise DataError(msg)
         questions.append(checked_question(identifier, text, context, pairs, name))
     return questions
+
+
+def _is_impossible(entry: Mapping[str, Any], where: str) -> bool | None:
+    """Whether a question is marked as having no answer; `None` if it is not marked."""
+    value = entry.get("is_impossible")
+    if value is None:
+        return None
+    word = str(value).strip().lower()  # some tools write "true" or 1
+    if word not in TRUE_OR_FALSE:
+        msg = f"{where}: is_impossible is {json.dumps(value)[:80]}, but true or false is needed."
+        raise DataError(msg)
+    return TRUE_OR_FALSE[word]
 
 
 def _field(holder: Any, key: str, kind: type, place: str) -> Any:

@@ -3,17 +3,21 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lora_lightning.backbones import uses_token_types
-from lora_lightning.datamodules.base import PREDICT, TEST, TRAIN, VALIDATION
+from lora_lightning.datamodules.answer_lengths import answer_lengths, note_on_lost_answers
+from lora_lightning.datamodules.base import KINDS_OF_STAGE, PREDICT, TEST, TRAIN, VALIDATION
 from lora_lightning.datamodules.batching import EncodedSplit
 from lora_lightning.datamodules.context_windows import encode_windows, pair_layout
 from lora_lightning.datamodules.hub import load_hub_dataset
+from lora_lightning.datamodules.special_tokens import note_on_control_tokens
 from lora_lightning.datamodules.squad_format import (
     Articles,
     check_articles,
@@ -242,11 +246,41 @@ class SquadV2DataModule(TextDataModule):
             places = (window.question, window.null_position, window.start_position, window.end_position)
             for name, value in zip(per_row, places, strict=True):
                 columns[name].append(value)
-        return EncodedSplit(
+        encoded = EncodedSplit(
             np.array([len(ids) for ids in tokens["input_ids"]], dtype=np.int64),
             {name: np.concatenate(parts) for name, parts in tokens.items()},
             {name: np.array(values, dtype=np.int64) for name, values in columns.items()},
         )
+        texts = dict.fromkeys(text for question in rows for text in (question.question, question.context))
+        notes = note_on_control_tokens(self.tokenizer, texts)
+        if split != PREDICT:
+            notes += note_on_lost_answers(encoded, rows, self.window_length, self.doc_stride)
+        return replace(encoded, notes=notes)
+
+    def check_answer_lengths(self, max_answer_length: int, stage: str) -> None:
+        """Counts the answers that are longer than the model may give.
+
+        Args:
+            max_answer_length: `model.max_answer_length`, tokens.
+            stage: Whose splits to look at; their data is open.
+
+        Raises:
+            ConfigurationError: If all answers to train and validate on are.
+        """
+        names = [name for kind in KINDS_OF_STAGE[stage] if kind != PREDICT for name in self.split_names(kind)]
+        lengths = {name: list(answer_lengths(self.splits[name].split, self.questions(name)).values()) for name in names}
+        longest = max((length for found in lengths.values() for length in found), default=0)
+        if longest <= max_answer_length:
+            return
+        too_long = {name: sum(length > max_answer_length for length in found) for name, found in lengths.items()}
+        counts = ", ".join(f"{too_long[name]} of {len(found)} in {name}" for name, found in lengths.items())
+        msg = (
+            f"answers longer than model.max_answer_length {max_answer_length} tokens can never be given: {counts}; the "
+            f"longest has {longest} tokens, so set --model.max_answer_length {longest} to allow all of them."
+        )
+        if stage == "fit" and sum(too_long.values()) == sum(map(len, lengths.values())):
+            raise ConfigurationError(msg)
+        rank_zero_warn(msg)
 
     def _source_of(self, split: str) -> str:
         """What to call the file, or the hub's split, that a split's questions came from."""

@@ -152,16 +152,18 @@ class TextClassificationDataModule(ClassificationDataModule):
         chosen = held_out(len(rows.texts), self.validation_share, self.split_seed, classes)
         if chosen.any():
             return chosen
-        name = self._source.tables[TRAIN].name
-        if classes is not None and len(set(classes)) == len(classes):
+        name, count = self._source.tables[TRAIN].name, len(chosen)
+        if count == 1:
+            msg = f"{name} has one row, which cannot be both trained and validated on; give more rows."
+        elif classes is not None and len(set(classes)) == count:
             msg = (
-                f"{name}: each of the {len(classes)} labels has one row only, so none can be held out for validation; "
-                "give more rows per label, or a validation file."
+                f"{name}: each of the {count} labels has one row only, so none can be held out for validation; give "
+                "more rows per label, or a validation file."
             )
         else:
             msg = (
-                f"{name} has {len(chosen)} rows, too few to hold out {self.validation_share:g} of them; set "
-                "data.validation_share or give a validation file."
+                f"{name} has {count} rows, too few to hold out {self.validation_share:g} of them; set "
+                f"data.validation_share to {1 / count:.2g} or more, or give a validation file."
             )
         raise DataError(msg)
 

@@ -112,16 +112,18 @@ class QuestionAnsweringTask(AdaptationTask):
             raise ConfigurationError(msg)
 
     def setup(self, stage: str) -> None:
-        """Refuses unsuitable data before any weights load.
+        """Refuses unsuitable data and counts answers that are too long, before any weights load.
 
         Args:
             stage: `fit`, `validate`, `test` or `predict`.
 
         Raises:
-            ConfigurationError: If the data has no questions.
+            ConfigurationError: If the data has no questions, or all answers exceed `max_answer_length`.
         """
-        del stage
-        self.check_data(self.trainer.datamodule)  # type: ignore[attr-defined]
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.check_data(datamodule)
+        if hasattr(datamodule, "check_answer_lengths"):  # a data module of a user's own may only have `questions`
+            datamodule.check_answer_lengths(self.max_answer_length, stage)
 
     def _load_config(self) -> PretrainedConfig:
         pad_token_id = int(load_tokenizer(self.backbone).pad_token_id)

@@ -181,11 +181,11 @@ WRONG: dict[str, tuple[Change, str]] = {
     ),
     "impossible with an answer": (
         lambda c: asked(c).update(is_impossible=True),
-        "dev.json, question 'b1': is_impossible is true with 2 answers; mend one.",
+        "dev.json, question 'b1': is_impossible is true with 2 answers; correct one of them.",
     ),
     "possible without an answer": (
         lambda c: asked(c, 1).update(is_impossible=False),
-        "dev.json, question 'b2': is_impossible is false with 0 answers; mend one.",
+        "dev.json, question 'b2': is_impossible is false with 0 answers; correct one of them.",
     ),
     "an empty question": (
         lambda c: asked(c, 1).update(question=" "),
@@ -269,3 +269,35 @@ def test_the_real_dev_set_is_read_whole(shared_data: Path) -> None:
     assert len(questions) == 11873
     assert sum(not question.answers for question in questions) == 5945
     assert len({question.context for question in questions}) == 1204
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize(
+    ("value", "meaning"),
+    [("true", True), ("True ", True), (1, True), ("yes", True), ("false", False), ("FALSE", False), (0.0, False)],
+)
+def test_is_impossible_may_be_written_as_text_or_number(number: int, value: Any, meaning: bool) -> None:
+    content = deepcopy(CONTENT)
+    asked(content, number)["is_impossible"] = value
+    if meaning == (number == 1):
+        assert parse_squad_json(encoded(content), "dev.json") == QUESTIONS
+    else:
+        with pytest.raises(DataError, match=rf"is_impossible is {str(meaning).lower()} with {2 - 2 * number} answers"):
+            parse_squad_json(encoded(content), "dev.json")
+
+
+@pytest.mark.parametrize("value", ["maybe", "", 2, [], {"a": 1}], ids=str)
+def test_is_impossible_is_true_or_false(value: Any) -> None:
+    content = deepcopy(CONTENT)
+    asked(content)["is_impossible"] = value
+    with pytest.raises(DataError) as raised:
+        parse_squad_json(encoded(content), "dev.json")
+    assert str(raised.value) == (
+        f"dev.json, question 'b1': is_impossible is {json.dumps(value)}, but true or false is needed."
+    )
+
+
+def test_is_impossible_may_be_null() -> None:
+    content = deepcopy(CONTENT)
+    asked(content)["is_impossible"] = None
+    assert parse_squad_json(encoded(content), "dev.json") == QUESTIONS

@@ -89,7 +89,7 @@ def test_special_tokens_in_texts_are_named(tiny_backbone: TinyBackbone, tmp_path
     module = Texts(rows, backbone=str(tiny_backbone("bert")), cache_dir=str(tmp_path))
     (said,) = warnings_of(module)
     assert said == (
-        "train: 2 of 4 texts contain special tokens ('[CLS]', '[SEP]', '[MASK]'), which the tokenizer reads as control "
+        "train: 2 of 4 texts contain special tokens ('[CLS]', '[MASK]', '[SEP]'), which the tokenizer reads as control "
         "tokens."
     )
 
@@ -133,6 +133,33 @@ def test_an_end_token_in_a_text_does_not_stop_an_encoder_decoder(tmp_path: Path,
     model = transformers.AutoModelForSequenceClassification.from_config(config)
     batch = module.splits["train"][[0, 1, 2]]
     assert model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.shape == (3, 2)
+
+
+@pytest.mark.parametrize("kind", ["question", "document"])
+def test_special_tokens_in_questions_and_documents_are_named(
+    tiny_backbone: TinyBackbone, tmp_path: Path, kind: str
+) -> None:
+    settings = {"backbone": str(tiny_backbone("llama")), "cache_dir": str(tmp_path)}
+    if kind == "question":
+        entries = [{"id": str(number), "question": f"w{number} <|endoftext|>", "answers": []} for number in range(2)]
+        (tmp_path / "squad.json").write_text(
+            json.dumps({"data": [{"paragraphs": [{"context": "w5", "qas": entries}]}]})
+        )
+        module: Any = SquadV2DataModule(
+            validation_file=str(tmp_path / "squad.json"), max_length=20, doc_stride=4, **settings
+        )
+        expected = "val: 2 of 3 texts contain special tokens ('<|endoftext|>'), which the tokenizer reads as control"
+    else:
+        rows = [{"text": f"w1 w2 {'<|endoftext|>' * (number % 2)}"} for number in range(8)]
+        (tmp_path / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        module = PlainTextDataModule(
+            train_file=str(tmp_path / "text.jsonl"),
+            validation_file=str(tmp_path / "text.jsonl"),
+            context_length=8,
+            **settings,
+        )
+        expected = "val: 4 of 8 texts contain special tokens ('<|endoftext|>'), which the tokenizer reads as control"
+    assert warnings_of(module, "validate") == [f"{expected} tokens."]
 
 
 # Tokens without an embedding

@@ -85,8 +85,8 @@ def test_a_share_of_every_class_is_held_out_where_there_is_no_validation_file(tm
 def test_too_few_rows_to_hold_any_out(tmp_path: Path) -> None:
     message = error_of(module_of(tmp_path, TRAIN[:4]))
     assert message == (
-        f"{tmp_path}/train.csv has 4 rows, too few to hold out 0.1 of them; set data.validation_share or give a "
-        "validation file."
+        f"{tmp_path}/train.csv has 4 rows, too few to hold out 0.1 of them; set data.validation_share to 0.25 or "
+        "more, or give a validation file."
     )
 
 
