@@ -83,7 +83,7 @@ def model_card(model: PreTrainedModel, *, is_adapter: bool, files: Collection[st
     Args:
         model: The transformers model, with or without adapters in place.
         is_adapter: Whether the folder holds a PEFT adapter; otherwise a complete transformers model.
-        files: Names of the folder's files; `quantization_config.json` and `generation_config.json` are to be loaded too.
+        files: Names of the folder's files, of which quantization_config.json and generation_config.json are loaded too.
 
     Returns:
         Markdown with the front matter of a model card; `None` for a model that no auto class loads.
