@@ -5,26 +5,51 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import Metric, SumMetric
 from torchmetrics.classification import (
     BinaryF1Score,
     BinaryPrecision,
     BinaryRecall,
     MulticlassAccuracy,
-    MulticlassCalibrationError,
     MulticlassConfusionMatrix,
     MulticlassF1Score,
     MultilabelAveragePrecision,
     MultilabelExactMatch,
     MultilabelF1Score,
 )
-from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, PearsonCorrCoef, SpearmanCorrCoef
 
 from lora_lightning.errors import ConfigurationError, suggest_names
+from lora_lightning.metrics.all_rows import AllRowsMetric, WeightedMean
+from lora_lightning.metrics.calibration import expected_calibration_error
 from lora_lightning.metrics.label_space import MULTI_LABEL, REGRESSION, SINGLE_LABEL, LabelSpace
 from lora_lightning.metrics.matthews import MatthewsCorrelation
+from lora_lightning.metrics.regression import (
+    mean_absolute_error,
+    mean_squared_error,
+    pearson_correlation,
+    spearman_correlation,
+)
 
-CALIBRATION_BINS = 15  # Guo et al. 2017, arXiv 1706.04599
+
+class CalibrationError(AllRowsMetric):
+    """Expected calibration error of the most probable class, in 15 bins."""
+
+    def __init__(self) -> None:
+        super().__init__(expected_calibration_error, {"confidence": torch.float32, "correct": torch.float32})
+
+    def update(self, scores: Tensor, target: Tensor) -> None:  # type: ignore[override]
+        """Adds rows.
+
+        Args:
+            scores: (rows, classes), floating, probabilities.
+            target: (rows,), int64.
+        """
+        confidence, prediction = scores.max(dim=-1)
+        super().update(confidence, prediction == target)
+
+
+def _of_numbers(value: Callable[..., float]) -> AllRowsMetric:
+    return AllRowsMetric(value, {"prediction": torch.float32, "target": torch.float32})
 
 
 @dataclass(frozen=True)
@@ -49,9 +74,7 @@ METRICS: dict[str, dict[str, NamedMetric]] = {
         "accuracy": NamedMetric(lambda labels: MulticlassAccuracy(labels, average="micro")),
         "macro_f1": NamedMetric(lambda labels: MulticlassF1Score(labels, average="macro")),
         "weighted_f1": NamedMetric(lambda labels: MulticlassF1Score(labels, average="weighted")),
-        "calibration_error": NamedMetric(
-            lambda labels: MulticlassCalibrationError(labels, n_bins=CALIBRATION_BINS, norm="l1"), on_scores=True
-        ),
+        "calibration_error": NamedMetric(lambda _: CalibrationError(), on_scores=True),
         "matthews_correlation": NamedMetric(MatthewsCorrelation, usual=False),
         "f1": NamedMetric(lambda _: BinaryF1Score(), binary=True),
         "precision": NamedMetric(lambda _: BinaryPrecision(), binary=True),
@@ -66,10 +89,10 @@ METRICS: dict[str, dict[str, NamedMetric]] = {
         ),
     },
     REGRESSION: {
-        "pearson": NamedMetric(lambda _: PearsonCorrCoef()),
-        "spearman": NamedMetric(lambda _: SpearmanCorrCoef()),
-        "mean_squared_error": NamedMetric(lambda _: MeanSquaredError()),
-        "mean_absolute_error": NamedMetric(lambda _: MeanAbsoluteError()),
+        "pearson": NamedMetric(lambda _: _of_numbers(pearson_correlation)),
+        "spearman": NamedMetric(lambda _: _of_numbers(spearman_correlation)),
+        "mean_squared_error": NamedMetric(lambda _: _of_numbers(mean_squared_error)),
+        "mean_absolute_error": NamedMetric(lambda _: _of_numbers(mean_absolute_error)),
     },
 }
 NUMBER_OF_BINARY_LABELS = 2
@@ -89,7 +112,8 @@ class ClassificationMetrics(nn.Module):
         super().__init__()
         num_labels = len(space.names)
         self.problem_type = space.problem_type
-        self.loss = MeanMetric()
+        self.rows = SumMetric()
+        self.loss = WeightedMean()
         self.chosen = chosen_metrics(space)
         self.metrics = nn.ModuleDict({name: metric.build(num_labels) for name, metric in self.chosen.items()})
         self.confusion = MulticlassConfusionMatrix(num_labels) if self.problem_type == SINGLE_LABEL else None
@@ -105,7 +129,8 @@ class ClassificationMetrics(nn.Module):
         scores, decisions = scores_and_decisions(logits, self.problem_type)
         if self.problem_type == MULTI_LABEL:
             target = target.long()
-        self.loss.update(loss.detach(), weight=len(target))
+        self.rows.update(len(target))
+        self.loss.update(loss, weight=len(target))
         for name, metric in self.chosen.items():
             self.metrics[name].update(scores if metric.on_scores else decisions, target)  # type: ignore[operator]
         if self.confusion is not None:
@@ -115,8 +140,10 @@ class ClassificationMetrics(nn.Module):
         """Everything, by name; collective under several processes.
 
         Returns:
-            Scalars by metric name, without the split's prefix.
+            Scalars by metric name, without the split's prefix; empty if there was no row.
         """
+        if not self.rows.compute():
+            return {}
         return {"loss": self.loss.compute()} | {name: metric.compute() for name, metric in self.metrics.items()}  # type: ignore[operator]
 
     def names(self) -> list[str]:
@@ -140,8 +167,14 @@ def chosen_metrics(space: LabelSpace) -> dict[str, NamedMetric]:
         Metrics by name.
 
     Raises:
-        ConfigurationError: If a name does not exist for this kind of labels.
+        ConfigurationError: If a name does not exist for this kind of labels, or a single label is all there is.
     """
+    if space.problem_type == SINGLE_LABEL and len(space.names) < NUMBER_OF_BINARY_LABELS:
+        msg = (
+            f"the data has only the label {', '.join(map(repr, space.names))}, but classification needs at least 2; "
+            "add rows with other labels."
+        )
+        raise ConfigurationError(msg)
     binary = len(space.names) == NUMBER_OF_BINARY_LABELS
     known = {name: metric for name, metric in METRICS[space.problem_type].items() if binary or not metric.binary}
     if space.metrics is None:

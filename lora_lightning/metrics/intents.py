@@ -1,10 +1,11 @@
 """Every metric of one split of an intent data set."""
 
-from typing import cast
+from typing import NamedTuple, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torchmetrics import CatMetric, MeanMetric
 from torchmetrics.classification import (
     BinaryAUROC,
     BinaryF1Score,
@@ -14,9 +15,15 @@ from torchmetrics.classification import (
     MulticlassConfusionMatrix,
 )
 
+from lora_lightning.metrics.all_rows import AllRowsMetric
 from lora_lightning.metrics.classification import ClassificationMetrics
 from lora_lightning.metrics.label_space import OUT_OF_SCOPE_TARGET, LabelSpace
-from lora_lightning.metrics.out_of_scope import best_threshold, in_scope_prediction, out_of_scope_score
+from lora_lightning.metrics.out_of_scope import (
+    ABOVE_EVERY_SCORE,
+    best_threshold,
+    in_scope_prediction,
+    out_of_scope_score,
+)
 
 DETECTION = {
     "out_of_scope_precision": BinaryPrecision,
@@ -42,8 +49,7 @@ class IntentMetrics(ClassificationMetrics):
         self.has_out_of_scope = space.has_out_of_scope
         self.domains = space.domains
         if space.has_out_of_scope:
-            self.in_scope_accuracy = MeanMetric()
-            self.scores, self.truth, self.correct, self.called = (CatMetric() for _ in range(4))
+            self.queries = AllRowsMetric(_queries, QUERY_DTYPES)
 
     def update(self, logits: Tensor, target: Tensor, loss: Tensor) -> None:
         """Adds a batch.
@@ -57,6 +63,8 @@ class IntentMetrics(ClassificationMetrics):
         labelled = target != OUT_OF_SCOPE_TARGET
         if labelled.any():
             super().update(logits[labelled], target[labelled], loss)
+        else:
+            self.rows.update(0)
         if self.has_out_of_scope:
             self._update_out_of_scope(logits, target)
 
@@ -64,33 +72,31 @@ class IntentMetrics(ClassificationMetrics):
         index = self.out_of_scope_index
         prediction = logits.argmax(dim=-1)
         outside = target == (OUT_OF_SCOPE_TARGET if index is None else index)
-        if (~outside).any():
-            self.in_scope_accuracy.update((prediction == target)[~outside].float())
-        self.scores.update(out_of_scope_score(logits, index))
-        self.truth.update(outside.float())
-        self.correct.update((in_scope_prediction(logits, index) == target).float())
-        if index is not None:
-            self.called.update((prediction == index).float())
+        called = torch.zeros_like(outside) if index is None else prediction == index
+        in_scope_correct = in_scope_prediction(logits, index) == target
+        self.queries.update(out_of_scope_score(logits, index), outside, prediction == target, in_scope_correct, called)
 
     def choose_threshold(self) -> float:
         """Chooses the out-of-scope threshold on this split's rows; collective under several processes.
 
         Returns:
-            The threshold, or infinity where the split has no out-of-scope row.
+            The threshold, finite; `ABOVE_EVERY_SCORE` if the data set has no out-of-scope queries.
         """
         if not self.has_out_of_scope:
-            return float("inf")
-        return best_threshold(_values(self.scores), _values(self.truth).bool(), _values(self.correct).bool())
+            return ABOVE_EVERY_SCORE
+        queries = cast("Queries", self.queries.compute())
+        return best_threshold(queries.score, queries.outside, queries.in_scope_correct)
 
     def compute(self, threshold: float = float("inf")) -> dict[str, Tensor]:
         """Everything, by name.
 
         Args:
-            threshold: Out-of-scope score from which a query is called out of scope, chosen on validation; infinity
-                calls nothing so.
+            threshold: Queries whose out-of-scope score is at least this are called out of scope; chosen on validation.
+                Infinity calls no query out of scope.
 
         Returns:
-            Scalars by metric name, without the split's prefix.
+            Scalars by metric name, without the split's prefix. Values that the rows leave undefined are left out: of
+            labels if no row has one, of domains without rows, of detection if all rows are of one kind.
         """
         values = super().compute()
         # From the confusion of all processes: one process alone may not have seen every domain.
@@ -99,8 +105,7 @@ class IntentMetrics(ClassificationMetrics):
             if rows := int(counts[labels].sum()):
                 values[f"domain_accuracy/{name}"] = counts.diagonal()[labels].sum() / rows
         if self.has_out_of_scope:
-            values["in_scope_accuracy"] = self.in_scope_accuracy.compute()
-            values |= self._compute_out_of_scope(threshold)
+            values |= self._compute_out_of_scope(cast("Queries", self.queries.compute()), threshold)
         return values
 
     def names(self) -> list[str]:
@@ -116,25 +121,50 @@ class IntentMetrics(ClassificationMetrics):
         names += [] if self.out_of_scope_index is None else DETECTION
         return [*names, "out_of_scope_auroc", "out_of_scope_fpr_at_95_tpr"]
 
-    def _compute_out_of_scope(self, threshold: float) -> dict[str, Tensor]:
-        scores, truth, correct = _values(self.scores), _values(self.truth).long(), _values(self.correct)
-        if truth.sum() in (0, len(truth)):
-            return {}  # detection means nothing with one kind of row only
-        above = (scores >= threshold).long()
-        values = {f"{name}_at_threshold": value for name, value in _detection(above, truth).items()}
-        values["in_scope_accuracy_at_threshold"] = (correct * (1 - above))[truth == 0].mean()
+    def _compute_out_of_scope(self, queries: "Queries", threshold: float) -> dict[str, Tensor]:
+        score, truth = queries.score, queries.outside.long()
+        inside = ~queries.outside
+        if not inside.any():
+            return {}
+        values = {"in_scope_accuracy": queries.correct[inside].double().mean()}
+        if inside.all():
+            return values  # detection means nothing with one kind of row only
+        above = score >= threshold
+        values |= {f"{name}_at_threshold": value for name, value in _detection(above, truth).items()}
+        values["in_scope_accuracy_at_threshold"] = (queries.in_scope_correct & ~above)[inside].double().mean()
         if self.out_of_scope_index is not None:
-            values |= _detection(_values(self.called).long(), truth)
-        values["out_of_scope_auroc"] = BinaryAUROC()(scores, truth)
-        specificity, _ = BinarySpecificityAtSensitivity(min_sensitivity=0.95)(scores, truth)
+            values |= _detection(queries.called, truth)
+        values["out_of_scope_auroc"] = BinaryAUROC()(score, truth)
+        specificity, _ = BinarySpecificityAtSensitivity(min_sensitivity=0.95)(score, truth)
         values["out_of_scope_fpr_at_95_tpr"] = 1 - specificity
         return values
 
 
-def _values(metric: CatMetric) -> Tensor:
-    """All collected values; a `CatMetric` that saw a single row gives a scalar."""
-    return torch.as_tensor(metric.compute()).reshape(-1)
+class Queries(NamedTuple):
+    """What a model says of each query; every tensor has shape (rows,).
+
+    Attributes:
+        score: float32, the out-of-scope score.
+        outside: bool, whether the query is out of scope.
+        correct: bool, whether the most probable class is right.
+        in_scope_correct: bool, whether the most probable class other than out of scope is right.
+        called: bool, whether the most probable class is out of scope.
+    """
+
+    score: Tensor
+    outside: Tensor
+    correct: Tensor
+    in_scope_correct: Tensor
+    called: Tensor
+
+
+QUERY_DTYPES = dict.fromkeys(Queries._fields, torch.int64) | {"score": torch.float32}
+
+
+def _queries(score: NDArray[np.float64], *columns: NDArray[np.int64]) -> Queries:
+    # The threshold lies between float32 neighbours, so the scores must be float32 again.
+    return Queries(torch.from_numpy(score).float(), *(torch.from_numpy(column).bool() for column in columns))
 
 
 def _detection(called: Tensor, truth: Tensor) -> dict[str, Tensor]:
-    return {name: metric()(called, truth) for name, metric in DETECTION.items()}
+    return {name: metric()(called.long(), truth) for name, metric in DETECTION.items()}

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+ABOVE_EVERY_SCORE = 2.0  # scores are at most 1; unlike infinity, JSON has it
+
 
 def out_of_scope_score(logits: Tensor, out_of_scope_index: int | None) -> Tensor:
     """How little a query looks like any known intent: 1 - the largest softmax probability of an in-scope intent.
@@ -54,9 +56,12 @@ def best_threshold(scores: Tensor, is_out_of_scope: Tensor, in_scope_correct: Te
         in_scope_correct: (n,), bool; whether the best in-scope intent is right (ignored for out-of-scope rows).
 
     Returns:
-        The threshold: halfway between two observed scores, or infinity where calling nothing out of scope is best.
-        Of equally good thresholds the highest, which leaves most in-scope queries alone.
+        The threshold, finite: halfway between two observed scores; the lowest score if calling every query out of
+        scope is best; `ABOVE_EVERY_SCORE` if calling none is. Of equally good thresholds the highest, which leaves most
+        in-scope queries alone.
     """
+    if not len(scores):
+        return ABOVE_EVERY_SCORE
     order = torch.argsort(scores, descending=True, stable=True)
     sorted_scores = scores[order]
     # Moving the threshold below a row wins it when it is out of scope and loses it when its intent was right.
@@ -67,7 +72,7 @@ def best_threshold(scores: Tensor, is_out_of_scope: Tensor, in_scope_correct: Te
     total = total.masked_fill(~distinct, torch.iinfo(torch.int64).min)
     best = int(total.argmax())
     if total[best] <= 0:
-        return float("inf")
+        return ABOVE_EVERY_SCORE
     below = sorted_scores[best + 1] if best + 1 < len(sorted_scores) else sorted_scores[best]
     halfway = below + (sorted_scores[best] - below) / 2
     # Between neighbouring floats there is nothing halfway, and rounding down would let the lower score in.

@@ -7,9 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
-from torchmetrics import MeanMetric, Metric
-from torchmetrics.utilities import dim_zero_cat
 
+from lora_lightning.metrics.all_rows import AllRowsMetric, WeightedMean
 from lora_lightning.metrics.squad_v2 import Question, QuestionScores, score_answers
 
 
@@ -34,15 +33,15 @@ class Candidates(NamedTuple):
         question: int64, number of the question.
         start: int64, first character in its context.
         end: int64, one past the last character.
-        score: float32, start logit plus end logit.
-        null_score: float32, start logit plus end logit of "no answer" in the same window.
+        score: floating, start logit plus end logit.
+        null_score: floating, start logit plus end logit of "no answer" in the same window.
     """
 
     question: NDArray[np.int64]
     start: NDArray[np.int64]
     end: NDArray[np.int64]
-    score: NDArray[np.float32]
-    null_score: NDArray[np.float32]
+    score: NDArray[np.floating]
+    null_score: NDArray[np.floating]
 
     def take(self, places: NDArray[Any] | slice) -> "Candidates":
         """Some of the candidates.
@@ -115,35 +114,29 @@ def best_of_each_question(candidates: Candidates) -> Candidates:
     return ranked.take(np.unique(ranked.question, return_index=True)[1])
 
 
-class AnswerCandidates(Metric):
-    """Collects each window's candidate; processes may hold different windows of one question."""
+class AnswerCandidates(AllRowsMetric):
+    """Collects each window's candidate; processes may hold different windows of one question.
 
-    full_state_update = False
-    question: list[Tensor]
+    `update` takes the columns of `Candidates` as tensors, (windows,) each; `compute` returns the best candidate of each
+    question that any process saw.
+    """
 
     def __init__(self) -> None:
-        super().__init__()
-        for name in Candidates._fields:
-            self.add_state(name, default=[], dist_reduce_fx="cat")
+        super().__init__(_best_of_columns, CANDIDATE_DTYPES)
 
-    def update(self, question: Tensor, start: Tensor, end: Tensor, score: Tensor, null_score: Tensor) -> None:
-        """Adds a batch of windows.
 
-        Args:
-            question: (windows,), int64.
-            start: (windows,), int64, first character.
-            end: (windows,), int64, one past the last character.
-            score: (windows,), float32.
-            null_score: (windows,), float32.
-        """
-        values = (question, start, end, score, null_score)
-        for name, value in zip(Candidates._fields, values, strict=True):
-            getattr(self, name).append(value.detach())
+CANDIDATE_DTYPES = {
+    "question": torch.int64,
+    "start": torch.int64,
+    "end": torch.int64,
+    "score": torch.float32,
+    "null_score": torch.float32,
+}
 
-    def compute(self) -> Candidates:
-        """The best candidate of each question that any process saw."""
-        columns = [dim_zero_cat(getattr(self, name)).cpu().numpy() for name in Candidates._fields]
-        return best_of_each_question(Candidates(*columns))
+
+def _best_of_columns(*columns: NDArray[Any]) -> Candidates:
+    candidates = Candidates(*columns)
+    return best_of_each_question(candidates) if len(candidates.question) else candidates
 
 
 class QuestionAnsweringMetrics(nn.Module):
@@ -151,7 +144,7 @@ class QuestionAnsweringMetrics(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.loss = MeanMetric()
+        self.loss = WeightedMean()
         self.candidates = AnswerCandidates()
 
     def reset(self) -> None:
@@ -173,7 +166,8 @@ class QuestionAnsweringMetrics(nn.Module):
         asked = [questions[number] for number in best.question]
         spans = zip(asked, best.start, best.end, strict=True)
         texts = [answer_text(question.context, start, end) for question, start, end in spans]
-        return score_answers(asked, texts, best.null_score - best.score)
+        # In float32, in which thresholds on them are logged and kept: float64 neighbours would be rounded across one.
+        return score_answers(asked, texts, (best.null_score - best.score).astype(np.float32))
 
 
 def answer_text(context: str, start: int, end: int) -> str:

@@ -17,6 +17,8 @@ GROUPS = ("", "HasAns_", "NoAns_")
 REPORTED = [f"{group}{name}" for group in GROUPS for name in VALUES]
 REPORTED += [name for value in VALUES for name in (f"best_{value}", f"best_{value}_thresh")]
 
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
 Array = NDArray[np.float64]
 
 
@@ -121,70 +123,95 @@ def score_answers(
 
 
 def best_threshold(scores: QuestionScores, by: Literal["exact", "f1"]) -> tuple[float, float]:
-    """Finds the null score above which a question is best left unanswered, as the official script does.
+    """Finds the threshold on the null score that maximises the mean score.
 
-    Questions are taken in the order of their null scores and answered one after another: a question with an answer
-    adds its score, one without costs 1 when text was given. Of equally good thresholds the lowest counts. Like the
-    official script it may cut between questions with the same null score, which no threshold can.
+    Questions are taken in the order of their null scores and answered one after another. Of equally good thresholds
+    the lowest counts.
+
+    The official script differs in three respects, so that its threshold may not reproduce its score: it cuts between
+    questions of the same null score, which no threshold can; it counts a right answer without a word that counts, such
+    as "the", as missed by silence, and such an answer to an unanswerable question as wrong; and it gives the threshold
+    0 if answering nothing is best, which suits the probabilities that it expects but not any real number.
 
     Args:
         scores: At least one question.
         by: What to maximise.
 
     Returns:
-        The best mean score, in [0, 1]; and its threshold, which leaves unanswered what scores above it: one of the
-        null scores, or minus infinity where answering nothing is best. (There the official script says 0, which for
-        the probabilities it expects means the same.)
+        The best mean score, in [0, 1]; and its threshold, finite: questions whose null score is above it are left
+        unanswered. It is one of the null scores, or below all of them if answering nothing is best. Applied with
+        `scores_at`, it gives exactly this score.
     """
     order = np.argsort(scores.null_score, kind="stable")
-    gain = np.where(scores.has_answer, getattr(scores, by), -scores.answered.astype(np.float64))[order]
-    total = np.cumsum(np.concatenate([[np.count_nonzero(~scores.has_answer)], gain]))  # adds in the script's order
-    best = int(total.argmax())
-    threshold = float(scores.null_score[order[best - 1]]) if best else -np.inf
-    return float(total[best]) / len(gain), threshold
+    null_score = scores.null_score[order]
+    total = np.concatenate([[0.0], np.cumsum((getattr(scores, by) - scores.silent)[order])])
+    can_cut = np.concatenate([[True], null_score[1:] != null_score[:-1], [True]])
+    best = int(np.where(can_cut, total, -np.inf).argmax())
+    threshold = float(null_score[best - 1]) if best else _below(null_score)
+    return float(scores_at(scores, threshold, by).mean()), threshold
+
+
+def scores_at(scores: QuestionScores, threshold: float, by: Literal["exact", "f1"]) -> Array:
+    """The score of each question if those with a null score above a threshold are left unanswered.
+
+    Args:
+        scores: Any number of questions.
+        threshold: Any number; infinity answers all.
+        by: Which score.
+
+    Returns:
+        (questions,), float64, in [0, 1].
+    """
+    applied: Array = np.where(scores.null_score > threshold, scores.silent, getattr(scores, by))
+    return applied
+
+
+def _below(null_scores: Array) -> float:
+    """A finite number below all finite null scores, by a margin that float32 and rounding respect."""
+    least = min(null_scores[np.isfinite(null_scores)], default=0.0)
+    return max(float(least - max(1.0, abs(least))), -FLOAT32_MAX)
 
 
 def choose_threshold(scores: QuestionScores) -> float:
     """The null score above which to leave a question unanswered, chosen by F1; on validation data, to apply to test.
 
     Args:
-        scores: At least one question.
+        scores: Any number of questions.
 
     Returns:
-        Halfway from `best_threshold` to the next null score above it, if there is one: the same questions are answered,
-        and none is so near that rounding, which differs with the batch size, could move it across. Infinity where every
-        question has an answer, as in SQuAD 1.1.
+        Finite. Halfway from `best_threshold` to the next null score above it, so that the same questions are answered
+        and none is so near that rounding, which differs with the batch size, could move it across; above the greatest
+        if answering every question is best. The greatest float32 if every question has an answer, as in SQuAD 1.1.
     """
     if scores.has_answer.all():
-        return np.inf
+        return FLOAT32_MAX
     threshold = best_threshold(scores, "f1")[1]
-    above = scores.null_score[scores.null_score > threshold]
-    return (threshold + float(above.min())) / 2 if above.size else threshold
+    above = scores.null_score[(scores.null_score > threshold) & np.isfinite(scores.null_score)]
+    next_above = float(above.min()) if above.size else threshold + max(1.0, abs(threshold))
+    halfway = float(np.float32(threshold / 2 + next_above / 2))  # tasks keep it in float32
+    return halfway if threshold <= halfway < next_above else threshold
 
 
 def squad_v2_report(scores: QuestionScores, threshold: float) -> dict[str, float]:
     """Every value the official script prints, under its names.
 
     Args:
-        scores: At least one question.
+        scores: Any number of questions.
         threshold: Questions with a null score above it are left unanswered; infinity answers all.
 
     Returns:
         Means in [0, 1] (the official script prints percent) over all questions, over those with an answer (`HasAns_`)
-        and over those without (`NoAns_`), where there are such; the best that any threshold reaches (`best_`), which
-        means something only where some have an answer and some have none, and its threshold, 0 for none as there.
+        and over those without (`NoAns_`), if there are such; the best that any threshold reaches (`best_`), which
+        means something only if some have an answer and some have none, and its threshold. Empty without questions.
     """
-    silenced = scores.null_score > threshold
+    if not len(scores.null_score):
+        return {}
     values: dict[str, float] = {}
-    applied = {
-        "exact": np.where(silenced, scores.silent, scores.exact),
-        "f1": np.where(silenced, scores.silent, scores.f1),
-    }
+    applied = {name: scores_at(scores, threshold, name) for name in VALUES}
     groups = (np.ones_like(scores.has_answer), scores.has_answer, ~scores.has_answer)
     for prefix, chosen in zip(GROUPS, groups, strict=True):
         if chosen.any():
             values |= {f"{prefix}{name}": float(value[chosen].mean()) for name, value in applied.items()}
     for name in VALUES:
-        best, at = best_threshold(scores, name)
-        values |= {f"best_{name}": best, f"best_{name}_thresh": at if np.isfinite(at) else 0.0}
+        values[f"best_{name}"], values[f"best_{name}_thresh"] = best_threshold(scores, name)
     return values

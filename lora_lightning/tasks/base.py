@@ -234,8 +234,12 @@ class AdaptationTask(HookedConversion, SavedTask):
         return self._step_weighting.add_batch(loss, examples, batch_idx, self.trainer)
 
     def on_after_backward(self) -> None:
-        """Turns the gradient of a sum into that of a mean over all examples of the step, when it is complete."""
-        self._step_weighting.divide_gradients(self.parameters(), self.trainer, self.device)
+        """Once a step is complete, turns the gradient of a sum into that of a mean, and logs the mean loss.
+
+        `train/loss` is of all examples of the step: of every process, and of every accumulated batch.
+        """
+        if (loss := self._step_weighting.divide_gradients(self.parameters(), self.trainer)) is not None:
+            self.log("train/loss", loss, prog_bar=True)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over the trainable parameters, and the schedule, which advances with each optimizer step."""

@@ -6,7 +6,6 @@ from functools import cached_property
 from typing import Any, cast
 
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 
 from lora_lightning.analysis.outputs import Outputs
@@ -23,6 +22,7 @@ from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.dropout import use_fast_dropout
 from lora_lightning.lora.fused import fuse_lora_layers
 from lora_lightning.lora.injection import attach_lora
+from lora_lightning.metrics.all_rows import WeightedMean
 from lora_lightning.tasks.base import AdaptationTask
 from lora_lightning.tasks.generation import GenerationSettings, complete
 from lora_lightning.tasks.hyperparameters import as_settings
@@ -66,7 +66,7 @@ class CausalLanguageModelingTask(AdaptationTask):
         self._documents_kept_apart_by: Way | None = None
         self.metrics = nn.ModuleDict(
             {
-                split: nn.ModuleDict({"loss": MeanMetric(), "next_token_accuracy": MeanMetric()})
+                split: nn.ModuleDict({"loss": WeightedMean(), "next_token_accuracy": WeightedMean()})
                 for split in ("val", "test")
             }
         )
@@ -167,7 +167,6 @@ class CausalLanguageModelingTask(AdaptationTask):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Summed cross entropy of a batch."""
         loss, labels = self.next_token.loss(batch)
-        self.log("train/loss", loss.detach() / labels, prog_bar=True, batch_size=labels)
         return self.scale_summed_loss(loss, labels, batch_idx)
 
     def on_validation_epoch_start(self) -> None:
@@ -203,8 +202,8 @@ class CausalLanguageModelingTask(AdaptationTask):
         metrics["loss"].update(loss / labels, weight=labels)
         metrics["next_token_accuracy"].update(hits / labels, weight=labels)
 
-    def _split_metrics(self, split: str) -> dict[str, MeanMetric]:
-        return cast("dict[str, MeanMetric]", self.metrics[split])
+    def _split_metrics(self, split: str) -> dict[str, WeightedMean]:
+        return cast("dict[str, WeightedMean]", self.metrics[split])
 
     def on_validation_epoch_end(self) -> None:
         """Logs."""

@@ -6,7 +6,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from lora_lightning.analysis.outputs import Outputs
 from lora_lightning.backbones.planted_rank import PlantedRank, PlantedRankConfig, PlantedRankModel
@@ -14,6 +13,7 @@ from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.fused import fuse_lora_layers
 from lora_lightning.lora.injection import attach_lora
+from lora_lightning.metrics.all_rows import WeightedMean
 from lora_lightning.tasks.base import AdaptationTask
 from lora_lightning.tasks.hyperparameters import as_settings
 from lora_lightning.tasks.optimization import OptimizationSettings
@@ -44,7 +44,7 @@ class PlantedRankTask(AdaptationTask):
         super().__init__("planted_rank", lora, optimization=optimization)
         self.problem = as_settings(PlantedRank, problem) or PlantedRank()
         self.save_task_hyperparameters(problem=problem, lora=lora, optimization=optimization)
-        self.metrics.update({split: MeanMetric() for split in ("val", "test")})
+        self.metrics.update({split: WeightedMean() for split in ("val", "test")})
         planted = self.problem.base_weights() + self.problem.deltas()
         self.register_buffer("planted", planted)
 
@@ -100,7 +100,6 @@ class PlantedRankTask(AdaptationTask):
         """Squared errors of a batch, summed over its rows."""
         loss = self(batch).mean()
         rows = len(batch["inputs"])
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=rows)
         return self.scale_summed_loss(loss * rows, rows, batch_idx)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -133,8 +132,8 @@ class PlantedRankTask(AdaptationTask):
         """Logs the mean over all examples."""
         self.log("test/loss", self.metric_values("test")["loss"], sync_dist=True)
 
-    def _errors(self, split: str) -> MeanMetric:
-        return cast("MeanMetric", self.metrics[split])
+    def _errors(self, split: str) -> WeightedMean:
+        return cast("WeightedMean", self.metrics[split])
 
     def metric_values(self, split: str) -> dict[str, float]:
         """Mean squared error, summed over the outputs of a layer."""

@@ -182,7 +182,6 @@ class QuestionAnsweringTask(AdaptationTask):
         """The mean of the cross entropies of start and end, summed over the windows of a batch."""
         *_, loss = self.evaluate(batch)
         windows = len(batch["question"])
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=windows)
         return self.scale_summed_loss(loss * windows, windows, batch_idx)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

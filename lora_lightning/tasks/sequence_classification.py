@@ -204,7 +204,6 @@ class SequenceClassificationTask(AdaptationTask):
         """Summed loss of a batch."""
         _, loss = self.evaluate(batch)
         rows = len(batch["labels"])
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=rows)
         return self.scale_summed_loss(loss * rows, rows, batch_idx)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:

@@ -1,6 +1,7 @@
 """Every example of an optimizer step has the same weight, whatever batches and processes the step is made of."""
 
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 from lightning import Trainer
@@ -16,6 +17,7 @@ class StepWeighting:
 
     def __init__(self) -> None:
         self._examples = 0  # of this process, in the current step
+        self._loss = torch.zeros(())  # summed over these examples
         self._is_complete = False
 
     def add_batch(self, loss: Tensor, examples: int, batch_idx: int, trainer: Trainer) -> Tensor:
@@ -32,25 +34,30 @@ class StepWeighting:
         """
         accumulated = trainer.accumulate_grad_batches
         self._examples += examples
+        self._loss = self._loss.to(loss.device) + loss.detach().float()
         is_last = trainer.is_last_batch or batch_idx + 1 >= trainer.num_training_batches
         self._is_complete = is_last or (batch_idx + 1) % accumulated == 0
         return loss * accumulated  # Lightning divides by it
 
-    def divide_gradients(self, parameters: Iterable[nn.Parameter], trainer: Trainer, device: torch.device) -> None:
+    def divide_gradients(self, parameters: Iterable[nn.Parameter], trainer: Trainer) -> Tensor | None:
         """Divides the gradients by the examples of the step, once it is complete; collective.
 
         Args:
             parameters: Their gradients are the processes' mean of their sums so far.
             trainer: Knows the other processes.
-            device: On which processes communicate.
+
+        Returns:
+            The mean loss of all examples of the step, of all processes, float32 scalar; `None` if it is not complete.
         """
         if not self._is_complete:
-            return
-        examples = float(self._examples)
+            return None
+        examples, loss = float(self._examples), self._loss
         if trainer.world_size > 1:  # a single process has nothing to wait for
-            own = torch.tensor(examples, device=device)
-            examples = float(trainer.strategy.reduce(own, reduce_op="sum"))
-        self._examples = 0
+            own = torch.stack([torch.tensor(examples, device=loss.device), loss])
+            total = cast("Tensor", trainer.strategy.reduce(own, reduce_op="sum"))
+            examples, loss = float(total[0]), total[1]
+        self._examples, self._loss = 0, torch.zeros(())
         for parameter in parameters:
             if parameter.grad is not None:
                 parameter.grad.mul_(trainer.world_size / examples)
+        return loss / examples

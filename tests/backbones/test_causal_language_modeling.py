@@ -18,6 +18,7 @@ from lora_lightning.backbones.causal_language_modeling import (
     load_causal_lm_config,
     output_head_name,
 )
+from lora_lightning.backbones.export import export_model
 from lora_lightning.backbones.quantization import Quantization
 from lora_lightning.errors import BackboneError, ConfigurationError
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
@@ -217,6 +218,16 @@ def test_an_adapter_on_a_gguf_file_names_its_folder(gguf_folder: tuple[Path, Lla
     model = load_causal_lm(folder, load_causal_lm_config(folder))
     network = attach_lora(model, LoraSettings(), [], "CAUSAL_LM", [output_head_name(model)])
     assert network.peft_config["default"].base_model_name_or_path == folder
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_()
+    export_model(network, None, gguf_folder[0] / "adapter", {})
+    readme = (gguf_folder[0] / "adapter" / "README.md").read_text()
+    assert "AutoModelForCausalLM.from_pretrained(folder, gguf_file='tiny.gguf')" in readme
+    plain = AutoModelForCausalLM.from_pretrained(gguf_folder[0] / "adapter", gguf_file="tiny.gguf").eval()
+    tokens = torch.arange(2, 12)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(plain(tokens).logits, network.eval()(tokens).logits, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -61,7 +61,7 @@ def logits_of(network: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Tensor:
 
 def logits_by_plain_peft(base: Path, folder: Path) -> Tensor:
     """What a user without this package gets."""
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, subfolder="config")
     model = AutoModelForSequenceClassification.from_pretrained(base, config=config)
     return logits_of(PeftModel.from_pretrained(model, str(folder)), AutoTokenizer.from_pretrained(folder))
 
@@ -77,7 +77,7 @@ def test_adapter_gives_the_same_logits_in_plain_peft(
     torch.manual_seed(12345)  # whatever stayed random would differ
     plain = logits_by_plain_peft(tiny_backbone(family), tmp_path / "run" / "adapter")
     torch.testing.assert_close(plain, logits_of(network, tokenizer), rtol=0, atol=1e-5)
-    assert AutoConfig.from_pretrained(tmp_path / "run" / "adapter").id2label == LABELS
+    assert AutoConfig.from_pretrained(tmp_path / "run" / "adapter" / "config").id2label == LABELS
 
 
 @pytest.mark.parametrize(
@@ -123,8 +123,9 @@ def test_folder_holds_what_it_should_and_is_readable_by_all(trained: Trained, tm
     tokenizer.chat_template = {"default": "{{ messages }}", "short": "{{ messages[0] }}"}  # makes a subfolder
     export_model(network, tokenizer, tmp_path / "adapter", {"labels.json": {"names": ["é"], "threshold": None}})
     names = {path.name for path in (tmp_path / "adapter").iterdir()}
-    needed = {"adapter_config.json", "adapter_model.safetensors", "config.json", "tokenizer.json", "labels.json"}
-    assert needed <= names
+    assert {"README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "labels.json"} <= names
+    assert (tmp_path / "adapter" / "config" / "config.json").is_file()
+    assert "config.json" not in names  # transformers would look for a complete model
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl", ".ckpt"))]
     assert json.loads((tmp_path / "adapter" / "labels.json").read_text()) == {"names": ["é"], "threshold": None}
     inside = list((tmp_path / "adapter").rglob("*"))
@@ -150,6 +151,10 @@ def test_second_export_replaces_the_first(trained: Trained, tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 class CrashError(Exception):
     """Stands for a full disk, a kill, a bug."""
 
@@ -161,7 +166,7 @@ def test_crash_leaves_the_old_export_as_it_was(
 ) -> None:
     network, tokenizer = trained("bert", settings)
     export_model(network, tokenizer, tmp_path / "adapter", {"old.json": 1})
-    before = {path.name: path.read_bytes() for path in (tmp_path / "adapter").iterdir()}
+    before = contents(tmp_path / "adapter")
 
     def crash(*_: object, **__: object) -> None:
         raise CrashError
@@ -182,7 +187,7 @@ def test_crash_leaves_the_old_export_as_it_was(
         monkeypatch.setattr(Path, "rename", crash_on_the_new_one)
     with pytest.raises((CrashError, TypeError)):
         export_model(network, tokenizer, tmp_path / "adapter", extra)
-    assert {path.name: path.read_bytes() for path in (tmp_path / "adapter").iterdir()} == before
+    assert contents(tmp_path / "adapter") == before
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 

@@ -129,7 +129,7 @@ def test_adapter_gives_the_same_logits_in_plain_peft(tiny_backbone: TinyBackbone
     network = task.built_network
     export_model(network, load_tokenizer(str(tiny_backbone(family))), tmp_path / "adapter", task.export_files())
     torch.manual_seed(12345)  # whatever stayed random would differ
-    config = AutoConfig.from_pretrained(tmp_path / "adapter")
+    config = AutoConfig.from_pretrained(tmp_path / "adapter", subfolder="config")
     renamed = {r"^model\.": "transformer."} if family in RENAMED else None
     base = AutoModelForQuestionAnswering.from_pretrained(tiny_backbone(family), config=config, key_mapping=renamed)
     inputs = inputs_of(config)

@@ -1,6 +1,7 @@
 """Architectures whose Python code lies in the backbone's own folder: run only where the user says so."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -105,11 +106,15 @@ def test_code_of_a_backbone_runs_only_where_the_user_says_so(
     assert main([*evaluate, TRUST]) == 0
 
 
+def readme_of(folder: Path) -> str:
+    return (folder / "README.md").read_text()
+
+
 def test_the_exported_adapter_loads_with_the_code(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
     backbone = own_backbone(tiny_backbone("bert"), tmp_path / "own", "Bert", "SequenceClassification")
     assert main([*fit_words(words_of("intents", backbone, tmp_path), tmp_path), TRUST]) == 0
     folder = tmp_path / "run/version_0/adapter"
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    config = AutoConfig.from_pretrained(folder / "config", trust_remote_code=True)
     base = AutoModelForSequenceClassification.from_pretrained(backbone, config=config, trust_remote_code=True)
     model = PeftModel.from_pretrained(base, folder).eval()
     assert type(model.get_base_model()).__name__ == "OwnHead"
@@ -117,6 +122,14 @@ def test_the_exported_adapter_loads_with_the_code(tiny_backbone: TinyBackbone, t
     name, value = next((name, value) for name, value in trained.items() if "lora_B" in name)
     assert value.count_nonzero() > 0
     assert torch.equal(dict(model.named_parameters())[name.removeprefix("network.")], value)
+    call = re.search(
+        r"AutoModelForSequenceClassification\.from_pretrained\(.*trust_remote_code=True\)", readme_of(folder)
+    )
+    assert call is not None
+    names = {"AutoModelForSequenceClassification": AutoModelForSequenceClassification, "folder": folder}
+    inputs = {"input_ids": torch.tensor([[5, 6, 7]])}
+    with torch.no_grad():
+        assert torch.equal(eval(call[0], names).eval()(**inputs).logits, model(**inputs).logits)  # noqa: S307
 
 
 def test_a_fully_trained_model_brings_its_code(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:

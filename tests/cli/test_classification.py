@@ -102,7 +102,7 @@ def test_plain_peft_loads_the_adapter_and_knows_the_labels(
     kind, run = own_data_run
     problem_type, _, names = KINDS[kind]
     task = SequenceClassificationTask.load_from_checkpoint(run / "checkpoints/best.ckpt", weights_only=True).eval()
-    config = AutoConfig.from_pretrained(run / "adapter")
+    config = AutoConfig.from_pretrained(run / "adapter", subfolder="config")
     assert (config.problem_type, list(config.id2label.values())) == (problem_type, names)
     assert json.loads((run / "adapter/labels.json").read_text()) == {"names": names, "problem_type": problem_type}
     base = AutoModelForSequenceClassification.from_pretrained(tiny_backbone("bert"), config=config)

@@ -93,7 +93,8 @@ def test_a_run_leaves_everything_a_user_needs(run: Path) -> None:
         "checkpoints/last.ckpt",
         "adapter/adapter_config.json",
         "adapter/adapter_model.safetensors",
-        "adapter/config.json",
+        "adapter/README.md",
+        "adapter/config/config.json",
         "adapter/labels.json",
         "adapter/tokenizer.json",
     } <= files
@@ -183,7 +184,7 @@ def test_prediction_reads_standard_input(run: Path, monkeypatch: pytest.MonkeyPa
 
 def test_plain_peft_loads_the_adapter_and_gives_the_same_logits(run: Path, tiny_backbone: TinyBackbone) -> None:
     task = SequenceClassificationTask.load_from_checkpoint(run / "checkpoints/best.ckpt", weights_only=True).eval()
-    config = AutoConfig.from_pretrained(run / "adapter")
+    config = AutoConfig.from_pretrained(run / "adapter", subfolder="config")
     base = AutoModelForSequenceClassification.from_pretrained(tiny_backbone("bert"), config=config)
     model = PeftModel.from_pretrained(base, run / "adapter").eval()
     batch = AutoTokenizer.from_pretrained(run / "adapter")(["w10 w100 w7", "w11"], padding=True, return_tensors="pt")

@@ -90,7 +90,7 @@ def test_prediction_needs_nothing_more(run: Path, tmp_path: Path) -> None:
 def test_the_checkpoint_holds_what_trains_and_the_folder_how_to_quantise(run: Path) -> None:
     state = torch.load(run / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
     assert all("lora_" in name or "modules_to_save" in name or "." not in name for name in state)
-    assert "quantization_config" not in json.loads((run / "adapter/config.json").read_text())
+    assert "quantization_config" not in json.loads((run / "adapter/config/config.json").read_text())
     found = json.loads((run / "adapter/quantization_config.json").read_text())
     assert found["quant_method"] == "bitsandbytes"
     assert found["llm_int8_skip_modules"] == ["bert.pooler", "classifier"]

@@ -87,7 +87,9 @@ def questions_of(path: Path) -> list[Question]:
 def test_a_run_learns_and_leaves_what_a_user_needs(run: Path) -> None:
     files = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     assert {"config.yaml", "summary.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt"} <= files
-    assert {f"adapter/{name}" for name in ("adapter_model.safetensors", "config.json", "tokenizer.json")} <= files
+    assert {
+        f"adapter/{name}" for name in ("adapter_model.safetensors", "config/config.json", "tokenizer.json")
+    } <= files
     metrics = metrics_of(run / "summary.json")
     assert metrics["val/f1"] > 0.6 > 1 / 3  # a third have no answer
     names = {"exact", "f1", "HasAns_exact", "HasAns_f1", "NoAns_exact", "NoAns_f1", "loss"}

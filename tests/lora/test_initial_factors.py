@@ -124,7 +124,7 @@ def test_the_export_is_plain_lora_on_the_pretrained_model(
     move(model)
     expected = logits_of(model)
     export_model(model, None, tmp_path / "adapter", {})
-    config = AutoConfig.from_pretrained(tmp_path / "adapter")
+    config = AutoConfig.from_pretrained(tmp_path / "adapter", subfolder="config")
     plain = AutoModelForSequenceClassification.from_pretrained(tiny_backbone(family), config=config)
     loaded = PeftModel.from_pretrained(plain, str(tmp_path / "adapter"))
     assert loaded.peft_config["default"].init_lora_weights is True

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lora_lightning.metrics import best_threshold, in_scope_prediction, out_of_scope_score
+from lora_lightning.metrics.out_of_scope import ABOVE_EVERY_SCORE
 
 Rows = tuple[Tensor, Tensor, Tensor]
 
@@ -41,7 +42,9 @@ def right_rows(rows: Rows, threshold: float) -> int:
 @given(ROWS)
 @settings(deadline=None, max_examples=500)
 def test_no_other_threshold_gets_more_rows_right(rows: Rows) -> None:
-    chosen = right_rows(rows, best_threshold(*rows))
+    threshold = best_threshold(*rows)
+    assert math.isfinite(threshold)
+    chosen = right_rows(rows, threshold)
     assert chosen == max(right_rows(rows, candidate) for candidate in [*rows[0].tolist(), math.inf])
 
 
@@ -70,9 +73,9 @@ def test_threshold_survives_float32_and_scalar_comparison(rows: Rows) -> None:
     ("values", "expected"),
     [
         ([(0.25, False, True), (0.75, True, False)], 0.5),
-        ([(0.25, False, True), (0.5, False, True)], math.inf),  # nothing is out of scope
-        ([(0.75, False, True), (0.5, True, False)], math.inf),  # as much lost as won
-        ([(0.5, False, True), (0.5, True, False)], math.inf),  # a tie cannot be cut
+        ([(0.25, False, True), (0.5, False, True)], ABOVE_EVERY_SCORE),  # nothing is out of scope
+        ([(0.75, False, True), (0.5, True, False)], ABOVE_EVERY_SCORE),  # as much lost as won
+        ([(0.5, False, True), (0.5, True, False)], ABOVE_EVERY_SCORE),  # a tie cannot be cut
         ([(0.25, True, False), (0.5, True, False)], 0.25),  # everything is
         ([(0.75, False, False), (0.5, True, False), (0.25, False, True)], 0.375),  # a wrong intent costs nothing
         ([(0.5, True, True)], 0.5),  # in_scope_correct of an out-of-scope row is ignored
@@ -80,6 +83,11 @@ def test_threshold_survives_float32_and_scalar_comparison(rows: Rows) -> None:
 )
 def test_threshold_by_hand(values: list[tuple[float, bool, bool]], expected: float) -> None:
     assert best_threshold(*as_rows(values)) == expected
+
+
+def test_without_a_query_nothing_is_called_out_of_scope() -> None:
+    nothing = torch.empty(0)
+    assert best_threshold(nothing, nothing.bool(), nothing.bool()) == ABOVE_EVERY_SCORE
 
 
 @pytest.mark.parametrize("index", [None, 0, 4])

@@ -21,6 +21,7 @@ from lora_lightning.metrics.squad_v2 import (
     f1_score,
     normalize_answer,
     score_answers,
+    scores_at,
     squad_v2_report,
 )
 
@@ -135,7 +136,7 @@ def test_one_kind_of_question_alone() -> None:
         "best_f1_thresh": 5.0,
     }
     unanswerable = score_answers([question(), question()], ["x", "z"], [5.0, 6.0])
-    assert best_threshold(unanswerable, "f1") == (1.0, -math.inf)
+    assert best_threshold(unanswerable, "f1") == (1.0, 0.0)
     report = squad_v2_report(unanswerable, -math.inf)
     assert (report["NoAns_f1"], report["best_f1"], report["best_f1_thresh"]) == (1.0, 1.0, 0.0)
     assert not [name for name in report if name.startswith("HasAns")]
@@ -155,7 +156,7 @@ def test_threshold_applied_is_the_best() -> None:
 
 def test_without_unanswerable_questions_all_are_answered() -> None:
     scores = score_answers([question("x"), question("y")], ["x", "z"], [5.0, 6.0])
-    assert choose_threshold(scores) == math.inf
+    assert choose_threshold(scores) == float(np.finfo(np.float32).max)
 
 
 def test_threshold_is_chosen_by_f1() -> None:
@@ -167,12 +168,41 @@ def test_threshold_is_chosen_by_f1() -> None:
 
 @pytest.mark.parametrize(
     ("answers", "null_scores", "expected"),
-    [(["x", ""], [2.0, 1.0], 2.0), (["z", "w"], [2.0, 1.0], -math.inf), (["x", "w"], [1.0, 1.0], 1.0)],
-    ids=["nothing above", "nothing answered", "the same score"],
+    [
+        (["x", ""], [2.0, 1.0], 3.0),  # 2 and some more, as the threshold is kept with a margin
+        (["z", "w"], [2.0, 1.0], 0.5),
+        (["z", "w"], [-2.0, -3.0], -4.5),
+        (["x", "w"], [1.0, 1.0], 0.5),
+        (["x", "w"], [1.0, float(np.nextafter(np.float32(1), np.float32(2)))], 1.0),
+        (["x", "w"], [1.0, math.inf], 1.5),
+        (["z", "w"], [math.inf, math.inf], 0.0),
+    ],
+    ids=["all", "none", "none, negative", "the same score", "float32 neighbours", "no span", "no span at all"],
 )
 def test_threshold_at_the_ends(answers: list[str], null_scores: list[float], expected: float) -> None:
     scores = score_answers([question("x"), question()], answers, null_scores)
-    assert choose_threshold(scores) == expected
+    chosen = choose_threshold(scores)
+    assert float(np.float32(chosen)) == chosen
+    assert (chosen > max(null_scores)) == (answers == ["x", ""])
+    if null_scores[0] != null_scores[1]:
+        assert chosen == pytest.approx(expected) or expected == 3.0
+    assert scores_at(scores, chosen, "f1").mean() == best_threshold(scores, "f1")[0]
+
+
+def test_answering_nothing_is_reported_with_a_threshold_that_does_it() -> None:
+    """0 is an ordinary value of null odds: it would answer these questions, and gain less."""
+    scores = score_answers([question("x"), question(), question()], ["z", "w", "v"], [-5.0, -4.0, 7.0])
+    report = squad_v2_report(scores, math.inf)
+    for name in ("exact", "f1"):
+        assert report[f"best_{name}_thresh"] < -5.0
+        assert squad_v2_report(scores, report[f"best_{name}_thresh"])[name] == report[f"best_{name}"] == 2 / 3
+    assert squad_v2_report(scores, 0.0)["f1"] == 1 / 3
+
+
+def test_without_questions_there_is_nothing_to_report() -> None:
+    scores = score_answers([], [], [])
+    assert squad_v2_report(scores, 0.0) == {}
+    assert math.isfinite(choose_threshold(scores))
 
 
 # The reference: one question at a time, as the data set's paper and evaluation page describe it.
@@ -219,7 +249,8 @@ def reference_report(
     raw = {name: reference_pair(golds[name], answers[name]) for name in golds}
     for position, metric in enumerate(("exact", "f1")):
         score = best = float(len(kinds["NoAns_"]))
-        at = 0.0
+        least = min(null_scores.values())
+        at = least - max(1.0, abs(least))  # where the script says 0
         for name in sorted(golds, key=lambda name: null_scores[name]):
             if golds[name]:
                 score += raw[name][position]
@@ -247,10 +278,33 @@ texts = st.lists(st.sampled_from(["the", "a", "An", "x", "X", "y.", "z", "-", "â
 @given(st.data(), st.integers(1, 12), st.sampled_from([-math.inf, -1.0, 0.0, 2.5, math.inf]))
 @settings(deadline=None)
 def test_any_answers_score_as_in_the_reference(data: st.DataObject, size: int, threshold: float) -> None:
+    """Where a threshold can do what the script's own counting does; see `best_threshold`."""
+    words = texts.filter(normalize_answer)
+    questions = [question(*data.draw(st.lists(words, max_size=3)), name=str(number)) for number in range(size)]
+    answers = [data.draw(st.one_of(st.just(""), words)) for _ in questions]
+    null_scores = [float(number) - 5 for number in data.draw(st.permutations(range(size)))]
+    assert_same(questions, answers, null_scores, threshold)
+
+
+@given(st.data(), st.integers(1, 12), st.sampled_from([-math.inf, -1.0, 0.0, 2.5, math.inf]))
+@settings(deadline=None)
+def test_thresholds_applied_reproduce_the_best(data: st.DataObject, size: int, threshold: float) -> None:
+    """Whatever the texts, and with many equal null odds."""
     questions = [question(*data.draw(st.lists(texts, max_size=3)), name=str(number)) for number in range(size)]
     answers = [data.draw(texts) for _ in questions]
-    null_scores = [float(data.draw(st.integers(-3, 3))) for _ in questions]  # many are equal
-    assert_same(questions, answers, null_scores, threshold)
+    odds = st.one_of(st.integers(-3, 3).map(float), st.floats(width=32, allow_nan=False, allow_infinity=False))
+    null_scores = [data.draw(odds) for _ in questions]
+    scores = score_answers(questions, answers, null_scores)
+    report = squad_v2_report(scores, threshold)
+    for name in ("exact", "f1"):
+        best, at = report[f"best_{name}"], report[f"best_{name}_thresh"]
+        assert squad_v2_report(scores, at)[name] == best
+        assert squad_v2_report(scores, float(np.float32(at)))[name] == best  # as it is logged
+        reached = [squad_v2_report(scores, each)[name] for each in (-math.inf, *null_scores)]
+        assert best == pytest.approx(max(reached), abs=1e-12)
+    if not scores.has_answer.all():
+        kept = float(np.float32(choose_threshold(scores)))
+        assert squad_v2_report(scores, kept)["f1"] == report["best_f1"]
 
 
 @given(st.data(), st.integers(1, 12))
@@ -263,7 +317,7 @@ def test_no_threshold_is_better_than_the_best(data: st.DataObject, size: int) ->
     best, threshold = best_threshold(scores, "f1")
     reached = {at: squad_v2_report(scores, at)["f1"] for at in (-math.inf, *null_scores)}
     assert max(reached.values()) == pytest.approx(best, abs=1e-12)
-    assert reached[threshold] == pytest.approx(best, abs=1e-12)
+    assert squad_v2_report(scores, threshold)["f1"] == best
 
 
 def read_real(shared_data: Path) -> list[Question]:

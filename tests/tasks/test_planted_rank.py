@@ -59,7 +59,7 @@ def test_a_rank_that_is_too_small_is_used_up(tmp_path: Path) -> None:
 
 def test_the_adapter_loads_with_plain_peft_and_is_the_planted_update(run: Path) -> None:
     problem = PlantedRank()
-    base = PlantedRankModel(PlantedRankConfig.from_pretrained(run / "adapter"))
+    base = PlantedRankModel(PlantedRankConfig.from_pretrained(run / "adapter" / "config"))
     model = PeftModel.from_pretrained(base, run / "adapter").merge_and_unload()
     merged = torch.stack([layer.linear.weight for layer in model.layers])
     torch.testing.assert_close(merged - problem.base_weights(), problem.deltas(), rtol=0, atol=1e-3)

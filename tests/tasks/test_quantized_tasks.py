@@ -103,9 +103,12 @@ def plainly_loaded(backbone: Path, folder: Path, kind: str, quantized: bool = Tr
     if quantized:
         content = json.loads((folder / QUANTIZATION).read_text())
         more["quantization_config"] = BitsAndBytesConfig.from_dict(content)
-    if kind == "question answering" and AutoConfig.from_pretrained(folder).model_type in {"llama", "qwen2"}:
+    if kind == "question answering" and AutoConfig.from_pretrained(folder, subfolder="config").model_type in {
+        "llama",
+        "qwen2",
+    }:
         more["key_mapping"] = {r"^model\.": "transformer."}
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, subfolder="config")
     base = AUTO_CLASSES[kind].from_pretrained(backbone, config=config, **more)
     # bitsandbytes' kernel for CPUs with AVX512-BF16 fails on rows of less than 64, as tiny models have.
     keep_4bit_weights_in_order(base)
@@ -146,7 +149,7 @@ def test_every_family_and_task(tiny_backbone: TinyBackbone, tmp_path: Path, fami
     again.load_state_dict(checkpoint["state_dict"])
     assert torch.equal(outputs(again.built_network), trained)
     export_model(network, None, tmp_path / "adapter", {})
-    assert "quantization_config" not in json.loads((tmp_path / "adapter/config.json").read_text())
+    assert "quantization_config" not in json.loads((tmp_path / "adapter/config/config.json").read_text())
     torch.manual_seed(2)  # whatever stayed random would differ
     plain = plainly_loaded(tiny_backbone(family), tmp_path / "adapter", kind)
     torch.testing.assert_close(outputs(plain), trained, rtol=0, atol=1e-5 if bits == 4 else 1e-2)

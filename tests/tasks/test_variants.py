@@ -44,7 +44,9 @@ def trained(
 
 
 def by_plain_peft(base: Path, folder: Path) -> nn.Module:
-    model = AutoModelForSequenceClassification.from_pretrained(base, config=AutoConfig.from_pretrained(folder))
+    model = AutoModelForSequenceClassification.from_pretrained(
+        base, config=AutoConfig.from_pretrained(folder, subfolder="config")
+    )
     return PeftModel.from_pretrained(model, str(folder))  # type: ignore[no-any-return]
 
 

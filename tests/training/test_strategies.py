@@ -1,5 +1,6 @@
 """Two processes give what one gives: weights, metrics and files, under DDP and FSDP2; each goes on with the other's."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,8 @@ def words_of(kind: str, tiny_backbone: TinyBackbone, data: Path) -> list[str]:
         words += ["--data=Clinc150DataModule", f"--data.data_dir={data}"]
     words += [f"--config={CONFIGS / 'callbacks' / 'all_monitors.yaml'}"] if kind == "lora" else []
     words += ["--seed_everything=1", "--model.optimization.learning_rate=0.003", "--trainer.gradient_clip_val=0.5"]
-    return [*words, f"--data.cache_dir={data}", "--data.eval_batch_size=8", "--trainer.logger=CSVLogger"]
+    words += ["--trainer.logger=CSVLogger", "--trainer.log_every_n_steps=1"]
+    return [*words, f"--data.cache_dir={data}", "--data.eval_batch_size=8"]
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +126,26 @@ def test_accumulated_batches_are_one_large_batch(way: str, runs: Path) -> None:
     assert equality.relative_difference(equality.weights(found), reference) < 1e-5
 
 
+def train_losses(run: Path) -> dict[int, float]:
+    with (run / "metrics.csv").open() as stream:
+        rows = [row for row in csv.DictReader(stream) if row["train/loss"]]
+    return {int(row["step"]): float(row["train/loss"]) for row in rows}
+
+
+@pytest.mark.parametrize(("kind", "way"), PAIRS)
+def test_the_training_loss_is_that_of_all_rows_of_a_step(kind: str, way: str, runs: Path) -> None:
+    expected = train_losses(run_of(runs / kind, ALONE))
+    assert len(expected) >= 4
+    assert train_losses(run_of(runs / kind, way)) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("way", equality.WAYS)
+def test_the_training_loss_is_that_of_all_accumulated_rows(way: str, runs: Path) -> None:
+    expected = train_losses(run_of(runs / "accumulated 1", ALONE))
+    assert list(expected) == [0, 1]
+    assert train_losses(run_of(runs / f"accumulated {ACCUMULATED[way][0]}", way)) == pytest.approx(expected, rel=1e-4)
+
+
 @pytest.mark.parametrize(("kind", "way"), PAIRS)
 def test_two_processes_count_every_example_once(kind: str, way: str, runs: Path) -> None:
     one, other = (json.loads((run_of(runs / kind, each) / "summary.json").read_text()) for each in (ALONE, way))
@@ -172,14 +194,14 @@ def test_files_do_not_tell_how_they_were_made(kind: str, way: str, runs: Path) -
         checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
         layouts.append({part: shapes(checkpoint[part]) for part in parts})
     assert layouts[1] == layouts[0]
-    files = sorted(path.name for path in (one / "adapter").iterdir())
-    assert sorted(path.name for path in (other / "adapter").iterdir()) == files
+    files, found = (sorted(str(p.relative_to(run)) for p in (run / "adapter").rglob("*.*")) for run in (one, other))
+    assert found == files
     for name in files:
         if name.endswith(".safetensors"):
-            tensors, others = load_file(one / "adapter" / name), load_file(other / "adapter" / name)
+            tensors, others = load_file(one / name), load_file(other / name)
             assert equality.relative_difference(others, tensors) < 1e-5
         else:
-            assert (other / "adapter" / name).read_bytes() == (one / "adapter" / name).read_bytes()
+            assert (other / name).read_bytes() == (one / name).read_bytes()
 
 
 @pytest.mark.parametrize("way", TOGETHER)
