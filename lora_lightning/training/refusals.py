@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from lora_lightning.configuration.parser import explain
+from lora_lightning.configuration.parser import explain_parser_message
 from lora_lightning.errors import CheckpointError, ConfigurationError, LoraLightningError, TrainingError
 
 REFUSING = {"lightning", "jsonargparse"}  # packages that check options
@@ -41,7 +41,7 @@ def _as_user_error(error: Exception) -> LoraLightningError | None:
     refused_by = Path(frames[-1].filename).parts if frames else ()
     if not isinstance(error, ValueError | TypeError | ImportError) or not REFUSING.intersection(refused_by):
         return None
-    return ConfigurationError(explain(str(error)) if "\n" in str(error) else str(error))
+    return ConfigurationError(explain_parser_message(str(error)) if "\n" in str(error) else str(error))
 
 
 def _as_memory_error(error: Exception) -> TrainingError | None:
