@@ -26,7 +26,7 @@ RESTORING = frozenset(
 )
 
 
-# Functions that raise a ValueError or TypeError over an option, although the trainer and its callbacks are made already.
+# Functions that raise a ValueError or TypeError over an option while a command runs, long after it was given.
 LATE_CHECKS = frozenset(
     {
         ("lightning.pytorch.loops.fit_loop", "setup_data"),  # val_check_interval above the number of batches

@@ -2,7 +2,7 @@
 
 The phase and the type of an error decide, never the folder that a package is installed in. While options are parsed and
 classes are made from them, a `ValueError`, `TypeError` or `ImportError` that another package raises is about the value
-of an option. Once a command runs, the same error is a bug, except where Lightning is known to check an option only then.
+of an option. Once a command runs, such an error is a bug, unless Lightning is known to check an option only then.
 """
 
 import errno
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import TracebackType
 
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lora_lightning.compat.lightning import checks_option_late, raised_while_restoring
 from lora_lightning.configuration.parser import explain_parser_message
@@ -57,7 +57,8 @@ def run_error(error: Exception) -> LoraLightningError | None:
         return found
     reason = " ".join(str(error).split())
     if raised_while_restoring(error.__traceback__):
-        msg = f"the checkpoint cannot be restored ({type(error).__name__}: {reason[:200]}); use another file of the run."
+        why = f"{type(error).__name__}: {reason[:200]}"
+        msg = f"the checkpoint cannot be restored ({why}); use another file of the run."
         return CheckpointError(msg)
     if isinstance(error, OPTION_ERRORS) and checks_option_late(error.__traceback__):
         return ConfigurationError(reason)
@@ -157,7 +158,7 @@ def _as_lost_worker(error: Exception) -> TrainingError | None:
     if not isinstance(error, RuntimeError) or not why.startswith("DataLoader worker"):
         return None
     msg = (
-        f"a data loading process died ({why.rstrip('. ')}), usually because memory was short; lower data.num_workers or "
-        "provide more memory. Then run the same command again, with --resume auto if it trains."
+        f"a data loading process died ({why.rstrip('. ')}), usually because memory was short; lower data.num_workers "
+        "or provide more memory. Then run the same command again, with --resume auto if it trains."
     )
     return TrainingError(msg)
