@@ -11,6 +11,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn, TextIO, cast
 
 from lora_lightning import __version__
@@ -161,6 +162,8 @@ def report_error(error: BaseException, *, debug: bool) -> None:
 def program() -> NoReturn:
     """Runs the program and ends the process with its exit status, whatever signals still arrive."""
     sys.stdout = cast("TextIO", TolerantStream(sys.stdout))
+    if not sys.flags.safe_path and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # where `python -m` finds a user's own classes; last, to hide no package
     status = main()
     set_stop_handler(signal.SIG_IGN)
     sys.exit(status)

@@ -1,6 +1,7 @@
 """Private and undocumented names of Lightning 2.6."""
 
 import signal
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
@@ -21,6 +22,19 @@ RESTORING = frozenset(
         "restore_model",
         "restore_callbacks",
         "restore_training_state",
+    }
+)
+
+
+# Functions that raise a ValueError or TypeError over an option while a command runs, long after it was given.
+LATE_CHECKS = frozenset(
+    {
+        ("lightning.pytorch.loops.fit_loop", "setup_data"),  # val_check_interval above the number of batches
+        (CHECKPOINT_CONNECTOR, "_parse_ckpt_path"),  # a word such as "best" in a run that has no such checkpoint
+        ("lightning.pytorch.callbacks.model_checkpoint", "setup"),  # a user's own ModelCheckpoint
+        ("lightning.pytorch.callbacks.gradient_accumulation_scheduler", "on_train_start"),
+        ("lightning.pytorch.utilities.model_summary.model_summary", "__init__"),  # max_depth
+        ("lightning.pytorch.strategies.ddp", "_enable_model_averaging"),
     }
 )
 
@@ -144,7 +158,7 @@ def keep_signal_handlers(trainer: Trainer) -> None:
     connector.register_signal_handlers = register_signal_handlers  # type: ignore[method-assign]
 
 
-def interrupt_ends_gracefully() -> bool:
+def is_ending_after_interrupt() -> bool:
     """Returns whether Lightning is ending after a Ctrl-C: it ignores further ones and then exits with 1."""
     return signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
@@ -246,14 +260,26 @@ def take_back_batch(checkpoint: dict[str, Any]) -> None:
 def raised_while_restoring(traceback: TracebackType | None) -> bool:
     """Returns whether an error was raised while Lightning restored a checkpoint.
 
-    Lightning lets the error of whatever it restores through as it is.
+    Lightning passes on whatever error the restored object raises.
 
     Args:
         traceback: Of the error.
     """
+    return any(module == CHECKPOINT_CONNECTOR and function in RESTORING for module, function in _places(traceback))
+
+
+def checks_option_late(traceback: TracebackType | None) -> bool:
+    """Returns whether an error was raised by a function of Lightning that checks an option only while it runs.
+
+    Args:
+        traceback: Of the error.
+    """
+    return bool(places := list(_places(traceback))) and places[-1] in LATE_CHECKS
+
+
+def _places(traceback: TracebackType | None) -> Iterator[tuple[str, str]]:
+    """The module's and the function's name of every call that led to an error."""
     while traceback is not None:
         frame = traceback.tb_frame
-        if frame.f_globals.get("__name__") == CHECKPOINT_CONNECTOR and frame.f_code.co_name in RESTORING:
-            return True
+        yield str(frame.f_globals.get("__name__", "")), frame.f_code.co_name
         traceback = traceback.tb_next
-    return False

@@ -1,8 +1,4 @@
-"""The command-line parser: a wrong option becomes one sentence with a remedy.
-
-jsonargparse explains a mistake by listing every type it tried, with the whole value; `explain` keeps the one line
-that matters and adds the nearest name that exists.
-"""
+"""The command-line parser: a wrong option becomes one sentence with a remedy."""
 
 import dataclasses
 import inspect
@@ -16,70 +12,91 @@ from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lora_lightning import callbacks, datamodules, tasks
+from lora_lightning.compat.jsonargparse import (
+    CLASS_PATH_VALUE,
+    EXPECTED,
+    IMPORT_PATH,
+    LITERAL_TYPE,
+    MISSING,
+    NO_ARGUMENT,
+    NO_CLASS,
+    NO_OPTIONS,
+    NOISE,
+    NOT_A_SUBCLASS,
+    NOT_ACCEPTED,
+    OPTION_TYPE,
+    PARSER_KEY,
+    REQUIRED,
+    TRIED,
+    is_parser_of_class,
+)
+from lora_lightning.configuration.class_paths import class_path_problem, class_paths_in
 from lora_lightning.errors import DEBUG, ConfigurationError
 from lora_lightning.lora.config import LoraSettings
 
 CLASSES = [getattr(module, name) for module in (tasks, datamodules, callbacks) for name in module.__all__]
-OWNERS = [*CLASSES, LoraSettings, Trainer]  # of options
-FEW = 3  # to name in one sentence
+CLASSES_WITH_OPTIONS = [*CLASSES, LoraSettings, Trainer]
+MOST_NAMED = 3  # classes in one sentence
 
-PARSER_KEY = re.compile(r'^(?:- )?Parser key "(?P<key>[^"]+)":\s*(?P<rest>.*)$')
-NOT_ACCEPTED = re.compile(
-    r"^(?:(?:Option|Key|Group) '(?P<key>[^']+)' is not (?:accepted|expected)"
-    r"|(?:Subcommand '\w+'|Group '(?P<group>[\w.]+)') does not accept option '(?P<option>[^']+)'"
-    r"|[Uu]nrecognized arguments?: (?:--)?(?P<word>[^\s=]+))"
-)
 OWN_SENTENCE = re.compile(r"^(?P<where>the configuration|[\w.]+)(?P<rest>:? (?:is|has|must be|there is) .*)$")
-IMPORT_PATH = re.compile(
-    r"^(?:Expected a dot import path string: |No module named '?|Expected a path but )(?P<name>.*?)"
-    r"(?:'|: .*| either not accessible or invalid)?$"
-)
-REQUIRED = re.compile(r"^the following arguments are required: (?:\w+\.)?(?P<names>.+)$")
-NO_CLASS = re.compile(r"^Not a valid subclass of (?P<base>\w+)(?:\. Got value: (?P<value>.*))?$")
-NO_OPTIONS = re.compile(r"^Unable to load config '?(?P<value>.*?)'?$|^.*must be a mapping, not (?P<kind>\w+)$")
-NO_ARGUMENT = re.compile(r"^(?P<cls>\w+)\.__init__\(\) got an unexpected keyword argument '(?P<name>\w+)'$")
-MISSING = re.compile(r'^Key "(?P<name>[\w.]+)" not found in namespace\.$')
-EXPECTED = re.compile(r"^Expected (?:a |an )?(?P<kind>.+?)(?:\. Got value: (?P<value>.*))?$")
-TRIED = re.compile(r"^Expected a <class '(?:\w+\.)*(?P<kind>(?!NoneType)\w+)'>$")  # one of several that would do
-NOISE = (
-    "Does not validate against any",
-    "Problem with given class_path",
-    "Subtypes:",
-    "Errors:",
-    "Given value",
-    "Expected a <class 'NoneType'>",
-)
+OPTION = re.compile(r"--?[A-Za-z][^\s=]*")
 
 
 class ArgumentParser(LightningArgumentParser):
-    """LightningArgumentParser whose errors are this package's."""
+    """LightningArgumentParser whose errors are those of this package."""
 
     def parse_args(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:  # type: ignore[override]
-        """Parses; `null` reaches an option of a class as what it is.
+        """Parses; `null` and negative numbers reach every option as what they are.
 
-        jsonargparse (4.53.0) parses `--model.lora.bias=null`, and hands what it found on to the parser of the class as
-        text: `--lora.bias=None`, where None is a word like any other.
+        jsonargparse (4.53.0) parses `--model.lora.bias=null`, and passes it on to the parser of the class as text:
+        `--lora.bias=None`, in which None would be a word like any other.
         """
-        if args is None:
-            args = [word for word in sys.argv[1:] if word != DEBUG]
-        if getattr(self, "_inner_parser", False):  # of a class
-            args = [re.sub(r"^(--[\w.]+)=None$", r"\1=null", word) for word in args]
-        return super().parse_args(args, *more, **options)
+        words = [word for word in (sys.argv[1:] if args is None else args) if word != DEBUG]
+        if is_parser_of_class(self):
+            words = [re.sub(r"^(--[\w.]+)=None$", r"\1=null", word) for word in words]
+        return super().parse_args(join_negative_numbers(words), *more, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises one sentence instead of printing the usage and every type that was tried."""
-        raise ConfigurationError(explain(message)) from ex
+        raise ConfigurationError(explain_parser_message(message)) from ex
 
 
-def explain(message: str) -> str:
-    """Shortens jsonargparse's message.
+def join_negative_numbers(words: Sequence[str]) -> list[str]:
+    """Attaches negative numbers to their options: argparse takes `-1e-3` and `-inf` for options of their own.
 
     Args:
-        message: Any message of the parser, often over many lines.
+        words: For example `["--x", "-1e-3"]`.
 
     Returns:
-        One sentence: what was wrong, what is allowed, the nearest name. A message of another form comes back as one
-        line.
+        For example `["--x=-1e-3"]`.
+    """
+    joined: list[str] = []
+    for word in words:
+        if joined and OPTION.fullmatch(joined[-1]) and _is_negative_number(word):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def _is_negative_number(word: str) -> bool:
+    if not word.startswith("-"):
+        return False
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def explain_parser_message(message: str) -> str:
+    """Shortens a message of jsonargparse.
+
+    Args:
+        message: Often over many lines.
+
+    Returns:
+        One sentence: what was wrong, what is allowed, a similar name. A message of unknown form is put on one line.
     """
     path: list[tuple[int, str]] = []  # (indentation, key) of the enclosing "Parser key" lines
     lines = message.splitlines()
@@ -93,17 +110,28 @@ def explain(message: str) -> str:
         if not text or text.startswith(NOISE):
             continue
         where = ".".join(name for _, name in path)
+        if problem := _class_problem(lines):
+            return f"{where or 'the configuration'}: {problem}."
         if len(kinds) > 1 and TRIED.match(text):
             return f"{where or 'the configuration'} must be a value of type {' or '.join(dict.fromkeys(kinds))}."
         return _sentence(where, text)
     return " ".join(message.split())
 
 
+def _class_problem(lines: Sequence[str]) -> str | None:
+    """Explains what is wrong with a class that a message is about, if it is the class and not its options."""
+    texts = [line.strip().removeprefix("- ") for line in lines]
+    bases = [found["base"] for text in texts if (found := NOT_A_SUBCLASS.match(text))]
+    values = [found["value"] for text in texts if (found := CLASS_PATH_VALUE.match(text))]
+    problems = (class_path_problem(class_path, bases) for value in values for class_path in class_paths_in(value))
+    return next(filter(None, problems), None)
+
+
 def _sentence(path: str, text: str) -> str:
     for pattern, word in WORDINGS:
         if found := pattern.match(text):
             return word(path, found)
-    found = OWN_SENTENCE.match(text)  # a nested class's parser has explained already
+    found = OWN_SENTENCE.match(text)  # the parser of a class has explained it already
     if found and path and not text.startswith(("model.", "data.", "trainer.")):
         inner = "" if found["where"] == "the configuration" else f".{found['where']}"
         return f"{path}{inner}{found['rest']}"
@@ -156,7 +184,7 @@ def _of_another_type(path: str, found: re.Match[str]) -> str:
     return f"{where} is {found['value'].strip()!r}, but {_kind(found['kind'])} is needed."
 
 
-WORDINGS: tuple[tuple[re.Pattern[str], Callable[[str, re.Match[str]], str]], ...] = (  # the first that fits counts
+WORDINGS: tuple[tuple[re.Pattern[str], Callable[[str, re.Match[str]], str]], ...] = (  # the first that matches counts
     (NOT_ACCEPTED, _no_option),
     (REQUIRED, _required),
     (NO_CLASS, _no_class),
@@ -169,17 +197,17 @@ WORDINGS: tuple[tuple[re.Pattern[str], Callable[[str, re.Match[str]], str]], ...
 
 
 def _kind(kind: str) -> str:
-    if literal := re.search(r"Literal\[(?P<values>.+)\]", kind):
+    if literal := LITERAL_TYPE.search(kind):
         return f"one of {literal['values']}" if "," in literal["values"] else literal["values"]
-    return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"a value of type \1", kind)
+    return OPTION_TYPE.sub(r"a value of type \1", kind)
 
 
 def _where_it_belongs(name: str) -> str:
     last = name.rsplit(".", 1)[-1]
-    owners = [cls.__name__ for cls in OWNERS if last in inspect.signature(cls).parameters]
+    owners = [cls.__name__ for cls in CLASSES_WITH_OPTIONS if last in inspect.signature(cls).parameters]
     if not owners:
         return _suggest(name, _option_names())
-    if len(owners) > FEW:
+    if len(owners) > MOST_NAMED:
         return ", which another class has; `lora-lightning fit --help` lists them."
     return f"; it is one of {', '.join(owners)}."
 
@@ -193,7 +221,7 @@ def _suggest(name: str, allowed: Iterable[str]) -> str:
 
 
 def _option_names() -> list[str]:
-    """Every option of this package's classes and of the trainer."""
+    """Returns every option of this package's classes and of the trainer."""
     names = [field.name for field in dataclasses.fields(LoraSettings)]
     names += ["model", "data", "trainer", "checkpoint", "early_stopping", "predictions", "seed_everything"]
     names += ["class_path", "init_args", "ckpt_path", "test_after_fit", "resume", "trust_remote_code"]

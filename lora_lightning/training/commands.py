@@ -2,18 +2,16 @@
 
 import logging
 import os
-import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-
+from lora_lightning.compat.lightning import is_ending_after_interrupt
 from lora_lightning.configuration.former_names import with_current_names
 from lora_lightning.configuration.yaml_files import check_config_files
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.training.lightning_cli import Command, LoraLightningCLI
-from lora_lightning.training.refusals import as_refusal, own_error
+from lora_lightning.training.refusals import explaining_errors, option_error, run_error
 
 
 def prepare(command: Command, words: Sequence[str]) -> LoraLightningCLI:
@@ -30,6 +28,11 @@ def prepare(command: Command, words: Sequence[str]) -> LoraLightningCLI:
         LoraLightningError: If an option, a file or a checkpoint is wrong.
     """
     silence_other_packages()
+    with explaining_errors(option_error):
+        return _prepare(command, words)
+
+
+def _prepare(command: Command, words: Sequence[str]) -> LoraLightningCLI:
     for word in words:
         if word.startswith(("--data.backbone", "--data.init_args.backbone")):
             msg = "data.backbone always follows the model's; set --model.backbone instead."
@@ -47,17 +50,12 @@ def explain_errors() -> Iterator[None]:
         KeyboardInterrupt: In place of Lightning's `SystemExit` after a Ctrl-C.
     """
     try:
-        yield
+        with explaining_errors(run_error):
+            yield
     except SystemExit as error:
-        # Lightning's graceful end of a Ctrl-C: it ignores further ones and exits with 1.
-        if error.code == 1 and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        if error.code == 1 and is_ending_after_interrupt():
             raise KeyboardInterrupt from None
         raise
-    except MisconfigurationException as error:
-        raise (own_error(error) or ConfigurationError(" ".join(str(error).split()))) from error
-    except Exception as error:  # noqa: BLE001  # raised again
-        # jsonargparse wraps what a class raises while it is made.
-        raise as_refusal(error) or error from None
 
 
 def silence_other_packages() -> None:

@@ -35,7 +35,7 @@ from lora_lightning.training.checkpointing import AdapterCheckpoint
 from lora_lightning.training.ending import check_that_something_was_trained, why_it_ended_early
 from lora_lightning.training.lightning_cli import LoraLightningCLI
 from lora_lightning.training.option_checks import check_mode, check_reported, check_steps, check_writable
-from lora_lightning.training.refusals import as_refusal
+from lora_lightning.training.refusals import run_error
 from lora_lightning.training.saved_config import RunConfigFile
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
@@ -222,7 +222,7 @@ class TrainingRun:
             self._end("interrupted", _name_of_signal(stop))
             raise
         except Exception as error:
-            told = as_refusal(error) or error
+            told = run_error(error) or error
             self._end("failed", " ".join(str(told).split()) or type(error).__name__)
             raise
         self._end("failed" if self.failed_check else "finished", str(self.failed_check or ""))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lora_lightning.configuration.parser import ArgumentParser, explain
+from lora_lightning.configuration.parser import ArgumentParser, explain_parser_message, join_negative_numbers
 from lora_lightning.tasks import AdaptationTask
 
 NESTED = """Parser key "model":
@@ -91,18 +91,21 @@ EXPLAINED_INSIDE = """Parser key "data":
     ],
 )
 def test_explain(message: str, sentence: str) -> None:
-    assert explain(message) == sentence
+    assert explain_parser_message(message) == sentence
 
 
 def test_a_sentence_of_our_own_survives() -> None:
     own = "model.lora.r is 0, but a rank is at least 1; for full fine-tuning write `lora: null`."
-    assert explain(f"Parser key \"model\":\n  Errors:\n    - {own}\n    - Expected a <class 'NoneType'>") == own
+    assert (
+        explain_parser_message(f"Parser key \"model\":\n  Errors:\n    - {own}\n    - Expected a <class 'NoneType'>")
+        == own
+    )
 
 
 def test_an_option_of_another_class_is_named_as_such() -> None:
     message = "Parser key \"model\":\n  Option 'freeze_backbone' is not accepted"
     owners = "SequenceClassificationTask, QuestionAnsweringTask"
-    said = explain(message)
+    said = explain_parser_message(message)
     assert said.startswith("model has no option 'freeze_backbone'; it is one of ")
     assert all(name in said for name in owners.split(", "))
     assert "CausalLanguageModelingTask" not in said
@@ -126,3 +129,29 @@ def test_null_on_the_command_line_takes_back_what_a_file_sets(option: str, value
     parsed = parser.parse_args([*words, f"--model.lora.{option}={value}", f"--model.lora.{option}=null"])
     assert parsed.model.init_args.lora[option] is None
     assert parsed.model.init_args.lora.r == 4
+
+
+@pytest.mark.parametrize("value", ["-1", "-1e-3", "-.5", "-2.5E+3", "-1_000"])
+@pytest.mark.parametrize("option", ["--n", "--model.optimization.learning_rate"])
+def test_a_negative_number_is_a_value(option: str, value: str) -> None:
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(AdaptationTask, "model")
+    parser.add_argument("--n", type=float, default=0.0)
+    parsed = parser.parse_args(["--model=SequenceClassificationTask", "--model.backbone=a", option, value])
+    found = {"--n": parsed.n, "--model.optimization.learning_rate": parsed.model.init_args.optimization.learning_rate}
+    assert found[option] == float(value)
+
+
+@pytest.mark.parametrize(
+    ("words", "joined"),
+    [
+        (["fit", "--x", "-1"], ["fit", "--x=-1"]),
+        (["--x=1", "-1"], ["--x=1", "-1"]),
+        (["--x", "-c", "file"], ["--x", "-c", "file"]),
+        (["--x", "1"], ["--x", "1"]),
+        (["--callbacks+", "-1e3", "-2"], ["--callbacks+=-1e3", "-2"]),
+        (["-1"], ["-1"]),
+    ],
+)
+def test_only_a_negative_number_after_an_option_is_attached_to_it(words: list[str], joined: list[str]) -> None:
+    assert join_negative_numbers(words) == joined

@@ -678,7 +678,7 @@ def test_a_lost_process_that_loads_data_is_a_sentence(words: Words, tmp_path: Pa
     ended = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert ended.returncode == 2
     said = ended.stderr.strip().splitlines()[-1]
-    assert "a process that loads data is gone (DataLoader worker" in said
+    assert "a data loading process died (DataLoader worker" in said
     assert "lower data.num_workers" in said
 
 
