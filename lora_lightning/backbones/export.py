@@ -2,11 +2,9 @@
 
 import json
 import os.path
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
@@ -17,6 +15,7 @@ from lora_lightning.backbones.model_card import model_card
 from lora_lightning.compat.transformers import quantization_config
 from lora_lightning.lora.parameter_names import ADAPTER
 from lora_lightning.lora.plain_lora import as_plain_lora
+from lora_lightning.runs.files import atomic_folder
 
 CONFIG_FOLDER = "config"  # of an adapter folder; holds the base model's config.json with our settings
 # Not in config.json, where it would say that the base model's own weights are quantised already.
@@ -38,7 +37,7 @@ def export_model(
     labels in `config/`, because transformers takes a folder with a `config.json` for a complete model and does not look
     for an adapter; and on a quantised base `quantization_config.json`, which quantises it in the same way. A language
     model's folder has `generation_config.json`, which names every token that ends a response. The folder is written
-    beside its final place and then moved, so a crash leaves the previous export, at worst as `.<name>.old`.
+    by `atomic_folder`, so a crash leaves the previous export.
 
     Args:
         network: A `PeftModel` or a `PreTrainedModel`.
@@ -48,23 +47,16 @@ def export_model(
         state: The full tensors of a sharded network's trainable parameters, by name.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for left in folder.parent.glob(f".{folder.name}.????????"):  # by a run that was killed while it wrote
-        shutil.rmtree(left, ignore_errors=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        _write_model(network, scratch, state)
-        _write_generation_config(network, tokenizer, scratch)
-        _write_model_card(network, scratch)
+    with atomic_folder(folder) as draft:
+        _write_model(network, draft, state)
+        _write_generation_config(network, tokenizer, draft)
+        _write_model_card(network, draft)
         if tokenizer is not None:
-            _write_tokenizer(tokenizer, scratch)
+            _write_tokenizer(tokenizer, draft)
         for name, value in extra_files.items():
-            _write_json(scratch / name, value)
-        scratch.chmod(0o755)  # mkdtemp and safetensors make private files; an adapter is there to be shared
-        for path in scratch.rglob("*"):  # a tokenizer with several chat templates keeps them in a folder
+            _write_json(draft / name, value)
+        for path in draft.rglob("*"):  # safetensors makes private files; an adapter is there to be shared
             path.chmod(0o755 if path.is_dir() else 0o644)
-        _swap(scratch, folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _write_model(network: nn.Module, folder: Path, state: Mapping[str, Tensor] | None) -> None:
@@ -90,7 +82,7 @@ def _write_generation_config(network: nn.Module, tokenizer: PreTrainedTokenizerB
 def _write_model_card(network: nn.Module, folder: Path) -> None:
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's blank form of a model card
     is_adapter = isinstance(network, PeftModel)
-    model = network.get_base_model() if is_adapter else network
+    model = cast("PeftModel", network).get_base_model() if is_adapter else network
     if isinstance(model, PreTrainedModel):
         files = {name for name in (QUANTIZATION, GENERATION) if (folder / name).is_file()}
         if (card := model_card(model, is_adapter=is_adapter, files=files)) is not None:
@@ -121,17 +113,3 @@ def _tidy_adapter_config(path: Path, saved: PeftConfig) -> None:
     if base and Path(base).is_dir():
         config["base_model_name_or_path"] = os.path.abspath(base)  # noqa: PTH100  # resolve() would follow links
     path.write_text(json.dumps(config, indent=2), encoding="utf-8")
-
-
-def _swap(new: Path, place: Path) -> None:
-    old = place.with_name(f".{place.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if place.exists():
-        place.rename(old)
-    try:
-        new.rename(place)
-    except BaseException:
-        if old.exists():
-            old.rename(place)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

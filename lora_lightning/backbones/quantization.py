@@ -1,6 +1,5 @@
 """Quantise a frozen base with bitsandbytes: what stays as it is, in which dtype it computes, where it cannot run."""
 
-import importlib.util
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -98,14 +97,8 @@ def check_quantization(model: PreTrainedModel, settings: QuantizationSettings, t
         trained: Dotted names of the modules that train in full.
 
     Raises:
-        ConfigurationError: If bitsandbytes is missing, a module in `skip_modules` does not exist, or no layer is left.
+        ConfigurationError: If a module in `skip_modules` does not exist, or no layer is left.
     """
-    if importlib.util.find_spec("bitsandbytes") is None:
-        msg = (
-            "model.quantization needs the Python package bitsandbytes, which is not installed; run "
-            '`pip install -e ".[quantization]"`, or write `quantization: null`.'
-        )
-        raise ConfigurationError(msg)
     modules_left(model, settings, trained)
 
 

@@ -24,6 +24,7 @@ from lora_lightning.figures.histograms import add_histogram
 from lora_lightning.figures.rank import spectra_figure, utilization_figure
 from lora_lightning.lora.delta import adapted_layers, adapter_deltas, split_layer_number
 from lora_lightning.lora.variants.adalora import ranks_in_use
+from lora_lightning.runs.files import write_text_atomically
 from lora_lightning.runs.layout import run_folder_of
 from lora_lightning.tasks import AdaptationTask
 
@@ -106,7 +107,7 @@ class RankUtilizationMonitor(AdapterMonitor):
         path.parent.mkdir(parents=True, exist_ok=True)
         step = export.step if export else trainer.global_step
         report = rank_report(step, advice, self._spectra, self._ranks)
-        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_text_atomically(path, json.dumps(report, indent=2) + "\n")
 
     def state_dict(self) -> dict[str, Any]:
         """What the picture of spectra needs when the run is resumed."""

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from lora_lightning.analysis.representations import Pooling, linear_cka, pool_tokens, row_cosines
@@ -25,6 +25,7 @@ from lora_lightning.errors import ConfigurationError
 from lora_lightning.figures.cards import CARD_INCHES, DOTS_PER_INCH, FONT, evenly_spaced
 from lora_lightning.lora.initial_factors import pretrained_base
 from lora_lightning.lora.parameter_names import ADAPTER
+from lora_lightning.runs.files import atomic_file
 from lora_lightning.runs.layout import run_folder_of
 from lora_lightning.tasks import AdaptationTask
 
@@ -176,7 +177,8 @@ class RepresentationDrift(AdapterMonitor):
         folder = run_folder_of(trainer) / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         content = {**states, ROWS: torch.from_numpy(self._rows)}
-        save_file(content, folder / f"{name}.safetensors", metadata={"pooling": self.pooling})
+        with atomic_file(folder / f"{name}.safetensors") as file:
+            file.write(save(content, metadata={"pooling": self.pooling}))
 
     def show(self, trainer: Trainer, board: TensorBoardLogger, measurements: list[Measurement]) -> None:
         """Draws both similarities over layers and steps."""

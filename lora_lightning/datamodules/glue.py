@@ -16,6 +16,7 @@ from lora_lightning.datamodules.sequence_classification import ClassificationDat
 from lora_lightning.datamodules.tables import Table, read_tsv
 from lora_lightning.errors import ConfigurationError, DataError
 from lora_lightning.metrics.label_space import LabelSpace
+from lora_lightning.runs.files import write_text_atomically
 
 HUB_DATASET = "nyu-mll/glue"
 LOWEST_SCORE, HIGHEST_SCORE = 0.0, 5.0  # of STS-B
@@ -143,7 +144,7 @@ class GlueDataModule(ClassificationDataModule):
             lines = ["index\tprediction", *(f"{row['index']}\t{self._word(row)}" for row in rows)]
             try:
                 path.mkdir(parents=True, exist_ok=True)
-                file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+                write_text_atomically(file, "\n".join(lines) + "\n")
             except OSError as error:
                 msg = f"{file} cannot be written ({error.strerror}); choose another folder with --predictions.file."
                 raise ConfigurationError(msg) from error

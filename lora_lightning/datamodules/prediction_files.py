@@ -1,12 +1,14 @@
 """Predictions as a table: CSV or JSON lines, by the file's ending."""
 
 import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lora_lightning.errors import ConfigurationError
+from lora_lightning.runs.files import atomic_file
 
 SUFFIXES = (".csv", ".jsonl")
 
@@ -37,13 +39,15 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", encoding="utf-8", newline="") as stream:
+        with atomic_file(path) as file:
+            stream = io.TextIOWrapper(file, encoding="utf-8", newline="")
             if path.suffix == ".csv":
                 writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
                 writer.writeheader()
                 writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
             else:
                 stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            stream.detach()  # flushes; the draft stays open for atomic_file
     except OSError as error:
         msg = f"the predictions cannot be written to {path} ({error.strerror}); choose another --predictions.file."
         raise ConfigurationError(msg) from error

@@ -29,6 +29,7 @@ from lora_lightning.datamodules.text_base import TextDataModule
 from lora_lightning.datamodules.validation_share import check_hold_out
 from lora_lightning.errors import ConfigurationError, DataError
 from lora_lightning.metrics.squad_v2 import Question
+from lora_lightning.runs.files import write_text_atomically
 
 HUB_DATASET = "rajpurkar/squad_v2"
 TRAIN_NAME, DEV_NAME = "train-v2.0.json", "dev-v2.0.json"
@@ -320,7 +321,7 @@ class SquadV2DataModule(TextDataModule):
             content = {row["id"]: row[column] for row in rows}
             try:
                 place.parent.mkdir(parents=True, exist_ok=True)
-                place.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+                write_text_atomically(place, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
             except OSError as error:
                 msg = f"the predictions cannot be written to {place} ({error.strerror}); choose --predictions.file."
                 raise ConfigurationError(msg) from error

@@ -171,10 +171,10 @@ def test_crash_leaves_the_old_export_as_it_was(
     def crash(*_: object, **__: object) -> None:
         raise CrashError
 
-    rename = Path.rename
+    replace = Path.replace
 
     def crash_on_the_new_one(self: Path, target: Path) -> Path:
-        return crash() if (self / "new.json").exists() else rename(self, target)  # type: ignore[return-value,func-returns-value]
+        return crash() if (self / "new.json").exists() else replace(self, target)  # type: ignore[return-value,func-returns-value]
 
     extra: dict[str, object] = {"new.json": 2}
     if where == "weights":
@@ -184,7 +184,7 @@ def test_crash_leaves_the_old_export_as_it_was(
     elif where == "extra file":
         extra["bad.json"] = object()  # no JSON
     else:
-        monkeypatch.setattr(Path, "rename", crash_on_the_new_one)
+        monkeypatch.setattr(Path, "replace", crash_on_the_new_one)
     with pytest.raises((CrashError, TypeError)):
         export_model(network, tokenizer, tmp_path / "adapter", extra)
     assert contents(tmp_path / "adapter") == before

@@ -1,6 +1,5 @@
 """Quantising while loading: settings that mean nothing, what is left, where it runs and in which dtype."""
 
-import importlib.util
 import json
 import shutil
 from contextlib import nullcontext
@@ -152,17 +151,6 @@ def test_a_wrong_module_to_skip_is_found_before_weights_load(
     lora = LoraSettings()
     with pytest.raises(ConfigurationError, match=message):
         check_adapter_settings(config, lora, quantization)
-
-
-def test_without_bitsandbytes_the_extra_is_named(tiny_backbone: TinyBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find(name))
-    config = load_classification_config(str(tiny_backbone("bert")), NAMES, 0)
-    check_adapter_settings(config, LoraSettings())
-    with pytest.raises(
-        ConfigurationError, match=r'bitsandbytes, which is not installed; run `pip install -e "\.\[quant'
-    ):
-        check_adapter_settings(config, LoraSettings(), QuantizationSettings())
 
 
 def test_the_head_what_trains_and_what_is_skipped_are_left(tiny_backbone: TinyBackbone) -> None:
