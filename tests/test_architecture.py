@@ -1,8 +1,10 @@
 """Who may import whom: mathematics knows no Lightning, nothing imports to the right, and the root holds rooms alone."""
 
 import ast
+import importlib
 import re
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 
@@ -96,3 +98,47 @@ def test_names_of_pefts_parameters_are_taken_apart_in_one_module(path: Path) -> 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "lora").rglob("*.py")), ids=lambda path: path.name)
 def test_mathematics_knows_no_lightning(path: Path) -> None:
     assert not [name for name in imports_of(path) if name.split(".")[0] in {"lightning", "torchmetrics", "datasets"}]
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def own_private_names() -> set[str]:
+    """Private functions, attributes and variables that this package defines itself."""
+    names: set[str] = set()
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                names.add(node.name)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                names.add(node.attr)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                names.add(node.id)
+    return names
+
+
+METHODS = (FunctionType, property, classmethod, staticmethod)
+OWN = own_private_names() | {"_exit", "_fields", "_replace"}  # and documented names of os and of named tuples
+OUTSIDE_COMPAT = [path for path in MODULES if room_of(path) != "compat"]
+
+
+@pytest.mark.parametrize("path", OUTSIDE_COMPAT, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_private_names_of_other_packages_are_used_in_compat_alone(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and is_private(node.attr):
+            assert node.attr in OWN, f"line {node.lineno} uses {node.attr}, which is no name of ours"
+        if isinstance(node, ast.ImportFrom) and not (node.module or "").startswith("lora_lightning"):
+            assert not [alias.name for alias in node.names if is_private(alias.name)], f"line {node.lineno}"
+
+
+@pytest.mark.parametrize("path", OUTSIDE_COMPAT, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_private_method_of_another_package_is_overridden(path: Path) -> None:
+    module = importlib.import_module(".".join(("lora_lightning", *path.relative_to(PACKAGE).with_suffix("").parts)))
+    for cls in vars(module).values():
+        if not isinstance(cls, type) or cls.__module__ != module.__name__:
+            continue
+        others = [base for base in cls.__mro__[1:] if not base.__module__.startswith("lora_lightning")]
+        for name in [name for name, value in vars(cls).items() if is_private(name) and isinstance(value, METHODS)]:
+            owners = [base.__module__ for base in others if name in vars(base) and base.__module__ != "enum"]
+            assert not owners, f"{cls.__name__}.{name} overrides a private name of {owners[0]}"
