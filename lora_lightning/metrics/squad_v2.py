@@ -128,10 +128,8 @@ def best_threshold(scores: QuestionScores, by: Literal["exact", "f1"]) -> tuple[
     Questions are taken in the order of their null scores and answered one after another. Of equally good thresholds
     the lowest counts.
 
-    The official script differs in three respects, so that its threshold may not reproduce its score: it cuts between
-    questions of the same null score, which no threshold can; it counts a right answer without a word that counts, such
-    as "the", as missed by silence, and such an answer to an unanswerable question as wrong; and it gives the threshold
-    0 if answering nothing is best, which suits the probabilities that it expects but not any real number.
+    This is the threshold to apply; `official_best` has the value that the official script prints, which no threshold
+    may reach.
 
     Args:
         scores: At least one question.
@@ -149,6 +147,28 @@ def best_threshold(scores: QuestionScores, by: Literal["exact", "f1"]) -> tuple[
     best = int(np.where(can_cut, total, -np.inf).argmax())
     threshold = float(null_score[best - 1]) if best else _below(null_score)
     return float(scores_at(scores, threshold, by).mean()), threshold
+
+
+def official_best(scores: QuestionScores, by: Literal["exact", "f1"]) -> tuple[float, float]:
+    """The best mean score and its threshold as the official script counts them.
+
+    It differs from `best_threshold`: it cuts between questions of the same null score, which no threshold can, and
+    counts an answer without a word that counts, such as "the", as an answer, although it scores like silence.
+
+    Args:
+        scores: At least one question.
+        by: What to maximise.
+
+    Returns:
+        The best mean score, in [0, 1], and its threshold; if answering nothing is best, a finite number below all null
+        scores, where the script says 0, which suits the probabilities that it expects but not any real number.
+    """
+    order = np.argsort(scores.null_score, kind="stable")
+    gain = np.where(scores.has_answer, getattr(scores, by), -scores.answered.astype(np.float64))[order]
+    total = np.cumsum(np.concatenate([[np.count_nonzero(~scores.has_answer)], gain]))  # adds in the script's order
+    best = int(total.argmax())
+    threshold = float(scores.null_score[order[best - 1]]) if best else _below(scores.null_score)
+    return float(total[best]) / len(gain), threshold
 
 
 def scores_at(scores: QuestionScores, threshold: float, by: Literal["exact", "f1"]) -> Array:
@@ -213,5 +233,5 @@ def squad_v2_report(scores: QuestionScores, threshold: float) -> dict[str, float
         if chosen.any():
             values |= {f"{prefix}{name}": float(value[chosen].mean()) for name, value in applied.items()}
     for name in VALUES:
-        values[f"best_{name}"], values[f"best_{name}_thresh"] = best_threshold(scores, name)
+        values[f"best_{name}"], values[f"best_{name}_thresh"] = official_best(scores, name)
     return values

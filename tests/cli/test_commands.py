@@ -305,7 +305,6 @@ MISUSE: dict[str, tuple[Misuse, list[str]]] = {
                 "model.optimization.learning_rate=.inf": "learning_rate is inf, but it must be above 0",
                 "model.optimization.weight_decay=.nan": "weight_decay is nan, but it must be at least 0",
                 "seed_everything=-1": "seed_everything is -1, but a seed in [0, 4294967296) is needed",
-                f"data.cache_dir={'a' * 3000}": "a file name is too long: 'aaaaaa",
                 f"data.data_dir={'a' * 3000}": "a file name is too long: 'aaaaaa",
                 f"trainer.logger.save_dir={'a' * 3000}": "cannot be written (File name too long)",
                 f"model.backbone=./{'a' * 3000}": "a file name is too long: 'aaaaaa",

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from lora_lightning.metrics.squad_v2 import (
     REPORTED,
+    VALUES,
     Question,
     best_threshold,
     choose_threshold,
@@ -278,33 +279,30 @@ texts = st.lists(st.sampled_from(["the", "a", "An", "x", "X", "y.", "z", "-", "â
 @given(st.data(), st.integers(1, 12), st.sampled_from([-math.inf, -1.0, 0.0, 2.5, math.inf]))
 @settings(deadline=None)
 def test_any_answers_score_as_in_the_reference(data: st.DataObject, size: int, threshold: float) -> None:
-    """Where a threshold can do what the script's own counting does; see `best_threshold`."""
-    words = texts.filter(normalize_answer)
-    questions = [question(*data.draw(st.lists(words, max_size=3)), name=str(number)) for number in range(size)]
-    answers = [data.draw(st.one_of(st.just(""), words)) for _ in questions]
-    null_scores = [float(number) - 5 for number in data.draw(st.permutations(range(size)))]
+    questions = [question(*data.draw(st.lists(texts, max_size=3)), name=str(number)) for number in range(size)]
+    answers = [data.draw(texts) for _ in questions]
+    null_scores = [float(data.draw(st.integers(-3, 3))) for _ in questions]  # many are equal
     assert_same(questions, answers, null_scores, threshold)
 
 
-@given(st.data(), st.integers(1, 12), st.sampled_from([-math.inf, -1.0, 0.0, 2.5, math.inf]))
+@given(st.data(), st.integers(1, 12))
 @settings(deadline=None)
-def test_thresholds_applied_reproduce_the_best(data: st.DataObject, size: int, threshold: float) -> None:
+def test_thresholds_applied_reproduce_the_best(data: st.DataObject, size: int) -> None:
     """Whatever the texts, and with many equal null odds."""
     questions = [question(*data.draw(st.lists(texts, max_size=3)), name=str(number)) for number in range(size)]
     answers = [data.draw(texts) for _ in questions]
     odds = st.one_of(st.integers(-3, 3).map(float), st.floats(width=32, allow_nan=False, allow_infinity=False))
     null_scores = [data.draw(odds) for _ in questions]
     scores = score_answers(questions, answers, null_scores)
-    report = squad_v2_report(scores, threshold)
-    for name in ("exact", "f1"):
-        best, at = report[f"best_{name}"], report[f"best_{name}_thresh"]
+    for name in VALUES:
+        best, at = best_threshold(scores, name)
         assert squad_v2_report(scores, at)[name] == best
         assert squad_v2_report(scores, float(np.float32(at)))[name] == best  # as it is logged
         reached = [squad_v2_report(scores, each)[name] for each in (-math.inf, *null_scores)]
         assert best == pytest.approx(max(reached), abs=1e-12)
     if not scores.has_answer.all():
         kept = float(np.float32(choose_threshold(scores)))
-        assert squad_v2_report(scores, kept)["f1"] == report["best_f1"]
+        assert squad_v2_report(scores, kept)["f1"] == best_threshold(scores, "f1")[0]
 
 
 @given(st.data(), st.integers(1, 12))
