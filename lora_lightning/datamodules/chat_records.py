@@ -125,7 +125,7 @@ def has_empty_response(record: Record) -> bool:
         return _is_blank(record.fields.get("output", "x"))
     turns = record.fields[field]
     turns = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
-    said = [turn for turn in turns if turn.get("role", turn.get("from")) in {"assistant", "gpt"}]
+    said = [turn for turn in turns if turn.get("role", turn.get("from")) in ("assistant", "gpt")]
     return any(
         _is_blank(turn.get("content", turn.get("value", "x")))
         and not (turn.get("tool_calls") or turn.get("function_call"))

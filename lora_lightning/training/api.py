@@ -50,13 +50,19 @@ def train(
         set_stop_handler(raise_training_stopped)
         try:
             with explain_errors():
-                record = TrainingRun(prepare("fit", words)).execute()
+                return _finished_run(TrainingRun(prepare("fit", words)))
         except RunFinished as finished:
             return RunRecord.load(finished.folder)
-    if record is None:
+
+
+def _finished_run(run: TrainingRun) -> RunRecord:
+    record = run.execute()
+    if run.leaves_nothing:
         msg = "trainer.fast_dev_run leaves no run to return; set trainer.max_steps and limit_val_batches instead."
         raise CheckpointError(msg)
-    return record
+    if record is not None and run.trainer.world_size == 1:
+        return record
+    return RunRecord.load(run.trainer.strategy.broadcast(str(run.folder)))  # which only the main process knows
 
 
 def evaluate(

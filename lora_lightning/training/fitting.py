@@ -66,8 +66,7 @@ class TrainingRun:
         """Does everything.
 
         Returns:
-            The finished run; `None` after `fast_dev_run`, which leaves none. Of several processes only the main one
-            is sure to see the results.
+            The finished run, on the main process; `None` after `fast_dev_run`, which leaves none.
 
         Raises:
             LoraLightningError: If options, data and model do not fit, or training fails.
@@ -84,7 +83,7 @@ class TrainingRun:
                 self.write_results(metrics)
         if self.failed_check is not None:
             raise self.failed_check
-        return None if self.leaves_nothing else RunRecord.load(self.folder)
+        return None if self.leaves_nothing or not self.trainer.is_global_zero else RunRecord.load(self.folder)
 
     def check(self) -> None:
         """Finds out before there is a run folder whether data and settings fit and results can be written."""
