@@ -64,8 +64,8 @@ def mark_texts(messages: Sequence[Message]) -> tuple[list[Message], list[Part]]:
         if not text:
             return value
         parts.append(Part(message, field, text))
-        before, _, after = value.partition(text)
-        return f"{before}Qzx{len(parts) - 1}mQ{after}"
+        start = len(value) - len(value.lstrip())
+        return f"{value[:start]}Qzx{len(parts) - 1}mQ{value[start + len(text) :]}"
 
     return [_marked_message(number, message, mark) for number, message in enumerate(messages)], parts
 
@@ -122,7 +122,7 @@ class ChatLayout:
         self.places = [(int(found[1]), found.start(), found.end()) for found in MARK.finditer(self.text)]
         self._first_place = {mark: (start, end) for mark, start, end in reversed(self.places)}
 
-    @property
+    @cached_property
     def missing(self) -> list[int]:
         """The marks that the template leaves out."""
         return [mark for mark in range(len(self.owners)) if mark not in self._first_place]

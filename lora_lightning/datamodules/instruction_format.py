@@ -1,13 +1,13 @@
 """Instructions and chats as text, with the parts of it that are learnt."""
 
 import json
-from collections.abc import Callable, Sequence
-from functools import cached_property, lru_cache
+from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_lightning.backbones.chat_layout import ChatLayout, Part, Turn, mark_texts
+from lora_lightning.backbones.chat_layout import ASSISTANT, ChatLayout, Part, Turn, mark_texts
 from lora_lightning.backbones.chat_template import ChatTemplate, Span, template_errors_named
 from lora_lightning.backbones.end_tokens import response_end_tokens
 from lora_lightning.datamodules.chat_records import Example
@@ -47,17 +47,18 @@ class ChatFormat:
 
     def __init__(self, template: ChatTemplate) -> None:
         self.template = template
-        self._layout: Callable[[str], ChatLayout] = lru_cache(LAYOUTS_KEPT)(self._new_layout)
-
-    def _new_layout(self, form: str) -> ChatLayout:
-        messages, owners, tools = json.loads(form)
-        return ChatLayout(self.template, messages, owners, tools)
+        self._layouts: dict[str, ChatLayout] = {}
 
     def _layout_of(self, example: Example) -> tuple[ChatLayout, list[Part]]:
         messages, parts = mark_texts(example.chat)
-        form = json.dumps([messages, [part.message for part in parts], example.tools])
-        with template_errors_named(example.where or "a prompt", example.chat):
-            return self._layout(form), parts
+        owners = [part.message for part in parts]
+        form = repr((messages, example.tools))
+        if form not in self._layouts:
+            if len(self._layouts) >= LAYOUTS_KEPT:
+                self._layouts.clear()
+            with template_errors_named(example.where or "a prompt", example.chat):
+                self._layouts[form] = ChatLayout(self.template, messages, owners, example.tools)
+        return self._layouts[form], parts
 
     def check(self, example: Example) -> list[str]:
         """Refuses a chat of which the template leaves out a text.
@@ -119,7 +120,7 @@ class ChatFormat:
         layout, parts = self._layout_of(example)
         places = find_parts(layout, parts, text)
         if places is None:
-            self._layout.cache_clear()  # type: ignore[attr-defined]  # a template may write today's date
+            self._layouts.clear()  # a template may write today's date
             layout, _ = self._layout_of(example)
             places = find_parts(layout, parts, text)
         if places is None:
@@ -220,7 +221,8 @@ def _actual(position: int, layout: ChatLayout, places: Sequence[Span]) -> int:
 def _left_out(example: Example, part: Part) -> DataError:
     message = example.messages[part.message]
     role = message["role"]
-    if part.field == "reasoning_content" or (part.field == "content" and "</think>" in message["content"]):
+    thought = part.field == "content" and role == ASSISTANT and "</think>" in message["content"]
+    if thought or part.field == "reasoning_content":
         what, remedy = "reasoning", "end the record with this response, remove its reasoning, or use another backbone"
     elif part.field == "tool_calls":
         what, remedy = "tool calls", "remove the record, or use a backbone whose template writes them"
@@ -234,11 +236,15 @@ def _left_out(example: Example, part: Part) -> DataError:
 
 
 def _changed(example: Example, parts: Sequence[Part], text: str) -> DataError:
-    part = next((part for part in parts if part.value not in text), parts[-1])
-    role = example.messages[part.message]["role"]
+    changed = next((part for part in parts if part.value not in text), None)
+    if changed is None:
+        what = "writes this chat differently because of the words in it, so its responses"
+    else:
+        role = example.messages[changed.message]["role"]
+        what = f"changes the {changed.field} of message {changed.message + 1} (role {role}), so it"
     return DataError(
-        f"{example.where}: the chat template changes the {part.field} of message {part.message + 1} (role {role}), so "
-        "it cannot be found in the text; reword it, or use a backbone with a plainer template."
+        f"{example.where}: the chat template {what} cannot be found in the text; reword the record, or use a backbone "
+        "with a plainer template."
     )
 
 

@@ -160,6 +160,7 @@ def test_responses_that_are_switched_off_are_read_but_not_learnt(template: str, 
         (say("human", "why?"), "the content of message 1 .role human"),
         (say("developer", "be kind"), "the content of message 1 .role developer"),
         (say("tool", "7"), "the content of message 1 .role tool"),
+        (say("system", "no </think>"), "the content of message 1 .role system"),
     ],
 )
 def test_a_message_that_the_template_leaves_out_is_refused(message: dict[str, Any], what: str) -> None:
@@ -274,6 +275,12 @@ def test_a_template_that_refuses_a_chat_is_an_error_with_place_and_roles() -> No
 def test_a_template_that_changes_words_is_an_error_with_the_place() -> None:
     chat = chat_format(t.CHATML.replace("m.content", "m.content.replace('cat', 'dog')"))
     with pytest.raises(DataError, match=r"^f, line 3: .* changes the content of message 2 \(role assistant\)"):
+        chat.render(parse_example(Record("f, line 3", {"messages": [say("user", "pet?"), say("assistant", "a cat")]})))
+
+
+def test_a_template_that_adds_words_to_some_contents_is_an_error_with_the_place() -> None:
+    chat = chat_format(t.CHATML.replace("m.content", "(m.content + ('!' if 'cat' in m.content else ''))"))
+    with pytest.raises(DataError, match=r"^f, line 3: .* writes this chat differently because of the words in it"):
         chat.render(parse_example(Record("f, line 3", {"messages": [say("user", "pet?"), say("assistant", "a cat")]})))
 
 
