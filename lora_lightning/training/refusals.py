@@ -36,12 +36,14 @@ def option_error(error: Exception) -> LoraLightningError | None:
     """
     if found := _error_in_any_phase(error):
         return found
-    module = raising_module(error.__traceback__)
+    cause = _error_of_class(error)
+    module = raising_module(cause.__traceback__)
     package = module.partition(".")[0]
     if not isinstance(error, OPTION_ERRORS) or package in {"", OWN_PACKAGE}:
         return None
-    text = explain_parser_message(str(error)) if "\n" in str(error) else str(error)
-    return ConfigurationError(text if package in OPTION_PACKAGES else f"{module} raises {type(error).__name__}: {text}")
+    if package not in OPTION_PACKAGES:
+        return ConfigurationError(f"{module} raises {type(cause).__name__}: {' '.join(str(cause).split())}")
+    return ConfigurationError(explain_parser_message(str(error)) if "\n" in str(error) else str(error))
 
 
 def run_error(error: Exception) -> LoraLightningError | None:
@@ -104,6 +106,13 @@ def find_own_error(error: BaseException | None) -> LoraLightningError | None:
         seen.add(id(error))
         error = error.__cause__ or error.__context__
     return None
+
+
+def _error_of_class(error: BaseException) -> BaseException:
+    """Returns what a class raised while it was made, which jsonargparse wraps in an error about its types."""
+    while raising_module(error.__traceback__).startswith("jsonargparse") and error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def raising_module(traceback: TracebackType | None) -> str:

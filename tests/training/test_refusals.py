@@ -179,5 +179,5 @@ def test_a_bug_in_an_install_below_a_folder_of_that_name_keeps_its_traceback(
     )
     assert ended.returncode == 1, ended.stderr
     assert "Traceback (most recent call last)" in ended.stderr
-    assert ended.stderr.rstrip().endswith("ValueError: internal")
+    assert "ValueError: internal\n" in ended.stderr
     assert "lora-lightning: error" not in ended.stderr
