@@ -118,9 +118,10 @@ def auto_class_of(model: PreTrainedModel) -> str | None:
     Returns:
         Such as `AutoModelForCausalLM`; `None` if there is none.
     """
-    name, own = type(model).__name__, getattr(model.config, "auto_map", None) or {}
+    names = {cls.__name__ for cls in type(model).__mro__}  # FSDP2 puts a class of its own before the model's
+    own = getattr(model.config, "auto_map", None) or {}
     for auto_class, (table, _) in AUTO_CLASSES.items():
-        if own.get(auto_class, "").endswith(f".{name}") or table.get(model.config.model_type) == name:
+        if own.get(auto_class, "").rpartition(".")[2] in names or table.get(model.config.model_type) in names:
             return auto_class
     return None
 
@@ -137,7 +138,7 @@ def _arguments(model: PreTrainedModel, auto_class: str, is_adapter: bool) -> dic
             arguments |= _span_arguments(model, base)
         if config.name_or_path and (gguf_file := gguf_file_of(config.name_or_path)) is not None:
             arguments["gguf_file"] = gguf_file
-    if type(model).__module__.startswith("transformers_modules."):
+    if any(cls.__module__.startswith("transformers_modules.") for cls in type(model).__mro__):
         arguments["trust_remote_code"] = True
     return arguments
 
