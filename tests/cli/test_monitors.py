@@ -215,6 +215,6 @@ def test_a_failed_check_is_raised_after_test_and_summary(
     assert "test/in_scope_accuracy" in (run / "summary.json").read_text()
     assert (run / "checkpoints" / "best.ckpt").exists()
     said = capsys.readouterr()
-    assert "trained parameters" in said.out
+    assert "trainable parameters" in said.out
     assert "merging into the base weights changes the model" in said.err
     assert "Traceback" not in said.err
