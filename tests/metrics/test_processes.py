@@ -34,7 +34,7 @@ def measure(rows: range) -> dict[str, float]:
 
 
 def measure_together(rank: int, count: int, port: int, folder: Path) -> None:
-    processes.become(rank, count, port)
+    processes.join_training(rank, count, port)
     warnings.simplefilter("ignore")  # a process without rows computes before it updates
     torch.distributed.init_process_group("gloo", rank=rank, world_size=count)
     values = measure(range(rank, ROWS, WITH_ROWS) if rank < WITH_ROWS else range(0))
@@ -45,6 +45,6 @@ def measure_together(rank: int, count: int, port: int, folder: Path) -> None:
 def test_processes_together_measure_what_one_does(tmp_path: Path) -> None:
     expected = measure(range(ROWS))
     assert expected["questions"] == ROWS * 2**31 + 10
-    processes.start(measure_together, 3, tmp_path)
+    processes.start_processes(measure_together, 3, tmp_path)
     for rank in range(3):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == pytest.approx(expected, rel=1e-9)
