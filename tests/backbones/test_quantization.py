@@ -40,7 +40,10 @@ FLOAT32 = Quantization(QuantizationSettings(), LoraSettings(), CPU, torch.float3
 )
 def test_what_only_4_bits_have_is_refused_for_8(name: str, value: object) -> None:
     QuantizationSettings(**{name: value})  # type: ignore[arg-type]
-    with pytest.raises(ConfigurationError, match=rf"quantization.{name} is {value}, but it applies to 4-bit weights only, and bits is 8"):
+    with pytest.raises(
+        ConfigurationError,
+        match=rf"quantization.{name} is {value}, but it applies to 4-bit weights only, and bits is 8",
+    ):
         QuantizationSettings(bits=8, **{name: value})  # type: ignore[arg-type]
 
 

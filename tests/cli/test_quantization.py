@@ -132,7 +132,10 @@ def test_16_bit_precision_trains_too(tiny_backbone: TinyBackbone, tmp_path: Path
 
 MISUSE = {
     "full fine-tuning": (["--model.lora=null"], "model.quantization is set, but model.lora is null"),
-    "8 bits of a type": (["--model.quantization.bits=8"], "double_quantization is True, but it applies to 4-bit weights only"),
+    "8 bits of a type": (
+        ["--model.quantization.bits=8"],
+        "double_quantization is True, but it applies to 4-bit weights only",
+    ),
     "unknown module": (
         ["--model.quantization.skip_modules=[intermediat]"],
         "the model has no module 'intermediat'; did you mean 'intermediate'",
