@@ -137,9 +137,9 @@ def test_attributes_of_quantised_layers(bits: int) -> None:
         layer.weight = bnb.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
     layer = layer.to("cpu")  # quantises
     dequantized = bitsandbytes.dequantized_4bit(layer) if bits == 4 else bitsandbytes.dequantized_8bit(layer)
-    assert (dequantized.float() - weight).abs().max() < (0.6 if bits == 4 else 0.05), gone(
-        "quant_state", "bitsandbytes"
-    )
+    # Half of the widest gap between two levels, of the largest weight: about 0.17 in 4 bits, 1 / 254 in 8.
+    largest = (0.17 if bits == 4 else 0.005) * weight.abs().max()
+    assert (dequantized.float() - weight).abs().max() < largest, gone("quant_state", "bitsandbytes")
     assert bitsandbytes.original_size(layer.weight) == weight.numel(), gone("quant_state.shape", "bitsandbytes")
     again = (bitsandbytes.quantized_4bit if bits == 4 else bitsandbytes.quantized_8bit)(layer, weight)
     found = bitsandbytes.dequantized_4bit(again) if bits == 4 else bitsandbytes.dequantized_8bit(again)
