@@ -7,12 +7,12 @@ attributes in use are listed in `LORA_ATTRIBUTES` and `ADALORA_ATTRIBUTES`.
 from collections.abc import Sequence
 from typing import Any, cast
 
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from peft.tuners.adalora.layer import AdaLoraLayer
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.lora.variants import DoraLinearVariant
-from peft.tuners.tuners_utils import cast_adapter_dtype
+from peft.tuners.tuners_utils import _check_lora_target_modules_mamba, cast_adapter_dtype
 from peft.utils.integrations import dequantize_module_weight, get_bnb_param_type
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ __all__ = [
     "dequantized",
     "first_matching_pattern",
     "rank_allocator",
+    "takes_no_adapter",
 ]
 
 # Of every adapted layer: dictionaries by adapter, and what a forward pass looks at.
@@ -65,6 +66,23 @@ def first_matching_pattern(patterns: Sequence[str], module: str) -> str:
         The first key that matches; the module's name itself if none does.
     """
     return get_pattern_key(patterns, module)
+
+
+def takes_no_adapter(model: nn.Module, name: str) -> bool:
+    """Returns whether PEFT refuses to adapt a layer of this architecture.
+
+    Mamba's kernels read the weights of its convolution and output projection without calling the layers, so that an
+    adapter there would have no effect. PEFT raises while it attaches adapters, after the weights are loaded.
+
+    Args:
+        model: A transformers model, before adapters are attached.
+        name: Dotted name of one of its layers.
+    """
+    try:
+        _check_lora_target_modules_mamba(LoraConfig(), model, name.rsplit(".", 1)[-1])
+    except ValueError:
+        return True
+    return False
 
 
 def adapters_in_float32(network: PeftModel, adapter: str) -> None:

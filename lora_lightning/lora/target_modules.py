@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from lora_lightning.compat.peft import takes_no_adapter
 from lora_lightning.compat.transformers import Conv1D
 from lora_lightning.errors import ConfigurationError, suggest_names
 
@@ -122,12 +123,17 @@ def resolve_target_modules(model: nn.Module, target_modules: str | list[str], ex
         exclude: Dotted names of modules that train in full and therefore get no adapter.
 
     Returns:
-        Full dotted names, in the model's order, at least one.
+        Full dotted names, in the model's order, at least one. `all-linear` leaves out the layers of an architecture
+        in which an adapter would have no effect.
 
     Raises:
-        ConfigurationError: If a name matches no layer, or a preset does not know the architecture.
+        ConfigurationError: If a name matches no layer, or one that takes no adapter, or a preset does not know the
+            architecture.
     """
     layers = list(linear_layers(model, exclude))
+    without_effect = [name for name in layers if takes_no_adapter(model, name)]
+    if target_modules == "all-linear":
+        layers = [name for name in layers if name not in without_effect]
     if not layers:
         msg = (
             f"model.lora.target_modules is {target_modules!r}, but apart from {', '.join(exclude)}, which train in "
@@ -152,6 +158,13 @@ def resolve_target_modules(model: nn.Module, target_modules: str | list[str], ex
         msg = (
             f"model.lora.target_modules is {target_modules!r}, but this model has no layer whose name ends in "
             f"{', '.join(wanted)}; its layers end in {', '.join(_short_names(layers))}."
+        )
+        raise ConfigurationError(msg)
+    if refused := chosen.intersection(without_effect):
+        msg = (
+            f"model.lora.target_modules names {min(refused)}, but {model.config.model_type} computes with the weights "
+            "of that layer without calling it, so that an adapter there would have no effect; leave "
+            f"{', '.join(_short_names(refused))} out, or use all-linear, which does."
         )
         raise ConfigurationError(msg)
     return [name for name in layers if name in chosen]

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import DebertaV2Config, DebertaV2ForSequenceClassification, T5Config, T5ForSequenceClassification
 
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.target_modules import PRESETS, linear_layers, resolve_target_modules
 from tests.conftest import TinyClassifier
+from tests.tiny_families import causal_model
 from tests.tiny_models import FAMILIES
 
 # Written out by hand from transformers' source, layer by layer, not from the table under test: family ->
@@ -176,3 +178,14 @@ def test_deberta_with_its_own_position_projections_keeps_them_under_all_linear()
         model = DebertaV2ForSequenceClassification(config)
     names = resolve_target_modules(model, "all-linear", exclude=["pooler", "classifier"])
     assert {name.rsplit(".", 1)[-1] for name in names} >= {"pos_key_proj", "pos_query_proj"}
+
+
+@pytest.mark.parametrize("family", ["mamba", "mamba2"])
+def test_layers_that_mamba_never_calls_get_no_adapter(family: str) -> None:
+    model = causal_model(family)
+    names = resolve_target_modules(model, "all-linear", exclude=["lm_head"])
+    assert {name.rsplit(".", 1)[-1] for name in names} >= {"in_proj"}
+    assert not [name for name in names if name.endswith("out_proj")]
+    get_peft_model(model, LoraConfig(target_modules=names))  # PEFT agrees with every one of them
+    with pytest.raises(ConfigurationError, match=r"0\.mixer\.out_proj, but mamba2? .* leave out_proj out, or use all-lin"):
+        resolve_target_modules(causal_model(family), ["in_proj", "out_proj"], exclude=["lm_head"])
