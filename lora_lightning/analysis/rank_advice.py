@@ -1,9 +1,9 @@
-"""What the spectra of a trained model tell its user to do about r, in one paragraph."""
+"""Advice about r from the spectra of a trained adapter, in one paragraph."""
 
 import math
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from lora_lightning.analysis.spectrum import common_energy_rank, effective_rank, energy_rank
@@ -15,26 +15,88 @@ ENERGY = 0.99
 ENOUGH = 0.75  # of r; a lower rank than this is worth a try
 
 
-def rank_advice(spectra: Mapping[str, Tensor], ranks: Mapping[str, int], lora: LoraSettings | None = None) -> str:
-    """Says how much of their rank the adapters use, and which r to try next.
+@dataclass(frozen=True)
+class Validation:
+    """What validation says about an adapter and about its truncation.
+
+    Attributes:
+        metric: The monitored metric, such as `val/accuracy`.
+        value: Of the adapter as it is.
+        constant: Of the best answer that is the same for every example.
+        is_better: Whether the adapter is clearly better than that.
+        examples: How many were validated.
+        r: The rank that it was truncated to; `None` if it was not.
+        truncated: The metric of the truncated adapter; NaN if it was not truncated.
+        is_worse: Whether the truncated adapter is clearly worse.
+    """
+
+    metric: str
+    value: float
+    constant: float
+    is_better: bool
+    examples: int
+    r: int | None = None
+    truncated: float = float("nan")
+    is_worse: bool = False
+
+
+def rank_advice(
+    spectra: Mapping[str, Tensor],
+    ranks: Mapping[str, int],
+    lora: LoraSettings | None = None,
+    validation: Validation | None = None,
+) -> str:
+    """Tells how much of their rank the adapters use, and which r to try next.
 
     Args:
         spectra: Singular values of dW, by module, each (n,), descending.
         ranks: The rank that dW can have, by module, at least one: r; under PiSSA and OLoRA 2 r; under AdaLoRA the
             directions that are left, which may be none.
-        lora: What the adapters were made with, to name the options of another r; `None` if that is not known.
+        lora: The settings of the adapters, to name the options of another r; `None` if they are unknown.
+        validation: Of the adapter, truncated to `rank_to_truncate_to`; `None` if nothing was validated.
 
     Returns:
-        One to three sentences.
+        One to three sentences; nothing about ranks if the adapter is no better than a constant answer.
     """
     finite = {name: spectrum for name, spectrum in spectra.items() if spectrum.isfinite().all()}
     left = {name: spectrum for name, spectrum in finite.items() if ranks[name]}
     trained = {name: spectrum for name, spectrum in left.items() if spectrum.any()}
-    sentences = [f"{_use(trained, ranks, lora)}; {_advice(trained, ranks, lora)}."] if trained else []
+    sentences = []
+    if validation is not None and not validation.is_better:
+        sentences = [_no_advice(validation)]
+    elif trained:
+        sentences = [f"{_use(trained, ranks, lora)}; {_advice(trained, ranks, lora, validation)}."]
     sentences += _odd([name for name in spectra if name not in finite], spectra, "hold NaN or infinity")
     sentences += _odd([name for name in finite if name not in left], spectra, "have no rank left")
     sentences += _odd([name for name in left if name not in trained], spectra, "have not moved from dW = 0")
     return " ".join(sentences)
+
+
+def rank_to_truncate_to(
+    spectra: Mapping[str, Tensor], ranks: Mapping[str, int], lora: LoraSettings | None = None
+) -> int | None:
+    """The rank whose truncation is worth a validation.
+
+    Args:
+        spectra: As in `rank_advice`.
+        ranks: As in `rank_advice`.
+        lora: As in `rank_advice`.
+
+    Returns:
+        The rank that the advice names; `None` if it names none, or if truncation would not change the adapter.
+    """
+    if lora is not None and (lora.adalora is not None or lora.changes_base):
+        return None
+    keeps = common_energy_rank([spectrum for spectrum in spectra.values() if spectrum.isfinite().all()], ENERGY)
+    return keeps if 0 < keeps < max(ranks.values(), default=0) else None
+
+
+def _no_advice(validation: Validation) -> str:
+    return (
+        f"no advice: {validation.metric} is {validation.value:.4g}, not clearly better than the "
+        f"{validation.constant:.4g} of a constant answer ({validation.examples} validation examples), so that the "
+        "spectra do not tell which r to train."
+    )
 
 
 def _use(spectra: Mapping[str, Tensor], ranks: Mapping[str, int], lora: LoraSettings | None) -> str:
@@ -57,23 +119,39 @@ def _their_rank(sizes: Collection[int], lora: LoraSettings | None) -> str:
     return f"{r} = {smallest}" if smallest == largest else f"their rank ({r} = {smallest} to {largest})"
 
 
-def _advice(spectra: Mapping[str, Tensor], ranks: Mapping[str, int], lora: LoraSettings | None) -> str:
+def _advice(
+    spectra: Mapping[str, Tensor], ranks: Mapping[str, int], lora: LoraSettings | None, validation: Validation | None
+) -> str:
     least_used = min(_shares(spectra, ranks))
     if lora is not None and lora.adalora is not None:
-        # Shared out as AdaLoRA does it, to the directions that matter most anywhere.
-        together = torch.cat(list(spectra.values())).sort(descending=True).values
-        average = math.ceil(float(energy_rank(together, ENERGY)) / len(ranks))
+        energy_ranks = [float(energy_rank(spectrum, ENERGY)) for spectrum in spectra.values()]
+        average = math.ceil(sum(energy_ranks) / len(ranks))
         following = _target_to_try(average, least_used, lora, lora.adalora)
-        return f"an average rank of {average} keeps 99 % of the energy of all dW; {following}"
+        return f"an average rank of {average} keeps 99 % of the energy of each dW; {following}"
     keeps = common_energy_rank(list(spectra.values()), ENERGY)
+    kept = _kept(spectra, keeps)
     if lora is not None and lora.changes_base:
         return (
-            f"plain LoRA of r = {keeps} would keep 99 % of the energy of all dW, but as dW is what {_start(lora)} "
+            f"plain LoRA of r = {keeps} would keep 99 % of the energy of {kept}, but as dW is what {_start(lora)} "
             "learnt less what it started with, that does not tell which r to train; compare runs with another r"
         )
     sizes = {ranks[name] for name in spectra}
-    following = _r_to_try(keeps, max(sizes), least_used, lora if lora is not None and sizes == {lora.r} else None)
-    return f"r = {keeps} keeps 99 % of the energy of all dW; {following}"
+    lora = lora if lora is not None and sizes == {lora.r} else None
+    text = f"r = {keeps} keeps 99 % of the energy of {kept}"
+    if validation is not None and validation.r == keeps:
+        text += (
+            f", and truncated to it, this adapter has {validation.metric} {validation.truncated:.4g} instead of "
+            f"{validation.value:.4g} ({validation.examples} validation examples)"
+        )
+        if validation.is_worse:
+            return f"{text}: what it leaves out matters, so keep r = {max(sizes)}"
+    return f"{text}; {_r_to_try(keeps, max(sizes), least_used, lora)}"
+
+
+def _kept(spectra: Mapping[str, Tensor], r: int) -> str:
+    """How many adapters keep their energy in a rank."""
+    count = sum(int(energy_rank(spectrum, ENERGY)) <= r for spectrum in spectra.values())
+    return "every dW of this adapter" if count == len(spectra) else f"{count} of the {len(spectra)} dW of this adapter"
 
 
 def _start(lora: LoraSettings) -> str:

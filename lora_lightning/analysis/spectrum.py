@@ -6,6 +6,7 @@ those of a core no larger than (r, r). No (out, in) matrix is formed.
 Everything is computed in float64. In float32 the error would be that of ||A|| ||B||, which may be far above ||dW||.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from lora_lightning.analysis.threads import map_in_threads
 from lora_lightning.lora.delta import AdapterDelta
+
+MOST = 0.9  # of the adapters
 
 
 def in_float64(tensor: Tensor) -> Tensor:
@@ -126,17 +129,17 @@ def rank_numbers(spectrum: Tensor, r: int) -> dict[str, float]:
 
 
 def common_energy_rank(spectra: Sequence[Tensor], share: float) -> int:
-    """The least r that, as the rank of every adapter, keeps a share of the energy of all of them together.
+    """The least r at which nine of ten adapters keep a share of their own energy.
+
+    Each adapter counts once, however large its update is: neither one loud adapter nor one of unusual rank decides for
+    the others, as it would in the energy of all of them together.
 
     Args:
         spectra: Of each adapter, (n,), descending; lengths may differ.
         share: In (0, 1].
 
     Returns:
-        The rank; 0 where there is no energy, or no adapter.
+        The rank; 0 if there is no energy, or no adapter.
     """
-    longest = max((len(spectrum) for spectrum in spectra), default=0)
-    energy = torch.zeros(longest, dtype=torch.float64)
-    for spectrum in spectra:
-        energy[: len(spectrum)] += spectrum.square()
-    return int(energy_rank(energy.sqrt(), share))
+    ranks = sorted(int(energy_rank(spectrum, share)) for spectrum in spectra if spectrum.any())
+    return ranks[math.ceil(MOST * len(ranks)) - 1] if ranks else 0

@@ -93,7 +93,7 @@ class AdapterMonitor(Callback):
         """Measures the weights that the model has now; every process calls it, the main one's numbers count."""
         raise NotImplementedError
 
-    def show(self, trainer: Trainer, board: TensorBoardLogger, measurements: list[Measurement]) -> None:
+    def add_pictures(self, trainer: Trainer, board: TensorBoardLogger, measurements: list[Measurement]) -> None:
         """Adds pictures or histograms to TensorBoard; on the main process only."""
 
     def conclude(self, trainer: Trainer, pl_module: LightningModule, export: Export | None) -> None:
@@ -215,7 +215,7 @@ class AdapterMonitor(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)
             if isinstance(logger, TensorBoardLogger):
-                self.show(trainer, logger, measurements)
+                self.add_pictures(trainer, logger, measurements)
 
     def table_path(self, trainer: Trainer) -> Path:
         """The Parquet file."""
@@ -239,7 +239,7 @@ def has_export(trainer: Trainer) -> bool:
     return any(getattr(callback, "exports_adapter", False) for callback in trainer.checkpoint_callbacks)
 
 
-def words_for(export: Export | None) -> str:
+def describe_weights(export: Export | None) -> str:
     """Names the weights that a sentence is about.
 
     Args:

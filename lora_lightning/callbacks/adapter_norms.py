@@ -122,7 +122,7 @@ class AdapterNormMonitor(AdapterMonitor):
         super().record_export(trainer, pl_module, export)
         self._entries = {}
 
-    def show(self, trainer: Trainer, board: TensorBoardLogger, measurements: list[Measurement]) -> None:
+    def add_pictures(self, trainer: Trainer, board: TensorBoardLogger, measurements: list[Measurement]) -> None:
         """Adds a histogram of each factor's entries."""
         del measurements
         for name, entries in self._entries.items():

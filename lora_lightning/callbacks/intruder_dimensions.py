@@ -17,7 +17,7 @@ from lora_lightning.analysis.intruders import (
     left_singular_vectors,
 )
 from lora_lightning.analysis.threads import map_in_threads
-from lora_lightning.callbacks.adapter_monitor import TOTAL, AdapterMonitor, Export, Measurement, words_for
+from lora_lightning.callbacks.adapter_monitor import TOTAL, AdapterMonitor, Export, Measurement, describe_weights
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.delta import adapted_layers, pretrained_weight
 from lora_lightning.lora.merging import merged_weight
@@ -73,7 +73,7 @@ class IntruderDimensions(AdapterMonitor):
         """Prints how many intruder dimensions the exported adapter has."""
         del pl_module
         if self._sentence and trainer.is_global_zero:
-            print(f"intruder dimensions ({words_for(export)}): {self._sentence}")
+            print(f"intruder dimensions ({describe_weights(export)}): {self._sentence}")
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> list[Measurement]:
         """Decomposes this process's share of the layers and gathers all."""
@@ -90,7 +90,9 @@ class IntruderDimensions(AdapterMonitor):
             torch.distributed.all_gather_object(parts, found)
         together = {name: intruders for part in parts for name, intruders in part.items()}
         if together:
-            self._sentence = f"{describe(together)} ({time.perf_counter() - started:.1f} s for {len(together)} layers)"
+            self._sentence = (
+                f"{describe_intruders(together)} ({time.perf_counter() - started:.1f} s for {len(together)} layers)"
+            )
         return measurements_of(together)
 
     def _compare(self, name: str, weight: Tensor, adapted: Tensor) -> Intruders:
@@ -122,7 +124,7 @@ def measurements_of(found: dict[str, Intruders]) -> list[Measurement]:
     return [*measurements, Measurement(TOTAL, "count", float(count)), Measurement(TOTAL, "strength", strength)]
 
 
-def describe(found: dict[str, Intruders]) -> str:
+def describe_intruders(found: dict[str, Intruders]) -> str:
     """Summarises the intruders of all layers in a sentence.
 
     Args:

@@ -1,4 +1,4 @@
-"""Prove on held-out batches that merging the adapters does not change what the model says."""
+"""Prove on held-out batches that the exported adapter, merged, gives the outputs of the best checkpoint."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -6,48 +6,52 @@ from typing import Any, Literal, cast
 
 import torch
 from lightning import LightningModule, Trainer
-from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from lora_lightning.analysis.merge_verdict import Verdict, judge
-from lora_lightning.analysis.outputs import OutputComparison, OutputDifference
+from lora_lightning.analysis.merge_verdict import Verdict, default_tolerance
 from lora_lightning.backbones import load_config, load_original_weights
-from lora_lightning.callbacks.adapter_monitor import TOTAL, AdapterMonitor, Measurement
+from lora_lightning.callbacks.adapter_monitor import AdapterMonitor, Export, Measurement, describe_weights
+from lora_lightning.callbacks.exported_model import find_weight_fault, network_replaced, open_export
+from lora_lightning.callbacks.merge_comparison import MergeComparison
 from lora_lightning.callbacks.validation_batches import (
     Batch,
-    Observation,
     held_out_batches,
-    observe,
-    precision,
-    undisturbed,
+    isolated_evaluation,
+    validation_precision,
 )
-from lora_lightning.errors import ConfigurationError, VerificationError
+from lora_lightning.errors import BackboneError, ConfigurationError, VerificationError
 from lora_lightning.lora.delta import adapted_layers
-from lora_lightning.lora.merging import merge_targets, merged_adapters, quantization_errors, without_adapters
+from lora_lightning.lora.merging import merge_targets, merged_adapters, quantization_errors
 from lora_lightning.lora.quantized import quantized_bits
+from lora_lightning.lora.sharding import is_sharded
 from lora_lightning.tasks import AdaptationTask
 
 
 class MergeEquivalence(AdapterMonitor):
-    """Compares the adapted model with the merged one, at the end of training; the model is left bit for bit as it was.
+    """Compares the best checkpoint with its exported adapter, loaded and merged anew, and with merges in memory.
 
-    Logged for each merge target below `verification/all/<target>/`: `max_logit_difference`, `mean_logit_difference`,
-    `kl_divergence` (nats), `flipped_share` of decisions, the change of the loss and of the monitored metric, and
+    When training ends, the base is loaded once more, the exported folder is opened and merged by plain PEFT, and its
+    weights and outputs are compared with those of the best checkpoint. On a quantised base, where PEFT would round the
+    sum again, the adapter stays beside the base. The model in training is left bit for bit as it was.
+
+    Logged for each merge target (`exported` is the folder) below `verification/all/<target>/`: `max_logit_difference`,
+    `mean_logit_difference`, `kl_divergence` (nats), `flipped_share` of decisions, `recovery_ratio` of the adapter's
+    gain in log-likelihood with its 95 % interval, the change of the loss and of the monitored metric, and
     `seconds_per_batch`, which `verification/all/adapted/` has of the unmerged model. `verification/all/adapter/` is the
     same comparison of the adapted model with its base: how much the adapter does at all. On a quantised base each layer
     has `quantization_error` and `requantization_error`, relative to ||dW||, and a sentence recommends a target.
 
-    It fails where the merge that must be exact (`base`, or `dequantized` on a quantised base) moves a logit by more
-    than the tolerance, or says the same as the base without adapters: the adapter changes nothing.
+    It fails if the exported folder, or the merge that must be exact (`base`, or `dequantized` on a quantised base),
+    changes more than the rounding of intact merges of this model does, or has the outputs of the base without adapters.
 
-    Memory: the outputs of the batches twice on the host, and what `lora.merging.merged` says.
+    Memory: one more base, first in host memory; the outputs of the batches a few times on the host; and what
+    `lora.merging.merged_adapters` needs. Of a model that is sharded over processes the folder is not opened.
 
     Args:
         batches: Of the first validation loader, spread over it evenly; each process has its own.
-        at_validation: Compare at each validation too; a failure then ends training.
-        tolerance: Largest difference of two logits, relative to the largest logit (or to 1, if that is larger); `null`
-            chooses by the least exact dtype of the computation.
+        at_validation: Compare merges in memory at each validation too; a failure then ends training.
+        tolerance: Largest difference of two logits, relative to the largest logit (or to 1, if larger), whatever
+            rounding does; `null` leaves it to the intact merges, and without an exported folder to the dtype.
         on_failure: `raise` an error once training has ended and everything is saved, or `warn`.
         original_backbone: Hub id, folder or `package://` name of the 16- or 32-bit model that a quantised base was made
             from, to try the target `original`; it is loaded into host memory.
@@ -79,6 +83,8 @@ class MergeEquivalence(AdapterMonitor):
         self.verdict: Verdict | None = None
         self._saved_verdict: Verdict | None = None
         self._news = ""
+        self._export_news = ""
+        self._subject = ""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Looks for the original backbone before training, not when it is over."""
@@ -87,7 +93,7 @@ class MergeEquivalence(AdapterMonitor):
             load_config(self.original_backbone)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuses an original backbone that would say nothing.
+        """Refuses an original backbone that would change nothing.
 
         Raises:
             ConfigurationError: If the base is not quantised.
@@ -101,7 +107,7 @@ class MergeEquivalence(AdapterMonitor):
             raise ConfigurationError(msg)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes the verdict up again where the run goes on from the step that it is about."""
+        """Restores the verdict if the run resumes from the step that it is about."""
         super().on_train_start(trainer, pl_module)
         if self._saved_verdict is not None and 0 < self._measured_at == trainer.global_step:
             self._decide(trainer, self._saved_verdict)
@@ -122,49 +128,74 @@ class MergeEquivalence(AdapterMonitor):
         return not self.at_validation
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Says what came out, now that every checkpoint is written.
+        """Prints the verdict, now that every checkpoint is written.
 
         Raises:
             VerificationError: If merging failed, unless `on_failure` is `warn`.
         """
         del pl_module
         failure = self.verdict.failure if self.verdict else None
-        a_try = trainer.fast_dev_run  # type: ignore[attr-defined]  # one step of warm-up may have learnt nothing
+        a_try = trainer.fast_dev_run  # type: ignore[attr-defined]  # one step of warm-up may change nothing
         if failure and self.on_failure == "raise" and not a_try:
             raise VerificationError(failure)
         if trainer.is_global_zero and self._news:
-            print(f"merge check FAILED: {failure}" if failure else f"merge check: {self._news}")
+            result = f" FAILED: {failure}" if failure else f": {self._news}"
+            print(f"merge check{self._subject}{result}")
+
+    def conclude(self, trainer: Trainer, pl_module: LightningModule, export: Export | None) -> None:
+        """Notes what the verdict is about."""
+        del trainer, pl_module
+        self._subject = f" ({describe_weights(export)})"
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> list[Measurement]:
-        """Compares now."""
+        """Compares the weights that the model has now, and the exported folder if there is one by now."""
         task = cast("AdaptationTask", pl_module)
         batches = held_out_batches(trainer, self.batches)
-        if reason := why_not(trainer, task, batches):
+        if reason := reason_not_to_compare(trainer, task, batches):
             self._news = f"nothing was compared, {reason}."
             return []
-        with undisturbed(task):
+        with isolated_evaluation(task):
+            comparison = MergeComparison(trainer, task, batches)
+            measurements = comparison.of_the_adapter()
             originals = self._originals(task)
-            adapted = observe(trainer, task, batches)
-            with without_adapters(task):
-                base = observe(trainer, task, batches, with_metrics=False)
-            adapter = compare(trainer, adapted, base)
-            measurements = [*_rows("adapter", adapter), _seconds("adapted", adapted)]
-            differences: dict[str, OutputDifference] = {}
-            from_base: dict[str, OutputDifference] = {}
+            weight_fault = self._compare_export(comparison)
             for target in merge_targets(task, originals):
                 with merged_adapters(task, target, originals):
-                    found = observe(trainer, task, batches)
-                differences[target] = compare(trainer, adapted, found)
-                from_base[target] = compare(trainer, base, found)
-                measurements += [*_rows(target, differences[target]), _seconds(target, found)]
-                measurements += metric_changes(trainer, target, adapted.metrics, found.metrics)
-            measurements += layer_errors(task, originals)
-            with precision(trainer):
-                self._decide(trainer, judge(task, differences, from_base, adapter, self.tolerance))
+                    comparison.add(target)
+            measurements += comparison.measurements + layer_errors(task, originals)
+            with validation_precision(trainer):
+                tolerance = default_tolerance(task)
+            self._decide(trainer, comparison.judge(tolerance, self.tolerance, weight_fault))
         return measurements
 
+    def _compare_export(self, comparison: MergeComparison) -> str | None:
+        """Opens the exported folder and compares it; what is wrong with its weights, if anything."""
+        trainer, task, self._export_news = comparison.trainer, comparison.task, ""
+        if self._export is None:
+            return None
+        folder, network, fault = self._export.folder, None, None
+        skipped = "no process holds all of a sharded model" if is_sharded(task.built_network) else None
+        if skipped is None:
+            try:
+                network = open_export(trainer, task, folder)
+            except BackboneError as error:
+                skipped = str(error)
+            except Exception as error:  # noqa: BLE001  # PEFT raises many kinds; the folder does not load
+                fault = f"plain PEFT cannot load it ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+        opened = trainer.strategy.reduce(torch.tensor(network is not None, device=task.device).int(), reduce_op="min")
+        if network is not None and int(opened):  # on every process, or on none
+            fault = find_weight_fault(task, network)
+            with network_replaced(task, network):
+                comparison.add("exported")
+        fault, skipped = trainer.strategy.broadcast((fault, skipped))
+        if skipped is not None:
+            self._export_news = f" {folder} was not opened: {skipped.removesuffix('.')}."
+        elif fault is None and not int(opened):
+            self._export_news = f" {folder} was not compared: not every process can read it."
+        return fault
+
     def _decide(self, trainer: Trainer, verdict: Verdict) -> None:
-        self.verdict, self._news = verdict, verdict.sentence
+        self.verdict, self._news = verdict, verdict.sentence + self._export_news
         if verdict.failure and self.on_failure == "raise":
             trainer.should_stop = True
 
@@ -172,45 +203,19 @@ class MergeEquivalence(AdapterMonitor):
         layers = adapted_layers(task)
         if self.original_backbone is None or not any(_bits(layer) for layer in layers.values()):
             return None
-        model = cast("PeftModel", task.built_network).get_base_model()
-        return load_original_weights(cast("PreTrainedModel", model), self.original_backbone, layers)
+        return load_original_weights(task.transformers_model, self.original_backbone, layers)
 
 
-def why_not(trainer: Trainer, task: AdaptationTask, batches: list[Batch]) -> str | None:
-    """Why there is nothing to compare, as the end of a sentence; `None` where there is. Collective."""
+def reason_not_to_compare(trainer: Trainer, task: AdaptationTask, batches: list[Batch]) -> str | None:
+    """Why there is nothing to compare, as the end of a sentence; `None` if there is something. Collective."""
     fewest = trainer.strategy.reduce(torch.tensor(len(batches), device=task.device), reduce_op="min")
     if not adapted_layers(task):
         return "because model.lora is null and there is no adapter to merge"
     return None if int(fewest) else "because a process has no validation batches"
 
 
-def compare(trainer: Trainer, first: Observation, second: Observation) -> OutputDifference:
-    """How far two states are apart, over the batches of all processes; collective."""
-    comparison = OutputComparison()
-    for left, right in zip(first.outputs, second.outputs, strict=True):
-        comparison.update(left, right)
-    if trainer.world_size > 1:
-        device = trainer.strategy.root_device
-        comparison.sums = trainer.strategy.reduce(comparison.sums.to(device), reduce_op="sum").cpu()
-        comparison.maxima = trainer.strategy.reduce(comparison.maxima.to(device), reduce_op="max").cpu()
-    return comparison.result()
-
-
-def metric_changes(
-    trainer: Trainer, target: str, before: Mapping[str, float], after: Mapping[str, float]
-) -> list[Measurement]:
-    """The change of the loss and of the metric that decides which checkpoint is best."""
-    monitors = [str(getattr(callback, "monitor", "")) for callback in trainer.checkpoint_callbacks]
-    names = dict.fromkeys(["loss", *(monitor.partition("/")[2] for monitor in monitors)])
-    return [
-        Measurement(TOTAL, f"{target}/change_of_{name}", after[name] - before[name])
-        for name in names
-        if name in before and name in after
-    ]
-
-
 def layer_errors(task: AdaptationTask, originals: Mapping[str, Tensor] | None) -> list[Measurement]:
-    """The errors of quantising each layer, relative to what it learnt."""
+    """The errors of quantising each layer, relative to its update."""
     return [
         Measurement(name, metric, value)
         for name, layer in adapted_layers(task).items()
@@ -221,13 +226,3 @@ def layer_errors(task: AdaptationTask, originals: Mapping[str, Tensor] | None) -
 
 def _bits(layer: Any) -> int | None:
     return quantized_bits(cast("nn.Module", layer.get_base_layer()))
-
-
-def _rows(of: str, difference: OutputDifference) -> list[Measurement]:
-    names = ("max_logit_difference", "mean_logit_difference", "kl_divergence", "flipped_share")
-    values = asdict(difference)
-    return [Measurement(TOTAL, f"{of}/{name}", values[name]) for name in names]
-
-
-def _seconds(of: str, observation: Observation) -> Measurement:
-    return Measurement(TOTAL, f"{of}/seconds_per_batch", observation.seconds)

@@ -1,7 +1,9 @@
 """How much of their rank the adapters use while they train, and what to do about it."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, cast
 
 import torch
@@ -9,16 +11,17 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from lora_lightning.analysis.rank_advice import rank_advice
+from lora_lightning.analysis.rank_advice import Validation, rank_advice, rank_to_truncate_to
 from lora_lightning.analysis.spectrum import common_energy_rank, rank_numbers, singular_values
 from lora_lightning.callbacks.adapter_monitor import (
     TOTAL,
     AdapterMonitor,
     Export,
     Measurement,
+    describe_weights,
     warn_without_adapters,
-    words_for,
 )
+from lora_lightning.callbacks.rank_validation import validate_rank
 from lora_lightning.errors import ConfigurationError, suggest_names
 from lora_lightning.figures.histograms import add_histogram
 from lora_lightning.figures.rank import spectra_figure, utilization_figure
@@ -36,10 +39,12 @@ class RankUtilizationMonitor(AdapterMonitor):
     """Effective rank, stable rank and energy rank of each adapter's dW, and the share of r that it uses.
 
     `lora_rank/<module>/` has `effective_rank`, `stable_rank`, `energy_rank_90`, `energy_rank_99` and `utilization`
-    (effective rank / r); `lora_rank/all/` their means, and as `energy_rank_99` the one r that would keep 99 % of the
-    energy of all adapters together. TensorBoard also gets a heat map of utilization, the spectra of a few modules over
-    training, and histograms. When training ends it says which r to try, and writes that with the spectra to
-    `rank_utilization.json` in the run's folder.
+    (effective rank / r); `lora_rank/all/` their means, and as `energy_rank_99` the one r at which nine of ten
+    adapters keep 99 % of their energy. TensorBoard also gets a heat map of utilization, the spectra of a few modules
+    over training, and histograms. When training ends it prints which r to try, with the validation metric of the
+    exported adapter truncated to it, and writes that with the spectra to `rank_utilization.json` in the run's folder;
+    there is no advice if the metric is not clearly better than a constant answer's. That takes two passes over up to 64
+    validation batches.
 
     Under DoRA these are the ranks of the direction's low-rank part. For r stands what the rank can be: under AdaLoRA
     the number of directions that are left, under PiSSA and OLoRA 2 r, as dW is a difference of two products.
@@ -88,7 +93,7 @@ class RankUtilizationMonitor(AdapterMonitor):
         numbers[TOTAL] = mean_numbers(list(numbers.values()), self._spectra)
         return [Measurement(module, *metric) for module, metrics in numbers.items() for metric in metrics.items()]
 
-    def show(self, trainer: Trainer, board: TensorBoardLogger, measurements: list[Measurement]) -> None:
+    def add_pictures(self, trainer: Trainer, board: TensorBoardLogger, measurements: list[Measurement]) -> None:
         """Draws the heat map and the spectra, and adds histograms."""
         step = trainer.global_step
         for module, spectrum in self._spectra.items():
@@ -99,14 +104,19 @@ class RankUtilizationMonitor(AdapterMonitor):
 
     def conclude(self, trainer: Trainer, pl_module: LightningModule, export: Export | None) -> None:
         """Prints which r to try, and writes that with the spectra of the exported adapter to the run's folder."""
-        if not self._spectra or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        task = cast("AdaptationTask", pl_module)
+        if trainer.fast_dev_run or not adapted_layers(task):  # type: ignore[attr-defined]
             return
-        advice = rank_advice(self._spectra, self._ranks, cast("AdaptationTask", pl_module).lora)
-        print(f"rank ({words_for(export)}): {advice}")
+        r = rank_to_truncate_to(self._spectra, self._ranks, task.lora) if trainer.is_global_zero else None
+        validation = validate_rank(trainer, task, trainer.strategy.broadcast(r))
+        if not self._spectra:
+            return
+        advice = rank_advice(self._spectra, self._ranks, task.lora, validation)
+        print(f"rank ({describe_weights(export)}): {advice}")
         path = run_folder_of(trainer) / REPORT
         path.parent.mkdir(parents=True, exist_ok=True)
         step = export.step if export else trainer.global_step
-        report = rank_report(step, advice, self._spectra, self._ranks)
+        report = rank_report(step, advice, self._spectra, self._ranks, validation)
         write_text_atomically(path, json.dumps(report, indent=2) + "\n")
 
     def state_dict(self) -> dict[str, Any]:
@@ -160,7 +170,7 @@ def mean_numbers(numbers: Sequence[Mapping[str, float]], spectra: Mapping[str, T
         spectra: Singular values by module.
 
     Returns:
-        Means over the adapters; the energy ranks instead are the one r that keeps as much of the energy of all.
+        Means over the adapters; the energy ranks instead are those of `common_energy_rank`.
     """
     means = {name: sum(each[name] for each in numbers) / len(numbers) for name in numbers[0]}
     finite = [spectrum for spectrum in spectra.values() if spectrum.isfinite().all()]
@@ -169,18 +179,25 @@ def mean_numbers(numbers: Sequence[Mapping[str, float]], spectra: Mapping[str, T
     return means
 
 
-def rank_report(step: int, advice: str, spectra: Mapping[str, Tensor], ranks: Mapping[str, int]) -> dict[str, Any]:
+def rank_report(
+    step: int,
+    advice: str,
+    spectra: Mapping[str, Tensor],
+    ranks: Mapping[str, int],
+    validation: Validation | None = None,
+) -> dict[str, Any]:
     """The end of a run as JSON.
 
     Args:
-        step: Optimizer steps of the run.
+        step: Optimizer steps of the weights that it is about.
         advice: From `rank_advice`.
         spectra: Singular values by module.
         ranks: As in `rank_advice`.
+        validation: As in `rank_advice`.
 
     Returns:
-        `step`, `advice`, and by module under `adapters` its r, its numbers and its singular values; what is not finite
-        is `None`.
+        `step`, `advice`, `validation`, and by module under `adapters` its r, its numbers and its singular values;
+        numbers that are not finite are `None`.
     """
     adapters: dict[str, Any] = {}
     for module, spectrum in spectra.items():
@@ -188,4 +205,7 @@ def rank_report(step: int, advice: str, spectra: Mapping[str, Tensor], ranks: Ma
         values = spectrum.tolist() if finite else None
         numbers = rank_numbers(spectrum, ranks[module]) if finite else {}
         adapters[module] = {"r": ranks[module], **numbers, "singular_values": values}
-    return {"step": step, "advice": advice, "adapters": adapters}
+    validated = None if validation is None else asdict(validation)
+    if validated is not None and not math.isfinite(validated["truncated"]):
+        validated["truncated"] = None
+    return {"step": step, "advice": advice, "validation": validated, "adapters": adapters}

@@ -18,7 +18,7 @@ from lora_lightning.analysis.representations import Pooling, linear_cka, pool_to
 from lora_lightning.backbones import load_config
 from lora_lightning.backbones.first_token import every_token
 from lora_lightning.callbacks.adapter_monitor import TRAINING, AdapterMonitor, Measurement
-from lora_lightning.callbacks.validation_batches import evaluating
+from lora_lightning.callbacks.validation_batches import evaluation_mode
 from lora_lightning.datamodules import TextDataModule
 from lora_lightning.datamodules.base import VALIDATION
 from lora_lightning.errors import ConfigurationError
@@ -160,7 +160,7 @@ class RepresentationDrift(AdapterMonitor):
         """The pooled states of every layer, (examples, features), float32, on the CPU; every process computes them."""
         datamodule, dataset = _validation(trainer)
         pooled: dict[str, list[Tensor]] = {}
-        with torch.no_grad(), evaluating(task), every_token(task):
+        with torch.no_grad(), evaluation_mode(task), every_token(task):
             at_once = min(ROWS_AT_ONCE, datamodule.eval_batch_size)
             for start in range(0, len(self._rows), at_once):
                 rows = self._rows[start : start + at_once]
@@ -180,7 +180,7 @@ class RepresentationDrift(AdapterMonitor):
         with atomic_file(folder / f"{name}.safetensors") as file:
             file.write(save(content, metadata={"pooling": self.pooling}))
 
-    def show(self, trainer: Trainer, board: TensorBoardLogger, measurements: list[Measurement]) -> None:
+    def add_pictures(self, trainer: Trainer, board: TensorBoardLogger, measurements: list[Measurement]) -> None:
         """Draws both similarities over layers and steps."""
         del measurements
         rows = [row for part in self._parts for row in part.to_pylist() if row["state"] == TRAINING]

@@ -1,4 +1,4 @@
-"""A few held-out batches, and what a state of the model says about them."""
+"""A few held-out batches, and the outputs of a state of the model for them."""
 
 import copy
 from collections.abc import Iterator
@@ -19,12 +19,12 @@ Batch = dict[str, Tensor]
 
 
 class Observation(NamedTuple):
-    """What one state of the model says about the held-out batches.
+    """The outputs of one state of the model for the held-out batches.
 
     Attributes:
         outputs: One a batch, on the host.
         metrics: Of the task, over the batches of all processes.
-        seconds: A batch takes, on average.
+        seconds: Of a batch, on average.
     """
 
     outputs: list[Outputs]
@@ -44,21 +44,21 @@ def held_out_batches(trainer: Trainer, count: int) -> list[Batch]:
 
 
 @contextmanager
-def undisturbed(task: AdaptationTask) -> Iterator[None]:
-    """In evaluation mode without gradients; modes, metrics and random states are afterwards what they were."""
+def isolated_evaluation(task: AdaptationTask) -> Iterator[None]:
+    """Evaluation mode without gradients; restores modes, metrics and random states."""
     metrics = task.metrics
     task.metrics = copy.deepcopy(metrics)
     try:
         # In-place changes of weights are not for inference mode, in which Lightning validates.
-        with evaluating(task), isolate_rng(), torch.inference_mode(mode=False), torch.no_grad():
+        with evaluation_mode(task), isolate_rng(), torch.inference_mode(mode=False), torch.no_grad():
             yield
     finally:
         task.metrics = metrics
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; afterwards every module is in the mode that it was in.
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode; restores each module's own mode.
 
     Args:
         module: With everything inside.
@@ -72,7 +72,9 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             child.training = training
 
 
-def observe(trainer: Trainer, task: AdaptationTask, batches: list[Batch], *, with_metrics: bool = True) -> Observation:
+def run_batches(
+    trainer: Trainer, task: AdaptationTask, batches: list[Batch], *, with_metrics: bool = True
+) -> Observation:
     """Runs the model as it is over the batches; collective, for its metrics.
 
     Args:
@@ -82,52 +84,54 @@ def observe(trainer: Trainer, task: AdaptationTask, batches: list[Batch], *, wit
         with_metrics: Whether to have the task's metrics too.
 
     Returns:
-        What it says.
+        Outputs, metrics and time.
     """
     for module in task.metrics.modules():
         if isinstance(module, Metric):
             module.reset()
-    split = first_split(task)
-    outputs, seconds = [], 0.0
-    with precision(trainer):
+    split = first_validation_split(task)
+    collected: list[Outputs] = []
+    seconds = 0.0
+    with validation_precision(trainer):
         task.evaluate(on_device(trainer, batches[-1]))  # warms up; the shortest of them
     for batch in batches:
         moved = on_device(trainer, batch)
-        with precision(trainer):
+        with validation_precision(trainer):
             with stopwatch(task.device) as took:
                 found = task.evaluate(moved)
-                said = task.outputs(moved, found)
+                outputs = task.outputs(moved, found)
             if with_metrics:
                 task.add_to_metrics(split, moved, found)
         seconds += took[0]
-        outputs.append(Outputs(said.logits.cpu(), said.distribution, said.decisions.cpu()))
-    broken = torch.tensor(any(bool(said.logits.isnan().any()) for said in outputs), dtype=torch.int64)
+        collected.append(outputs.on_host())
+    broken = torch.tensor(any(bool(outputs.logits.isnan().any()) for outputs in collected), dtype=torch.int64)
     broken = trainer.strategy.reduce(broken.to(task.device), reduce_op="max")
     metrics = {} if broken or not with_metrics else task.metric_values(split)  # no metric is made for NaN
-    return Observation(outputs, metrics, seconds / len(batches))
+    return Observation(collected, metrics, seconds / len(batches))
 
 
 def on_device(trainer: Trainer, batch: Batch) -> Batch:
-    """A batch as the trainer hands it to a step."""
-    moved: Batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
+    """A batch as the trainer gives it to a step, where the model is: after training that may be the host."""
+    device = trainer.lightning_module.device
+    moved: Batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch), device)
     return moved
 
 
 @contextmanager
 def stopwatch(device: torch.device) -> Iterator[list[float]]:
-    """Seconds that the work inside takes, in a list of one; waits for a GPU before and after."""
+    """Yields a list that holds the seconds of the block afterwards; waits for a GPU before and after."""
     took = [0.0]
     start = time_when_idle(device)
     yield took
     took[0] = time_when_idle(device) - start
 
 
-def first_split(task: AdaptationTask) -> str:
+def first_validation_split(task: AdaptationTask) -> str:
     """The name of the first validation loader's split."""
     splits: list[str] = getattr(task, "scored_splits", ["val"])
     return splits[0]
 
 
-def precision(trainer: Trainer) -> AbstractContextManager[None]:
-    """What validation runs in, such as autocast."""
+def validation_precision(trainer: Trainer) -> AbstractContextManager[None]:
+    """The context of a validation step, such as autocast."""
     return cast("AbstractContextManager[None]", trainer.precision_plugin.val_step_context())

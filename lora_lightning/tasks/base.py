@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from lora_lightning.backbones import load_original_weights
+from lora_lightning.backbones.plain_base import load_plain_base
 from lora_lightning.backbones.quantization import Quantization, compute_dtype_on
 from lora_lightning.compat.lightning import trainer_of
 from lora_lightning.compat.torch import HookedConversion, convert_tensors
@@ -116,6 +117,14 @@ class AdaptationTask(HookedConversion, SavedTask):
         if self.gradient_checkpointing:
             enable_gradient_checkpointing(model)
         return network
+
+    def load_plain_base(self) -> PreTrainedModel:
+        """The pretrained model once more, without adapters, quantised as this one is; a new head in it is random.
+
+        Raises:
+            BackboneError: If it cannot be found any more.
+        """
+        return load_plain_base(self.transformers_model, self.backbone, self.quantization_on_device())
 
     @property
     def loads_values(self) -> bool:

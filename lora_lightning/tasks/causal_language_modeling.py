@@ -1,14 +1,17 @@
 """Predict the next token with an adapted causal language model."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torchmetrics import MeanMetric
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 
-from lora_lightning.analysis.outputs import Outputs
+from lora_lightning.analysis.outputs import Outputs, top_margins
 from lora_lightning.backbones import load_tokenizer, position_limit
 from lora_lightning.backbones.causal_language_modeling import (
     check_causal_lm_settings,
@@ -26,11 +29,12 @@ from lora_lightning.metrics.all_rows import WeightedMean
 from lora_lightning.tasks.base import AdaptationTask
 from lora_lightning.tasks.generation import GenerationSettings, complete
 from lora_lightning.tasks.hyperparameters import as_settings
-from lora_lightning.tasks.next_token import NextTokenModel
+from lora_lightning.tasks.next_token import IGNORED, NextTokenModel, some_places
 from lora_lightning.tasks.optimization import OptimizationSettings
 from lora_lightning.tasks.packed_documents import Way
 
 Batch = dict[str, Tensor]
+Scores = tuple[Tensor, Tensor, int]  # summed loss, hits and number of the labels
 
 
 class CausalLanguageModelingTask(AdaptationTask):
@@ -195,9 +199,21 @@ class CausalLanguageModelingTask(AdaptationTask):
         """What the head takes at each label."""
         return self.next_token.features(batch)
 
-    def add_to_metrics(self, split: str, batch: Batch, found: Tensor) -> None:
+    def constant_answer(self, batches: Sequence[Batch]) -> Callable[[Batch], Scores]:
+        """The unigram distribution of the labels, whatever comes before."""
+        learnt = torch.cat([batch["labels"][batch["labels"] != IGNORED] for batch in batches])
+        counts = torch.bincount(learnt, minlength=1).double().to(self.device)
+        log_shares = (counts / counts.sum()).log().float()
+
+        def answer(batch: Batch) -> Scores:
+            labels = batch["labels"][batch["labels"] != IGNORED]
+            return -log_shares[labels].sum(), (labels == counts.argmax()).sum(), len(labels)
+
+        return answer
+
+    def add_to_metrics(self, split: str, batch: Batch, found: Tensor | Scores) -> None:
         """Adds loss and hits, each batch weighted by its labels."""
-        loss, hits, labels = self.next_token.score(batch, found)
+        loss, hits, labels = found if isinstance(found, tuple) else self.next_token.score(batch, found)
         metrics = self._split_metrics(split)
         metrics["loss"].update(loss / labels, weight=labels)
         metrics["next_token_accuracy"].update(hits / labels, weight=labels)
@@ -227,10 +243,22 @@ class CausalLanguageModelingTask(AdaptationTask):
         return ["loss", "next_token_accuracy", "perplexity"]
 
     def outputs(self, batch: Batch, found: Tensor) -> Outputs:
-        """The logits at up to 256 labels, spread over the batch, and the most likely tokens there."""
-        del batch
+        """The logits at up to 256 labels, spread over the batch; its rows are the examples."""
         logits = self.next_token.some_logits(found)
-        return Outputs(logits, "categorical", logits.argmax(dim=-1))
+        is_learnt = batch["labels"] != IGNORED
+        places = some_places(len(found)).to(found.device)
+        rows, labels = is_learnt.nonzero()[places, 0], batch["labels"][is_learnt][places]
+        likelihoods = -functional.cross_entropy(logits.float(), labels, reduction="none")
+        sums = likelihoods.new_zeros(len(batch["labels"])).index_add(0, rows, likelihoods)
+        counts = torch.bincount(rows, minlength=len(sums))
+        return Outputs(
+            logits,
+            "categorical",
+            logits.argmax(dim=-1),
+            margins=top_margins(logits),
+            scores=sums / counts.clamp(min=1),
+            weights=counts,
+        )
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Continues prompts.

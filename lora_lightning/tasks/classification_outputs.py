@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lora_lightning.analysis.outputs import Outputs
+from lora_lightning.analysis.outputs import Outputs, top_margins
 from lora_lightning.metrics import (
     MULTI_LABEL,
     OUT_OF_SCOPE_TARGET,
@@ -40,6 +40,25 @@ def classification_loss(logits: Tensor, labels: Tensor, problem_type: str, label
     if problem_type == MULTI_LABEL:
         return functional.binary_cross_entropy_with_logits(logits, labels)
     return functional.cross_entropy(logits, labels, ignore_index=OUT_OF_SCOPE_TARGET, label_smoothing=label_smoothing)
+
+
+def constant_logits(labels: Tensor, count: int, problem_type: str) -> Tensor:
+    """The logits that, the same for every row, have the least loss.
+
+    Args:
+        labels: Of all rows, as in `classification_loss`.
+        count: Number of labels.
+        problem_type: Of the label space.
+
+    Returns:
+        (labels,), float32.
+    """
+    if problem_type == REGRESSION:
+        return labels.float().mean()[None]
+    if problem_type == MULTI_LABEL:
+        return labels.float().mean(dim=0).logit(eps=1e-6)
+    counts = torch.bincount(labels[labels != OUT_OF_SCOPE_TARGET], minlength=count)
+    return (counts / counts.sum().clamp(min=1)).clamp(min=1e-6).log()
 
 
 def predict_labels(logits: Tensor, space: LabelSpace, out_of_scope_threshold: Tensor) -> dict[str, Tensor]:
@@ -87,13 +106,43 @@ def outputs_of_logits(logits: Tensor, space: LabelSpace, out_of_scope_threshold:
     if space.problem_type == REGRESSION:
         return Outputs(logits, "number", logits.new_empty(0, dtype=torch.int64))
     if space.problem_type == MULTI_LABEL:
-        return Outputs(logits, "bernoulli", scores_and_decisions(logits, MULTI_LABEL)[1])
+        decisions = scores_and_decisions(logits, MULTI_LABEL)[1]
+        return Outputs(logits, "bernoulli", decisions, margins=logits.float().abs())
     predicted = predict_labels(logits, space, out_of_scope_threshold)
-    if "intent" in predicted:
-        decisions = predicted["intent"].masked_fill(predicted["is_out_of_scope"], -1)
+    if "intent" not in predicted:
+        return Outputs(logits, "categorical", predicted["label"], margins=top_margins(logits))
+    outside, score = predicted["is_out_of_scope"], predicted["out_of_scope_score"]
+    # The log odds of a class move by at most twice what a logit does.
+    from_threshold = (score.logit() - out_of_scope_threshold.to(score).logit(eps=0.0)).abs() / 2
+    intents = logits.clone()
+    if space.out_of_scope_index is not None:
+        intents[:, space.out_of_scope_index] = -torch.inf
+    margins = torch.where(outside, from_threshold, torch.minimum(from_threshold, top_margins(intents)))
+    return Outputs(logits, "categorical", predicted["intent"].masked_fill(outside, -1), margins=margins)
+
+
+def row_scores(logits: Tensor, labels: Tensor, problem_type: str) -> tuple[Tensor, Tensor]:
+    """How well each row is predicted.
+
+    Args:
+        logits: (batch, labels), any floating dtype.
+        labels: As in `classification_loss`.
+        problem_type: Of the label space.
+
+    Returns:
+        (batch,) float32, higher is better: the log-likelihood, the mean of those of several labels, or minus the
+        squared error; and (batch,) float32, 0 for a row without a class, else 1.
+    """
+    logits = logits.float()
+    if problem_type == REGRESSION:
+        scores = -(logits.squeeze(-1) - labels).square()
+    elif problem_type == MULTI_LABEL:
+        scores = -functional.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(dim=-1)
     else:
-        decisions = predicted["label"]
-    return Outputs(logits, "categorical", decisions)
+        ignored = OUT_OF_SCOPE_TARGET
+        scores = -functional.cross_entropy(logits, labels, ignore_index=ignored, reduction="none")
+        return scores, (labels != ignored).float()
+    return scores, torch.ones_like(scores)
 
 
 def readable_prediction(prediction: Mapping[str, Any], space: LabelSpace) -> dict[str, Any]:

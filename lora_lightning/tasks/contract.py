@@ -1,7 +1,7 @@
 """What a kind of task has to implement, so that data modules, callbacks and commands can work with any task."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lightning import LightningModule
@@ -37,6 +37,17 @@ class TaskContract(LightningModule):
             split: Such as `val`.
             batch: The batch.
             found: The result of `evaluate` for it.
+        """
+
+    @abstractmethod
+    def constant_answer(self, batches: Sequence[dict[str, Tensor]]) -> Callable[[dict[str, Tensor]], Any]:
+        """The best answer that is the same for every example: what a model has to beat to have learnt anything.
+
+        Args:
+            batches: With the labels that it is the best for; on the host.
+
+        Returns:
+            What `add_to_metrics` takes, as a function of a batch.
         """
 
     @abstractmethod

@@ -129,9 +129,8 @@ class NextTokenModel:
         Returns:
             (labels, vocabulary), any floating dtype; at most `ROWS_TO_COMPARE`, evenly spread over the batch's labels.
         """
-        last, count = len(features) - 1, min(len(features), ROWS_TO_COMPARE)
-        places = torch.linspace(0, last, count, dtype=torch.float64).round().long()
-        return run_as_forward(self.model, self._logits, features[places.to(features.device)])
+        places = some_places(len(features)).to(features.device)
+        return run_as_forward(self.model, self._logits, features[places])
 
     def _logits(self, features: Tensor) -> Tensor:
         return self._head_of(features) if self._head_is_linear else features
@@ -205,6 +204,11 @@ class NextTokenModel:
         """Logits; Mamba's hidden states are float32 whatever its weights are."""
         logits: Tensor = self._head(hidden.to(self._head.weight.dtype))
         return logits
+
+
+def some_places(count: int) -> Tensor:
+    """At most `ROWS_TO_COMPARE` of the numbers below `count`, evenly spread; int64, on the CPU."""
+    return torch.linspace(0, count - 1, min(count, ROWS_TO_COMPARE), dtype=torch.float64).round().long()
 
 
 def row_chunks(rows: Tensor) -> list[Tensor]:

@@ -1,6 +1,6 @@
 """Learn updates of known rank: a test of adapters, and of the monitors that measure them, that takes seconds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, cast
 
@@ -75,6 +75,10 @@ class PlantedRankTask(AdaptationTask):
         fuse_lora_layers(network)
         return network
 
+    def load_plain_base(self) -> PlantedRankModel:
+        """The frozen layers once more; they are drawn, not loaded."""
+        return PlantedRankModel(PlantedRankConfig(asdict(self.problem)))
+
     def forward(self, batch: Batch) -> Tensor:
         """The distance of the adapted layers' outputs from the planted outputs.
 
@@ -143,11 +147,16 @@ class PlantedRankTask(AdaptationTask):
         """The loss."""
         return ["loss"]
 
+    def constant_answer(self, batches: Sequence[Batch]) -> Callable[[Batch], Tensor]:
+        """Outputs of zero."""
+        del batches
+        return lambda batch: torch.zeros((len(batch["inputs"]), *self.planted.shape[:2]), device=self.planted.device)
+
     def outputs(self, batch: Batch, found: Tensor) -> Outputs:
         """The layers' outputs, which are numbers and decide nothing."""
-        del batch
         numbers = found.flatten(1)
-        return Outputs(numbers, "number", numbers.new_empty(0, dtype=torch.int64))
+        nothing = numbers.new_empty(0, dtype=torch.int64)
+        return Outputs(numbers, "number", nothing, scores=-self._squared_errors(batch, found).mean(dim=-1))
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Squared errors of each row.

@@ -1,6 +1,6 @@
 """Answer questions with a span of their context, or leave them unanswered."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -37,7 +37,8 @@ from lora_lightning.tasks.optimization import OptimizationSettings
 
 Batch = dict[str, Tensor]
 DIGITS = 6  # of scores in files
-POSITIONS = 2**31  # more than a context has characters
+CERTAIN = 1e4  # a logit
+POSITIONS = 2**31  # more characters than a context has
 
 
 class QuestionAnsweringTask(AdaptationTask):
@@ -194,6 +195,20 @@ class QuestionAnsweringTask(AdaptationTask):
         del batch_idx
         self.add_to_metrics("test", batch, self.evaluate(batch))
 
+    def constant_answer(self, batches: Sequence[Batch]) -> Callable[[Batch], tuple[Tensor, Tensor, Tensor]]:
+        """No answer to any question, as likely as that is right."""
+        positions = torch.cat([batch["start_positions"] == batch["null_position"] for batch in batches])
+        share = positions.double().mean().clamp(1e-6, 1 - 1e-6)
+
+        def answer(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+            unanswered = batch["start_positions"] == batch["null_position"]
+            others = batch["attention_mask"].sum(dim=1) - 1
+            losses = torch.where(unanswered, -share.log(), (others / (1 - share)).log())
+            null = functional.one_hot(batch["null_position"], batch["input_ids"].shape[1]) * CERTAIN
+            return null.float(), null.float(), losses.mean().float()
+
+        return answer
+
     def add_to_metrics(self, split: str, batch: Batch, found: tuple[Tensor, Tensor, Tensor]) -> None:
         """Adds the loss and the best answer of each window."""
         start, end, loss = found
@@ -260,10 +275,25 @@ class QuestionAnsweringTask(AdaptationTask):
     def outputs(self, batch: Batch, found: tuple[Tensor, Tensor, Tensor]) -> Outputs:
         """Start and end logits of each window, and its best span, or that it has no answer."""
         start, end, _ = found
-        best = {name: column.squeeze(1) for name, column in self._candidates(batch, start, end, n_best=1).items()}
-        unanswered = best["null_score"] - best["score"] > self.null_threshold
+        two = self._candidates(batch, start, end, n_best=2)
+        best = {name: column[:, 0] for name, column in two.items()}
+        odds = best["null_score"] - best["score"]
+        unanswered = odds > self.null_threshold
         spans = best["start"] * POSITIONS + best["end"]
-        return Outputs(torch.cat([start, end]), "categorical", spans.masked_fill(unanswered, -1))
+        # Scores are sums of two logits: a difference of two scores moves by up to four times as much as a logit.
+        from_threshold = (odds - self.null_threshold).abs() / 4
+        from_second = (two["score"][:, 0] - two["score"][:, -1]) / 4 if two["score"].shape[1] > 1 else from_threshold
+        losses = [
+            functional.cross_entropy(logits, batch[f"{side}_positions"], reduction="none")
+            for side, logits in (("start", start), ("end", end))
+        ]
+        return Outputs(
+            torch.cat([start, end]),
+            "categorical",
+            spans.masked_fill(unanswered, -1),
+            margins=torch.where(unanswered, from_threshold, torch.minimum(from_threshold, from_second)),
+            scores=-(losses[0] + losses[1]) / 2,
+        )
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Proposes answers.

@@ -1,7 +1,7 @@
 """Classify texts with an adapted transformers backbone."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, cast
 
@@ -35,9 +35,11 @@ from lora_lightning.metrics import (
 from lora_lightning.tasks.base import AdaptationTask
 from lora_lightning.tasks.classification_outputs import (
     classification_loss,
+    constant_logits,
     outputs_of_logits,
     predict_labels,
     readable_prediction,
+    row_scores,
 )
 from lora_lightning.tasks.hyperparameters import as_settings
 from lora_lightning.tasks.optimization import OptimizationSettings
@@ -216,6 +218,17 @@ class SequenceClassificationTask(AdaptationTask):
         del batch_idx
         self.add_to_metrics(self.scored_splits[dataloader_idx], batch, self.evaluate(batch))
 
+    def constant_answer(self, batches: Sequence[Batch]) -> Callable[[Batch], tuple[Tensor, Tensor]]:
+        """The labels' shares, and so the most frequent class; the mean of a regression."""
+        labels = torch.cat([batch["labels"] for batch in batches])
+        logits = constant_logits(labels, len(self.labels.names), self.labels.problem_type).to(self.device)
+
+        def answer(batch: Batch) -> tuple[Tensor, Tensor]:
+            rows = logits.expand(len(batch["labels"]), -1)
+            return rows, classification_loss(rows, batch["labels"], self.labels.problem_type)
+
+        return answer
+
     def add_to_metrics(self, split: str, batch: Batch, found: tuple[Tensor, Tensor]) -> None:
         """Adds logits and loss of a batch."""
         logits, loss = found
@@ -256,9 +269,10 @@ class SequenceClassificationTask(AdaptationTask):
         return classification_metrics(self.labels).names()
 
     def outputs(self, batch: Batch, found: tuple[Tensor, Tensor]) -> Outputs:
-        """The logits, and the decisions of `predict`."""
-        del batch
-        return outputs_of_logits(found[0], self.labels, self.out_of_scope_threshold)
+        """The logits, the decisions that `predict` would write, and each row's log-likelihood."""
+        outputs = outputs_of_logits(found[0], self.labels, self.out_of_scope_threshold)
+        scores, weights = row_scores(found[0], batch["labels"], self.labels.problem_type)
+        return outputs._replace(scores=scores, weights=weights)
 
     def on_validation_epoch_start(self) -> None:
         """Forgets the last epoch's batches, which callbacks may have used until now."""

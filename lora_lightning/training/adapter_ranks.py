@@ -2,7 +2,7 @@
 
 from lightning import LightningModule, Trainer
 
-from lora_lightning.callbacks.adapter_monitor import TOTAL, AdapterMonitor, Export, Measurement, words_for
+from lora_lightning.callbacks.adapter_monitor import TOTAL, AdapterMonitor, Export, Measurement, describe_weights
 from lora_lightning.lora.variants.adalora import ranks_in_use
 from lora_lightning.tasks import AdaptationTask
 
@@ -31,7 +31,7 @@ class AdapterRanks(AdapterMonitor):
         ranks = ranks_in_use(pl_module)
         if trainer.is_global_zero and chooses_ranks(pl_module) and ranks:
             print(
-                f"ranks ({words_for(export)}): {sum(ranks.values()) / len(ranks):.2f} on average, from "
+                f"ranks ({describe_weights(export)}): {sum(ranks.values()) / len(ranks):.2f} on average, from "
                 f"{min(ranks.values())} ({min(ranks, key=lambda name: ranks[name])}) to {max(ranks.values())} "
                 f"({max(ranks, key=lambda name: ranks[name])})"
             )

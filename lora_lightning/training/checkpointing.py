@@ -86,7 +86,7 @@ class AdapterCheckpoint(HookedCheckpoint):
         self._latest = _validation_metrics(trainer)
         if cast("AdaptationTask", pl_module).may_be_best:
             super().on_validation_end(trainer, pl_module)
-        self.keep_last(trainer)  # Lightning does so only with a new best
+        self.save_last_if_needed(trainer)  # Lightning does so only with a new best
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keeps the steps since the last validation, exports if no validation ran, and has monitors measure the export.
@@ -96,32 +96,32 @@ class AdapterCheckpoint(HookedCheckpoint):
         task = cast("AdaptationTask", pl_module)
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        self.keep_last(trainer)
+        self.save_last_if_needed(trainer)
         if not self.best_model_path:
             self.best_model_path = self.last_model_path
             self._export(trainer, task, self._read(trainer, self.best_model_path)["state_dict"])
         self._measure_export(trainer, task)
 
-    def keep_when_due(self, trainer: Trainer) -> None:
+    def save_last_when_due(self, trainer: Trainer) -> None:
         """Writes `last.ckpt` between two steps, every n steps; the next batch may be loaded, but no more."""
         steps = trainer.global_step
         if self.steps_between is not None and steps > 0 and steps % self.steps_between == 0:
-            self.keep_between_steps(trainer)
+            self.save_last_between_steps(trainer)
 
-    def keep_between_steps(self, trainer: Trainer) -> None:
+    def save_last_between_steps(self, trainer: Trainer) -> None:
         """Writes `last.ckpt` between two steps; the next batch may be loaded, but no more."""
         self._between_steps = True
         saved_at = self.last_saved_step
-        self.keep_last(trainer)
+        self.save_last_if_needed(trainer)
         self.last_saved_step = saved_at  # or Lightning would not look for a new best at this step
         self._between_steps = False
 
-    def keep_last(self, trainer: Trainer) -> None:
+    def save_last_if_needed(self, trainer: Trainer) -> None:
         """Writes `last.ckpt`, unless it is of this place in training already."""
-        if not self.is_kept(trainer) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not self.is_last_saved(trainer) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.save_last_file_now(trainer)
 
-    def is_kept(self, trainer: Trainer) -> bool:
+    def is_last_saved(self, trainer: Trainer) -> bool:
         """Whether `last.ckpt` is of this place in training."""
         return self._kept == _place(trainer)
 

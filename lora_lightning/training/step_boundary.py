@@ -93,8 +93,8 @@ class StepBoundary(Callback):
         self._before_logging(trainer)
         if batch_idx % trainer.accumulate_grad_batches == 0:  # the last step is complete
             checkpoint = next(c for c in trainer.checkpoint_callbacks if isinstance(c, AdapterCheckpoint))
-            checkpoint.keep_when_due(trainer)
-            self.signals.check(trainer, save=checkpoint.keep_between_steps)
+            checkpoint.save_last_when_due(trainer)
+            self.signals.check(trainer, save=checkpoint.save_last_between_steps)
         seed_batch(pl_module.device, trainer.current_epoch, batch_idx, trainer.global_rank)
 
 

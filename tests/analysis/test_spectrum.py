@@ -162,8 +162,15 @@ def test_energy_rank_counts_squares() -> None:
     assert [int(energy_rank(spectrum, share)) for share in (0.8, 0.9, 0.99, 1.0)] == [1, 2, 3, 3]
 
 
-def test_the_common_rank_keeps_the_energy_of_all_adapters_together() -> None:
-    strong, weak = torch.tensor([10.0, 1.0]), torch.tensor([0.1, 0.1, 0.1])
-    shares = (0.98, 0.99, 0.99995)  # one rank keeps 100.01 of 101.03, two keep 101.02
-    assert [common_energy_rank([strong, weak], share) for share in shares] == [1, 2, 3]
+def flat(k: int, size: float = 1.0) -> torch.Tensor:
+    """Rank k, of 16, every direction as strong."""
+    return torch.cat([torch.full((k,), size), torch.zeros(16 - k)]).double()
+
+
+def test_no_single_adapter_decides_the_common_rank() -> None:
+    assert common_energy_rank([*[flat(16)] * 36, flat(1, 1000.0)], 0.99) == 16
+    assert common_energy_rank([*[flat(1)] * 36, flat(16, 1000.0)], 0.99) == 1
+    assert common_energy_rank([*[flat(2)] * 9, flat(16)], 0.99) == 2
+    assert common_energy_rank([*[flat(2)] * 8, *[flat(16)] * 2], 0.99) == 16
+    assert common_energy_rank([flat(2), flat(3)], 0.99) == 3  # of few adapters all count
     assert common_energy_rank([], 0.99) == common_energy_rank([torch.zeros(3)], 0.99) == 0

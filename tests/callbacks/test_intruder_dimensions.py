@@ -8,7 +8,7 @@ from lightning import Trainer
 
 from lora_lightning.analysis.intruders import Intruders, left_singular_vectors
 from lora_lightning.callbacks import IntruderDimensions, intruder_dimensions
-from lora_lightning.callbacks.intruder_dimensions import describe, measurements_of
+from lora_lightning.callbacks.intruder_dimensions import describe_intruders, measurements_of
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.delta import adapted_layers, adapter_factors, pretrained_weight
 from lora_lightning.metrics import LabelSpace
@@ -67,8 +67,10 @@ def test_weights_are_decomposed_once(task: SequenceClassificationTask, monkeypat
 
 def test_what_a_user_reads() -> None:
     none, some = Intruders(0, 0.0, 0.0, 0.71), Intruders(2, 0.5, 0.1, 0.2)
-    assert describe({"a": none}) == ("none (the newest strong direction has a cosine of 0.71 with an old one)")
-    assert describe({"a": none, "b": some}) == (
+    assert describe_intruders({"a": none}) == (
+        "none (the newest strong direction has a cosine of 0.71 with an old one)"
+    )
+    assert describe_intruders({"a": none, "b": some}) == (
         "2 in 1 of 2 layers, the strongest in b with 50% of its largest singular value"
     )
     assert measurements_of({}) == []

@@ -161,7 +161,7 @@ def test_every_task_says_the_same_merged(
         assert abs(found["base/kl_divergence"]) < 1e-8
         assert found["base/flipped_share"] == 0
         assert found["adapter/kl_divergence"] > 1e-8
-    assert "merge check: merge into the base weights: logits move by up to" in capsys.readouterr().out
+    assert "merge check (the last step): merge into the base weights: logits move by up to" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -196,7 +196,7 @@ def test_a_state_costs_one_pass_a_batch(
     trainer_of(tmp_path, Counting(batches=3), logger=False).fit(task, data)
     warm_up, *batches = lengths[:4]
     assert warm_up == min(batches)
-    assert lengths == 3 * [warm_up, *batches]  # adapted, base, merged
+    assert lengths == 6 * [warm_up, *batches]  # adapted, base, three intact merges, merged
 
 
 Merge = Callable[[str, LoraLayer, Tensor], Tensor]
@@ -314,7 +314,9 @@ def test_a_failure_may_only_warn_and_training_ends_either_way(
 ) -> None:
     task = fit("text", tiny_backbone("gpt2"), tmp_path, MergeEquivalence(tolerance=1e-12, on_failure="warn"))
     assert task.trainer.global_step == 4
-    assert "merge check FAILED: merging into the base weights changes the model" in capsys.readouterr().out
+    assert (
+        "merge check (the last step) FAILED: merging into the base weights changes the model" in capsys.readouterr().out
+    )
     gate = MergeEquivalence(tolerance=1e-12, at_validation=True)
     with pytest.raises(VerificationError, match="is allowed; keep the adapter beside its base"):
         fit("text", tiny_backbone("gpt2"), tmp_path / "raise", gate, max_epochs=3)
@@ -389,7 +391,7 @@ def test_a_dry_run_never_fails_for_what_one_step_has_not_learnt(
 ) -> None:
     monkeypatch.setitem(SETTINGS, "optimization", OptimizationSettings(learning_rate=1e-30, warmup_share=0))
     fit("intents", tiny_backbone("bert"), tmp_path, MergeEquivalence(), fast_dev_run=True, logger=False)
-    assert "merge check FAILED: the adapter changes nothing" in capsys.readouterr().out
+    assert "merge check (the last step) FAILED: the adapter changes nothing" in capsys.readouterr().out
 
 
 def test_two_processes_compare_all_of_the_data_once(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
@@ -414,7 +416,7 @@ def test_two_processes_compare_all_of_the_data_once(tiny_backbone: TinyBackbone,
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr
     # Four batches of three rows in each of two processes.
-    assert result.stdout.count("merge check: merge into the base weights") == 1
+    assert result.stdout.count("): merge into the base weights") == 1
     assert "0 % of 24 decisions flip" in result.stdout
     rows = pq.read_table(tmp_path / "run/version_0/adapter_metrics/merge_equivalence.parquet").to_pylist()
     assert len({row["metric"] for row in rows}) == len(rows)

@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, BitsAndB
 
 from lora_lightning.callbacks import IntruderDimensions, RepresentationDrift
 from lora_lightning.callbacks.representation_drift import drift_figure, probe_rows
-from lora_lightning.callbacks.validation_batches import evaluating
+from lora_lightning.callbacks.validation_batches import evaluation_mode
 from lora_lightning.datamodules import Clinc150DataModule, InstructionDataModule, SquadV2DataModule
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.config import LoraSettings
@@ -320,7 +320,7 @@ def test_the_probe_is_drawn_once_for_all() -> None:
 
 def test_modes_come_back_one_by_one() -> None:
     model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Dropout().eval())
-    with evaluating(model):
+    with evaluation_mode(model):
         assert not model[0].training
     assert [model.training, model[0].training, model[1].training] == [True, True, False]
 

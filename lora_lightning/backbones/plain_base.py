@@ -1,0 +1,32 @@
+"""The pretrained model once more, as anybody gets it who loads it: nothing of a training run is in it."""
+
+import copy
+
+import torch
+from transformers import PreTrainedModel
+
+from lora_lightning.backbones.loading import load_model, renamed_weights
+from lora_lightning.backbones.quantization import Quantization
+
+
+def load_plain_base(model: PreTrainedModel, backbone: str, quantization: Quantization | None = None) -> PreTrainedModel:
+    """Loads the pretrained model once more, without adapters and without what training changed.
+
+    Args:
+        model: The model in training: its class and its configuration count. What the checkpoint lacks, such as a head,
+            is random in the fresh one.
+        backbone: Hub id, folder or `package://` name.
+        quantization: As the model in training; `None` for float32.
+
+    Returns:
+        The model, in evaluation mode, on the CPU unless it was quantised elsewhere.
+
+    Raises:
+        BackboneError: If it cannot be found, or its weights do not fit.
+    """
+    # A trainer may have made the GPU the default device.
+    with torch.device("cpu"):
+        config = copy.deepcopy(model.config)
+        loaded = load_model(type(model), backbone, config, quantization, key_mapping=renamed_weights(model))
+    loaded.model.eval()
+    return loaded.model

@@ -1,0 +1,122 @@
+"""The exported folder as anybody opens it: a fresh base, plain PEFT, merged by PEFT."""
+
+import warnings
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+import torch
+from lightning import Trainer
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lora_lightning.analysis.merged_weights import compare_merged_weight, first_other_weight
+from lora_lightning.lora.delta import adapted_layers, adapter_deltas, is_transposed, pretrained_weight
+from lora_lightning.lora.merging import merged_adapters, merged_weight
+from lora_lightning.lora.parameter_names import ADAPTER
+from lora_lightning.lora.quantized import quantized_bits
+from lora_lightning.tasks import AdaptationTask
+
+CACHED = "next_token"  # what a language modeling task makes of its network once
+SAME = 1e-3  # relative: a larger error of an update is none of float32's
+
+
+def open_export(trainer: Trainer, task: AdaptationTask, folder: Path) -> PreTrainedModel | PeftModel:
+    """Loads the base again and the exported adapter on it.
+
+    Args:
+        trainer: Whose precision counts.
+        task: In training; its class and settings say how the base is loaded.
+        folder: The exported one.
+
+    Returns:
+        The merged model on the task's device; on a quantised base, into which PEFT's merge would round, the model with
+        its adapter beside it.
+
+    Raises:
+        BackboneError: If the base cannot be found any more.
+        Exception: Whatever PEFT raises for a folder that it cannot load.
+    """
+    base = cast("PreTrainedModel", trainer.precision_plugin.convert_module(task.load_plain_base()))
+    base.requires_grad_(requires_grad=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is missing in the folder shows in the weights
+        model = PeftModel.from_pretrained(base, str(folder), torch_device="cpu")
+    if any(quantized_bits(layer.get_base_layer()) for layer in adapted_layers(model).values()):
+        return model.to(task.device).eval()
+    return cast("PreTrainedModel", model.merge_and_unload().to(task.device).eval())
+
+
+@contextmanager
+def network_replaced(task: AdaptationTask, network: nn.Module) -> Iterator[None]:
+    """Runs the task on another model.
+
+    Args:
+        task: In evaluation mode.
+        network: In evaluation mode, on the task's device.
+
+    Yields:
+        Nothing; the task has the other model.
+    """
+    former, cached = task.network, task.__dict__.pop(CACHED, None)
+    task.network = network
+    try:
+        yield
+    finally:
+        task.network = former
+        task.__dict__.pop(CACHED, None)
+        if cached is not None:
+            task.__dict__[CACHED] = cached
+
+
+@torch.no_grad()
+def find_weight_fault(task: AdaptationTask, exported: PreTrainedModel | PeftModel) -> str | None:
+    """What the exported model's weights have otherwise than the task's.
+
+    Args:
+        task: With the weights that were exported.
+        exported: From `open_export`.
+
+    Returns:
+        A clause that names the first layer; `None` if all are the same to rounding.
+    """
+    if isinstance(exported, PeftModel):
+        return _first_other_update(task, exported)
+    modules = dict(exported.named_modules())
+    for name, layer in adapted_layers(task).items():
+        found = cast("Tensor", modules[name].weight)
+        base = pretrained_weight(layer)
+        expected = merged_weight(name, layer, base)
+        stored = found.T if is_transposed(layer) else found
+        if fault := compare_merged_weight(stored, base, expected).fault:
+            return f"{name} {fault}"
+    adapted = adapted_layers(task).keys()
+    with merged_adapters(task, "base"):  # of layers with lora_bias also the bias is merged
+        expected_weights = {name: tensor.detach() for name, tensor in _other_weights(task, adapted)}
+        return first_other_weight(dict(exported.named_parameters(remove_duplicate=False)), expected_weights)
+
+
+def _first_other_update(task: AdaptationTask, exported: PeftModel) -> str | None:
+    found = {delta.module: delta for delta in adapter_deltas(exported)}
+    for expected in adapter_deltas(task):
+        if expected.module not in found:
+            return f"{expected.module} has no adapter"
+        own, dense = found[expected.module].dense(), expected.dense()
+        if not float((own - dense).norm()) <= SAME * float(dense.norm()):
+            share = float((own * dense).sum() / dense.square().sum())
+            return f"{expected.module} holds {100 * share:.4g} % of its update"
+    return None
+
+
+def _other_weights(task: AdaptationTask, adapted: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+    """Everything but the merged weights, by its name in the plain model; the adapters are merged meanwhile."""
+    model = task.transformers_model
+    skipped = [name for name, module in model.named_modules() if hasattr(module, "token_adapter")]
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if ".original_module." in name or any(name.startswith(f"{module}.") for module in skipped):
+            continue
+        plain = name.replace(f".modules_to_save.{ADAPTER}.", ".")
+        if plain.rpartition(".")[0] not in adapted or plain.endswith(".bias"):
+            yield plain, parameter

@@ -1,0 +1,62 @@
+"""The best adapter of a lower rank, in the place of a trained one: nothing has to be trained again."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from lora_lightning.lora.delta import adapted_layers, adapter_factors
+
+
+@torch.no_grad()
+def truncate_factors(a: Tensor, b: Tensor, r: int) -> tuple[Tensor, Tensor]:
+    """The factors of the best approximation of B A of rank r (Eckart & Young 1936).
+
+    With the QR decompositions B = Qb Rb and A^T = Qa Ra, the singular vectors are those of the small Rb Ra^T in the
+    bases Qb and Qa; no (out, in) matrix is formed.
+
+    Args:
+        a: A, (rank, in_features), any floating dtype.
+        b: B, (out_features, rank), any floating dtype.
+        r: The rank to keep; at least 0.
+
+    Returns:
+        A and B of the shapes and dtypes given, float64 inside; rows and columns beyond r are zero.
+    """
+    # Not every accelerator has float64.
+    left, right = torch.linalg.qr(b.cpu().double()), torch.linalg.qr(a.cpu().double().T)
+    u, s, vh = torch.linalg.svd(left.R @ right.R.T, full_matrices=False)
+    root = s[:r].sqrt()
+    new_a, new_b = torch.zeros_like(a), torch.zeros_like(b)
+    new_a[: len(root)] = (root[:, None] * (vh[:r] @ right.Q.T)).to(a)
+    new_b[:, : len(root)] = (left.Q @ u[:, :r] * root).to(b)
+    return new_a, new_b
+
+
+@contextmanager
+def truncated_adapters(model: nn.Module, r: int) -> Iterator[None]:
+    """Runs a model with every adapter truncated to a rank, then puts the factors back as they were, bit for bit.
+
+    Args:
+        model: With plain LoRA or DoRA adapters, not sharded.
+        r: The rank to keep; adapters of a lower rank stay as they are.
+
+    Yields:
+        Nothing; the adapters are truncated.
+    """
+    saved: list[tuple[Tensor, Tensor]] = []
+    try:
+        with torch.no_grad():
+            for layer in adapted_layers(model).values():
+                factors = adapter_factors(layer)
+                if len(factors[0]) <= r:
+                    continue
+                for factor, new in zip(factors, truncate_factors(*factors, r), strict=True):
+                    saved.append((factor, factor.detach().clone()))
+                    factor.copy_(new)
+        yield
+    finally:
+        with torch.no_grad():
+            for factor, former in saved:
+                factor.copy_(former)
