@@ -1,7 +1,7 @@
 """Whether merged weights are W + dW: a merge is wrong in its weights long before 16-bit outputs show it.
 
-Rounding is as often up as down and knows nothing of dW, so that what a merge lacks of dW shows in the projection of its
-error onto dW: over the entries of a layer rounding cancels, and a wrong scaling adds up.
+Rounding errors are as often positive as negative and independent of dW, so they cancel in the projection of a merge's
+error onto dW, while a wrong scaling adds up over the entries of a layer.
 """
 
 from collections.abc import Mapping
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from lora_lightning.analysis.spectrum import in_float64
 
-# An error above so many times what one rounding to the weights' dtype leaves is none of rounding. PEFT rounds twice in
-# 16 bits; in float32 the order of sums counts too, and any fault is far above.
+# The largest error that rounding explains, relative to that of rounding once. PEFT rounds twice in 16 bits; in float32
+# the order of summation matters too, and any fault is far above.
 ROUNDINGS, ROUNDINGS_FLOAT32 = 2.0, 20.0
 LOST = 0.005  # of the update; or so many standard deviations of what rounding leaves of it, if that is more
 DEVIATIONS = 6.0

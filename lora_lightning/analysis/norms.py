@@ -1,4 +1,4 @@
-"""How large an adapter is: its factors, their gradients, and dW beside the frozen weight."""
+"""Norms of an adapter: its factors, their gradients, and dW relative to the frozen weight."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence

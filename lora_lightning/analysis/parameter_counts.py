@@ -1,4 +1,4 @@
-"""Parameters by kind of module, adapters counted with what they adapt."""
+"""Numbers of parameters by kind of module; an adapter counts to the module that it adapts."""
 
 from dataclasses import dataclass
 
@@ -14,10 +14,10 @@ class ParameterCounts:
     """Numbers of parameters.
 
     Attributes:
-        trained: Those that require a gradient.
-        total: All that are in memory, with the frozen copies that PEFT keeps of modules it trains in full.
-        pretrained: Those of the model before PEFT, which full fine-tuning would train.
-        trained_bytes: Of the trained ones, in their own dtype.
+        trained: Trainable parameters.
+        total: All parameters in memory, with the frozen copies that PEFT keeps of `modules_to_save`.
+        pretrained: Parameters of the model before PEFT, which full fine-tuning would train.
+        trained_bytes: Size of the trainable parameters in their own dtype.
     """
 
     trained: int = 0
@@ -26,7 +26,7 @@ class ParameterCounts:
     trained_bytes: int = 0
 
     def __add__(self, other: "ParameterCounts") -> "ParameterCounts":
-        """Both together."""
+        """Adds the counts."""
         return ParameterCounts(
             self.trained + other.trained,
             self.total + other.total,
@@ -36,7 +36,7 @@ class ParameterCounts:
 
 
 def count_by_kind(model: nn.Module) -> dict[str, ParameterCounts]:
-    """Counts each parameter once, however many modules share it.
+    """Counts each parameter once, even if several modules share it.
 
     Args:
         model: With or without adapters.

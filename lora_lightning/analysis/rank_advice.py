@@ -17,7 +17,7 @@ ENOUGH = 0.75  # of r; a lower rank than this is worth a try
 
 @dataclass(frozen=True)
 class Validation:
-    """What validation says about an adapter and about its truncation.
+    """The validation metric of an adapter, of its truncation, and of a constant answer.
 
     Attributes:
         metric: The monitored metric, such as `val/accuracy`.

@@ -1,4 +1,4 @@
-"""Many small problems at once on a CPU."""
+"""Solves many small problems in parallel on a CPU."""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor

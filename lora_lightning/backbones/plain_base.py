@@ -1,4 +1,4 @@
-"""The pretrained model once more, as anybody gets it who loads it: nothing of a training run is in it."""
+"""Loads the pretrained model again, without anything of a training run in it."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""The exported folder as anybody opens it: a fresh base, plain PEFT, merged by PEFT."""
+"""Opens the exported folder as any user would: a fresh base, plain PEFT, merged by PEFT."""
 
 import warnings
 from collections.abc import Collection, Iterator
@@ -19,7 +19,7 @@ from lora_lightning.lora.parameter_names import ADAPTER
 from lora_lightning.lora.quantized import quantized_bits
 from lora_lightning.tasks import AdaptationTask
 
-CACHED = "next_token"  # what a language modeling task makes of its network once
+CACHED = "next_token"  # the property of a language modeling task that holds its network
 SAME = 1e-3  # relative: a larger error of an update is none of float32's
 
 
@@ -73,7 +73,7 @@ def network_replaced(task: AdaptationTask, network: nn.Module) -> Iterator[None]
 
 @torch.no_grad()
 def find_weight_fault(task: AdaptationTask, exported: PreTrainedModel | PeftModel) -> str | None:
-    """What the exported model's weights have otherwise than the task's.
+    """Finds the first difference between the exported model's weights and the task's.
 
     Args:
         task: With the weights that were exported.

@@ -1,4 +1,4 @@
-"""Prove that training left the frozen base alone."""
+"""Check that training did not change the frozen base."""
 
 import hashlib
 from collections.abc import Iterator
@@ -15,11 +15,11 @@ from lora_lightning.tasks import AdaptationTask
 
 
 class FrozenBaseCheck(Callback):
-    """Checks that only adapters train (or the head), and that what is frozen has no gradient and keeps its bytes.
+    """Checks that only adapters and the head are trainable, and that frozen tensors get no gradient and do not change.
 
-    Parameters, buffers, and what bitsandbytes keeps beside quantised weights (scales, code books) are hashed when
-    training starts and when it ends (SHA-256: about a second for each GB, and from a GPU the transfer; one tensor at a
-    time is copied to the host). Each process checks its own copy or shard.
+    Parameters, buffers, and the scales and code books of weights that bitsandbytes quantised are hashed when training
+    starts and when it ends (SHA-256: about a second for each GB, and from a GPU the transfer; one tensor at a time is
+    copied to the host). Each process checks its own copy or shard.
 
     Logs `verification/frozen_base/unchanged_tensors`, their number.
     """
@@ -30,25 +30,25 @@ class FrozenBaseCheck(Callback):
         self._changed: str | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Hashes the base.
+        """Hashes the frozen tensors.
 
         Raises:
-            VerificationError: If a parameter of the base is set to train.
+            VerificationError: If a parameter of the base is trainable.
         """
         self._hashes, self._changed, self._checked_gradients = None, None, False
         if all(parameter.requires_grad for parameter in pl_module.parameters()):
             if trainer.is_global_zero:
-                print("FrozenBaseCheck: the whole model trains, so no base is frozen and nothing is checked.")
+                print("FrozenBaseCheck checks nothing: all parameters are trainable, so no base is frozen.")
             return
         if adapted_layers(pl_module):
             check_only_adapters_train(pl_module)
         self._hashes = {name: fingerprint(tensor) for name, tensor in frozen_tensors(pl_module)}
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Looks for gradients of the base, at the first step.
+        """Looks for gradients of frozen parameters at the first step.
 
         Raises:
-            VerificationError: If there is one.
+            VerificationError: If a frozen parameter has a gradient.
         """
         del trainer, optimizer
         if self._hashes is None or self._checked_gradients:
@@ -60,7 +60,7 @@ class FrozenBaseCheck(Callback):
                 raise VerificationError(msg)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compares."""
+        """Hashes the frozen tensors again and compares."""
         if self._hashes is None:
             return
         self._changed = first_difference(self._hashes, dict(frozen_tensors(pl_module)))
@@ -69,7 +69,7 @@ class FrozenBaseCheck(Callback):
             logger.log_metrics(unchanged, step=trainer.global_step)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Says so, or complains, now that every checkpoint is written.
+        """Prints the result or raises, now that every checkpoint is written.
 
         Raises:
             VerificationError: If a frozen tensor changed.
@@ -86,10 +86,10 @@ class FrozenBaseCheck(Callback):
 
 
 def check_only_adapters_train(model: nn.Module) -> None:
-    """Refuses a base that trains.
+    """Refuses trainable parameters in the base.
 
     Args:
-        model: With adapters, whose biases (`bias: all`, `lora_only`) and `modules_to_save` may train beside them.
+        model: With adapters; biases (`bias: all`, `lora_only`) and `modules_to_save` may be trainable too.
 
     Raises:
         VerificationError: If another parameter requires a gradient; names the first.
@@ -99,12 +99,12 @@ def check_only_adapters_train(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         may_train = is_trainable_by_name(name) or (biases_may_train and name.endswith(".bias"))
         if parameter.requires_grad and not may_train:
-            msg = f"{name} belongs to the base but trains; set its requires_grad to False, or model.lora to null."
+            msg = f"{name} belongs to the base but is trainable; set its requires_grad to False, or model.lora to null."
             raise VerificationError(msg)
 
 
 def frozen_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Everything that training must not touch.
+    """The tensors that training must not change.
 
     Args:
         model: With adapters; of a task, the pretrained model counts, its metrics and thresholds do not.

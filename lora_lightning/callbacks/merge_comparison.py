@@ -102,7 +102,7 @@ class MergeComparison:
 
         Args:
             tolerance: The default one, relative to the largest logit.
-            given: The user's; it holds whatever the intact merges do.
+            given: The user's, which always holds; `None` if none was set.
             weight_fault: What is wrong with the exported folder's weights.
 
         Returns:

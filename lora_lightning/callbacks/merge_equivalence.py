@@ -28,7 +28,7 @@ from lora_lightning.tasks import AdaptationTask
 
 
 class MergeEquivalence(AdapterMonitor):
-    """Compares the best checkpoint with its exported adapter, loaded and merged anew, and with merges in memory.
+    """Compares the best checkpoint with its exported adapter, loaded again and merged, and with merges in memory.
 
     When training ends, the base is loaded once more, the exported folder is opened and merged by plain PEFT, and its
     weights and outputs are compared with those of the best checkpoint. On a quantised base, where PEFT would round the
@@ -38,7 +38,7 @@ class MergeEquivalence(AdapterMonitor):
     `mean_logit_difference`, `kl_divergence` (nats), `flipped_share` of decisions, `recovery_ratio` of the adapter's
     gain in log-likelihood with its 95 % interval, the change of the loss and of the monitored metric, and
     `seconds_per_batch`, which `verification/all/adapted/` has of the unmerged model. `verification/all/adapter/` is the
-    same comparison of the adapted model with its base: how much the adapter does at all. On a quantised base each layer
+    same comparison of the adapted model with its base: the size of the adapter's effect. On a quantised base each layer
     has `quantization_error` and `requantization_error`, relative to ||dW||, and a sentence recommends a target.
 
     It fails if the exported folder, or the merge that must be exact (`base`, or `dequantized` on a quantised base),

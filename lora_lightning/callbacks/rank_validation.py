@@ -1,4 +1,4 @@
-"""Whether an adapter is worth advice about its rank, and what truncation would cost it: measured, not guessed."""
+"""Validates an adapter against a constant answer, and after truncation to a lower rank, for the advice about r."""
 
 import copy
 import math

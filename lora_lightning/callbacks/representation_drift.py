@@ -209,7 +209,7 @@ def probe_rows(lengths: NDArray[np.int64], size: int) -> NDArray[np.int64]:
 
     Args:
         lengths: (rows,), tokens of each row of the split.
-        size: How many to draw; all where there are fewer.
+        size: How many to draw; all rows if there are fewer.
 
     Returns:
         (min(size, rows),), int64, different row numbers, from long rows to short, so that little is padded.

@@ -33,7 +33,7 @@ class Observation(NamedTuple):
 
 
 def held_out_batches(trainer: Trainer, count: int) -> list[Batch]:
-    """Some of this process's validation batches, spread evenly, on the host; made without its workers."""
+    """Some of this process's validation batches, spread evenly, on the host; collated without workers."""
     loaders = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
     if not loaders:
         return []

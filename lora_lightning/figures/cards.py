@@ -1,4 +1,4 @@
-"""The size of a picture in TensorBoard, and how much fits into it."""
+"""The size of a figure in TensorBoard, and how many labels fit into it."""
 
 import numpy as np
 

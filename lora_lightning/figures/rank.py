@@ -1,6 +1,6 @@
-"""Pictures of how adapters use their rank: a heat map over the model, and spectra over training.
+"""Figures of how adapters use their rank: a heat map over the model, and spectra over training.
 
-TensorBoard shows a picture in a card of 350 pixels until its user asks for more, so all are drawn for that width.
+TensorBoard shows a figure in a card 350 pixels wide by default, so all are drawn for that width.
 """
 
 import math
@@ -27,7 +27,7 @@ def utilization_figure(utilization: Mapping[str, float], step: int) -> "Figure":
     """Draws utilization as a heat map, a row for each layer and a column for each kind of module.
 
     Args:
-        utilization: effective rank / r by module; NaN where there is none.
+        utilization: effective rank / r by module; NaN if unknown.
         step: Optimizer steps so far, for the title.
 
     Returns:
@@ -50,7 +50,7 @@ def utilization_figure(utilization: Mapping[str, float], step: int) -> "Figure":
     figure = Figure(figsize=size, dpi=DOTS_PER_INCH)
     axes = figure.add_axes((left / size[0], bottom / size[1], width / size[0], height / size[1]))
     image = axes.imshow(grid, cmap="viridis", vmin=0, vmax=1, aspect="auto")
-    axes.set_facecolor("lightgrey")  # where there is no adapter, or no number
+    axes.set_facecolor("lightgrey")  # no adapter, or no number
     for row, column in np.argwhere(~np.isnan(grid)) if numbered else ():
         value = grid[row, column]
         color = "black" if value > 0.6 else "white"  # noqa: PLR2004  # viridis is bright there

@@ -1,4 +1,4 @@
-"""Other ways in which a merge might have been rounded, to learn what rounding alone changes."""
+"""Perturbs merged weights as rounding does, to measure the effect of rounding alone."""
 
 import torch
 from torch import Tensor

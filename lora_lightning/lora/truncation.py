@@ -1,4 +1,4 @@
-"""The best adapter of a lower rank, in the place of a trained one: nothing has to be trained again."""
+"""Truncates trained adapters to a lower rank, without training again."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +36,7 @@ def truncate_factors(a: Tensor, b: Tensor, r: int) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def truncated_adapters(model: nn.Module, r: int) -> Iterator[None]:
-    """Runs a model with every adapter truncated to a rank, then puts the factors back as they were, bit for bit.
+    """Runs a model with every adapter truncated to a rank, then restores the factors bit for bit.
 
     Args:
         model: With plain LoRA or DoRA adapters, not sharded.

@@ -1,4 +1,4 @@
-"""The weights that a checkpoint holds, put into the model for a while: what is said about them is measured on them."""
+"""Puts the weights of a checkpoint into the model temporarily, to export and to measure them."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from lora_lightning.lora.sharding import local_shard, shard_like
 
 @contextmanager
 def with_weights(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
-    """Gives a model other weights in place; afterwards they are bit for bit what they were.
+    """Replaces the weights of a model in place, and restores them bit for bit afterwards.
 
     Args:
         model: The task, its network built; sharded or not.

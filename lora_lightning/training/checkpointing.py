@@ -1,4 +1,4 @@
-"""Keep the best checkpoint, and beside it the adapter in PEFT's own format."""
+"""Saves the best and the last checkpoint, and exports the adapter of the best one in PEFT's own format."""
 
 from collections.abc import Collection, Mapping
 from contextlib import nullcontext
@@ -26,19 +26,20 @@ class AdapterCheckpoint(HookedCheckpoint):
     """Writes `checkpoints/best.ckpt` and `checkpoints/last.ckpt`, and `adapter/` whenever the best one changes.
 
     `adapter/` is a PEFT folder (safetensors, `adapter_config.json`, tokenizer, label names), or a transformers
-    folder after full fine-tuning.
+    folder after full fine-tuning. It holds the weights that `best.ckpt` holds, also if another callback saves other
+    weights than those that train, as `EMAWeightAveraging` does. When training ends, the monitors measure them.
 
-    `last.ckpt` is written after whole steps or after validation, and last of all, so that a run resumed from it
-    does again whatever was interrupted, and ends in the same weights and metrics as one that was not.
+    `last.ckpt` is written after complete steps or after validation, and after all other files, so that a run that
+    resumes from it repeats what was interrupted, and ends with the same weights and metrics as an uninterrupted one.
 
     Args:
         monitor: The validation metric that decides.
         mode: `max` where higher is better, `min` where lower is.
         every_n_train_steps: Optimizer steps between writes of `last.ckpt` within an epoch; `null` for none, so that a
-            killed run is resumed from its last validation.
+            killed run resumes from its last validation.
     """
 
-    exports_adapter = True  # for the monitors, which this callback has measure what it exports
+    exports_adapter = True  # the monitors leave their final measurement to this callback
 
     def __init__(
         self,
@@ -67,19 +68,19 @@ class AdapterCheckpoint(HookedCheckpoint):
         self._written: dict[str, Any] | None = None  # the checkpoint that is being written, as other callbacks left it
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Without validation nothing can be best: keeps the latest epoch instead."""
+        """Keeps the latest epoch if there is no validation, because no epoch can be the best then."""
         super().on_train_start(trainer, pl_module)
         if (
             trainer.ckpt_path is not None
             and Path(trainer.ckpt_path).absolute().parent == Path(self.dirpath or ".").absolute()
         ):
-            self._kept = _place(trainer)  # resumed in the run's own folder
+            self._kept = _place(trainer)  # resumes in the run's own folder
         if not trainer.enable_validation:
             self.monitor = None
             self.save_after_training_epochs()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves."""
+        """Saves the best checkpoint, if this is it, and the last one."""
         self._check_monitor(trainer)
         if trainer.sanity_checking:
             return
@@ -89,7 +90,7 @@ class AdapterCheckpoint(HookedCheckpoint):
         self.save_last_if_needed(trainer)  # Lightning does so only with a new best
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keeps the steps since the last validation, exports if no validation ran, and has monitors measure the export.
+        """Saves the last steps, exports if no validation ran, and has the monitors measure the exported weights.
 
         Lightning calls the checkpoint callbacks last, so the monitors have recorded the last step by now.
         """
@@ -103,13 +104,13 @@ class AdapterCheckpoint(HookedCheckpoint):
         self._measure_export(trainer, task)
 
     def save_last_when_due(self, trainer: Trainer) -> None:
-        """Writes `last.ckpt` between two steps, every n steps; the next batch may be loaded, but no more."""
+        """Writes `last.ckpt` every n steps, between two steps; the next batch may be loaded, but not trained on."""
         steps = trainer.global_step
         if self.steps_between is not None and steps > 0 and steps % self.steps_between == 0:
             self.save_last_between_steps(trainer)
 
     def save_last_between_steps(self, trainer: Trainer) -> None:
-        """Writes `last.ckpt` between two steps; the next batch may be loaded, but no more."""
+        """Writes `last.ckpt` between two steps; the next batch may be loaded, but not trained on."""
         self._between_steps = True
         saved_at = self.last_saved_step
         self.save_last_if_needed(trainer)
@@ -117,16 +118,16 @@ class AdapterCheckpoint(HookedCheckpoint):
         self._between_steps = False
 
     def save_last_if_needed(self, trainer: Trainer) -> None:
-        """Writes `last.ckpt`, unless it is of this place in training already."""
+        """Writes `last.ckpt`, unless it was written at this place in training."""
         if not self.is_last_saved(trainer) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.save_last_file_now(trainer)
 
     def is_last_saved(self, trainer: Trainer) -> bool:
-        """Whether `last.ckpt` is of this place in training."""
+        """Whether `last.ckpt` was written at this place in training."""
         return self._kept == _place(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Notes how far the curves go and whether a step is whole; leaves out a batch that is not trained on yet.
+        """Adds the event files' sizes and whether the step is complete; leaves out a batch that is not trained on yet.
 
         What validation chose, such as a threshold, is not averaged: it replaces what a callback such as
         `EMAWeightAveraging` has put there.
@@ -141,13 +142,13 @@ class AdapterCheckpoint(HookedCheckpoint):
             take_back_batch(checkpoint)
 
     def save_last_file(self, trainer: Trainer, candidates: dict[str, Tensor]) -> None:
-        """Writes `last.ckpt`, unless training continues from gradients that no checkpoint holds."""
+        """Writes `last.ckpt`, unless training continues from accumulated gradients, which no checkpoint holds."""
         if not _half_a_step(trainer):
             super().save_last_file(trainer, candidates)
             self._kept = _place(trainer)
 
     def save_file(self, trainer: Trainer, filepath: str) -> None:
-        """Saves one file, curves before it, the adapter after it.
+        """Writes one checkpoint, the loggers' curves before it and the adapter after it.
 
         Raises:
             TrainingError: If something cannot be written.
@@ -168,11 +169,11 @@ class AdapterCheckpoint(HookedCheckpoint):
             self._written = None
 
     def remove_file(self, trainer: Trainer, filepath: str) -> None:
-        """Removes nothing: both files are written over, and a path may come from a checkpoint of someone else's."""
+        """Removes nothing: both files are overwritten, and the path may come from somebody else's checkpoint."""
 
     @property
     def state_key(self) -> str:
-        """One key whatever is monitored, so that a resumed run always finds the state."""
+        """The same key for every monitored metric, so that a resumed run always finds the state."""
         return type(self).__qualname__
 
     def _check_monitor(self, trainer: Trainer) -> None:
@@ -181,7 +182,7 @@ class AdapterCheckpoint(HookedCheckpoint):
             raise unknown_monitor(self.monitor, names)
 
     def _export(self, trainer: Trainer, task: AdaptationTask, state: Mapping[str, Tensor]) -> None:
-        """Exports what a checkpoint holds, which a callback may have made another than the weights that train.
+        """Exports the weights of a checkpoint; a callback may have put others into it than those that train.
 
         Args:
             trainer: Knows the folders.
@@ -222,14 +223,14 @@ class AdapterCheckpoint(HookedCheckpoint):
         return trainer.strategy.broadcast(content)
 
     def state_dict(self) -> dict[str, object]:
-        """Lightning's state and the best epoch's metrics, which are this epoch's while the best is being saved."""
+        """Lightning's state and the best epoch's metrics: this epoch's while the best checkpoint is written."""
         is_best = self.best_model_score is not self._score_before
         return {**super().state_dict(), "best_metrics": self._latest if is_best else self.best_metrics}
 
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
         """Lightning's state and the best epoch's metrics; a run resumed in a new folder keeps the score to beat."""
         best, own = Path(str(state_dict.get("best_model_path") or "")), self.dirpath
-        if not best.is_file():  # moved or deleted, or no path at all: there is nothing to beat
+        if not best.is_file():  # moved or deleted, or no path at all: no score to beat
             return
         self.best_metrics = cast("dict[str, float]", state_dict.get("best_metrics", {}))
         self.dirpath = cast("str", state_dict.get("dirpath", own))  # or Lightning forgets the score
@@ -240,11 +241,11 @@ class AdapterCheckpoint(HookedCheckpoint):
 
 
 def unknown_monitor(monitor: str, names: Collection[str]) -> ConfigurationError:
-    """The error for a metric that does not exist.
+    """The error for a monitored metric that validation does not report.
 
     Args:
-        monitor: What was asked for.
-        names: What there is.
+        monitor: The metric that was asked for.
+        names: The metrics that validation reports.
 
     Returns:
         To be raised.
@@ -254,13 +255,13 @@ def unknown_monitor(monitor: str, names: Collection[str]) -> ConfigurationError:
 
 
 def _half_a_step(trainer: Trainer) -> bool:
-    """Whether training continues after this validation from accumulated gradients, which no checkpoint has."""
+    """Whether this validation is in the middle of a step: accumulated gradients follow, which no checkpoint holds."""
     progress, every = batch_progress(trainer), trainer.accumulate_grad_batches
     return bool(trainer.validating and progress.current.completed % every != 0 and not progress.is_last_batch)
 
 
 def _place(trainer: Trainer) -> tuple[int, int]:
-    """Optimizer steps and batches so far."""
+    """Number of optimizer steps and batches so far."""
     return trainer.global_step, batch_progress(trainer).total.completed
 
 

@@ -1,4 +1,4 @@
-"""A picture of the intents that a model mixes up most, for TensorBoard."""
+"""A confusion matrix of the most confused labels, for TensorBoard."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -52,11 +52,11 @@ class ConfusionFigure(Callback):
 
 
 def most_confused(counts: Tensor, limit: int) -> list[int]:
-    """Picks the labels that take part in the most mistakes.
+    """Selects the labels of the most frequent mistakes.
 
     Args:
         counts: (classes, classes), rows are truth, columns prediction.
-        limit: How many to pick at most.
+        limit: How many labels to select at most.
 
     Returns:
         Label indices: pairs by number of mistakes, the most confused pair first, its two labels side by side.
@@ -75,7 +75,7 @@ def most_confused(counts: Tensor, limit: int) -> list[int]:
 
 
 def label_for_figure(name: str) -> str:
-    """A label as a picture can show it.
+    """Shortens a label for a figure.
 
     Args:
         name: Any text.
@@ -109,7 +109,7 @@ def confusion_figure(counts: Tensor, names: list[str], split: str) -> "Figure":
         value = int(counts[row, column])
         color = "white" if value > strongest / 2 else "black"
         axes.text(column, row, str(value), ha="center", va="center", color=color, fontsize=8)
-    # Labels are the user's: a $ in one is no mathematics, and one of a page's length must not widen the picture.
+    # Labels come from the user: a $ is no mathematics, and a very long label must not widen the figure.
     shown = [label_for_figure(name) for name in names]
     plain: dict[str, Any] = {"fontsize": 8, "parse_math": False}
     axes.set_xticks(range(len(names)), shown, rotation=60, ha="right", rotation_mode="anchor", **plain)
