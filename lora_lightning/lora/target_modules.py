@@ -143,7 +143,7 @@ def resolve_target_modules(model: nn.Module, target_modules: str | list[str], ex
     if target_modules == "all-linear":
         return layers
     if isinstance(target_modules, str) and target_modules in PRESETS:
-        wanted: tuple[str, ...] = _preset_suffixes(str(getattr(model.config, "model_type", "")), target_modules)
+        wanted: tuple[str, ...] = _preset_suffixes(_architecture(model), target_modules)
     elif isinstance(target_modules, str):
         raise ConfigurationError(_unknown(target_modules, layers))
     else:
@@ -162,12 +162,16 @@ def resolve_target_modules(model: nn.Module, target_modules: str | list[str], ex
         raise ConfigurationError(msg)
     if refused := chosen.intersection(without_effect):
         msg = (
-            f"model.lora.target_modules names {min(refused)}, but {model.config.model_type} computes with the weights "
+            f"model.lora.target_modules names {min(refused)}, but {_architecture(model)} computes with the weights "
             "of that layer without calling it, so that an adapter there would have no effect; leave "
             f"{', '.join(_short_names(refused))} out, or use all-linear, which does."
         )
         raise ConfigurationError(msg)
     return [name for name in layers if name in chosen]
+
+
+def _architecture(model: nn.Module) -> str:
+    return str(getattr(model.config, "model_type", ""))
 
 
 def _preset_suffixes(model_type: str, preset: str) -> tuple[str, ...]:
