@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from lora_lightning.backbones.loading import load_model, renamed_weights
 from lora_lightning.backbones.quantization import Quantization
+from lora_lightning.lora.quantized import keep_4bit_weights_in_order
 
 
 def load_plain_base(model: PreTrainedModel, backbone: str, quantization: Quantization | None = None) -> PreTrainedModel:
@@ -28,5 +29,6 @@ def load_plain_base(model: PreTrainedModel, backbone: str, quantization: Quantiz
     with torch.device("cpu"):
         config = copy.deepcopy(model.config)
         loaded = load_model(type(model), backbone, config, quantization, key_mapping=renamed_weights(model))
+    keep_4bit_weights_in_order(loaded.model)
     loaded.model.eval()
     return loaded.model
