@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from lora_lightning.backbones.completeness import check_complete, check_gguf_layers
 from lora_lightning.backbones.quantization import Quantization, bitsandbytes_config, check_quantization
 from lora_lightning.backbones.remote_code import runs_remote_code
 from lora_lightning.backbones.source import gguf_file_of, hub_is_reachable, resolve_backbone
@@ -30,7 +31,7 @@ from lora_lightning.backbones.vocabulary import text_config_of, vocabulary_size
 from lora_lightning.compat.transformers import Conv1D, forget_quantization
 from lora_lightning.errors import BackboneError, LoraLightningError
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
-from lora_lightning.lora.injection import find_targets, modules_trained_in_full, newly_initialized_modules
+from lora_lightning.lora.injection import find_targets, modules_trained_in_full
 from lora_lightning.lora.quantized import keep_biases_as_they_are
 from lora_lightning.metrics.label_space import SINGLE_LABEL, ProblemType
 
@@ -61,6 +62,8 @@ COUNTS_FROM_PADDING = (
 # No model has more; a config.json that claims more would take all time or memory before anything else is wrong with it.
 MOST_LAYERS = 10_000
 MOST_PARAMETERS = 10**13
+
+LONG_TO_READ = 2**30  # bytes of safetensors
 
 Loaded = TypeVar("Loaded")
 
@@ -329,11 +332,14 @@ def load_model(
         loader: Callable[..., tuple[PreTrainedModel, dict[str, Any]]] = auto_class.from_pretrained
         return _load(backbone, lambda: loader(source, output_loading_info=True, **settings, **more))
 
-    # What the weights lack must not be quantised, so before it loads them transformers only looks which there are.
-    only_look = {"device_map": "meta"} if (quantization is not None or not values) and not is_gguf else {}
+    # What the weights lack must not be quantised, so before it loads them transformers only looks which there are; and
+    # whoever waits for large weights shall not learn only then that they are incomplete.
+    looks_first = (quantization is not None or not values or _takes_long(source)) and not is_gguf
     with _without_bar(source):
-        model, info = load(**only_look)
-    lacked = _check_complete(model, info, backbone)
+        model, info = load(**({"device_map": "meta"} if looks_first else {}))
+    lacked = _check_complete(model, info, backbone, source)
+    if looks_first and values and quantization is None:
+        model = load()[0]
     if is_gguf:
         forget_quantization(model)
     if quantization is not None:
@@ -346,25 +352,20 @@ def load_model(
     return LoadedBackbone(model, lacked)
 
 
-def _check_complete(model: PreTrainedModel, info: Mapping[str, Any], backbone: str) -> list[str]:
-    """The modules that the weights lack; an error where they lack anything else."""
-    base = f"{model.base_model_prefix}."
-    unfit = [name for name, *_ in info["mismatched_keys"]]
-    lacked = newly_initialized_modules(model, {*info["missing_keys"], *unfit})
-    wrong = [name for name in unfit if name.startswith(base)]
-    if wrong or model.base_model_prefix in lacked:
-        msg = (
-            f"the weights of {backbone!r} do not fit its config.json, {wrong[0] if wrong else f'all of {base}*'} "
-            "first: the architecture or a size differs; save the model again with its own configuration."
-        )
-        raise BackboneError(msg)
-    holes = [name for name in info["missing_keys"] if not any(name.startswith(f"{module}.") for module in lacked)]
-    if holes := [name for name in holes if name in dict(model.named_parameters())]:
-        msg = (
-            f"the weights of {backbone!r} lack {holes[0]} (one of {len(holes)}), but not the rest of its module: "
-            "the file is incomplete; download or save the model again."
-        )
-        raise BackboneError(msg)
+def _takes_long(source: str) -> bool:
+    """Whether there are more bytes to read than a look at the names costs."""
+    return sum(file.stat().st_size for file in Path(source).glob("*.safetensors")) > LONG_TO_READ
+
+
+def _check_complete(model: PreTrainedModel, info: Mapping[str, Any], backbone: str, source: str) -> list[str]:
+    """The modules that the weights lack; an error if they lack or hold anything else."""
+
+    def names_of_base() -> Collection[str]:
+        return build_without_storage(AutoModel, model.config).state_dict().keys()
+
+    lacked = check_complete(model, info, backbone, names_of_base)
+    if (file := gguf_file_of(source)) is not None:
+        check_gguf_layers(model, Path(source) / file, backbone)
     return lacked
 
 

@@ -1,12 +1,17 @@
 """Private and undocumented names of transformers 5."""
 
+import re
+from collections.abc import Callable
 from typing import Any, cast
 
 from torch import nn
 from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import create_masks_for_generate, sdpa_mask
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 from transformers.pytorch_utils import Conv1D
 
 __all__ = [
@@ -15,6 +20,7 @@ __all__ = [
     "create_masks_for_generate",  # the masks of a model's layers, as its own forward makes them
     "forget_quantization",
     "forget_renamed_weights",
+    "ignored_weights",
     "is_masked_language_model",
     "quantization_config",
     "sdpa_attention_forward",  # the attention that ours falls back to
@@ -73,3 +79,21 @@ def quantization_config(model: nn.Module) -> BitsAndBytesConfig | None:
     """
     config: Any = getattr(getattr(model, "hf_quantizer", None), "quantization_config", None)
     return config if isinstance(config, BitsAndBytesConfig) else None
+
+
+def ignored_weights(model: PreTrainedModel) -> Callable[[str], bool]:
+    """Returns whether transformers leaves a tensor of a checkpoint out on purpose, by the tensor's name.
+
+    Such as DeepSeek-V3's layer for predicting two tokens ahead. The loading info has left these out already for most
+    models, but some patterns are at the language model's class only and hold for the same weights under another head.
+
+    Args:
+        model: Any.
+    """
+    language_model = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model.config), None)
+    patterns = [
+        pattern
+        for owner in (model, language_model)
+        for pattern in getattr(owner, "_keys_to_ignore_on_load_unexpected", None) or ()
+    ]
+    return lambda name: any(re.search(pattern, name) for pattern in patterns)

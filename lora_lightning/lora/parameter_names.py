@@ -79,6 +79,11 @@ def is_added_by_peft(name: str) -> bool:
     return ADDED_PARAMETER.search(f".{name}") is not None
 
 
+def is_part_of_peft(name: str) -> bool:
+    """Whether only a model that PEFT wraps has such a tensor: an adapter's, or one of a module with an adapter."""
+    return PARTS_OF_PEFT.search(f".{name}") is not None
+
+
 def adapted_module_name(name: str) -> str:
     """The module of the pretrained model that a parameter belongs to.
 
