@@ -51,7 +51,12 @@ def print_results(training: TrainingRun) -> None:
     trained, total = record.trainable_parameters, record.total_parameters
     console.print(f"\ntrainable parameters: {trained:,} of {total:,} ({100 * (record.trainable_share or 0):.2f} %)")
     console.print(f"run folder:           {record.folder}")
-    console.print(f"best checkpoint:      {record.best_checkpoint}")
-    console.print(f"{'adapter for PEFT:    ' if training.task.lora else 'for transformers:    '} {record.adapter}")
+    if why_none := training.why_none_is_best:
+        console.print(f"last checkpoint:      {record.checkpoint} (none is the best: {why_none})")
+    else:
+        console.print(f"best checkpoint:      {training.checkpoint.best_model_path}")
+    whose = " (weights of the last step)" if why_none else ""
+    label = "adapter for PEFT:    " if training.task.lora else "for transformers:    "
+    console.print(f"{label} {record.adapter}{whose}")
     if any(record.folder.glob(EVENTS)):
         console.print(f"curves:               tensorboard --logdir {record.folder.parent}")

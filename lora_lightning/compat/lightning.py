@@ -90,10 +90,6 @@ class HookedCheckpoint(ModelCheckpoint):
     def last_saved_step(self, step: int) -> None:
         self._last_global_step_saved = step
 
-    def save_after_training_epochs(self) -> None:
-        """Saves after each training epoch from now on, for runs without validation."""
-        self._save_on_train_epoch_end = True
-
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         self.save_file(trainer, filepath)
 

@@ -1,7 +1,9 @@
-"""The lock of a run's folder: one process trains there at a time."""
+"""Locks of folders: one process trains in a run's folder at a time, and one at a time starts a run in a logger's."""
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -10,6 +12,8 @@ from lora_lightning.errors import ConfigurationError
 from lora_lightning.runs.files import cannot_be_written
 from lora_lightning.runs.layout import LOCK
 
+STARTS = ".starts.lock"  # in the folder of a logger's runs
+STARTING = 60.0  # seconds; starting a run takes milliseconds, and the system releases the lock of a killed process
 PATIENCE = 1.0  # seconds; whoever looks whether a run is running holds its lock for a moment
 
 
@@ -27,9 +31,7 @@ def lock_run_folder(run: Path) -> FileLock:
         TrainingError: If the file cannot be written.
     """
     path = run / LOCK
-    if path.is_symlink():
-        msg = f"{path} is a symbolic link, whose target would be overwritten; delete the link."
-        raise ConfigurationError(msg)
+    _check_no_link(path)
     lock = FileLock(path)
     try:
         lock.acquire(timeout=PATIENCE)
@@ -43,6 +45,40 @@ def lock_run_folder(run: Path) -> FileLock:
     except OSError as error:
         raise cannot_be_written(path, error) from error
     return lock
+
+
+@contextmanager
+def lock_starts(place: Path) -> Iterator[None]:
+    """Lets one process at a time look for a run and start it if there is none.
+
+    Args:
+        place: The folder of a logger's runs; made if it does not exist.
+
+    Raises:
+        ConfigurationError: If another process holds the lock for a minute, or its file is a symbolic link.
+        TrainingError: If the file cannot be written.
+    """
+    path = place / STARTS
+    _check_no_link(path)
+    lock = FileLock(path)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=STARTING)
+    except Timeout as error:
+        msg = f"another process is starting a run in {place} and has not finished for {STARTING:.0f} s; stop it."
+        raise ConfigurationError(msg) from error
+    except OSError as error:
+        raise cannot_be_written(path, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _check_no_link(path: Path) -> None:
+    if path.is_symlink():
+        msg = f"{path} is a symbolic link, whose target would be overwritten; delete the link."
+        raise ConfigurationError(msg)
 
 
 def is_locked(run: Path) -> bool:

@@ -158,9 +158,15 @@ class RunRecord:
 
     @property
     def best_checkpoint(self) -> Path | None:
-        """`best.ckpt`, or `last.ckpt` of a run without validation; `None` before the first."""
-        folder = self.folder / CHECKPOINTS
-        return next((path for path in (folder / f"{BEST}.ckpt", folder / LAST) if path.is_file()), None)
+        """`best.ckpt`; `None` before the first validation, and if none ever ran."""
+        path = self.folder / CHECKPOINTS / f"{BEST}.ckpt"
+        return path if path.is_file() else None
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """What is tested and exported: the best checkpoint, or `last.ckpt` without one; `None` before the first."""
+        last = self.folder / CHECKPOINTS / LAST
+        return self.best_checkpoint or (last if last.is_file() else None)
 
     def metric(self, name: str) -> float:
         """One metric by its tag.

@@ -267,6 +267,25 @@ def are_sizes(found: Any) -> bool:
     return isinstance(found, Mapping) and all(type(size) is int and size >= 0 for size in found.values())
 
 
+def check_not_started(place: Path, config: str, fill_defaults: FillDefaults) -> None:
+    """Refuses to start a run that another process started after this one had looked for it.
+
+    Args:
+        place: The folder of the logger's runs, locked by `lock_starts`.
+        config: The settings as YAML.
+        fill_defaults: As in `find_interrupted_run`.
+
+    Raises:
+        ConfigurationError: If there is a run of these settings by now.
+    """
+    if (run := find_run(run_folders(place), config, fill_defaults)) is not None:
+        msg = (
+            f"another process has just started the run {run} with the same settings; wait for it or stop it, then "
+            "start the same command again."
+        )
+        raise ConfigurationError(msg)
+
+
 def check_unused(folder: Path) -> None:
     """Refuses to write a new run over another one.
 

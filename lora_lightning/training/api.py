@@ -155,10 +155,10 @@ def run_words(run: RunRecord | str | Path, overrides: Mapping[str, Any]) -> list
         CheckpointError: If it has no checkpoint, or is no run.
     """
     record = run if isinstance(run, RunRecord) else RunRecord.load(run)
-    if record.best_checkpoint is None:
+    if record.checkpoint is None:
         msg = f"the run {record.folder} has no checkpoint yet; train it first, or resume it."
         raise CheckpointError(msg)
-    words = [f"--config={record.folder / CONFIG}", f"--ckpt_path={record.best_checkpoint}"]
+    words = [f"--config={record.folder / CONFIG}", f"--ckpt_path={record.checkpoint}"]
     return [*words, *option_words(overrides)]
 
 

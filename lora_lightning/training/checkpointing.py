@@ -26,7 +26,8 @@ class AdapterCheckpoint(HookedCheckpoint):
     """Writes `checkpoints/best.ckpt` and `checkpoints/last.ckpt`, and `adapter/` whenever the best one changes.
 
     `adapter/` is a PEFT folder (safetensors, `adapter_config.json`, tokenizer, label names), or a transformers
-    folder after full fine-tuning. It holds the weights that `best.ckpt` holds, also if another callback saves other
+    folder after full fine-tuning. It holds the weights that `best.ckpt` holds, or `last.ckpt` if no validation decided
+    which is the best, also if another callback saves other
     weights than those that train, as `EMAWeightAveraging` does. When training ends, the monitors measure them.
 
     `last.ckpt` is written after complete steps or after validation, and after all other files, so that a run that
@@ -68,7 +69,7 @@ class AdapterCheckpoint(HookedCheckpoint):
         self._written: dict[str, Any] | None = None  # the checkpoint that is being written, as other callbacks left it
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keeps the latest epoch if there is no validation, because no epoch can be the best then."""
+        """Monitors no metric if there is no validation, because no epoch can be the best then."""
         super().on_train_start(trainer, pl_module)
         if (
             trainer.ckpt_path is not None
@@ -77,7 +78,12 @@ class AdapterCheckpoint(HookedCheckpoint):
             self._kept = _place(trainer)  # resumes in the run's own folder
         if not trainer.enable_validation:
             self.monitor = None
-            self.save_after_training_epochs()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves the last checkpoint if there is no validation to save it after."""
+        super().on_train_epoch_end(trainer, pl_module)
+        if not trainer.enable_validation:
+            self.save_last_if_needed(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the best checkpoint, if this is it, and the last one."""
@@ -90,7 +96,7 @@ class AdapterCheckpoint(HookedCheckpoint):
         self.save_last_if_needed(trainer)  # Lightning does so only with a new best
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves the last steps, exports if no validation ran, and has the monitors measure the exported weights.
+        """Saves the last steps, exports them if none is the best, and has the monitors measure the exported weights.
 
         Lightning calls the checkpoint callbacks last, so the monitors have recorded the last step by now.
         """
@@ -99,9 +105,18 @@ class AdapterCheckpoint(HookedCheckpoint):
             return
         self.save_last_if_needed(trainer)
         if not self.best_model_path:
-            self.best_model_path = self.last_model_path
-            self._export(trainer, task, self._read(trainer, self.best_model_path)["state_dict"])
+            self._export(trainer, task, self._read(trainer, self.last_model_path)["state_dict"])
         self._measure_export(trainer, task)
+
+    @property
+    def has_validated(self) -> bool:
+        """Whether a validation of this session reported metrics."""
+        return bool(self._latest)
+
+    @property
+    def exported_path(self) -> str:
+        """The best checkpoint, or the last one if none is the best; empty before the first."""
+        return self.best_model_path or self.last_model_path
 
     def save_last_when_due(self, trainer: Trainer) -> None:
         """Writes `last.ckpt` every n steps, between two steps; the next batch may be loaded, but not trained on."""
@@ -207,7 +222,7 @@ class AdapterCheckpoint(HookedCheckpoint):
         monitors = [callback for callback in trainer.callbacks if isinstance(callback, AdapterMonitor)]  # type: ignore[attr-defined]
         if not monitors or self.adapter_folder is None:
             return
-        checkpoint = self._read(trainer, self.best_model_path)
+        checkpoint = self._read(trainer, self.exported_path)
         export = Export(int(checkpoint["global_step"]), self.adapter_folder)
         with with_weights(task, checkpoint["state_dict"]):
             for monitor in monitors:

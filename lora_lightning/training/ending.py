@@ -7,6 +7,7 @@ from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from lora_lightning.errors import TrainingError
+from lora_lightning.training.checkpointing import AdapterCheckpoint
 
 
 def check_that_something_was_trained(trainer: Trainer) -> None:
@@ -41,6 +42,23 @@ def why_it_ended_early(trainer: Trainer) -> str:
         if isinstance(callback, Timer) and (left := callback.time_remaining()) is not None and left <= 0:
             return f"trainer.max_time was reached after {trainer.global_step} steps"
     return ""
+
+
+def why_none_is_best(trainer: Trainer, checkpoint: AdapterCheckpoint) -> str:
+    """Why no checkpoint of a run is its best one.
+
+    Args:
+        trainer: After training.
+        checkpoint: Has no best checkpoint.
+
+    Returns:
+        In words.
+    """
+    if not trainer.enable_validation:
+        return "there was no validation"
+    if checkpoint.has_validated:
+        return "no validation ran after the ranks of the adapters were final"
+    return "training ended before its first validation (trainer.val_check_interval, trainer.check_val_every_n_epoch)"
 
 
 def _why_stopped(callback: EarlyStopping) -> str | None:

@@ -5,7 +5,7 @@ import os
 import shlex
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -23,20 +23,21 @@ from lora_lightning.runs.checkpoint import read_checkpoint
 from lora_lightning.runs.files import cannot_be_written
 from lora_lightning.runs.history import RunHistory, write_summary
 from lora_lightning.runs.layout import CONFIG, FAILED_CHECK, run_folder_of
-from lora_lightning.runs.lock import lock_run_folder
+from lora_lightning.runs.lock import lock_run_folder, lock_starts
 from lora_lightning.runs.processes import ending_together
 from lora_lightning.runs.provenance import git_state, package_versions
 from lora_lightning.runs.record import RunRecord
-from lora_lightning.runs.resume import check_unused, return_to_checkpoint
+from lora_lightning.runs.resume import check_not_started, check_unused, first_logger, return_to_checkpoint
 from lora_lightning.tasks.hyperparameters import hyperparameter_conflicts
 from lora_lightning.tasks.optimization import count_trainable_parameters
 from lora_lightning.training.announcements import announce_run, announce_untested
 from lora_lightning.training.checkpointing import AdapterCheckpoint
-from lora_lightning.training.ending import check_that_something_was_trained, why_it_ended_early
+from lora_lightning.training.ending import check_that_something_was_trained, why_it_ended_early, why_none_is_best
 from lora_lightning.training.lightning_cli import LoraLightningCLI
 from lora_lightning.training.option_checks import check_mode, check_reported, check_steps, check_writable
 from lora_lightning.training.refusals import run_error
 from lora_lightning.training.saved_config import RunConfigFile
+from lora_lightning.training.validation_schedule import check_validation_options
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 
@@ -98,6 +99,7 @@ class TrainingRun:
         names = self.task.metric_names()
         check_reported(self.options.checkpoint.monitor, self.datamodule.split_names("val"), names)
         check_steps(self.options.trainer, self.options.early_stopping)
+        check_validation_options(self.options.trainer)
         if self.trainer.local_rank == 0:
             self.datamodule.prepare_data()  # the trainer's own call will find it done
 
@@ -107,17 +109,32 @@ class TrainingRun:
             return
         with self._saying_how_to_resume():
             check_writable(self.folder)
-            lock = lock_run_folder(self.folder)
-            self._resources.callback(lock.release)
-            if self.start.interrupted is not None:
-                return_to_checkpoint(self.start.interrupted)
+            if self.start.interrupted is None:
+                self._start_run()
             else:
-                check_unused(self.folder)
-            self._callback(RunConfigFile).write(self.folder)
+                self._lock_folder()
+                return_to_checkpoint(self.start.interrupted)
             self.history = RunHistory(self.folder)
             self.history.start(self._facts())
         interrupted = self.start.interrupted
         announce_run(self.folder, self.trainer, None if interrupted is None else interrupted.checkpoint)
+
+    def _start_run(self) -> None:
+        """Takes a new folder; `config.yaml` shows from then on whose it is."""
+        place, names_itself = self.folder.parent, self.options.resume is not None and not self._version_is_given
+        with lock_starts(place) if names_itself else nullcontext():
+            if names_itself:
+                check_not_started(place, self.cli.settings_text(), self.cli.fill_defaults)
+            self._lock_folder()
+            check_unused(self.folder)
+            self._callback(RunConfigFile).write(self.folder)
+
+    @property
+    def _version_is_given(self) -> bool:
+        return first_logger(self.options.trainer).init_args.get("version") is not None
+
+    def _lock_folder(self) -> None:
+        self._resources.callback(lock_run_folder(self.folder).release)
 
     def _facts(self) -> dict[str, Any]:
         device = self.trainer.strategy.root_device
@@ -142,27 +159,27 @@ class TrainingRun:
             with self._saying_how_to_resume(), self._timing("fit_seconds"):
                 self.trainer.fit(self.task, self.datamodule, ckpt_path=self.options.ckpt_path, weights_only=True)
         except VerificationError as error:
-            if not self.checkpoint.best_model_path:
+            if not self.checkpoint.exported_path:
                 raise
             self.failed_check = error
         check_that_something_was_trained(self.trainer)
 
     def test(self) -> dict[str, float]:
-        """Tests the best checkpoint unless the options or the data say otherwise.
+        """Tests the exported weights unless the options or the data say otherwise.
 
         Returns:
             The best epoch's validation metrics and those of the test, by tag.
         """
         metrics = dict(self.checkpoint.best_metrics)
-        best = self.checkpoint.best_model_path
-        if self.leaves_nothing or not self.options.test_after_fit or not best:
+        chosen = self.checkpoint.exported_path
+        if self.leaves_nothing or not self.options.test_after_fit or not chosen:
             return metrics
         if not self.datamodule.split_names("test"):
             announce_untested(self.trainer, self.datamodule.without_test)
             return metrics
-        read_checkpoint(best)  # a resumed run's may lie anywhere
+        read_checkpoint(chosen)  # a resumed run's may lie anywhere
         with self._saying_how_to_resume(), self._timing("test_seconds"):
-            self.trainer.test(self.task, self.datamodule, ckpt_path=best, verbose=False, weights_only=True)
+            self.trainer.test(self.task, self.datamodule, ckpt_path=chosen, verbose=False, weights_only=True)
         return metrics | {name: float(value) for name, value in self.trainer.callback_metrics.items()}
 
     def write_results(self, metrics: dict[str, float]) -> None:
@@ -179,12 +196,15 @@ class TrainingRun:
         trained, total = count_trainable_parameters(self.task)
         summary: dict[str, Any] = {
             "metrics": metrics,
-            "monitor": self.checkpoint.monitor,
             "trained_parameters": trained,
             "total_parameters": total,
             "steps": self.trainer.global_step,
-            "best_checkpoint": _within(self.folder, self.checkpoint.best_model_path),
+            "monitor": None,
         }
+        if best := self.checkpoint.best_model_path:
+            summary |= {"monitor": self.checkpoint.monitor, "best_checkpoint": _within(self.folder, best)}
+        else:
+            summary["no_best_checkpoint"] = self.why_none_is_best
         if self.ended_early:
             summary["ended_early"] = self.ended_early
         if self.failed_check is not None:
@@ -195,6 +215,11 @@ class TrainingRun:
     def ended_early(self) -> str:
         """Why training ended before its last step; empty if it did not."""
         return why_it_ended_early(self.trainer)
+
+    @property
+    def why_none_is_best(self) -> str:
+        """Why no validation decided which checkpoint is the best; empty if one did."""
+        return "" if self.checkpoint.best_model_path else why_none_is_best(self.trainer, self.checkpoint)
 
     @property
     def checkpoint(self) -> AdapterCheckpoint:

@@ -251,7 +251,7 @@ def test_other_settings_are_another_run(run: Path, words: Words, capfd: pytest.C
     assert f"the run folder {run} holds a run of other settings: {different}; trainer.logger.init_args.version" in said
     assert main(words) == 0
     assert f"starts a new run, because the newest, {run}, has other settings: {different}\n" in capfd.readouterr().out
-    assert sorted(path.name for path in run.parent.iterdir()) == ["version_0", "version_1"]
+    assert sorted(path.name for path in run.parent.glob("version_*")) == ["version_0", "version_1"]
     assert not (run / "summary.json").exists()
 
 

@@ -1,8 +1,11 @@
-"""A run that trains nothing, or ends early, says so."""
+"""A run that trains nothing, never validates or ends early says so."""
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from lora_lightning import RunRecord
 from lora_lightning.cli.main import main
@@ -71,3 +74,56 @@ def test_a_validation_that_is_not_finite_is_a_failure(
     assert "val/loss became nan in the validation after step" in said
     assert "no checkpoint with finite weights has been saved yet." in said
     assert not (tmp_path / "run/version_0/checkpoints/best.ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["limit_val_batches=0"], "there was no validation"),
+        (["val_check_interval={hours: 1}"], "training ended before its first validation"),
+        (
+            ["val_check_interval=00:01:00:00", "check_val_every_n_epoch=null"],
+            "training ended before its first validation",
+        ),
+        (["max_time={seconds: 1}", "max_epochs=100000", "check_val_every_n_epoch=99999"], "training ended before"),
+    ],
+    ids=["no validation", "an hour", "an hour across epochs", "too little time"],
+)
+def test_a_run_without_validation_has_no_best_checkpoint(
+    tiny_backbone: TinyBackbone,
+    data: Path,
+    tmp_path: Path,
+    words: list[str],
+    why: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    more = ["--test_after_fit=false", *(f"--trainer.{word}" for word in words)]
+    assert main(fit_words(tiny_backbone("bert"), data, tmp_path, *more)) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"last.ckpt (none is the best: {why}" in said
+    assert "best checkpoint" not in said
+    assert "(weights of the last step)" in said
+    run = RunRecord.load(tmp_path / "run/version_0")
+    assert (run.best_checkpoint, run.monitor, run.metrics) == (None, None, {})
+    assert run.checkpoint == run.folder / "checkpoints/last.ckpt"
+    assert not (run.checkpoint.parent / "best.ckpt").exists()
+    summary = json.loads((run.folder / "summary.json").read_text())
+    assert "best_checkpoint" not in summary
+    assert summary["no_best_checkpoint"].startswith(why)
+    state = torch.load(run.checkpoint, weights_only=True)["state_dict"]
+    assert run.adapter is not None
+    exported = load_file(run.adapter / "adapter_model.safetensors")
+    name = next(name for name in exported if name.endswith("query.lora_B.weight"))
+    assert exported[name].equal(state[f"network.{name}".replace("lora_B.weight", "lora_B.default.weight")])
+
+
+@pytest.mark.parametrize(
+    "words", [["check_val_every_n_epoch=3"], ["val_check_interval=99", "check_val_every_n_epoch=null"]]
+)
+def test_a_run_that_would_never_validate_is_refused(
+    tiny_backbone: TinyBackbone, data: Path, tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = [f"--trainer.{word}" for word in words]
+    assert main(fit_words(tiny_backbone("bert"), data, tmp_path, *more)) == 2
+    assert "it would never validate; set it to at most" in capsys.readouterr().err
+    assert not (tmp_path / "run/version_0/checkpoints").exists()
