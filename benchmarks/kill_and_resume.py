@@ -201,7 +201,8 @@ class Runs:
     def result(self, name: str) -> dict[str, Any]:
         """Everything that must be equal, by name."""
         folder = self.run_folder(name)
-        last, best = (torch.load(folder / f"checkpoints/{file}.ckpt", weights_only=True) for file in ("last", "best"))
+        chosen = RunRecord.load(folder).checkpoint or ""  # the best one, or the last one of a run without validation
+        last, best = (torch.load(path, weights_only=True) for path in (folder / "checkpoints/last.ckpt", chosen))
         return {
             "weights": last["state_dict"],
             "optimizer": last["optimizer_states"],

@@ -232,7 +232,7 @@ def begin_epoch_afresh(trainer: Trainer) -> None:
 def run_end_of_training(trainer: Trainer) -> None:
     """Runs the hooks from `on_train_start` to `on_train_end` without a step.
 
-    Lightning skips them if the checkpoint to resume from is already at `max_steps`.
+    Lightning skips them if the checkpoint to resume from is already at `max_steps` or at the end of `max_epochs`.
 
     Args:
         trainer: After `fit` had nothing to do.

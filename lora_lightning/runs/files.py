@@ -1,6 +1,7 @@
 """How files and folders are written: completely or not at all, whenever the process or the machine stops."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,6 +11,7 @@ from typing import BinaryIO
 from lora_lightning.errors import TrainingError
 
 DRAFT = ".draft"  # ends the name of a file or folder that is not complete yet
+RUST_ERROR = re.compile(r"\(os error (\d+)\)")  # in the text of errors that tokenizers and safetensors raise
 
 
 def cannot_be_written(path: Path, error: Exception) -> TrainingError:
@@ -101,10 +103,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         draft.replace(path)
         _wait_for_names(path.parent)
         shutil.rmtree(former, ignore_errors=True)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(draft, ignore_errors=True)
         if former.exists() and not path.exists():
             former.replace(path)
+        if not isinstance(error, OSError) and (found := RUST_ERROR.search(str(error))):
+            number = int(found[1])
+            raise OSError(number, os.strerror(number), str(path)) from error
         raise
 
 

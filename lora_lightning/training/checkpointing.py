@@ -76,6 +76,7 @@ class AdapterCheckpoint(HookedCheckpoint):
             and Path(trainer.ckpt_path).absolute().parent == Path(self.dirpath or ".").absolute()
         ):
             self._kept = _place(trainer)  # resumes in the run's own folder
+            self.last_model_path = self.last_model_path or str(trainer.ckpt_path)  # perhaps there is no step left
         if not trainer.enable_validation:
             self.monitor = None
 

@@ -39,7 +39,7 @@ from lora_lightning.training.refusals import run_error
 from lora_lightning.training.saved_config import RunConfigFile
 from lora_lightning.training.validation_schedule import check_validation_options
 
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
 class TrainingRun:

@@ -58,9 +58,9 @@ class StepBoundary(Callback):
             trainer.should_stop = True
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Ends training if a run is resumed from the last of `max_steps`: Lightning leaves out what is checked then."""
+        """Ends training if a run is resumed from its last step: Lightning leaves out what is exported and checked."""
         del pl_module
-        if not self._began and trainer.ckpt_path is not None and trainer.global_step == trainer.max_steps:
+        if not self._began and trainer.ckpt_path is not None and trainer.fit_loop.done:
             run_end_of_training(trainer)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -279,6 +279,34 @@ def test_a_full_disk_leaves_what_was_saved(
     assert all(torch.equal(tensor, whole[name]) for name, tensor in trained_state(run).items())
 
 
+@pytest.mark.parametrize("more", [[], ["--trainer.limit_val_batches=0"]], ids=["best", "last"])
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_full_disk_in_the_export_leaves_no_half_folder(
+    tiny_backbone: TinyBackbone,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    file: str,
+    more: Words,
+) -> None:
+    from lora_lightning.backbones import export  # noqa: PLC0415
+
+    write_model = export._write_model
+
+    def write_and_fill(network: torch.nn.Module, folder: Path, state: Any) -> None:
+        write_model(network, folder, state)
+        (folder / file).unlink(missing_ok=True)
+        (folder / file).symlink_to("/dev/full")
+
+    monkeypatch.setattr(export, "_write_model", write_and_fill)
+    words = fit_words(tiny_backbone("bert"), data, tmp_path, "--trainer.max_steps=2", *more)
+    assert main(words) == 2
+    said = capfd.readouterr().err.strip().splitlines()[-1]
+    assert "cannot be written (No space left on device); what was saved before is intact" in said
+    assert not list((tmp_path / RUN).glob("*adapter*"))
+
+
 def delete(folder: Path) -> None:
     """Also where a thread still writes into it."""
     while folder.exists():

@@ -1,8 +1,14 @@
 """A file or folder is complete or as it was, whatever happens while it is written."""
 
+import errno
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models
 
 from lora_lightning.runs.files import atomic_file, atomic_folder, remove_drafts, write_text_atomically
 
@@ -69,3 +75,52 @@ def test_drafts_go_and_a_folder_that_was_about_to_be_replaced_returns(tmp_path: 
     assert [entry.name for entry in (tmp_path / "adapter").iterdir()] == [".adapter.former.draft.txt"]
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["adapter", "checkpoints"]
     assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def save_tokenizer(path: Path) -> None:
+    """With Rust's own file handling, as `save_pretrained` does."""
+    Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(path))  # no password
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
+@pytest.mark.parametrize("save", [save_tokenizer, lambda path: path.write_text("{}")], ids=["tokenizers", "Python"])
+def test_a_full_disk_is_an_error_of_the_system_whatever_writes(save: Callable[[Path], None], tmp_path: Path) -> None:
+    def write() -> None:
+        with atomic_folder(tmp_path / "adapter") as draft:
+            (draft / "full").symlink_to("/dev/full")
+            save(draft / "full")
+
+    with pytest.raises(OSError, match="No space left on device") as raised:
+        write()
+    assert raised.value.errno == errno.ENOSPC
+    assert list(tmp_path.iterdir()) == []
+
+
+def limit_and_save(folder: Path) -> None:
+    """Writes tensors that are larger than a file may be, as with `ulimit -f`."""
+    import resource  # noqa: PLC0415  # not on Windows
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+    try:
+        with atomic_folder(folder) as draft:
+            save_file({"a": torch.zeros(10_000)}, draft / "model.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the size of files")
+def test_tensors_that_do_not_fit_are_an_error_of_the_system(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="File too large") as raised:
+        limit_and_save(tmp_path / "adapter")
+    assert (raised.value.errno, raised.value.filename) == (errno.EFBIG, str(tmp_path / "adapter"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_another_kind_stays_what_it_is(tmp_path: Path) -> None:
+    def write() -> None:
+        with atomic_folder(tmp_path / "adapter"):
+            raise KeyError("os error 28")
+
+    with pytest.raises(KeyError):
+        write()
