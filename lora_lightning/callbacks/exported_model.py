@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lora_lightning.analysis.merged_weights import compare_merged_weight, first_other_weight
+from lora_lightning.compat.peft import TrainableTokensWrapper
 from lora_lightning.lora.delta import adapted_layers, adapter_deltas, is_transposed, pretrained_weight
 from lora_lightning.lora.merging import merged_adapters, merged_weight
-from lora_lightning.lora.parameter_names import ADAPTER
+from lora_lightning.lora.parameter_names import name_without_copies
 from lora_lightning.lora.quantized import quantized_bits
 from lora_lightning.tasks import AdaptationTask
 
@@ -113,10 +114,10 @@ def _first_other_update(task: AdaptationTask, exported: PeftModel) -> str | None
 def _other_weights(task: AdaptationTask, adapted: Collection[str]) -> Iterator[tuple[str, Tensor]]:
     """Everything but the merged weights, by its name in the plain model; the adapters are merged meanwhile."""
     model = task.transformers_model
-    skipped = [name for name, module in model.named_modules() if hasattr(module, "token_adapter")]
+    skipped = [name for name, module in model.named_modules() if isinstance(module, TrainableTokensWrapper)]
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        if ".original_module." in name or any(name.startswith(f"{module}.") for module in skipped):
+        plain = name_without_copies(name)
+        if plain is None or any(name.startswith(f"{module}.") for module in skipped):
             continue
-        plain = name.replace(f".modules_to_save.{ADAPTER}.", ".")
         if plain.rpartition(".")[0] not in adapted or plain.endswith(".bias"):
             yield plain, parameter

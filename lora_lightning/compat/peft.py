@@ -14,7 +14,7 @@ from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.lora.variants import DoraLinearVariant
 from peft.tuners.tuners_utils import _check_lora_target_modules_mamba, cast_adapter_dtype
 from peft.utils.integrations import dequantize_module_weight, get_bnb_param_type
-from peft.utils.other import get_pattern_key
+from peft.utils.other import TrainableTokensWrapper, get_pattern_key
 from torch import Tensor, nn
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "DoraLinearVariant",
     "LoraLayer",
     "LoraLinear",
+    "TrainableTokensWrapper",
     "adapters_in_float32",
     "bitsandbytes_bits",
     "dequantized",

@@ -225,6 +225,7 @@ def _option_names() -> list[str]:
     names = [field.name for field in dataclasses.fields(LoraSettings)]
     names += ["model", "data", "trainer", "checkpoint", "early_stopping", "predictions", "seed_everything"]
     names += ["class_path", "init_args", "ckpt_path", "test_after_fit", "resume", "trust_remote_code"]
+    names += ["allow_other_base", "allow_changed_data"]
     for cls in [*CLASSES, Trainer]:
         names += [name for name in inspect.signature(cls).parameters if name not in ("self", "args", "kwargs")]
     return names

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lora_lightning.datamodules.batching import EncodedSplit
 from lora_lightning.runs.files import atomic_file
+from lora_lightning.runs.user_cache import user_cache_folder
 
 LAYOUT = 2  # of the file; part of its name, so that another release does not read it
 NO_CACHE = "so every start tokenises the data again; set --data.cache_dir to a folder that you can write to."
@@ -40,15 +41,14 @@ def cache_file(cache_dir: str | None, parts: Iterable[Any]) -> Path | None:
         The path, whose name is the same on every machine; `None` if the folder is below the home folder of a user who
         has none, as in many containers.
     """
-    root = cache_dir or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "lora_lightning"
     digest = hashlib.sha256()
     for part in (LAYOUT, *parts):
         digest.update(json.dumps(part, default=asdict).encode())
     try:
-        folder = Path(root).expanduser()
+        folder = Path(cache_dir).expanduser() if cache_dir else user_cache_folder()
     except RuntimeError:
         return None
-    return folder / f"tokenized-{digest.hexdigest()[:32]}.safetensors"
+    return None if folder is None else folder / f"tokenized-{digest.hexdigest()[:32]}.safetensors"
 
 
 def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

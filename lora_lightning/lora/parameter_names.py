@@ -84,6 +84,18 @@ def is_part_of_peft(name: str) -> bool:
     return PARTS_OF_PEFT.search(f".{name}") is not None
 
 
+def name_without_copies(name: str) -> str | None:
+    """The name that a parameter has in a model without PEFT's copies of modules that train in full.
+
+    Args:
+        name: Dotted, in the pretrained model with adapters in place.
+
+    Returns:
+        The name; `None` for a parameter of the frozen original, whose place the trained copy takes.
+    """
+    return None if ".original_module." in name else name.replace(f".modules_to_save.{ADAPTER}.", ".")
+
+
 def adapted_module_name(name: str) -> str:
     """The module of the pretrained model that a parameter belongs to.
 

@@ -51,6 +51,8 @@ class RunRecord:
         timings: Seconds.
         versions: Of Python and packages, by name; of the last session. Empty for runs made before there was `run.json`.
         data_fingerprint: SHA-256 of each split's rows, by split.
+        base_model: SHA-256 of the base model's `weights`, `config` and `tokenizer`, and its `commit` on the hub; `None`
+            if it was not recorded.
         git: `commit` and `changed` of the folder that the run was started in; `None` outside a git repository.
         sessions: Each time a process trained in this folder: `started`, `ended`, `ending`, `reason`.
     """
@@ -66,6 +68,7 @@ class RunRecord:
     timings: Timings = NOT_TIMED
     versions: Mapping[str, str] = field(default_factory=dict)
     data_fingerprint: Mapping[str, str] = field(default_factory=dict)
+    base_model: Mapping[str, str | None] | None = None
     git: Mapping[str, Any] | None = None
     sessions: tuple[Mapping[str, Any], ...] = ()
 
@@ -105,6 +108,7 @@ class RunRecord:
             timings=Timings(_seconds(sessions, "fit_seconds"), _seconds(sessions, "test_seconds")),
             versions=run.get("versions", {}),
             data_fingerprint=run.get("data", {}),
+            base_model=run.get("base_model"),
             git=run.get("git"),
             sessions=sessions,
         )

@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-NOT_OF_THE_RUN = ("resume", "ckpt_path", "config")  # how a command starts, not what it does
+# How a command starts, not what it does.
+NOT_OF_THE_RUN = ("resume", "ckpt_path", "config", "allow_other_base", "allow_changed_data")
 
 
 def to_plain(value: Any) -> Any:

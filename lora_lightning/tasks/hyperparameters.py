@@ -43,7 +43,9 @@ def as_settings(settings_class: type[Settings], value: Any) -> Settings | None:
     return cast("Settings | None", value)
 
 
-def hyperparameter_conflicts(saved: Mapping[str, Any], asked: Mapping[str, Any], structural_only: bool) -> list[str]:
+def hyperparameter_conflicts(
+    saved: Mapping[str, Any], asked: Mapping[str, Any], structural_only: bool, compare_base: bool = True
+) -> list[str]:
     """The differences between a checkpoint's hyperparameters and those of a task.
 
     Args:
@@ -51,6 +53,7 @@ def hyperparameter_conflicts(saved: Mapping[str, Any], asked: Mapping[str, Any],
         asked: Hyperparameters of the task; labels that are not known yet conflict with nothing.
         structural_only: Compare only the hyperparameters that decide which weights a checkpoint holds, as evaluation
             needs it.
+        compare_base: Whether the name of the backbone counts; it does not if its content was compared.
 
     Returns:
         A text for each difference, with both values; empty if there is none.
@@ -58,6 +61,8 @@ def hyperparameter_conflicts(saved: Mapping[str, Any], asked: Mapping[str, Any],
     left, right = _comparable(asked, structural_only), _comparable(saved, structural_only)
     if asked.get("label_space") is None:
         right = {name: value for name, value in right.items() if not name.startswith("label_space")}
+    if not compare_base:
+        left, right = ({**values, "backbone": None} for values in (left, right))
     return differences(left, right, "in the checkpoint")
 
 

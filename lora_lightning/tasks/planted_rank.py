@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -47,6 +48,11 @@ class PlantedRankTask(AdaptationTask):
         self.metrics.update({split: WeightedMean() for split in ("val", "test")})
         planted = self.problem.base_weights() + self.problem.deltas()
         self.register_buffer("planted", planted)
+
+    @cached_property
+    def base_identity(self) -> None:
+        """Not needed: the problem's settings make the base."""
+        return
 
     def setup(self, stage: str) -> None:
         """Checks that the data fits.

@@ -1,19 +1,23 @@
 """The save contract: a checkpoint holds the trainable parameters and all of each adapter, but not the frozen base."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, cast
 
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lora_lightning.backbones.base_identity import BaseIdentity, identify_base
 from lora_lightning.errors import CheckpointError, ConfigurationError
+from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.parameter_names import TASK_PREFIX, is_adapter_parameter
 from lora_lightning.lora.variants.variant import Variant
 from lora_lightning.runs.checkpoint import check_state, keep_what_trains
 from lora_lightning.runs.settings import to_plain
 from lora_lightning.tasks.contract import TaskContract
 from lora_lightning.tasks.hyperparameters import hyperparameter_conflicts
+from lora_lightning.tasks.saved_base import BASE_MODEL, check_base
 
 
 class SavedTask(TaskContract):
@@ -23,7 +27,12 @@ class SavedTask(TaskContract):
         network: The model, `None` until `configure_model` builds it.
         variants: The variants of LoRA that its adapters have.
         resumes: Whether the adapters come, or came, from a checkpoint.
+        allows_other_base: Whether a checkpoint may have been trained on another base model.
     """
+
+    backbone: str
+    lora: LoraSettings | None
+    freeze_backbone: bool
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,6 +40,7 @@ class SavedTask(TaskContract):
         self.variants: list[Variant] = []
         # Set by whoever resumes a run, before it starts: its adapters have had their start from base or data.
         self.resumes = False
+        self.allows_other_base = False
 
     def save_task_hyperparameters(self, **hyperparameters: Any) -> None:
         """Saves the task's arguments in every checkpoint, as plain values that load without pickle.
@@ -63,6 +73,16 @@ class SavedTask(TaskContract):
         network = self.built_network
         return cast("PreTrainedModel", network.get_base_model() if isinstance(network, PeftModel) else network)
 
+    @cached_property
+    def base_identity(self) -> BaseIdentity | None:
+        """The content of the base model's files; `None` for a task that makes its base itself."""
+        return identify_base(self.backbone)
+
+    @property
+    def base_is_frozen(self) -> bool:
+        """Whether weights of the base model are used as they are, so that a checkpoint does not hold them."""
+        return self.lora is not None or self.freeze_backbone
+
     def freeze_parameters_of_variants(self) -> None:
         """Freezes the parameters of the adapters that their variants do not train."""
         for variant in self.variants:
@@ -83,15 +103,23 @@ class SavedTask(TaskContract):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves the frozen base out, and proves that nothing trainable is left out with it."""
         checkpoint["state_dict"] = keep_what_trains(checkpoint["state_dict"], self.saved_names())
+        if self.base_identity is not None:
+            checkpoint[BASE_MODEL] = self.base_identity.as_dict()
         for variant in self.variants:
             if variant.state_key:
                 checkpoint[variant.state_key] = variant.state(self.adapted_network)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another backbone or adapter before its tensors are loaded."""
-        conflicts = hyperparameter_conflicts(
-            checkpoint.get("hyper_parameters", {}), dict(self.hparams), structural_only=True
+        saved = checkpoint.get("hyper_parameters", {})
+        known = BASE_MODEL in checkpoint and check_base(
+            checkpoint,
+            self.base_identity,
+            "the checkpoint",
+            is_frozen=self.base_is_frozen,
+            allowed=self.allows_other_base,
         )
+        conflicts = hyperparameter_conflicts(saved, dict(self.hparams), structural_only=True, compare_base=not known)
         if conflicts:
             msg = f"the checkpoint was made with another model: {'; '.join(conflicts)}."
             raise CheckpointError(msg)

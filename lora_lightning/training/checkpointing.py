@@ -19,6 +19,7 @@ from lora_lightning.runs.checkpoint import read_checkpoint
 from lora_lightning.runs.files import cannot_be_written
 from lora_lightning.runs.layout import ADAPTER_FOLDER, BEST, EVENT_SIZES, WHOLE_STEP, event_sizes, run_folder_of
 from lora_lightning.tasks import AdaptationTask
+from lora_lightning.tasks.saved_base import BASE_MODEL
 from lora_lightning.training.checkpoint_weights import with_weights
 
 
@@ -213,10 +214,11 @@ class AdapterCheckpoint(HookedCheckpoint):
             return
         full |= {name.removeprefix("network."): value for name, value in state.items() if name.startswith("network.")}
         datamodule = cast("AdaptationDataModule", trainer.datamodule)  # type: ignore[attr-defined]
+        files = task.export_files()
+        if task.lora is not None and task.base_identity is not None:
+            files |= {f"{BASE_MODEL}.json": task.base_identity.as_dict()}
         with nullcontext() if sharded else with_weights(task, state):
-            export_model(
-                network, datamodule.tokenizer, self.adapter_folder, task.export_files(), full if sharded else None
-            )
+            export_model(network, datamodule.tokenizer, self.adapter_folder, files, full if sharded else None)
 
     def _measure_export(self, trainer: Trainer, task: AdaptationTask) -> None:
         """Has every monitor measure the exported weights, which are rarely those of the last step."""

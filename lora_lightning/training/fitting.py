@@ -10,9 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from lora_lightning.compat.lightning import keep_signal_handlers
 from lora_lightning.errors import (
     CheckpointError,
+    DataError,
     LoraLightningError,
     TrainingError,
     TrainingStopped,
@@ -30,6 +33,7 @@ from lora_lightning.runs.record import RunRecord
 from lora_lightning.runs.resume import check_not_started, check_unused, first_logger, return_to_checkpoint
 from lora_lightning.tasks.hyperparameters import hyperparameter_conflicts
 from lora_lightning.tasks.optimization import count_trainable_parameters
+from lora_lightning.tasks.saved_base import BASE_MODEL
 from lora_lightning.training.announcements import announce_run, announce_untested
 from lora_lightning.training.checkpointing import AdapterCheckpoint
 from lora_lightning.training.ending import check_that_something_was_trained, why_it_ended_early, why_none_is_best
@@ -96,12 +100,33 @@ class TrainingRun:
         self.task.resumes = self.options.ckpt_path is not None
         check_mode(self.options.checkpoint.monitor, self.options.checkpoint.mode)
         self.datamodule.check_splits("fit")  # reads the data, and so checks it, if no labels did
+        self._check_same_data()
         names = self.task.metric_names()
         check_reported(self.options.checkpoint.monitor, self.datamodule.split_names("val"), names)
         check_steps(self.options.trainer, self.options.early_stopping)
         check_validation_options(self.options.trainer)
         if self.trainer.local_rank == 0:
             self.datamodule.prepare_data()  # the trainer's own call will find it done
+
+    def _check_same_data(self) -> None:
+        """Refuses to resume a run on other rows than it has seen so far."""
+        interrupted = self.start.interrupted
+        if interrupted is None or self.options.allow_changed_data:
+            return
+        saved, now = RunRecord.load(interrupted.folder).data_fingerprint, self.datamodule.fingerprint
+        if not saved:
+            rank_zero_warn(
+                f"the run {interrupted.folder} was started by a release that did not record the content of its data, "
+                "so it is not known whether the data is still the same."
+            )
+            return
+        if changed := [split for split in {**saved, **now} if saved.get(split) != now.get(split)]:
+            msg = (
+                f"the data of the run {interrupted.folder} has changed since it started: other rows in the split "
+                f"{', '.join(changed)}. Restore the data, start a new run without --resume, or set "
+                "--allow_changed_data true."
+            )
+            raise DataError(msg)
 
     def open_folder(self) -> None:
         """Takes the run's folder, and brings it back to the checkpoint of a run that is resumed."""
@@ -142,6 +167,7 @@ class TrainingRun:
             "versions": package_versions(),
             "git": git_state(Path.cwd()),
             "data": self.datamodule.fingerprint,
+            BASE_MODEL: None if self.task.base_identity is None else self.task.base_identity.as_dict(),
             "device": str(device.type),
             "processes": self.trainer.world_size,
         }

@@ -36,6 +36,7 @@ from lora_lightning.training.step_boundary import StepBoundary
 from lora_lightning.training.throughput import ThroughputMonitor
 
 LOGS = Path("lightning_logs")
+ALLOWANCES = ("allow_other_base", "allow_changed_data")  # for one command, never in a run's config.yaml
 Command = Literal["fit", "validate", "test", "predict"]
 GROUPED = {"checkpoint": AdapterCheckpoint, "early_stopping": AdapterEarlyStopping, "predictions": PredictionWriter}
 
@@ -107,9 +108,11 @@ class LoraLightningCLI(LightningCLI):
         return self.config
 
     def settings_text(self) -> str:
-        """The options of `fit` as YAML that repeats the run: all but `resume`, which says how a command starts."""
+        """The options of `fit` as YAML that repeats the run: without those that say how a command starts."""
         config = self.config.clone()
         config.resume = None
+        for name in ALLOWANCES:
+            config.pop(name)
         text: str = self.parser.dump(config, skip_none=False)
         return text
 
@@ -141,6 +144,7 @@ class LoraLightningCLI(LightningCLI):
         check_strategy(self.trainer.strategy)
         watch_processes(self.trainer)
         self.model.check_trainer(self.trainer)
+        self.model.allows_other_base = self.options.allow_other_base
         if self.command == "predict" and self.start.labels is not None:
             self.model.adopt_labels(self.start.labels)
 
@@ -212,6 +216,19 @@ def add_run_arguments(parser: LightningArgumentParser) -> None:
         default=False,
         help="Run the Python files in the repository of model.backbone, for an architecture that transformers lacks. "
         "They can do whatever you can: read them first. A checkpoint never sets this.",
+    )
+    parser.add_argument(
+        "--allow_other_base",
+        type=bool,
+        default=False,
+        help="Use a checkpoint although the weights, the configuration or the tokenizer of the base model are others "
+        "than those that it was trained on.",
+    )
+    parser.add_argument(
+        "--allow_changed_data",
+        type=bool,
+        default=False,
+        help="Of fit. Resume a run although its data has changed since it started.",
     )
     parser.add_argument(
         "--ckpt_path",

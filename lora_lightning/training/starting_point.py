@@ -5,11 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lora_lightning.backbones.base_identity import identify_base
 from lora_lightning.errors import CheckpointError, ConfigurationError
 from lora_lightning.metrics import LabelSpace
 from lora_lightning.runs.checkpoint import check_resumable, read_checkpoint
 from lora_lightning.runs.resume import InterruptedRun, find_interrupted_run
 from lora_lightning.tasks.hyperparameters import hyperparameter_conflicts
+from lora_lightning.tasks.saved_base import BASE_MODEL, check_base
 
 
 @dataclass(frozen=True)
@@ -69,12 +73,33 @@ def find_starting_point(
     if command == "fit":
         check_resumable(checkpoint, path)
     saved = checkpoint["hyper_parameters"]
-    check_same_model(saved, options.model, path, structural_only=command != "fit")
+    known = _check_same_base(checkpoint, options, path)
+    check_same_model(saved, options.model, path, structural_only=command != "fit", compare_base=not known)
     place = Path(path).name, int(checkpoint.get("global_step", 0))
     return StartingPoint(interrupted, place, _labels(saved, path))
 
 
-def check_same_model(saved: Mapping[str, Any], model: Any, path: str, *, structural_only: bool) -> None:
+def _check_same_base(checkpoint: Mapping[str, Any], options: Any, path: str) -> bool:
+    """Compares the content of the base model's files; warns of a checkpoint that does not know its base."""
+    asked = options.model.init_args.as_dict()
+    if "backbone" not in asked:
+        return False
+    if options.allow_other_base:
+        return True
+    if BASE_MODEL not in checkpoint:
+        rank_zero_warn(
+            f"the checkpoint {path} was written by a release that did not record the content of the base model, so it "
+            "is not known whether the base is still the same."
+        )
+        return False
+    is_frozen = asked.get("lora") is not None or bool(asked.get("freeze_backbone"))
+    base = identify_base(str(asked["backbone"]))
+    return check_base(checkpoint, base, f"the checkpoint {path}", is_frozen=is_frozen, allowed=False)
+
+
+def check_same_model(
+    saved: Mapping[str, Any], model: Any, path: str, *, structural_only: bool, compare_base: bool = True
+) -> None:
     """Refuses a checkpoint of another model than the one that the options describe.
 
     Args:
@@ -82,6 +107,7 @@ def check_same_model(saved: Mapping[str, Any], model: Any, path: str, *, structu
         model: The options: `class_path` and `init_args`.
         path: How to call the checkpoint.
         structural_only: Compare only what decides which weights it holds.
+        compare_base: Whether the name of the backbone counts; it does not if its content was compared.
 
     Raises:
         CheckpointError: If they differ; names both values.
@@ -94,7 +120,7 @@ def check_same_model(saved: Mapping[str, Any], model: Any, path: str, *, structu
             f"{', '.join(unknown)} and no {', '.join(lacking)}. Use the config.yaml of the checkpoint's run."
         )
         raise CheckpointError(msg)
-    if found := hyperparameter_conflicts(saved, asked, structural_only=structural_only):
+    if found := hyperparameter_conflicts(saved, asked, structural_only, compare_base):
         msg = (
             f"the checkpoint {path} contradicts the options: {'; '.join(found)}. Use the config.yaml of the "
             "checkpoint's run, or leave --ckpt_path out to start from scratch."
