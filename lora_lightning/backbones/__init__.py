@@ -3,13 +3,13 @@
 Nothing here trains; adapters themselves are made in `lora`.
 """
 
+from lora_lightning.backbones.finished_head import load_sequence_classifier
 from lora_lightning.backbones.loading import (
     LoadedBackbone,
     check_adapter_settings,
     load_classification_config,
     load_config,
     load_original_weights,
-    load_sequence_classifier,
     load_tokenizer,
     position_limit,
     uses_token_types,

@@ -74,11 +74,14 @@ class LoadedBackbone:
 
     Attributes:
         model: The transformers model, on the CPU unless it was quantised elsewhere.
-        lacked: Dotted names of the modules whose weights are new and random (the head, often a pooler).
+        lacked: Dotted names of the modules that are not as in the checkpoint: new and random (the head, often a
+            pooler), or reordered.
+        notice: What to tell the user before training, in a sentence; empty for nothing.
     """
 
     model: PreTrainedModel
     lacked: list[str]
+    notice: str = ""
 
 
 def load_tokenizer(backbone: str) -> PreTrainedTokenizerBase:
@@ -271,26 +274,6 @@ def build_without_storage(auto_class: Any, config: PretrainedConfig) -> PreTrain
         )
         raise BackboneError(msg)
     return model
-
-
-def load_sequence_classifier(
-    backbone: str, config: PretrainedConfig, quantization: Quantization | None = None, values: bool = True
-) -> LoadedBackbone:
-    """Loads `AutoModelForSequenceClassification`; a head for other labels is made anew.
-
-    Args:
-        backbone: Hub id, folder or `package://` name.
-        config: From `load_classification_config`.
-        quantization: How to quantise the base; `None` loads it in float32.
-        values: As in `load_model`.
-
-    Returns:
-        The model and what its checkpoint lacked.
-
-    Raises:
-        BackboneError: If the weights cannot be found or do not fit the architecture.
-    """
-    return load_model(AutoModelForSequenceClassification, backbone, config, quantization, values=values)
 
 
 def load_model(

@@ -5,6 +5,7 @@ import copy
 import torch
 from transformers import PreTrainedModel
 
+from lora_lightning.backbones.finished_head import is_sequence_classifier, match_head_to_labels
 from lora_lightning.backbones.loading import load_model, renamed_weights
 from lora_lightning.backbones.quantization import Quantization
 from lora_lightning.lora.quantized import keep_4bit_weights_in_order
@@ -29,6 +30,8 @@ def load_plain_base(model: PreTrainedModel, backbone: str, quantization: Quantiz
     with torch.device("cpu"):
         config = copy.deepcopy(model.config)
         loaded = load_model(type(model), backbone, config, quantization, key_mapping=renamed_weights(model))
+        if is_sequence_classifier(model):
+            loaded = match_head_to_labels(loaded, backbone)
     keep_4bit_weights_in_order(loaded.model)
     loaded.model.eval()
     return loaded.model

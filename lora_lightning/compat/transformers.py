@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any, cast
 
+import torch
 from torch import nn
 from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -21,6 +22,7 @@ __all__ = [
     "forget_quantization",
     "forget_renamed_weights",
     "ignored_weights",
+    "initialize_again",
     "is_masked_language_model",
     "quantization_config",
     "sdpa_attention_forward",  # the attention that ours falls back to
@@ -97,3 +99,16 @@ def ignored_weights(model: PreTrainedModel) -> Callable[[str], bool]:
         for pattern in getattr(owner, "_keys_to_ignore_on_load_unexpected", None) or ()
     ]
     return lambda name: any(re.search(pattern, name) for pattern in patterns)
+
+
+@torch.no_grad()
+def initialize_again(model: PreTrainedModel, layer: nn.Module) -> None:
+    """Draws the weights of a layer as `from_pretrained` draws those that a checkpoint lacks.
+
+    Args:
+        model: Whose architecture says how.
+        layer: In the model; changed in place. A layer on the meta device has nothing to draw.
+    """
+    for owner in (layer, *layer.parameters()):
+        vars(owner).pop("_is_hf_initialized", None)  # transformers protects loaded weights by this mark
+    model._init_weights(layer)

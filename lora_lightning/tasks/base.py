@@ -85,8 +85,7 @@ class AdaptationTask(HookedConversion, SavedTask):
 
     def configure_model(self) -> None:
         """Builds the model when a trainer (or `load_from_checkpoint`) needs it, and shards it if the strategy does."""
-        trainer = trainer_of(self)
-        trains = trainer is not None and trainer.state.fn == TrainerFn.FITTING
+        trains = self.is_fitting
         if trains:
             for variant in self.variants:
                 variant.check_schedule(lambda: self.trainer.estimated_stepping_batches)
@@ -125,6 +124,12 @@ class AdaptationTask(HookedConversion, SavedTask):
             BackboneError: If it cannot be found any more.
         """
         return load_plain_base(self.transformers_model, self.backbone, self.quantization_on_device())
+
+    @property
+    def is_fitting(self) -> bool:
+        """Whether a trainer is training the model."""
+        trainer = trainer_of(self)
+        return trainer is not None and trainer.state.fn == TrainerFn.FITTING
 
     @property
     def loads_values(self) -> bool:

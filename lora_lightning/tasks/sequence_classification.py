@@ -1,6 +1,7 @@
 """Classify texts with an adapted transformers backbone."""
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, cast
@@ -171,6 +172,8 @@ class SequenceClassificationTask(AdaptationTask):
         loaded = load_sequence_classifier(
             self.backbone, self._load_config(), self.quantization_on_device(), self.loads_values
         )
+        if loaded.notice and not self.resumes and self.is_fitting:
+            warnings.warn(loaded.notice, stacklevel=2)
         keep_first_token_only(loaded.model)
         use_dropout_attention(loaded.model)
         network: nn.Module = loaded.model

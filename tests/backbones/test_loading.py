@@ -227,10 +227,10 @@ def test_head_for_other_labels_is_made_anew(
     assert model(input_ids=torch.tensor([[5, 6]])).logits.shape == (1, 5)
 
 
-def test_head_for_as_many_labels_is_kept(tiny_classifier: TinyClassifier, tmp_path: Path) -> None:
+def test_head_for_the_same_labels_is_kept(tiny_classifier: TinyClassifier, tmp_path: Path) -> None:
     headed = tiny_classifier("bert", labels=3).model
     headed.save_pretrained(tmp_path / "headed")
-    model, lacked = load(tmp_path / "headed")
+    model, lacked = load(tmp_path / "headed", ["label 0", "label 1", "label 2"])
     assert lacked == []
     assert torch.equal(model.classifier.weight, headed.classifier.weight)
 

@@ -34,6 +34,7 @@ FUNCTIONS = [
     ("peft.utils.integrations", "", "dequantize_module_weight", "module"),
     ("peft.utils.integrations", "", "get_bnb_param_type", "param"),
     ("torch.nn", "Module", "_apply", "fn, recurse"),
+    ("transformers", "PreTrainedModel", "_init_weights", "module"),
 ]
 
 
