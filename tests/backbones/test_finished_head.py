@@ -1,5 +1,6 @@
 """A finished classifier's rows follow the names of the data's labels, or its last layer is made anew and named."""
 
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ TOKENS = torch.tensor([[5, 6, 7], [9, 8, 7]])
 
 
 def finish(backbone: Path, folder: Path, names: list[str], **settings: Any) -> PreTrainedModel:
-    """Saves a classifier with random rows and biases as a finished one."""
+    """Saves a classifier with random rows and biases as a finished one, and the tokenizer."""
+    shutil.copytree(backbone, folder, dirs_exist_ok=True)
     config = AutoConfig.from_pretrained(backbone, num_labels=len(names), pad_token_id=0, **settings)
     config.id2label, config.label2id = dict(enumerate(names)), {name: index for index, name in enumerate(names)}
     model = AutoModelForSequenceClassification.from_pretrained(backbone, config=config)
@@ -216,14 +218,16 @@ def test_a_head_made_anew_is_told_once_before_training_and_not_in_evaluation(
     tiny_backbone: TinyBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finish(tiny_backbone("bert"), tmp_path, ["LABEL_0", "LABEL_1"])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        SequenceClassificationTask(str(tmp_path), label_space=LabelSpace(["no", "yes"])).configure_model()
-    monkeypatch.setattr(SequenceClassificationTask, "is_fitting", True)
-    task = SequenceClassificationTask(str(tmp_path), label_space=LabelSpace(["no", "yes"]))
-    with pytest.warns(UserWarning, match="its last layer is made anew"):
-        task.build_network()
-    task.resumes = True
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        task.build_network()
+
+    def told(*, fits: bool, resumes: bool) -> bool:
+        monkeypatch.setattr(SequenceClassificationTask, "is_fitting", fits)
+        task = SequenceClassificationTask(str(tmp_path), label_space=LabelSpace(["no", "yes"]))
+        task.resumes = resumes
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            task.build_network()
+        return any("its last layer is made anew" in str(warning.message) for warning in found)
+
+    assert told(fits=True, resumes=False)
+    assert not told(fits=True, resumes=True)
+    assert not told(fits=False, resumes=False)
