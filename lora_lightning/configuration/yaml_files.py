@@ -53,7 +53,10 @@ def check_config_file(path: Path) -> None:
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        msg = f"the config {path} cannot be read ({error.strerror}); check the path and its permissions."
+        raise ConfigurationError(msg) from error
+    except UnicodeDecodeError as error:
         msg = f"the config {path} cannot be read as text in UTF-8 ({error}); save it in that encoding."
         raise ConfigurationError(msg) from error
     try:

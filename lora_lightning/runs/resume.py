@@ -127,10 +127,19 @@ def report_differences(runs: Sequence[Path], config: str, asked: bool) -> None:
     Raises:
         ConfigurationError: If it was, and that folder holds a run.
     """
-    run = next((run for run in runs if (run / CONFIG).is_file()), None)
+    run, text = None, ""
+    for folder in runs:
+        try:
+            text, run = (folder / CONFIG).read_text(encoding="utf-8", errors="replace"), folder
+            break
+        except (FileNotFoundError, NotADirectoryError):  # no run
+            continue
+        except OSError as error:  # such as another user's
+            if asked:
+                raise
+            _print_once(f"cannot look into {folder} ({error.strerror}), so a run in it is not resumed")
     if run is None:
         return
-    text = (run / CONFIG).read_text(encoding="utf-8", errors="replace")
     if text_fingerprint(text) == text_fingerprint(config):  # another process has just started it
         return
     found = differences(settings_in(config), settings_in(text), "there") or ["its config.yaml was edited"]

@@ -6,6 +6,7 @@ of an option. Once a command runs, such an error is a bug, unless Lightning is k
 """
 
 import errno
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,9 @@ from lora_lightning.errors import CheckpointError, ConfigurationError, LoraLight
 OPTION_ERRORS = (ValueError, TypeError, ImportError)
 OWN_PACKAGE = __name__.partition(".")[0]
 OPTION_PACKAGES = {"lightning", "jsonargparse"}  # whose messages are about options without further words
+
+# About a file or folder of the user's, wherever it is noticed.
+REFUSED_BY_THE_SYSTEM = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ESTALE}
 
 Explanation = Callable[[Exception], LoraLightningError | None]
 
@@ -141,11 +145,22 @@ def _error_in_any_phase(error: Exception) -> LoraLightningError | None:
         return ConfigurationError(" ".join(str(error).split()))
     if isinstance(error, UnicodeDecodeError):
         return ConfigurationError(f"a file is not in UTF-8 ({error}); save it in that encoding.")
-    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-        return ConfigurationError(f"a file name is too long: {str(error.filename)[:60]!r}...; give a shorter one.")
+    if isinstance(error, OSError):
+        return _as_refused_path(error)
     if isinstance(error, ValueError) and "embedded null byte" in str(error):
         return ConfigurationError(r"the name of a file or folder contains the character \x00; remove it.")
     return None
+
+
+def _as_refused_path(error: OSError) -> ConfigurationError | None:
+    """A path that the system refuses, such as a folder of another user; a missing file may be a bug."""
+    if error.errno == errno.ENAMETOOLONG:
+        return ConfigurationError(f"a file name is too long: {str(error.filename)[:60]!r}...; give a shorter one.")
+    if error.errno not in REFUSED_BY_THE_SYSTEM or error.filename is None:
+        return None
+    path, reason = os.fsdecode(error.filename), os.strerror(error.errno).lower()
+    msg = f"{path} cannot be read or written ({reason}); change its permissions, or give another path."
+    return ConfigurationError(msg)
 
 
 def _as_memory_error(error: Exception) -> TrainingError | None:

@@ -69,6 +69,14 @@ def test_a_chain_that_leads_back_has_an_end() -> None:
         (UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "bad"), ConfigurationError, "not in UTF-8"),
         (ValueError("embedded null byte"), ConfigurationError, r"the character \x00"),
         (OSError(36, "File name too long", "a" * 99), ConfigurationError, "a file name is too long"),
+        (
+            PermissionError(13, "Permission denied", "/x/a"),
+            ConfigurationError,
+            "/x/a cannot be read or written (permiss",
+        ),
+        (PermissionError(1, "Operation not permitted", b"/x/a"), ConfigurationError, "/x/a cannot be read or written"),
+        (OSError(30, "Read-only file system", "/x/a"), ConfigurationError, "/x/a cannot be read or written (read-only"),
+        (OSError(40, "Too many levels", "/x/a"), ConfigurationError, "(too many levels of symbolic links)"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -105,6 +113,14 @@ def test_the_standard_library_raises_on_behalf_of_its_caller() -> None:
     with pytest.raises(json.JSONDecodeError) as raised:
         json.loads("{")
     assert raising_module(raised.tb) == __name__
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left"), FileNotFoundError(2, "No such file", "a"), OSError("?")]
+)
+def test_other_errors_of_the_system_may_be_bugs(error: OSError) -> None:
+    for explanation in PHASES:
+        assert explanation(raised_in("lora_lightning.tasks.base", error)) is None
 
 
 def test_an_error_that_was_never_raised_has_no_place() -> None:
