@@ -119,11 +119,11 @@ class StepTimer(Callback):
 def train_and_measure(words: list[str], place: Path) -> None:
     """Trains in this process and writes metrics, memory and time per step to a JSON file."""
     # The process that starts the runs does not need these.
-    from lora_lightning.training.commands import prepare  # noqa: PLC0415
+    from lora_lightning.training.commands import prepare_command  # noqa: PLC0415
     from lora_lightning.training.fitting import TrainingRun  # noqa: PLC0415
 
     measure = StepTimer()
-    program = prepare("fit", words[1:])
+    program = prepare_command("fit", words[1:])
     program.trainer.callbacks.append(measure)  # type: ignore[attr-defined]
     record = TrainingRun(program).execute()
     assert record is not None  # noqa: S101  # only fast_dev_run leaves none

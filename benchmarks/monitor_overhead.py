@@ -27,7 +27,7 @@ from lightning.pytorch.profilers import SimpleProfiler
 
 from lora_lightning.callbacks import FrozenBaseCheck
 from lora_lightning.callbacks.adapter_monitor import AdapterMonitor
-from lora_lightning.cli.commands import run
+from lora_lightning.cli.commands import run_command
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 MONITORS = CONFIGS / "callbacks/all_monitors.yaml"
@@ -91,7 +91,7 @@ def compare(pairs: int, words: list[str]) -> dict[str, Any]:
 def seconds_in_hooks(words: list[str]) -> dict[str, Any]:
     """Trains once in this process and measures the time in the hooks of each monitor."""
     start = time.perf_counter()
-    cli = run([*words, "--config", str(MONITORS), "--trainer.profiler=SimpleProfiler"])
+    cli = run_command([*words, "--config", str(MONITORS), "--trainer.profiler=SimpleProfiler"])
     seconds = time.perf_counter() - start
     trainer: Any = cli.trainer
     monitors = {type(callback).__name__ for callback in trainer.callbacks if isinstance(callback, MONITOR_CLASSES)}

@@ -19,7 +19,7 @@ from typing import Any, cast
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.profilers import PyTorchProfiler
 
-from lora_lightning.cli.commands import run
+from lora_lightning.cli.commands import run_command
 
 CONFIG = Path(__file__).parent.parent / "configs/clinc150/minilm_lora.yaml"
 # Kinds of operations in a step, by their names in PyTorch.
@@ -58,7 +58,7 @@ def main() -> None:
     words += ["--trainer.callbacks+=Timer", "--trainer.callbacks.interval=step", "--test_after_fit=false"]
     words += ["--trainer.logger.init_args.save_dir", tempfile.mkdtemp(), "--trainer.limit_val_batches=0"]
     words += ["--trainer.profiler=PyTorchProfiler"] * options.profile
-    cli = run(words)
+    cli = run_command(words)
     timer = next(c for c in cli.trainer.callbacks if isinstance(c, Timer))
     seconds = timer.time_elapsed("train")
     rows = len(cli.datamodule.splits["train"])

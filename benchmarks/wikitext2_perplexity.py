@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from peft import PeftModel
 
-from lora_lightning.training.commands import prepare
+from lora_lightning.training.commands import prepare_command
 from lora_lightning.training.fitting import TrainingRun
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,7 +42,7 @@ def measure(data: Path, context: int, steps: int, rest: list[str], result: Path)
     words += ["--trainer.limit_test_batches", str(TEST_TOKENS // TOKENS_PER_STEP), "--test_after_fit", "false"]
     words += ["--trainer.logger.save_dir", str(RUNS), "--trainer.logger.name", f"context-{context}"]
     since = time.perf_counter()
-    run = TrainingRun(prepare("fit", [*words, *rest]))
+    run = TrainingRun(prepare_command("fit", [*words, *rest]))
     run.execute()
     seconds = time.perf_counter() - since
     after = score(run)

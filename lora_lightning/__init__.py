@@ -1,13 +1,13 @@
 """Train, measure and export LoRA and QLoRA adapters with PyTorch Lightning.
 
-`train`, `evaluate`, `predict` and `RunRecord` are the Python side of the program `lora-lightning`. They are imported
-when they are first used, so that importing this package loads nothing heavy. Other classes are imported from the
-subpackages, for example `lora_lightning.tasks.SequenceClassificationTask`.
+`train`, `evaluate`, `predict` and `RunRecord` are the Python interface of the program `lora-lightning`. They are
+imported on first use, so that importing this package loads nothing heavy. Import other classes from the subpackages,
+for example `lora_lightning.tasks.SequenceClassificationTask`.
 """
 
 from importlib import import_module
 
-TYPE_CHECKING = False  # to a type checker it is True; importing `typing` would take longer than all the rest
+TYPE_CHECKING = False  # type checkers treat it as True; importing `typing` would take longer than everything else
 if TYPE_CHECKING:
     from lora_lightning.runs.record import RunRecord
     from lora_lightning.training.api import evaluate, predict, train
@@ -24,7 +24,7 @@ HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """Imports what is in `__all__` at its first use (PEP 562)."""
+    """Imports a name in `__all__` on first use (PEP 562)."""
     if name not in HOMES:
         msg = f"module 'lora_lightning' has no attribute {name!r}"
         raise AttributeError(msg)
@@ -32,5 +32,5 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    """What `from lora_lightning import ...` finds, for completion."""
+    """Returns the names in this package, for tab completion."""
     return sorted([*globals(), *__all__])

@@ -1,6 +1,6 @@
-"""What can be wrong with a user's input, and with which status a command exits.
+"""The exceptions of this package, and the exit status of a command for each of them.
 
-Each message is one sentence: what was given, what is allowed, how to fix it. `lora_lightning.cli.main` prints it
+Each message is one sentence: what was given, what is allowed, and how to fix it. `lora_lightning.cli.main` prints it
 without a traceback.
 """
 
@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from enum import IntEnum
 from pathlib import Path
 
-DEBUG = "--debug"  # of every command: print the traceback of any error
+DEBUG = "--debug"  # an option of every command: print the traceback of any error
 
 
 class ExitStatus(IntEnum):
@@ -19,9 +19,9 @@ class ExitStatus(IntEnum):
     Attributes:
         DONE: The command finished.
         INTERNAL_ERROR: A bug in this program; it prints a traceback.
-        WRONG_INPUT: An option, a file or the environment has to change first.
-        CHECK_FAILED: The command finished, but the trained model failed a check, such as that of the merged weights.
-        STOPPED: Stopped by SIGTERM or SIGUSR1; the same command resumes. EX_TEMPFAIL of sysexits.h.
+        WRONG_INPUT: An option, a file or the environment has to be changed first.
+        CHECK_FAILED: The command finished, but the trained model failed a check, such as the merge check.
+        STOPPED: Stopped by SIGTERM or SIGUSR1; the same command resumes the run. EX_TEMPFAIL in sysexits.h.
         INTERRUPTED: Stopped by Ctrl-C.
     """
 
@@ -34,7 +34,7 @@ class ExitStatus(IntEnum):
 
 
 class LoraLightningError(Exception):
-    """Base class of every error that is caused by the input and not by a bug in this program."""
+    """Base class of all errors that are caused by the input and not by a bug in this program."""
 
 
 class ConfigurationError(LoraLightningError):
@@ -42,11 +42,11 @@ class ConfigurationError(LoraLightningError):
 
 
 class DataError(LoraLightningError):
-    """A data file is missing, malformed or contradicts itself; the message names the file and the row."""
+    """A data file is missing, malformed or inconsistent; the message names the file and the row."""
 
 
 class BackboneError(LoraLightningError):
-    """The pretrained model cannot be found or is not of the right kind."""
+    """The pretrained model cannot be found, or does not suit the task."""
 
 
 class CheckpointError(LoraLightningError):
@@ -54,7 +54,7 @@ class CheckpointError(LoraLightningError):
 
 
 class UnreadableError(CheckpointError):
-    """A checkpoint may be intact, but cannot be read at the moment."""
+    """A file may be intact, but cannot be read, for example because of a disk error or its newer format."""
 
 
 class TrainingError(LoraLightningError):
@@ -62,36 +62,36 @@ class TrainingError(LoraLightningError):
 
 
 class TrainingStopped(BaseException):  # a signal handler raises it anywhere, and no `except Exception` may catch it
-    """Training was asked to stop and has saved its last step, or had nothing to save.
+    """Training received a signal to stop. It has saved its last step, or had nothing to save.
 
     Args:
-        asked: The signal.
+        received: The signal.
         step: Number of optimizer steps that are saved; `None` outside training.
-        main_process: Whether this process prints the messages of its machine.
-        alone: Whether other processes may continue, because this one did not agree with them to stop.
+        main_process: Whether this process prints messages for its machine.
+        alone: Whether other processes may still be running, because this one stopped without informing them.
     """
 
-    def __init__(self, asked: signal.Signals, step: int | None, main_process: bool, alone: bool = False) -> None:
-        super().__init__(asked, step, main_process, alone)
-        self.asked = asked
+    def __init__(self, received: signal.Signals, step: int | None, main_process: bool, alone: bool = False) -> None:
+        super().__init__(received, step, main_process, alone)
+        self.received = received
         self.step = step
         self.main_process = main_process
         self.alone = alone
-        self.how_to_resume = ""  # set once the run folder is known
+        self.resume_hint = ""  # set once the run folder is known
 
     def __str__(self) -> str:
         """Returns what happened and how to resume."""
-        hint = f"; {self.how_to_resume}" if self.how_to_resume else ""
+        hint = f"; {self.resume_hint}" if self.resume_hint else ""
         done = "before there was anything to save" if self.step is None else f"after step {self.step}, which is saved"
-        return f"stopped by {self.asked.name} {done}{hint}"
+        return f"stopped by {self.received.name} {done}{hint}"
 
 
 class RunFinished(Exception):  # noqa: N818  # nothing is wrong
     """There is nothing to resume: the run is finished.
 
     Args:
-        message: Says so.
-        folder: The run's.
+        message: A sentence for the user.
+        folder: The run folder.
     """
 
     def __init__(self, message: str, folder: Path) -> None:
@@ -103,7 +103,7 @@ class VerificationError(LoraLightningError):
     """The trained model failed a check, for example because merging the adapter changes its outputs."""
 
 
-STATUS_OF: dict[type[BaseException], ExitStatus] = {  # the first that matches counts
+STATUS_BY_ERROR: dict[type[BaseException], ExitStatus] = {  # the first match counts
     RunFinished: ExitStatus.DONE,
     VerificationError: ExitStatus.CHECK_FAILED,
     LoraLightningError: ExitStatus.WRONG_INPUT,
@@ -112,32 +112,32 @@ STATUS_OF: dict[type[BaseException], ExitStatus] = {  # the first that matches c
 
 
 def exit_status(error: BaseException | None) -> ExitStatus:
-    """Returns the exit status of a command from the exception that ended it.
+    """Returns the exit status of a command that an exception ended.
 
     Args:
         error: The exception; `None` if there was none.
 
     Returns:
-        The status, the same for every command. A process that stopped in agreement with its main process exits with
-        `DONE`: the main process's status counts, and Lightning would kill the others because of another one.
+        The status, which does not depend on the command. A process that stopped together with its main process exits
+        with `DONE`: only the main process's status counts, and Lightning kills the others if one of them fails.
     """
     if isinstance(error, TrainingStopped):
         if not error.main_process and not error.alone:
             return ExitStatus.DONE
-        return ExitStatus.INTERRUPTED if error.asked == signal.SIGINT else ExitStatus.STOPPED
-    for kind, status in STATUS_OF.items():
+        return ExitStatus.INTERRUPTED if error.received == signal.SIGINT else ExitStatus.STOPPED
+    for kind, status in STATUS_BY_ERROR.items():
         if isinstance(error, kind):
             return status
     return ExitStatus.DONE if error is None else ExitStatus.INTERNAL_ERROR
 
 
 def suggest_names(name: str, allowed: Iterable[str], limit: int = 3) -> str:
-    """Returns the remedy for an unknown name.
+    """Suggests existing names in place of an unknown one.
 
     Args:
-        name: The name that was given.
-        allowed: The names that exist.
-        limit: The largest number of suggestions.
+        name: The unknown name.
+        allowed: The existing names.
+        limit: Maximum number of suggestions.
 
     Returns:
         `"did you mean 'a' or 'b'?"`, or the full list of names if none of them is similar.

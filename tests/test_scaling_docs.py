@@ -145,5 +145,5 @@ def test_slurm(status: int, tiny_backbone: TinyBackbone, tmp_path: Path) -> None
         processes.start_processes(as_slurm_task, 2, words, True, tmp_path / "asked")
         assert not list(tmp_path.rglob("summary.json"))
     processes.start_processes(as_slurm_task, 2, words, False, tmp_path / "said")
-    assert ("resumes from " in (tmp_path / "said0").read_text()) == (status == 75)
+    assert ("resuming from " in (tmp_path / "said0").read_text()) == (status == 75)
     assert len(list(tmp_path.rglob("summary.json"))) == 1

@@ -219,7 +219,7 @@ def test_a_forged_checkpoint_deletes_nothing_outside_the_run(
 
     callback = '[{"class_path": "ModelCheckpoint", "init_args": {"monitor": "val/loss", "save_top_k": 1}}]'
     code = resume(run, forged(run, tmp_path, aim), tmp_path / "logs", f"--trainer.callbacks={callback}")
-    assert "names the file" in refusal(capfd, code)
+    assert "contains the path" in refusal(capfd, code)
     assert victim.read_text() == "years of work"
 
 

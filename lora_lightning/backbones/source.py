@@ -128,7 +128,7 @@ def _with_model(folder: Path, backbone: str) -> Path:
         return folder
     files = sorted(path.name for path in folder.glob("*.gguf"))
     if not files:
-        msg = f"the backbone {backbone!r} is {folder}, which holds no config.json; give a saved transformers model."
+        msg = f"the backbone {backbone!r} is {folder}, which has no config.json; give a saved transformers model."
         raise BackboneError(msg)
     if len(files) > 1:
         msg = (

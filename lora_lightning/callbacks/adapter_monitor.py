@@ -76,7 +76,7 @@ class AdapterMonitor(Callback):
 
     def __init__(self, every_n_steps: int | None = None) -> None:
         if every_n_steps is not None and every_n_steps < 1:
-            msg = f"{type(self).__name__}.every_n_steps is {every_n_steps}, but 1 or more, or null, is needed."
+            msg = f"{type(self).__name__}.every_n_steps is {every_n_steps}, but it must be at least 1, or null."
             raise ConfigurationError(msg)
         self.every_n_steps = every_n_steps
         self._parts: list[pa.Table] = []

@@ -28,7 +28,7 @@ class GeneratedSamples(Callback):
 
     def __init__(self, prompts: list[str], seed: int = 0) -> None:
         if not prompts or not all(prompt.strip() for prompt in prompts):
-            msg = "GeneratedSamples needs at least one prompt, and none may be empty."
+            msg = "GeneratedSamples.prompts must contain at least one prompt, and no empty one."
             raise ConfigurationError(msg)
         self.prompts = prompts
         self.seed = seed

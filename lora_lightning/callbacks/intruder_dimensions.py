@@ -47,10 +47,10 @@ class IntruderDimensions(AdapterMonitor):
     def __init__(self, every_n_steps: int | None = None, top_k: int = TOP_K, epsilon: float = EPSILON) -> None:
         super().__init__(every_n_steps)
         if top_k < 1:
-            msg = f"IntruderDimensions.top_k is {top_k}, but at least 1 direction is needed; 10 is usual."
+            msg = f"IntruderDimensions.top_k is {top_k}, but it must be at least 1; 10 is usual."
             raise ConfigurationError(msg)
         if not 0 < epsilon <= 1:
-            msg = f"IntruderDimensions.epsilon is {epsilon}, but a cosine in (0, 1] is needed; 0.5 is usual."
+            msg = f"IntruderDimensions.epsilon is {epsilon}, but it must be a cosine in (0, 1]; 0.5 is usual."
             raise ConfigurationError(msg)
         self.top_k = top_k
         self.epsilon = epsilon

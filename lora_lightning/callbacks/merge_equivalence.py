@@ -70,7 +70,7 @@ class MergeEquivalence(AdapterMonitor):
     ) -> None:
         super().__init__()
         if batches < 1:
-            msg = f"MergeEquivalence.batches is {batches}, but at least 1 is needed."
+            msg = f"MergeEquivalence.batches is {batches}, but it must be at least 1."
             raise ConfigurationError(msg)
         if tolerance is not None and not tolerance > 0:
             msg = f"MergeEquivalence.tolerance is {tolerance}, but it must be above 0, such as 1e-4, or null."

@@ -53,7 +53,7 @@ class RepresentationDrift(AdapterMonitor):
     Args:
         every_n_steps: Optimizer steps between measurements; `null` measures at each validation.
         layers: Numbers of the layers, from 0; `null` measures all.
-        probe_size: Examples, at least 2; all of the (first) validation split where it has fewer.
+        probe_size: Examples, at least 2; all of the (first) validation split if it has fewer.
         pooling: An example's vector: `mean` over its real tokens, or its `first` or `last` one.
         export: Write the pooled states to `base.safetensors` and `step_<step>.safetensors` in
             `<run folder>/representations`: (examples, features), float32, by layer; and `rows`, the examples' numbers
@@ -73,7 +73,7 @@ class RepresentationDrift(AdapterMonitor):
     ) -> None:
         super().__init__(every_n_steps)
         if probe_size < 2:  # noqa: PLR2004  # one example has no geometry
-            msg = f"RepresentationDrift.probe_size is {probe_size}, but at least 2 examples are needed."
+            msg = f"RepresentationDrift.probe_size is {probe_size}, but it must be at least 2."
             raise ConfigurationError(msg)
         self.layers = layers
         self.probe_size = probe_size

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lora_lightning.analysis.outputs import Outputs
-from lora_lightning.runs.resources import time_when_idle
+from lora_lightning.runs.resources import synchronized_time
 from lora_lightning.tasks import AdaptationTask
 
 Batch = dict[str, Tensor]
@@ -121,9 +121,9 @@ def on_device(trainer: Trainer, batch: Batch) -> Batch:
 def stopwatch(device: torch.device) -> Iterator[list[float]]:
     """Yields a list that holds the seconds of the block afterwards; waits for a GPU before and after."""
     took = [0.0]
-    start = time_when_idle(device)
+    start = synchronized_time(device)
     yield took
-    took[0] = time_when_idle(device) - start
+    took[0] = synchronized_time(device) - start
 
 
 def first_validation_split(task: AdaptationTask) -> str:

@@ -1,4 +1,4 @@
-"""The program `lora-lightning`: parses a command line, calls the package, prints.
+"""The program `lora-lightning`: parses the command line, calls the package and prints the results.
 
-Nothing is computed here, and nothing heavy is imported by this file: `--help` answers at once.
+Nothing is computed here. This file imports nothing, so that `--help` answers immediately.
 """

@@ -1,4 +1,4 @@
-"""Which function runs which command."""
+"""Maps each command to the function that runs it."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -9,25 +9,25 @@ from lora_lightning.errors import DEBUG
 from lora_lightning.training.commands import explain_errors
 
 COMMANDS: dict[str, Callable[[Sequence[str]], Any]] = {
-    "fit": fit.run,
+    "fit": fit.run_fit,
     "validate": evaluate.run_validate,
     "test": evaluate.run_test,
-    "predict": predict.run,
+    "predict": predict.run_predict,
 }
 
 
-def run(words: Sequence[str]) -> Any:
+def run_command(arguments: Sequence[str]) -> Any:
     """Runs one command.
 
     Args:
-        words: The command and its options.
+        arguments: The command and its options.
 
     Returns:
-        What ran: the trainer, the task and the data module are its attributes.
+        An object with the attributes `trainer` and `datamodule`, and the task as `model` (`fit`: `task`).
 
     Raises:
         LoraLightningError: If the input is wrong.
     """
-    sys.argv[1:] = list(words)  # Lightning starts further processes with them
+    sys.argv[1:] = list(arguments)  # Lightning starts other processes with the same arguments
     with explain_errors():
-        return COMMANDS[words[0]]([word for word in words[1:] if word != DEBUG])
+        return COMMANDS[arguments[0]]([word for word in arguments[1:] if word != DEBUG])

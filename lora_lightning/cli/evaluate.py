@@ -1,4 +1,4 @@
-"""`lora-lightning validate` and `test`: score a checkpoint, print and write its metrics."""
+"""`lora-lightning validate` and `test`: evaluate a checkpoint, then print and write its metrics."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -7,37 +7,37 @@ from rich.console import Console
 
 from lora_lightning.cli.tables import metrics_table
 from lora_lightning.runs.record import metrics_by_split
-from lora_lightning.training.commands import prepare
+from lora_lightning.training.commands import prepare_command
 from lora_lightning.training.evaluation import folder_of_checkpoint, score_split, write_metrics
 from lora_lightning.training.lightning_cli import LoraLightningCLI
 
 
-def run_validate(words: Sequence[str]) -> LoraLightningCLI:
-    """Runs `validate`.
+def run_validate(arguments: Sequence[str]) -> LoraLightningCLI:
+    """Runs `lora-lightning validate`.
 
     Args:
-        words: Its options.
+        arguments: Options of the command.
 
     Returns:
-        What ran.
+        The trainer, task and data module that were used.
     """
-    return _run("validate", words)
+    return _score("validate", arguments)
 
 
-def run_test(words: Sequence[str]) -> LoraLightningCLI:
-    """Runs `test`.
+def run_test(arguments: Sequence[str]) -> LoraLightningCLI:
+    """Runs `lora-lightning test`.
 
     Args:
-        words: Its options.
+        arguments: Options of the command.
 
     Returns:
-        What ran.
+        The trainer, task and data module that were used.
     """
-    return _run("test", words)
+    return _score("test", arguments)
 
 
-def _run(command: Literal["validate", "test"], words: Sequence[str]) -> LoraLightningCLI:
-    cli = prepare(command, words)
+def _score(command: Literal["validate", "test"], arguments: Sequence[str]) -> LoraLightningCLI:
+    cli = prepare_command(command, arguments)
     metrics = score_split(cli, command)
     if cli.trainer.is_global_zero:
         path = folder_of_checkpoint(cli.options.ckpt_path) / f"{command}_metrics.json"

@@ -1,4 +1,4 @@
-"""`lora-lightning fit`: trains, tests the best checkpoint, prints what came out."""
+"""`lora-lightning fit`: trains, tests the best checkpoint and prints the results."""
 
 from collections.abc import Sequence
 
@@ -8,40 +8,40 @@ from lora_lightning.cli.tables import metrics_table
 from lora_lightning.errors import VerificationError
 from lora_lightning.runs.layout import EVENTS
 from lora_lightning.runs.record import RunRecord
-from lora_lightning.training.commands import prepare
+from lora_lightning.training.commands import prepare_command
 from lora_lightning.training.fitting import TrainingRun
 
 
-def run(words: Sequence[str]) -> TrainingRun:
-    """Runs the command.
+def run_fit(arguments: Sequence[str]) -> TrainingRun:
+    """Runs `lora-lightning fit`.
 
     Args:
-        words: Its options.
+        arguments: Options of the command.
 
     Returns:
         The run.
 
     Raises:
-        VerificationError: If a check of the trained model failed; after everything else.
+        VerificationError: If a check of the trained model failed. It is raised after the results are printed.
     """
-    training = TrainingRun(prepare("fit", words))
+    training = TrainingRun(prepare_command("fit", arguments))
     try:
         training.execute()
     except VerificationError:
         if training.failed_check is not None:
-            print_results(training)
+            print_fit_results(training)
         raise
-    print_results(training)
+    print_fit_results(training)
     return training
 
 
-def print_results(training: TrainingRun) -> None:
-    """Prints the metrics and where everything is, on the main process.
+def print_fit_results(training: TrainingRun) -> None:
+    """Prints the metrics and the paths of all results, on the main process.
 
     Args:
-        training: The run, finished.
+        training: The finished run.
     """
-    if training.leaves_nothing or not training.trainer.is_global_zero:
+    if training.is_fast_dev_run or not training.trainer.is_global_zero:
         return
     record = RunRecord.load(training.folder)
     console = Console(highlight=False, markup=False, soft_wrap=True)

@@ -1,6 +1,6 @@
-"""The program `lora-lightning`: runs a command and prints a user's mistake as one line.
+"""The program `lora-lightning`: runs a command, and reports a user's mistake in one line.
 
-Nothing heavy is imported here, so that `--help` answers at once.
+Nothing heavy is imported here, so that `--help` answers immediately.
 """
 
 import argparse
@@ -21,37 +21,37 @@ from lora_lightning.runs.signals import ending_on_signals, raise_training_stoppe
 
 COMMANDS = {
     "fit": "train from a YAML config, then test the best checkpoint",
-    "validate": "score a checkpoint on the validation split",
-    "test": "score a checkpoint on the test split",
-    "predict": "classify, answer or continue the lines of a text file with a checkpoint",
+    "validate": "evaluate a checkpoint on the validation split",
+    "test": "evaluate a checkpoint on the test split",
+    "predict": "classify, answer or continue the texts in a file with a checkpoint",
 }
 
 EPILOG = """\
 examples:
   lora-lightning fit --config configs/quickstart.yaml
   lora-lightning fit --config configs/quickstart.yaml --model.lora.r 4 --trainer.max_epochs 2
-  lora-lightning fit --config configs/quickstart.yaml --resume auto    (again, until it exits with 0)
+  lora-lightning fit --config configs/quickstart.yaml --resume auto    (repeat until it exits with 0)
   lora-lightning test --config RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt
   lora-lightning predict --config RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt \\
       --data.predict_file queries.txt --predictions.file answers.csv
 
-every option of a command:   lora-lightning fit --help
+all options of a command:    lora-lightning fit --help
 options of a class:          lora-lightning fit --model.help SequenceClassificationTask
                              lora-lightning fit --data.help Clinc150DataModule
-the traceback of an error:   lora-lightning fit --config FILE --debug    (--debug works with every command)
+traceback of an error:       lora-lightning fit --config FILE --debug    (--debug works with every command)
 
 exit status of every command:
   0    done
   1    a bug in this program, printed with its traceback
   2    wrong input, explained in one sentence
-  3    the trained model failed a check, such as that of the merged weights
-  75   stopped by SIGTERM or SIGUSR1; the same command with --resume auto resumes
+  3    the trained model failed a check, such as the merge check
+  75   stopped by SIGTERM or SIGUSR1; the same command with --resume auto resumes the run
   130  stopped by Ctrl-C
 """
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Returns the top-level parser; Lightning's parser reads the options of a command."""
+    """Returns the top-level parser. It does not know the options of a command; Lightning's parser reads them."""
     parser = argparse.ArgumentParser(
         prog="lora-lightning",
         description="Train, measure and export LoRA adapters with PyTorch Lightning.",
@@ -66,20 +66,20 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def print_warning(message: Warning | str, *_where: object) -> None:
-    """Prints a warning without the line of code that it comes from, which does not help a user.
+    """Prints a warning without the line of code that caused it, which does not help a user.
 
     Args:
         message: The warning.
-        _where: The category, file and line that Python passes to `warnings.showwarning`; not printed.
+        _where: The category, file and line that Python passes to `warnings.showwarning`. They are not printed.
     """
-    print(f"lora-lightning: warning: {one_line(str(message))}", file=sys.stderr)
+    print(f"lora-lightning: warning: {printable_line(str(message))}", file=sys.stderr)
 
 
-def one_line(text: str) -> str:
-    """Makes a message safe to print: parts of it may come from a file and move the terminal's cursor or flood it.
+def printable_line(text: str) -> str:
+    """Makes a message safe to print: text from a file could control the terminal or flood it.
 
     Args:
-        text: A message, perhaps with parts of the user's data in it.
+        text: A message that may quote the user's data.
 
     Returns:
         One line of at most 1,000 characters, with unprintable characters escaped.
@@ -90,36 +90,36 @@ def one_line(text: str) -> str:
 
 def import_program() -> Callable[[Sequence[str]], object]:
     """Imports the function that runs a command, which takes seconds."""
-    # PyTorch would print its own C++ stack whenever another process closes a connection.
+    # Otherwise PyTorch prints its C++ stack whenever another process closes a connection.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    # bitsandbytes warns on import that an optional kernel is missing, which is not used here.
+    # bitsandbytes warns on import that an optional kernel is missing. It is not used here.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    from lora_lightning.cli.commands import run  # noqa: PLC0415
+    from lora_lightning.cli.commands import run_command  # noqa: PLC0415
 
-    return run
+    return run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program.
 
     Args:
-        arguments: The words after the program's name; `sys.argv` if not given.
+        arguments: The command and its options; taken from `sys.argv` if not given.
 
     Returns:
         An `ExitStatus`.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    words = [word for word in given if word != DEBUG]
-    build_parser().parse_known_args(words[:1] or ["--help"])
-    with ending_on_signals(words[0] == "fit"):
-        return run_command(words, debug=DEBUG in given)
+    without_debug = [argument for argument in given if argument != DEBUG]
+    build_parser().parse_known_args(without_debug[:1] or ["--help"])
+    with ending_on_signals(without_debug[0] == "fit"):
+        return run_and_report(without_debug, debug=DEBUG in given)
 
 
-def run_command(words: Sequence[str], *, debug: bool) -> ExitStatus:
+def run_and_report(arguments: Sequence[str], *, debug: bool) -> ExitStatus:
     """Runs a command and reports how it ended.
 
     Args:
-        words: The command line without `--debug`.
+        arguments: The command and its options, without `--debug`.
         debug: Whether to print the traceback of every error.
 
     Returns:
@@ -127,11 +127,12 @@ def run_command(words: Sequence[str], *, debug: bool) -> ExitStatus:
     """
     try:
         with warnings.catch_warnings():
-            run = import_program()
+            run_command = import_program()
             warnings.showwarning = print_warning  # type: ignore[assignment]  # takes any arguments
-            if words[0] == "fit":
+            if arguments[0] == "fit":
                 set_stop_handler(raise_training_stopped)
-            run([*words, DEBUG] if debug else words)  # processes that Lightning starts get the same words
+            # Processes that Lightning starts get the same arguments.
+            run_command([*arguments, DEBUG] if debug else arguments)
     except (Exception, TrainingStopped, KeyboardInterrupt) as error:  # noqa: BLE001  # the end of the program
         report_error(error, debug=debug)
         return exit_status(error)
@@ -143,7 +144,7 @@ def report_error(error: BaseException, *, debug: bool) -> None:
 
     Args:
         error: The exception that ended it.
-        debug: Whether to print the traceback of every error; that of a bug is always printed.
+        debug: Whether to print the traceback of every error. The traceback of a bug is always printed.
     """
     if debug or exit_status(error) == ExitStatus.INTERNAL_ERROR:
         traceback.print_exception(error)
@@ -153,17 +154,17 @@ def report_error(error: BaseException, *, debug: bool) -> None:
         if error.main_process:
             print(f"lora-lightning: {error}", file=sys.stderr)
     elif isinstance(error, KeyboardInterrupt):
-        hint = f"; {one_line(str(error))}" if str(error) else ""
+        hint = f"; {printable_line(str(error))}" if str(error) else ""
         print(f"lora-lightning: interrupted{hint}", file=sys.stderr)
     elif isinstance(error, LoraLightningError):
-        print(f"lora-lightning: error: {one_line(str(error))}", file=sys.stderr)
+        print(f"lora-lightning: error: {printable_line(str(error))}", file=sys.stderr)
 
 
 def program() -> NoReturn:
-    """Runs the program and ends the process with its exit status, whatever signals still arrive."""
+    """Runs the program and exits with its status, even if more signals arrive."""
     sys.stdout = cast("TextIO", TolerantStream(sys.stdout))
     if not sys.flags.safe_path and str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # where `python -m` finds a user's own classes; last, to hide no package
+        sys.path.append(str(Path.cwd()))  # finds a user's own classes, as `python -m` does; last, to hide no package
     status = main()
     set_stop_handler(signal.SIG_IGN)
     sys.exit(status)

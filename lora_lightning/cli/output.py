@@ -1,4 +1,4 @@
-"""Standard output that may be closed or full while a command runs: the results are on the disk all the same."""
+"""Standard output that may be closed or full while a command runs; the results are saved to disk in any case."""
 
 import contextlib
 import os
@@ -7,7 +7,7 @@ from typing import Any, TextIO
 
 
 class TolerantStream:
-    """Drops what is printed once nobody reads it any more, as after `lora-lightning fit ... | head -1`.
+    """Discards output once its reader is gone, as in `lora-lightning fit ... | head -1`.
 
     Args:
         stream: Standard output.
@@ -17,13 +17,13 @@ class TolerantStream:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Writes, or drops the text.
+        """Writes a text, or discards it.
 
         Args:
-            text: What to print.
+            text: The text to print.
 
         Returns:
-            Its length.
+            The length of the text.
         """
         try:
             return self._stream.write(text)
@@ -32,19 +32,23 @@ class TolerantStream:
             return len(text)
 
     def flush(self) -> None:
-        """Flushes, or drops what is left."""
+        """Flushes the stream, or discards the rest of the output."""
         try:
             self._stream.flush()
         except OSError as error:
             self._drop_output(error)
 
     def _drop_output(self, error: OSError) -> None:
-        if not isinstance(error, BrokenPipeError):  # such as a full disk, which its user should know of
-            print(f"lora-lightning: warning: standard output cannot be written ({error.strerror}).", file=sys.stderr)
+        if not isinstance(error, BrokenPipeError):  # such as a full disk, which the user should know about
+            print(
+                f"lora-lightning: warning: cannot write to standard output ({error.strerror}); the rest of the output "
+                "is discarded.",
+                file=sys.stderr,
+            )
         self._stream = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115  # until the process ends
-        with contextlib.suppress(OSError):  # the interpreter flushes the descriptor once more when it ends
+        with contextlib.suppress(OSError):  # the interpreter flushes the descriptor once more when it exits
             os.dup2(self._stream.fileno(), 1)
 
     def __getattr__(self, name: str) -> Any:
-        """Everything else is the stream's."""
+        """Forwards all other attributes to the stream."""
         return getattr(self._stream, name)

@@ -1,23 +1,23 @@
-"""`lora-lightning predict`: classifies, answers or continues what a file holds."""
+"""`lora-lightning predict`: classifies, answers or continues the texts in a file."""
 
 from collections.abc import Sequence
 
-from lora_lightning.training.commands import prepare
+from lora_lightning.training.commands import prepare_command
 from lora_lightning.training.evaluation import write_predictions
 from lora_lightning.training.lightning_cli import LoraLightningCLI
 
 
-def run(words: Sequence[str]) -> LoraLightningCLI:
-    """Runs the command.
+def run_predict(arguments: Sequence[str]) -> LoraLightningCLI:
+    """Runs `lora-lightning predict`.
 
     Args:
-        words: Its options.
+        arguments: Options of the command.
 
     Returns:
-        What ran.
+        The trainer, task and data module that were used.
     """
-    cli = prepare("predict", words)
+    cli = prepare_command("predict", arguments)
     writer = write_predictions(cli)
     if cli.trainer.is_global_zero:
-        print(f"{writer.rows_written} predictions are in {writer.file}")
+        print(f"{writer.rows_written} predictions written to {writer.file}")
     return cli

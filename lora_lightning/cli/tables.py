@@ -10,13 +10,13 @@ KINDS = {"val": "validation", "test": "test"}
 
 
 def metrics_table(metrics: Mapping[str, Mapping[str, float]]) -> Table:
-    """Lays metrics out by name and split.
+    """Arranges metrics in a table.
 
     Args:
         metrics: Values by split and name, as in `RunRecord.metrics`.
 
     Returns:
-        A table with a column for each split of validation or test.
+        A table with one row per metric and one column per validation or test split.
     """
     splits = sorted(
         (split for split in metrics if split.partition("_")[0] in KINDS),

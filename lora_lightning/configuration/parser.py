@@ -161,7 +161,7 @@ def _no_class(path: str, found: re.Match[str]) -> str:
 def _no_options(path: str, found: re.Match[str]) -> str:
     value = f"a {found['kind']}" if found["kind"] else repr(found["value"])
     group = f"{path or 'model'} has a group of options that" if found["kind"] else path
-    return f"{group} is {value}, but options by name are needed; see `lora-lightning fit --help`."
+    return f"{group} is {value}, but named options are needed; see `lora-lightning fit --help`."
 
 
 def _no_argument(_path: str, found: re.Match[str]) -> str:

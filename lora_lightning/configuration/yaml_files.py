@@ -73,7 +73,7 @@ def check_config_file(path: Path) -> None:
         msg = f"the config {path} is not YAML: {' '.join(str(error).split())}."
         raise ConfigurationError(msg) from error
     except RecursionError as error:
-        msg = f"the config {path} is nested deeper than {DEEPEST} levels, which no option is; mend its brackets."
+        msg = f"the config {path} is nested deeper than {DEEPEST} levels, but no option is; fix its brackets."
         raise ConfigurationError(msg) from error
     _check_form(content, str(path))
 
@@ -90,10 +90,10 @@ def _check_nodes(root: yaml.Node | None, name: str) -> None:
             msg = f"{where}: an alias (*) leads back to itself, or to {MOST_ENTRIES} entries and more; write it out."
             raise ConfigurationError(msg)
         if len(holders) > DEEPEST:
-            msg = f"{where}: nested deeper than {DEEPEST} levels, which no option is; mend its brackets or indentation."
+            msg = f"{where}: nested deeper than {DEEPEST} levels, but no option is; fix its brackets or indentation."
             raise ConfigurationError(msg)
         if node.tag not in TAGS:
-            msg = f"{where} has the tag {node.tag!r}; a config holds plain values only, so leave the tag out."
+            msg = f"{where} has the tag {node.tag!r}; a config contains only plain values, so leave the tag out."
             raise ConfigurationError(msg)
         if isinstance(node, yaml.MappingNode):
             _check_keys(node, where.rpartition(",")[0])
@@ -113,13 +113,10 @@ def _check_keys(node: yaml.MappingNode, name: str) -> None:
         line = key.start_mark.line + 1
         if key.tag not in {TEXT, MERGE} or not key.value:
             found = "a list or a mapping" if not isinstance(key, yaml.ScalarNode) else repr(key.value)
-            msg = f"{name}, line {line}: the name of an option is {found}, but a word is needed; mend or quote it."
+            msg = f"{name}, line {line}: the name of an option is {found}, but a word is needed; fix or quote it."
             raise ConfigurationError(msg)
         if key.value in seen:
-            msg = (
-                f"{name}, line {line}: {key.value!r} is there a second time, after line {seen[key.value]}; leave one "
-                "of both out."
-            )
+            msg = f"{name}, line {line}: {key.value!r} is a duplicate of line {seen[key.value]}; leave one of both out."
             raise ConfigurationError(msg)
         seen[key.value] = line
 
@@ -127,11 +124,11 @@ def _check_keys(node: yaml.MappingNode, name: str) -> None:
 def _check_form(content: Any, name: str) -> None:
     """Refuses what holds no options by name where they are needed, before the parser words it as it can."""
     if not isinstance(content, dict):
-        msg = f"the config {name} holds {_kind(content)}, but options by name are needed, such as `model:`."
+        msg = f"the config {name} contains {_kind(content)}, but named options are needed, such as `model:`."
         raise ConfigurationError(msg)
     for group in GROUPS:
         if group in content and not isinstance(content[group], dict):
-            msg = f"{group} in {name} is {_short(content[group])}, but options by name are needed; indent them below."
+            msg = f"{group} in {name} is {_short(content[group])}, but named options are needed; indent them below."
             raise ConfigurationError(msg)
     for key in CLASSES:
         if key in content and not isinstance(content[key], dict | str):
@@ -153,7 +150,7 @@ def _check_classes(content: Any, place: tuple[str, ...], name: str) -> None:
             msg = f"{where}.class_path in {name} is {_short(path)}, but the name of a class is needed."
             raise ConfigurationError(msg)
         if not isinstance(options, dict):
-            msg = f"{where}.init_args in {name} is {_short(options)}, but the options of {path} by name are needed."
+            msg = f"{where}.init_args in {name} is {_short(options)}, but named options of {path} are needed."
             raise ConfigurationError(msg)
         if others := sorted(content.keys() - OF_A_CLASS):
             msg = (

@@ -34,10 +34,10 @@ class AdaptationDataModule(LightningDataModule):
     A split is called `train`, `val`, `test` or `predict`; where a kind has several splits, `val_matched` and so on.
 
     Args:
-        batch_size: Training rows a step and process.
-        eval_batch_size: Rows a step and process in validation, test and prediction.
+        batch_size: Training rows per step and process.
+        eval_batch_size: Rows per step and process in validation, test and prediction.
         predict_file: What `predict` reads.
-        num_workers: Processes that build batches; 0 is fastest for small rows.
+        num_workers: Worker processes that build batches; 0 is fastest for small rows.
     """
 
     without_test = "the data has no test split with labels"  # why nothing is tested, if there is none
@@ -53,7 +53,7 @@ class AdaptationDataModule(LightningDataModule):
         super().__init__()
         for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if value < 1:
-                msg = f"data.{name} is {value}, but a batch has at least 1 row."
+                msg = f"data.{name} is {value}, but it must be at least 1 row."
                 raise ConfigurationError(msg)
         if num_workers < 0:
             msg = f"data.num_workers is {num_workers}, but it must be 0 (batches are built in the process) or more."
@@ -137,7 +137,7 @@ class AdaptationDataModule(LightningDataModule):
         write_table(path, [row for rows in predictions.values() for row in rows])
 
     def save_inputs(self, inputs: Sequence[Any], folder: Path) -> Path:
-        """Writes what to predict into a file that `predict_file` takes; here one text a line.
+        """Writes what to predict into a file that `predict_file` takes; here one text per line.
 
         Args:
             inputs: Texts.

@@ -55,15 +55,16 @@ class CausalLMDataModule(TextDataModule):
     """Base of the data modules for `CausalLanguageModelingTask`.
 
     Args:
-        context_length: Tokens the model sees at once.
+        context_length: Number of tokens in the model's context.
         validation_share: Share of the training data to validate on if there is no validation split, in (0, 1).
-        split_seed: Chooses that part.
-        backbone: Whose tokenizer to use; the command line fills it in from `model.backbone`.
-        batch_size: Training blocks a step and process.
-        eval_batch_size: Blocks, or prompts, a step and process in validation, test and prediction.
-        predict_file: What `predict` continues: a text file with one prompt a line, `-` for standard input, or records.
-        cache_dir: Where tokenised data is kept; `~/.cache/lora_lightning` (or below `$XDG_CACHE_HOME`) if not given.
-        num_workers: Processes that build batches.
+        split_seed: Seed of the choice of this part.
+        backbone: The model whose tokenizer is used; set automatically from `model.backbone`.
+        batch_size: Training blocks per step and process.
+        eval_batch_size: Blocks, or prompts, per step and process in validation, test and prediction.
+        predict_file: What `predict` continues: a text file with one prompt per line, `-` for standard input, or
+            records.
+        cache_dir: Folder for tokenized data; by default `~/.cache/lora_lightning`, or below `$XDG_CACHE_HOME`.
+        num_workers: Worker processes that build batches.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class CausalLMDataModule(TextDataModule):
             num_workers=num_workers,
         )
         if context_length < FEWEST_TOKENS:
-            msg = f"data.context_length is {context_length}, but a context has at least 2 tokens."
+            msg = f"data.context_length is {context_length}, but it must be at least 2 tokens."
             raise ConfigurationError(msg)
         check_hold_out(validation_share, split_seed)
         self.context_length = context_length

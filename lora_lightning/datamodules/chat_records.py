@@ -83,7 +83,9 @@ def parse_example(record: Record) -> Example:
         messages, learnt, unread = _parse_chat(record, field)
         if not any(message["role"] == "assistant" for message in messages):
             roles = ", ".join(message["role"] for message in messages)
-            msg = f"{record.where}: no message has the role assistant (they have {roles}), so nothing can be learnt."
+            msg = (
+                f"{record.where}: no message has the role assistant (they have {roles}), so there is nothing to learn."
+            )
             raise DataError(msg)
         return _example(record, messages, learnt, unread)
     instruction, response = (text_field(record, name, remedy=FIELDS) for name in ("instruction", "output"))
@@ -273,7 +275,7 @@ def _tool_call(row: Record, call: Any) -> dict[str, Any]:
     name, arguments = function.get("name"), _decoded(function.get("arguments") or {})
     if not (isinstance(name, str) and name.strip() and isinstance(arguments, dict)):
         msg = (
-            f"{row.where}: a tool call must have a name, and arguments that are an object (or JSON of one), and it is "
+            f"{row.where}: a tool call must have a name, and arguments that are an object (or JSON of one), but it is "
             f"{json.dumps(call, default=str)[:80]}."
         )
         raise DataError(msg)
@@ -290,7 +292,7 @@ def _tools(record: Record) -> list[dict[str, Any]] | None:
         function = tool.get("function", tool) if isinstance(tool, Mapping) else None
         if not (isinstance(function, Mapping) and isinstance(function.get("name"), str)):
             shown = json.dumps(tool, default=str)[:60]
-            msg = f"{record.where}: {field} must be a list of functions, each with a name, and has {shown}."
+            msg = f"{record.where}: {field} must be a list of functions, each with a name, but it has {shown}."
             raise DataError(msg)
         found.append(dict(tool) if "function" in tool else {"type": "function", "function": dict(tool)})
     return found or None

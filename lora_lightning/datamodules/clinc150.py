@@ -67,18 +67,18 @@ class Clinc150DataModule(IntentDataModule):
     """CLINC150 from the original JSON release, or from the hub's `clinc/clinc_oos`.
 
     Args:
-        data_dir: Folder with the release's `data_<variant>.json`; without it the hub is asked.
-        variant: `full`, `small` (50 training queries an intent), `imbalanced`, or `oos_plus` (250 out-of-scope
+        data_dir: Folder with the release's `data_<variant>.json`; without it, the data is read from the hub.
+        variant: `full`, `small` (50 training queries per intent), `imbalanced`, or `oos_plus` (250 out-of-scope
             training queries). The hub has all but `full`.
-        oos_as_class: Out-of-scope queries are a class of their own, learnt from the training queries; otherwise they
-            are left out of training and only a threshold on the score finds them.
-        backbone: Whose tokenizer to use; the command line fills it in from `model.backbone`.
-        batch_size: Training rows a step and process.
-        eval_batch_size: Rows a step and process in validation, test and prediction.
-        max_length: Longest text in tokens; longer ones are cut.
-        predict_file: Text file with one query a line for `predict`, or `-` for standard input.
-        cache_dir: Where tokenised data is kept; `~/.cache/lora_lightning` (or below `$XDG_CACHE_HOME`) if not given.
-        num_workers: Processes that build batches; 0 is fastest for short texts.
+        oos_as_class: Whether out-of-scope queries are a class of their own, which is learnt from the training
+            queries. Otherwise they are not used for training, and only a threshold on a score detects them.
+        backbone: The model whose tokenizer is used; set automatically from `model.backbone`.
+        batch_size: Training rows per step and process.
+        eval_batch_size: Rows per step and process in validation, test and prediction.
+        max_length: Maximum number of tokens per text; longer texts are truncated.
+        predict_file: Text file with one query per line for `predict`, or `-` for standard input.
+        cache_dir: Folder for tokenized data; by default `~/.cache/lora_lightning`, or below `$XDG_CACHE_HOME`.
+        num_workers: Worker processes that build batches; 0 is fastest for short texts.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class Clinc150DataModule(IntentDataModule):
         try:
             content = json.loads(decode_text(raw, str(path)))
         except (ValueError, RecursionError) as error:
-            msg = f"{path} is not JSON ({error}); fetch the original release again."
+            msg = f"{path} is not JSON ({error}); download the original release again."
             raise DataError(msg) from error
         absent = [key for keys in RELEASE_KEYS.values() for key in keys if not _has_rows(content, key)]
         if absent:

@@ -154,7 +154,7 @@ def encode_windows(
         questions: Any number.
         tokenizer: A fast one.
         max_length: Tokens of a window at most.
-        doc_stride: Context tokens that neighbouring windows share.
+        doc_stride: Overlap of neighbouring windows, in context tokens.
         name: What to call the questions' file in messages.
 
     Yields:

@@ -23,21 +23,21 @@ LOWEST_SCORE, HIGHEST_SCORE = 0.0, 5.0  # of STS-B
 
 
 class GlueDataModule(ClassificationDataModule):
-    """One task of GLUE, from the hub's `nyu-mll/glue` or from the classic download's folders of TSV files.
+    """One task of GLUE, from the hub's `nyu-mll/glue` or from the original download's folders of TSV files.
 
     MNLI is validated on its matched and its mismatched split (`val_matched/accuracy`, `val_mismatched/accuracy`).
     The labels of the test splits are not public: `predict` writes the files that gluebenchmark.com takes.
 
     Args:
-        task_name: Which task; `ax`, the diagnostic set, is predicted with a model of `mnli`.
-        data_dir: Folder with `CoLA/train.tsv` and so on; without it the hub is asked.
-        allow_partial: Take files that lack rows of the official data; their scores compare with no others.
-        backbone: Whose tokenizer to use; the command line fills it in from `model.backbone`.
-        batch_size: Training rows a step and process.
-        eval_batch_size: Rows a step and process in validation and prediction.
-        max_length: Longest text, or pair, in tokens; longer ones are cut.
-        cache_dir: Where tokenised data is kept; `~/.cache/lora_lightning` (or below `$XDG_CACHE_HOME`) if not given.
-        num_workers: Processes that build batches; 0 is fastest for short texts.
+        task_name: Name of the task; `ax`, the diagnostic set, is predicted with a model of `mnli`.
+        data_dir: Folder with `CoLA/train.tsv` and so on; without it, the data is read from the hub.
+        allow_partial: Allow files that lack rows of the official data; their scores cannot be compared with others.
+        backbone: The model whose tokenizer is used; set automatically from `model.backbone`.
+        batch_size: Training rows per step and process.
+        eval_batch_size: Rows per step and process in validation and prediction.
+        max_length: Maximum number of tokens per text or pair; longer ones are truncated.
+        cache_dir: Folder for tokenized data; by default `~/.cache/lora_lightning`, or below `$XDG_CACHE_HOME`.
+        num_workers: Worker processes that build batches; 0 is fastest for short texts.
     """
 
     without_test = "GLUE's test labels are not public; `predict` writes the files for gluebenchmark.com"
@@ -176,14 +176,14 @@ class GlueDataModule(ClassificationDataModule):
         else:
             table = self._read_file(split)
         if not len(table):
-            msg = f"{table.name} holds no rows; fetch the file again."
+            msg = f"{table.name} has no rows; download the file again."
             raise DataError(msg)
         if len(table) != split.rows:
             counts = f"{table.name} has {len(table)} rows where GLUE has {split.rows}"
             if not self.allow_partial:
-                msg = f"{counts}; fetch the file again, or set --data.allow_partial true to use it as it is."
+                msg = f"{counts}; download the file again, or set --data.allow_partial true to use it as it is."
                 raise DataError(msg)
-            rank_zero_warn(f"{counts}; scores on it compare with no others.")
+            rank_zero_warn(f"{counts}; scores on it cannot be compared with published ones.")
         return table
 
     def _read_file(self, split: GlueSplit) -> Table:
@@ -192,7 +192,7 @@ class GlueDataModule(ClassificationDataModule):
             there = ", ".join(sorted(file.name for file in path.parent.glob("*.tsv"))) or "no .tsv files"
             msg = (
                 f"--data.data_dir: {self.task_name} needs {path}, which does not exist; {path.parent} has {there}. "
-                "Fetch the file, or set data_dir to null to read the hub."
+                "Download the file, or set data_dir to null to read the hub."
             )
             raise DataError(msg)
         return read_tsv(path, split.columns, skip_broken=self.task.flawed)
@@ -218,7 +218,7 @@ def _scores(table: Table, column: str) -> list[float]:
         if not LOWEST_SCORE <= score <= HIGHEST_SCORE:
             msg = (
                 f"{table.where(row)}: the {column} {score:g} is not in [{LOWEST_SCORE:g}, {HIGHEST_SCORE:g}], as "
-                "STS-B's are; mend it, or fetch the file again."
+                "STS-B's are; fix it, or download the file again."
             )
             raise DataError(msg)
     return scores

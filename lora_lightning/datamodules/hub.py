@@ -14,7 +14,7 @@ def load_hub_dataset(name: str, config: str | None, remedy: str) -> Any:
 
     Args:
         name: Hub id, such as `nyu-mll/glue`.
-        config: Which configuration of it, where it has several.
+        config: Configuration of the data set, if it has several.
         remedy: What to do without network, for the message.
 
     Returns:
@@ -33,7 +33,7 @@ def load_hub_dataset(name: str, config: str | None, remedy: str) -> Any:
         if (reachable or Path(name).exists()) and str(error).strip():
             msg = f"the data set {name} could not be loaded: {' '.join(str(error).split())}"
         else:
-            msg = f"the data set {name} could not be fetched from the hub; {remedy}"
+            msg = f"the data set {name} could not be downloaded from the hub; {remedy}"
         raise DataError(msg) from error
 
 

@@ -38,8 +38,8 @@ class InstructionDataModule(CausalLMDataModule):
 
     Args:
         train_file: Records: JSON lines, a JSON list (`.json`), CSV, TSV or Parquet.
-        validation_file: The same for validation; without it a random share of the training records is held out.
-        test_file: The same for test; without it nothing is tested.
+        validation_file: The same for validation; without it, a random share of the training records is held out.
+        test_file: The same for test; without it, the model is not tested.
         dataset_name: Instead of files: a data set of the hub with the same fields, for example `tatsu-lab/alpaca`.
         dataset_config_name: The configuration of a data set that has several.
         chat_template: Write examples with the tokenizer's chat template, which chats need; otherwise under the
@@ -51,16 +51,16 @@ class InstructionDataModule(CausalLMDataModule):
         packing: Fill a row with several examples that do not see one another, which trains faster. `false` trains one
             example a row, as state-space models, convolutions and some other architectures need; `batch_size` then
             counts examples.
-        context_length: Tokens the model sees at once.
+        context_length: Number of tokens in the model's context.
         validation_share: Share of the training data to validate on if there is no validation split, in (0, 1).
-        split_seed: Decides which examples those are.
-        backbone: Whose tokenizer to use; the command line fills it in from `model.backbone`.
+        split_seed: Seed of the choice of these examples.
+        backbone: The model whose tokenizer is used; set automatically from `model.backbone`.
         batch_size: Training blocks per step and process.
         eval_batch_size: Blocks or prompts per step and process in validation, test and prediction.
-        predict_file: What `predict` responds to: a text file with one instruction a line, `-` for standard input, or
+        predict_file: What `predict` responds to: a text file with one instruction per line, `-` for standard input, or
             records with `instruction` and `input`, or with `messages`.
-        cache_dir: Where tokenised data is kept; `~/.cache/lora_lightning` (or below `$XDG_CACHE_HOME`) if not given.
-        num_workers: Processes that build batches.
+        cache_dir: Folder for tokenized data; by default `~/.cache/lora_lightning`, or below `$XDG_CACHE_HOME`.
+        num_workers: Worker processes that build batches.
     """
 
     def __init__(

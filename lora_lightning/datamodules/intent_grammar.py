@@ -640,7 +640,7 @@ def generate_intents(
                 size = out_of_scope[index] if intent == OUT_OF_SCOPE else count
                 msg = (
                     f"{name}={size}: the grammar cannot write that many distinct sentences for intent {intent!r}; "
-                    "ask for fewer (and not fewer than 0)."
+                    "set a smaller number, at least 0."
                 )
                 raise ValueError(msg)
             rows.extend((text, intent) for text in sentences)

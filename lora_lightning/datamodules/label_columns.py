@@ -67,8 +67,8 @@ def _parts(table: Table, column: str, row: int, cell: Any, separator: str) -> li
     if not isinstance(cell, str):
         found = "nothing" if cell is None else repr(cell)[:SHOWN]
         msg = (
-            f"{table.where(row)}: the column {column!r} must hold a list of labels, or a text with {separator!r} "
-            f"between them, but holds {found}."
+            f"{table.where(row)}: the column {column!r} must contain a list of labels, or a text with {separator!r} "
+            f"between them, but contains {found}."
         )
         raise DataError(msg)
     try:

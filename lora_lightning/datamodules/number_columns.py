@@ -37,7 +37,9 @@ def finite_numbers(table: Table, column: str) -> list[float]:
         if not math.isfinite(value) or abs(value) > LARGEST:
             found = "nothing" if cell is None else repr(cell)[:80]
             remedy = _remedy(cell, value)
-            msg = f"{table.where(row)}: the column {column!r} must hold a finite number, but holds {found}{remedy}."
+            msg = (
+                f"{table.where(row)}: the column {column!r} must contain a finite number, but contains {found}{remedy}."
+            )
             raise DataError(msg)
         values.append(value)
     return values

@@ -46,24 +46,24 @@ class PlainTextDataModule(CausalLMDataModule):
     Args:
         data_dir: Folder in WikiText's layout: `wiki.train.raw`, `wiki.valid.raw`, `wiki.test.raw` (or `.tokens`).
         train_file: Alternatively, a text file or a file of records.
-        validation_file: The same for validation; without it a share of the training data is held out: random
+        validation_file: The same for validation; without it, a share of the training data is held out: random
             documents, or the end of the one text.
-        test_file: The same for test; without it nothing is tested.
+        test_file: The same for test; without it, the model is not tested.
         dataset_name: Alternatively, a data set on the Hub, for example `Salesforce/wikitext`.
         dataset_config_name: Its configuration, for example `wikitext-2-raw-v1`.
         rows_are_lines: Rows of the data set on the Hub are lines of one text, with their line ends, instead of
             documents, as WikiText's are; an empty row stands for a blank line, which is a space and a line end.
         text_column: Name of the field with the text of a record.
-        context_length: Tokens the model sees at once.
+        context_length: Number of tokens in the model's context.
         validation_share: Share of the training data to validate on if there is no validation split, in (0, 1).
-        split_seed: Chooses the documents to validate on.
-        backbone: Whose tokenizer to use; the command line fills it in from `model.backbone`.
-        batch_size: Training blocks a step and process.
-        eval_batch_size: Blocks, or prompts, a step and process in validation, test and prediction.
-        predict_file: What `predict` continues: a text file with one prompt a line, `-` for standard input, or records
+        split_seed: Seed of the choice of validation documents.
+        backbone: The model whose tokenizer is used; set automatically from `model.backbone`.
+        batch_size: Training blocks per step and process.
+        eval_batch_size: Blocks, or prompts, per step and process in validation, test and prediction.
+        predict_file: What `predict` continues: a text file with one prompt per line, `-` for standard input, or records
             with `prompt`.
-        cache_dir: Where tokenised data is kept; `~/.cache/lora_lightning` (or below `$XDG_CACHE_HOME`) if not given.
-        num_workers: Processes that build batches.
+        cache_dir: Folder for tokenized data; by default `~/.cache/lora_lightning`, or below `$XDG_CACHE_HOME`.
+        num_workers: Worker processes that build batches.
     """
 
     def __init__(

@@ -17,8 +17,8 @@ class PlantedRankDataModule(AdaptationDataModule):
         train_rows: Rows to train on; at least `in_features`, or they do not determine the update.
         eval_rows: Rows of validation and of test.
         seed: Of the numbers.
-        batch_size: Training rows a step and process.
-        eval_batch_size: Rows a step and process in validation, test and prediction.
+        batch_size: Training rows per step and process.
+        eval_batch_size: Rows per step and process in validation, test and prediction.
     """
 
     def __init__(

@@ -23,7 +23,7 @@ def check_table_name(path: Path) -> None:
         ConfigurationError: If the ending is neither `.csv` nor `.jsonl`.
     """
     if path.suffix not in SUFFIXES:
-        msg = f"--predictions.file is {str(path)!r}, but its ending must be {' or '.join(SUFFIXES)}."
+        msg = f"--predictions.file is {str(path)!r}, but its extension must be {' or '.join(SUFFIXES)}."
         raise ConfigurationError(msg)
 
 

@@ -19,10 +19,10 @@ def read_queries(predict_file: str | None) -> list[str]:
         The lines without their ends; empty lines after the last query are left out.
 
     Raises:
-        DataError: If no file was given, it cannot be read, holds no query, or has an empty line between queries.
+        DataError: If no file was given, it cannot be read, contains no query, or has an empty line between queries.
     """
     if predict_file is None:
-        msg = "predict needs --data.predict_file with a text file of one query a line, or - for standard input."
+        msg = "predict needs --data.predict_file with a text file of one query per line, or - for standard input."
         raise DataError(msg)
     name = "standard input" if predict_file == "-" else predict_file
     try:
@@ -30,14 +30,14 @@ def read_queries(predict_file: str | None) -> list[str]:
         raw = sys.stdin.buffer.read() if predict_file == "-" else Path(predict_file).expanduser().read_bytes()
     except OSError as error:
         why = str(error.strerror).lower() if error.strerror else type(error).__name__
-        msg = f"--data.predict_file {predict_file}: {why}; give a UTF-8 text file with one query a line."
+        msg = f"--data.predict_file {predict_file}: {why}; give a UTF-8 text file with one query per line."
         raise DataError(msg) from error
     content = decode_text(raw, name).rstrip()
     # Not splitlines(): to it a form feed or U+2028 inside a query ends a line, and row numbers would shift.
     lines = re.split("\r\n|\r|\n", content) if content else []
     check_texts(lines, name, "line")
     if not lines:
-        msg = f"{name} holds no query; write one query a line."
+        msg = f"{name} contains no query; write one query per line."
         raise DataError(msg)
     return lines
 

@@ -42,7 +42,7 @@ def read_records(path: str | Path) -> list[Record]:
     path = Path(path)
     ending = path.suffix.lower()
     if ending not in RECORD_FILES:
-        msg = f"{path} cannot be read as records; its ending must be one of {', '.join(RECORD_FILES)}."
+        msg = f"{path} cannot be read as records; its extension must be one of {', '.join(RECORD_FILES)}."
         raise DataError(msg)
     if ending == JSON_LIST:
         return _read_json_list(path)
@@ -99,7 +99,7 @@ def text_field(record: Record, name: str, may_be_empty: bool = False, remedy: st
         raise DataError(msg)
     value = record.fields[name]
     if not isinstance(value, str):
-        msg = f"{record.where}: the field {name!r} must be a text, and it is {json.dumps(value, default=str)[:60]}."
+        msg = f"{record.where}: the field {name!r} must be a text, but it is {json.dumps(value, default=str)[:60]}."
         raise DataError(msg)
     if not (value.strip() or may_be_empty):
         msg = f"{record.where}: the field {name!r} is empty; remove the record or fill it in."

@@ -22,8 +22,8 @@ def warn_about_repeated_texts(
         repeated = rows_in_both(texts["train"], rows) if split != "train" else []
         if repeated:
             rank_zero_warn(
-                f"{len(repeated)} of {len(rows)} rows of the {split} split are in the training data too, such as "
-                f"{rows[repeated[0]][0][:SHOWN]!r}; scores will be too good."
+                f"{len(repeated)} of {len(rows)} rows of the {split} split are also in the training data, such as "
+                f"{rows[repeated[0]][0][:SHOWN]!r}; scores on them will be too high."
             )
     conflicts = texts_with_different_labels(texts, labels) if labels is not None else {}
     if conflicts:

@@ -45,13 +45,13 @@ class ClassificationDataModule(TextDataModule):
     """Base of the data modules for `SequenceClassificationTask`.
 
     Args:
-        backbone: Whose tokenizer to use; the command line fills it in from `model.backbone`.
-        batch_size: Training rows a step and process.
-        eval_batch_size: Rows a step and process in validation, test and prediction.
-        max_length: Longest text in tokens; longer ones are cut.
-        predict_file: Text file with one query a line for `predict`, or `-` for standard input.
-        cache_dir: Where tokenised data is kept; `~/.cache/lora_lightning` (or below `$XDG_CACHE_HOME`) if not given.
-        num_workers: Processes that build batches; 0 is fastest for short texts.
+        backbone: The model whose tokenizer is used; set automatically from `model.backbone`.
+        batch_size: Training rows per step and process.
+        eval_batch_size: Rows per step and process in validation, test and prediction.
+        max_length: Maximum number of tokens per text; longer texts are truncated.
+        predict_file: Text file with one query per line for `predict`, or `-` for standard input.
+        cache_dir: Folder for tokenized data; by default `~/.cache/lora_lightning`, or below `$XDG_CACHE_HOME`.
+        num_workers: Worker processes that build batches; 0 is fastest for short texts.
     """
 
     def __init__(

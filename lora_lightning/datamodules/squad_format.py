@@ -59,7 +59,7 @@ def parse_squad_json(content: bytes, name: str, answers_needed: bool = True) -> 
     try:
         root = json.loads(decode_text(content, name))
     except (ValueError, RecursionError) as error:
-        msg = f"{name} is not JSON ({error}); mend the file, or fetch it again if it is the original release."
+        msg = f"{name} is not JSON ({error}); fix the file, or download it again if it is the original release."
         raise DataError(msg) from error
     articles = []
     for number, article in enumerate(_field(root, "data", list, name), start=1):
@@ -95,7 +95,7 @@ def check_articles(articles: Articles, name: str) -> Articles:
             raise DataError(msg)
         seen.add(question.id)
     if not seen:
-        msg = f"{name} holds no question; the layout is data, paragraphs, qas as in dev-v2.0.json."
+        msg = f"{name} contains no question; the layout is data, paragraphs, qas as in dev-v2.0.json."
         raise DataError(msg)
     return [article for article in articles if article]
 
@@ -159,7 +159,7 @@ def _is_impossible(entry: Mapping[str, Any], where: str) -> bool | None:
         return None
     word = str(value).strip().lower()  # some tools write "true" or 1
     if word not in TRUE_OR_FALSE:
-        msg = f"{where}: is_impossible is {json.dumps(value)[:80]}, but true or false is needed."
+        msg = f"{where}: is_impossible is {json.dumps(value)[:80]}, but it must be true or false."
         raise DataError(msg)
     return TRUE_OR_FALSE[word]
 

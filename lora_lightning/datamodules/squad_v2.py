@@ -53,15 +53,15 @@ class SquadV2DataModule(TextDataModule):
         validation_file: A validation file instead of the folder's.
         validation_share: Share of the training file's articles to hold out for validation, in (0, 1); no article is on
             both sides.
-        split_seed: Another seed holds out other articles.
-        backbone: Whose tokenizer to use; the command line fills it in from `model.backbone`.
-        batch_size: Training windows a step and process.
-        eval_batch_size: Windows a step and process in validation, test and prediction.
-        max_length: Tokens of a window at most, with the question and the tokenizer's marks.
-        doc_stride: Context tokens that neighbouring windows share.
+        split_seed: Seed of the choice of held-out articles.
+        backbone: The model whose tokenizer is used; set automatically from `model.backbone`.
+        batch_size: Training windows per step and process.
+        eval_batch_size: Windows per step and process in validation, test and prediction.
+        max_length: Maximum number of tokens of a window, including the question and special tokens.
+        doc_stride: Overlap of neighbouring windows, in context tokens.
         predict_file: JSON in SQuAD's layout for `predict`, or `-` for standard input; its questions need no answers.
-        cache_dir: Where tokenised data is kept; `~/.cache/lora_lightning` (or below `$XDG_CACHE_HOME`) if not given.
-        num_workers: Processes that build batches; 0 is fastest for short texts.
+        cache_dir: Folder for tokenized data; by default `~/.cache/lora_lightning`, or below `$XDG_CACHE_HOME`.
+        num_workers: Worker processes that build batches; 0 is fastest for short texts.
     """
 
     predictions_name: ClassVar[str] = "predictions.json"

@@ -90,7 +90,7 @@ class Table:
         for row, cell in enumerate(cells):
             if not isinstance(cell, str):
                 found = "nothing" if cell is None else json.dumps(cell, default=str)[:80]
-                msg = f"{self.where(row)}: the column {name!r} must hold a text, but holds {found}."
+                msg = f"{self.where(row)}: the column {name!r} must contain a text, but contains {found}."
                 raise DataError(msg)
             if not cell.strip() and not may_be_empty:
                 msg = f"{self.where(row)}: the text in column {name!r} is empty; remove the row or fill it in."
@@ -115,11 +115,11 @@ def read_table(path: Path) -> Table:
     """
     ending = path.suffix.lower()
     if ending not in READERS:
-        msg = f"{path} is no table that can be read; its ending must be one of {', '.join(READERS)}."
+        msg = f"{path} cannot be read as a table; its extension must be one of {', '.join(READERS)}."
         raise DataError(msg)
     table = READERS[ending](path)
     if not len(table):
-        msg = f"{path} holds no rows; give a file with at least one."
+        msg = f"{path} has no rows; give a file with at least one."
         raise DataError(msg)
     return table
 
@@ -154,7 +154,7 @@ def _read_csv(path: Path) -> Table:
             except StopIteration:
                 return
             except csv.Error as error:
-                msg = f"{path}, line {start}: {error}; a cell with quotes in it must stand in quotes, its own doubled."
+                msg = f"{path}, line {start}: {error}; a cell with quotes must be quoted, with its quotes doubled."
                 raise DataError(msg) from error
             if row:
                 yield start, row
@@ -178,7 +178,7 @@ def _from_rows(
         if len(row) != len(names):
             if not skip_broken:
                 cells = f"{len(row)} column{'s' * (len(row) != 1)}"
-                remedy = _separator_remedy(str(path), names) or CELL_REMEDIES.get(path.suffix.lower(), "mend the line.")
+                remedy = _separator_remedy(str(path), names) or CELL_REMEDIES.get(path.suffix.lower(), "fix the line.")
                 msg = f"{path}, line {number}: {cells} where {len(names)} are needed ({', '.join(names)}); {remedy}"
                 raise DataError(msg)
             if len(row) < len(names):
@@ -204,7 +204,7 @@ def _read_json_lines(path: Path) -> Table:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            msg = f"{path}, line {number}: not JSON ({error}); write one object a line."
+            msg = f"{path}, line {number}: not JSON ({error}); write one object per line."
             raise DataError(msg) from error
         if not isinstance(row, dict):
             msg = f"{path}, line {number}: expected an object, found {line.strip()[:80]}."
@@ -278,7 +278,7 @@ def check_characters(value: Any, place: str) -> None:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         half = error.object[error.start]
-        msg = f"{place}: {half!a} is half of a character, as is left where a text was cut; mend or remove the text."
+        msg = f"{place}: {half!a} is half of a character, probably of a truncated text; fix or remove the text."
         raise DataError(msg) from error
 
 

@@ -24,7 +24,7 @@ class TextDataModule(AdaptationDataModule):
     The rows of a split can be anything that JSON can represent, or dataclasses of it; they are part of the cache key.
 
     Args:
-        backbone: Whose tokenizer to use; the command line fills it in from `model.backbone`.
+        backbone: The model whose tokenizer is used; set automatically from `model.backbone`.
         batch_size: Training rows per step and process.
         eval_batch_size: Rows per step and process in validation, test and prediction.
         predict_file: The input of `predict`.

@@ -42,27 +42,27 @@ class TextClassificationDataModule(ClassificationDataModule):
 
     Args:
         train_file: Table to train on; or else `dataset_name`.
-        validation_file: Table to validate on; without it a share of the training rows is held out.
-        test_file: Table to test on; without it nothing is tested.
+        validation_file: Table to validate on; without it, a share of the training rows is held out.
+        test_file: Table to test on; without it, the model is not tested.
         dataset_name: Hub id of a data set, in place of files.
-        dataset_config_name: Which configuration of it, where it has several.
+        dataset_config_name: Configuration of the data set, if it has several.
         text_column: Name of the column of texts.
         text_pair_column: Name of the column of second texts, if there is one.
         label_column: Name of the column of labels.
         problem_type: `single_label_classification`, `multi_label_classification` or `regression`.
-        label_separator: What stands between several labels of a text in one cell; lists need none.
-        validation_share: Share of the training rows to validate on where there is no validation split, in (0, 1);
+        label_separator: Separator between several labels of a text in one cell; lists need none.
+        validation_share: Share of the training rows to validate on if there is no validation split, in (0, 1);
             the same share of every class.
-        split_seed: Which rows these are.
+        split_seed: Seed of the choice of these rows.
         metrics: Names of the metrics to report; those that are usual for the problem if not given.
-        backbone: Whose tokenizer to use; the command line fills it in from `model.backbone`.
-        batch_size: Training rows a step and process.
-        eval_batch_size: Rows a step and process in validation, test and prediction.
-        max_length: Longest text, or pair, in tokens; longer ones are cut.
+        backbone: The model whose tokenizer is used; set automatically from `model.backbone`.
+        batch_size: Training rows per step and process.
+        eval_batch_size: Rows per step and process in validation, test and prediction.
+        max_length: Maximum number of tokens per text or pair; longer ones are truncated.
         predict_file: What `predict` reads: a table with the same columns of texts, or a text file with one text a
             line, or `-` for standard input.
-        cache_dir: Where tokenised data is kept; `~/.cache/lora_lightning` (or below `$XDG_CACHE_HOME`) if not given.
-        num_workers: Processes that build batches; 0 is fastest for short texts.
+        cache_dir: Folder for tokenized data; by default `~/.cache/lora_lightning`, or below `$XDG_CACHE_HOME`.
+        num_workers: Worker processes that build batches; 0 is fastest for short texts.
     """
 
     def __init__(
@@ -125,11 +125,11 @@ class TextClassificationDataModule(ClassificationDataModule):
         labels = [label for row in self._labels_of(table) for label in row]
         names = self._source.names or sorted_names(labels)
         if not names:
-            msg = f"{table.name}: the column {self.label_column!r} holds no label at all; fill it in."
+            msg = f"{table.name}: the column {self.label_column!r} contains no label; fill it in."
             raise DataError(msg)
         if len(names) == 1:
             msg = (
-                f"{table.name}: the column {self.label_column!r} holds one label only, {names[0]!r}; two are needed, "
+                f"{table.name}: the column {self.label_column!r} contains only the label {names[0]!r}; two are needed, "
                 "the second one for rows to which it does not apply."
             )
             raise DataError(msg)

@@ -114,7 +114,7 @@ def read_splits(path: Path) -> dict[str, EncodedSplit] | None:
         problem = f"cannot be read ({_reason(error)})"
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, MemoryError) as error:
         problem = f"is damaged ({_reason(error)})"
-    rank_zero_warn(f"the tokenised data in {path} {problem}, so the data is tokenised again.")
+    rank_zero_warn(f"the tokenised data in {path} {problem}, so the data is tokenized again.")
     return None
 
 

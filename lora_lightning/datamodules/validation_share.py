@@ -19,10 +19,10 @@ def check_hold_out(share: float | None, seed: int) -> None:
         ConfigurationError: If one is out of its range.
     """
     if share is not None and not 0 < share < 1:
-        msg = f"data.validation_share is {share}, but a share in (0, 1) is needed."
+        msg = f"data.validation_share is {share}, but it must be in (0, 1)."
         raise ConfigurationError(msg)
     if seed < 0:
-        msg = f"data.split_seed is {seed}, but a seed is 0 or more."
+        msg = f"data.split_seed is {seed}, but it must be at least 0."
         raise ConfigurationError(msg)
 
 

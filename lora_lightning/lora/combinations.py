@@ -1,4 +1,4 @@
-"""Refuses settings that do not go together; each variant says which, and why.
+"""Refuses settings that cannot be combined; each variant says which, and why.
 
 Each pair was tried with PEFT 0.21.2: it fails, ignores one of the two silently, or computes something else.
 """
@@ -11,7 +11,7 @@ from lora_lightning.lora.variants import chosen_variants
 
 
 def check_combinations(lora: Any, optimization: Any = None) -> None:
-    """Refuses variants, and other options, that do not go together.
+    """Refuses variants, and other options, that cannot be combined.
 
     Args:
         lora: `LoraSettings`, or `None`.
@@ -28,7 +28,7 @@ def check_combinations(lora: Any, optimization: Any = None) -> None:
         variant.check_settings(lora)
         for option, why in variant.excludes.items():
             if _is_set(option, {"model.lora": lora, "model.optimization": optimization}):
-                msg = f"{variant.title} and {option} do not go together: {why}."
+                msg = f"{variant.title} and {option} cannot be combined: {why}."
                 raise ConfigurationError(msg)
 
 
@@ -43,7 +43,7 @@ def _is_set(option: str, sections: dict[str, Any]) -> bool:
 
 
 def check_lora_and_quantization(lora: Any, quantization: Any) -> None:
-    """Refuses settings of adapter and base that do not go together.
+    """Refuses settings of adapter and base that cannot be combined.
 
     Args:
         lora: `LoraSettings`, or `None`.

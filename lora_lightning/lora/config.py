@@ -28,9 +28,9 @@ class LoraSettings:
             `[query, value]`.
         bias: Which biases are trainable: `none`, `all` or `lora_only`.
         use_rslora: Rank-stabilised scaling (Kalajdzievski 2023, arXiv 2312.03732).
-        modules_to_save: Modules that train in full beside the adapters, for example `[pooler]`, or the embeddings of
-            an encoder, `[word_embeddings]`. The head, and whatever else the pretrained checkpoint lacked, always trains
-            in full.
+        modules_to_save: Modules that are fully trained in addition to the adapters, for example `[pooler]`, or the
+            embeddings of an encoder, `[word_embeddings]`. The head, and whatever else the pretrained checkpoint lacked,
+            always trains in full.
         use_dora: Train the magnitude of each row beside its direction (Liu et al. 2024, arXiv 2402.09353).
         init_lora_weights: `true` (B = 0), `gaussian` or `orthogonal`, which also start at dW = 0; `pissa`,
             `pissa_niter_4` (faster, randomised) or `olora`, which take the principal directions of W0 out of the base
@@ -66,7 +66,7 @@ class LoraSettings:
     adalora: AdaLoraSettings | None = None
 
     def __post_init__(self) -> None:
-        """Rejects values that no layer can use, and options that do not go together.
+        """Rejects values that no layer can use, and options that cannot be combined.
 
         Raises:
             ConfigurationError: If a value is out of its range.
@@ -74,13 +74,13 @@ class LoraSettings:
         self.adalora = _as_object(AdaLoraSettings, self.adalora)
         self.eva_config = _as_object(EvaSettings, self.eva_config)
         if self.r < 1:
-            msg = f"model.lora.r is {self.r}, but a rank is at least 1; for full fine-tuning write `lora: null`."
+            msg = f"model.lora.r is {self.r}, but it must be at least 1; for full fine-tuning write `lora: null`."
             raise ConfigurationError(msg)
         if not 0 < self.lora_alpha < LARGEST_FLOAT32:
             msg = f"model.lora.lora_alpha is {self.lora_alpha}, but it must be above 0; 2 * r is a common choice."
             raise ConfigurationError(msg)
         if not 0 <= self.lora_dropout < 1:
-            msg = f"model.lora.lora_dropout is {self.lora_dropout}, but it is a probability and must be in [0, 1)."
+            msg = f"model.lora.lora_dropout is {self.lora_dropout}, but it must be a probability in [0, 1)."
             raise ConfigurationError(msg)
         if not self.target_modules:
             msg = "model.lora.target_modules is empty; name a preset such as all-linear, or write `lora: null`."

@@ -1,4 +1,4 @@
-"""What a run is on disk and as processes: names of files, checkpoints, settings, resuming, signals, locks.
+"""A run on disk and as processes: file names, `RunRecord`, checkpoints, settings, resuming, signals, locks.
 
-Nothing here trains or measures, and nothing is imported by this file: signals must be heard before torch is loaded.
+Nothing here trains or measures. This file imports nothing, because signals must be handled before torch is loaded.
 """

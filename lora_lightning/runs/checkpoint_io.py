@@ -1,4 +1,4 @@
-"""How the trainer writes and reads checkpoints: completely or not at all, and without running any code in them."""
+"""Lightning's plugin for checkpoint files: writes atomically, reads with `checkpoint.read_checkpoint`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,22 +13,22 @@ from lora_lightning.runs.layout import LAST, PREVIOUS
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Writes a draft beside the file, then moves it; reads only intact files, and runs no code in them.
+    """Writes checkpoints atomically, reads only intact files, and never executes code in them.
 
-    Lightning's own writes to the system's temporary folder, from where a file system away it copies, and does not wait
-    for the disk. The former `last.ckpt` stays as `previous.ckpt`.
+    Lightning's own plugin may copy from a temporary folder on another file system, and does not flush to disk. The
+    previous `last.ckpt` is kept as `previous.ckpt`.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Writes one file, completely or not at all.
+        """Writes a checkpoint completely or not at all.
 
         Args:
-            checkpoint: What to write.
-            path: Where to.
+            checkpoint: The checkpoint.
+            path: The file.
             storage_options: Not used.
 
         Raises:
-            TrainingError: If it cannot be written.
+            TrainingError: If the file cannot be written.
         """
         del storage_options
         place = Path(path)
@@ -36,24 +36,24 @@ class WholeCheckpointIO(TorchCheckpointIO):
             place.parent.mkdir(parents=True, exist_ok=True)
             with atomic_file(place, former=place.with_name(PREVIOUS) if place.name == LAST else None) as file:
                 torch.save(checkpoint, file)
-        except (OSError, RuntimeError) as error:  # the second is PyTorch's own for a full disk
+        except (OSError, RuntimeError) as error:  # PyTorch raises RuntimeError if the disk is full
             raise cannot_be_written(place, error) from error
 
     def load_checkpoint(
         self, path: str | Path, map_location: Callable[..., Any] | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Reads one file.
+        """Reads a checkpoint.
 
         Args:
-            path: Which.
-            map_location: Not used: tensors are on the CPU.
-            weights_only: Not used: nothing else is ever read.
+            path: The file.
+            map_location: Not used; tensors are on the CPU.
+            weights_only: Not used; it is always true.
 
         Returns:
             The checkpoint.
 
         Raises:
-            CheckpointError: If it is damaged or foreign.
+            CheckpointError: If the file is damaged, or is not a checkpoint of this program.
         """
         del map_location, weights_only
         return read_checkpoint(path)

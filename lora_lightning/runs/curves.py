@@ -1,4 +1,4 @@
-"""Curves over a run, read from what its loggers left: TensorBoard's event files or `CSVLogger`'s tables."""
+"""Reads the curves of a run from the files of its loggers: TensorBoard's event files or `CSVLogger`'s tables."""
 
 import csv
 from collections import defaultdict
@@ -13,7 +13,7 @@ class Curve(NamedTuple):
 
     Attributes:
         steps: Optimizer steps, ascending.
-        values: As many.
+        values: One value per step.
     """
 
     steps: tuple[int, ...]
@@ -24,11 +24,11 @@ def read_curves(run: Path) -> dict[str, Curve]:
     """Reads all curves of a run.
 
     Args:
-        run: The run's folder.
+        run: The run folder.
 
     Returns:
-        By tag, such as `train/loss`. A step that was logged twice, as by a run that was resumed from an older
-        checkpoint, has the value that was logged last.
+        Curves by tag, such as `train/loss`. If a step was logged twice, as after resuming from an older checkpoint,
+        the last value counts.
     """
     curves = {}
     for tag, points in sorted(logged_points(run).items()):
@@ -39,13 +39,13 @@ def read_curves(run: Path) -> dict[str, Curve]:
 
 
 def logged_points(run: Path) -> dict[str, list[tuple[int, float]]]:
-    """Reads everything that was logged, in the order in which it was.
+    """Reads everything that was logged, in the order of logging.
 
     Args:
-        run: The run's folder.
+        run: The run folder.
 
     Returns:
-        Steps and values by tag; from event files if there are any, else from `metrics*.csv`.
+        Steps and values by tag, from event files if there are any, otherwise from `metrics*.csv`.
     """
     return _from_events(run) or _from_tables(run)
 

@@ -1,4 +1,4 @@
-"""How files and folders are written: completely or not at all, whenever the process or the machine stops."""
+"""Writes files and folders atomically: completely or not at all, even if the process or the machine stops."""
 
 import os
 import re
@@ -10,16 +10,16 @@ from typing import BinaryIO
 
 from lora_lightning.errors import TrainingError
 
-DRAFT = ".draft"  # ends the name of a file or folder that is not complete yet
+DRAFT = ".draft"  # suffix of a file or folder that is not complete yet
 RUST_ERROR = re.compile(r"\(os error (\d+)\)")  # in the text of errors that tokenizers and safetensors raise
 
 
 def cannot_be_written(path: Path, error: Exception) -> TrainingError:
-    """Words the error for a part of a run that cannot be saved.
+    """Returns the error for a file or folder of a run that cannot be saved.
 
     Args:
         path: The file or folder.
-        error: The reason.
+        error: The error that occurred.
 
     Returns:
         The error to raise.
@@ -33,17 +33,17 @@ def cannot_be_written(path: Path, error: Exception) -> TrainingError:
 
 @contextmanager
 def atomic_file(path: Path, former: Path | None = None) -> Iterator[BinaryIO]:
-    """Opens a draft beside a file; once it is written, waits for the disk and moves the draft to the file's place.
+    """Opens a draft next to a file. After writing, flushes it to disk and renames it to the final name.
 
     Args:
-        path: The file, in a folder that exists.
-        former: Where the file that was there before is kept.
+        path: The file. Its folder must exist.
+        former: Path under which an existing file is kept; `None` to replace it.
 
     Yields:
         The draft, open for writing.
 
     Raises:
-        OSError: If it cannot be written; a file that was there before is unchanged.
+        OSError: If the draft cannot be written. An existing file is then unchanged.
     """
     draft = path.with_name(f".{path.name}{DRAFT}")
     try:
@@ -62,14 +62,14 @@ def atomic_file(path: Path, former: Path | None = None) -> Iterator[BinaryIO]:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Writes a text file in UTF-8 by `atomic_file`.
+    """Writes a UTF-8 text file with `atomic_file`.
 
     Args:
-        path: The file, in a folder that exists.
+        path: The file. Its folder must exist.
         text: The content.
 
     Raises:
-        OSError: If it cannot be written; a file that was there before is unchanged.
+        OSError: If the file cannot be written. An existing file is then unchanged.
     """
     with atomic_file(path) as file:
         file.write(text.encode())
@@ -77,18 +77,18 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Makes a draft folder beside a folder; once it is filled, waits for the disk and puts the draft in its place.
+    """Creates a draft folder next to a folder. Once it is filled, flushes it to disk and renames it to the final name.
 
-    Between the two renames that replace an existing folder nothing has its name, for microseconds.
+    An existing folder is replaced by two renames. Between them, for microseconds, no folder has its name.
 
     Args:
-        path: The folder, in a folder that exists; an existing one is replaced as a whole.
+        path: The folder. Its parent must exist. An existing folder is replaced completely.
 
     Yields:
         The empty draft folder.
 
     Raises:
-        OSError: If it cannot be written; a folder that was there before is unchanged.
+        OSError: If the draft cannot be written. An existing folder is then unchanged.
     """
     draft, former = path.with_name(f".{path.name}{DRAFT}"), path.with_name(f".{path.name}.former{DRAFT}")
     try:
@@ -114,10 +114,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_drafts(folder: Path) -> None:
-    """Deletes what a killed process had not completed, and puts a folder back that was about to be replaced.
+    """Deletes the drafts of a killed process, and restores a folder that was about to be replaced.
 
     Args:
-        folder: With everything inside.
+        folder: The folder, searched recursively.
     """
     for draft in sorted(folder.rglob(f".*{DRAFT}"), reverse=True):
         place = draft.with_name(draft.name.removeprefix(".").removesuffix(f".former{DRAFT}"))
@@ -136,7 +136,7 @@ def _wait_for_disk(file: Path) -> None:
 
 
 def _wait_for_names(folder: Path) -> None:
-    """Waits until the names in a folder are on the disk, if the system can."""
+    """Flushes the file names in a folder to disk, if the operating system supports it."""
     if os.name == "posix":
         number = os.open(folder, os.O_RDONLY)
         try:

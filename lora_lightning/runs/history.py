@@ -1,4 +1,4 @@
-"""What a run writes about itself: `run.json` from its first moment on, `summary.json` once it is finished."""
+"""Writes `run.json`, from the start of a run, and `summary.json`, when the run is finished."""
 
 import json
 from collections.abc import Mapping
@@ -10,21 +10,21 @@ from lora_lightning.errors import UnreadableError
 from lora_lightning.runs.files import cannot_be_written, write_text_atomically
 from lora_lightning.runs.layout import RUN, SUMMARY
 
-SCHEMA_VERSION = 1  # of run.json and summary.json; raise it when a reader of today would misunderstand them
+SCHEMA_VERSION = 1  # of run.json and summary.json; to be raised if today's readers would misunderstand a new version
 Ending = Literal["interrupted", "failed", "finished"]
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads one of the two files.
+    """Reads `run.json` or `summary.json`.
 
     Args:
         path: The file.
 
     Returns:
-        Its content; empty if there is no such file, or if it is damaged: it will be written again.
+        The content; empty if the file does not exist or is damaged, because it will be written again.
 
     Raises:
-        UnreadableError: If a newer release wrote it, whose words may mean something else.
+        UnreadableError: If a newer release wrote the file in a format that this release does not know.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -43,14 +43,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes one of the two files atomically.
+    """Writes `run.json` or `summary.json` atomically.
 
     Args:
         path: The file.
-        content: Without the schema version.
+        content: The content, without the schema version.
 
     Raises:
-        TrainingError: If it cannot be written.
+        TrainingError: If the file cannot be written.
     """
     try:
         text = json.dumps({"schema_version": SCHEMA_VERSION, **content}, indent=2, ensure_ascii=False)
@@ -60,10 +60,10 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 class RunHistory:
-    """Keeps `run.json`: where the run comes from, and each time that a process trained in it.
+    """Maintains `run.json`: the provenance of a run, and its sessions (each time a process trained in the folder).
 
     Args:
-        folder: The run's.
+        folder: The run folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -75,7 +75,8 @@ class RunHistory:
         """Adds a session that starts now.
 
         Args:
-            facts: Versions, data fingerprint and the like, as JSON can hold them; of the newest session.
+            facts: Versions, data fingerprint and other values that JSON can represent. They replace those of the
+                previous session.
 
         Raises:
             TrainingError: If the file cannot be written.
@@ -85,12 +86,12 @@ class RunHistory:
         write_json(self.path, self.content)
 
     def end(self, ending: Ending, reason: str, **facts: Any) -> None:
-        """Ends the session that runs.
+        """Ends the current session.
 
         Args:
-            ending: How.
-            reason: In words, such as the error's sentence.
-            facts: More about the session, such as seconds and steps.
+            ending: How it ended.
+            reason: Why it ended, for example the error message.
+            facts: More facts about the session, such as seconds and steps.
 
         Raises:
             TrainingError: If the file cannot be written.
@@ -100,14 +101,14 @@ class RunHistory:
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
-    """Writes `summary.json`, with which a run is finished.
+    """Writes `summary.json`, which marks a run as finished.
 
     Args:
-        folder: The run's.
-        summary: As `RunRecord` reads it.
+        folder: The run folder.
+        summary: The content that `RunRecord` reads.
 
     Raises:
-        TrainingError: If it cannot be written.
+        TrainingError: If the file cannot be written.
     """
     write_json(folder / SUMMARY, summary)
 

@@ -1,4 +1,4 @@
-"""Where a training run's results land, and what TensorBoard's files there hold."""
+"""Names of the files in a run folder, the folder of a trainer's run, and the length of TensorBoard's event files."""
 
 import os
 from collections.abc import Mapping
@@ -11,48 +11,48 @@ BEST = "best"
 CHECKPOINTS = "checkpoints"
 CONFIG, LOCK, RUN, SUMMARY = "config.yaml", "run.lock", "run.json", "summary.json"
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
-EVENT_SIZES, WHOLE_STEP = "event_sizes", "whole_step"  # in a checkpoint
+EVENT_SIZES, COMPLETE_STEP = "event_sizes", "whole_step"  # in a checkpoint
 FAILED_CHECK = "failed_check"  # in the summary
 TABLES = "adapter_metrics"  # the monitors' Parquet files
 EVENTS = "events.out.tfevents.*"
 
 
 def run_folder_of(trainer: Trainer) -> Path:
-    """The folder that checkpoints go below, for any logger.
+    """Returns the run folder, which contains `checkpoints/`, for any logger.
 
     Args:
-        trainer: With its loggers.
+        trainer: The trainer with its loggers.
 
     Returns:
-        `<save_dir>/<name>/<version>` of the first logger, or the trainer's root without one.
+        `<save_dir>/<name>/<version>` of the first logger; the trainer's root directory if there is no logger.
     """
     if not trainer.loggers:
         return Path(trainer.default_root_dir)
     logger = trainer.loggers[0]
-    if logger.version is None:  # some loggers know it only once they have started
+    if logger.version is None:  # some loggers choose it only when they start
         _ = logger.experiment  # type: ignore[attr-defined]
     version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
     return Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / version
 
 
 def event_sizes(run: Path) -> dict[str, int]:
-    """How much TensorBoard's files hold.
+    """Returns the current sizes of TensorBoard's event files.
 
     Args:
-        run: The run's folder.
+        run: The run folder.
 
     Returns:
-        Bytes by path within the folder.
+        Sizes in bytes, by path relative to the run folder.
     """
     return {str(path.relative_to(run)): path.stat().st_size for path in run.rglob(EVENTS)}
 
 
-def cut_events(run: Path, sizes: Mapping[str, int]) -> None:
-    """Takes what was logged after a checkpoint out of TensorBoard's files: it is about to be logged again.
+def truncate_event_files(run: Path, sizes: Mapping[str, int]) -> None:
+    """Removes everything that was logged after a checkpoint from TensorBoard's files; it will be logged again.
 
     Args:
-        run: The run's folder.
-        sizes: What `event_sizes` said when the checkpoint was written.
+        run: The run folder.
+        sizes: The result of `event_sizes` when the checkpoint was written.
     """
     for path in run.rglob(EVENTS):
         size = sizes.get(str(path.relative_to(run)), 0)

@@ -14,17 +14,17 @@ from lora_lightning.runs.layout import LOCK
 
 STARTS = ".starts.lock"  # in the folder of a logger's runs
 STARTING = 60.0  # seconds; starting a run takes milliseconds, and the system releases the lock of a killed process
-PATIENCE = 1.0  # seconds; whoever looks whether a run is running holds its lock for a moment
+PATIENCE = 1.0  # seconds; a process that checks whether a run is running holds its lock for a moment
 
 
 def lock_run_folder(run: Path) -> FileLock:
-    """Keeps other processes out of a run's folder until the lock is released, at most until this process ends.
+    """Keeps other processes out of a run folder until the lock is released or this process ends.
 
     Args:
-        run: The folder.
+        run: The run folder.
 
     Returns:
-        The acquired lock. Processes that are forked to load data do not inherit it.
+        The acquired lock. Forked data loading processes do not inherit it.
 
     Raises:
         ConfigurationError: If another process holds the lock, or its file is a symbolic link.
@@ -38,8 +38,8 @@ def lock_run_folder(run: Path) -> FileLock:
         path.write_text(f"{os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
     except Timeout as error:
         msg = (
-            f"another process ({path.read_text(encoding='utf-8').strip()}) trains in the run folder {run}; wait for it "
-            "or stop it, or choose another trainer.logger.init_args.name or version."
+            f"another process ({path.read_text(encoding='utf-8').strip()}) is training in the run folder {run}; wait "
+            "for it or stop it, or choose another trainer.logger.init_args.name or version."
         )
         raise ConfigurationError(msg) from error
     except OSError as error:
@@ -77,18 +77,18 @@ def lock_starts(place: Path) -> Iterator[None]:
 
 def _check_no_link(path: Path) -> None:
     if path.is_symlink():
-        msg = f"{path} is a symbolic link, whose target would be overwritten; delete the link."
+        msg = f"{path} is a symbolic link, and its target would be overwritten; delete the link."
         raise ConfigurationError(msg)
 
 
 def is_locked(run: Path) -> bool:
-    """Whether a process trains in a run's folder at the moment.
+    """Returns whether a process is training in a run folder at the moment.
 
     Args:
-        run: The folder.
+        run: The run folder.
 
     Returns:
-        False if nobody does, or if this user may not look.
+        False if none is, or if the lock cannot be checked because of missing permissions.
     """
     path = run / LOCK
     if path.is_symlink() or not path.is_file():

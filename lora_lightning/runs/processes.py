@@ -1,4 +1,4 @@
-"""No process of a machine outlives the others that train with it, and one of them says why it ended."""
+"""Ends all training processes of a machine together, and makes one of them report why."""
 
 import os
 import signal
@@ -14,25 +14,27 @@ from torch.distributed import DistError
 
 from lora_lightning.compat.lightning import HookedScriptLauncher, replace_script_launcher
 from lora_lightning.errors import ExitStatus, TrainingError, TrainingStopped
-from lora_lightning.runs.signals import ENDING, set_stop_handler
+from lora_lightning.runs.signals import TERMINATION_SIGNALS, set_stop_handler
 
-# PyTorch's gloo raises plain RuntimeErrors.
-SIGNS = ("gloo", "connection closed by peer", "connection reset by peer", "broken pipe", "connection refused")
-PATIENCE = 15  # seconds in which a process should notice by itself that another one is gone, and can say more
-# Exit statuses of processes that were asked to stop, and that of the main one then.
-ASKED = dict.fromkeys((ExitStatus.STOPPED, *(-number for number in ENDING)), ExitStatus.STOPPED)
-ASKED |= dict.fromkeys((ExitStatus.INTERRUPTED, -signal.SIGINT), ExitStatus.INTERRUPTED)
-MAIN_PROCESS = "LORA_LIGHTNING_MAIN_PROCESS"  # its number, in the environment of those that it starts
+# Parts of the messages of RuntimeErrors that gloo raises when a connection is lost.
+LOST_CONNECTION = ("gloo", "connection closed by peer", "connection reset by peer", "broken pipe", "connection refused")
+PATIENCE = 15  # seconds for a process to notice by itself that another one is gone, and to report more details
+# Exit statuses of processes that received a signal, and the status of the main process in that case.
+STATUS_WHEN_STOPPED = dict.fromkeys(
+    (ExitStatus.STOPPED, *(-number for number in TERMINATION_SIGNALS)), ExitStatus.STOPPED
+)
+STATUS_WHEN_STOPPED |= dict.fromkeys((ExitStatus.INTERRUPTED, -signal.SIGINT), ExitStatus.INTERRUPTED)
+MAIN_PROCESS = "LORA_LIGHTNING_MAIN_PROCESS"  # its process id, in the environment of the processes that it starts
 
 
 class WatchingLauncher(HookedScriptLauncher):
-    """Lightning's way to start the other processes of a machine, with another watch over them.
+    """Lightning's launcher for the other processes of a machine, with our own way to watch them.
 
-    Lightning's own kills the main process, too, before it can say why.
+    Lightning's launcher also kills the main process, before it can report why.
     """
 
     def start_processes(self) -> None:
-        """Starts the others, and watches them."""
+        """Starts the other processes and watches them."""
         os.environ[MAIN_PROCESS] = str(os.getpid())
         try:
             super().start_processes()
@@ -41,36 +43,43 @@ class WatchingLauncher(HookedScriptLauncher):
         threading.Thread(target=self._watch, daemon=True).start()
 
     def launch(self, *args: object, **kwargs: object) -> object:
-        """Starts the others, then does its work.
+        """Starts the other processes, then calls the function to launch.
 
         Args:
             args: As in Lightning.
             kwargs: As in Lightning.
 
         Returns:
-            What the work returns.
+            The result of the function.
         """
         if not self.cluster_environment.creates_processes_externally:
             self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
-            self.start_processes()  # Lightning then takes them for started by someone else, and watches none
+            self.start_processes()  # Lightning then assumes that they were started externally, and does not watch them
         return super().launch(*args, **kwargs)  # type: ignore[arg-type]
 
     def _watch(self) -> None:
         while not any(process.poll() for process in self.procs):
             time.sleep(1)
-        asked = next((ASKED[process.returncode] for process in self.procs if process.returncode in ASKED), None)
-        time.sleep(PATIENCE if asked is None else 1)
-        why = end_children(self, patience=0)
-        if asked is not None:  # and so was this process, most likely, but it waits for one that is gone
-            _end_this_process(f"stopped, for {why}", asked)
-        _end_this_process(f"error: {why}; the others stop", ExitStatus.WRONG_INPUT)
+        status = next(
+            (
+                STATUS_WHEN_STOPPED[process.returncode]
+                for process in self.procs
+                if process.returncode in STATUS_WHEN_STOPPED
+            ),
+            None,
+        )
+        time.sleep(PATIENCE if status is None else 1)
+        why = end_child_processes(self, patience=0)
+        if status is not None:  # this process probably received the signal, too, but waits for one that is gone
+            _end_this_process(f"stopped, because {why}", status)
+        _end_this_process(f"error: {why}; the other processes were stopped", ExitStatus.WRONG_INPUT)
 
 
 def watch_processes(trainer: Trainer) -> None:
-    """Has the main process of a machine and those that it starts watch each other, even while they wait.
+    """Makes the main process of a machine and the processes that it starts watch each other, even while they wait.
 
     Args:
-        trainer: Before it has started other processes.
+        trainer: The trainer, before it starts other processes.
     """
     strategy = trainer.strategy
     if main_process := os.environ.get(MAIN_PROCESS):
@@ -83,66 +92,66 @@ def _watch_main_process(number: int) -> None:
     while os.getppid() == number:
         time.sleep(1)
     time.sleep(PATIENCE)
-    _end_this_process("error: the main process is gone; this one stops, too", ExitStatus.WRONG_INPUT)
+    _end_this_process("error: the main process is gone; stopping this process, too", ExitStatus.WRONG_INPUT)
 
 
 def _end_this_process(why: str, status: int) -> None:
     sys.stdout.flush()
     print(f"lora-lightning: {why}.", file=sys.stderr, flush=True)
-    os._exit(status)  # from this thread; the main one waits for a process that is gone
+    os._exit(status)  # from this thread, because the main thread waits for a process that is gone
 
 
 @contextmanager
 def ending_together(trainer: Trainer, remedy: str) -> Iterator[None]:
-    """Leaves none of the processes of this machine behind when an error or a signal ends this one.
+    """Ends all training processes of this machine when an error or a signal ends this process.
 
     Args:
-        trainer: Of this process.
-        remedy: What to do about a lost process, after "Once that is fixed,".
+        trainer: The trainer of this process.
+        remedy: How to continue after a lost process, in words that follow "Once that is fixed,".
 
     Raises:
-        TrainingError: In place of what the loss of another process led to.
+        TrainingError: In place of the connection error that the loss of another process caused.
     """
     try:
         yield
     except BaseException as error:
         if isinstance(error, TrainingStopped):
             set_stop_handler(signal.SIG_IGN)
-        who = end_children(trainer.strategy.launcher, patience=5)  # most end by themselves, for the same reason
-        if trainer.world_size == 1 or not _is_lost(error):
+        who = end_child_processes(trainer.strategy.launcher, patience=5)  # most end by themselves for the same reason
+        if trainer.world_size == 1 or not _is_lost_connection(error):
             raise
         if _main_process_is_there():
-            raise SystemExit(ExitStatus.WRONG_INPUT) from None  # and speaks for all
+            raise SystemExit(ExitStatus.WRONG_INPUT) from None  # the main process reports the error
         who = who or f"one of the {trainer.world_size} processes is gone"
-        msg = f"{who}; the others stop, here after step {trainer.global_step}. Once that is fixed, {remedy}."
+        msg = f"{who}; the other processes were stopped after step {trainer.global_step}. Once that is fixed, {remedy}."
         raise TrainingError(msg) from error
 
 
 def _main_process_is_there() -> bool:
-    """Whether the process that started this one still runs."""
+    """Returns whether the process that started this one is still running."""
     main_process = os.environ.get(MAIN_PROCESS)
     if main_process is None:
         return False
-    time.sleep(1)  # its connections end before it does
+    time.sleep(1)  # connections are closed before the process ends
     return os.getppid() == int(main_process)
 
 
-def _is_lost(error: BaseException) -> bool:
+def _is_lost_connection(error: BaseException) -> bool:
     if isinstance(error, DistError):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in SIGNS)
+    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in LOST_CONNECTION)
 
 
-def end_children(launcher: object, patience: float) -> str:
-    """Collects the processes that Lightning started, so that none is left.
+def end_child_processes(launcher: object, patience: float) -> str:
+    """Waits for the processes that Lightning started, and kills those that do not end.
 
     Args:
-        launcher: The main process's; others have started none.
-        patience: Seconds to wait for them; those that have not ended by then, or once one ended badly, are killed.
+        launcher: The launcher of this process. Only the main process has started others.
+        patience: Seconds to wait. Once a process has failed, the others are killed without waiting.
 
     Returns:
-        How the first one ended that did not end well, best one by a signal: others end because it is gone. Empty where
-        all did.
+        How a process failed: one that a signal ended if there is one, because others fail as a consequence. Empty if
+        no process failed.
     """
     if not isinstance(launcher, HookedScriptLauncher):
         return ""
@@ -159,6 +168,6 @@ def end_children(launcher: object, patience: float) -> str:
         return ""
     rank = min(found, key=lambda rank: (found[rank] > 0, rank))
     status = found[rank]
-    how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-    why = ", as it happens when memory is short" if status == -signal.SIGKILL else ""
+    how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
+    why = ", possibly because the machine ran out of memory" if status == -signal.SIGKILL else ""
     return f"training process {rank} {how}{why}"

@@ -1,4 +1,4 @@
-"""Where a run comes from: versions of packages, the machine, and the git commit of the user's folder."""
+"""The provenance of a run: versions of packages, and the git commit of the user's folder."""
 
 import platform
 import subprocess
@@ -22,10 +22,10 @@ PACKAGES = (
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide what a run computes.
+    """Returns the versions of Python and of the packages that affect the results of a run.
 
     Returns:
-        Versions by the names that `pip` uses; a package that is not installed is left out.
+        Versions by the names that `pip` uses. Packages that are not installed are omitted.
     """
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
@@ -37,10 +37,10 @@ def package_versions() -> dict[str, str]:
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """The commit of the repository that a folder belongs to.
+    """Returns the current commit of the git repository that a folder belongs to.
 
     Args:
-        folder: Such as the working directory.
+        folder: For example the working directory.
 
     Returns:
         `commit` (hexadecimal digits) and `changed` (whether tracked files differ from it); `None` outside a

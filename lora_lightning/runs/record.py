@@ -1,4 +1,4 @@
-"""The one typed reader of a run's folder."""
+"""`RunRecord`, the only reader of run folders."""
 
 import json
 from collections.abc import Mapping
@@ -20,11 +20,11 @@ State = Literal["running", "interrupted", "finished", "failed"]
 
 
 class Timings(NamedTuple):
-    """How long a run took, over all of its sessions.
+    """How long a run took, summed over all of its sessions.
 
     Attributes:
-        fit: Seconds in training and its validations; `None` if not known.
-        test: Seconds in the test; `None` if there was none.
+        fit: Seconds of training, including validation; `None` if unknown.
+        test: Seconds of the test; `None` if there was none.
     """
 
     fit: float | None
@@ -74,22 +74,22 @@ class RunRecord:
 
     @classmethod
     def load(cls, folder: str | Path) -> "RunRecord":
-        """Reads a run's folder, also one of a release that had no `run.json`.
+        """Reads a run folder, including those of releases that did not write `run.json`.
 
         Args:
-            folder: `lightning_logs/<name>/version_<n>`.
+            folder: The folder, such as `lightning_logs/<name>/version_<n>`.
 
         Returns:
-            What is known of it so far.
+            What is known about the run so far.
 
         Raises:
-            CheckpointError: If it is no run's folder.
-            UnreadableError: If a newer release wrote it.
+            CheckpointError: If the folder is not a run folder.
+            UnreadableError: If a newer release wrote it in another format.
         """
         path = Path(folder)
         if not (path / CONFIG).is_file():
             msg = (
-                f"{path} is not a run's folder: it has no {CONFIG}; give a folder such as "
+                f"{path} is not a run folder, because it has no {CONFIG}; use a folder such as "
                 "lightning_logs/quickstart/version_0."
             )
             raise CheckpointError(msg)
@@ -115,7 +115,7 @@ class RunRecord:
 
     @property
     def trainable_share(self) -> float | None:
-        """Trainable parameters as a share of all, in [0, 1]; `None` until the run is finished."""
+        """Share of trainable parameters in all parameters, in [0, 1]; `None` until the run is finished."""
         if not self.total_parameters or self.trainable_parameters is None:
             return None
         return self.trainable_parameters / self.total_parameters
@@ -127,7 +127,7 @@ class RunRecord:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The options of `config.yaml`, nested as they are there."""
+        """The options in `config.yaml`, nested as in the file."""
         content: dict[str, Any] = yaml.safe_load((self.folder / CONFIG).read_text(encoding="utf-8")) or {}
         return content
 
@@ -138,19 +138,19 @@ class RunRecord:
 
     @cached_property
     def curves(self) -> dict[str, curves.Curve]:
-        """What was logged over the run, by tag such as `train/loss`; empty if no logger wrote files."""
+        """The logged curves by tag, such as `train/loss`; empty if no logger wrote files."""
         return curves.read_curves(self.folder)
 
     @cached_property
     def tables(self) -> dict[str, Any]:
         """The monitors' tables (`pyarrow.Table`) by monitor, such as `rank_utilization`."""
-        import pyarrow.parquet as pq  # noqa: PLC0415  # 0.2 s that most readers need not wait
+        import pyarrow.parquet as pq  # noqa: PLC0415  # takes 0.2 s, and is rarely needed
 
         return {path.stem: pq.read_table(path) for path in sorted((self.folder / TABLES).glob("*.parquet"))}
 
     @cached_property
     def evaluations(self) -> dict[str, dict[str, float]]:
-        """What `validate` and `test` found later, by command and tag."""
+        """The metrics that `validate` and `test` wrote later, by command and tag."""
         files = {command: self.folder / f"{command}_metrics.json" for command in ("validate", "test")}
         return {command: json.loads(path.read_text()) for command, path in files.items() if path.is_file()}
 
@@ -173,10 +173,10 @@ class RunRecord:
         return self.best_checkpoint or (last if last.is_file() else None)
 
     def metric(self, name: str) -> float:
-        """One metric by its tag.
+        """Returns one metric.
 
         Args:
-            name: Such as `test/accuracy`.
+            name: A tag such as `test/accuracy`.
 
         Returns:
             The value.
@@ -201,13 +201,13 @@ def _state(folder: Path, summary: Mapping[str, Any], sessions: tuple[Mapping[str
 
 
 def metrics_by_split(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Splits tags into the split and the metric's name.
+    """Groups metrics by split.
 
     Args:
         metrics: Values by tag: `{"val/loss": 1}`.
 
     Returns:
-        Values by split and name: `{"val": {"loss": 1}}`; names such as `domain_accuracy/travel` keep their slash.
+        Values by split and name: `{"val": {"loss": 1}}`. Names such as `domain_accuracy/travel` keep their slash.
     """
     found: dict[str, dict[str, float]] = {}
     for tag, value in metrics.items():

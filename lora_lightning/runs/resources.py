@@ -1,4 +1,4 @@
-"""How much memory and time the work of this process takes."""
+"""Peak memory of this process, and a clock that waits for the GPU."""
 
 import sys
 import time
@@ -7,13 +7,13 @@ import torch
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most memory that this process has held at once.
+    """Returns the peak memory of this process.
 
     Args:
-        device: Where it trains.
+        device: The device on which it trains.
 
     Returns:
-        Bytes: allocated by PyTorch on a GPU; else resident, 0 on Windows, which does not say.
+        Bytes that PyTorch allocated on a GPU, or else resident memory. 0 on Windows, where it is unknown.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -25,8 +25,8 @@ def peak_memory(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def time_when_idle(device: torch.device) -> float:
-    """The clock, in seconds, once the device has done all of its work so far."""
+def synchronized_time(device: torch.device) -> float:
+    """Returns the time in seconds, after waiting until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -1,4 +1,4 @@
-"""Finding an interrupted run again, and bringing its folder back to where its checkpoint is."""
+"""Finds the run that `--resume auto` resumes, and resets its folder to the state of its checkpoint."""
 
 import contextlib
 import json
@@ -16,16 +16,16 @@ from lora_lightning.runs.files import remove_drafts
 from lora_lightning.runs.layout import (
     BEST,
     CHECKPOINTS,
+    COMPLETE_STEP,
     CONFIG,
     EVENT_SIZES,
     FAILED_CHECK,
     LAST,
     PREVIOUS,
     SUMMARY,
-    WHOLE_STEP,
-    cut_events,
+    truncate_event_files,
 )
-from lora_lightning.runs.settings import differences, identity, settings_in, text_fingerprint
+from lora_lightning.runs.settings import list_differences, settings_identity, settings_in, text_fingerprint
 
 SETTINGS = "settings"  # in a checkpoint: the fingerprint of its run's config.yaml
 NEWEST_FIRST = (LAST, PREVIOUS, f"{BEST}.ckpt")
@@ -40,11 +40,12 @@ class InterruptedRun:
     """A run to resume.
 
     Attributes:
-        folder: The run's.
+        folder: The run folder.
         config: The text of its `config.yaml`.
-        checkpoint: The newest intact one; `None` if the run was interrupted before the first.
-        content: What the checkpoint holds; empty without one.
-        event_sizes: How far its curves go, as in `layout.event_sizes`; `None` if that is not known.
+        checkpoint: The newest intact checkpoint; `None` if the run was interrupted before the first one.
+        content: The content of the checkpoint; empty without a checkpoint.
+        event_sizes: Sizes of the event files when the checkpoint was written, as in `layout.event_sizes`; `None` if
+            unknown.
     """
 
     folder: Path
@@ -57,44 +58,42 @@ class InterruptedRun:
 def find_interrupted_run(
     options: Any, config: str, given: Iterable[Path], fill_defaults: FillDefaults
 ) -> InterruptedRun | None:
-    """Finds the run of these settings that `--resume auto` continues, and points the options to it.
+    """Finds the run with these settings that `--resume auto` resumes, and sets the options to use its folder.
 
     Args:
-        options: Of `fit`; the first logger's version becomes that of the run found.
+        options: Options of `fit`. The version of the first logger is set to that of the run.
         config: The same options as YAML.
-        given: Files that were given as configs; whoever gives a run's `config.yaml` means that run.
-        fill_defaults: Reads the text of a run's `config.yaml` as `fit` would today: every option by dotted name, those
-            with their defaults that the release which wrote it did not have.
+        given: Config files that the user named. If one of them is the `config.yaml` of a run, that run is resumed.
+        fill_defaults: Parses the text of a run's `config.yaml`, and returns the value of every option by dotted name.
+            Options that the file does not contain have their defaults.
 
     Returns:
-        The newest run of the same settings; `None` if there is none, so that a new one starts.
+        The newest run with the same settings; `None` if there is none, so that a new run starts.
 
     Raises:
-        ConfigurationError: If the logger keeps runs where they cannot be found, or a run of other settings is where
-            this run would be.
-        CheckpointError: If the run has checkpoints, and all are damaged.
-        RunFinished: If that run is finished.
-        VerificationError: If it is finished, and failed a check of what it trained.
+        ConfigurationError: If the runs of the logger cannot be found, or if the folder of this run contains a run with
+            other settings.
+        CheckpointError: If all checkpoints of the run are damaged.
+        RunFinished: If the run is finished.
+        VerificationError: If the run is finished, but the trained model failed a check.
     """
     entry = first_logger(options.trainer)
     name = entry.class_path.rpartition(".")[2]
     if name not in RUN_LOGGERS:
-        msg = (
-            f"--resume auto does not know where {name} keeps runs; let the first logger be one of "
-            f"{', '.join(RUN_LOGGERS)}."
-        )
+        msg = f"--resume auto does not know where {name} stores runs; make {' or '.join(RUN_LOGGERS)} the first logger."
         raise ConfigurationError(msg)
     place = Path(entry.init_args.save_dir) / str(entry.init_args.get("name") or "")
-    asked = entry.init_args.get("version")
-    runs = run_folders(place) if asked is None else [place / (asked if isinstance(asked, str) else f"version_{asked}")]
+    version = entry.init_args.get("version")
+    numbered = version if isinstance(version, str) else f"version_{version}"
+    runs = run_folders(place) if version is None else [place / numbered]
     chosen = {path.resolve() for path in given}
     own = [run for run in runs if (run / CONFIG).resolve() in chosen]
     run = find_run([*own, *runs], config, fill_defaults)
     if run is None:
-        report_differences(runs, config, asked=asked is not None)
+        explain_new_run(runs, config, version_given=version is not None)
         return None
     check_unfinished(run)
-    if asked is None:
+    if version is None:
         entry.init_args.version = int(run.name[8:])
         if not isinstance(options.trainer.logger, list):
             options.trainer.logger = entry
@@ -104,28 +103,28 @@ def find_interrupted_run(
 
 
 def run_folders(place: Path) -> list[Path]:
-    """The runs that a logger has numbered.
+    """Returns the run folders that a logger has numbered.
 
     Args:
         place: `<save_dir>/<name>`.
 
     Returns:
-        Folders `version_<n>`, the newest first.
+        Folders `version_<n>`, newest first.
     """
     runs = [path for path in place.glob("version_*") if path.name[8:].isdigit()]
     return sorted(runs, key=lambda path: int(path.name[8:]), reverse=True)
 
 
-def report_differences(runs: Sequence[Path], config: str, asked: bool) -> None:
-    """Says why none of the existing runs is resumed.
+def explain_new_run(runs: Sequence[Path], config: str, version_given: bool) -> None:
+    """Prints why none of the existing runs is resumed.
 
     Args:
-        runs: The folders, the newest first.
-        config: The settings as YAML, which no run has.
-        asked: Whether the run was to be in the first of the folders.
+        runs: The run folders, newest first.
+        config: The settings as YAML. No run has the same settings.
+        version_given: Whether the logger's version requires that the run is in the first folder.
 
     Raises:
-        ConfigurationError: If it was, and that folder holds a run.
+        ConfigurationError: If it does, and that folder contains another run.
     """
     run, text = None, ""
     for folder in runs:
@@ -135,24 +134,27 @@ def report_differences(runs: Sequence[Path], config: str, asked: bool) -> None:
         except (FileNotFoundError, NotADirectoryError):  # no run
             continue
         except OSError as error:  # such as another user's
-            if asked:
+            if version_given:
                 raise
-            _print_once(f"cannot look into {folder} ({error.strerror}), so a run in it is not resumed")
+            _print_once(f"a run in {folder} cannot be resumed, because it is not readable ({error.strerror})")
     if run is None:
         return
-    if text_fingerprint(text) == text_fingerprint(config):  # another process has just started it
+    if text_fingerprint(text) == text_fingerprint(config):  # another process has just started this run
         return
-    found = differences(settings_in(config), settings_in(text), "there") or ["its config.yaml was edited"]
+    found = list_differences(settings_in(config), settings_in(text), "there") or ["its config.yaml was edited"]
     listed = "; ".join(found[:MOST_LISTED]) + (f"; and {len(found) - MOST_LISTED} more" * (len(found) > MOST_LISTED))
-    if asked:
-        msg = f"the run folder {run} holds a run of other settings: {listed}. Use its config.yaml, or another version."
+    if version_given:
+        msg = (
+            f"the run folder {run} contains a run with other settings: {listed}. Use its config.yaml, or another "
+            "version."
+        )
         raise ConfigurationError(msg)
-    _print_once(f"starts a new run, because the newest, {run}, has other settings: {listed}")
+    _print_once(f"starting a new run, because the newest run, {run}, has other settings: {listed}")
 
 
 @rank_zero_only
 def _print_once(text: str) -> None:
-    """Though every process looks for its run."""
+    """Prints on the main process only, although every process looks for the run."""
     print(text)
 
 
@@ -160,37 +162,37 @@ def check_unfinished(run: Path) -> None:
     """Refuses to resume a run that has a complete summary.
 
     Args:
-        run: The folder.
+        run: The run folder.
 
     Raises:
         RunFinished: If the run is finished.
-        VerificationError: If it is finished, and failed a check of what it trained.
+        VerificationError: If the run is finished, but the trained model failed a check.
     """
     try:
         summary = json.loads((run / SUMMARY).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):  # a file that is cut off is written again
+    except (FileNotFoundError, ValueError):  # a truncated file will be written again
         return
     if isinstance(summary, dict) and FAILED_CHECK in summary:
-        msg = f"the run {run} is finished and failed its check: {summary[FAILED_CHECK]}"
+        msg = f"the run {run} is finished, but the trained model failed a check: {summary[FAILED_CHECK]}"
         raise VerificationError(msg)
     msg = f"the run {run} is finished: there is nothing to resume"
     raise RunFinished(msg, run)
 
 
 def first_logger(trainer: Any) -> Any:
-    """The entry of the trainer's first logger.
+    """Returns the options of the trainer's first logger.
 
     Args:
         trainer: The trainer's options.
 
     Returns:
-        Its `class_path` and `init_args`; those of Lightning's default if none is named.
+        `class_path` and `init_args` of the logger, or of Lightning's default logger if none is given.
 
     Raises:
-        ConfigurationError: If there is no logger.
+        ConfigurationError: If the run has no logger.
     """
     if trainer.logger is False:
-        msg = "--resume auto needs a logger, which gives each run its folder; leave trainer.logger=false out."
+        msg = "trainer.logger is false, but --resume auto needs a logger, which numbers the run folders; leave it out."
         raise ConfigurationError(msg)
     if trainer.logger is None or trainer.logger is True:
         init_args = {"save_dir": str(trainer.default_root_dir or Path.cwd()), "name": "lightning_logs", "version": None}
@@ -199,64 +201,64 @@ def first_logger(trainer: Any) -> Any:
 
 
 def find_run(runs: Iterable[Path], config: str, fill_defaults: FillDefaults) -> Path | None:
-    """The first run of some settings.
+    """Returns the first run with the given settings.
 
     Args:
-        runs: Folders.
-        config: The settings as YAML, complete.
+        runs: Run folders.
+        config: All settings as YAML.
         fill_defaults: As in `find_interrupted_run`.
 
     Returns:
-        The run's folder; `None` if no run's `config.yaml` means the same.
+        The run folder; `None` if no run has the same settings.
     """
     settings = settings_in(config)
     for run in runs:
         with contextlib.suppress(OSError, UnicodeDecodeError):
             text = (run / CONFIG).read_text(encoding="utf-8")
-            if text_fingerprint(text) == text_fingerprint(config) or _mean_the_same(text, settings, fill_defaults):
+            if text_fingerprint(text) == text_fingerprint(config) or _have_same_settings(text, settings, fill_defaults):
                 return run
     return None
 
 
-def _mean_the_same(text: str, settings: Mapping[str, Any], fill_defaults: FillDefaults) -> bool:
-    """Whether a run's config amounts to these settings once today's defaults are filled in."""
+def _have_same_settings(text: str, settings: Mapping[str, Any], fill_defaults: FillDefaults) -> bool:
+    """Returns whether a run's config is equal to these settings once today's defaults are filled in."""
     found = settings_in(text)
     changed = [name for name in found.keys() & settings.keys() if found[name] != settings[name]]
     if not found or [name for name in changed if not name.endswith("class_path")]:
-        return False  # no default will make them equal, so the text need not be parsed
+        return False  # defaults cannot make them equal, so the text need not be parsed
     try:
-        return identity(fill_defaults(text)) == identity(settings)
-    except ConfigurationError:  # of a release whose options are no longer there
+        return settings_identity(fill_defaults(text)) == settings_identity(settings)
+    except ConfigurationError:  # written by a release with options that no longer exist
         return False
 
 
 def newest_intact_checkpoint(run: Path, config: str) -> tuple[Path | None, dict[str, Any]]:
-    """The newest checkpoint of a run that is intact and its own; warns of those that are not.
+    """Returns the newest checkpoint that is intact and belongs to the run, and warns about the others.
 
     Args:
-        run: The run's folder.
+        run: The run folder.
         config: The text of its `config.yaml`.
 
     Returns:
-        The file and what it holds; `None` and nothing if there is none yet.
+        The file and its content; `None` and an empty dictionary if there is no checkpoint yet.
 
     Raises:
-        CheckpointError: If there are some, and all are damaged or foreign, or one cannot be read at the moment.
+        CheckpointError: If all checkpoints are damaged or belong to other runs, or if one cannot be read at the moment.
     """
     skipped = []
     for path in (run / CHECKPOINTS / name for name in NEWEST_FIRST if (run / CHECKPOINTS / name).is_file()):
         try:
             checkpoint = read_checkpoint(path)
-        except UnreadableError:  # it may be intact: nothing older takes its place
+        except UnreadableError:  # it may be intact, so an older one must not replace it
             raise
         except CheckpointError as error:
             skipped.append(str(error))
             continue
         if checkpoint.get(SETTINGS) != text_fingerprint(config):
-            skipped.append(f"{path} is another run's checkpoint.")
-        elif not are_sizes(checkpoint.get(EVENT_SIZES)):
-            skipped.append(f"{path} does not say how far the curves go.")
-        elif checkpoint.get(WHOLE_STEP):
+            skipped.append(f"{path} belongs to another run.")
+        elif not are_event_sizes(checkpoint.get(EVENT_SIZES)):
+            skipped.append(f"{path} has malformed sizes of event files.")
+        elif checkpoint.get(COMPLETE_STEP):
             for reason in skipped:
                 rank_zero_warn(f"{reason} It is skipped.")
             return path, checkpoint
@@ -269,8 +271,8 @@ def newest_intact_checkpoint(run: Path, config: str) -> tuple[Path | None, dict[
     return None, {}
 
 
-def are_sizes(found: Any) -> bool:
-    """Whether a checkpoint says how far the curves go, as this program writes it, or says nothing, as older ones do."""
+def are_event_sizes(found: Any) -> bool:
+    """Returns whether a value in a checkpoint is a valid mapping of event file sizes, or `None` (older releases)."""
     if found is None:
         return True
     return isinstance(found, Mapping) and all(type(size) is int and size >= 0 for size in found.values())
@@ -295,32 +297,32 @@ def check_not_started(place: Path, config: str, fill_defaults: FillDefaults) -> 
         raise ConfigurationError(msg)
 
 
-def check_unused(folder: Path) -> None:
+def check_folder_is_unused(folder: Path) -> None:
     """Refuses to write a new run over another one.
 
     Args:
-        folder: Where the new run would be.
+        folder: The folder of the new run.
 
     Raises:
-        ConfigurationError: If there is a run.
+        ConfigurationError: If the folder contains a run.
     """
     if (folder / CONFIG).exists():
         msg = (
-            f"the run folder {folder} already holds a run; choose another trainer.logger.init_args.name or version, or "
-            "move the folder away."
+            f"the run folder {folder} already contains a run; choose another trainer.logger.init_args.name or version, "
+            "or move the folder away."
         )
         raise ConfigurationError(msg)
 
 
-def return_to_checkpoint(run: InterruptedRun) -> None:
-    """Brings a run's folder back to where its checkpoint is; once per run, by the process that holds the lock.
+def rewind_run_folder(run: InterruptedRun) -> None:
+    """Resets a run folder to the state of its checkpoint. Only the process that holds the lock may call this.
 
-    What was logged since is taken out of TensorBoard's files, for it will be logged again. `CSVLogger` would delete its
-    file, which is renamed. So are damaged checkpoints that were skipped: none of them may replace an intact one.
-    Drafts that were never finished are deleted.
+    Everything that was logged after the checkpoint is removed from TensorBoard's files, because it will be logged
+    again. The table of `CSVLogger` is renamed, because `CSVLogger` would delete it. Damaged checkpoints that were
+    skipped are renamed, too, so that they cannot replace an intact one. Incomplete drafts are deleted.
 
     Args:
-        run: What `find_interrupted_run` returned.
+        run: The result of `find_interrupted_run`.
     """
     remove_drafts(run.folder)
     table = run.folder / "metrics.csv"
@@ -331,5 +333,5 @@ def return_to_checkpoint(run: InterruptedRun) -> None:
             path = run.checkpoint.with_name(name)
             if path.is_file():
                 path.replace(path.with_name(f"{name}.damaged"))
-    if run.event_sizes is not None:  # older releases did not note them
-        cut_events(run.folder, run.event_sizes)
+    if run.event_sizes is not None:  # older releases did not save them
+        truncate_event_files(run.folder, run.event_sizes)

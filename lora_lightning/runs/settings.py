@@ -1,4 +1,4 @@
-"""Settings as plain values by dotted name: how two sets of them differ, and what identifies a run."""
+"""Settings as plain values by dotted name: their differences, and the hashes that identify a run."""
 
 import hashlib
 import json
@@ -12,18 +12,18 @@ import yaml
 NOT_OF_THE_RUN = ("resume", "ckpt_path", "config", "allow_other_base", "allow_changed_data")
 
 
-def to_plain(value: Any) -> Any:
-    """A dataclass object as nested dictionaries; any other value unchanged."""
+def to_plain_values(value: Any) -> Any:
+    """Returns a dataclass object as nested dictionaries, and any other value unchanged."""
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
-def differences(here: Mapping[str, Any], there: Mapping[str, Any], where: str) -> list[str]:
-    """Lists how two flat mappings differ; a name that one of them lacks counts as `None` there.
+def list_differences(here: Mapping[str, Any], there: Mapping[str, Any], where: str) -> list[str]:
+    """Lists the differences between two flat mappings. A missing name counts as `None`.
 
     Args:
         here: Values by dotted name, from `flatten`.
         there: The other values.
-        where: How to call the place of the other values, such as "in the checkpoint".
+        where: Where the other values come from, in words such as "in the checkpoint".
 
     Returns:
         One text per difference, with both values, sorted by name.
@@ -40,12 +40,12 @@ def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
 
     Args:
         values: A mapping, a dataclass, or a plain value.
-        prefix: Name of `values` itself.
+        prefix: The dotted name of `values`.
 
     Returns:
         Plain values by dotted name.
     """
-    values = to_plain(values)
+    values = to_plain_values(values)
     if not isinstance(values, Mapping):
         return {prefix: values}
     flat: dict[str, Any] = {}
@@ -58,35 +58,35 @@ def settings_in(config: str) -> dict[str, Any]:
     """Reads a run's settings from the text of its `config.yaml`.
 
     Args:
-        config: YAML.
+        config: The text of the file.
 
     Returns:
-        Plain values by dotted name, without those that say how the command started; empty if the text is not YAML.
+        Plain values by dotted name, without `resume`, `ckpt_path` and `config`; empty if the text is not YAML.
     """
     try:
         settings = flatten(yaml.safe_load(config) or {})
-    except (yaml.YAMLError, ValueError):  # ValueError: such as a date that does not exist
+    except (yaml.YAMLError, ValueError):  # ValueError: for example a date that does not exist
         return {}
     return {name: value for name, value in settings.items() if name.partition(".")[0] not in NOT_OF_THE_RUN}
 
 
-def identity(settings: Mapping[str, Any]) -> str:
-    """Identifies a run by its settings with all defaults filled in, however their text was written.
+def settings_identity(settings: Mapping[str, Any]) -> str:
+    """Returns a hash that identifies a run by its settings, however their text was written.
 
     Args:
-        settings: Plain values by dotted name, from `settings_in`.
+        settings: Plain values by dotted name, from `settings_in`, with all defaults filled in.
 
     Returns:
-        Hexadecimal digits, the same for the same settings.
+        Hexadecimal digits that are equal for equal settings.
     """
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def text_fingerprint(config: str) -> str:
-    """Tells which `config.yaml` a checkpoint belongs to.
+    """Returns a hash of a `config.yaml`, which identifies the run of a checkpoint.
 
     Args:
-        config: The file's text; comments on top and `resume:` do not count.
+        config: The text of the file. Lines that start with `#` or `resume:` are ignored.
 
     Returns:
         Hexadecimal digits.

@@ -1,6 +1,7 @@
-"""Signals that end a run at once, while nothing is to be saved: it starts, loads, or is tested.
+"""Signals before and after training, when there is nothing to save: they end the process immediately.
 
-Nothing heavy is imported here, so that they are heard from the beginning.
+Nothing heavy is imported here, so that signals are handled from the start. `training.stop_requests` has the handlers
+that are used during training.
 """
 
 import os
@@ -13,22 +14,22 @@ from types import FrameType
 
 from lora_lightning.errors import ExitStatus, TrainingStopped
 
-# SIGUSR1 is what SLURM and others send ahead of a time limit; Windows has none.
-ASKING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-ENDING = [number for number in ASKING if number != signal.SIGINT]
+# SLURM and others send SIGUSR1 before a time limit. Windows does not have it.
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+TERMINATION_SIGNALS = [number for number in STOP_SIGNALS if number != signal.SIGINT]
 
 
 @contextmanager
 def ending_on_signals(wanted: bool) -> Iterator[None]:
-    """Lets SIGTERM and SIGUSR1 end a run at once, until `raise_training_stopped` or `StopSignals` handles them.
+    """Lets SIGTERM and SIGUSR1 end the process immediately, until `raise_training_stopped` or `StopSignals` takes over.
 
     Args:
-        wanted: Whether to do anything.
+        wanted: Whether to install handlers at all.
     """
     if not wanted or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in ENDING}
+    before = {number: signal.getsignal(number) for number in TERMINATION_SIGNALS}
     set_stop_handler(exit_on_signal)
     try:
         yield
@@ -38,31 +39,35 @@ def ending_on_signals(wanted: bool) -> Iterator[None]:
 
 
 def set_stop_handler(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
-    """Hands SIGTERM and SIGUSR1 to another handler, which only Python's main thread may.
+    """Sets the handler of SIGTERM and SIGUSR1. Does nothing outside Python's main thread.
 
     Args:
-        handler: As `signal.signal` takes it; `SIG_IGN` lets what stops end in peace: SIGTERM may follow SIGUSR1.
+        handler: A handler as in `signal.signal`. With `SIG_IGN`, a process that is stopping can finish undisturbed,
+            even if SIGTERM follows SIGUSR1.
     """
     if threading.current_thread() is threading.main_thread():
-        for number in ENDING:
+        for number in TERMINATION_SIGNALS:
             signal.signal(number, handler)
 
 
 def exit_on_signal(number: int, frame: FrameType | None) -> None:
-    """While modules are imported, where an exception might be lost."""
+    """Ends the process immediately; for use while modules are imported, where an exception could be swallowed."""
     del frame
-    if is_first_of_its_machine():
+    if is_main_process_of_machine():
         stop = TrainingStopped(signal.Signals(number), None, main_process=True)
         print(f"lora-lightning: {stop}", file=sys.stderr, flush=True)
     os._exit(ExitStatus.STOPPED)
 
 
 def raise_training_stopped(number: int, frame: FrameType | None) -> None:
-    """While data and weights load; other processes may have to be ended, too."""
+    """Raises `TrainingStopped`; for use while data and weights load, so that other processes are ended, too."""
     del frame
-    raise TrainingStopped(signal.Signals(number), None, main_process=is_first_of_its_machine(), alone=True)
+    raise TrainingStopped(signal.Signals(number), None, main_process=is_main_process_of_machine(), alone=True)
 
 
-def is_first_of_its_machine() -> bool:
-    """By what a launcher says: there may be no trainer yet, and the one that starts the others has no rank before."""
+def is_main_process_of_machine() -> bool:
+    """Returns whether this is the main process of its machine, according to the launcher's environment variables.
+
+    There may be no trainer yet, and the process that starts the others does not have a rank before it does so.
+    """
     return os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"

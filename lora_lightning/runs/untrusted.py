@@ -1,7 +1,7 @@
-"""What a checkpoint from elsewhere may not hold, though unpickling it executes nothing.
+"""Refuses dangerous content of untrusted checkpoints that unpickling without code does not prevent.
 
-`torch.load(weights_only=True)` keeps code out. It does not keep out files that grow without end as they are read,
-tensors that claim more elements than they have, or paths that Lightning's `ModelCheckpoint` later deletes.
+`torch.load(weights_only=True)` executes no code. It does not prevent zip bombs, tensors that claim more elements than
+are stored, or paths of files that Lightning's `ModelCheckpoint` deletes later.
 """
 
 import zipfile
@@ -15,19 +15,19 @@ from torch import Tensor
 from lora_lightning.errors import CheckpointError
 
 PATHS = ("best_model_path", "last_model_path", "kth_best_model_path", "best_k_models")
-COUNTERS = ("ready", "started", "processed", "completed")  # of Lightning's progress
-KEEPS_ALL = "AdapterCheckpoint"  # removes no file, whatever path it finds
-DEEPEST = 100  # of nested containers
+COUNTERS = ("ready", "started", "processed", "completed")  # in Lightning's progress
+KEEPS_ALL = "AdapterCheckpoint"  # never removes a file, whatever its state contains
+DEEPEST = 100  # nested containers
 
 
 def check_archive(path: Path) -> None:
-    """Refuses a file that is larger inside than outside, before it is read.
+    """Refuses a file whose content is larger than the file, before it is read.
 
     Args:
-        path: The checkpoint. One that is no zip file is left to torch, which unpacks nothing then.
+        path: The checkpoint. A file that is not a zip archive is accepted, because torch unpacks nothing in it.
 
     Raises:
-        CheckpointError: If an entry is compressed, or entries share bytes, as in a zip bomb; torch writes neither.
+        CheckpointError: If an entry is compressed, or if entries share bytes, as in a zip bomb. Torch writes neither.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -37,29 +37,29 @@ def check_archive(path: Path) -> None:
     inside = sum(entry.file_size for entry in entries)
     if inside > path.stat().st_size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         msg = (
-            f"{path} is compressed or damaged ({inside} bytes of content in {path.stat().st_size}), as no checkpoint "
-            "of lora-lightning is; use another file of the run."
+            f"{path} is compressed or damaged ({inside} bytes of content in a file of {path.stat().st_size} bytes), "
+            "but checkpoints of lora-lightning are not compressed; use another file of the run."
         )
         raise CheckpointError(msg)
 
 
 def check_content(checkpoint: Mapping[str, Any], path: str | Path) -> None:
-    """Refuses tensors, counts and paths that no run of this program writes.
+    """Refuses tensors, counters and paths that this program never writes.
 
     Args:
-        checkpoint: What was loaded.
-        path: What to call it in messages.
+        checkpoint: The loaded checkpoint.
+        path: Name of the file for messages.
 
     Raises:
-        CheckpointError: If a tensor claims more elements than are stored, progress is no count, or a callback names a
-            path that leads out of its folder.
+        CheckpointError: If a tensor claims more elements than are stored, a counter is not an integer, or the state of
+            a callback contains a path outside the run folder.
     """
     for name, value in _entries(checkpoint, "", str(path)):
         if isinstance(value, Tensor):
             _check_tensor(value, f"{path}: {name}")
     for name, value in _entries(checkpoint.get("loops"), "loops", str(path)):
         if name.rpartition(".")[2] in COUNTERS and type(value) is not int:
-            msg = f"{path}: {name} is {str(value)[:60]!r}, but a count is needed; use another file of the run."
+            msg = f"{path}: {name} is {str(value)[:60]!r}, but it must be an integer; use another file of the run."
             raise CheckpointError(msg)
     callbacks = checkpoint.get("callbacks")
     for callback, state in callbacks.items() if isinstance(callbacks, Mapping) else ():
@@ -71,25 +71,25 @@ def _check_tensor(tensor: Tensor, name: str) -> None:
     claimed = tensor.numel() * tensor.element_size()
     if tensor.layout != torch.strided or tensor.is_meta or claimed > tensor.untyped_storage().nbytes():
         msg = (
-            f"{name} claims the shape {tuple(tensor.shape)}, for which nothing is stored; the file is damaged or "
-            "forged, so use another of the run."
+            f"{name} claims the shape {tuple(tensor.shape)}, but the file does not contain its values; the file is "
+            "damaged or forged, so use another file of the run."
         )
         raise CheckpointError(msg)
 
 
 def _check_paths(state: Any, name: str) -> None:
-    """Lightning compares names alone, so `checkpoints/../../thesis.txt` counts to it as one inside `checkpoints`."""
+    """Refuses paths outside the run folder; Lightning treats `checkpoints/../../thesis.txt` as in `checkpoints`."""
     for found in _paths(state):
         if "://" in found or _turns_back(found):
             msg = (
-                f"{name} names the file {found!r}, which leads out of the run; the checkpoint is forged or from "
-                "another program, so use one of the run."
+                f"{name} contains the path {found!r}, which is outside the run folder; the checkpoint is forged or "
+                "from another program, so use another file of the run."
             )
             raise CheckpointError(msg)
 
 
 def _turns_back(path: str) -> bool:
-    """Whether `..` comes after a folder; `../runs/a` does not turn back, `runs/a/../b` does."""
+    """Returns whether `..` comes after a folder name, as in `runs/a/../b`, but not in `../runs/a`."""
     parts = Path(path).parts
     return any(part == ".." and parts[place - 1] != ".." for place, part in enumerate(parts) if place > 0)
 
@@ -101,9 +101,9 @@ def _paths(state: Any) -> Iterator[str]:
 
 
 def _entries(tree: Any, name: str, path: str) -> Iterator[tuple[str, Any]]:
-    """Everything in nested containers, with the names that lead there."""
+    """Yields everything in nested containers with its dotted name."""
     waiting = [(name, tree, 0)]
-    seen: set[int] = set()  # a list of lists of one list is short to write and endless to walk
+    seen: set[int] = set()  # a container that contains another one many times would take forever
     while waiting:
         name, value, depth = waiting.pop()
         yield name, value
@@ -111,7 +111,9 @@ def _entries(tree: Any, name: str, path: str) -> Iterator[tuple[str, Any]]:
             continue
         seen.add(id(value))
         if depth == DEEPEST:
-            msg = f"{path} is nested deeper than {DEEPEST} levels, as no checkpoint is; use another file of the run."
+            msg = (
+                f"{path} is damaged or forged: it is nested deeper than {DEEPEST} levels; use another file of the run."
+            )
             raise CheckpointError(msg)
         entries = value.items() if isinstance(value, Mapping) else enumerate(value)
         waiting += [(f"{name}.{key}".removeprefix("."), entry, depth + 1) for key, entry in entries]

@@ -43,13 +43,13 @@ class AdaptationTask(HookedConversion, SavedTask):
 
     Args:
         backbone: A hub id, a local folder, or `package://<installed package>/<folder>`.
-        lora: The adapter; `null` trains the whole backbone.
-        quantization: Keeps the frozen backbone in 4 or 8 bits; `null` for float32.
+        lora: Settings of the adapter; `null` for full fine-tuning.
+        quantization: Loads the frozen backbone in 4 or 8 bits; `null` for float32.
         optimization: Learning rate, schedule, decay.
         base_dropout: Probability for every dropout of the pretrained model; `null` leaves it unchanged.
-        gradient_checkpointing: Keep only each layer's input and compute the rest again in the backward pass: much less
-            memory for long texts, about a third more time.
-        freeze_backbone: With `lora: null`, train the head alone, and whatever else the pretrained checkpoint lacked.
+        gradient_checkpointing: Store only the input of each layer, and recompute the rest in the backward pass: much
+            less memory for long texts, about a third more time.
+        freeze_backbone: With `lora: null`, train only the head and other modules that the pretrained checkpoint lacks.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class AdaptationTask(HookedConversion, SavedTask):
         super().__init__()
         self.metrics = nn.ModuleDict()
         if base_dropout is not None and not 0 <= base_dropout < 1:
-            msg = f"model.base_dropout is {base_dropout}, but it is a probability and must be in [0, 1), or null."
+            msg = f"model.base_dropout is {base_dropout}, but it must be a probability in [0, 1), or null."
             raise ConfigurationError(msg)
         self.backbone = backbone
         self.lora = as_settings(LoraSettings, lora)
@@ -292,5 +292,5 @@ def enable_gradient_checkpointing(model: nn.Module) -> None:
     try:
         cast("PreTrainedModel", model).activation_checkpointing_enable()
     except ValueError as error:
-        msg = f"model.gradient_checkpointing is true, but {type(model).__name__} has none; set it to false."
+        msg = f"model.gradient_checkpointing is true, but {type(model).__name__} does not support it; set it to false."
         raise ConfigurationError(msg) from error

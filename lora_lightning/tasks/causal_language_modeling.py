@@ -44,12 +44,12 @@ class CausalLanguageModelingTask(AdaptationTask):
 
     Args:
         backbone: A hub id, a local folder, or `package://<installed package>/<folder>`.
-        lora: The adapter; `null` trains the whole backbone.
-        quantization: Keeps the frozen backbone in 4 or 8 bits; `null` for float32.
+        lora: Settings of the adapter; `null` for full fine-tuning.
+        quantization: Loads the frozen backbone in 4 or 8 bits; `null` for float32.
         optimization: Learning rate, schedule, decay.
-        base_dropout: Probability for every dropout of the pretrained model; `null` leaves what it came with.
-        gradient_checkpointing: Keep only what goes into each layer and compute the rest again in the backward pass:
-            much less memory for long texts, about a third more time.
+        base_dropout: Probability for every dropout of the pretrained model; `null` leaves it unchanged.
+        gradient_checkpointing: Store only the input of each layer, and recompute the rest in the backward pass: much
+            less memory for long texts, about a third more time.
         generation: How `predict` and sample texts are generated.
     """
 

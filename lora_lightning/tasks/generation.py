@@ -14,11 +14,11 @@ from lora_lightning.errors import ConfigurationError
 
 @dataclass
 class GenerationSettings:
-    """How completions are chosen; the words are transformers' own.
+    """How completions are generated, with transformers' option names.
 
     Args:
-        max_new_tokens: Most tokens of a completion. It ends earlier at the end-of-text token, or at the token with
-            which the tokenizer's chat template closes a turn.
+        max_new_tokens: Maximum number of tokens in a completion. It ends earlier at the end-of-text token, or at the
+            token with which the tokenizer's chat template closes a turn.
         do_sample: Sample each token, reproducibly for a seed; otherwise the most likely one is taken.
         temperature: Divides the logits before sampling; below 1 it favours likely tokens.
         top_p: Samples from the smallest set of tokens whose probabilities add up to this share.
@@ -36,7 +36,7 @@ class GenerationSettings:
             ConfigurationError: If a value is out of its range.
         """
         if self.max_new_tokens < 1:
-            msg = f"model.generation.max_new_tokens is {self.max_new_tokens}, but a completion has at least 1 token."
+            msg = f"model.generation.max_new_tokens is {self.max_new_tokens}, but it must be at least 1."
             raise ConfigurationError(msg)
         if not self.temperature > 0:
             msg = (
@@ -45,7 +45,7 @@ class GenerationSettings:
             )
             raise ConfigurationError(msg)
         if not 0 < self.top_p <= 1:
-            msg = f"model.generation.top_p is {self.top_p}, but a share in (0, 1] is needed."
+            msg = f"model.generation.top_p is {self.top_p}, but it must be in (0, 1]."
             raise ConfigurationError(msg)
 
 

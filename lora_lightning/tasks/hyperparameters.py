@@ -5,7 +5,7 @@ from typing import Any, TypeVar, cast
 
 from lora_lightning.backbones.source import backbone_identity
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
-from lora_lightning.runs.settings import differences, flatten
+from lora_lightning.runs.settings import flatten, list_differences
 from lora_lightning.tasks.optimization import OptimizationSettings
 
 # A task's settings objects by the names of its attributes.
@@ -63,7 +63,7 @@ def hyperparameter_conflicts(
         right = {name: value for name, value in right.items() if not name.startswith("label_space")}
     if not compare_base:
         left, right = ({**values, "backbone": None} for values in (left, right))
-    return differences(left, right, "in the checkpoint")
+    return list_differences(left, right, "in the checkpoint")
 
 
 def _comparable(hyperparameters: Mapping[str, Any], structural_only: bool) -> dict[str, Any]:

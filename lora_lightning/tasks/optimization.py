@@ -31,15 +31,15 @@ class OptimizationSettings:
     `trainer.accumulate_grad_batches`.
 
     Args:
-        learning_rate: AdamW's, after warm-up. LoRA needs about ten times the rate of full fine-tuning.
-        weight_decay: Decoupled decay of matrices; biases and norms never decay.
+        learning_rate: Learning rate of AdamW after warm-up. LoRA needs about ten times that of full fine-tuning.
+        weight_decay: Decoupled weight decay of matrices. It is not applied to biases and norms.
         schedule: What follows the warm-up: `linear` or `cosine` decay to 0, or `constant`.
         warmup_share: Share of all steps during which the rate rises from 0, in [0, 1).
         loraplus_lr_ratio: LoRA+ (Hayou et al. 2024, arXiv 2402.12354): the learning rate of B, and of all vectors
             (biases, norms, magnitudes), as a multiple of `learning_rate`; `null` for one rate. The paper uses 16, with
             a lower `learning_rate`.
-        lorafa: LoRA-FA (Zhang et al. 2023, arXiv 2308.03303): A stays as it is drawn, and B's gradient is projected so
-            that dW follows the gradient of W as closely as it can.
+        lorafa: LoRA-FA (Zhang et al. 2023, arXiv 2308.03303): A keeps its initial value, and the gradient of B is
+            projected so that dW follows the gradient of W as closely as it can.
     """
 
     learning_rate: float = 1e-3
@@ -62,7 +62,7 @@ class OptimizationSettings:
             msg = f"model.optimization.weight_decay is {self.weight_decay}, but it must be at least 0."
             raise ConfigurationError(msg)
         if not 0 <= self.warmup_share < 1:
-            msg = f"model.optimization.warmup_share is {self.warmup_share}, but it is a share and must be in [0, 1)."
+            msg = f"model.optimization.warmup_share is {self.warmup_share}, but it must be in [0, 1)."
             raise ConfigurationError(msg)
         if self.loraplus_lr_ratio is not None and not self.loraplus_lr_ratio >= 1:
             msg = (

@@ -49,13 +49,13 @@ class QuestionAnsweringTask(AdaptationTask):
 
     Args:
         backbone: A hub id, a local folder, or `package://<installed package>/<folder>`.
-        lora: The adapter; `null` trains the whole backbone.
-        quantization: Keeps the frozen backbone in 4 or 8 bits; `null` for float32.
+        lora: Settings of the adapter; `null` for full fine-tuning.
+        quantization: Loads the frozen backbone in 4 or 8 bits; `null` for float32.
         optimization: Learning rate, schedule, decay.
         base_dropout: Probability for every dropout of the pretrained model; `null` leaves it unchanged.
-        gradient_checkpointing: Keep only each layer's input and compute the rest again in the backward pass: much less
-            memory for long texts, about a third more time.
-        freeze_backbone: With `lora: null`, train the head alone, and whatever else the pretrained checkpoint lacked.
+        gradient_checkpointing: Store only the input of each layer, and recompute the rest in the backward pass: much
+            less memory for long texts, about a third more time.
+        freeze_backbone: With `lora: null`, train only the head and other modules that the pretrained checkpoint lacks.
         max_answer_length: Largest number of tokens in an answer.
         n_best: Number of answers that `predict` writes for each question.
     """

@@ -14,7 +14,7 @@ from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.parameter_names import TASK_PREFIX, is_adapter_parameter
 from lora_lightning.lora.variants.variant import Variant
 from lora_lightning.runs.checkpoint import check_state, keep_what_trains
-from lora_lightning.runs.settings import to_plain
+from lora_lightning.runs.settings import to_plain_values
 from lora_lightning.tasks.contract import TaskContract
 from lora_lightning.tasks.hyperparameters import hyperparameter_conflicts
 from lora_lightning.tasks.saved_base import BASE_MODEL, check_base
@@ -48,7 +48,7 @@ class SavedTask(TaskContract):
         Args:
             hyperparameters: The arguments of `__init__`, by name.
         """
-        self.save_hyperparameters({name: to_plain(value) for name, value in hyperparameters.items()})
+        self.save_hyperparameters({name: to_plain_values(value) for name, value in hyperparameters.items()})
 
     @property
     def built_network(self) -> nn.Module:

@@ -58,13 +58,13 @@ class SequenceClassificationTask(AdaptationTask):
 
     Args:
         backbone: A hub id, a local folder, or `package://<installed package>/<folder>`.
-        lora: The adapter; `null` trains the whole backbone.
-        quantization: Keeps the frozen backbone in 4 or 8 bits; `null` for float32.
+        lora: Settings of the adapter; `null` for full fine-tuning.
+        quantization: Loads the frozen backbone in 4 or 8 bits; `null` for float32.
         optimization: Learning rate, schedule, decay.
         base_dropout: Probability for every dropout of the pretrained model; `null` leaves it unchanged.
-        gradient_checkpointing: Keep only each layer's input and compute the rest again in the backward pass: much less
-            memory for long texts, about a third more time.
-        freeze_backbone: With `lora: null`, train the head alone, and whatever else the pretrained checkpoint lacked.
+        gradient_checkpointing: Store only the input of each layer, and recompute the rest in the backward pass: much
+            less memory for long texts, about a third more time.
+        freeze_backbone: With `lora: null`, train only the head and other modules that the pretrained checkpoint lacks.
         label_smoothing: Share of the target's mass spread over all classes, in [0, 1); for single labels.
         label_space: The labels; filled in from the data module, or from the checkpoint in `predict`.
     """
@@ -94,7 +94,7 @@ class SequenceClassificationTask(AdaptationTask):
             freeze_backbone=freeze_backbone,
         )
         if not 0 <= label_smoothing < 1:
-            msg = f"model.label_smoothing is {label_smoothing}, but it is a share and must be in [0, 1)."
+            msg = f"model.label_smoothing is {label_smoothing}, but it must be in [0, 1)."
             raise ConfigurationError(msg)
         self.label_smoothing = label_smoothing
         self.label_space = as_settings(LabelSpace, label_space)

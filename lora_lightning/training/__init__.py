@@ -1,4 +1,4 @@
-"""What runs a task on a data module: checkpointing, early stopping, what happens between steps, strategies.
+"""Runs a task on a data module: `train`, `evaluate`, `predict`, checkpointing, early stopping, strategies.
 
-What a user may add in YAML is in `callbacks`; nothing here parses a command line.
+Callbacks that a user adds in YAML are in `callbacks`. Nothing here prints tables or reads `sys.argv`.
 """

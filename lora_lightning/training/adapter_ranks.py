@@ -1,4 +1,4 @@
-"""The ranks that AdaLoRA and EVA give to the adapters."""
+"""Logs the ranks that AdaLoRA and EVA assign to the adapters."""
 
 from lightning import LightningModule, Trainer
 
@@ -8,9 +8,10 @@ from lora_lightning.tasks import AdaptationTask
 
 
 class AdapterRanks(AdapterMonitor):
-    """Logs the rank of each adapter if the variant chooses it; always on, and silent for other variants.
+    """Logs the rank of each adapter if the variant chooses the ranks. Always on, and silent for other variants.
 
-    `lora_rank/<module>/r` at the start of training, at each validation and at the end; `lora_rank/all/r` is the mean.
+    Logs `lora_rank/<module>/r` at the start of training, at each validation and at the end; `lora_rank/all/r` is the
+    mean.
     """
 
     table = "adapter_ranks"
@@ -20,14 +21,14 @@ class AdapterRanks(AdapterMonitor):
         super().__init__()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Logs the ranks that training starts with, unless a run that is resumed in its folder has."""
+        """Logs the initial ranks, unless the run is resumed and has logged them before."""
         super().on_train_start(trainer, pl_module)
         found = self.measure(trainer, pl_module)
         if not self._parts:
             self.publish(trainer, trainer.global_step, found)
 
     def conclude(self, trainer: Trainer, pl_module: LightningModule, export: Export | None) -> None:
-        """Prints the ranks that the exported adapter has."""
+        """Prints the ranks of the exported adapter."""
         ranks = ranks_in_use(pl_module)
         if trainer.is_global_zero and chooses_ranks(pl_module) and ranks:
             print(
@@ -37,7 +38,7 @@ class AdapterRanks(AdapterMonitor):
             )
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> list[Measurement]:
-        """Counts now."""
+        """Returns the current ranks."""
         del trainer
         ranks = ranks_in_use(pl_module) if chooses_ranks(pl_module) else {}
         if not ranks:
@@ -47,5 +48,5 @@ class AdapterRanks(AdapterMonitor):
 
 
 def chooses_ranks(model: LightningModule) -> bool:
-    """Whether a task's ranks come from the data or from training, and not from its settings."""
+    """Returns whether the ranks are determined by the data or by training, and not by the settings."""
     return isinstance(model, AdaptationTask) and any(variant.chooses_ranks for variant in model.variants)

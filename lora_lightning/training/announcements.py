@@ -1,4 +1,4 @@
-"""What a run tells its user while it works: where its results will be, on what it trains, what is left out."""
+"""Messages that a run prints while it works: its folder, its device, and why it is not tested."""
 
 from pathlib import Path
 
@@ -7,26 +7,26 @@ from rich.console import Console
 
 
 def announce_run(folder: Path, trainer: Trainer, resumed: Path | None = None) -> None:
-    """Prints where the results will be and on what the run trains, before the work starts.
+    """Prints the run folder and the device before training starts.
 
     Args:
-        folder: The run's.
-        trainer: Knows devices and processes.
-        resumed: The checkpoint that it is resumed from.
+        folder: The run folder.
+        trainer: The trainer, for its devices and processes.
+        resumed: The checkpoint from which the run is resumed, if any.
     """
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(f"run folder: {folder}  (tensorboard --logdir {folder.parent})")
     strategy = f"es, {type(trainer.strategy).__name__}" if trainer.world_size > 1 else ""
-    console.print(f"trains on: {trainer.strategy.root_device.type}, {trainer.world_size} process{strategy}")
+    console.print(f"training on: {trainer.strategy.root_device.type}, {trainer.world_size} process{strategy}")
     if resumed is not None:
-        console.print(f"resumes from {resumed}")
+        console.print(f"resuming from {resumed}")
 
 
-def announce_untested(trainer: Trainer, why: str) -> None:
-    """Prints why there is no test.
+def announce_skipped_test(trainer: Trainer, why: str) -> None:
+    """Prints why the model is not tested after training.
 
     Args:
-        trainer: Knows whether this is the main process.
+        trainer: The trainer. Only its main process prints.
         why: The reason.
     """
     if trainer.is_global_zero:

@@ -1,4 +1,4 @@
-"""Training, evaluating and predicting from Python: the same as the commands, with objects in and out."""
+"""Train, evaluate and predict from Python: the same as the commands, with objects as arguments and results."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from lora_lightning.errors import CheckpointError, RunFinished
 from lora_lightning.runs.layout import CONFIG
 from lora_lightning.runs.record import RunRecord
 from lora_lightning.runs.signals import ending_on_signals, raise_training_stopped, set_stop_handler
-from lora_lightning.training.commands import explain_errors, prepare
+from lora_lightning.training.commands import explain_errors, prepare_command
 from lora_lightning.training.evaluation import predict_rows, score_split
 from lora_lightning.training.fitting import TrainingRun
 
@@ -25,44 +25,45 @@ def train(
     *,
     resume: bool = False,
 ) -> RunRecord:
-    """Trains, tests the best checkpoint, and leaves a run's folder, as `lora-lightning fit` does.
+    """Trains, tests the best checkpoint and writes a run folder, like `lora-lightning fit`.
 
-    It may be called many times in one process, also in a notebook. Signals are handled as by the command if this is
-    the main thread.
+    It can be called many times in one process, for example in a notebook. In the main thread, signals are handled as
+    in the command.
 
     Args:
-        config: A YAML file, its content as a mapping, or several of them, of which later ones win.
-        overrides: Options that replace the config's, by the names of the command line:
+        config: A YAML file, its content as a mapping, or a sequence of them, in which later ones override earlier ones.
+        overrides: Options that override the config, named as on the command line:
             `{"model.lora.r": 4, "trainer.max_epochs": 2}`.
-        resume: Continue the newest run of the same settings, or return it if it is finished, as `--resume auto` does.
+        resume: Resume the newest run with the same settings, or return it if it is finished, like `--resume auto`.
 
     Returns:
-        The finished run. After `trainer.fast_dev_run`, which leaves no run, a record cannot be made.
+        The finished run.
 
     Raises:
-        LoraLightningError: If an option, the data, the backbone or a checkpoint is wrong, or training fails.
-        VerificationError: If a check of the trained model failed; the run is finished and can be loaded.
-        TrainingStopped: After SIGTERM or SIGUSR1; the step is saved, and the run can be resumed.
+        LoraLightningError: If an option, the data, the backbone or a checkpoint is wrong, or if training fails. Also
+            with `trainer.fast_dev_run`, which writes no run that could be returned.
+        VerificationError: If a check of the trained model failed. The run is finished and can be loaded.
+        TrainingStopped: After SIGTERM or SIGUSR1. The last step is saved, and the run can be resumed.
         KeyboardInterrupt: After Ctrl-C.
     """
-    words = [*config_words(config), *option_words(overrides or {}), *(["--resume=auto"] if resume else [])]
+    arguments = [*config_arguments(config), *option_arguments(overrides or {}), *(["--resume=auto"] if resume else [])]
     with ending_on_signals(wanted=True):
         set_stop_handler(raise_training_stopped)
         try:
             with explain_errors():
-                return _finished_run(TrainingRun(prepare("fit", words)))
+                return _finished_run(TrainingRun(prepare_command("fit", arguments)))
         except RunFinished as finished:
             return RunRecord.load(finished.folder)
 
 
 def _finished_run(run: TrainingRun) -> RunRecord:
     record = run.execute()
-    if run.leaves_nothing:
-        msg = "trainer.fast_dev_run leaves no run to return; set trainer.max_steps and limit_val_batches instead."
+    if run.is_fast_dev_run:
+        msg = "trainer.fast_dev_run writes no run to return; set trainer.max_steps and limit_val_batches instead."
         raise CheckpointError(msg)
     if record is not None and run.trainer.world_size == 1:
         return record
-    return RunRecord.load(run.trainer.strategy.broadcast(str(run.folder)))  # which only the main process knows
+    return RunRecord.load(run.trainer.strategy.broadcast(str(run.folder)))  # only the main process knows the folder
 
 
 def evaluate(
@@ -70,24 +71,24 @@ def evaluate(
     split: Literal["val", "test"] = "test",
     overrides: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
-    """Scores a run's best checkpoint on a split, as `lora-lightning validate` and `test` do.
+    """Evaluates a run's best checkpoint on a split, like `lora-lightning validate` and `test`.
 
     Args:
         run: The run or its folder.
         split: `val` or `test`.
-        overrides: Options that replace the run's, such as `{"data.eval_batch_size": 16}`.
+        overrides: Options that override those of the run, such as `{"data.eval_batch_size": 16}`.
 
     Returns:
         Metrics by tag, such as `test/accuracy`.
 
     Raises:
-        LoraLightningError: If the run has no checkpoint, or an option or the data does not fit it.
+        LoraLightningError: If the run has no checkpoint, or if an option or the data does not match it.
     """
     if split not in COMMANDS:
-        msg = f"split is {split!r}, but a run is evaluated on 'val' or 'test'."
+        msg = f"split is {split!r}, but it must be 'val' or 'test'."
         raise CheckpointError(msg)
     with explain_errors():
-        return score_split(prepare(COMMANDS[split], run_words(run, overrides or {})), COMMANDS[split])
+        return score_split(prepare_command(COMMANDS[split], run_arguments(run, overrides or {})), COMMANDS[split])
 
 
 def predict(
@@ -95,74 +96,74 @@ def predict(
     inputs: str | Path | Sequence[Any],
     overrides: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """Predicts with a run's best checkpoint, as `lora-lightning predict` does.
+    """Predicts with a run's best checkpoint, like `lora-lightning predict`.
 
     Args:
         run: The run or its folder.
-        inputs: A file that `--data.predict_file` takes, or its content: texts, or one mapping for each row, with the
-            names of the data module's columns.
-        overrides: Options that replace the run's.
+        inputs: A file in the format of `--data.predict_file`, or its content: a list of texts, or a list of mappings
+            from the data module's column names to values, one per row.
+        overrides: Options that override those of the run.
 
     Returns:
-        One row for each input, as in the command's table.
+        One row per input, with the columns of the file that the command writes.
 
     Raises:
-        LoraLightningError: If the run has no checkpoint, or an option or an input does not fit it.
+        LoraLightningError: If the run has no checkpoint, or if an option or an input does not match it.
     """
     with explain_errors(), tempfile.TemporaryDirectory() as folder:
-        cli = prepare("predict", [*run_words(run, overrides or {}), "--predictions.file=null"])
+        cli = prepare_command("predict", [*run_arguments(run, overrides or {}), "--predictions.file=null"])
         file = inputs if isinstance(inputs, str | Path) else cli.datamodule.save_inputs(inputs, Path(folder))
         cli.datamodule.predict_file = str(file)
         return [dict(row) for rows in predict_rows(cli).values() for row in rows]
 
 
-def config_words(config: Config | Sequence[Config]) -> list[str]:
-    """Words of a command line that give configs.
+def config_arguments(config: Config | Sequence[Config]) -> list[str]:
+    """Turns configs into command-line arguments.
 
     Args:
-        config: As `train` takes it.
+        config: One or several configs, as in `train`.
 
     Returns:
-        `--config=...` for each.
+        `--config=...` for each config.
     """
     configs = [config] if isinstance(config, str | Path | Mapping) else config
     return [f"--config={yaml.safe_dump(dict(c)) if isinstance(c, Mapping) else c}" for c in configs]
 
 
-def option_words(options: Mapping[str, Any]) -> list[str]:
-    """Words of a command line that give options.
+def option_arguments(options: Mapping[str, Any]) -> list[str]:
+    """Turns options into command-line arguments.
 
     Args:
-        options: Values by dotted name, as YAML can hold them.
+        options: Values by dotted name. YAML must be able to represent the values.
 
     Returns:
-        `--name=value` for each.
+        `--name=value` for each option.
     """
-    return [f"--{name}={_as_word(value)}" for name, value in options.items()]
+    return [f"--{name}={_as_argument(value)}" for name, value in options.items()]
 
 
-def run_words(run: RunRecord | str | Path, overrides: Mapping[str, Any]) -> list[str]:
-    """Words that evaluate a run's best checkpoint with its own settings.
+def run_arguments(run: RunRecord | str | Path, overrides: Mapping[str, Any]) -> list[str]:
+    """Returns the command-line arguments that select a run's best checkpoint and its settings.
 
     Args:
         run: The run or its folder.
-        overrides: Options that replace the run's.
+        overrides: Options that override those of the run.
 
     Returns:
-        The words.
+        The arguments.
 
     Raises:
-        CheckpointError: If it has no checkpoint, or is no run.
+        CheckpointError: If the folder is not a run folder, or if the run has no checkpoint yet.
     """
     record = run if isinstance(run, RunRecord) else RunRecord.load(run)
     if record.checkpoint is None:
-        msg = f"the run {record.folder} has no checkpoint yet; train it first, or resume it."
+        msg = f"the run {record.folder} has no checkpoint yet; train or resume it first."
         raise CheckpointError(msg)
-    words = [f"--config={record.folder / CONFIG}", f"--ckpt_path={record.checkpoint}"]
-    return [*words, *option_words(overrides)]
+    arguments = [f"--config={record.folder / CONFIG}", f"--ckpt_path={record.checkpoint}"]
+    return [*arguments, *option_arguments(overrides)]
 
 
-def _as_word(value: Any) -> str:
+def _as_argument(value: Any) -> str:
     if isinstance(value, str):
         return value
     text: str = yaml.safe_dump(value, default_flow_style=True, width=float("inf"))

@@ -1,4 +1,4 @@
-"""Puts the weights of a checkpoint into the model temporarily, to export and to measure them."""
+"""Loads the weights of a checkpoint into a model temporarily, to export or measure them."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,16 +10,16 @@ from lora_lightning.lora.sharding import local_shard, shard_like
 
 
 @contextmanager
-def with_weights(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
+def temporary_weights(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
     """Replaces the weights of a model in place, and restores them bit for bit afterwards.
 
     Args:
-        model: The task, its network built; sharded or not.
-        state: Full tensors by dotted name, such as a checkpoint's `state_dict`; on every process if the model is
-            sharded. Parameters and buffers that it does not name stay as they are.
+        model: The task with its network built, sharded or not.
+        state: Full tensors by dotted name, such as a checkpoint's `state_dict`. Every process needs them if the model
+            is sharded. Parameters and buffers that are not in it stay unchanged.
 
     Yields:
-        Nothing; the model has the weights.
+        Nothing. Inside the `with` block, the model has the given weights.
     """
     own = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
     replaced: list[tuple[Tensor, Tensor]] = []

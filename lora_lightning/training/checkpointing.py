@@ -1,4 +1,4 @@
-"""Saves the best and the last checkpoint, and exports the adapter of the best one in PEFT's own format."""
+"""Saves the best and the last checkpoint, and exports the adapter of the best checkpoint in PEFT's format."""
 
 from collections.abc import Collection, Mapping
 from contextlib import nullcontext
@@ -17,28 +17,28 @@ from lora_lightning.errors import ConfigurationError, suggest_names
 from lora_lightning.lora.sharding import full_state_dict, is_sharded
 from lora_lightning.runs.checkpoint import read_checkpoint
 from lora_lightning.runs.files import cannot_be_written
-from lora_lightning.runs.layout import ADAPTER_FOLDER, BEST, EVENT_SIZES, WHOLE_STEP, event_sizes, run_folder_of
+from lora_lightning.runs.layout import ADAPTER_FOLDER, BEST, COMPLETE_STEP, EVENT_SIZES, event_sizes, run_folder_of
 from lora_lightning.tasks import AdaptationTask
 from lora_lightning.tasks.saved_base import BASE_MODEL
-from lora_lightning.training.checkpoint_weights import with_weights
+from lora_lightning.training.checkpoint_weights import temporary_weights
 
 
 class AdapterCheckpoint(HookedCheckpoint):
-    """Writes `checkpoints/best.ckpt` and `checkpoints/last.ckpt`, and `adapter/` whenever the best one changes.
+    """Writes `checkpoints/best.ckpt` and `checkpoints/last.ckpt`, and `adapter/` whenever there is a new best epoch.
 
     `adapter/` is a PEFT folder (safetensors, `adapter_config.json`, tokenizer, label names), or a transformers
     folder after full fine-tuning. It holds the weights that `best.ckpt` holds, or `last.ckpt` if no validation decided
     which is the best, also if another callback saves other
     weights than those that train, as `EMAWeightAveraging` does. When training ends, the monitors measure them.
 
-    `last.ckpt` is written after complete steps or after validation, and after all other files, so that a run that
-    resumes from it repeats what was interrupted, and ends with the same weights and metrics as an uninterrupted one.
+    `last.ckpt` is written after complete steps or after validation, and after all other files. A run that is resumed
+    from it therefore repeats what was interrupted, and ends with the same weights and metrics as an uninterrupted run.
 
     Args:
-        monitor: The validation metric that decides.
-        mode: `max` where higher is better, `min` where lower is.
-        every_n_train_steps: Optimizer steps between writes of `last.ckpt` within an epoch; `null` for none, so that a
-            killed run resumes from its last validation.
+        monitor: The validation metric that selects the best checkpoint.
+        mode: `max` if higher values of the metric are better, `min` if lower values are.
+        every_n_train_steps: Number of optimizer steps after which `last.ckpt` is written within an epoch. With `null`
+            it is written only after validation, so a killed run resumes from its last validation.
     """
 
     exports_adapter = True  # the monitors leave their final measurement to this callback
@@ -50,24 +50,24 @@ class AdapterCheckpoint(HookedCheckpoint):
         every_n_train_steps: int | None = 500,
     ) -> None:
         if every_n_train_steps is not None and every_n_train_steps < 1:
-            msg = f"checkpoint.every_n_train_steps is {every_n_train_steps}, but 1 or more, or null, is needed."
+            msg = f"checkpoint.every_n_train_steps is {every_n_train_steps}, but it must be at least 1, or null."
             raise ConfigurationError(msg)
         super().__init__(
             monitor=monitor,
             mode=mode,
             filename=BEST,
             save_last=True,
-            save_on_train_epoch_end=False,  # after validation, when the threshold is chosen
+            save_on_train_epoch_end=False,  # but after validation, which chooses the threshold
             enable_version_counter=False,
         )
         self.best_metrics: dict[str, float] = {}
         self._latest: dict[str, float] = {}
         self._score_before: Tensor | None = None
         self.adapter_folder: Path | None = None
-        self.steps_between = every_n_train_steps  # not Lightning's attribute, which would look for a new best, too
-        self._kept: tuple[int, int] | None = None  # the place that last.ckpt is of
+        self.steps_between = every_n_train_steps  # not Lightning's attribute, which would also look for a new best
+        self._last_saved: tuple[int, int] | None = None  # the position in training of last.ckpt
         self._between_steps = False
-        self._written: dict[str, Any] | None = None  # the checkpoint that is being written, as other callbacks left it
+        self._being_written: dict[str, Any] | None = None  # the checkpoint, as changed by other callbacks
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Monitors no metric if there is no validation, because no epoch can be the best then."""
@@ -76,7 +76,7 @@ class AdapterCheckpoint(HookedCheckpoint):
             trainer.ckpt_path is not None
             and Path(trainer.ckpt_path).absolute().parent == Path(self.dirpath or ".").absolute()
         ):
-            self._kept = _place(trainer)  # resumes in the run's own folder
+            self._last_saved = _position(trainer)  # resumes in the run's own folder
             self.last_model_path = self.last_model_path or str(trainer.ckpt_path)  # perhaps there is no step left
         if not trainer.enable_validation:
             self.monitor = None
@@ -88,19 +88,19 @@ class AdapterCheckpoint(HookedCheckpoint):
             self.save_last_if_needed(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves the best checkpoint, if this is it, and the last one."""
+        """Saves the last checkpoint, and the best one if the metric has improved."""
         self._check_monitor(trainer)
         if trainer.sanity_checking:
             return
         self._latest = _validation_metrics(trainer)
         if cast("AdaptationTask", pl_module).may_be_best:
             super().on_validation_end(trainer, pl_module)
-        self.save_last_if_needed(trainer)  # Lightning does so only with a new best
+        self.save_last_if_needed(trainer)  # Lightning does so only if there is a new best checkpoint
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the last steps, exports them if none is the best, and has the monitors measure the exported weights.
 
-        Lightning calls the checkpoint callbacks last, so the monitors have recorded the last step by now.
+        Lightning calls checkpoint callbacks last, so the monitors have already recorded the last step.
         """
         task = cast("AdaptationTask", pl_module)
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -121,7 +121,7 @@ class AdapterCheckpoint(HookedCheckpoint):
         return self.best_model_path or self.last_model_path
 
     def save_last_when_due(self, trainer: Trainer) -> None:
-        """Writes `last.ckpt` every n steps, between two steps; the next batch may be loaded, but not trained on."""
+        """Writes `last.ckpt` every `every_n_train_steps` steps; the next batch may be loaded, but not trained on."""
         steps = trainer.global_step
         if self.steps_between is not None and steps > 0 and steps % self.steps_between == 0:
             self.save_last_between_steps(trainer)
@@ -131,80 +131,82 @@ class AdapterCheckpoint(HookedCheckpoint):
         self._between_steps = True
         saved_at = self.last_saved_step
         self.save_last_if_needed(trainer)
-        self.last_saved_step = saved_at  # or Lightning would not look for a new best at this step
+        self.last_saved_step = saved_at  # otherwise Lightning would not look for a new best checkpoint at this step
         self._between_steps = False
 
     def save_last_if_needed(self, trainer: Trainer) -> None:
-        """Writes `last.ckpt`, unless it was written at this place in training."""
+        """Writes `last.ckpt`, unless it was written at this position in training."""
         if not self.is_last_saved(trainer) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.save_last_file_now(trainer)
 
     def is_last_saved(self, trainer: Trainer) -> bool:
-        """Whether `last.ckpt` was written at this place in training."""
-        return self._kept == _place(trainer)
+        """Returns whether `last.ckpt` was written at this position in training."""
+        return self._last_saved == _position(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Adds the event files' sizes and whether the step is complete; leaves out a batch that is not trained on yet.
+        """Adds the event files' sizes and whether the step is complete; omits a batch that was loaded but not used.
 
-        What validation chose, such as a threshold, is not averaged: it replaces what a callback such as
-        `EMAWeightAveraging` has put there.
+        Values that validation chose, such as a threshold, must not be averaged. They replace the values of a callback
+        such as `EMAWeightAveraging`.
         """
         state, buffers = checkpoint["state_dict"], dict(pl_module.named_buffers(recurse=False))
         checkpoint["state_dict"] = {**state, **{name: value for name, value in buffers.items() if name in state}}
-        if self._written is not None:
-            self._written = checkpoint
-        checkpoint[WHOLE_STEP] = not _half_a_step(trainer)
+        if self._being_written is not None:
+            self._being_written = checkpoint
+        checkpoint[COMPLETE_STEP] = not _is_within_step(trainer)
         checkpoint[EVENT_SIZES] = event_sizes(run_folder_of(trainer)) if trainer.is_global_zero else {}
         if self._between_steps:
             take_back_batch(checkpoint)
 
     def save_last_file(self, trainer: Trainer, candidates: dict[str, Tensor]) -> None:
-        """Writes `last.ckpt`, unless training continues from accumulated gradients, which no checkpoint holds."""
-        if not _half_a_step(trainer):
+        """Writes `last.ckpt`, unless gradients are being accumulated, which a checkpoint does not contain."""
+        if not _is_within_step(trainer):
             super().save_last_file(trainer, candidates)
-            self._kept = _place(trainer)
+            self._last_saved = _position(trainer)
 
     def save_file(self, trainer: Trainer, filepath: str) -> None:
-        """Writes one checkpoint, the loggers' curves before it and the adapter after it.
+        """Writes the loggers' curves, one checkpoint, and the adapter if it is the best checkpoint.
 
         Raises:
-            TrainingError: If something cannot be written.
+            TrainingError: If a file cannot be written.
         """
         try:
             if trainer.is_global_zero:
                 run_folder_of(trainer).mkdir(parents=True, exist_ok=True)  # it may have vanished
                 for logger in trainer.loggers:
-                    logger.save()  # a kill loses what a logger still holds
-            self._written = {}
+                    logger.save()  # if the process is killed, buffered values are lost
+            self._being_written = {}
             super().save_file(trainer, filepath)
             if Path(filepath).stem == BEST:
                 self.best_metrics, self._score_before = self._latest, self.best_model_score
-                self._export(trainer, cast("AdaptationTask", trainer.lightning_module), self._written["state_dict"])
+                self._export(
+                    trainer, cast("AdaptationTask", trainer.lightning_module), self._being_written["state_dict"]
+                )
         except (OSError, SafetensorError) as error:
             raise cannot_be_written(run_folder_of(trainer), error) from error
         finally:
-            self._written = None
+            self._being_written = None
 
     def remove_file(self, trainer: Trainer, filepath: str) -> None:
-        """Removes nothing: both files are overwritten, and the path may come from somebody else's checkpoint."""
+        """Removes nothing: both files are overwritten, and the path may come from an untrusted checkpoint."""
 
     @property
     def state_key(self) -> str:
-        """The same key for every monitored metric, so that a resumed run always finds the state."""
+        """Returns the same key for every monitored metric, so that a resumed run always finds the state."""
         return type(self).__qualname__
 
     def _check_monitor(self, trainer: Trainer) -> None:
         names = list(_validation_metrics(trainer))
         if names and self.monitor is not None and self.monitor not in trainer.callback_metrics:
-            raise unknown_monitor(self.monitor, names)
+            raise unknown_monitor_error(self.monitor, names)
 
     def _export(self, trainer: Trainer, task: AdaptationTask, state: Mapping[str, Tensor]) -> None:
-        """Exports the weights of a checkpoint; a callback may have put others into it than those that train.
+        """Exports the weights of a checkpoint, which may differ from the model's if a callback averages weights.
 
         Args:
-            trainer: Knows the folders.
-            task: Its network built.
-            state: The checkpoint's; on the main process with full tensors.
+            trainer: The trainer.
+            task: The task with its network built.
+            state: The checkpoint's `state_dict`. The main process needs full tensors.
         """
         self.adapter_folder = Path(self.dirpath or ".").parent / ADAPTER_FOLDER
         network = task.built_network
@@ -217,23 +219,23 @@ class AdapterCheckpoint(HookedCheckpoint):
         files = task.export_files()
         if task.lora is not None and task.base_identity is not None:
             files |= {f"{BASE_MODEL}.json": task.base_identity.as_dict()}
-        with nullcontext() if sharded else with_weights(task, state):
+        with nullcontext() if sharded else temporary_weights(task, state):
             export_model(network, datamodule.tokenizer, self.adapter_folder, files, full if sharded else None)
 
     def _measure_export(self, trainer: Trainer, task: AdaptationTask) -> None:
-        """Has every monitor measure the exported weights, which are rarely those of the last step."""
+        """Lets every monitor measure the exported weights, which are rarely those of the last step."""
         monitors = [callback for callback in trainer.callbacks if isinstance(callback, AdapterMonitor)]  # type: ignore[attr-defined]
         if not monitors or self.adapter_folder is None:
             return
         checkpoint = self._read(trainer, self.exported_path)
         export = Export(int(checkpoint["global_step"]), self.adapter_folder)
-        with with_weights(task, checkpoint["state_dict"]):
+        with temporary_weights(task, checkpoint["state_dict"]):
             for monitor in monitors:
                 monitor.record_export(trainer, task, export)
 
     @staticmethod
     def _read(trainer: Trainer, path: str) -> dict[str, Any]:
-        """Step and weights of a checkpoint, from the main process; collective."""
+        """Reads step and weights of a checkpoint on the main process and sends them to the others; collective."""
         content: dict[str, Any] = {}
         if trainer.is_global_zero:
             checkpoint = read_checkpoint(path)
@@ -241,45 +243,45 @@ class AdapterCheckpoint(HookedCheckpoint):
         return trainer.strategy.broadcast(content)
 
     def state_dict(self) -> dict[str, object]:
-        """Lightning's state and the best epoch's metrics: this epoch's while the best checkpoint is written."""
+        """Returns Lightning's state and the best epoch's metrics; those of this epoch while `best.ckpt` is written."""
         is_best = self.best_model_score is not self._score_before
         return {**super().state_dict(), "best_metrics": self._latest if is_best else self.best_metrics}
 
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
-        """Lightning's state and the best epoch's metrics; a run resumed in a new folder keeps the score to beat."""
+        """Restores Lightning's state and the best epoch's metrics, also if the run continues in a new folder."""
         best, own = Path(str(state_dict.get("best_model_path") or "")), self.dirpath
-        if not best.is_file():  # moved or deleted, or no path at all: no score to beat
+        if not best.is_file():  # moved, deleted or never written: there is no score to beat
             return
         self.best_metrics = cast("dict[str, float]", state_dict.get("best_metrics", {}))
-        self.dirpath = cast("str", state_dict.get("dirpath", own))  # or Lightning forgets the score
+        self.dirpath = cast("str", state_dict.get("dirpath", own))  # otherwise Lightning discards the score
         self.adapter_folder = best.parent.parent / ADAPTER_FOLDER
         super().load_state_dict(state_dict)
         self.dirpath = own
         self._score_before = self.best_model_score
 
 
-def unknown_monitor(monitor: str, names: Collection[str]) -> ConfigurationError:
-    """The error for a monitored metric that validation does not report.
+def unknown_monitor_error(monitor: str, names: Collection[str]) -> ConfigurationError:
+    """Returns the error for a monitored metric that validation does not report.
 
     Args:
-        monitor: The metric that was asked for.
+        monitor: The value of `checkpoint.monitor`.
         names: The metrics that validation reports.
 
     Returns:
-        To be raised.
+        The error to raise.
     """
     remedy = suggest_names(monitor, names)
     return ConfigurationError(f"checkpoint.monitor is {monitor!r}, which validation does not report; {remedy}")
 
 
-def _half_a_step(trainer: Trainer) -> bool:
-    """Whether this validation is in the middle of a step: accumulated gradients follow, which no checkpoint holds."""
+def _is_within_step(trainer: Trainer) -> bool:
+    """Returns whether validation interrupts a step, so that a checkpoint would lack its accumulated gradients."""
     progress, every = batch_progress(trainer), trainer.accumulate_grad_batches
     return bool(trainer.validating and progress.current.completed % every != 0 and not progress.is_last_batch)
 
 
-def _place(trainer: Trainer) -> tuple[int, int]:
-    """Number of optimizer steps and batches so far."""
+def _position(trainer: Trainer) -> tuple[int, int]:
+    """Returns the number of optimizer steps and batches so far."""
     return trainer.global_step, batch_progress(trainer).total.completed
 
 

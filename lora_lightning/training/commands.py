@@ -1,4 +1,4 @@
-"""From a command's words to what it needs, and from what went wrong to one sentence."""
+"""Prepares what a command needs, and turns errors of other packages into one sentence."""
 
 import logging
 import os
@@ -11,46 +11,46 @@ from lora_lightning.configuration.former_names import with_current_names
 from lora_lightning.configuration.yaml_files import check_config_files
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.training.lightning_cli import Command, LoraLightningCLI
-from lora_lightning.training.refusals import explaining_errors, option_error, run_error
+from lora_lightning.training.user_errors import explain_option_error, explain_run_error, replace_errors
 
 
-def prepare(command: Command, words: Sequence[str]) -> LoraLightningCLI:
-    """Parses a command's words and makes its trainer, task and data module; no weights load yet.
+def prepare_command(command: Command, arguments: Sequence[str]) -> LoraLightningCLI:
+    """Parses the arguments of a command and creates its trainer, task and data module. No weights are loaded yet.
 
     Args:
-        command: Which.
-        words: Its options, as on a command line.
+        command: The name of the command.
+        arguments: Its options, as on a command line.
 
     Returns:
-        What the command needs.
+        The trainer, task, data module and options.
 
     Raises:
         LoraLightningError: If an option, a file or a checkpoint is wrong.
     """
     silence_other_packages()
-    with explaining_errors(option_error):
-        return _prepare(command, words)
+    with replace_errors(explain_option_error):
+        return _parse_command(command, arguments)
 
 
-def _prepare(command: Command, words: Sequence[str]) -> LoraLightningCLI:
-    for word in words:
+def _parse_command(command: Command, arguments: Sequence[str]) -> LoraLightningCLI:
+    for word in arguments:
         if word.startswith(("--data.backbone", "--data.init_args.backbone")):
-            msg = "data.backbone always follows the model's; set --model.backbone instead."
+            msg = "data.backbone is always the same as model.backbone; set --model.backbone instead."
             raise ConfigurationError(msg)
-    check_config_files(words)
-    return LoraLightningCLI(command, with_current_names(words))
+    check_config_files(arguments)
+    return LoraLightningCLI(command, with_current_names(arguments))
 
 
 @contextmanager
 def explain_errors() -> Iterator[None]:
-    """Turns what other packages raise over a user's mistake into one sentence of ours.
+    """Replaces the errors that other packages raise about a user's mistake by one sentence.
 
     Raises:
-        LoraLightningError: In place of theirs.
-        KeyboardInterrupt: In place of Lightning's `SystemExit` after a Ctrl-C.
+        LoraLightningError: In place of an error of another package.
+        KeyboardInterrupt: In place of Lightning's `SystemExit` after Ctrl-C.
     """
     try:
-        with explaining_errors(run_error):
+        with replace_errors(explain_run_error):
             yield
     except SystemExit as error:
         if error.code == 1 and is_ending_after_interrupt():
@@ -59,14 +59,14 @@ def explain_errors() -> Iterator[None]:
 
 
 def silence_other_packages() -> None:
-    """Silences what other packages say at each start and a user cannot act on."""
-    # The last misses a kernel that would reorder 4-bit weights, which `keep_4bit_weights_in_order` prevents.
+    """Silences messages that other packages print at every start and that need no action."""
+    # The last one misses a kernel that reorders 4-bit weights, which `keep_4bit_weights_in_order` prevents anyway.
     for name in ("lightning.pytorch", "lightning.fabric", "bitsandbytes.backends.cpu.ops"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for message in (
         r".*does not have many workers.*",
         r".*Checkpoint directory .* exists and is not empty.*",
-        # CSVLogger's: the folder holds the run's config by then, and a former table stays.
+        # Of CSVLogger: at that point the folder contains the run's config, and an earlier table is kept.
         r"Experiment logs directory .* exists and is not empty.*",
         r".*number of training batches .* is smaller than the logging.*",
         r".*LeafSpec.*",

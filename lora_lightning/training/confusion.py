@@ -1,4 +1,4 @@
-"""A confusion matrix of the most confused labels, for TensorBoard."""
+"""Shows a confusion matrix of the most confused labels in TensorBoard."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ class ConfusionFigure(Callback):
     """Draws the confusion among the most confused labels after each validation and test.
 
     Args:
-        labels: How many labels to show at most.
+        labels: Maximum number of labels to show.
     """
 
     def __init__(self, labels: int = 20) -> None:
@@ -45,21 +45,21 @@ class ConfusionFigure(Callback):
             counts = confusion.compute().cpu()  # collective
             if not boards or not trainer.is_global_zero:
                 continue
-            rows = most_confused(counts, self.labels)
+            rows = most_confused_labels(counts, self.labels)
             figure = confusion_figure(counts[rows][:, rows], [pl_module.labels.names[row] for row in rows], split)
             for board in boards:
                 board.experiment.add_figure(f"{split}/confusion", figure, global_step=trainer.global_step)
 
 
-def most_confused(counts: Tensor, limit: int) -> list[int]:
+def most_confused_labels(counts: Tensor, limit: int) -> list[int]:
     """Selects the labels of the most frequent mistakes.
 
     Args:
         counts: (classes, classes), rows are truth, columns prediction.
-        limit: How many labels to select at most.
+        limit: Maximum number of labels to select.
 
     Returns:
-        Label indices: pairs by number of mistakes, the most confused pair first, its two labels side by side.
+        Label indices, sorted by pairs: the most confused pair first, its two labels next to each other.
     """
     mistakes = counts.clone().float().fill_diagonal_(0)
     mutual = torch.triu(mistakes + mistakes.T, diagonal=1)
@@ -93,12 +93,12 @@ def confusion_figure(counts: Tensor, names: list[str], split: str) -> "Figure":
     Args:
         counts: (labels, labels), rows are truth, columns prediction.
         names: Label of each row.
-        split: For the title.
+        split: The split that the title names.
 
     Returns:
-        A matplotlib figure that belongs to no window.
+        A matplotlib figure without a window.
     """
-    from matplotlib.figure import Figure  # noqa: PLC0415  # a second of import, needed only where something is drawn
+    from matplotlib.figure import Figure  # noqa: PLC0415  # takes a second, and is needed only to draw
 
     size = 3.5 + 0.34 * len(names)
     figure = Figure(figsize=(size + 1, size), layout="constrained")
@@ -109,7 +109,7 @@ def confusion_figure(counts: Tensor, names: list[str], split: str) -> "Figure":
         value = int(counts[row, column])
         color = "white" if value > strongest / 2 else "black"
         axes.text(column, row, str(value), ha="center", va="center", color=color, fontsize=8)
-    # Labels come from the user: a $ is no mathematics, and a very long label must not widen the figure.
+    # Labels come from the user: a $ does not start a formula, and a very long label must not widen the figure.
     shown = [label_for_figure(name) for name in names]
     plain: dict[str, Any] = {"fontsize": 8, "parse_math": False}
     axes.set_xticks(range(len(names)), shown, rotation=60, ha="right", rotation_mode="anchor", **plain)

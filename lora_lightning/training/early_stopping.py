@@ -1,4 +1,4 @@
-"""Early stopping that waits until a model may be exported."""
+"""Early stopping that waits until AdaLoRA's ranks are final."""
 
 from typing import cast
 
@@ -9,9 +9,9 @@ from lora_lightning.tasks import AdaptationTask
 
 
 class AdapterEarlyStopping(EarlyStopping):
-    """Lightning's `EarlyStopping` over the validations that `best.ckpt` may come from: of AdaLoRA the last ones."""
+    """Lightning's `EarlyStopping` on validations that may select `best.ckpt`: with AdaLoRA, only the last ones."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compares."""
+        """Checks the metric if this validation may select the best checkpoint."""
         if cast("AdaptationTask", pl_module).may_be_best:
             super().on_validation_end(trainer, pl_module)

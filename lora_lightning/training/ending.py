@@ -1,4 +1,4 @@
-"""How training ended: whether anything was trained, and why it ended before its last epoch."""
+"""How training ended: whether it took a step, and why it ended before its last epoch."""
 
 import math
 
@@ -10,33 +10,36 @@ from lora_lightning.errors import TrainingError
 from lora_lightning.training.checkpointing import AdapterCheckpoint
 
 
-def check_that_something_was_trained(trainer: Trainer) -> None:
+def check_at_least_one_step(trainer: Trainer) -> None:
     """Refuses a run that ended before its first optimizer step.
 
     Args:
-        trainer: After training.
+        trainer: The trainer after training.
 
     Raises:
         TrainingError: If there was no step.
     """
     if trainer.global_step > 0:
         return
-    why = why_it_ended_early(trainer) or "trainer.max_epochs, max_steps and limit_train_batches allow no step"
-    msg = f"training ended before its first optimizer step ({why}), so there is no trained model; allow it to train."
+    why = early_end_reason(trainer) or "trainer.max_epochs, max_steps and limit_train_batches allow no step"
+    msg = (
+        f"training ended before its first optimizer step ({why}), so there is no trained model; raise the limit that "
+        "ended it."
+    )
     raise TrainingError(msg)
 
 
-def why_it_ended_early(trainer: Trainer) -> str:
-    """Why a run ended before `max_epochs` or `max_steps`.
+def early_end_reason(trainer: Trainer) -> str:
+    """Returns why training ended before `max_epochs` or `max_steps`.
 
     Args:
-        trainer: After training.
+        trainer: The trainer after training.
 
     Returns:
-        In words; empty if it took all of its steps.
+        A reason for the user; empty if training took all of its steps.
     """
     for callback in trainer.early_stopping_callbacks:
-        if (reason := _why_stopped(callback)) is not None:
+        if (reason := _stopping_reason(callback)) is not None:
             return reason
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Timer) and (left := callback.time_remaining()) is not None and left <= 0:
@@ -61,19 +64,20 @@ def why_none_is_best(trainer: Trainer, checkpoint: AdapterCheckpoint) -> str:
     return "training ended before its first validation (trainer.val_check_interval, trainer.check_val_every_n_epoch)"
 
 
-def _why_stopped(callback: EarlyStopping) -> str | None:
+def _stopping_reason(callback: EarlyStopping) -> str | None:
     """Lightning's own `stopped_epoch` is 0 for a stop in the first epoch, as for none."""
     value = float(callback.best_score)
     best = f", the best is {value:.4f}" if math.isfinite(value) else ""
     return {
         EarlyStoppingReason.PATIENCE_EXHAUSTED: (
-            f"no better {callback.monitor} in {callback.patience} validations{best} (early_stopping.patience)"
+            f"{callback.monitor} did not improve in {callback.patience} validations{best} (early_stopping.patience)"
         ),
         EarlyStoppingReason.STOPPING_THRESHOLD: (
             f"{callback.monitor} reached {callback.stopping_threshold} (early_stopping.stopping_threshold)"
         ),
         EarlyStoppingReason.DIVERGENCE_THRESHOLD: (
-            f"{callback.monitor} passed {callback.divergence_threshold} (early_stopping.divergence_threshold)"
+            f"{callback.monitor} became worse than {callback.divergence_threshold} "
+            "(early_stopping.divergence_threshold)"
         ),
         EarlyStoppingReason.NON_FINITE_METRIC: f"{callback.monitor} was not finite (early_stopping.check_finite)",
     }.get(callback.stopping_reason)

@@ -1,4 +1,4 @@
-"""Scoring a checkpoint on a split, and predicting with it."""
+"""Evaluates a checkpoint on a split, and predicts with it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,30 +18,30 @@ AGAIN = "start the same command again"
 
 
 def folder_of_checkpoint(path: str) -> Path:
-    """Where results of a checkpoint belong: its run's folder, or the folder that it lies in.
+    """Returns the folder for the results of a checkpoint.
 
     Args:
         path: The checkpoint.
 
     Returns:
-        The folder.
+        The run folder of the checkpoint, or the folder that contains the file if it is not in a run folder.
     """
     folder = Path(path).absolute().parent
     return folder.parent if folder.name == CHECKPOINTS else folder
 
 
 def score_split(cli: LoraLightningCLI, command: Literal["validate", "test"]) -> dict[str, float]:
-    """Scores the validation or the test split, with the threshold that validation chose.
+    """Evaluates the validation or test split, with the threshold that validation chose.
 
     Args:
-        cli: Of the command.
-        command: Which split.
+        cli: The parsed command.
+        command: `validate` or `test`.
 
     Returns:
         Metrics by tag, such as `test/accuracy`.
 
     Raises:
-        LoraLightningError: If data and checkpoint do not fit.
+        LoraLightningError: If the data does not match the checkpoint.
     """
     check_same_labels(cli.start.labels, cli.datamodule.label_space, cli.options.ckpt_path)
     with ending_together(cli.trainer, AGAIN):
@@ -51,14 +51,14 @@ def score_split(cli: LoraLightningCLI, command: Literal["validate", "test"]) -> 
 
 
 def write_metrics(metrics: Mapping[str, float], path: Path) -> None:
-    """Writes metrics as JSON.
+    """Writes metrics to a JSON file.
 
     Args:
-        metrics: By tag.
+        metrics: Values by tag.
         path: The file.
 
     Raises:
-        ConfigurationError: If it cannot be written.
+        ConfigurationError: If the file cannot be written.
     """
     try:
         write_text_atomically(path, json.dumps(dict(metrics), indent=2) + "\n")
@@ -68,16 +68,16 @@ def write_metrics(metrics: Mapping[str, float], path: Path) -> None:
 
 
 def write_predictions(cli: LoraLightningCLI) -> PredictionWriter:
-    """Predicts every row of the input into a file: `--predictions.file`, or one in the run's folder.
+    """Predicts every row of the input and writes the results to `--predictions.file`, or to the run folder.
 
     Args:
-        cli: Of `predict`.
+        cli: The parsed `predict` command.
 
     Returns:
-        Knows the file and how many rows are in it.
+        The writer, which knows the file and its number of rows.
 
     Raises:
-        LoraLightningError: If input and checkpoint do not fit, or the file cannot be written.
+        LoraLightningError: If the input does not match the checkpoint, or the file cannot be written.
     """
     writer = _writer(cli)
     default = folder_of_checkpoint(cli.options.ckpt_path) / cli.datamodule.predictions_name
@@ -86,8 +86,8 @@ def write_predictions(cli: LoraLightningCLI) -> PredictionWriter:
     check_writable(Path(writer.file).parent, "--predictions.file to a file in a folder")
     if cli.datamodule.predict_file == "-" and cli.trainer.world_size > 1:
         msg = (
-            f"standard input has one reader, but this is {cli.trainer.world_size} processes; write the queries to a "
-            "file, or set --trainer.devices 1."
+            f"data.predict_file is -, but only one of the {cli.trainer.world_size} processes can read standard input; "
+            "write the queries to a file, or set --trainer.devices 1."
         )
         raise ConfigurationError(msg)
     predict_rows(cli)
@@ -98,10 +98,10 @@ def predict_rows(cli: LoraLightningCLI) -> Mapping[str, Sequence[Mapping[str, An
     """Predicts every row of the input.
 
     Args:
-        cli: Of `predict`.
+        cli: The parsed `predict` command.
 
     Returns:
-        Readable rows by split, in the order of the input; on the main process.
+        Readable rows by split, in the order of the input. Empty on all processes but the main process.
     """
     with ending_together(cli.trainer, AGAIN):
         cli.trainer.predict(

@@ -26,7 +26,7 @@ class FinalValidation(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Asks the trainer to stop by itself, upon which it validates first."""
+        """Sets `should_stop`, which makes the trainer validate before it stops."""
         del pl_module, outputs, batch, batch_idx
         if trainer.global_step == trainer.max_steps:
             trainer.should_stop = True

@@ -1,4 +1,4 @@
-"""Stop when the loss or the validation is not a number any more, and name a checkpoint that is still good."""
+"""Stops training if the loss or a validation metric is NaN or infinite, and names a checkpoint with finite weights."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ class FiniteLoss(Callback):
     """Stops before a NaN or infinite loss reaches the weights, and before NaN metrics reach a checkpoint."""
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Checks every loss before its gradients exist.
+        """Checks every loss before the backward pass.
 
         Raises:
             TrainingError: If the loss is NaN or infinite.
@@ -30,10 +30,10 @@ class FiniteLoss(Callback):
         raise TrainingError(msg)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Checks the validation's losses, and what decides about the best checkpoint, before that is written.
+        """Checks the validation losses and the monitored metric before the best checkpoint is written.
 
         Raises:
-            TrainingError: If one is NaN or infinite.
+            TrainingError: If one of them is NaN or infinite.
         """
         del pl_module
         if trainer.sanity_checking:
@@ -50,13 +50,13 @@ class FiniteLoss(Callback):
 
 
 def name_finite_checkpoint(trainer: Trainer) -> str:
-    """Names a checkpoint that was read again and holds finite numbers only.
+    """Names the newest checkpoint whose weights are all finite. The file is read to check this.
 
     Args:
-        trainer: Knows the checkpoints.
+        trainer: The trainer, for its checkpoint callbacks.
 
     Returns:
-        A sentence.
+        A sentence for an error message.
     """
     for callback in trainer.checkpoint_callbacks:
         for attribute in ("last_model_path", "best_model_path"):

@@ -1,4 +1,4 @@
-"""One training run from its checks to its results: what `fit` does, and `train` in Python."""
+"""One training run, from the first checks to the results: what `fit` and `lora_lightning.train` do."""
 
 import errno
 import os
@@ -30,27 +30,32 @@ from lora_lightning.runs.lock import lock_run_folder, lock_starts
 from lora_lightning.runs.processes import ending_together
 from lora_lightning.runs.provenance import git_state, package_versions
 from lora_lightning.runs.record import RunRecord
-from lora_lightning.runs.resume import check_not_started, check_unused, first_logger, return_to_checkpoint
+from lora_lightning.runs.resume import check_folder_is_unused, check_not_started, first_logger, rewind_run_folder
 from lora_lightning.tasks.hyperparameters import hyperparameter_conflicts
 from lora_lightning.tasks.optimization import count_trainable_parameters
 from lora_lightning.tasks.saved_base import BASE_MODEL
-from lora_lightning.training.announcements import announce_run, announce_untested
+from lora_lightning.training.announcements import announce_run, announce_skipped_test
 from lora_lightning.training.checkpointing import AdapterCheckpoint
-from lora_lightning.training.ending import check_that_something_was_trained, why_it_ended_early, why_none_is_best
+from lora_lightning.training.ending import check_at_least_one_step, early_end_reason, why_none_is_best
 from lora_lightning.training.lightning_cli import LoraLightningCLI
-from lora_lightning.training.option_checks import check_mode, check_reported, check_steps, check_writable
-from lora_lightning.training.refusals import run_error
+from lora_lightning.training.option_checks import (
+    check_monitor_is_reported,
+    check_monitor_mode,
+    check_step_options,
+    check_writable,
+)
 from lora_lightning.training.saved_config import RunConfigFile
+from lora_lightning.training.user_errors import explain_run_error
 from lora_lightning.training.validation_schedule import check_validation_options
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
 class TrainingRun:
-    """Trains, tests the best checkpoint, and writes what came out; once.
+    """Trains, tests the best checkpoint and writes the results. An object is used once.
 
     Args:
-        cli: What to train, with which trainer, on what.
+        cli: The parsed `fit` command with its trainer, task and data module.
     """
 
     def __init__(self, cli: LoraLightningCLI) -> None:
@@ -63,50 +68,50 @@ class TrainingRun:
         self._resources = ExitStack()  # the lock
 
     @property
-    def leaves_nothing(self) -> bool:
-        """Whether this is Lightning's trial of a few batches, which writes nothing."""
+    def is_fast_dev_run(self) -> bool:
+        """Whether this is Lightning's trial run of a few batches, which writes nothing."""
         return bool(self.options.trainer.get("fast_dev_run"))
 
     def execute(self) -> RunRecord | None:
-        """Does everything.
+        """Runs all steps: checks, training, test, results.
 
         Returns:
-            The finished run, on the main process; `None` after `fast_dev_run`, which leaves none.
+            The finished run on the main process; `None` on other processes and after `fast_dev_run`.
 
         Raises:
-            LoraLightningError: If options, data and model do not fit, or training fails.
-            VerificationError: If a check of the trained model failed; the results are written all the same.
-            TrainingStopped: After a signal; the step is finished and saved.
-            KeyboardInterrupt: After a Ctrl-C that stops at once.
+            LoraLightningError: If options, data and model do not match, or training fails.
+            VerificationError: If a check of the trained model failed. The results are written nevertheless.
+            TrainingStopped: After a signal. The current step is finished and saved.
+            KeyboardInterrupt: After a second Ctrl-C, which stops immediately.
         """
         with self._resources, ending_together(self.trainer, "resume with the same command and --resume auto"):
-            self.check()
-            self.open_folder()
-            with self._recording():
+            self.check_settings_and_data()
+            self.prepare_folder()
+            with self._record_ending():
                 self.fit()
                 metrics = self.test()
                 self.write_results(metrics)
         if self.failed_check is not None:
             raise self.failed_check
-        return None if self.leaves_nothing or not self.trainer.is_global_zero else RunRecord.load(self.folder)
+        return None if self.is_fast_dev_run or not self.trainer.is_global_zero else RunRecord.load(self.folder)
 
-    def check(self) -> None:
-        """Finds out before there is a run folder whether data and settings fit and results can be written."""
+    def check_settings_and_data(self) -> None:
+        """Checks settings and data before a run folder is created."""
         self.task.check_data(self.datamodule)
         if (space := self.datamodule.label_space) is not None:
             self.task.adopt_labels(space)
         check_same_labels(self.start.labels, space, self.options.ckpt_path)
         self.task.check_settings()
         self.task.resumes = self.options.ckpt_path is not None
-        check_mode(self.options.checkpoint.monitor, self.options.checkpoint.mode)
-        self.datamodule.check_splits("fit")  # reads the data, and so checks it, if no labels did
+        check_monitor_mode(self.options.checkpoint.monitor, self.options.checkpoint.mode)
+        self.datamodule.check_splits("fit")  # reads and checks the data, unless reading the labels has done so
         self._check_same_data()
         names = self.task.metric_names()
-        check_reported(self.options.checkpoint.monitor, self.datamodule.split_names("val"), names)
-        check_steps(self.options.trainer, self.options.early_stopping)
+        check_monitor_is_reported(self.options.checkpoint.monitor, self.datamodule.split_names("val"), names)
+        check_step_options(self.options.trainer, self.options.early_stopping)
         check_validation_options(self.options.trainer)
         if self.trainer.local_rank == 0:
-            self.datamodule.prepare_data()  # the trainer's own call will find it done
+            self.datamodule.prepare_data()  # nothing is left to do when the trainer calls it
 
     def _check_same_data(self) -> None:
         """Refuses to resume a run on other rows than it has seen so far."""
@@ -128,19 +133,19 @@ class TrainingRun:
             )
             raise DataError(msg)
 
-    def open_folder(self) -> None:
+    def prepare_folder(self) -> None:
         """Takes the run's folder, and brings it back to the checkpoint of a run that is resumed."""
-        if not self.trainer.is_global_zero or self.leaves_nothing:
+        if not self.trainer.is_global_zero or self.is_fast_dev_run:
             return
-        with self._saying_how_to_resume():
+        with self._add_resume_hint():
             check_writable(self.folder)
             if self.start.interrupted is None:
                 self._start_run()
             else:
                 self._lock_folder()
-                return_to_checkpoint(self.start.interrupted)
+                rewind_run_folder(self.start.interrupted)
             self.history = RunHistory(self.folder)
-            self.history.start(self._facts())
+            self.history.start(self._session_facts())
         interrupted = self.start.interrupted
         announce_run(self.folder, self.trainer, None if interrupted is None else interrupted.checkpoint)
 
@@ -151,7 +156,7 @@ class TrainingRun:
             if names_itself:
                 check_not_started(place, self.cli.settings_text(), self.cli.fill_defaults)
             self._lock_folder()
-            check_unused(self.folder)
+            check_folder_is_unused(self.folder)
             self._callback(RunConfigFile).write(self.folder)
 
     @property
@@ -161,7 +166,7 @@ class TrainingRun:
     def _lock_folder(self) -> None:
         self._resources.callback(lock_run_folder(self.folder).release)
 
-    def _facts(self) -> dict[str, Any]:
+    def _session_facts(self) -> dict[str, Any]:
         device = self.trainer.strategy.root_device
         return {
             "versions": package_versions(),
@@ -173,51 +178,51 @@ class TrainingRun:
         }
 
     def fit(self) -> None:
-        """Trains; a failed check of the trained model waits until the results are written.
+        """Trains. If a check of the trained model fails, the error is kept until the results are written.
 
         Raises:
-            TrainingStopped: After a signal, with how to resume; the step is finished and saved.
-            TrainingError: If the disk is full, or the run's folder has vanished, or nothing was trained.
-            KeyboardInterrupt: After a Ctrl-C that stops at once, with how to resume; Lightning has cleaned up.
+            TrainingStopped: After a signal; the message says how to resume. The current step is finished and saved.
+            TrainingError: If the disk is full, the run folder has disappeared, or no step was taken.
+            KeyboardInterrupt: After a second Ctrl-C; the message says how to resume. Lightning has cleaned up.
         """
         keep_signal_handlers(self.trainer)
         try:
-            with self._saying_how_to_resume(), self._timing("fit_seconds"):
+            with self._add_resume_hint(), self._measure_seconds("fit_seconds"):
                 self.trainer.fit(self.task, self.datamodule, ckpt_path=self.options.ckpt_path, weights_only=True)
         except VerificationError as error:
             if not self.checkpoint.exported_path:
                 raise
             self.failed_check = error
-        check_that_something_was_trained(self.trainer)
+        check_at_least_one_step(self.trainer)
 
     def test(self) -> dict[str, float]:
         """Tests the exported weights unless the options or the data say otherwise.
 
         Returns:
-            The best epoch's validation metrics and those of the test, by tag.
+            The validation metrics of the best epoch and the test metrics, by tag.
         """
         metrics = dict(self.checkpoint.best_metrics)
         chosen = self.checkpoint.exported_path
-        if self.leaves_nothing or not self.options.test_after_fit or not chosen:
+        if self.is_fast_dev_run or not self.options.test_after_fit or not chosen:
             return metrics
         if not self.datamodule.split_names("test"):
-            announce_untested(self.trainer, self.datamodule.without_test)
+            announce_skipped_test(self.trainer, self.datamodule.without_test)
             return metrics
         read_checkpoint(chosen)  # a resumed run's may lie anywhere
-        with self._saying_how_to_resume(), self._timing("test_seconds"):
+        with self._add_resume_hint(), self._measure_seconds("test_seconds"):
             self.trainer.test(self.task, self.datamodule, ckpt_path=chosen, verbose=False, weights_only=True)
         return metrics | {name: float(value) for name, value in self.trainer.callback_metrics.items()}
 
     def write_results(self, metrics: dict[str, float]) -> None:
-        """Writes `summary.json`, with which the run is finished.
+        """Writes `summary.json`, which marks the run as finished.
 
         Args:
-            metrics: By tag.
+            metrics: Values by tag.
 
         Raises:
-            TrainingError: If it cannot be written.
+            TrainingError: If the file cannot be written.
         """
-        if self.leaves_nothing or not self.trainer.is_global_zero:
+        if self.is_fast_dev_run or not self.trainer.is_global_zero:
             return
         trained, total = count_trainable_parameters(self.task)
         summary: dict[str, Any] = {
@@ -228,7 +233,7 @@ class TrainingRun:
             "monitor": None,
         }
         if best := self.checkpoint.best_model_path:
-            summary |= {"monitor": self.checkpoint.monitor, "best_checkpoint": _within(self.folder, best)}
+            summary |= {"monitor": self.checkpoint.monitor, "best_checkpoint": _relative_to(self.folder, best)}
         else:
             summary["no_best_checkpoint"] = self.why_none_is_best
         if self.ended_early:
@@ -239,8 +244,8 @@ class TrainingRun:
 
     @property
     def ended_early(self) -> str:
-        """Why training ended before its last step; empty if it did not."""
-        return why_it_ended_early(self.trainer)
+        """The reason why training ended before its last step; empty if it did not."""
+        return early_end_reason(self.trainer)
 
     @property
     def why_none_is_best(self) -> str:
@@ -249,14 +254,14 @@ class TrainingRun:
 
     @property
     def checkpoint(self) -> AdapterCheckpoint:
-        """The callback that keeps the best checkpoint."""
+        """The callback that saves the best checkpoint."""
         return cast("AdapterCheckpoint", self._callback(AdapterCheckpoint))
 
     def _callback(self, kind: Any) -> Any:
         return next(found for found in self.trainer.callbacks if isinstance(found, kind))  # type: ignore[attr-defined]
 
     @contextmanager
-    def _timing(self, name: str) -> Iterator[None]:
+    def _measure_seconds(self, name: str) -> Iterator[None]:
         start = time.monotonic()
         try:
             yield
@@ -264,66 +269,67 @@ class TrainingRun:
             self.seconds[name] = round(time.monotonic() - start, 3)
 
     @contextmanager
-    def _recording(self) -> Iterator[None]:
-        """Notes in `run.json` how the session ended, also if it did not end well."""
+    def _record_ending(self) -> Iterator[None]:
+        """Records in `run.json` how the session ended, including failures."""
         try:
             yield
         except (TrainingStopped, KeyboardInterrupt) as stop:
-            self._end("interrupted", _name_of_signal(stop))
+            self._end_session("interrupted", _name_of_signal(stop))
             raise
         except Exception as error:
-            told = run_error(error) or error
-            self._end("failed", " ".join(str(told).split()) or type(error).__name__)
+            told = explain_run_error(error) or error
+            self._end_session("failed", " ".join(str(told).split()) or type(error).__name__)
             raise
-        self._end("failed" if self.failed_check else "finished", str(self.failed_check or ""))
+        self._end_session("failed" if self.failed_check else "finished", str(self.failed_check or ""))
 
-    def _end(self, ending: Any, reason: str) -> None:
+    def _end_session(self, ending: Any, reason: str) -> None:
         if self.history is None or not self.folder.is_dir():
             return
         try:
             self.history.end(ending, reason, steps=self.trainer.global_step, **self.seconds)
-        except LoraLightningError:  # the disk is full: what failed first is told
+        except LoraLightningError:  # such as a full disk; the first failure is the one to report
             if ending == "finished":
                 raise
 
     @contextmanager
-    def _saying_how_to_resume(self) -> Iterator[None]:
+    def _add_resume_hint(self) -> Iterator[None]:
         try:
             yield
         except TrainingStopped as stop:
-            stop.how_to_resume = self._how_to_resume()
+            stop.resume_hint = self._resume_hint()
             raise
-        except SystemExit:  # Lightning's end of a Ctrl-C
+        except SystemExit:  # how Lightning ends after Ctrl-C
             if not self.trainer.interrupted:
                 raise
-            raise KeyboardInterrupt(self._how_to_resume()) from None
+            raise KeyboardInterrupt(self._resume_hint()) from None
         except OSError as error:
             if error.errno in DISK_ERRORS:
                 raise cannot_be_written(Path(error.filename or self.folder), error) from error
-            gone = isinstance(error, FileNotFoundError) and _is_in(self.folder, error.filename)
+            gone = isinstance(error, FileNotFoundError) and _is_path_in(self.folder, error.filename)
             if not self.trainer.is_global_zero or (self.folder.exists() and not gone):
                 raise  # other processes do not know the folder
             msg = (
-                f"the run folder {self.folder} vanished while it was written ({error.strerror}); when it is back, "
-                "resume with the same command and --resume auto, from what was saved since, or else from scratch."
+                f"the run folder {self.folder} disappeared while a file in it was being written ({error.strerror}); "
+                "run the same command with --resume auto, which resumes from what has been saved since, or starts from "
+                "scratch."
             )
             raise TrainingError(msg) from error
 
-    def _how_to_resume(self) -> str:
+    def _resume_hint(self) -> str:
         if not self.trainer.is_global_zero:
-            return ""  # the main process says it, and knows the folder
+            return ""  # only the main process knows the folder, and it prints the hint
         if not (config := self.folder / CONFIG).exists():
             return "nothing was saved, so start again"
         return f"resume with: {shlex.join(['lora-lightning', 'fit', '--config', str(config), '--resume', 'auto'])}"
 
 
 def check_same_labels(saved: LabelSpace | None, space: LabelSpace | None, path: str | None) -> None:
-    """Compares a checkpoint's labels with the data's before any weights load.
+    """Compares the labels of a checkpoint with those of the data before any weights load.
 
     Args:
-        saved: The checkpoint's.
-        space: The data's.
-        path: How to call the checkpoint.
+        saved: Labels of the checkpoint.
+        space: Labels of the data.
+        path: Name of the checkpoint for the message.
 
     Raises:
         CheckpointError: If they differ.
@@ -333,22 +339,22 @@ def check_same_labels(saved: LabelSpace | None, space: LabelSpace | None, path: 
     here, there = ({"label_space": asdict(labels)} for labels in (space, saved))
     if found := hyperparameter_conflicts(there, here, structural_only=True):
         msg = (
-            f"the checkpoint {path} has other labels than the data: {'; '.join(found)}. Use data with its labels, or a "
-            "checkpoint that was trained on these."
+            f"the labels of the checkpoint {path} differ from those of the data: {'; '.join(found)}. Use data with the "
+            "checkpoint's labels, or a checkpoint that was trained on this data."
         )
         raise CheckpointError(msg)
 
 
 def _name_of_signal(stop: BaseException) -> str:
-    return stop.asked.name if isinstance(stop, TrainingStopped) else "SIGINT"
+    return stop.received.name if isinstance(stop, TrainingStopped) else "SIGINT"
 
 
-def _within(folder: Path, path: str) -> str:
-    """A path relative to the run's folder, so that the folder may move; unchanged if it lies elsewhere."""
+def _relative_to(folder: Path, path: str) -> str:
+    """Returns a path relative to the run folder, which may then be moved; unchanged if it is outside the folder."""
     found = Path(path).absolute()
     return str(found.relative_to(folder.absolute())) if folder.absolute() in found.parents else path
 
 
-def _is_in(folder: Path, filename: Any) -> bool:
-    """Whether an error names a file in a folder, as text or, as TensorBoard does, as bytes."""
+def _is_path_in(folder: Path, filename: Any) -> bool:
+    """Returns whether the file name in an error, text or bytes (TensorBoard), is inside a folder."""
     return isinstance(filename, str | bytes) and folder.absolute() in Path(os.fsdecode(filename)).absolute().parents

@@ -1,4 +1,4 @@
-"""From a command's words to a trainer, a task and a data module; what they then do is in `fitting` and `evaluation`."""
+"""Parses a command's arguments and creates trainer, task and data module; `fitting` and `evaluation` use them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +28,7 @@ from lora_lightning.training.confusion import ConfusionFigure
 from lora_lightning.training.early_stopping import AdapterEarlyStopping
 from lora_lightning.training.final_validation import FinalValidation
 from lora_lightning.training.finite_loss import FiniteLoss
-from lora_lightning.training.option_checks import check_monitors_once, check_seed, check_strategy
+from lora_lightning.training.option_checks import check_no_repeated_monitors, check_seed, check_strategy
 from lora_lightning.training.prediction_writer import PredictionWriter
 from lora_lightning.training.saved_config import RunConfigFile
 from lora_lightning.training.starting_point import StartingPoint, find_starting_point
@@ -42,11 +42,11 @@ GROUPED = {"checkpoint": AdapterCheckpoint, "early_stopping": AdapterEarlyStoppi
 
 
 class LoraLightningCLI(LightningCLI):
-    """Parses a command's words, checks them, and makes what the command needs; runs nothing.
+    """Parses and checks the arguments of a command, and creates what the command needs. Runs nothing.
 
     Args:
-        command: Which.
-        words: Its options, as on a command line.
+        command: The name of the command.
+        arguments: Its options, as on a command line.
 
     Raises:
         LoraLightningError: If an option, a file or a checkpoint is wrong.
@@ -56,7 +56,7 @@ class LoraLightningCLI(LightningCLI):
     model: AdaptationTask
     start: StartingPoint
 
-    def __init__(self, command: Command, words: Sequence[str]) -> None:
+    def __init__(self, command: Command, arguments: Sequence[str]) -> None:
         self.command = command
         super().__init__(
             AdaptationTask,
@@ -65,23 +65,23 @@ class LoraLightningCLI(LightningCLI):
             trainer_defaults={"enable_model_summary": False, "use_distributed_sampler": False},
             seed_everything_default=0,
             parser_class=ArgumentParser,
-            # A typo is never taken for the beginning of another option.
+            # A typo must not be accepted as the abbreviation of another option.
             parser_kwargs={"prog": f"lora-lightning {command}", "description": None, "allow_abbrev": False},
             subclass_mode_model=True,
             subclass_mode_data=True,
-            args=list(words),
+            args=list(arguments),
             run=False,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the callbacks that every run has, and shares values that must agree."""
+        """Adds the options of the callbacks that every run has, and links options that must be equal."""
         for group, made_by in GROUPED.items():
             parser.add_lightning_class_args(made_by, group)
-        # AdapterCheckpoint already refuses a metric that does not exist; without validation there is none.
+        # AdapterCheckpoint refuses unknown metrics, and a run without validation has none.
         parser.set_defaults({"early_stopping.strict": False})
-        # Before the validation's checkpoint is written: metrics are not restored from it.
+        # After validation, not at the end of the epoch: a resumed run does not have the metrics any more.
         parser.set_defaults({"early_stopping.check_on_train_epoch_end": False})
         add_run_arguments(parser)
         parser.link_arguments("checkpoint.monitor", "early_stopping.monitor")
@@ -89,16 +89,16 @@ class LoraLightningCLI(LightningCLI):
         parser.link_arguments("model.init_args.backbone", "data.init_args.backbone")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parses, refuses what the parser accepts silently and nothing can use, and finds the weights to start from."""
+        """Parses, refuses useless values that the parser accepts silently, and finds the checkpoint to start from."""
         self.config = parser.parse_args(args)
         for group in GROUPS:
             if not hasattr(found := self.options.get(group, {}), "items"):
-                msg = f"{group} is {found!r}, but options by name are needed, such as --{group}.NAME VALUE."
+                msg = f"{group} is {found!r}, but named options are needed, such as --{group}.NAME VALUE."
                 raise ConfigurationError(msg)
         groups = {name: made_by for name, made_by in GROUPED.items() if name != "predictions"}
         check_nulls(self.options.as_dict(), groups)
         check_seed(self.options.seed_everything)
-        if self.command == "fit" and self.options.ckpt_path == "last":  # Lightning's word for it
+        if self.command == "fit" and self.options.ckpt_path == "last":  # Lightning's name for --resume auto
             self.options.ckpt_path, self.options.resume = None, "auto"
         self.start = find_starting_point(self.command, self.options, self.settings_text(), self.fill_defaults)
 
@@ -117,30 +117,30 @@ class LoraLightningCLI(LightningCLI):
         return text
 
     def fill_defaults(self, config: str) -> Mapping[str, Any]:
-        """Reads another run's `config.yaml` as if it were given to this command.
+        """Parses another run's `config.yaml` like a config of this command, and fills in the defaults.
 
         Args:
-            config: Its text, perhaps of an older release, which lacks options of today.
+            config: The text of the file. An older release may have written it, without today's newer options.
 
         Returns:
-            Every option by dotted name.
+            The value of every option by dotted name.
 
         Raises:
-            ConfigurationError: If it has an option that is no longer there.
+            ConfigurationError: If it contains an option that no longer exists.
         """
         return settings_in(self.parser.dump(self.parser.parse_string(config), skip_none=False))
 
     def before_instantiate_classes(self) -> None:
-        """Allows the backbone's own code if the options do."""
+        """Allows the backbone's own code to run if `trust_remote_code` is true."""
         if self.options.trust_remote_code:
             backbone = self.options.model.init_args.backbone
             trust_remote_code(backbone)
             rank_zero_warn(
-                f"trust_remote_code: Python files that come with {backbone} run here, and can do whatever you can."
+                f"trust_remote_code is true: Python files in {backbone} are executed with all of your permissions."
             )
 
     def after_instantiate_classes(self) -> None:
-        """Checks strategy and device. Prediction needs no training data: its labels come from the checkpoint."""
+        """Checks strategy and device. `predict` needs no training data: the labels come from the checkpoint."""
         check_strategy(self.trainer.strategy)
         watch_processes(self.trainer)
         self.model.check_trainer(self.trainer)
@@ -149,24 +149,24 @@ class LoraLightningCLI(LightningCLI):
             self.model.adopt_labels(self.start.labels)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Makes the trainer with the callbacks that the command needs.
+        """Creates the trainer with the callbacks that the command needs.
 
         Args:
-            kwargs: Options of the trainer that replace the user's.
+            kwargs: Trainer options that override those of the user.
 
         Returns:
             The trainer.
         """
         options: dict[str, Any] = {**self.config_init["trainer"], **kwargs}
-        check_monitors_once([entry.class_path for entry in as_list(self.options.trainer.callbacks)])
-        options = self._for_training(options) if self.command == "fit" else self._for_evaluation(options)
+        check_no_repeated_monitors([entry.class_path for entry in as_list(self.options.trainer.callbacks)])
+        options = self._training_options(options) if self.command == "fit" else self._evaluation_options(options)
         if options.get("enable_progress_bar") is not False:
             options["callbacks"].append(RichProgressBar(leave=False))
         return Trainer(**options)
 
-    def _for_training(self, options: dict[str, Any]) -> dict[str, Any]:
+    def _training_options(self, options: dict[str, Any]) -> dict[str, Any]:
         callbacks: list[Callback] = [StepBoundary(self.start.place), *as_list(options.get("callbacks"))]
-        # A loss or metric that is not finite is an error before early stopping or a checkpoint sees it.
+        # FiniteLoss comes before early stopping and checkpoints, which must not see a NaN.
         callbacks += [
             FiniteLoss(),
             FinalValidation(),
@@ -176,46 +176,47 @@ class LoraLightningCLI(LightningCLI):
         if options.get("logger") is not False:
             callbacks += [LearningRateMonitor("step"), ConfusionFigure(), ThroughputMonitor(), AdapterRanks()]
         elif options.get("default_root_dir") is None:
-            options["default_root_dir"] = str(next_unused_folder())
+            options["default_root_dir"] = str(next_run_folder())
         if not options.get("fast_dev_run"):
             callbacks.append(RunConfigFile(self.start.config or self.settings_text()))
         plugins = as_list(options.get("plugins"))
         return {**options, "callbacks": callbacks, "plugins": plugins + missing_plugins(plugins)}
 
-    def _for_evaluation(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Logs to no logger, for the command prints a table, and saves nothing."""
+    def _evaluation_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Removes loggers and checkpoints: the command prints a table and writes its own files."""
         callbacks = [own for own in as_list(options.get("callbacks")) if not isinstance(own, ModelCheckpoint)]
         if self.command == "predict":
             callbacks.append(self.config_init["predictions"])
             if options["devices"] == "auto":
-                options["devices"] = 1  # a few queries do not need a second process, and standard input has one reader
+                options["devices"] = 1  # enough for a few queries, and only one process can read standard input
         callbacks.append(FinalValidation())
         return {**options, "callbacks": callbacks, "logger": False, "enable_checkpointing": False}
 
 
 def add_run_arguments(parser: LightningArgumentParser) -> None:
-    """Adds the options that say where weights come from and what happens after training.
+    """Adds the options about checkpoints, trusted code and the test after training.
 
     Args:
-        parser: Of any command; all commands read one `config.yaml`.
+        parser: The parser of any command. All commands accept the same `config.yaml`.
     """
     parser.add_argument(
-        "--test_after_fit", type=bool, default=True, help="Test the best checkpoint when training ends."
+        "--test_after_fit", type=bool, default=True, help="Whether to test the best checkpoint after training."
     )
     parser.add_argument(
         "--resume",
         type=Literal["auto"] | None,
         default=None,
-        help="Of fit. auto: resume the newest run of the same settings, or the one whose config.yaml is given, in its "
-        "folder, from its newest intact checkpoint; start a run if there is none, do nothing if it is finished. So the "
-        "same command can be repeated until it exits with 0.",
+        help="For fit only. auto: resume the newest run with the same settings, or the run whose config.yaml is given, "
+        "from its newest intact checkpoint and in its folder. Starts a new run if there is none, and does nothing if "
+        "the run is finished, so the same command can be repeated until it exits with 0.",
     )
     parser.add_argument(
         "--trust_remote_code",
         type=bool,
         default=False,
-        help="Run the Python files in the repository of model.backbone, for an architecture that transformers lacks. "
-        "They can do whatever you can: read them first. A checkpoint never sets this.",
+        help="Whether to run the Python files in the repository of model.backbone, for architectures that are not part "
+        "of transformers. The files run with all of your permissions, so read them first. A checkpoint cannot set this "
+        "option.",
     )
     parser.add_argument(
         "--allow_other_base",
@@ -234,32 +235,32 @@ def add_run_arguments(parser: LightningArgumentParser) -> None:
         "--ckpt_path",
         type=str | None,
         default=None,
-        help="A checkpoint, such as RUN/checkpoints/best.ckpt: what validate, test and predict evaluate; fit starts a "
-        "new run from its weights and optimizer.",
+        help="Path of a checkpoint, such as RUN/checkpoints/best.ckpt. validate, test and predict evaluate it; fit "
+        "starts a new run from its weights and optimizer state.",
     )
     parser.add_argument(
-        "--weights_only", type=bool | None, default=None, help="Ignored: checkpoints never run code when they load."
+        "--weights_only", type=bool | None, default=None, help="Ignored. Loading a checkpoint never executes code."
     )
 
 
 def as_list(value: Any) -> list[Any]:
-    """A list of what may be nothing, one thing, or a list."""
+    """Returns a list from `None`, one object, or a list."""
     if value is None:
         return []
     return list(value) if isinstance(value, list) else [value]
 
 
-def next_unused_folder() -> Path:
-    """A folder for a run that has no logger to make one."""
+def next_run_folder() -> Path:
+    """Returns an unused folder for a run without a logger, which would choose one."""
     taken = [int(path.name[8:]) for path in LOGS.glob("version_*") if path.name[8:].isdigit()]
     return LOGS / f"version_{max(taken, default=-1) + 1}"
 
 
-def missing_plugins(asked: Sequence[Any]) -> list[Any]:
-    """What training needs beside the plugins asked for."""
+def missing_plugins(given: Sequence[Any]) -> list[Any]:
+    """Returns the plugins that training needs in addition to the given ones."""
     plugins: list[Any] = []
-    if not any(isinstance(plugin, CheckpointIO) for plugin in asked):
+    if not any(isinstance(plugin, CheckpointIO) for plugin in given):
         plugins.append(WholeCheckpointIO())
-    if SLURMEnvironment.detect() and not any(isinstance(plugin, ClusterEnvironment) for plugin in asked):
-        plugins.append(SLURMEnvironment(auto_requeue=False))  # StepBoundary saves whole steps instead
+    if SLURMEnvironment.detect() and not any(isinstance(plugin, ClusterEnvironment) for plugin in given):
+        plugins.append(SLURMEnvironment(auto_requeue=False))  # StepBoundary saves complete steps instead
     return plugins

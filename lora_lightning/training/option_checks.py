@@ -1,4 +1,4 @@
-"""What a run's options must be beyond their types, found before any weights load."""
+"""Checks of option values that types cannot express, before any weights load."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -12,7 +12,7 @@ from lora_lightning.callbacks.adapter_monitor import AdapterMonitor
 from lora_lightning.compat.lightning import copies_this_process
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.metrics.direction import HIGHER_IS_BETTER, LOWER_IS_BETTER
-from lora_lightning.training.checkpointing import unknown_monitor
+from lora_lightning.training.checkpointing import unknown_monitor_error
 from lora_lightning.training.strategies import FullyShardedStrategy
 
 SEEDS = 2**32  # NumPy's
@@ -20,54 +20,54 @@ MOST_BATCHES = 2**31  # the loss is multiplied by their number
 
 
 def check_seed(seed: bool | int | None) -> None:
-    """Refuses a seed that NumPy does not take, and true, which would be another run after each start.
+    """Refuses a seed that NumPy does not accept, and `true`, with which every start would be a different run.
 
     Args:
-        seed: `seed_everything`; false and `None` seed nothing.
+        seed: `seed_everything`. With false or `None`, nothing is seeded.
 
     Raises:
-        ConfigurationError: If it is too large or negative, or true.
+        ConfigurationError: If the seed is negative, too large, or true.
     """
     if seed is True:
-        msg = f"seed_everything is true, which is no number; give one in [0, {SEEDS}), or false to seed nothing."
+        msg = f"seed_everything is true, but it must be an integer in [0, {SEEDS}), or false to seed nothing."
         raise ConfigurationError(msg)
     if not isinstance(seed, bool) and seed is not None and not 0 <= seed < SEEDS:
-        msg = f"seed_everything is {seed}, but a seed in [0, {SEEDS}) is needed."
+        msg = f"seed_everything is {seed}, but it must be in [0, {SEEDS})."
         raise ConfigurationError(msg)
 
 
 def check_strategy(strategy: Strategy) -> None:
-    """Refuses a strategy whose checkpoints no other strategy could load, and processes that are copies of this one.
+    """Refuses strategies whose checkpoints no other strategy can load, and strategies that spawn or fork.
 
     Args:
-        strategy: The trainer's.
+        strategy: The trainer's strategy.
 
     Raises:
-        ConfigurationError: If it is one.
+        ConfigurationError: If the strategy is not supported.
     """
     if copies_this_process(strategy):
         msg = (
-            "trainer.strategy starts its processes by spawn or fork, which would leave the trained model in one of "
-            "them; set it to ddp."
+            "trainer.strategy starts its processes by spawn or fork, so the trained model would exist only in a "
+            "process that ends; set it to ddp."
         )
         raise ConfigurationError(msg)
     if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | FullyShardedStrategy):
         msg = (
-            f"trainer.strategy is {type(strategy).__name__}, whose checkpoints no other strategy could load; set "
-            "it to auto or ddp, or use configs/trainer/fsdp2.yaml, which shards."
+            f"trainer.strategy is {type(strategy).__name__}, whose checkpoints no other strategy can load; set it to "
+            "auto or ddp, or use configs/trainer/fsdp2.yaml, which shards the model."
         )
         raise ConfigurationError(msg)
 
 
-def check_mode(monitor: str, mode: str) -> None:
-    """Refuses to look for the worst model.
+def check_monitor_mode(monitor: str, mode: str) -> None:
+    """Refuses a mode that would select the worst model.
 
     Args:
-        monitor: The metric that decides what is best.
-        mode: `max` where higher is better, `min` where lower is.
+        monitor: The metric that selects the best checkpoint.
+        mode: `max` if higher values of the metric are better, `min` if lower values are.
 
     Raises:
-        ConfigurationError: If it is the other way round.
+        ConfigurationError: If the mode contradicts the direction of the metric.
     """
     metric = monitor.rpartition("/")[2].removesuffix("_at_threshold")
     if mode == "max" and metric in LOWER_IS_BETTER:
@@ -78,76 +78,77 @@ def check_mode(monitor: str, mode: str) -> None:
         raise ConfigurationError(msg)
 
 
-def check_reported(monitor: str, splits: Iterable[str], metrics: Iterable[str]) -> None:
-    """Refuses a metric of a validation split that the task does not have; a user's callback may log others.
+def check_monitor_is_reported(monitor: str, splits: Iterable[str], metrics: Iterable[str]) -> None:
+    """Refuses a metric of a validation split that the task does not report. Other names may come from a callback.
 
     Args:
-        monitor: The metric that decides what is best.
-        splits: Those of validation.
-        metrics: The task's, without a split.
+        monitor: The metric that selects the best checkpoint.
+        splits: Names of the validation splits.
+        metrics: Names of the task's metrics, without a split.
 
     Raises:
-        ConfigurationError: If there is none of that name.
+        ConfigurationError: If the monitor names a validation split, but none of its metrics.
     """
     names = [f"{split}/{metric}" for split in splits for metric in metrics]
     if monitor.partition("/")[0] in {name.partition("/")[0] for name in names} and monitor not in names:
-        raise unknown_monitor(monitor, names)
+        raise unknown_monitor_error(monitor, names)
 
 
-def check_steps(trainer: Any, early_stopping: Any) -> None:
-    """Refuses numbers that Lightning accepts silently and training cannot use.
+def check_step_options(trainer: Any, early_stopping: Any) -> None:
+    """Refuses numbers that Lightning accepts silently although training cannot use them.
 
     Args:
-        trainer: Its options.
-        early_stopping: Its options.
+        trainer: Options of the trainer.
+        early_stopping: Options of early stopping.
 
     Raises:
-        ConfigurationError: If there is one.
+        ConfigurationError: If one of the numbers is out of range.
     """
     batches, clip, patience = trainer.accumulate_grad_batches, trainer.gradient_clip_val, early_stopping.patience
     if not 1 <= batches <= MOST_BATCHES:  # Lightning divides by 0, and silently by -2
-        bound = "least 1 batch" if batches < 1 else f"most {MOST_BATCHES} batches"
-        msg = f"trainer.accumulate_grad_batches is {batches}, but a step is made of at {bound}."
+        bound = "least 1" if batches < 1 else f"most {MOST_BATCHES}"
+        msg = f"trainer.accumulate_grad_batches is {batches}, but it must be at {bound}."
         raise ConfigurationError(msg)
     if clip is not None and not 0 <= clip < math.inf:
-        msg = f"trainer.gradient_clip_val is {clip}, but a norm of at least 0 is needed, or null for no clipping."
+        msg = f"trainer.gradient_clip_val is {clip}, but it must be a finite norm of at least 0, or null to not clip."
         raise ConfigurationError(msg)
     if patience < 0:
-        msg = f"early_stopping.patience is {patience}, but it is a number of validations, at least 0."
+        msg = f"early_stopping.patience is {patience}, but it must be at least 0 validations."
         raise ConfigurationError(msg)
     if trainer.get("overfit_batches"):
         msg = "trainer.overfit_batches is not supported; use trainer.limit_train_batches and limit_val_batches."
         raise ConfigurationError(msg)
 
 
-def check_monitors_once(class_paths: Sequence[str]) -> None:
-    """Refuses a monitor that is there twice: both would write the same file, as where two configs bring it.
+def check_no_repeated_monitors(class_paths: Sequence[str]) -> None:
+    """Refuses a monitor that is added twice, for example by two configs: both would write the same file.
 
     Args:
-        class_paths: Of `trainer.callbacks`.
+        class_paths: The class paths in `trainer.callbacks`.
 
     Raises:
-        ConfigurationError: Names the first.
+        ConfigurationError: If a monitor occurs more than once.
     """
     names = [path.rpartition(".")[2] for path in class_paths]
     for name in names:
         monitor = getattr(callbacks, name, None)
         if names.count(name) > 1 and isinstance(monitor, type) and issubclass(monitor, AdapterMonitor):
             msg = (
-                f"trainer.callbacks has {name} {names.count(name)} times; leave all but one out, or one of the configs."
+                f"trainer.callbacks contains {name} {names.count(name)} times; keep one of them, or leave out one of "
+                "the configs that add it."
             )
             raise ConfigurationError(msg)
 
 
 def check_writable(folder: Path, remedy: str = "--trainer.logger.init_args.save_dir to a folder") -> None:
-    """Makes a folder and tries to write into it.
+    """Creates a folder and checks that files can be written to it.
 
     Args:
-        folder: Where results will land.
-        remedy: What to set to what, to choose another place.
+        folder: The folder for the results.
+        remedy: The option that chooses another folder, after "set".
 
     Raises:
-        ConfigurationError: If that fails.
+        ConfigurationError: If the folder cannot be created or written.
     """
     probe = folder / ".writable"
     try:
@@ -155,5 +156,5 @@ def check_writable(folder: Path, remedy: str = "--trainer.logger.init_args.save_
         probe.touch()
         probe.unlink()
     except OSError as error:
-        msg = f"the folder {folder} cannot be written ({error.strerror}); set {remedy} that can."
+        msg = f"the folder {folder} is not writable ({error.strerror}); set {remedy} that is."
         raise ConfigurationError(msg) from error

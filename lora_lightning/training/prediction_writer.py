@@ -1,4 +1,4 @@
-"""Write what `predict` found: gathers every process's rows, the task makes them readable, the data module writes."""
+"""Collects the predictions of all processes; the task makes them readable, and the data module writes them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +14,11 @@ from lora_lightning.tasks import AdaptationTask
 
 
 class PredictionWriter(BasePredictionWriter):
-    """Writes one row a prediction, in the order of the input, in the data module's own format.
+    """Writes one row per prediction, in the order of the input and in the format of the data module.
 
     Args:
-        file: Where to; the ending decides the format, for example `.csv` or `.jsonl`. Without it, `lora-lightning
-            predict` chooses a place in the checkpoint's run folder, and `lora_lightning.predict` writes no file.
+        file: The file to write. Its extension decides the format, for example `.csv` or `.jsonl`. If it is not given,
+            `lora-lightning predict` writes to the checkpoint's run folder, and `lora_lightning.predict` writes no file.
     """
 
     def __init__(self, file: str | None = None) -> None:
@@ -33,11 +33,11 @@ class PredictionWriter(BasePredictionWriter):
         predictions: Sequence[Any],
         batch_indices: Sequence[Any],
     ) -> None:
-        """Gathers every process's rows and writes them in one place."""
+        """Gathers the rows of all processes, and writes them on the main process."""
         del batch_indices
         datamodule = cast("AdaptationDataModule", trainer.datamodule)  # type: ignore[attr-defined]
         names = datamodule.split_names(PREDICT)
-        # Lightning gives a list of batches, or one for each loader where there are several.
+        # Lightning passes a list of batches, or one such list per loader if there are several.
         own = [predictions] if len(names) == 1 else list(predictions)
         parts: list[Any] = [own]
         if trainer.world_size > 1:
@@ -56,5 +56,5 @@ class PredictionWriter(BasePredictionWriter):
 
     @property
     def rows_written(self) -> int:
-        """How many predictions there are, of all splits."""
+        """Number of predictions in all splits."""
         return sum(len(part) for part in self.rows.values())

@@ -1,4 +1,4 @@
-"""The `config.yaml` of a training run, which repeats it."""
+"""Writes the `config.yaml` of a training run, with which the run can be repeated."""
 
 import signal
 from pathlib import Path
@@ -17,23 +17,23 @@ from lora_lightning.training.step_boundary import StepBoundary
 
 
 class RunConfigFile(Callback):
-    """Keeps `config.yaml` in the folder of a training run, and notes in its checkpoints whose they are.
+    """Writes `config.yaml` to the run folder, and a fingerprint of it to the run's checkpoints.
 
     Args:
-        text: The file's content.
+        text: The content of the file.
     """
 
     def __init__(self, text: str) -> None:
         self.text = text
 
     def write(self, folder: Path) -> None:
-        """Writes the file unless it is there; on the main process, before others start, so that they find the run.
+        """Writes the file unless it exists. The main process does so before it starts others, which look for the run.
 
         Args:
-            folder: The run's.
+            folder: The run folder.
 
         Raises:
-            TrainingError: If it cannot be written.
+            TrainingError: If the file cannot be written.
         """
         path = folder / CONFIG
         if path.exists():
@@ -45,19 +45,19 @@ class RunConfigFile(Callback):
             raise cannot_be_written(path, error) from error
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Watches over the folder from when training starts."""
+        """Makes `StepBoundary` check before each log that the run folder still exists."""
         del pl_module
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if stage == "fit" and trainer.is_global_zero and isinstance(callback, StepBoundary):
                 callback.before_logging = self.restore_run_folder
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Notes whose checkpoint it is."""
+        """Adds the fingerprint of `config.yaml`, which identifies the checkpoint's run."""
         del trainer, pl_module
         checkpoint[SETTINGS] = text_fingerprint(self.text)
 
     def restore_run_folder(self, trainer: Trainer) -> None:
-        """Makes a run folder that vanished again, and asks for a stop after the step, to begin with curves again."""
+        """Creates a run folder that has disappeared again, and requests a stop, because its curves are lost."""
         path = run_folder_of(trainer) / CONFIG
         if path.exists():
             return
@@ -65,5 +65,5 @@ class RunConfigFile(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 reopen_event_file(logger)
-        rank_zero_warn(f"the run folder {path.parent} vanished; it is made again, without the curves so far.")
+        rank_zero_warn(f"the run folder {path.parent} disappeared; it is created again, without the previous curves.")
         signal.raise_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""What a command starts from: a checkpoint that was asked for, a run to resume, or nothing yet."""
+"""What a command starts from: the checkpoint in `ckpt_path`, a run to resume, or the pretrained weights."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from lora_lightning.tasks.saved_base import BASE_MODEL, check_base
 
 @dataclass(frozen=True)
 class StartingPoint:
-    """Where the weights come from.
+    """The checkpoint or run that a command starts from.
 
     Attributes:
-        interrupted: The run that is resumed; `None` for a new one.
-        place: Name and optimizer steps of the checkpoint; `None` without one.
-        labels: Those of the checkpoint; `None` if it has none.
+        interrupted: The run that is resumed; `None` for a new run.
+        place: File name and number of optimizer steps of the checkpoint; `None` without a checkpoint.
+        labels: Labels of the checkpoint; `None` if it has none.
     """
 
     interrupted: InterruptedRun | None = None
@@ -43,7 +43,7 @@ def find_starting_point(
 
     Args:
         command: `fit`, `validate`, `test` or `predict`.
-        options: Of the command; `ckpt_path` and the logger's version become those of a run that is resumed.
+        options: Options of the command. If a run is resumed, its `ckpt_path` and the logger's version are set.
         settings: The same options as YAML.
         fill_defaults: As in `find_interrupted_run`.
 
@@ -51,11 +51,11 @@ def find_starting_point(
         The starting point.
 
     Raises:
-        CheckpointError: If there is no checkpoint where one is needed, or it contradicts the options.
-        ConfigurationError: If `resume` cannot be followed.
+        CheckpointError: If the command needs a checkpoint but has none, or if the checkpoint contradicts the options.
+        ConfigurationError: If `resume` is not possible.
     """
     if options.resume is not None and command != "fit":
-        msg = f"resume is an option of fit, and {command} has nothing to resume; leave it out."
+        msg = f"resume is {options.resume}, but only fit can resume a run; leave it out for {command}."
         raise ConfigurationError(msg)
     interrupted = None
     if options.resume is not None and not options.trainer.get("fast_dev_run"):
@@ -65,7 +65,7 @@ def find_starting_point(
             options.ckpt_path = str(interrupted.checkpoint)
     path = options.ckpt_path
     if path is None and command != "fit":
-        msg = f"{command} needs --ckpt_path of a trained model, such as <run>/checkpoints/best.ckpt."
+        msg = f"{command} needs a trained model; set --ckpt_path to a file such as <run>/checkpoints/best.ckpt."
         raise CheckpointError(msg)
     if path is None:
         return StartingPoint(interrupted)
@@ -110,14 +110,14 @@ def check_same_model(
         compare_base: Whether the name of the backbone counts; it does not if its content was compared.
 
     Raises:
-        CheckpointError: If they differ; names both values.
+        CheckpointError: If they differ; the message names both values.
     """
     asked = model.init_args.as_dict()
     unknown, lacking = sorted(saved.keys() - asked.keys()), sorted(asked.keys() - saved.keys())
     if unknown and lacking:  # either alone may come from another release
         msg = (
-            f"the checkpoint {path} is of another task than {model.class_path.rpartition('.')[2]}: it has "
-            f"{', '.join(unknown)} and no {', '.join(lacking)}. Use the config.yaml of the checkpoint's run."
+            f"the checkpoint {path} does not belong to {model.class_path.rpartition('.')[2]}: it has "
+            f"{', '.join(unknown)}, but no {', '.join(lacking)}. Use the config.yaml of the checkpoint's run."
         )
         raise CheckpointError(msg)
     if found := hyperparameter_conflicts(saved, asked, structural_only, compare_base):
@@ -134,5 +134,5 @@ def _labels(saved: Mapping[str, Any], path: str) -> LabelSpace | None:
     try:
         return LabelSpace(**saved["label_space"])
     except TypeError as error:
-        msg = f"the checkpoint {path} holds no labels as this program saves them ({error}); use another file."
+        msg = f"the labels in the checkpoint {path} are malformed ({error}); use another file of the run."
         raise CheckpointError(msg) from error

@@ -1,4 +1,4 @@
-"""What happens between two optimizer steps, so that a run that ends there can be resumed as if it had not."""
+"""What happens between two optimizer steps, so that a run that stops there can be resumed exactly."""
 
 import os
 import random
@@ -17,16 +17,17 @@ from lora_lightning.training.stop_requests import StopSignals
 
 
 class StepBoundary(Callback):
-    """Before each batch: keeps the last step where that is due, stops if asked to, and seeds the batch's randomness.
+    """Before each batch: writes `last.ckpt` if it is due, stops if requested, and seeds the random numbers.
 
-    Must be the first callback: what the others do with the batch at hand belongs to the next step.
+    It must be the first callback, because everything that other callbacks do with the batch belongs to the next step.
 
-    Every training batch is seeded by `seed_everything`, epoch, batch and process. A checkpoint then needs no random
-    states: Lightning writes it on the main process alone, so those of the others would be lost, and validation and
-    monitors could not draw a number without changing what follows. With `seed_everything: false` nothing is seeded.
+    Every training batch is seeded from `seed_everything`, epoch, batch and process. A checkpoint then needs no random
+    states: Lightning writes it on the main process only, so those of the others would be lost, and no validation or
+    monitor could draw a random number without changing the following steps. With `seed_everything: false` nothing is
+    seeded.
 
     Args:
-        start: Name and optimizer steps of the checkpoint that this process found to resume from.
+        start: File name and number of optimizer steps of the checkpoint from which this process resumes.
     """
 
     def __init__(self, start: tuple[str, int] | None = None) -> None:
@@ -36,20 +37,20 @@ class StepBoundary(Callback):
         self._began = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Compares which checkpoints the processes resume from, before they do anything together."""
+        """Checks that all processes resume from the same checkpoint, before they do anything together."""
         del pl_module
         if stage == "fit":
-            check_same_start(trainer, self.start)
+            check_same_checkpoint(trainer, self.start)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listens from here on; Lightning has set its own handlers by now."""
+        """Installs the signal handlers; Lightning has already installed its own."""
         del trainer, pl_module
-        self.signals.listen()
+        self.signals.install_handlers()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listens from here on, where nothing was validated before; a run that had stopped early stays stopped."""
+        """Installs the signal handlers if there was no sanity check; a run that had stopped early stays stopped."""
         del pl_module
-        self.signals.listen()
+        self.signals.install_handlers()
         self._began = True
         if batch_progress(trainer).current.ready == 0:
             begin_epoch_afresh(trainer)
@@ -64,18 +65,18 @@ class StepBoundary(Callback):
             run_end_of_training(trainer)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing is lost when the test after training ends at once: a resumed run tests again."""
+        """Lets signals stop the test immediately. Nothing is lost, because a resumed run tests again."""
         del pl_module
-        self.signals.check(trainer)  # the last validation may have been asked to stop
-        self.signals.stop_at_once(trainer)
-        set_logged_step(trainer, trainer.global_step)  # the run may have ended by resuming from a validation
+        self.signals.stop_if_requested(trainer)  # a signal may have arrived during the last validation
+        self.signals.stop_immediately(trainer)
+        set_logged_step(trainer, trainer.global_step)  # which is not set if the run resumed after its last step
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
-        """Before the step is logged."""
+        """Calls `before_logging` before the step is logged."""
         self._before_logging(trainer)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Before the metrics are logged."""
+        """Calls `before_logging` before the metrics are logged."""
         del pl_module
         self._before_logging(trainer)
 
@@ -84,59 +85,63 @@ class StepBoundary(Callback):
             self.before_logging(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Does all three.
+        """Writes `last.ckpt` if it is due, stops if requested, and seeds the batch.
 
         Raises:
-            TrainingStopped: If any process was asked to stop; the last step is saved.
+            TrainingStopped: If any process received a signal. The last step is saved.
         """
         del batch
         self._before_logging(trainer)
         if batch_idx % trainer.accumulate_grad_batches == 0:  # the last step is complete
             checkpoint = next(c for c in trainer.checkpoint_callbacks if isinstance(c, AdapterCheckpoint))
             checkpoint.save_last_when_due(trainer)
-            self.signals.check(trainer, save=checkpoint.save_last_between_steps)
+            self.signals.stop_if_requested(trainer, save=checkpoint.save_last_between_steps)
         seed_batch(pl_module.device, trainer.current_epoch, batch_idx, trainer.global_rank)
 
 
-def check_same_start(trainer: Trainer, start: tuple[str, int] | None) -> None:
-    """Refuses processes that found different checkpoints, as machines without a common file system do; collective.
+def check_same_checkpoint(trainer: Trainer, start: tuple[str, int] | None) -> None:
+    """Refuses to start if processes found different checkpoints, as without a shared file system; collective.
 
     Args:
-        trainer: Knows the other processes.
-        start: Name and optimizer steps of this process's checkpoint, if it found one.
+        trainer: The trainer.
+        start: File name and number of optimizer steps of this process's checkpoint, if it found one.
 
     Raises:
-        CheckpointError: On every process, if one found another than the main process.
+        CheckpointError: On every process, if any of them found another checkpoint than the main process.
     """
     if trainer.world_size == 1:
         return
     starts: list[Any] = [None] * trainer.world_size
     torch.distributed.all_gather_object(starts, start)
-    said = [f"{found[0]} of step {found[1]}" if found else "no checkpoint" for found in starts]
-    for rank, found in enumerate(said):
-        if found != said[0]:
+    described = [f"{found[0]} of step {found[1]}" if found else "no checkpoint" for found in starts]
+    for rank, found in enumerate(described):
+        if found != described[0]:
             msg = (
-                f"the main process resumes from {said[0]}, but process {rank} found {found}; put the run folder where "
-                "all machines see the same files, and start the same command again."
+                f"the main process resumes from {described[0]}, but process {rank} found {found}; put the run folder "
+                "on a file system that all machines share, and start the same command again."
             )
             raise CheckpointError(msg)
 
 
-def seed_batch(device: torch.device, *place: int) -> None:
-    """Seeds PyTorch, NumPy and Python from `seed_everything` and a place in training; nothing without a seed.
+def seed_batch(device: torch.device, *position: int) -> None:
+    """Seeds PyTorch, NumPy and Python from `seed_everything` and a position in training.
+
+    Does nothing if `seed_everything` is false.
 
     Args:
-        device: Where random numbers of PyTorch are drawn.
-        place: Numbers that tell the batch from all others.
+        device: The device on which PyTorch draws random numbers.
+        position: Numbers that identify the batch.
     """
     seed = os.environ.get("PL_GLOBAL_SEED")
     if seed is None:
         return
-    words = np.random.SeedSequence((int(seed), *place)).generate_state(2, np.uint32)
+    words = np.random.SeedSequence((int(seed), *position)).generate_state(2, np.uint32)
     torch_seed, numpy_seed = (int(word) for word in words)
     if device.type == "cpu":
-        torch.default_generator.manual_seed(torch_seed)  # torch.manual_seed walks the stack for a GPU to come
+        torch.default_generator.manual_seed(
+            torch_seed
+        )  # torch.manual_seed is slow: it also prepares the seed of GPUs that are not initialized
     else:
         torch.manual_seed(torch_seed)
-    np.random.seed(numpy_seed)  # noqa: NPY002  # the global state is what a user's callback may draw from
+    np.random.seed(numpy_seed)  # noqa: NPY002  # a user's callback may use the global state
     random.seed(numpy_seed)

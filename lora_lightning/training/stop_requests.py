@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: noted at once, obeyed after the step."""
+"""Signals during training: the run stops after the current step. `runs.signals` has the handlers before and after."""
 
 import os
 import signal
@@ -11,30 +11,30 @@ import torch
 from lightning import Trainer
 
 from lora_lightning.errors import TrainingStopped
-from lora_lightning.runs.signals import ASKING, is_first_of_its_machine, set_stop_handler
+from lora_lightning.runs.signals import STOP_SIGNALS, is_main_process_of_machine, set_stop_handler
 
 
 class StopSignals:
-    """Handlers of SIGINT, SIGTERM and SIGUSR1 for the time of training; a second Ctrl-C stops at once.
+    """Handles SIGINT, SIGTERM and SIGUSR1 during training. A second Ctrl-C stops immediately.
 
-    Lightning puts the handlers of before back when it is done.
+    Lightning restores the previous handlers when training ends.
     """
 
     def __init__(self) -> None:
-        self._asked = 0
-        self._process = os.getpid()  # workers that load data inherit the handlers
+        self._received = 0
+        self._process = os.getpid()  # data loading processes inherit the handlers
 
-    def listen(self) -> None:
-        """Takes over the signals; only Python's main thread may."""
+    def install_handlers(self) -> None:
+        """Installs the handlers, in Python's main thread only."""
         if threading.current_thread() is threading.main_thread():
-            for number in ASKING:
-                signal.signal(number, self._note)
+            for number in STOP_SIGNALS:
+                signal.signal(number, self._handle_signal)
 
-    def stop_at_once(self, trainer: Trainer) -> None:
-        """Lets SIGTERM and SIGUSR1 end what runs now, when all is saved; Ctrl-C does so by itself.
+    def stop_immediately(self, trainer: Trainer) -> None:
+        """From now on, SIGTERM and SIGUSR1 stop immediately, like Ctrl-C. To be called when everything is saved.
 
         Args:
-            trainer: Knows the last step.
+            trainer: The trainer, for its number of steps.
         """
 
         def stop(number: int, frame: FrameType | None) -> None:
@@ -44,33 +44,33 @@ class StopSignals:
 
         set_stop_handler(stop)
 
-    def check(self, trainer: Trainer, save: Callable[[Trainer], None] | None = None) -> None:
-        """Stops if any process was asked to; collective.
+    def stop_if_requested(self, trainer: Trainer, save: Callable[[Trainer], None] | None = None) -> None:
+        """Stops if any process received a signal; collective.
 
         Args:
-            trainer: Knows the last step.
-            save: Saves it; `None` where it is saved.
+            trainer: The trainer, for its number of steps.
+            save: A function that saves the last step; `None` if it is already saved.
 
         Raises:
-            TrainingStopped: On every process.
+            TrainingStopped: On every process, if any of them received a signal.
         """
-        if asked := self._agreed(trainer):
+        if received := self._received_by_any_process(trainer):
             if save is not None:
                 save(trainer)
-            raise TrainingStopped(asked, trainer.global_step, main_process=trainer.local_rank == 0)
+            raise TrainingStopped(received, trainer.global_step, main_process=trainer.local_rank == 0)
 
-    def _agreed(self, trainer: Trainer) -> signal.Signals | None:
-        """What any of the processes was asked: the same on every process; collective."""
-        number = self._asked
+    def _received_by_any_process(self, trainer: Trainer) -> signal.Signals | None:
+        """Returns the same signal on every process; collective."""
+        number = self._received
         if trainer.world_size > 1:
-            asked = torch.tensor(number, device=trainer.strategy.root_device)
-            number = int(trainer.strategy.reduce(asked, reduce_op="max"))
+            received = torch.tensor(number, device=trainer.strategy.root_device)
+            number = int(trainer.strategy.reduce(received, reduce_op="max"))
         return signal.Signals(number) if number else None
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _handle_signal(self, number: int, frame: FrameType | None) -> None:
         del frame
-        if number == signal.SIGINT and self._asked:
+        if number == signal.SIGINT and self._received:
             raise KeyboardInterrupt
-        if number == signal.SIGINT and os.getpid() == self._process and is_first_of_its_machine():
-            sys.stderr.write("\nstops after this step, or this validation; Ctrl-C again stops at once\n")
-        self._asked = number
+        if number == signal.SIGINT and os.getpid() == self._process and is_main_process_of_machine():
+            sys.stderr.write("\nstopping after this step or validation; press Ctrl-C again to stop immediately\n")
+        self._received = number

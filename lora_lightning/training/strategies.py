@@ -1,4 +1,4 @@
-"""How training spreads over processes, where Lightning's own strategies are not enough."""
+"""FSDP2 with one checkpoint file that every strategy can load."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,14 +16,14 @@ from lora_lightning.lora.sharding import full_state_dict, gather_full_tensor, sh
 
 
 class FullyShardedStrategy(ModelParallelStrategy):
-    """FSDP2: every process keeps a slice of each weight, gradient and optimizer state.
+    """FSDP2: every process holds a shard of each weight, gradient and optimizer state.
 
-    Lightning's `ModelParallelStrategy` over all processes, with the checkpoints of the other strategies: one file that
-    holds the trainable parameters as full tensors and loads with any strategy on any number of processes. The frozen
-    base is never gathered to save. The tasks shard their model in `configure_model`.
+    Lightning's `ModelParallelStrategy` over all processes, with the same checkpoints as the other strategies: one file
+    that contains the trainable parameters as full tensors, and that any strategy with any number of processes can load.
+    The frozen base is never gathered to be saved. The tasks shard their model in `configure_model`.
 
     Args:
-        process_group_backend: Such as `nccl` or `gloo`; `null` chooses by device.
+        process_group_backend: For example `nccl` or `gloo`; `null` chooses by device.
     """
 
     def __init__(self, process_group_backend: str | None = None) -> None:
@@ -41,15 +41,15 @@ class FullyShardedStrategy(ModelParallelStrategy):
 
     @property
     def lightning_restore_optimizer(self) -> bool:
-        """Lightning hands the optimizer's state to `load_optimizer_state_dict`."""
+        """Returns true, so that Lightning calls `load_optimizer_state_dict`."""
         return True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """What a checkpoint may hold: full tensors on the main process, no values on the others; collective."""
+        """Returns the model's state: full tensors on the main process, no values on the others; collective."""
         return full_state_dict(self._module(), keep=self.is_global_zero)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The optimizer's own state with full tensors, as without sharding; collective."""
+        """Returns the optimizer's state with full tensors, as without sharding; collective."""
         plain = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         state: dict[str, Any] = apply_to_collection(
             plain.state_dict(), DTensor, gather_full_tensor, keep=self.is_global_zero
@@ -58,28 +58,28 @@ class FullyShardedStrategy(ModelParallelStrategy):
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Reads the file on every process."""
-        # Past ModelParallelStrategy, which would load into the model before anything is checked.
+        # Skips ModelParallelStrategy, which would load the model before anything is checked.
         return super(ModelParallelStrategy, self).load_checkpoint(checkpoint_path, weights_only)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Loads this process's slices."""
+        """Loads this process's shards of the weights."""
         module = self._module()
         module.load_state_dict(shard_state_dict_like(checkpoint["state_dict"], module.state_dict()), strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Loads this process's slices of what the optimizer knows about each parameter."""
+        """Loads this process's shards of the optimizer state."""
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             state = {
-                number: {name: _slice(value, parameters[number]) for name, value in values.items()}
+                number: {name: _shard(value, parameters[number]) for name, value in values.items()}
                 for number, values in saved["state"].items()
             }
             optimizer.load_state_dict({**saved, "state": state})
 
     def _module(self) -> torch.nn.Module:
-        assert self.lightning_module is not None  # noqa: S101  # Lightning attaches it before it asks
+        assert self.lightning_module is not None  # noqa: S101  # Lightning attaches it first
         return self.lightning_module
 
 
-def _slice(value: Any, parameter: Tensor) -> Any:
+def _shard(value: Any, parameter: Tensor) -> Any:
     return shard_like(value, parameter) if isinstance(value, Tensor) else value

@@ -1,4 +1,4 @@
-"""How fast training is, how much memory it takes, and how much of it is padding."""
+"""Logs the speed of training, its peak memory and its share of padding."""
 
 import time
 from typing import Any
@@ -7,31 +7,31 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lora_lightning.runs.resources import peak_memory, time_when_idle
+from lora_lightning.runs.resources import peak_memory, synchronized_time
 
 MIB = 2**20
 
 
 class ThroughputMonitor(Callback):
-    """Logs what happened since the last log, every `trainer.log_every_n_steps` optimizer steps and at the end.
+    """Logs averages since the previous log, every `trainer.log_every_n_steps` optimizer steps and at the end.
 
-    Below `training_efficiency/`: `samples_per_second` and `tokens_per_second` (without padding) of all processes,
-    `seconds_per_step` (of the optimizer), `padding_share` in [0, 1], and `peak_memory_mib` since the process began, of
-    the process that took most: what PyTorch allocated on a GPU, or else resident memory. Loading batches counts; the
-    first batch, validation and checkpoints do not.
+    The tags begin with `training_efficiency/`: `samples_per_second` and `tokens_per_second` (without padding) over all
+    processes, `seconds_per_step` (per optimizer step), `padding_share` in [0, 1], and `peak_memory_mib` since the start
+    of the process, of the process with the highest peak: memory that PyTorch allocated on a GPU, or else resident
+    memory. The time for loading batches is included; the first batch, validation and checkpoints are not.
 
-    Lightning's own monitor waits for a GPU at each batch, takes all batches for equally large, counts padding, and says
-    nothing about runs shorter than its window. Here a GPU is waited for only where something is logged.
+    Lightning's own monitor synchronizes with the GPU at each batch, assumes batches of equal size, counts padding, and
+    logs nothing for runs shorter than its window. This one synchronizes only when it logs or pauses.
     """
 
     def __init__(self) -> None:
-        self._since: float | None = None  # unknown before the first batch, and after a pause
+        self._since: float | None = None  # `None` before the first batch and after a pause
         self._logged_at = 0
         self._reset()
 
     def _reset(self) -> None:
         self._seconds, self._batches, self._samples, self._places = 0.0, 0, 0, 0
-        self._tokens: Tensor | int = 0  # on the device, so that counting waits for nothing
+        self._tokens: Tensor | int = 0  # on the device, so that counting needs no synchronization
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts a new measurement."""
@@ -45,7 +45,7 @@ class ThroughputMonitor(Callback):
         self._stop(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stops the clock: from here to the next epoch is no training."""
+        """Stops the clock until the next epoch starts."""
         del pl_module
         self._stop(trainer)
 
@@ -55,7 +55,7 @@ class ThroughputMonitor(Callback):
         """Counts a batch; the first one after a pause only starts the clock."""
         del pl_module, outputs, batch_idx
         if self._since is None:
-            self._since = time_when_idle(trainer.strategy.root_device)
+            self._since = synchronized_time(trainer.strategy.root_device)
             return
         mask = batch["attention_mask"]
         self._batches += 1
@@ -69,14 +69,14 @@ class ThroughputMonitor(Callback):
             self._log(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Logs what is left."""
+        """Logs the rest."""
         del pl_module
         self._stop(trainer)
         self._log(trainer)
 
     def _stop(self, trainer: Trainer) -> None:
         if self._since is not None:
-            self._seconds += time_when_idle(trainer.strategy.root_device) - self._since
+            self._seconds += synchronized_time(trainer.strategy.root_device) - self._since
             self._since = None
 
     def _log(self, trainer: Trainer) -> None:

@@ -92,7 +92,7 @@ def test_code_of_a_backbone_runs_only_where_the_user_says_so(
     assert not mark.exists()
 
     assert main([*fit, TRUST]) == 0
-    assert f"Python files that come with {backbone} run here" in capfd.readouterr().err
+    assert f"Python files in {backbone} are executed" in capfd.readouterr().err
     assert mark.exists()
 
     # The checkpoint may be a stranger's, so it does not say it again.

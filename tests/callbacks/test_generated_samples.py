@@ -86,7 +86,7 @@ def test_without_tensorboard_nothing_is_generated(
 
 @pytest.mark.parametrize("prompts", [[], ["w1", " "]])
 def test_prompts_must_say_something(prompts: list[str]) -> None:
-    with pytest.raises(ConfigurationError, match="at least one prompt, and none may be empty"):
+    with pytest.raises(ConfigurationError, match="must contain at least one prompt, and no empty one"):
         GeneratedSamples(prompts)
 
 

@@ -18,7 +18,7 @@ from tests.conftest import TinyBackbone
 from tests.tiny_data import save_tiny_table
 from tests.tiny_glue import ROWS, save_tiny_glue
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*where GLUE has", "ignore:.*are in the training data too")
+pytestmark = pytest.mark.filterwarnings("ignore:.*where GLUE has", "ignore:.*are also in the training data")
 
 KINDS = {
     "word": ("single_label_classification", "val/f1", ["no", "yes"]),
@@ -203,7 +203,7 @@ def test_predict_writes_the_submission_into_the_run(mnli_run: Path, capsys: pyte
     assert main(evaluate_words("predict", mnli_run)) == 0
     assert main(evaluate_words("predict", mnli_run, "--data.task_name=ax")) == 0
     folder = mnli_run / "glue_submission"
-    assert f"{ROWS} predictions are in {folder}" in capsys.readouterr().out
+    assert f"{ROWS} predictions written to {folder}" in capsys.readouterr().out
     assert sorted(path.name for path in folder.iterdir()) == ["AX.tsv", "MNLI-m.tsv", "MNLI-mm.tsv"]
     answers = {path.name: [line.split("\t") for line in path.read_text().splitlines()] for path in folder.iterdir()}
     for lines in answers.values():

@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torchmetrics import Metric
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from lora_lightning.cli.commands import run as run_command
+from lora_lightning.cli.commands import run_command
 from lora_lightning.cli.main import main
 from lora_lightning.tasks import SequenceClassificationTask
 from tests.conftest import TinyBackbone
@@ -296,22 +296,22 @@ MISUSE: dict[str, tuple[Misuse, list[str]]] = {
         for number, (word, sentence) in enumerate(
             {
                 "trainer.gradient_clip_val=-1": "trainer.gradient_clip_val is -1",
-                "trainer.gradient_clip_val=.nan": "trainer.gradient_clip_val is nan, but a norm of at least 0",
-                "trainer.accumulate_grad_batches=10000000000": "a step is made of at most 2147483648 batches",
-                "early_stopping.patience=-1": "early_stopping.patience is -1, but it is a number of validations",
+                "trainer.gradient_clip_val=.nan": "trainer.gradient_clip_val is nan, but it must be a finite norm",
+                "trainer.accumulate_grad_batches=10000000000": "it must be at most 2147483648",
+                "early_stopping.patience=-1": "early_stopping.patience is -1, but it must be at least 0 validations",
                 "early_stopping.patience=null": "early_stopping.patience is 'None', but a value of type int",
                 "model.lora.r=1000000000": "model.lora.r is 1000000000, but no layer to adapt has a side longer than",
                 "model.lora.lora_alpha=1e300": "model.lora.lora_alpha is 1e+300, but it must be above 0",
                 "model.optimization.learning_rate=.inf": "learning_rate is inf, but it must be above 0",
                 "model.optimization.weight_decay=.nan": "weight_decay is nan, but it must be at least 0",
-                "seed_everything=-1": "seed_everything is -1, but a seed in [0, 4294967296) is needed",
+                "seed_everything=-1": "seed_everything is -1, but it must be in [0, 4294967296)",
                 f"data.data_dir={'a' * 3000}": "a file name is too long: 'aaaaaa",
-                f"trainer.logger.save_dir={'a' * 3000}": "cannot be written (File name too long)",
+                f"trainer.logger.save_dir={'a' * 3000}": "is not writable (File name too long)",
                 f"model.backbone=./{'a' * 3000}": "a file name is too long: 'aaaaaa",
                 "data.data_dir=a\0b": "contains the character",
                 "trainer.logger.save_dir=a\0b": "contains the character",
                 "model.backbone=./a\0b": "the backbone './a",
-                "trainer=5": "trainer is '5', but options by name are needed",
+                "trainer=5": "trainer is '5', but named options are needed",
             }.items()
         )
     },
@@ -372,11 +372,11 @@ MISUSE: dict[str, tuple[Misuse, list[str]]] = {
     ),
     "run folder in use": (
         lambda run, _: ["fit", f"--config={run / 'config.yaml'}", "--trainer.logger.version=0"],
-        ["already holds a run"],
+        ["already contains a run"],
     ),
     "run folder not writable": (
         lambda run, _: ["fit", f"--config={run / 'config.yaml'}", "--trainer.logger.save_dir=/proc/nowhere"],
-        ["/proc/nowhere", "cannot be written"],
+        ["/proc/nowhere", "is not writable"],
     ),
     "no such accelerator": (
         lambda run, _: ["fit", f"--config={run / 'config.yaml'}", "--trainer.accelerator=mps"],
@@ -405,7 +405,7 @@ MISUSE: dict[str, tuple[Misuse, list[str]]] = {
     "negative seed": (lambda run, _: evaluate_words("fit", run, "--seed_everything=-1"), ["-1"]),
     "no batch to a step": (
         lambda run, _: ["fit", f"--config={run / 'config.yaml'}", "--trainer.accumulate_grad_batches=0"],
-        ["trainer.accumulate_grad_batches is 0", "at least 1 batch"],
+        ["trainer.accumulate_grad_batches is 0", "at least 1"],
     ),
     "negative workers": (lambda run, _: evaluate_words("fit", run, "--data.num_workers=-1"), ["num_workers is -1"]),
     "validation after the epoch's end": (
@@ -504,11 +504,9 @@ def test_a_checkpoint_that_does_not_fit_is_found_before_any_weights_load(
     monkeypatch.delattr(SequenceClassificationTask, "build_network")
     fewer = [f"--data.data_dir={_fewer_intents(tmp_path)}", f"--data.cache_dir={tmp_path}"]
     assert main(evaluate_words(command, run, *fewer)) == 2
-    assert "has other labels than the data: label_space.names is" in capfd.readouterr().err
+    assert "differ from those of the data: label_space.names is" in capfd.readouterr().err
     assert main([command, f"--config={run / 'config.yaml'}", _checkpoint(run, tmp_path, _of_another_task)]) == 2
-    message = (
-        "is of another task than SequenceClassificationTask: it has n_best and no label_smoothing, label_space. Use"
-    )
+    message = "does not belong to SequenceClassificationTask: it has n_best, but no label_smoothing, label_space. Use"
     assert message in capfd.readouterr().err
 
 

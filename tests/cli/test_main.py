@@ -9,7 +9,7 @@ import warnings
 import pytest
 
 from lora_lightning import __version__
-from lora_lightning.cli.main import COMMANDS, main, one_line
+from lora_lightning.cli.main import COMMANDS, main, printable_line
 from lora_lightning.errors import ConfigurationError, ExitStatus, TrainingStopped, VerificationError
 
 
@@ -53,7 +53,7 @@ def test_a_warning_is_a_sentence_without_the_place_in_the_code(
         warnings.simplefilter("always")
         warnings.warn("2 rows are\nin both splits.", stacklevel=2)
 
-    monkeypatch.setattr("lora_lightning.cli.commands.run", run)
+    monkeypatch.setattr("lora_lightning.cli.commands.run_command", run)
     before = warnings.showwarning
     assert main(["fit"]) == 0
     assert capsys.readouterr().err == "lora-lightning: warning: 2 rows are in both splits.\n"
@@ -77,7 +77,7 @@ def test_unknown_command_exits_with_2(capsys: pytest.CaptureFixture[str]) -> Non
     ],
 )
 def test_a_message_is_one_line_that_moves_no_cursor(text: str, line: str) -> None:
-    assert one_line(text) == line
+    assert printable_line(text) == line
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_a_process_that_stops_without_the_others_does_not_look_well(
     def stop(_: list[str]) -> None:
         raise TrainingStopped(signal.SIGTERM, 3, main_process, alone)
 
-    monkeypatch.setattr("lora_lightning.cli.commands.run", stop)
+    monkeypatch.setattr("lora_lightning.cli.commands.run_command", stop)
     assert main(["fit"]) == status
     assert capsys.readouterr().err.count("stopped by SIGTERM after step 3") == main_process
 
@@ -133,7 +133,7 @@ def test_every_command_has_the_same_exit_statuses_and_debug_prints_every_traceba
         raise error
 
     given: list[list[str]] = []
-    monkeypatch.setattr("lora_lightning.cli.commands.run", run)
+    monkeypatch.setattr("lora_lightning.cli.commands.run_command", run)
     assert main([command, "--config=x"]) == status
     plain = capsys.readouterr().err
     assert ("Traceback (most recent call last)" in plain) == printed

@@ -202,7 +202,7 @@ def test_a_monitor_that_two_configs_bring_is_refused(
 ) -> None:
     single = ALL_MONITORS.with_name("rank_utilization.yaml")
     assert main([*with_monitors(fit_words(tiny_backbone("bert"), tmp_path)), f"--config={single}"]) == 2
-    assert "trainer.callbacks has RankUtilizationMonitor 2 times; leave all but one out" in capsys.readouterr().err
+    assert "trainer.callbacks contains RankUtilizationMonitor 2 times; keep one of them" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -156,7 +156,7 @@ def test_prediction_lands_in_the_run_and_needs_no_answers(
     (tmp_path / "ask.json").write_text(json.dumps(content))
     assert main(evaluate_words("predict", run, f"--data.predict_file={tmp_path / 'ask.json'}")) == 0
     assert len(json.loads((run / "predictions.json").read_text())) == 18
-    assert f"18 predictions are in {run / 'predictions.json'}" in capfd.readouterr().out
+    assert f"18 predictions written to {run / 'predictions.json'}" in capfd.readouterr().out
 
 
 def test_training_goes_on_from_the_last_checkpoint(run: Path, tmp_path: Path) -> None:

@@ -65,12 +65,12 @@ EXPLAINED_INSIDE = """Parser key "data":
         ),
         (
             "Parser key \"checkpoint\":\n  Unable to load config 'val/x'",
-            "checkpoint is 'val/x', but options by name are needed; see `lora-lightning fit --help`.",
+            "checkpoint is 'val/x', but named options are needed; see `lora-lightning fit --help`.",
         ),
         (
             "Errors:\n  - functools.partial(<f>) argument after ** must be a mapping, not float",
             (
-                "model has a group of options that is a float, but options by name are needed; see "
+                "model has a group of options that is a float, but named options are needed; see "
                 "`lora-lightning fit --help`."
             ),
         ),
@@ -95,7 +95,7 @@ def test_explain(message: str, sentence: str) -> None:
 
 
 def test_a_sentence_of_our_own_survives() -> None:
-    own = "model.lora.r is 0, but a rank is at least 1; for full fine-tuning write `lora: null`."
+    own = "model.lora.r is 0, but it must be at least 1; for full fine-tuning write `lora: null`."
     assert (
         explain_parser_message(f"Parser key \"model\":\n  Errors:\n    - {own}\n    - Expected a <class 'NoneType'>")
         == own

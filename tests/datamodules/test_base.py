@@ -175,8 +175,8 @@ def test_predict_needs_no_data_set_and_keeps_the_queries(
 @pytest.mark.parametrize(
     ("setting", "value", "wording"),
     [
-        ("batch_size", 0, "data.batch_size is 0, but a batch has at least 1 row"),
-        ("eval_batch_size", -1, "data.eval_batch_size is -1, but a batch has at least 1 row"),
+        ("batch_size", 0, "data.batch_size is 0, but it must be at least 1 row"),
+        ("eval_batch_size", -1, "data.eval_batch_size is -1, but it must be at least 1 row"),
         ("max_length", 2, "data.max_length is 2, but a text has at least 3 tokens"),
         ("max_length", 10**30, "but a tokenizer counts to 2147483647"),
     ],

@@ -131,7 +131,7 @@ def test_a_record_may_switch_all_of_its_responses_off() -> None:
         ({"instruction": "x"}, "f: the field 'output' is missing"),
         ({"text": "x"}, "has text; give every record instruction and output, or messages with role and"),
         ({"instruction": "x", "output": " "}, "f: the field 'output' is empty"),
-        ({"instruction": "x", "output": "y", "input": 3}, "f: the field 'input' must be a text, and it is 3"),
+        ({"instruction": "x", "output": "y", "input": 3}, "f: the field 'input' must be a text, but it is 3"),
         ({"instruction": "x", "output": "y", "system": 3}, "f: the field 'system' must be a text"),
         ({"instruction": "x", "output": "y", "history": ["a"]}, "f: history must be a list of pairs"),
         ({"instruction": "x", "output": "y", "history": [["a", ""]]}, "f: history must be a list of pairs"),

@@ -72,7 +72,7 @@ def test_a_file_that_is_not_json_is_named(tmp_path: Path, content: bytes) -> Non
     path.write_bytes(content)
     message = error_of(Clinc150DataModule(str(tmp_path)))
     assert message.startswith(f"{path} is not JSON (")
-    assert message.endswith("; fetch the original release again.")
+    assert message.endswith("; download the original release again.")
 
 
 def test_a_file_in_another_encoding_is_named_with_its_line(tmp_path: Path) -> None:
@@ -149,8 +149,8 @@ def test_the_hub_has_no_full_variant() -> None:
 
 
 UNREACHABLE = re.escape(
-    "the data set clinc/clinc_oos could not be fetched from the hub; without network set --data.data_dir to a folder "
-    "with the original release's data_small.json."
+    "the data set clinc/clinc_oos could not be downloaded from the hub; without network set --data.data_dir to a "
+    "folder with the original release's data_small.json."
 )
 
 

@@ -95,13 +95,15 @@ def test_a_file_that_lacks_rows_is_an_error_with_both_numbers(tmp_path: Path, ta
     message = error_of(GlueDataModule(task, str(tmp_path)))
     official = GLUE_TASKS[task].splits["train"].rows
     assert message == (
-        f"{tmp_path}/{FOLDERS[task]}/train.tsv has {ROWS} rows where GLUE has {official}; fetch the file again, or set "
-        "--data.allow_partial true to use it as it is."
+        f"{tmp_path}/{FOLDERS[task]}/train.tsv has {ROWS} rows where GLUE has {official}; download the file again, or "
+        "set --data.allow_partial true to use it as it is."
     )
 
 
 def test_a_file_that_lacks_rows_may_be_allowed(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match=rf"dev\.tsv has {ROWS} rows where GLUE has 277; scores on it compare with no"):
+    with pytest.warns(
+        UserWarning, match=rf"dev\.tsv has {ROWS} rows where GLUE has 277; scores on it cannot be compared"
+    ):
         module_of(tmp_path, "rte").load_splits()
 
 
@@ -114,7 +116,7 @@ def test_a_file_without_rows_is_never_allowed(tmp_path: Path, task: str, name: s
     path = tmp_path / FOLDERS[task] / name
     header = path.read_text().split("\n")[0] + "\n"
     path.write_text(header * lines if task == "rte" else "")  # CoLA has none
-    assert error_of(module) == f"{path} holds no rows; fetch the file again."
+    assert error_of(module) == f"{path} has no rows; download the file again."
 
 
 @pytest.mark.filterwarnings("ignore:.*where GLUE has")
@@ -126,8 +128,8 @@ def test_a_missing_file_is_named_with_what_is_there(tmp_path: Path, task: str) -
     (place / name).unlink()
     there = ", ".join(sorted(path.name for path in place.iterdir()))
     assert error_of(module) == (
-        f"--data.data_dir: {task} needs {place / name}, which does not exist; {place} has {there}. Fetch the file, or "
-        "set data_dir to null to read the hub."
+        f"--data.data_dir: {task} needs {place / name}, which does not exist; {place} has {there}. Download the file, "
+        "or set data_dir to null to read the hub."
     )
 
 
@@ -135,7 +137,7 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     message = error_of(GlueDataModule("mnli", str(tmp_path)))
     assert message == (
         f"--data.data_dir: mnli needs {tmp_path}/MNLI/dev_matched.tsv, which does not exist; {tmp_path}/MNLI has no "
-        ".tsv files. Fetch the file, or set data_dir to null to read the hub."
+        ".tsv files. Download the file, or set data_dir to null to read the hub."
     )
 
 
@@ -163,14 +165,14 @@ WRONG = {
     "a column too many": ("RTE", "3\tw1\tw2\tentailment\tw3", "line 4: 5 columns where 4 are needed"),
     "an unknown label": ("RTE", "3\tw1\tw2\tentailed", "the label 'entailed' in column 'label' is none of the 2 known"),
     "an empty text": ("RTE", "3\tw1\t \tentailment", "line 4: the text in column 'sentence2' is empty"),
-    "no number": ("STS-B", "3\t\t\t\t\t\t\tw1\tw2\tn/a", "line 4: the column 'score' must hold a finite number"),
+    "no number": ("STS-B", "3\t\t\t\t\t\t\tw1\tw2\tn/a", "line 4: the column 'score' must contain a finite number"),
     "a score too high": (
         "STS-B",
         "3\t\t\t\t\t\t\tw1\tw2\t5.1",
         "line 4: the score 5.1 is not in [0, 5], as STS-B's are",
     ),
     "a score too low": ("STS-B", "3\t\t\t\t\t\t\tw1\tw2\t-1", "line 4: the score -1 is not in [0, 5]"),
-    "not a number": ("STS-B", "3\t\t\t\t\t\t\tw1\tw2\tNaN", "line 4: the column 'score' must hold a finite number"),
+    "not a number": ("STS-B", "3\t\t\t\t\t\t\tw1\tw2\tNaN", "line 4: the column 'score' must contain a finite number"),
 }
 
 
@@ -228,7 +230,9 @@ def test_an_index_that_is_no_number_is_named(tmp_path: Path) -> None:
     module = module_of(tmp_path, "rte")
     path = tmp_path / "RTE" / "test.tsv"
     path.write_text(path.read_text().replace("\n4\t", "\nfour\t"))
-    with pytest.raises(DataError, match=r"test\.tsv, line 6: the column 'index' must hold a finite number, but holds"):
+    with pytest.raises(
+        DataError, match=r"test\.tsv, line 6: the column 'index' must contain a finite number, but contains"
+    ):
         module.load_prediction_splits()
 
 
@@ -326,8 +330,8 @@ def test_a_hub_without_network_is_an_error_with_a_remedy(monkeypatch: pytest.Mon
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
     assert error_of(GlueDataModule("sst2")) == (
-        "the data set nyu-mll/glue could not be fetched from the hub; without network set --data.data_dir to a folder "
-        "that holds SST-2/ of the GLUE download."
+        "the data set nyu-mll/glue could not be downloaded from the hub; without network set --data.data_dir to a "
+        "folder that holds SST-2/ of the GLUE download."
     )
 
 

@@ -146,7 +146,7 @@ def test_doubtful_rows_are_counted() -> None:
     with pytest.warns(UserWarning) as said:  # noqa: PT030
         Doubtful().load_splits()
     assert [str(warning.message) for warning in said] == [
-        "2 of 3 rows of the test split are in the training data too, such as ' t0'; scores will be too good.",
+        "2 of 3 rows of the test split are also in the training data, such as ' t0'; scores on them will be too high.",
         "1 text occurs with different labels, such as 't2' with 'alarm' and 'pay'; correct or remove the rows.",
         (
             "the training data has labels that differ only in case, spaces, Unicode form or invisible characters: "

@@ -69,5 +69,5 @@ def test_numbers_in_every_common_form(cell: Any, value: float) -> None:
 def test_anything_else_is_refused_with_its_place(cell: Any, found: str) -> None:
     with pytest.raises(DataError) as raised:
         finite_numbers(table_of("1", cell), "score")
-    start = "rows.csv, line 3: the column 'score' must hold a finite number, but holds "
+    start = "rows.csv, line 3: the column 'score' must contain a finite number, but contains "
     assert str(raised.value).startswith(start + found)

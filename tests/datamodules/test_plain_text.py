@@ -214,7 +214,7 @@ def test_a_context_beyond_the_models_positions_is_refused(gpt2: str, tmp_path: P
         ({"train_file": "{folder}/none.txt"}, DataError, "cannot be read"),
         ({"train_file": "{folder}/empty.txt"}, DataError, "is empty"),
         ({"train_file": "{folder}/line.txt"}, DataError, r"line\.txt has 1 lines, too few to hold out 0\.05"),
-        ({"dataset_name": "no/such"}, DataError, "could not be fetched"),
+        ({"dataset_name": "no/such"}, DataError, "could not be downloaded"),
     ],
 )
 def test_wrong_options_and_files_are_refused(

@@ -51,8 +51,8 @@ def test_a_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (b"hi\n\nbye\n", "{name}, line 2: the text is empty; remove the row or fill it in."),
         (b"hi\nbye\n \t\nhello", "{name}, line 3: the text is empty; remove the row or fill it in."),
         (b"\nhi", "{name}, line 1: the text is empty; remove the row or fill it in."),
-        (b"", "{name} holds no query; write one query a line."),
-        (b" \n\n", "{name} holds no query; write one query a line."),
+        (b"", "{name} contains no query; write one query per line."),
+        (b" \n\n", "{name} contains no query; write one query per line."),
         (b"hi\ncaf\xe9\n", "{name}, line 2: byte 6 of the file is not UTF-8; save the file in UTF-8."),
     ],
     ids=["empty line", "blank line", "first line", "empty file", "blank file", "not UTF-8"],
@@ -74,7 +74,7 @@ def test_wrong_queries_name_the_file_the_place_and_the_remedy(
 @pytest.mark.parametrize(
     ("asked", "wording"),
     [
-        (None, r"predict needs --data\.predict_file with a text file of one query a line, or - for standard input\."),
+        (None, r"predict needs --data\.predict_file with a text file of one query per line, or - for standard input\."),
         ("absent.txt", r"--data\.predict_file .*absent\.txt: no such file or directory; give a UTF-8 text file"),
         ("", r"--data\.predict_file .*: is a directory; give a UTF-8 text file"),
     ],

@@ -57,7 +57,7 @@ def test_tables_and_lists_give_the_same_records(tmp_path: Path) -> None:
         ("a.json", "[", "a.json is not JSON"),
         ("a.json", "[" * 100_000, "a.json is not JSON"),
         ("a.jsonl", "[" * 100_000, "a.jsonl, line 1: not JSON"),
-        ("a.txt", "x", r"its ending must be one of \.csv, \.tsv, \.jsonl, \.parquet, \.json\."),
+        ("a.txt", "x", r"its extension must be one of \.csv, \.tsv, \.jsonl, \.parquet, \.json\."),
     ],
 )
 def test_malformed_files_are_named_with_their_line(tmp_path: Path, name: str, content: str, message: str) -> None:
@@ -70,8 +70,8 @@ def test_malformed_files_are_named_with_their_line(tmp_path: Path, name: str, co
     [
         ({"b": "x"}, "f, line 1: the field 'a' is missing; the record has b; add it"),
         ({}, "the record has none"),
-        ({"a": 3}, "the field 'a' must be a text, and it is 3"),
-        ({"a": b"x"}, "the field 'a' must be a text, and it is \"b'x'\""),  # as Parquet may
+        ({"a": 3}, "the field 'a' must be a text, but it is 3"),
+        ({"a": b"x"}, "the field 'a' must be a text, but it is \"b'x'\""),  # as Parquet may
         ({"a": " \n"}, "the field 'a' is empty"),
     ],
 )
@@ -114,7 +114,7 @@ def test_what_is_wrong_with_a_data_set_that_is_there_is_passed_on(tmp_path: Path
 
 
 def test_no_network_is_a_remedy_and_a_split_train_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DataError, match=r"the data set no/such could not be fetched from the hub; do this\."):
+    with pytest.raises(DataError, match=r"the data set no/such could not be downloaded from the hub; do this\."):
         hub_records("no/such", None, "do this.")
     monkeypatch.setattr("datasets.load_dataset", lambda *_args, **_kwargs: {"test": []})
     with pytest.raises(DataError, match="has no split train, only test"):

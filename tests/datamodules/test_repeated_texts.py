@@ -32,6 +32,6 @@ def test_the_warnings_count_rows_and_texts() -> None:
     with pytest.warns(UserWarning) as said:  # noqa: PT030
         warn_about_repeated_texts(texts, {"train": ["x", "y"], "test": ["x", "x"]})
     assert [str(warning.message) for warning in said] == [
-        "1 of 2 rows of the test split are in the training data too, such as 'a'; scores will be too good.",
+        "1 of 2 rows of the test split are also in the training data, such as 'a'; scores on them will be too high.",
         "1 text occurs with different labels, such as 'a' with 'x' and 'y'; correct or remove the rows.",
     ]

@@ -201,7 +201,7 @@ WRONG: dict[str, tuple[Change, str]] = {
     ),
     "no question at all": (
         lambda c: c.update(data=c["data"][1:2]),
-        "dev.json holds no question; the layout is data, paragraphs, qas as in dev-v2.0.json.",
+        "dev.json contains no question; the layout is data, paragraphs, qas as in dev-v2.0.json.",
     ),
 }
 
@@ -231,7 +231,7 @@ def test_what_is_not_json_is_named(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(DataError) as raised:
         read_squad_json(path, "--data.train_file")
     assert str(raised.value).startswith(f"{path} is not JSON (")
-    assert str(raised.value).endswith("; mend the file, or fetch it again if it is the original release.")
+    assert str(raised.value).endswith("; fix the file, or download it again if it is the original release.")
 
 
 def test_what_is_not_utf_8_is_named_with_its_line() -> None:
@@ -293,7 +293,7 @@ def test_is_impossible_is_true_or_false(value: Any) -> None:
     with pytest.raises(DataError) as raised:
         parse_squad_json(encoded(content), "dev.json")
     assert str(raised.value) == (
-        f"dev.json, question 'b1': is_impossible is {json.dumps(value)}, but true or false is needed."
+        f"dev.json, question 'b1': is_impossible is {json.dumps(value)}, but it must be true or false."
     )
 
 

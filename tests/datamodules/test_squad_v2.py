@@ -105,7 +105,7 @@ def test_one_article_cannot_be_split(tmp_path: Path, release: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "wording"),
     [
-        ({"validation_share": 0.0}, r"data\.validation_share is 0\.0, but a share in \(0, 1\) is needed"),
+        ({"validation_share": 0.0}, r"data\.validation_share is 0\.0, but it must be in \(0, 1\)"),
         ({"split_seed": -1}, r"data\.split_seed is -1"),
         ({"validation_share": 1.0}, r"data\.validation_share is 1\.0"),
         ({"max_length": 0}, r"data\.max_length is 0, but a window has a question"),
@@ -186,7 +186,9 @@ def test_a_hub_that_does_not_answer_is_an_error_with_a_remedy(
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(DataError, match=r"rajpurkar/squad_v2 could not be fetched .*set --data\.data_dir to a folder"):
+    with pytest.raises(
+        DataError, match=r"rajpurkar/squad_v2 could not be downloaded .*set --data\.data_dir to a folder"
+    ):
         SquadV2DataModule().load_splits()
 
 

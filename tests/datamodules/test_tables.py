@@ -92,10 +92,10 @@ WRONG: dict[str, tuple[str, str | bytes, str]] = {
         "line 2: 2 columns where 1 are needed (text;label); its first line",
     ),
     "column twice": ("tsv", "text\ttext\na\tb\n", "line 1: the column 'text' occurs twice; every column needs"),
-    "header only": ("csv", "text,label\n", " holds no rows; give a file with at least one."),
-    "empty csv": ("csv", "", " holds no rows; give a file with at least one."),
-    "empty tsv": ("tsv", "", " holds no rows; give a file with at least one."),
-    "empty json lines": ("jsonl", "\n\n", " holds no rows; give a file with at least one."),
+    "header only": ("csv", "text,label\n", " has no rows; give a file with at least one."),
+    "empty csv": ("csv", "", " has no rows; give a file with at least one."),
+    "empty tsv": ("tsv", "", " has no rows; give a file with at least one."),
+    "empty json lines": ("jsonl", "\n\n", " has no rows; give a file with at least one."),
     "no json": ("jsonl", '{"text": "a"}\n{"text": \n', "line 2: not JSON ("),
     "empty line in json lines": ("jsonl", '{"text": "a"}\n\n{"text": "b"}\n', "line 2: not JSON ("),
     "no object": ("jsonl", '{"text": "a"}\n["b"]\n', 'line 2: expected an object, found ["b"].'),
@@ -125,7 +125,7 @@ def test_a_missing_file_is_named(tmp_path: Path, ending: str) -> None:
 
 @pytest.mark.parametrize("name", ["rows.xlsx", "rows", "rows.json"])
 def test_an_unknown_ending_is_named_with_the_known_ones(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DataError, match=r"its ending must be one of \.csv, \.tsv, \.jsonl, \.parquet"):
+    with pytest.raises(DataError, match=r"its extension must be one of \.csv, \.tsv, \.jsonl, \.parquet"):
         read_table(tmp_path / name)
 
 
@@ -155,9 +155,9 @@ def test_another_separator_is_recognised(tmp_path: Path, ending: str, separator:
     [
         ("", "the text in column 'text' is empty; remove the row or fill it in."),
         (" \t", "the text in column 'text' is empty"),
-        (None, "the column 'text' must hold a text, but holds nothing."),
-        (3, "the column 'text' must hold a text, but holds 3."),
-        (["a"], "the column 'text' must hold a text, but holds [\"a\"]."),
+        (None, "the column 'text' must contain a text, but contains nothing."),
+        (3, "the column 'text' must contain a text, but contains 3."),
+        (["a"], "the column 'text' must contain a text, but contains [\"a\"]."),
     ],
 )
 def test_a_cell_that_is_no_text_is_named(tmp_path: Path, cell: Any, wording: str) -> None:

@@ -152,28 +152,28 @@ def test_numbers(tmp_path: Path) -> None:
         (
             MULTI_LABEL,
             None,
-            "the column 'label' must hold a list of labels, or a text with ',' between them, but holds nothing.",
+            "the column 'label' must contain a list of labels, or a text with ',' between them, but contains nothing.",
         ),
         (
             MULTI_LABEL,
             3,
-            "the column 'label' must hold a list of labels, or a text with ',' between them, but holds 3.",
+            "the column 'label' must contain a list of labels, or a text with ',' between them, but contains 3.",
         ),
         (MULTI_LABEL, ["spam", None], "the label in column 'label' is empty"),
-        (REGRESSION, "high", "the column 'label' must hold a finite number, but holds 'high'."),
+        (REGRESSION, "high", "the column 'label' must contain a finite number, but contains 'high'."),
         (
             REGRESSION,
             "1,5",
             (
-                "the column 'label' must hold a finite number, but holds '1,5', whose comma may separate decimals or "
-                "thousands; write it with a decimal point and without commas."
+                "the column 'label' must contain a finite number, but contains '1,5', whose comma may separate "
+                "decimals or thousands; write it with a decimal point and without commas."
             ),
         ),
-        (REGRESSION, "nan", "the column 'label' must hold a finite number, but holds 'nan'."),
-        (REGRESSION, float("nan"), "the column 'label' must hold a finite number, but holds nan."),
-        (REGRESSION, float("inf"), "the column 'label' must hold a finite number, but holds inf."),
-        (REGRESSION, None, "the column 'label' must hold a finite number, but holds nothing."),
-        (REGRESSION, True, "the column 'label' must hold a finite number, but holds True."),
+        (REGRESSION, "nan", "the column 'label' must contain a finite number, but contains 'nan'."),
+        (REGRESSION, float("nan"), "the column 'label' must contain a finite number, but contains nan."),
+        (REGRESSION, float("inf"), "the column 'label' must contain a finite number, but contains inf."),
+        (REGRESSION, None, "the column 'label' must contain a finite number, but contains nothing."),
+        (REGRESSION, True, "the column 'label' must contain a finite number, but contains True."),
     ],
 )
 def test_a_label_that_is_none_is_named_with_its_row(
@@ -200,12 +200,12 @@ def test_a_label_that_training_lacks_is_named_with_the_nearest(tmp_path: Path, p
 def test_one_label_alone_is_nothing_to_learn(tmp_path: Path, problem_type: Any) -> None:
     rows = [{"text": f"w{row}", "label": "ham"} for row in range(9)]
     message = error_of(module_of(tmp_path, rows, problem_type=problem_type))
-    assert "the column 'label' holds one label only, 'ham'; two are needed, " in message
+    assert "the column 'label' contains only the label 'ham'; two are needed, " in message
 
 
 def test_no_label_in_any_set_is_nothing_to_learn(tmp_path: Path) -> None:
     rows = [{"text": f"w{row}", "label": ""} for row in range(9)]
-    assert "holds no label at all" in error_of(module_of(tmp_path, rows, problem_type=MULTI_LABEL))
+    assert "contains no label" in error_of(module_of(tmp_path, rows, problem_type=MULTI_LABEL))
 
 
 @pytest.mark.parametrize("column", ["text", "text_pair"])
@@ -222,7 +222,7 @@ def test_duplicates_between_splits_are_counted(tmp_path: Path) -> None:
     validation = save(tmp_path / "validation.csv", OTHER)
     module = module_of(tmp_path, TRAIN, validation_file=validation, test_file=test)
     with pytest.warns(
-        UserWarning, match=r"2 of 8 rows of the test split are in the training data too, such as ' w3 w4 '"
+        UserWarning, match=r"2 of 8 rows of the test split are also in the training data, such as ' w3 w4 '"
     ):
         module.load_splits()
 
@@ -238,9 +238,9 @@ def test_the_same_text_in_another_pair_is_no_duplicate(tmp_path: Path) -> None:
     ("settings", "wording"),
     [
         ({"train_file": "a.csv", "dataset_name": "imdb"}, "data.dataset_name and files are both set"),
-        ({"train_file": "a.csv", "validation_share": 0.0}, "data.validation_share is 0.0, but a share in (0, 1)"),
-        ({"train_file": "a.csv", "validation_share": 1.0}, "data.validation_share is 1.0, but a share in (0, 1)"),
-        ({"train_file": "a.csv", "split_seed": -1}, "data.split_seed is -1, but a seed is 0 or more"),
+        ({"train_file": "a.csv", "validation_share": 0.0}, "data.validation_share is 0.0, but it must be in (0, 1)"),
+        ({"train_file": "a.csv", "validation_share": 1.0}, "data.validation_share is 1.0, but it must be in (0, 1)"),
+        ({"train_file": "a.csv", "split_seed": -1}, "data.split_seed is -1, but it must be at least 0"),
         ({"train_file": "a.csv", "label_separator": ""}, "data.label_separator is empty"),
     ],
 )
@@ -315,7 +315,7 @@ def test_predict_reads_a_table_without_labels(tmp_path: Path, ending: str) -> No
 
 def test_predict_takes_no_json_for_lines(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text('[{"text": "w1"}]')
-    with pytest.raises(DataError, match=r"rows\.json is no table that can be read; its ending must be one of"):
+    with pytest.raises(DataError, match=r"rows\.json cannot be read as a table; its extension must be one of"):
         TextClassificationDataModule(predict_file=str(tmp_path / "rows.json")).load_prediction_splits()
 
 
@@ -361,7 +361,7 @@ def test_a_hub_data_set_with_lists_of_labels(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: content)
     module = TextClassificationDataModule(dataset_name="some/data", problem_type=MULTI_LABEL, validation_share=0.5)
     assert module.label_space.names == ["joy", "love", "fear"]
-    with pytest.warns(UserWarning, match="of the test split are in the training data too"):
+    with pytest.warns(UserWarning, match="of the test split are also in the training data"):
         splits = module.load_splits()
     assert splits["test"].labels == [[1, 0, 1], [0, 0, 0]]
 
@@ -377,6 +377,6 @@ def test_a_hub_without_network_is_an_error_with_a_remedy(monkeypatch: pytest.Mon
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
     message = error_of(TextClassificationDataModule(dataset_name="nobody/nothing"))
     assert message == (
-        "the data set nobody/nothing could not be fetched from the hub; without network set --data.train_file to a "
+        "the data set nobody/nothing could not be downloaded from the hub; without network set --data.train_file to a "
         "file of your own."
     )

@@ -79,7 +79,7 @@ def test_every_flipped_bit_is_noticed(file: Path) -> None:
 @pytest.mark.parametrize("size", [0, 7, 50, -1])
 def test_a_cut_file_is_noticed(file: Path, size: int) -> None:
     file.write_bytes(file.read_bytes()[:size])
-    with pytest.warns(UserWarning, match=r"is damaged \(.*\), so the data is tokenised again"):
+    with pytest.warns(UserWarning, match=r"is damaged \(.*\), so the data is tokenized again"):
         assert read_splits(file) is None
 
 

@@ -24,7 +24,7 @@ def test_kept_state_is_what_trains_in_order_and_shared() -> None:
 
 
 def test_a_trained_parameter_missing_from_the_state_stops_the_save() -> None:
-    with pytest.raises(CheckpointError, match=r"1 trained parameters would be missing.*lora_c first"):
+    with pytest.raises(CheckpointError, match=r"1 trainable parameters would be missing.*for example lora_c"):
         keep_what_trains(state(lora_a=(1,)), ["lora_a", "lora_c"])
 
 
@@ -35,9 +35,12 @@ def test_a_fitting_state_passes() -> None:
 @pytest.mark.parametrize(
     ("saved", "message"),
     [
-        (state(a=(1,)), "here lacks 1 of the 2 trained tensors, b first"),
-        ({}, "here lacks 2 of the 2 trained tensors, a first"),
-        (state(a=(1,), b=(2, 3), c=(1,)), "here holds 1 tensors that this model does not train, c first"),
+        (state(a=(1,)), "here lacks 1 of the model's 2 trainable tensors, for example b"),
+        ({}, "here lacks 2 of the model's 2 trainable tensors, for example a"),
+        (
+            state(a=(1,), b=(2, 3), c=(1,)),
+            "1 tensors that are not trainable in this model, for example c",
+        ),
         (state(a=(1,), b=(3, 2)), "here: b has shape (3, 2), but this model needs (2, 3)"),
         (state(a=(), b=(2, 3)), "here: a has shape (), but this model needs (1,)"),
     ],
@@ -77,7 +80,7 @@ def test_another_kind_of_file_is_called_damaged(tmp_path: Path, content: bytes) 
 
 @pytest.mark.parametrize("name", ["missing.ckpt", "."])
 def test_a_missing_file_or_a_folder_is_an_error_that_says_where_to_look(tmp_path: Path, name: str) -> None:
-    with pytest.raises(CheckpointError, match=r"(does not exist|is a folder); a run's checkpoints are <run>"):
+    with pytest.raises(CheckpointError, match=r"(does not exist|is a folder); use a file such as <run>"):
         read_checkpoint(tmp_path / name)
 
 
@@ -110,7 +113,7 @@ def test_a_payload_is_refused_and_not_executed(tmp_path: Path, how: str) -> None
 @pytest.mark.parametrize("content", [{"state_dict": {}}, {"hyper_parameters": {}}, [1, 2], torch.zeros(2)])
 def test_another_programs_file_is_refused(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "other.ckpt")
-    with pytest.raises(CheckpointError, match="holds no state_dict and hyper_parameters"):
+    with pytest.raises(CheckpointError, match="has no state_dict and hyper_parameters"):
         read_checkpoint(tmp_path / "other.ckpt")
 
 

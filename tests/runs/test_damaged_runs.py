@@ -26,7 +26,7 @@ from lora_lightning.errors import VerificationError
 from lora_lightning.runs.checkpoint import read_checkpoint
 from lora_lightning.runs.checkpoint_io import WholeCheckpointIO
 from lora_lightning.runs.lock import lock_run_folder
-from lora_lightning.runs.processes import WatchingLauncher, end_children
+from lora_lightning.runs.processes import WatchingLauncher, end_child_processes
 from lora_lightning.tasks import SequenceClassificationTask
 from lora_lightning.training.final_validation import FinalValidation
 from tests.cli.test_commands import Words, fit_words, trained_state
@@ -146,7 +146,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
     assert main(words) == 0
     said = capfd.readouterr()
     assert f"lora-lightning: warning: {last} " in said.err
-    assert f"resumes from {run / 'checkpoints/previous.ckpt'}" in said.out
+    assert f"resuming from {run / 'checkpoints/previous.ckpt'}" in said.out
     assert (run / "checkpoints/last.ckpt.damaged").read_bytes() == damaged
     assert all(torch.equal(tensor, whole[name]) for name, tensor in trained_state(run).items())
 
@@ -186,7 +186,7 @@ def test_the_command_that_a_stopped_run_prints_goes_on_with_it(
     run: Path, words: Words, whole: dict[str, torch.Tensor], capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["fit", "--config", str(run / "config.yaml"), "--resume", "auto"]) == 0
-    assert f"resumes from {run / 'checkpoints/last.ckpt'}" in capfd.readouterr().out
+    assert f"resuming from {run / 'checkpoints/last.ckpt'}" in capfd.readouterr().out
     assert all(torch.equal(tensor, whole[name]) for name, tensor in trained_state(run).items())
     assert main(words) == 0
     assert f"the run {run} is finished: there is nothing to resume" in capfd.readouterr().out
@@ -200,13 +200,13 @@ def test_the_command_means_the_stopped_run_even_if_a_newer_one_of_the_same_setti
     assert main(words) == 0
     assert f"the run {newer} is finished" in capfd.readouterr().out
     assert main(["fit", "--config", str(run / "config.yaml"), "--resume", "auto"]) == 0
-    assert f"resumes from {run / 'checkpoints/last.ckpt'}" in capfd.readouterr().out
+    assert f"resuming from {run / 'checkpoints/last.ckpt'}" in capfd.readouterr().out
     assert (run / "summary.json").exists()
 
 
 def test_only_training_is_resumed(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["test", f"--config={run / 'config.yaml'}", "--resume=auto"]) == 2
-    assert "resume is an option of fit" in capfd.readouterr().err
+    assert "only fit can resume a run" in capfd.readouterr().err
     assert main(["fit", f"--config={run / 'config.yaml'}", "--resume=yes"]) == 2
     assert "resume must be 'auto'." in capfd.readouterr().err
 
@@ -248,9 +248,15 @@ def test_other_settings_are_another_run(run: Path, words: Words, capfd: pytest.C
     assert main([*words, "--trainer.logger.version=0"]) == 2
     different = "model.init_args.lora.r is 2 here and 4 there"
     said = capfd.readouterr().err
-    assert f"the run folder {run} holds a run of other settings: {different}; trainer.logger.init_args.version" in said
+    assert (
+        f"the run folder {run} contains a run with other settings: {different}; trainer.logger.init_args.version"
+        in said
+    )
     assert main(words) == 0
-    assert f"starts a new run, because the newest, {run}, has other settings: {different}\n" in capfd.readouterr().out
+    assert (
+        f"starting a new run, because the newest run, {run}, has other settings: {different}\n"
+        in capfd.readouterr().out
+    )
     assert sorted(path.name for path in run.parent.glob("version_*")) == ["version_0", "version_1"]
     assert not (run / "summary.json").exists()
 
@@ -348,7 +354,7 @@ def test_a_folder_that_vanished_is_made_again_and_the_run_stops_to_have_curves_a
         patch.setattr(SequenceClassificationTask, "training_step", vanish)
         assert main(words) == 75
     said = capfd.readouterr().err
-    assert f"lora-lightning: warning: the run folder {run} vanished; it is made again" in said
+    assert f"lora-lightning: warning: the run folder {run} disappeared; it is created again" in said
     assert "stopped by SIGTERM after step 15, which is saved" in said
     assert main(words) == 0
     assert (run / "summary.json").exists()
@@ -369,7 +375,7 @@ def test_a_folder_that_vanishes_while_curves_are_logged_is_a_sentence(
 
     monkeypatch.setattr(TensorBoardLogger, "log_metrics", vanish)
     assert main(words) == 2
-    assert f"the run folder {run} vanished while it was written" in capfd.readouterr().err
+    assert f"the run folder {run} disappeared while a file in it was being written" in capfd.readouterr().err
 
 
 HOLD = (
@@ -388,7 +394,7 @@ def test_a_second_process_is_kept_out_of_a_run(run: Path, words: Words, capfd: p
         holder.kill()
     said = capfd.readouterr().err.strip().splitlines()[-1]
     assert f"another process ({holder.pid} on " in said
-    assert f"trains in the run folder {run}; wait for it or stop it" in said
+    assert f"is training in the run folder {run}; wait for it or stop it" in said
     assert {path: path.read_bytes() for path in before} == before
     with lock_run_folder(run) as lock:  # a process that is killed holds nothing
         assert lock is not None
@@ -398,10 +404,16 @@ ENDINGS = {  # what happens to two processes that train together: exit status of
     "asked": (75, "lora-lightning: stopped by SIGTERM after step"),
     "Ctrl-C": (
         130,
-        "stops after this step, or this validation; Ctrl-C again stops at once\nlora-lightning: stopped by",
+        "stopping after this step or validation; press Ctrl-C again to stop immediately\nlora-lightning: stopped by",
     ),
-    "child killed": (2, "training process 1 was ended by SIGKILL, as it happens when memory is short; the others stop"),
-    "main process killed": (-signal.SIGKILL, "the others stop, here after step"),
+    "child killed": (
+        2,
+        (
+            "training process 1 was killed by SIGKILL, possibly because the machine ran out of memory; "
+            "the other processes were stopped"
+        ),
+    ),
+    "main process killed": (-signal.SIGKILL, "the other processes were stopped after step"),
     "disk full": (2, "last.ckpt cannot be written (No space left on device)"),
 }
 
@@ -446,7 +458,7 @@ def test_training_processes_end_together(tiny_backbone: TinyBackbone, data: Path
         assert time.monotonic() - began < 60
         time.sleep(0.1)
     assert said in output.read_text()
-    assert "trains on: cpu, 2 processes, DDPStrategy\n" in output.read_text()
+    assert "training on: cpu, 2 processes, DDPStrategy\n" in output.read_text()
     assert read_checkpoint(last)["global_step"] >= 2
 
 
@@ -478,7 +490,7 @@ WAITS = {  # a process that waits for one that is gone, and learns nothing from 
         WatchingLauncher(LightningEnvironment(), 2, 1).launch(time.sleep, 60)
         """,
         2,
-        "error: training process 1 ended with status 2; the others stop.",
+        "error: training process 1 exited with status 2; the other processes were stopped.",
     ),
     "for a child that was asked to stop": (
         """
@@ -486,7 +498,7 @@ WAITS = {  # a process that waits for one that is gone, and learns nothing from 
         WatchingLauncher(LightningEnvironment(), 2, 1).launch(time.sleep, 60)
         """,
         75,
-        "stopped, for training process 1 ended with status 75.",
+        "stopped, because training process 1 exited with status 75.",
     ),
     "for a child that was interrupted": (
         """
@@ -494,7 +506,7 @@ WAITS = {  # a process that waits for one that is gone, and learns nothing from 
         WatchingLauncher(LightningEnvironment(), 2, 1).launch(time.sleep, 60)
         """,
         130,
-        "stopped, for training process 1 ended with status 130.",
+        "stopped, because training process 1 exited with status 130.",
     ),
     "for the main process": (
         """
@@ -506,7 +518,7 @@ WAITS = {  # a process that waits for one that is gone, and learns nothing from 
         time.sleep(60)
         """,
         2,
-        "error: the main process is gone; this one stops, too.",
+        "error: the main process is gone; stopping this process, too.",
     ),
 }
 HEADING = """
@@ -539,7 +551,7 @@ def test_processes_that_do_not_end_are_killed_together() -> None:
     launcher = WatchingLauncher(LightningEnvironment(), 4, 1)
     launcher.procs = [subprocess.Popen(["/bin/sleep", "60"]) for _ in range(3)]
     began = time.monotonic()
-    assert end_children(launcher, patience=1) == ""
+    assert end_child_processes(launcher, patience=1) == ""
     assert 1 < time.monotonic() - began < 2
     assert [process.returncode for process in launcher.procs] == [-signal.SIGKILL] * 3
 
@@ -549,8 +561,8 @@ def test_the_process_that_a_signal_ended_is_the_one_to_blame() -> None:
     endings = ("exit 2", "kill -9 $$", "sleep 60")
     launcher.procs = [subprocess.Popen(["/bin/sh", "-c", ending]) for ending in endings]
     launcher.procs[1].wait()
-    assert end_children(launcher, patience=5) == (
-        "training process 2 was ended by SIGKILL, as it happens when memory is short"
+    assert end_child_processes(launcher, patience=5) == (
+        "training process 2 was killed by SIGKILL, possibly because the machine ran out of memory"
     )
 
 
@@ -603,7 +615,9 @@ def test_a_failed_check_stays_failed_when_the_run_is_started_again(
     capfd.readouterr()
     assert main(words) == 3
     said = capfd.readouterr().err.strip().splitlines()[-1]
-    assert f"the run {run} is finished and failed its check: merging changes what the model says." in said
+    assert (
+        f"the run {run} is finished, but the trained model failed a check: merging changes what the model says." in said
+    )
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()])
@@ -686,7 +700,7 @@ def test_lightnings_word_for_the_last_checkpoint_goes_on(
     run: Path, words: Words, whole: dict[str, torch.Tensor], capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*words, "--resume=null", "--ckpt_path=last"]) == 0
-    assert f"resumes from {run / 'checkpoints/last.ckpt'}" in capfd.readouterr().out
+    assert f"resuming from {run / 'checkpoints/last.ckpt'}" in capfd.readouterr().out
     assert all(torch.equal(tensor, whole[name]) for name, tensor in trained_state(run).items())
 
 

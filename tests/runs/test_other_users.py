@@ -113,4 +113,4 @@ def test_what_may_not_be_read_or_written_is_a_sentence(
     printed = capsys.readouterr()
     assert said in printed.err
     assert "Traceback" not in printed.err
-    assert ("cannot look into" in printed.out) == (command is resume and status == 0)
+    assert ("because it is not readable" in printed.out) == (command is resume and status == 0)

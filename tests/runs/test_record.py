@@ -94,7 +94,7 @@ def test_a_summary_that_was_cut_off_is_no_summary(run: Path, text: str) -> None:
 
 
 def test_a_folder_without_a_config_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(LoraLightningError, match=r"is not a run's folder: it has no config\.yaml"):
+    with pytest.raises(LoraLightningError, match=r"is not a run folder, because it has no config\.yaml"):
         RunRecord.load(tmp_path)
 
 

@@ -11,7 +11,7 @@ from lora_lightning.cli.main import main
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.runs import lock as locks
 from lora_lightning.runs.lock import lock_starts
-from lora_lightning.training.commands import prepare
+from lora_lightning.training.commands import prepare_command
 from lora_lightning.training.fitting import TrainingRun
 from tests.cli.test_commands import Words, fit_words
 from tests.conftest import TinyBackbone
@@ -29,24 +29,24 @@ def words(tiny_backbone: TinyBackbone, tmp_path: Path) -> Words:
 def test_who_looked_before_the_other_started_does_not_start_a_second_run(
     words: Words, tmp_path: Path, holds_its_lock: bool
 ) -> None:
-    first, second = prepare("fit", words), prepare("fit", words)  # both have looked, and found no run
+    first, second = prepare_command("fit", words), prepare_command("fit", words)  # both have looked, and found no run
     other = TrainingRun(first)
-    other.open_folder()
+    other.prepare_folder()
     if not holds_its_lock:
         other._resources.close()  # it was killed since
     run = TrainingRun(second)
     assert run.folder.name == "version_1"
     with pytest.raises(ConfigurationError, match=r"another process has just started the run \S+version_0"):
-        run.open_folder()
+        run.prepare_folder()
     assert not list(tmp_path.glob("run/version_1/config.yaml"))
 
 
 def test_runs_of_other_settings_start_at_the_same_time(words: Words) -> None:
-    first, second = prepare("fit", words), prepare("fit", [*words, "--model.lora.r=2"])
+    first, second = prepare_command("fit", words), prepare_command("fit", [*words, "--model.lora.r=2"])
     one = TrainingRun(first)
-    one.open_folder()
+    one.prepare_folder()
     two = TrainingRun(second)
-    two.open_folder()
+    two.prepare_folder()
     assert (one.folder.name, two.folder.name) == ("version_0", "version_1")
 
 

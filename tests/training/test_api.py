@@ -117,7 +117,7 @@ def test_evaluation_of_a_run(run: RunRecord) -> None:
     for split in ("val", "test"):
         found = evaluate(run.folder, split, {"data.eval_batch_size": 7})  # type: ignore[arg-type]
         assert found == pytest.approx({f"{split}/{k}": v for k, v in run.metrics[split].items()}, rel=1e-5, abs=1e-6)
-    with pytest.raises(CheckpointError, match="split is 'train', but a run is evaluated on 'val' or 'test'"):
+    with pytest.raises(CheckpointError, match="split is 'train', but it must be 'val' or 'test'"):
         evaluate(run, "train")  # type: ignore[arg-type]
 
 
@@ -136,17 +136,17 @@ def test_predictions_of_a_run(run: RunRecord, tmp_path: Path) -> None:
 def test_wrong_options_are_sentences(config: Config, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="did you mean 'lora_alpha'"):
         train(config, {"model.lora.lora_alfa": 4})
-    with pytest.raises(ConfigurationError, match=r"model\.lora\.r is 0, but a rank is at least 1"):
+    with pytest.raises(ConfigurationError, match=r"model\.lora\.r is 0, but it must be at least 1"):
         train({**config, "trainer": {"max_epochs": 1}}, {"model.lora.r": 0})
-    with pytest.raises(CheckpointError, match="fast_dev_run leaves no run to return"):
+    with pytest.raises(CheckpointError, match="fast_dev_run writes no run to return"):
         train(config, {"trainer.fast_dev_run": True, "trainer.logger": False})
-    with pytest.raises(CheckpointError, match="is not a run's folder"):
+    with pytest.raises(CheckpointError, match="is not a run folder"):
         evaluate(tmp_path)
 
 
 def test_values_of_all_kinds_reach_the_options(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Trainer, "fit", lambda *_, **__: None)
-    monkeypatch.setattr("lora_lightning.training.fitting.check_that_something_was_trained", lambda _: None)
+    monkeypatch.setattr("lora_lightning.training.fitting.check_at_least_one_step", lambda _: None)
     monkeypatch.setattr("lora_lightning.training.fitting.TrainingRun.test", lambda _: {})
     monkeypatch.setattr("lora_lightning.training.fitting.count_trainable_parameters", lambda _: (1, 2))
     overrides = {

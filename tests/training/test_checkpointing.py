@@ -16,7 +16,7 @@ from lora_lightning.callbacks import AdapterNormMonitor, IntruderDimensions, Ran
 from lora_lightning.lora.config import AdaLoraSettings, LoraSettings
 from lora_lightning.lora.delta import adapter_deltas
 from lora_lightning.tasks import AdaptationTask, OptimizationSettings
-from lora_lightning.training.checkpoint_weights import with_weights
+from lora_lightning.training.checkpoint_weights import temporary_weights
 from lora_lightning.training.checkpointing import AdapterCheckpoint
 from tests.callbacks.test_merge_equivalence import SETTINGS, TASKS
 from tests.conftest import TinyBackbone
@@ -110,7 +110,7 @@ def test_a_variant_is_converted_from_what_the_checkpoint_holds(
     lora = LoraSettings(adalora=budget) if variant == "adalora" else LoraSettings(r=4, init_lora_weights="pissa")
     monkeypatch.setitem(SETTINGS, "lora", lora)
     task, run = train("labels", tiny_backbone("bert"), tmp_path, HalvesWhatIsSaved())
-    with with_weights(task, saved(run)):
+    with temporary_weights(task, saved(run)):
         expected = {delta.module: delta.dense() for delta in adapter_deltas(task)}
         base = task.transformers_model
         fresh = type(base).from_pretrained(str(tiny_backbone("bert")), config=base.config)
@@ -136,7 +136,7 @@ def test_monitors_measure_what_is_exported_and_leave_the_model_alone(
     rows = pq.read_table(run / "adapter_metrics" / "adapter_norms.parquet").to_pylist()
     found = {r["module"]: r["value"] for r in rows if r["state"] == "exported" and r["metric"] == "delta_norm"}
     assert {row["step"] for row in rows if row["state"] == "exported"} == {step}
-    with with_weights(task, saved(run)):
+    with temporary_weights(task, saved(run)):
         for delta in adapter_deltas(task):
             assert found[delta.module] == pytest.approx(float(delta.dense().norm()), rel=1e-5)
     assert all(torch.equal(value, after[name]) for name, value in task.named_parameters())

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from torch import Tensor
 
-from lora_lightning.training.confusion import ConfusionFigure, confusion_figure, most_confused
+from lora_lightning.training.confusion import ConfusionFigure, confusion_figure, most_confused_labels
 
 
 def planted(mistakes: dict[tuple[int, int], int], classes: int = 10) -> Tensor:
@@ -23,31 +23,31 @@ def planted(mistakes: dict[tuple[int, int], int], classes: int = 10) -> Tensor:
 
 def test_the_most_confused_pair_comes_first_and_stands_together() -> None:
     counts = planted({(7, 2): 3, (1, 8): 9, (5, 4): 2, (4, 5): 2})
-    assert most_confused(counts, 20) == [1, 8, 4, 5, 2, 7]
+    assert most_confused_labels(counts, 20) == [1, 8, 4, 5, 2, 7]
 
 
 def test_mistakes_in_both_directions_count_together() -> None:
-    assert most_confused(planted({(0, 1): 5, (2, 3): 3, (3, 2): 3}), 20) == [2, 3, 0, 1]
+    assert most_confused_labels(planted({(0, 1): 5, (2, 3): 3, (3, 2): 3}), 20) == [2, 3, 0, 1]
 
 
 def test_a_label_in_several_pairs_is_shown_once() -> None:
-    assert most_confused(planted({(6, 3): 9, (3, 0): 8, (0, 6): 7, (9, 3): 1}), 20) == [3, 6, 0, 9]
+    assert most_confused_labels(planted({(6, 3): 9, (3, 0): 8, (0, 6): 7, (9, 3): 1}), 20) == [3, 6, 0, 9]
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(2, [1, 8]), (3, [1, 8, 2]), (4, [1, 8, 2, 7]), (1, [1])])
 def test_no_more_labels_than_the_limit(limit: int, expected: list[int]) -> None:
-    assert most_confused(planted({(7, 2): 3, (1, 8): 9, (5, 4): 2}), limit) == expected
+    assert most_confused_labels(planted({(7, 2): 3, (1, 8): 9, (5, 4): 2}), limit) == expected
 
 
 def test_without_a_mistake_the_first_labels_are_shown() -> None:
-    assert most_confused(planted({}), 4) == [0, 1, 2, 3]
-    assert most_confused(planted({}, classes=3), 20) == [0, 1, 2]
+    assert most_confused_labels(planted({}), 4) == [0, 1, 2, 3]
+    assert most_confused_labels(planted({}, classes=3), 20) == [0, 1, 2]
 
 
 def test_counts_are_left_as_they_are() -> None:
     counts = planted({(0, 1): 5})
     before = counts.clone()
-    most_confused(counts, 2)
+    most_confused_labels(counts, 2)
     assert counts.equal(before)
 
 

@@ -36,10 +36,10 @@ def test_training_nothing_is_no_success(
     [
         (
             ["--early_stopping.patience=1", "--model.optimization.learning_rate=1e-9"],
-            "no better val/in_scope_accuracy in 1 valid",
+            "val/in_scope_accuracy did not improve in 1 valid",
         ),
         (["--early_stopping.stopping_threshold=-1"], "val/in_scope_accuracy reached -1"),
-        (["--early_stopping.divergence_threshold=2"], "val/in_scope_accuracy passed 2"),
+        (["--early_stopping.divergence_threshold=2"], "val/in_scope_accuracy became worse than 2"),
     ],
 )
 def test_an_early_stop_in_the_first_epoch_is_said(

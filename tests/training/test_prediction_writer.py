@@ -104,7 +104,7 @@ def test_an_older_file_is_replaced(tmp_path: Path, name: str) -> None:
 def test_an_unknown_ending_is_refused_before_anything_loads(file: str) -> None:
     with pytest.raises(ConfigurationError) as raised:
         SyntheticIntentsDataModule().check_predictions_file(Path(file))
-    assert str(raised.value) == f"--predictions.file is {file!r}, but its ending must be .csv or .jsonl."
+    assert str(raised.value) == f"--predictions.file is {file!r}, but its extension must be .csv or .jsonl."
 
 
 @pytest.mark.parametrize("taken", ["folder", "file as folder"])

@@ -22,13 +22,13 @@ SMOOTHED = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # PEFT's names of the importan
 
 @dataclass
 class AdaLoraSettings:
-    """AdaLoRA's budget: every adapter starts with rank `init_r`, and the least important ranks go (arXiv 2303.10512).
+    """Budget of AdaLoRA: adapters start with rank `init_r`; the least important ranks are removed (arXiv 2303.10512).
 
     Args:
         target_r: Average rank of the adapters at the end.
         init_r: Rank of each adapter at the start, above `target_r`.
-        tinit: Optimizer steps before the first rank goes.
-        tfinal: Optimizer steps at the end, in which the ranks stay as they are.
+        tinit: Optimizer steps before the first rank is removed.
+        tfinal: Optimizer steps at the end, in which the ranks do not change.
         deltaT: Optimizer steps from one allocation to the next.
         beta1: Smoothing of the sensitivity of each weight, in (0, 1).
         beta2: Smoothing of its uncertainty, in (0, 1).

@@ -26,7 +26,7 @@ MOST_BATCHES = 1000  # PEFT sets no limit
 
 @dataclass
 class EvaSettings:
-    """How `init_lora_weights: eva` looks at the training data (arXiv 2410.07170).
+    """How `init_lora_weights: eva` uses the training data (arXiv 2410.07170).
 
     Args:
         rho: An adapter may get up to `rho * r` ranks, at the expense of others; 1 gives every adapter `r`.
@@ -48,7 +48,7 @@ class EvaSettings:
             msg = f"model.lora.eva_config.rho is {self.rho}, but it must be at least 1, and finite."
             raise ConfigurationError(msg)
         if not 0 < self.tau <= 1:
-            msg = f"model.lora.eva_config.tau is {self.tau}, but it is a cosine and must be in (0, 1]."
+            msg = f"model.lora.eva_config.tau is {self.tau}, but it must be a cosine in (0, 1]."
             raise ConfigurationError(msg)
 
 

@@ -1,4 +1,4 @@
-"""LoRA-FA: A stays as it is drawn, and B's gradient is projected so that dW follows the gradient of W.
+"""LoRA-FA: A keeps its initial value, and the gradient of B is projected so that dW follows the gradient of W.
 
 Source: Zhang et al. 2023 (arXiv 2308.03303).
 """

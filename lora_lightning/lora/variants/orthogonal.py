@@ -17,5 +17,5 @@ class Orthogonal(Initialization):
         """Refuses an odd rank."""
         odd = [r for r in (lora.r, *(lora.rank_pattern or {}).values()) if r % 2]
         if odd:
-            msg = f"model.lora.init_lora_weights is orthogonal, which needs even ranks, but r {odd[0]} is asked for."
+            msg = f"model.lora.init_lora_weights is orthogonal, which needs even ranks, but r is {odd[0]}."
             raise ConfigurationError(msg)

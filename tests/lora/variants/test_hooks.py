@@ -163,7 +163,7 @@ def test_a_new_variant_is_a_class_and_its_line(tiny_backbone: TinyBackbone, tmp_
 
 @pytest.mark.usefixtures("_halving")
 def test_what_a_new_variant_refuses_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"halving and model\.lora\.use_dora do not go together"):
+    with pytest.raises(ConfigurationError, match=r"halving and model\.lora\.use_dora cannot be combined"):
         LoraSettings(init_lora_weights="halving", use_dora=True)
     lora = LoraSettings(init_lora_weights="halving")
     check_lora_and_quantization(lora, QuantizationSettings(bits=4))

@@ -1,8 +1,8 @@
-"""Tells a user's mistake from a bug, and puts it into one sentence.
+"""Distinguishes a user's mistake from a bug, and explains the mistake in one sentence.
 
-The phase and the type of an error decide, never the folder that a package is installed in. While options are parsed and
-classes are made from them, a `ValueError`, `TypeError` or `ImportError` that another package raises is about the value
-of an option. Once a command runs, such an error is a bug, unless Lightning is known to check an option only then.
+The phase and the type of an error decide, never the folder in which a package is installed. While options are parsed
+and classes are instantiated, a `ValueError`, `TypeError` or `ImportError` of another package is about the value of an
+option. Once a command runs, such an error is a bug, unless Lightning is known to check an option only then.
 """
 
 import errno
@@ -21,7 +21,7 @@ from lora_lightning.errors import CheckpointError, ConfigurationError, LoraLight
 
 OPTION_ERRORS = (ValueError, TypeError, ImportError)
 OWN_PACKAGE = __name__.partition(".")[0]
-OPTION_PACKAGES = {"lightning", "jsonargparse"}  # whose messages are about options without further words
+OPTION_PACKAGES = {"lightning", "jsonargparse"}  # their messages about options need no further explanation
 
 # About a file or folder of the user's, wherever it is noticed.
 REFUSED_BY_THE_SYSTEM = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ESTALE}
@@ -29,18 +29,18 @@ REFUSED_BY_THE_SYSTEM = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, er
 Explanation = Callable[[Exception], LoraLightningError | None]
 
 
-def option_error(error: Exception) -> LoraLightningError | None:
-    """Finds the user's mistake behind an error that was raised while options were parsed or classes were made.
+def explain_option_error(error: Exception) -> LoraLightningError | None:
+    """Finds the user's mistake behind an error that was raised while parsing options or instantiating classes.
 
     Args:
-        error: Any.
+        error: Any exception.
 
     Returns:
-        The error to show; `None` if it is a bug.
+        The error to show to the user; `None` if it is a bug.
     """
     if found := _error_in_any_phase(error):
         return found
-    cause = _error_of_class(error)
+    cause = _constructor_error(error)
     module = raising_module(cause.__traceback__)
     package = module.partition(".")[0]
     if not isinstance(error, OPTION_ERRORS) or package in {"", OWN_PACKAGE}:
@@ -50,14 +50,14 @@ def option_error(error: Exception) -> LoraLightningError | None:
     return ConfigurationError(explain_parser_message(str(error)) if "\n" in str(error) else str(error))
 
 
-def run_error(error: Exception) -> LoraLightningError | None:
-    """Finds the user's mistake behind an error that was raised while a command ran.
+def explain_run_error(error: Exception) -> LoraLightningError | None:
+    """Finds the user's mistake behind an error that was raised while a command was running.
 
     Args:
-        error: Any.
+        error: Any exception.
 
     Returns:
-        The error to show; `None` if it is a bug.
+        The error to show to the user; `None` if it is a bug.
     """
     if found := _error_in_any_phase(error):
         return found
@@ -72,11 +72,11 @@ def run_error(error: Exception) -> LoraLightningError | None:
 
 
 @contextmanager
-def explaining_errors(explanation: Explanation) -> Iterator[None]:
-    """Replaces an error by the user's mistake behind it.
+def replace_errors(explanation: Explanation) -> Iterator[None]:
+    """Replaces an error by the explanation of the user's mistake behind it.
 
     Args:
-        explanation: `option_error` or `run_error`.
+        explanation: `explain_option_error` or `explain_run_error`.
 
     Raises:
         LoraLightningError: In place of an error that is not a bug.
@@ -89,21 +89,21 @@ def explaining_errors(explanation: Explanation) -> Iterator[None]:
         found = explanation(error)
         if found is None:
             raise
-        if found is find_own_error(error):
-            raise found  # noqa: B904  # its cause is known already
+        if found is find_lora_lightning_error(error):
+            raise found  # noqa: B904  # it already has its cause
         raise found from error
 
 
-def find_own_error(error: BaseException | None) -> LoraLightningError | None:
-    """Finds the error of this package that others wrapped, as jsonargparse and Lightning do.
+def find_lora_lightning_error(error: BaseException | None) -> LoraLightningError | None:
+    """Finds the error of this package inside an error that jsonargparse or Lightning has wrapped around it.
 
     Args:
-        error: Any.
+        error: Any exception.
 
     Returns:
-        The first in its chain of causes and contexts; `None` if there is none.
+        The first one in the chain of causes and contexts; `None` if there is none.
     """
-    seen: set[int] = set()  # a context may lead back to the first error
+    seen: set[int] = set()  # the chain may be circular
     while error is not None and id(error) not in seen:
         if isinstance(error, LoraLightningError):
             return error
@@ -112,21 +112,21 @@ def find_own_error(error: BaseException | None) -> LoraLightningError | None:
     return None
 
 
-def _error_of_class(error: BaseException) -> BaseException:
-    """Returns what a class raised while it was made, which jsonargparse wraps in an error about its types."""
+def _constructor_error(error: BaseException) -> BaseException:
+    """Returns the error that a class raised in its constructor; jsonargparse wraps it in an error about types."""
     while raising_module(error.__traceback__).startswith("jsonargparse") and error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 def raising_module(traceback: TracebackType | None) -> str:
-    """Finds the module whose code raised an error; the standard library raises on behalf of its caller.
+    """Finds the module that raised an error; if the standard library raised it, the module that called it.
 
     Args:
-        traceback: Of the error.
+        traceback: The traceback of the error.
 
     Returns:
-        Its dotted name; empty for an error that was never raised.
+        The dotted name of the module; empty for an error that was never raised.
     """
     name = ""
     while traceback is not None:
@@ -138,13 +138,13 @@ def raising_module(traceback: TracebackType | None) -> str:
 
 
 def _error_in_any_phase(error: Exception) -> LoraLightningError | None:
-    """What the type of an error, or its message, shows to be the user's to fix."""
-    if found := find_own_error(error) or _as_memory_error(error) or _as_lost_worker(error):
+    """Explains errors whose type or message shows, in any phase, that the user can fix them."""
+    if found := find_lora_lightning_error(error) or _as_memory_error(error) or _as_lost_worker(error):
         return found
-    if isinstance(error, MisconfigurationException):  # Lightning's word for a user's mistake
+    if isinstance(error, MisconfigurationException):  # Lightning's error for a user's mistake
         return ConfigurationError(" ".join(str(error).split()))
     if isinstance(error, UnicodeDecodeError):
-        return ConfigurationError(f"a file is not in UTF-8 ({error}); save it in that encoding.")
+        return ConfigurationError(f"a file is not encoded in UTF-8 ({error}); save it in that encoding.")
     if isinstance(error, OSError):
         return _as_refused_path(error)
     if isinstance(error, ValueError) and "embedded null byte" in str(error):
@@ -164,25 +164,25 @@ def _as_refused_path(error: OSError) -> ConfigurationError | None:
 
 
 def _as_memory_error(error: Exception) -> TrainingError | None:
-    """Too little memory, on a device or in the machine."""
+    """Explains that a device or the machine ran out of memory."""
     text = str(error)
     if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in text:
         return None
-    why = text.strip().splitlines()[0].rpartition("]")[2].strip() if text.strip() else "none is left"
+    why = f" ({text.strip().splitlines()[0].rpartition(']')[2].strip()})" if text.strip() else ""
     msg = (
-        f"there is too little memory ({why}); lower data.batch_size, the length of the texts or model.lora.r, or set "
+        f"there is not enough memory{why}; lower data.batch_size, the length of the texts or model.lora.r, or set "
         "--model.gradient_checkpointing true."
     )
     return TrainingError(msg)
 
 
 def _as_lost_worker(error: Exception) -> TrainingError | None:
-    """A process of `data.num_workers` was killed, usually because memory was short."""
+    """Explains that a data loading process was killed, usually because the machine ran out of memory."""
     why = " ".join(str(error).split())
     if not isinstance(error, RuntimeError) or not why.startswith("DataLoader worker"):
         return None
     msg = (
-        f"a data loading process died ({why.rstrip('. ')}), usually because memory was short; lower data.num_workers "
-        "or provide more memory. Then run the same command again, with --resume auto if it trains."
+        f"a data loading process died ({why.rstrip('. ')}), usually because the machine ran out of memory; lower "
+        "data.num_workers or provide more memory. Then run the same command again, with --resume auto if it is fit."
     )
     return TrainingError(msg)

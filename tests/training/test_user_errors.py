@@ -16,11 +16,17 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import lora_lightning
 from lora_lightning.errors import CheckpointError, ConfigurationError, LoraLightningError, TrainingError
-from lora_lightning.training.refusals import explaining_errors, find_own_error, option_error, raising_module, run_error
+from lora_lightning.training.user_errors import (
+    explain_option_error,
+    explain_run_error,
+    find_lora_lightning_error,
+    raising_module,
+    replace_errors,
+)
 from tests.conftest import TinyBackbone
 from tests.tiny_data import save_tiny_clinc150
 
-PHASES = [option_error, run_error]
+PHASES = [explain_option_error, explain_run_error]
 Explanation = Callable[[Exception], LoraLightningError | None]
 
 
@@ -52,7 +58,7 @@ def test_our_own_error_is_found_below_others() -> None:
 def test_a_chain_that_leads_back_has_an_end() -> None:
     first, second = OSError("a"), OSError("b")
     first.__context__, second.__context__ = second, first
-    assert find_own_error(first) is None
+    assert find_lora_lightning_error(first) is None
 
 
 @pytest.mark.parametrize("explanation", PHASES)
@@ -66,7 +72,7 @@ def test_a_chain_that_leads_back_has_an_end() -> None:
         ),
         (RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed."), TrainingError, "data.num_workers"),
         (MisconfigurationException("`devices`\nis wrong."), ConfigurationError, "`devices` is wrong."),
-        (UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "bad"), ConfigurationError, "not in UTF-8"),
+        (UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "bad"), ConfigurationError, "not encoded in UTF-8"),
         (ValueError("embedded null byte"), ConfigurationError, r"the character \x00"),
         (OSError(36, "File name too long", "a" * 99), ConfigurationError, "a file name is too long"),
         (
@@ -95,11 +101,11 @@ def test_some_errors_are_the_users_in_any_phase(
 @pytest.mark.parametrize("kind", [ValueError, TypeError, ImportError])
 def test_while_options_are_read_other_packages_raise_over_their_values(module: str, kind: type[Exception]) -> None:
     error = raised_in(module, kind("x is 1."))
-    found = option_error(error)
+    found = explain_option_error(error)
     assert isinstance(found, ConfigurationError)
     assert "x is 1." in str(found)
     assert ("my_module raises" in str(found)) == (module == "my_module")
-    assert run_error(error) is None
+    assert explain_run_error(error) is None
 
 
 @pytest.mark.parametrize("file", ["/x/lightning/y.py", "/x/jsonargparse/y.py", "/x/checkpoint_connector.py"])
@@ -124,29 +130,29 @@ def test_other_errors_of_the_system_may_be_bugs(error: OSError) -> None:
 
 
 def test_an_error_that_was_never_raised_has_no_place() -> None:
-    assert option_error(ValueError("nowhere")) is None
-    assert run_error(ValueError("nowhere")) is None
+    assert explain_option_error(ValueError("nowhere")) is None
+    assert explain_run_error(ValueError("nowhere")) is None
 
 
 def test_what_restoring_a_checkpoint_raises_is_about_the_checkpoint() -> None:
     connector = "lightning.pytorch.trainer.connectors.checkpoint_connector"
-    found = run_error(raised_in(connector, KeyError("state"), "restore_callbacks"))
+    found = explain_run_error(raised_in(connector, KeyError("state"), "restore_callbacks"))
     assert isinstance(found, CheckpointError)
     assert "cannot be restored (KeyError: 'state')" in str(found)
-    assert run_error(raised_in(connector, KeyError("state"), "dump_checkpoint")) is None
+    assert explain_run_error(raised_in(connector, KeyError("state"), "dump_checkpoint")) is None
 
 
 def test_what_lightning_checks_late_is_about_an_option() -> None:
     late = raised_in("lightning.pytorch.loops.fit_loop", ValueError("`val_check_interval` (9) must be"), "setup_data")
-    assert isinstance(run_error(late), ConfigurationError)
-    assert run_error(raised_in("lightning.pytorch.loops.fit_loop", ValueError("other"), "advance")) is None
+    assert isinstance(explain_run_error(late), ConfigurationError)
+    assert explain_run_error(raised_in("lightning.pytorch.loops.fit_loop", ValueError("other"), "advance")) is None
 
 
 def test_the_error_that_is_shown_keeps_the_original_as_its_cause() -> None:
-    with pytest.raises(ConfigurationError) as raised, explaining_errors(option_error):
+    with pytest.raises(ConfigurationError) as raised, replace_errors(explain_option_error):
         Trainer(gradient_clip_val="x", accelerator="cpu", logger=False)  # type: ignore[arg-type]
     assert isinstance(raised.value.__cause__, TypeError)
-    with pytest.raises(ZeroDivisionError), explaining_errors(option_error):
+    with pytest.raises(ZeroDivisionError), replace_errors(explain_option_error):
         _ = 1 / 0
 
 
