@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lora_lightning.errors import CheckpointError, UnreadableError
-from lora_lightning.runs.untrusted import check_archive, check_content
+from lora_lightning.runs.untrusted import FLOATS, check_archive, check_content, check_finite, is_buffer_of_task
 
 FOLDER = 0x10  # MS-DOS attribute of a folder in a zip archive
 
@@ -40,7 +40,7 @@ def keep_what_trains(state_dict: Mapping[str, Tensor], keep: Collection[str]) ->
 
 
 def check_state(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
-    """Verifies that a saved state matches a model: the same names and the same shapes.
+    """Verifies that a saved state matches a model: the same names, shapes and kinds of numbers, all of them finite.
 
     Args:
         state_dict: The saved state.
@@ -48,7 +48,7 @@ def check_state(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor]
         where: Name of the file for messages.
 
     Raises:
-        CheckpointError: If a name is missing or unexpected, or if a shape differs.
+        CheckpointError: If a name is missing or unexpected, if a shape or dtype differs, or if a number is not finite.
     """
     missing = [name for name in expected if name not in state_dict]
     unknown = [name for name in state_dict if name not in expected]
@@ -65,12 +65,21 @@ def check_state(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor]
         )
         raise CheckpointError(msg)
     for name, tensor in expected.items():
-        if tensor.shape != state_dict[name].shape:
+        saved = state_dict[name]
+        if tensor.shape != saved.shape:
             msg = (
-                f"{where}: {name} has shape {tuple(state_dict[name].shape)}, but this model needs "
+                f"{where}: {name} has shape {tuple(saved.shape)}, but this model needs "
                 f"{tuple(tensor.shape)}; use the config.yaml of the checkpoint's run."
             )
             raise CheckpointError(msg)
+        same_kind = saved.dtype in FLOATS if tensor.is_floating_point() else saved.dtype == tensor.dtype
+        if not same_kind:
+            msg = (
+                f"{where}: {name} is of {saved.dtype}, but this model needs {tensor.dtype}; the file is damaged or "
+                "forged, so use another of the run."
+            )
+            raise CheckpointError(msg)
+        check_finite(saved, f"{where}: {name}", infinity_allowed=is_buffer_of_task(name))
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

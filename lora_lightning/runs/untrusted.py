@@ -4,6 +4,7 @@
 are stored, or paths of files that Lightning's `ModelCheckpoint` deletes later.
 """
 
+import math
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from lora_lightning.errors import CheckpointError
 PATHS = ("best_model_path", "last_model_path", "kth_best_model_path", "best_k_models")
 COUNTERS = ("ready", "started", "processed", "completed")  # in Lightning's progress
 KEEPS_ALL = "AdapterCheckpoint"  # never removes a file, whatever its state contains
+FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 DEEPEST = 100  # nested containers
 
 
@@ -52,11 +54,17 @@ def check_content(checkpoint: Mapping[str, Any], path: str | Path) -> None:
 
     Raises:
         CheckpointError: If a tensor claims more elements than are stored, a counter is not an integer, or the state of
-            a callback contains a path outside the run folder.
+            a callback contains a path outside the run folder; or if a weight or a number of the optimizer is not
+            finite.
     """
     for name, value in _entries(checkpoint, "", str(path)):
         if isinstance(value, Tensor):
             _check_tensor(value, f"{path}: {name}")
+    for name, value in checkpoint["state_dict"].items():
+        check_finite(value, f"{path}: {name}", infinity_allowed=is_buffer_of_task(name))
+    for part in ("optimizer_states", "lr_schedulers"):
+        for name, value in _entries(checkpoint.get(part), part, str(path)):
+            check_finite(value, f"{path}: {name}")
     for name, value in _entries(checkpoint.get("loops"), "loops", str(path)):
         if name.rpartition(".")[2] in COUNTERS and type(value) is not int:
             msg = f"{path}: {name} is {str(value)[:60]!r}, but it must be an integer; use another file of the run."
@@ -65,6 +73,36 @@ def check_content(checkpoint: Mapping[str, Any], path: str | Path) -> None:
     for callback, state in callbacks.items() if isinstance(callbacks, Mapping) else ():
         if callback != KEEPS_ALL:
             _check_paths(state, f"{path}: {callback}")
+
+
+def check_finite(value: Any, name: str, *, infinity_allowed: bool = False) -> None:
+    """Refuses NaN and infinity, which no run of this program saves as a weight or in an optimizer state.
+
+    Args:
+        value: A number or a tensor; anything else passes.
+        name: What to call it in messages.
+        infinity_allowed: Whether only NaN is refused, as for a threshold that is not chosen yet.
+
+    Raises:
+        CheckpointError: If it is not finite.
+    """
+    if isinstance(value, Tensor):
+        if value.dtype not in FLOATS:
+            return
+        is_bad = bool(value.isnan().any() if infinity_allowed else not value.isfinite().all())
+    else:
+        is_bad = isinstance(value, float) and not math.isfinite(value)
+    if is_bad:
+        msg = (
+            f"{name} holds NaN or infinite numbers; the run had diverged or the file is damaged, so use an earlier "
+            "checkpoint of the run."
+        )
+        raise CheckpointError(msg)
+
+
+def is_buffer_of_task(name: str) -> bool:
+    """Whether a saved tensor is a task's own buffer, such as a threshold, and not a weight of its network."""
+    return "." not in name
 
 
 def _check_tensor(tensor: Tensor, name: str) -> None:

@@ -16,6 +16,7 @@ from transformers import (
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.quantized import parameter_count
 from lora_lightning.lora.variants import chosen_variants
+from lora_lightning.runs.optimizer_state import check_optimizer_state
 
 SCHEDULES: dict[str, Any] = {
     "linear": get_linear_schedule_with_warmup,
@@ -116,7 +117,9 @@ def build_optimizer(model: nn.Module, settings: OptimizationSettings, *, mixed_p
     fused = (on_one_device and not mixed_precision) or None
     own_classes = (variant.optimizer_class(model) for variant in chosen_variants(None, settings))
     optimizer_class = next((own for own in own_classes if own is not None), AdamW)
-    return optimizer_class(groups, lr=settings.learning_rate, fused=fused)
+    optimizer = optimizer_class(groups, lr=settings.learning_rate, fused=fused)
+    optimizer.register_load_state_dict_pre_hook(check_optimizer_state)
+    return optimizer
 
 
 def build_schedule(optimizer: Optimizer, settings: OptimizationSettings, total_steps: float) -> LRScheduler:

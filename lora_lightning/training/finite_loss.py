@@ -68,7 +68,7 @@ def name_finite_checkpoint(trainer: Trainer) -> str:
 
 def _is_finite(path: Path) -> bool:
     try:
-        state = read_checkpoint(path)["state_dict"]
+        read_checkpoint(path)  # which refuses numbers that are not finite
     except CheckpointError:
         return False
-    return all(bool(value.isfinite().all()) for value in state.values() if value.is_floating_point())
+    return True

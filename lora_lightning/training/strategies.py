@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from lora_lightning.compat.lightning import shard_over
 from lora_lightning.lora.sharding import full_state_dict, gather_full_tensor, shard_like, shard_state_dict_like
+from lora_lightning.runs.optimizer_state import check_optimizer_state
 
 
 class FullyShardedStrategy(ModelParallelStrategy):
@@ -69,6 +70,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Loads this process's shards of the optimizer state."""
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            check_optimizer_state(optimizer, saved)
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             state = {
                 number: {name: _shard(value, parameters[number]) for name, value in values.items()}

@@ -134,3 +134,21 @@ def test_a_flipped_bit_anywhere_is_found_or_changes_nothing(tmp_path: Path) -> N
             assert torch.equal(checkpoint["state_dict"]["a"], torch.zeros(1000))
             assert checkpoint["hyper_parameters"] == {"backbone": "x", "labels": ["é"]}
     assert refused > 0.6 * len(places)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.ones(2, dtype=torch.int64), "network.a is of torch.int64, but this model needs torch.float32"),
+        (torch.ones(2, dtype=torch.complex64), "network.a is of torch.complex64"),
+        (torch.tensor([1.0, float("nan")]), "here: network.a holds NaN or infinite numbers"),
+        (torch.tensor([1.0, float("inf")]), "here: network.a holds NaN or infinite numbers"),
+    ],
+    ids=str,
+)
+def test_tensors_of_another_kind_or_not_finite_are_refused(value: torch.Tensor, message: str) -> None:
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        check_state({"network.a": value}, {"network.a": torch.ones(2)}, "here")
+    check_state({"network.a": torch.ones(2, dtype=torch.bfloat16)}, {"network.a": torch.ones(2)}, "here")
+    with pytest.raises(CheckpointError, match=r"network\.n is of torch\.float32, but this model needs torch\.int64"):
+        check_state({"network.n": torch.ones(2)}, {"network.n": torch.ones(2, dtype=torch.int64)}, "here")

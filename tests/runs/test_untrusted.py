@@ -131,3 +131,31 @@ def test_progress_that_is_no_count_is_refused(tmp_path: Path, count: Any) -> Non
         CheckpointError, match=r": loops\.fit_loop\.epoch_progress\.current\.completed is .*, but it must"
     ):
         read_checkpoint(saved(tmp_path / "a.ckpt", loops=loops))
+
+
+def moment(value: float) -> list[dict[str, Any]]:
+    return [{"state": {3: {"exp_avg": torch.tensor([1.0, value])}}, "param_groups": [{"lr": 0.1}]}]
+
+
+NOT_FINITE: dict[str, tuple[dict[str, Any], str]] = {
+    "weight": ({"state_dict": {"network.x.lora_A.weight": torch.tensor([1.0, float("nan")])}}, r"network\.x\.lora_A"),
+    "infinite weight": ({"state_dict": {"network.head": torch.tensor([float("-inf")])}}, r"network\.head"),
+    "half a weight": ({"state_dict": {"network.b": torch.tensor([float("inf")], dtype=torch.bfloat16)}}, r"network\.b"),
+    "threshold": ({"state_dict": {"threshold": torch.tensor(float("nan"))}}, "threshold"),
+    "moment": ({"optimizer_states": moment(float("nan"))}, r"optimizer_states\.0\.state\.3\.exp_avg"),
+    "infinite moment": ({"optimizer_states": moment(float("inf"))}, r"optimizer_states\.0\.state\.3\.exp_avg"),
+    "rate": ({"optimizer_states": [{"param_groups": [{"lr": float("nan")}]}]}, r"optimizer_states\.0\.param_groups\.0"),
+    "schedule": ({"lr_schedulers": [{"base_lrs": [0.1, float("inf")]}]}, r"lr_schedulers\.0\.base_lrs\.1"),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_FINITE)
+def test_numbers_that_are_not_finite_are_refused_by_name(tmp_path: Path, kind: str) -> None:
+    content, name = NOT_FINITE[kind]
+    with pytest.raises(CheckpointError, match=rf"a\.ckpt: {name}.* holds NaN or infinite numbers"):
+        read_checkpoint(saved(tmp_path / "a.ckpt", **content))
+
+
+def test_a_threshold_that_is_not_chosen_yet_may_be_infinite(tmp_path: Path) -> None:
+    state = {"out_of_scope_threshold": torch.tensor(float("inf")), "network.a": torch.ones(2)}
+    assert read_checkpoint(saved(tmp_path / "a.ckpt", state_dict=state, optimizer_states=moment(2.0)))

@@ -12,7 +12,7 @@ from peft import AdaLoraConfig, PeftModel
 from torch import Tensor, nn
 
 from lora_lightning.compat.peft import AdaLoraLayer, LoraLayer, rank_allocator
-from lora_lightning.errors import ConfigurationError
+from lora_lightning.errors import CheckpointError, ConfigurationError
 from lora_lightning.lora.delta import adapted_layers, adapter_factors, layer_delta
 from lora_lightning.lora.parameter_names import ADAPTER, adalora_rank_key
 from lora_lightning.lora.variants.variant import LARGEST_FLOAT32, TrainingFacts, Variant
@@ -148,6 +148,7 @@ class AdaLora(Variant):
         """Restores the importances on the devices of their parameters, and the directions in use."""
         allocator = rank_allocator(network)
         parameters = dict(network.get_base_model().named_parameters())
+        _check_saved_state(state, parameters)
         for name in SMOOTHED:
             setattr(allocator, name, {key: value.to(parameters[key].device) for key, value in state[name].items()})
         _config(network).rank_pattern = state["rank_pattern"]
@@ -232,3 +233,26 @@ def add_orthogonality_gradient(network: nn.Module, weight: float) -> Tensor:
 
 def _config(network: PeftModel) -> AdaLoraConfig:
     return cast("AdaLoraConfig", network.peft_config[ADAPTER])
+
+
+def _check_saved_state(state: Any, parameters: Mapping[str, Tensor]) -> None:
+    """Refuses importances that are not of these parameters, and directions that are no masks."""
+    wrong = [] if isinstance(state, Mapping) else ["its type"]
+    for name in SMOOTHED if not wrong else ():
+        values = state.get(name)
+        if not isinstance(values, Mapping):
+            wrong.append(name)
+            continue
+        wrong += [f"{name} of {key}" for key, value in values.items() if not _is_importance(value, parameters.get(key))]
+    pattern = {} if wrong else state.get("rank_pattern") or {}
+    masks = pattern.values() if isinstance(pattern, Mapping) else [None]
+    if not all(isinstance(mask, list) and all(type(entry) is bool for entry in mask) for mask in masks):
+        wrong.append("rank_pattern")
+    if wrong:
+        msg = f"the checkpoint's state of AdaLoRA does not fit this model, {wrong[0]} first; use another of the run."
+        raise CheckpointError(msg)
+
+
+def _is_importance(value: Any, parameter: Tensor | None) -> bool:
+    is_right = isinstance(value, Tensor) and parameter is not None and value.shape == parameter.shape
+    return is_right and value.is_floating_point() and bool(value.isfinite().all())
