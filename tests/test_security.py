@@ -124,7 +124,10 @@ BACKBONES: dict[str, tuple[Callable[[Path, Path], None], str]] = {
         "a model has 1 to 10000",
     ),
     "endless words": (lambda folder, _: _set(folder, "config.json", vocab_size=10**13), "3e+14 parameters, which no"),
-    "endless width": (lambda folder, _: _set(folder, "config.json", hidden_size=10**9), "parameters, which no machine"),
+    "endless width": (
+        lambda folder, _: _set(folder, "config.json", hidden_size=10**9),
+        "parameters, which no machine can store",
+    ),
     "wrong kind": (lambda folder, _: _set(folder, "config.json", intermediate_size="x"), "could not be loaded"),
 }
 

@@ -1,4 +1,4 @@
-"""Load pretrained causal language models, and find what does not fit before their weights load."""
+"""Loads pretrained causal language models for the task of the same name, after checking their settings."""
 
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 

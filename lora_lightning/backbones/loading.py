@@ -102,7 +102,7 @@ def load_tokenizer(backbone: str) -> PreTrainedTokenizerBase:
     )
     if len(tokenizer) <= len(tokenizer.all_special_tokens) + 2:  # a word marker may be there too
         # transformers makes an empty one where the files are missing: every word would be unknown.
-        msg = f"the backbone {backbone!r} holds no tokenizer; save one beside the model with save_pretrained."
+        msg = f"the backbone {backbone!r} has no tokenizer; save one next to the model with save_pretrained."
         raise BackboneError(msg)
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
@@ -129,7 +129,7 @@ def load_config(backbone: str) -> PretrainedConfig:
     config: PretrainedConfig = _load(backbone, lambda: AutoConfig.from_pretrained(source, **_where(source)))
     layers = getattr(config, "num_hidden_layers", None)
     if isinstance(layers, int) and not 0 < layers <= MOST_LAYERS:
-        msg = f"the config.json of {backbone!r} has {layers} layers, but a model has 1 to {MOST_LAYERS}; mend it."
+        msg = f"the config.json of {backbone!r} has {layers} layers, but a model has 1 to {MOST_LAYERS}; fix it."
         raise BackboneError(msg)
     return config
 
@@ -269,8 +269,8 @@ def build_without_storage(auto_class: Any, config: PretrainedConfig) -> PreTrain
         )
     if (count := sum(parameter.numel() for parameter in model.parameters())) > MOST_PARAMETERS:
         msg = (
-            f"the config.json of {config.name_or_path!r} describes a model of {count:.0e} parameters, which no machine "
-            "holds; mend it."
+            f"the config.json of {config.name_or_path!r} describes a model of {count:.0e} parameters, which "
+            "no machine can store; fix its sizes."
         )
         raise BackboneError(msg)
     return model

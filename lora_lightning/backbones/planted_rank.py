@@ -1,4 +1,4 @@
-"""A frozen model whose best update is known: its rank is planted, so that measures of rank can be put to the test."""
+"""The frozen model for `tasks.planted_rank`, whose best update has a known rank."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any

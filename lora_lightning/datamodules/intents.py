@@ -1,4 +1,4 @@
-"""What intent data sets share: in-scope intents in domains, and queries out of scope."""
+"""Base of the intent data modules: in-scope intents in domains, and out-of-scope queries."""
 
 from abc import abstractmethod
 from collections.abc import Sequence

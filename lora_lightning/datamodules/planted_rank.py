@@ -1,4 +1,4 @@
-"""Inputs for the planted updates: random numbers, the targets are the task's."""
+"""The data module for `tasks.planted_rank`: random inputs. The task computes the targets."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What data modules for sequence classification share: texts or pairs of texts, each with a label."""
+"""Base of the data modules for `tasks.sequence_classification`: texts or pairs of texts, each with a label."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""SQuAD 2.0: questions about paragraphs of Wikipedia, half of dev's without an answer (Rajpurkar et al. 2018)."""
+"""The data module for SQuAD 2.0 (Rajpurkar et al. 2018); its task is `tasks.question_answering`."""
 
 import json
 import sys

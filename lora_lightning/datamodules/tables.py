@@ -1,4 +1,4 @@
-"""Read tables of texts and labels: CSV, TSV, JSON lines, Parquet. Every wrong row is named by file and place."""
+"""Reads tables of texts and labels: CSV, TSV, JSON lines, Parquet. Errors name the file and the row."""
 
 import csv
 import io

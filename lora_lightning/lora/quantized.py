@@ -1,4 +1,4 @@
-"""What is special about bitsandbytes' 4- and 8-bit layers: size, dequantising, requantising, and a trap on CPUs."""
+"""bitsandbytes' 4- and 8-bit layers: size, dequantizing, requantizing. `backbones.quantization` creates them."""
 
 from typing import Any, cast
 

@@ -1,4 +1,4 @@
-"""Every metric of one split of an intent data set."""
+"""The metrics of a split of an intent data set; its data modules share `datamodules.intents`."""
 
 from typing import NamedTuple, cast
 

@@ -1,4 +1,4 @@
-"""From logits of overlapping windows to one answer a question, counted once by any number of processes."""
+"""From logits of windows to one answer per question, over all processes; `metrics.squad_v2` scores the answers."""
 
 from typing import Any, NamedTuple
 

@@ -1,4 +1,4 @@
-"""Exact match and F1 of SQuAD 2.0, with questions that have no answer (Rajpurkar et al. 2018, arXiv 1806.03822)."""
+"""Exact match and F1 of SQuAD 2.0 for given answers (Rajpurkar et al. 2018, arXiv 1806.03822)."""
 
 import re
 import string

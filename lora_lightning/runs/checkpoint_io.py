@@ -12,7 +12,7 @@ from lora_lightning.runs.files import atomic_file, cannot_be_written
 from lora_lightning.runs.layout import LAST, PREVIOUS
 
 
-class WholeCheckpointIO(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes checkpoints atomically, reads only intact files, and never executes code in them.
 
     Lightning's own plugin may copy from a temporary folder on another file system, and does not flush to disk. The

@@ -1,4 +1,4 @@
-"""Predict the next token with an adapted causal language model."""
+"""The LightningModule for causal language models; `backbones` loads them, `datamodules` has their data."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Learn updates of known rank: a test of adapters, and of the monitors that measure them, that takes seconds."""
+"""The LightningModule that learns planted updates: a test of adapters and monitors that takes seconds."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict

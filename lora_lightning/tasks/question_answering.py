@@ -1,4 +1,4 @@
-"""Answer questions with a span of their context, or leave them unanswered."""
+"""The LightningModule for question answering; its data module is `datamodules.squad_v2`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast

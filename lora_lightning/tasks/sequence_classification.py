@@ -1,4 +1,4 @@
-"""Classify texts with an adapted transformers backbone."""
+"""The LightningModule for text classification; its data modules share `datamodules.sequence_classification`."""
 
 import math
 import warnings

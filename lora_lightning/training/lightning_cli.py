@@ -18,7 +18,7 @@ from lora_lightning.configuration.parser import ArgumentParser
 from lora_lightning.configuration.yaml_files import GROUPS
 from lora_lightning.datamodules import AdaptationDataModule
 from lora_lightning.errors import ConfigurationError
-from lora_lightning.runs.checkpoint_io import WholeCheckpointIO
+from lora_lightning.runs.checkpoint_io import AtomicCheckpointIO
 from lora_lightning.runs.processes import watch_processes
 from lora_lightning.runs.settings import settings_in
 from lora_lightning.tasks import AdaptationTask
@@ -260,7 +260,7 @@ def missing_plugins(given: Sequence[Any]) -> list[Any]:
     """Returns the plugins that training needs in addition to the given ones."""
     plugins: list[Any] = []
     if not any(isinstance(plugin, CheckpointIO) for plugin in given):
-        plugins.append(WholeCheckpointIO())
+        plugins.append(AtomicCheckpointIO())
     if SLURMEnvironment.detect() and not any(isinstance(plugin, ClusterEnvironment) for plugin in given):
         plugins.append(SLURMEnvironment(auto_requeue=False))  # StepBoundary saves complete steps instead
     return plugins

@@ -24,7 +24,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lora_lightning.cli.main import main
 from lora_lightning.errors import VerificationError
 from lora_lightning.runs.checkpoint import read_checkpoint
-from lora_lightning.runs.checkpoint_io import WholeCheckpointIO
+from lora_lightning.runs.checkpoint_io import AtomicCheckpointIO
 from lora_lightning.runs.lock import lock_run_folder
 from lora_lightning.runs.processes import WatchingLauncher, end_child_processes
 from lora_lightning.tasks import SequenceClassificationTask
@@ -570,7 +570,7 @@ def test_a_new_checkpoint_takes_its_place_only_when_it_is_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = tmp_path / "last.ckpt"
-    io = WholeCheckpointIO()
+    io = AtomicCheckpointIO()
     content = {"state_dict": {"a": torch.arange(5)}, "hyper_parameters": {}}
     io.save_checkpoint(content | {"number": 1}, place)
     io.save_checkpoint(content | {"number": 2}, place)

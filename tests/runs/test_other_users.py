@@ -71,7 +71,7 @@ def evaluation(place: Path, _: Words) -> Words:
     [
         ("backbone", 0, again, 2, "backbone/"),
         ("data", 0, again, 2, "cannot be read"),
-        ("run", 0o555, again, 2, "cannot be written (Permission denied); set --trainer.logger"),
+        ("run", 0o555, again, 2, "is not writable (Permission denied); set --trainer.logger"),
         ("run/version_0", 0, resume, 0, ""),  # another user's run is not this one
         ("run/version_0/config.yaml", 0, resume, 0, ""),
         ("run/version_0/summary.json", 0, resume, 2, "summary.json cannot be read or written (permission denied)"),

@@ -14,7 +14,7 @@ from strategy_equality import WAYS
 
 from lora_lightning.cli.main import main
 from lora_lightning.runs.checkpoint import read_checkpoint
-from lora_lightning.runs.checkpoint_io import WholeCheckpointIO
+from lora_lightning.runs.checkpoint_io import AtomicCheckpointIO
 from lora_lightning.training.final_validation import FinalValidation
 from tests.cli.test_commands import Words, fit_words
 from tests.conftest import TinyBackbone
@@ -101,17 +101,17 @@ class Snapshots:
 
     def __init__(self, run: Path, place: Path) -> None:
         self.run, self.place = run, place
-        self.original = WholeCheckpointIO.save_checkpoint
+        self.original = AtomicCheckpointIO.save_checkpoint
 
     def take(self, patch: pytest.MonkeyPatch) -> None:
         """Copies the run's folder after each save from now on."""
 
-        def save_checkpoint(io: WholeCheckpointIO, checkpoint: dict[str, Any], path: Any, **options: Any) -> None:
+        def save_checkpoint(io: AtomicCheckpointIO, checkpoint: dict[str, Any], path: Any, **options: Any) -> None:
             self.original(io, checkpoint, path, **options)
             name = f"{len(self.taken()):02d} {Path(path).stem} at step {checkpoint['global_step']}"
             shutil.copytree(self.run, self.place / name)
 
-        patch.setattr(WholeCheckpointIO, "save_checkpoint", save_checkpoint)
+        patch.setattr(AtomicCheckpointIO, "save_checkpoint", save_checkpoint)
 
     def taken(self) -> list[Path]:
         """Sorted by time."""
