@@ -12,18 +12,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-# The list of layers, and the module in the last one from which on every token is computed by itself.
-PLACE_OF_FAMILY = {
-    "bert": ("encoder.layer", "attention.output"),
-    "camembert": ("encoder.layer", "attention.output"),
-    "deberta": ("encoder.layer", "attention.output"),
-    "deberta-v2": ("encoder.layer", "attention.output"),
-    "distilbert": ("transformer.layer", "sa_layer_norm"),
-    "electra": ("encoder.layer", "attention.output"),
-    "mpnet": ("encoder.layer", "attention.LayerNorm"),
-    "roberta": ("encoder.layer", "attention.output"),
-    "xlm-roberta": ("encoder.layer", "attention.output"),
-}
+from lora_lightning.lora.families import FAMILIES
 
 
 def keep_first_token_only(model: PreTrainedModel) -> bool:
@@ -35,10 +24,10 @@ def keep_first_token_only(model: PreTrainedModel) -> bool:
     Returns:
         Whether the architecture is one that reads the first token.
     """
-    place = PLACE_OF_FAMILY.get(model.config.model_type)
-    if place is None:
+    family = FAMILIES.get(model.config.model_type)
+    if family is None or family.first_token is None:
         return False
-    layers, cut = place
+    layers, cut = family.first_token
     last: nn.Module = attrgetter(layers)(model.base_model)[-1]
     place_of_cut: nn.Module = attrgetter(cut)(last)
     place_of_cut.first_token_only = True  # type: ignore[assignment]

@@ -31,6 +31,7 @@ from lora_lightning.backbones.vocabulary import text_config_of, vocabulary_size
 from lora_lightning.compat.transformers import Conv1D, forget_quantization
 from lora_lightning.errors import BackboneError, LoraLightningError
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
+from lora_lightning.lora.families import FAMILIES
 from lora_lightning.lora.injection import find_targets, modules_trained_in_full
 from lora_lightning.lora.quantized import keep_biases_as_they_are
 from lora_lightning.metrics.label_space import SINGLE_LABEL, ProblemType
@@ -44,20 +45,6 @@ NOT_OF_THE_BASE = {
     "seq_classif_dropout",
     "summary_first_dropout",
 }
-
-# RoBERTa's family numbers positions from the one after the padding token's id: 512 of the 514 in its config.json.
-COUNTS_FROM_PADDING = (
-    "camembert",
-    "data2vec-text",
-    "ibert",
-    "longformer",
-    "mpnet",
-    "roberta",
-    "roberta-prelayernorm",
-    "xlm-roberta",
-    "xlm-roberta-xl",
-    "xmod",
-)
 
 # No model has more; a config.json that claims more would take all time or memory before anything else is wrong with it.
 MOST_LAYERS = 10_000
@@ -160,7 +147,9 @@ def position_limit(config: PretrainedConfig) -> int | None:
     positions: int | None = getattr(config, "max_position_embeddings", None)
     if positions is None or positions < 0 or not getattr(config, "position_biased_input", True):
         return None
-    return positions - 1 - int(config.pad_token_id or 0) if config.model_type in COUNTS_FROM_PADDING else positions
+    family = FAMILIES.get(config.model_type)
+    follow_padding = family is not None and family.positions_follow_padding
+    return positions - 1 - int(config.pad_token_id or 0) if follow_padding else positions
 
 
 def load_classification_config(

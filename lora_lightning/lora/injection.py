@@ -1,7 +1,9 @@
 """Attach adapters to a pretrained model and decide which parameters are trainable."""
 
+import re
 import warnings
 from collections.abc import Collection
+from math import prod
 from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -11,12 +13,19 @@ from transformers import PreTrainedModel
 from lora_lightning.compat.peft import first_matching_pattern
 from lora_lightning.errors import ConfigurationError, suggest_names
 from lora_lightning.lora.config import LoraSettings
-from lora_lightning.lora.target_modules import layer_features, linear_layers, resolve_target_modules
+from lora_lightning.lora.target_modules import (
+    layer_features,
+    linear_layers,
+    resolve_target_modules,
+    weights_outside_linear_layers,
+)
 from lora_lightning.lora.target_patterns import check_patterns, restrict_to_layers
 from lora_lightning.lora.variants import chosen_variants
 
 # PEFT trains modules of these names in any case, whether the checkpoint has them or not.
 HEADS = ("classifier", "score", "qa_outputs")
+LITTLE = 0.01  # of the weights; whatever a preset leaves out beyond it is said
+MOST_LISTED = 3  # names in that warning
 
 
 def newly_initialized_modules(model: nn.Module, missing_parameters: Collection[str]) -> list[str]:
@@ -172,6 +181,7 @@ def attach_lora(
     trained_in_full = modules_trained_in_full(model, settings, lacked)
     targets = find_targets(model, settings, exclude=[*trained_in_full, *never_adapted])
     _warn_if_rank_is_full(model, targets, settings)
+    _warn_of_weights_without_adapter(model, settings, targets, [*trained_in_full, *never_adapted])
     config = _peft_config(model, settings, task_type, targets, trained_in_full)
     with warnings.catch_warnings():
         # EVA's directions are computed by the adapted model itself, which has to exist first.
@@ -180,6 +190,28 @@ def attach_lora(
     for variant in chosen_variants(settings):
         variant.after_attaching(peft_model)
     return peft_model
+
+
+def _warn_of_weights_without_adapter(
+    model: PreTrainedModel, settings: LoraSettings, targets: Collection[str], exclude: Collection[str]
+) -> None:
+    """Says which share of the model a preset cannot reach, such as most of a mixture of experts."""
+    if settings.target_modules not in {"all-linear", "attention-mlp"} or settings.layers_to_transform is not None:
+        return
+    layers = {name: prod(layer_features(layer)) for name, layer in linear_layers(model, exclude).items()}
+    without = weights_outside_linear_layers(model, exclude)
+    if settings.target_modules == "all-linear":
+        without |= {name: size for name, size in layers.items() if name not in targets}
+    every = sum(layers.values()) + sum(size for name, size in without.items() if name not in layers)
+    if (share := sum(without.values()) / max(every, 1)) < LITTLE:
+        return
+    names = list(dict.fromkeys(re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in without))
+    listed = ", ".join(names[:MOST_LISTED]) + f" and {len(names) - MOST_LISTED} more" * (len(names) > MOST_LISTED)
+    msg = (
+        f"model.lora.target_modules is {settings.target_modules}, but {100 * share:.0f} % of the weights outside "
+        f"embeddings and head cannot get an adapter that way and stay frozen: {listed}."
+    )
+    warnings.warn(msg, stacklevel=4)
 
 
 def _peft_config(

@@ -1,84 +1,16 @@
-"""Finds the layers that get an adapter, from a preset such as `attention-qv` or from module names.
-
-A new architecture is one entry in `FAMILIES`, keyed by its `config.model_type`.
-"""
+"""Finds the layers that get an adapter, from a preset such as `attention-qv` or from module names."""
 
 import re
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 
 from torch import nn
 
 from lora_lightning.compat.peft import takes_no_adapter
 from lora_lightning.compat.transformers import Conv1D
 from lora_lightning.errors import ConfigurationError, suggest_names
+from lora_lightning.lora.families import FAMILIES
 
 PRESETS = ("attention-qv", "attention", "attention-mlp", "all-linear")
-
-
-@dataclass(frozen=True)
-class Family:
-    """How an architecture names its layers; each entry is the end of a dotted module name."""
-
-    query_value: tuple[str, ...]  # a fused query-key-value layer counts as both
-    attention_rest: tuple[str, ...]  # key and output projections
-    mlp: tuple[str, ...]
-
-
-_BERT = Family(
-    ("attention.self.query", "attention.self.value"),
-    ("attention.self.key", "attention.output.dense"),
-    ("intermediate.dense", "layer.*.output.dense"),
-)
-_LLAMA = Family(
-    ("self_attn.q_proj", "self_attn.v_proj"),
-    ("self_attn.k_proj", "self_attn.o_proj"),
-    ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
-)
-
-FAMILIES: dict[str, Family] = {
-    "albert": Family(
-        ("attention.query", "attention.value"),
-        ("attention.key", "attention.dense"),
-        ("ffn", "ffn_output"),
-    ),
-    "bert": _BERT,
-    "deberta": Family(
-        ("attention.self.in_proj",),
-        ("attention.self.pos_proj", "attention.self.pos_q_proj", "attention.output.dense"),
-        ("intermediate.dense", "layer.*.output.dense"),
-    ),
-    "deberta-v2": Family(
-        ("attention.self.query_proj", "attention.self.value_proj"),
-        ("attention.self.key_proj", "attention.output.dense"),
-        ("intermediate.dense", "layer.*.output.dense"),
-    ),
-    "distilbert": Family(
-        ("attention.q_lin", "attention.v_lin"),
-        ("attention.k_lin", "attention.out_lin"),
-        ("ffn.lin1", "ffn.lin2"),
-    ),
-    "electra": _BERT,
-    "gemma2": _LLAMA,
-    "gpt2": Family(("attn.c_attn",), ("attn.c_proj",), ("mlp.c_fc", "mlp.c_proj")),
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "modernbert": Family(("attn.Wqkv",), ("attn.Wo",), ("mlp.Wi", "mlp.Wo")),
-    "mpnet": Family(
-        ("attention.attn.q", "attention.attn.v"),
-        ("attention.attn.k", "attention.attn.o"),
-        ("intermediate.dense", "layer.*.output.dense"),
-    ),
-    "opt": Family(
-        ("self_attn.q_proj", "self_attn.v_proj"),
-        ("self_attn.k_proj", "self_attn.out_proj"),
-        ("fc1", "fc2"),
-    ),
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "roberta": _BERT,
-    "xlm-roberta": _BERT,
-}
 
 
 def linear_layers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, nn.Module]:
@@ -97,6 +29,31 @@ def linear_layers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, nn
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D)
         and not any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
+    }
+
+
+def weights_outside_linear_layers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, int]:
+    """The weights that no adapter of a linear layer reaches, such as the experts of a mixture, which are 3-D tensors.
+
+    Args:
+        model: A transformers model, before adapters are attached; its tensors may be on the meta device.
+        exclude: Dotted names of modules to leave out with everything inside, such as the head.
+
+    Returns:
+        Number of elements by parameter name: every parameter of at least two dimensions, but those of linear layers and
+        embeddings.
+    """
+    prefixes = tuple(f"{prefix}." for prefix in exclude)
+    reached = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, nn.Linear | Conv1D | nn.Embedding)
+        for parameter in module.parameters(recurse=False)
+    }
+    return {
+        name: parameter.numel()
+        for name, parameter in model.named_parameters()
+        if parameter.dim() > 1 and id(parameter) not in reached and not name.startswith(prefixes)
     }
 
 
@@ -143,7 +100,7 @@ def resolve_target_modules(model: nn.Module, target_modules: str | list[str], ex
     if target_modules == "all-linear":
         return layers
     if isinstance(target_modules, str) and target_modules in PRESETS:
-        wanted: tuple[str, ...] = _preset_suffixes(_architecture(model), target_modules)
+        wanted: tuple[str, ...] = _preset_suffixes(_architecture(model), target_modules, _short_names(layers))
     elif isinstance(target_modules, str):
         raise ConfigurationError(_unknown(target_modules, layers))
     else:
@@ -174,11 +131,11 @@ def _architecture(model: nn.Module) -> str:
     return str(getattr(model.config, "model_type", ""))
 
 
-def _preset_suffixes(model_type: str, preset: str) -> tuple[str, ...]:
-    if model_type not in FAMILIES:
+def _preset_suffixes(model_type: str, preset: str, layers: list[str]) -> tuple[str, ...]:
+    if model_type not in FAMILIES or not FAMILIES[model_type].query_value:
         msg = (
             f"model.lora.target_modules is {preset!r}, but that preset does not know the architecture "
-            f"{model_type!r} (known: {', '.join(sorted(FAMILIES))}); use all-linear or list module names."
+            f"{model_type!r}, whose linear layers end in {', '.join(layers)}; use all-linear, or list some of these."
         )
         raise ConfigurationError(msg)
     family = FAMILIES[model_type]

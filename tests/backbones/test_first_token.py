@@ -5,9 +5,12 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from lora_lightning.backbones.first_token import PLACE_OF_FAMILY, every_token, keep_first_token_only
+from lora_lightning.backbones.first_token import every_token, keep_first_token_only
+from lora_lightning.lora import families
 from tests.conftest import TinyClassifier
 from tests.tiny_models import FAMILIES
+
+SHORTENED = {name for name, family in families.FAMILIES.items() if family.first_token is not None}
 
 
 @pytest.fixture
@@ -26,13 +29,13 @@ def random_classifier(family: str) -> PreTrainedModel:
     return model
 
 
-@pytest.mark.parametrize("family", sorted({*FAMILIES, *PLACE_OF_FAMILY}))
+@pytest.mark.parametrize("family", sorted({*FAMILIES, *SHORTENED}))
 def test_same_logits_and_gradients(tiny_classifier: TinyClassifier, batch: dict[str, Tensor], family: str) -> None:
     def load() -> PreTrainedModel:
         return tiny_classifier(family).model if family in FAMILIES else random_classifier(family)
 
     whole, cut = load().eval(), load().eval()
-    assert keep_first_token_only(cut) == (family in PLACE_OF_FAMILY)
+    assert keep_first_token_only(cut) == (family in SHORTENED)
     expected, logits = whole(**batch).logits, cut(**batch).logits
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-6)
     weights = torch.randn_like(expected)
@@ -45,7 +48,7 @@ def test_same_logits_and_gradients(tiny_classifier: TinyClassifier, batch: dict[
             torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("family", sorted(set(FAMILIES) & set(PLACE_OF_FAMILY)))
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) & set(SHORTENED)))
 def test_the_last_layer_really_has_one_token(
     tiny_classifier: TinyClassifier, batch: dict[str, Tensor], family: str
 ) -> None:
