@@ -196,7 +196,7 @@ def _warn_of_weights_without_adapter(
     model: PreTrainedModel, settings: LoraSettings, targets: Collection[str], exclude: Collection[str]
 ) -> None:
     """Says which share of the model a preset cannot reach, such as most of a mixture of experts."""
-    if settings.target_modules not in {"all-linear", "attention-mlp"} or settings.layers_to_transform is not None:
+    if settings.target_modules not in ("all-linear", "attention-mlp") or settings.layers_to_transform is not None:
         return
     layers = {name: prod(layer_features(layer)) for name, layer in linear_layers(model, exclude).items()}
     without = weights_outside_linear_layers(model, exclude)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from benchmarks.families import PAGE, page
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.families import FAMILIES
@@ -31,6 +32,7 @@ OTHERS = {
     "rembert": {"embedding_hidden_mapping_in"},
     "xmod": {"dense1", "dense2"},  # adapters of its languages
 }
+
 
 def architecture(family: str) -> nn.Module:
     """The family with its own settings and few layers, one of each kind, without storage."""
@@ -68,9 +70,7 @@ def test_presets_reach_all_of_attention_and_mlp(family: str) -> None:
 
 def test_an_unknown_architecture_is_refused_with_the_names_of_its_layers() -> None:
     model = causal_model("rwkv")
-    with pytest.raises(
-        ConfigurationError, match=r"'rwkv', whose linear layers end in .*key, .*value; use"
-    ):
+    with pytest.raises(ConfigurationError, match=r"'rwkv', whose linear layers end in .*key, .*value; use"):
         resolve_target_modules(model, "attention", exclude=["head"])
 
 
@@ -99,3 +99,9 @@ def test_nothing_is_said_where_nothing_is_left_out(family: str) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*cannot get an adapter.*")
         attach_lora(causal_model(family), LoraSettings(r=2), [], "CAUSAL_LM", ["lm_head"])
+
+
+def test_the_page_of_families_is_written_from_the_table() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "run python benchmarks/families.py"
+    count = sum(bool(family.query_value) for family in FAMILIES.values())
+    assert f"[{count} families](docs/families.md)" in (PAGE.parents[1] / "README.md").read_text(encoding="utf-8")
