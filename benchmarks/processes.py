@@ -1,8 +1,11 @@
 """Run `lora-lightning` in several processes at once, without importing everything again for each run."""
 
+import ctypes
 import multiprocessing
 import os
+import signal
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +14,20 @@ import torch
 
 from lora_lightning import RunRecord
 
+LIBC: Any = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded before a fork, after which nothing may be
+
 
 def free_port() -> int:
     """A port of this machine that is currently free."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return int(taken.getsockname()[1])
+
+
+def end_with_parent() -> None:
+    """Has Linux kill this process when the one that started it ends, however that happens; as a `preexec_fn`, too."""
+    if sys.platform == "linux":
+        LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def join_training(rank: int, processes: int, port: int) -> None:
@@ -27,6 +38,7 @@ def join_training(rank: int, processes: int, port: int) -> None:
         processes: Number of processes.
         port: Port of the process group.
     """
+    end_with_parent()
     torch.set_num_threads(1)
     if processes > 1:
         os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": str(processes)}

@@ -69,7 +69,10 @@ def start_two_machines(tiny_backbone: TinyBackbone, tmp_path: Path, *more: str) 
         for option, value in {"--nproc-per-node": "1", "--master-addr": "127.0.0.1", "--master-port": port}.items():
             launch[launch.index(option) + 1] = value
         command = [sys.executable, "-m", "torch.distributed.run", *launch, *small(line, tiny_backbone, tmp_path), *more]
-        machines.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        pipe, watch = subprocess.PIPE, processes.end_with_parent
+        machines.append(
+            subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True, preexec_fn=watch)  # noqa: PLW1509
+        )
     return machines
 
 

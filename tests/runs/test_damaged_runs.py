@@ -20,6 +20,7 @@ import pytest
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.loggers import TensorBoardLogger
+from processes import end_with_parent
 
 from lora_lightning.cli.main import main
 from lora_lightning.errors import VerificationError
@@ -434,7 +435,13 @@ def test_training_processes_end_together(tiny_backbone: TinyBackbone, data: Path
     command = [sys.executable, "-m", "lora_lightning", *words]
     with (
         output.open("w") as file,
-        subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True) as main_one,
+        subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+            preexec_fn=end_with_parent,  # noqa: PLW1509
+        ) as main_one,
     ):
         try:
             while not last.exists():
