@@ -1,9 +1,9 @@
-"""Fuzzes the program with modified configs, data files and model files; prints the tables of docs/reliability.md.
+"""Fuzzes the program with modified configs, data and model files, and with odd meanings; prints the tables of the docs.
 
-Each case runs `lora-lightning` on one modified input, in a forked process with limits on time and memory. It must
-either run, or refuse the input in one clear sentence with exit status 2. A run is real with two exceptions: training
-ends after one optimizer step, and it ends before it would start further processes. Failures are printed in full to
-standard error.
+They are in docs/reliability.md. Each case runs `lora-lightning` on one modified input, in a forked process with limits
+on time and memory. It must either run, or refuse the input in one clear sentence with exit status 2; well-formed input
+with an odd meaning must also give the right result. A run is real with two exceptions: training ends after one
+optimizer step, and it ends before it would start further processes. Failures are printed in full to standard error.
 
 Example:
     python benchmarks/fuzz.py --configs 1000 --data 1000
@@ -28,6 +28,7 @@ import torch
 from tests.conftest import TinyBackbone
 from tests.fuzzing.configs import config_cases
 from tests.fuzzing.data_files import FORMATS, data_cases
+from tests.fuzzing.meanings import chat_cases, damage_cases, label_cases, validation_cases, vocabulary_cases
 from tests.fuzzing.model_files import backbone_cases, checkpoint_cases, prediction_cases
 from tests.fuzzing.outcome import FAILED, LATE, RAN, REFUSED, Case, Outcome, outcome_of
 from tests.test_configs import CONFIGS
@@ -84,6 +85,13 @@ def all_model_cases(folder: Path, backbones: TinyBackbone, count: int, seed: int
         yield from cases(folder / kind, backbones, -(-count // 3), seed)
 
 
+def all_meaning_cases(folder: Path, backbones: TinyBackbone, count: int, seed: int) -> Iterator[Case]:
+    """About `count` cases, the same number for each kind of odd meaning."""
+    kinds = (chat_cases, label_cases, vocabulary_cases, damage_cases, validation_cases)
+    for number, cases in enumerate(kinds):
+        yield from cases(folder / f"kind{number}", backbones, -(-count // len(kinds)), seed)
+
+
 def warm_up(folder: Path, backbones: TinyBackbone) -> None:
     """Runs unmodified configs in this process: they must succeed, and forks then share the imported modules."""
     for name in ("callbacks/all_monitors.yaml", "squad_v2/minilm_lora.yaml", "causal_lm/gpt2_instructions_lora.yaml"):
@@ -119,6 +127,7 @@ def main() -> None:
     parser.add_argument("--configs", type=int, default=1000, help="minimum number of modified configs; 0 for none")
     parser.add_argument("--data", type=int, default=1000, help="minimum number of modified data files; 0 for none")
     parser.add_argument("--models", type=int, default=300, help="minimum number of modified model files; 0 for none")
+    parser.add_argument("--meanings", type=int, default=300, help="minimum number of odd meanings; 0 for none")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--verbose", action="store_true", help="print every case, not only failures and late refusals")
     options = parser.parse_args()
@@ -132,6 +141,7 @@ def main() -> None:
             ("Configs", all_config_cases, options.configs),
             ("Data", all_data_cases, options.data),
             ("Models and input files of `predict`", all_model_cases, options.models),
+            ("Well-formed input with an odd meaning", all_meaning_cases, options.meanings),
         ):
             if count:
                 print(f"\n{title}\n")

@@ -22,6 +22,7 @@ MESSAGE_FIELDS_READ = {
     *REASONING_FIELDS,
 }
 ROLES_OF_A_PAIR = ("user", "assistant")
+NAMES_OF_ASSISTANT = {"gpt", "model", "bot", "chatgpt", "ai"}  # in the data of other programs
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool"}
 
 
@@ -225,6 +226,9 @@ def _parse_message(row: Record) -> Message:
     called = sharegpt and role == "function_call"
     calls = _tool_calls(row, _decoded(row.fields[said]) if called and said in row.fields else None)
     message: Message = {"role": SHAREGPT_ROLES.get(role, role) if sharegpt else role, "content": ""}
+    if message["role"] in NAMES_OF_ASSISTANT:
+        msg = f"{row.where}: the role {role!r} is not learnt, only that of 'assistant' is; rename it."
+        raise DataError(msg)
     if not called and not (calls and _is_blank(row.fields.get(said))):
         plain = Record(row.where, {**row.fields, **({said: _joined(row, said)} if said in row.fields else {})})
         message["content"] = text_field(plain, said, may_be_empty=message["role"] == "tool", remedy=MESSAGE_FIELDS)

@@ -63,7 +63,7 @@ def check_that_validation_will_run(trainer: Trainer) -> None:
     if every is not None and 0 < begun < every:
         msg = (
             f"trainer.check_val_every_n_epoch is {every}, but training ends in epoch {begun}, so it would never "
-            f"validate; set it to at most {begun}, {VALIDATE_OR_NOT}."
+            f"validate; set it to at most {begun}; {VALIDATE_OR_NOT}."
         )
         raise ConfigurationError(msg)
     interval = getattr(trainer, "val_check_interval", None)  # Lightning does not keep a time here
@@ -71,7 +71,7 @@ def check_that_validation_will_run(trainer: Trainer) -> None:
     if every is None and isinstance(interval, int) and not ends_by_steps and 0 < epochs * batches < interval:
         msg = (
             f"trainer.val_check_interval is {interval} batches, but training has {epochs * batches} "
-            f"({epochs} epochs of {batches}), so it would never validate; set it to at most {epochs * batches}, "
+            f"({epochs} epochs of {batches}), so it would never validate; set it to at most {epochs * batches}; "
             f"{VALIDATE_OR_NOT}."
         )
         raise ConfigurationError(msg)

@@ -195,3 +195,10 @@ def test_only_more_than_one_exchange_is_a_chat() -> None:
     assert not Example("f", CHAT[1:3]).is_chat
     assert not parse_prompt("x").is_chat
     assert Example("f", CHAT[:2]).is_chat  # a system message has no place under headings
+
+
+@pytest.mark.parametrize("role", ["model", "gpt", "bot", "chatgpt", "ai"])
+def test_another_name_of_the_assistant_is_refused_not_left_unlearnt(role: str) -> None:
+    chat = [say("user", "hi"), say(role, "i"), say("assistant", "e d")]
+    with pytest.raises(DataError, match=f"the role '{role}' is not learnt, only that of 'assistant' is; rename it"):
+        parse_example(Record("a.jsonl, line 1", {"messages": chat}))

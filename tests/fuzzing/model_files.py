@@ -58,7 +58,7 @@ def checkpoint_cases(folder: Path, tiny_backbone: TinyBackbone, count: int, seed
     Yields:
         `validate` on each changed checkpoint, and every other time `fit`, which goes on from it.
     """
-    run = _trained("CLINC150 JSON", folder, tiny_backbone)
+    run = trained_run("CLINC150 JSON", folder, tiny_backbone)
     original = (run / "checkpoints/last.ckpt").read_bytes()
     for number in range(count):
         random = _random("checkpoint", number, seed)
@@ -85,7 +85,7 @@ def prediction_cases(folder: Path, tiny_backbone: TinyBackbone, count: int, seed
     """
     for name, (file, content) in TO_PREDICT.items():
         place = folder / name.partition(" ")[0]
-        run = _trained(name, place, tiny_backbone)
+        run = trained_run(name, place, tiny_backbone)
         right = content or (place / "data" / file).read_bytes()
         for number in range(-(-count // len(TO_PREDICT))):
             mutation, changed_content = changed(right, Path(file).suffix, _random(name, number, seed))
@@ -101,7 +101,7 @@ def _random(name: str, number: int, seed: int) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(name.encode()), number])
 
 
-def _trained(name: str, folder: Path, tiny_backbone: TinyBackbone) -> Path:
+def trained_run(name: str, folder: Path, tiny_backbone: TinyBackbone) -> Path:
     """The folder of a finished run of one step."""
     options, _ = FORMATS[name].save(folder / "data")
     words = (*command(FORMATS[name], tiny_backbone, folder), *options, "--trainer.logger.name=run")

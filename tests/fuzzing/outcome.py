@@ -6,7 +6,7 @@ import os
 import re
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,12 +36,14 @@ class Case:
         mutation: How, for a reader.
         words: The command; its files are written.
         folder: Where relative paths lead to.
+        check: Gets standard error of a command that ended with 0; says what is wrong with its result, or nothing.
     """
 
     source: str
     mutation: str
     words: tuple[str, ...]
     folder: Path
+    check: Callable[[str], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -103,11 +105,12 @@ def outcome_of(case: Case) -> Outcome:
         How it ended.
     """
     said, printed = io.StringIO(), io.StringIO()
-    environment = dict(os.environ)
+    environment, wrong = dict(os.environ), ""
     with chdir(case.folder), stopped_early() as loaded, warnings.catch_warnings():
         try:
             with redirect_stderr(said), redirect_stdout(printed):
                 status: Any = main(case.words)
+                wrong = case.check(said.getvalue()) if case.check is not None and status == 0 else ""
         except ProcessesAsked:
             return Outcome(RAN, "up to the start of further processes")
         except SystemExit as end:
@@ -117,6 +120,8 @@ def outcome_of(case: Case) -> Outcome:
         finally:
             os.environ.clear()
             os.environ.update(environment)
+    if wrong:
+        return Outcome(FAILED, f"exit status 0, but {wrong}; said: {said.getvalue()[-1000:]}")
     return judged(status, said.getvalue(), late=bool(loaded))
 
 

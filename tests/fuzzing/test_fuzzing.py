@@ -1,5 +1,6 @@
 """A slice of `benchmarks/fuzz.py`: changed input is refused in a sentence, or runs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from tests.conftest import TinyBackbone
 from tests.fuzzing.configs import config_cases
 from tests.fuzzing.data_files import FORMATS, data_cases
+from tests.fuzzing.meanings import chat_cases, label_cases, validation_cases, vocabulary_cases
 from tests.fuzzing.model_files import backbone_cases, checkpoint_cases, prediction_cases
 from tests.fuzzing.outcome import FAILED, LATE, RAN, REFUSED, Case, judged, outcome_of
 from tests.test_configs import CONFIGS, by_path
@@ -34,6 +36,18 @@ def test_changed_data(name: str, tiny_backbone: TinyBackbone, tmp_path: Path) ->
 def test_changed_models(cases: type, tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
     for case in cases(tmp_path, tiny_backbone, count=3):
         check(case)
+
+
+@pytest.mark.parametrize("cases", [chat_cases, label_cases, validation_cases, vocabulary_cases])
+def test_odd_meanings(cases: type, tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
+    for case in cases(tmp_path, tiny_backbone, count=3):
+        check(case)
+
+
+def test_a_run_with_a_wrong_result_fails(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
+    (case,) = label_cases(tmp_path, tiny_backbone, count=1)
+    outcome = outcome_of(replace(case, check=lambda _: "it is wrong"))
+    assert (outcome.kind, "exit status 0, but it is wrong" in outcome.message) == (FAILED, True)
 
 
 def test_the_same_seed_gives_the_same_cases(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
