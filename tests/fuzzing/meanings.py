@@ -19,7 +19,7 @@ import torch
 from transformers import AutoTokenizer
 
 from lora_lightning import RunRecord
-from lora_lightning.training.commands import prepare
+from lora_lightning.training.commands import prepare_command
 from tests.conftest import TinyBackbone
 from tests.fuzzing.data_files import CHATS, FORMATS, INSTRUCTIONS, LM, Format, command
 from tests.fuzzing.model_files import trained_run
@@ -126,6 +126,9 @@ def _learns_the_responses(words: Sequence[str], rows: Rows) -> Callable[[str], s
     def check(said: str) -> str:
         expected: Counter[str] = Counter()
         for row in rows:
+            empty = any(turn["role"] == "assistant" and not turn["content"] for turn in row["messages"])
+            if empty and "were left out" in said:
+                continue
             for turn in row["messages"]:
                 is_response = turn["role"] in {"assistant", "model", "gpt"}
                 if is_response and turn.get("weight", 1) != 0 and turn.get("train", True):
@@ -135,7 +138,7 @@ def _learns_the_responses(words: Sequence[str], rows: Rows) -> Callable[[str], s
                 unread = {"tool_calls", "reasoning_content"} & turn.keys()
                 if missing := [name for name in unread if name not in said]:
                     return f"{missing} of a message neither reached the model nor was named"
-        data = prepare("fit", [word for word in words[1:] if word != "--trainer.callbacks=null"]).datamodule
+        data = prepare_command("fit", [word for word in words[1:] if word != "--trainer.callbacks=null"]).datamodule
         data.prepare_data()
         data.setup("fit")
         learnt: Counter[str] = Counter()

@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import TinyBackbone
 from tests.fuzzing.configs import config_cases
 from tests.fuzzing.data_files import FORMATS, data_cases
-from tests.fuzzing.meanings import chat_cases, label_cases, validation_cases, vocabulary_cases
+from tests.fuzzing.meanings import chat_cases, damage_cases, label_cases, validation_cases, vocabulary_cases
 from tests.fuzzing.model_files import backbone_cases, checkpoint_cases, prediction_cases
 from tests.fuzzing.outcome import FAILED, LATE, RAN, REFUSED, Case, judged, outcome_of
 from tests.test_configs import CONFIGS, by_path
@@ -38,7 +38,7 @@ def test_changed_models(cases: type, tiny_backbone: TinyBackbone, tmp_path: Path
         check(case)
 
 
-@pytest.mark.parametrize("cases", [chat_cases, label_cases, validation_cases, vocabulary_cases])
+@pytest.mark.parametrize("cases", [chat_cases, label_cases, vocabulary_cases, damage_cases, validation_cases])
 def test_odd_meanings(cases: type, tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
     for case in cases(tmp_path, tiny_backbone, count=3):
         check(case)
