@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchmetrics import Metric
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
@@ -345,8 +346,8 @@ MISUSE: dict[str, tuple[Misuse, list[str]]] = {
         ["optimization.learning_rate is 0.5 here and 0.02"],
     ),
     "other backbone": (
-        lambda run, folder: evaluate_words("test", run, f"--model.backbone={_copy(run, folder)}"),
-        ["backbone is"],
+        lambda run, folder: evaluate_words("test", run, f"--model.backbone={_other_backbone(run, folder)}"),
+        ["was trained on another base model", "weights", "--allow_other_base"],
     ),
     "other labels": (
         lambda run, folder: evaluate_words("test", run, f"--data.data_dir={_fewer_intents(folder)}"),
@@ -477,9 +478,12 @@ def _point_to(checkpoint: dict[str, Any], best: Path) -> None:
     }
 
 
-def _copy(run: Path, folder: Path) -> Path:
+def _other_backbone(run: Path, folder: Path) -> Path:
     backbone = torch.load(run / "checkpoints/best.ckpt", weights_only=True)["hyper_parameters"]["backbone"]
-    return Path(shutil.copytree(backbone, folder / "another-model"))
+    other = Path(shutil.copytree(backbone, folder / "another-model"))
+    weights = load_file(other / "model.safetensors")
+    save_file({name: 2 * value for name, value in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    return other
 
 
 def _fewer_intents(folder: Path) -> Path:

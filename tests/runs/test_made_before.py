@@ -28,7 +28,9 @@ def before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("name", RESUMED)
 def test_an_interrupted_run_is_resumed_as_its_own_release_would(before: Path, name: str) -> None:
     assert main(["fit", "--config", f"runs/{name}/version_0/config.yaml", "--resume", "auto"]) == 0
-    assert [path.name for path in (before / "runs" / name).iterdir()] == ["version_0"]  # and no new run beside it
+    assert [path.name for path in (before / "runs" / name).glob("version_*")] == [
+        "version_0"
+    ]  # and no new run beside it
     record = RunRecord.load(before / "runs" / name / "version_0")
     assert record.flat_metrics == pytest.approx(RESUMED[name], rel=1e-5, abs=1e-6)
     assert record.state == "finished"
@@ -56,7 +58,7 @@ def test_a_config_without_options_that_have_been_added_since_is_the_same_run(bef
     path.write_text(old)
     give_checkpoint_to(path, old)
     assert main(words) == 0
-    assert [folder.name for folder in (before / "runs/interrupted").iterdir()] == ["version_0"]
+    assert [folder.name for folder in (before / "runs/interrupted").glob("version_*")] == ["version_0"]
     assert RunRecord.load(path.parent).state == "finished"
 
 

@@ -107,7 +107,7 @@ def test_resuming_on_other_weights_is_refused(trained: Trained, capfd: pytest.Ca
     assert "different weights" in capfd.readouterr().err
     assert main([*words, ALLOW_BASE]) == 0
     assert RunRecord.load(trained.run).state == "finished"
-    assert len(list(trained.run.parent.iterdir())) == 1
+    assert len(list(trained.run.parent.glob("version_*"))) == 1
     assert "allow" not in (trained.run / "config.yaml").read_text()
 
 
