@@ -69,7 +69,10 @@ def test_a_config_that_lacks_an_option_with_another_value_than_its_default_is_an
     del config["data"]["init_args"]["batch_size"]  # 16, but 32 by default
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     assert main(["fit", "--config", "given.yaml", "--resume", "auto"]) == 0
-    assert sorted(folder.name for folder in (before / "runs/interrupted").iterdir()) == ["version_0", "version_1"]
+    assert sorted(folder.name for folder in (before / "runs/interrupted").glob("version_*")) == [
+        "version_0",
+        "version_1",
+    ]
 
 
 def test_former_names_of_classes_in_a_config_still_mean_them(before: Path, capsys: pytest.CaptureFixture[str]) -> None:
