@@ -135,7 +135,7 @@ def _times(value: float, noise: float) -> str:
     return f"{value / noise if noise else math.inf:.2g} times"
 
 
-def judge_merges(
+def merge_verdict(
     differences: Mapping[str, OutputDifference],
     from_base: Mapping[str, OutputDifference],
     adapter: OutputDifference,

@@ -64,19 +64,19 @@ def check_causal_lm_settings(
             the base cannot be quantised, or an option would do nothing.
     """
     model = build_without_storage(AutoModelForCausalLM, config)
-    whole = modules_trained_in_full(model, settings, [])
+    in_full = modules_trained_in_full(model, settings, [])
     embeddings = model.get_input_embeddings()
     tied = {name for name, module in model.named_modules() if module is embeddings} | {output_head_name(model)}
-    for name in whole:
+    for name in in_full:
         if config.tie_word_embeddings and name in tied:
             msg = (
                 f"model.lora.modules_to_save: {name} shares its weights with {', '.join(sorted(tied - {name}))}, and "
                 "training a copy of them would part the two; leave it out, or write `lora: null`."
             )
             raise ConfigurationError(msg)
-    find_targets(model, settings, exclude=[*whole, output_head_name(model)])
+    find_targets(model, settings, exclude=[*in_full, output_head_name(model)])
     if quantization is not None:
-        check_quantization(model, quantization, whole)
+        check_quantization(model, quantization, in_full)
     check_idle_options(config, settings, quantization, AutoModelForCausalLM)
 
 

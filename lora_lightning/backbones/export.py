@@ -64,7 +64,7 @@ def _write_model(network: nn.Module, folder: Path, state: Mapping[str, Tensor] |
         # save_embedding_layers="auto" would ask the hub for the base's vocabulary.
         with as_plain_lora(network) as plain:
             network.save_pretrained(str(folder), save_embedding_layers=False, state_dict=plain or state)
-            _tidy_adapter_config(folder / "adapter_config.json", network.peft_config[ADAPTER])
+            _make_adapter_config_portable(folder / "adapter_config.json", network.peft_config[ADAPTER])
         network.config.save_pretrained(str(folder / CONFIG_FOLDER))
         if (quantization := quantization_config(network.get_base_model())) is not None:
             _write_json(folder / QUANTIZATION, quantization.to_dict())
@@ -100,7 +100,7 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def _tidy_adapter_config(path: Path, saved: PeftConfig) -> None:
+def _make_adapter_config_portable(path: Path, saved: PeftConfig) -> None:
     """Makes PEFT's file the same in every process, and its base findable from every working directory.
 
     PEFT sorts patterns, of which the first wins, and keeps targets in a set, whose order differs by process.

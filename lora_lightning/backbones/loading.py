@@ -36,7 +36,7 @@ from lora_lightning.lora.injection import find_targets, modules_trained_in_full
 from lora_lightning.lora.quantized import keep_biases_as_they_are
 from lora_lightning.metrics.label_space import SINGLE_LABEL, ProblemType
 
-# Probabilities that a configuration keeps for a head of its own, or for leaving out whole layers.
+# Probabilities that a configuration keeps for a head of its own, or for leaving out complete layers.
 NOT_OF_THE_BASE = {
     "classifier_dropout",
     "classifier_dropout_prob",
@@ -232,10 +232,10 @@ def check_adapter_settings(
     """
     model = build_without_storage(auto_class, config)
     head = [name for name, _ in model.named_children() if name != model.base_model_prefix]
-    whole = modules_trained_in_full(model, settings, head)
-    find_targets(model, settings, exclude=whole)
+    in_full = modules_trained_in_full(model, settings, head)
+    find_targets(model, settings, exclude=in_full)
     if quantization is not None:
-        check_quantization(model, quantization, whole)
+        check_quantization(model, quantization, in_full)
 
 
 def build_without_storage(auto_class: Any, config: PretrainedConfig) -> PreTrainedModel:

@@ -37,19 +37,19 @@ def check_idle_options(
         return  # a large model takes a while to build, even without storage
     model = build_without_storage(auto_class, config)
     head = [name for name, _ in model.named_children() if name != model.base_model_prefix]
-    whole = modules_trained_in_full(model, settings, head)
-    targets = find_targets(model, settings, exclude=whole)
-    _check_biases(model, settings, targets, whole)
+    in_full = modules_trained_in_full(model, settings, head)
+    targets = find_targets(model, settings, exclude=in_full)
+    _check_biases(model, settings, targets, in_full)
     if quantization is not None and needing:
-        _check_quantized_targets(model, quantization, needing[0], targets, whole)
+        _check_quantized_targets(model, quantization, needing[0], targets, in_full)
 
 
 def _check_biases(
-    model: PreTrainedModel, settings: LoraSettings, targets: Collection[str], whole: Collection[str]
+    model: PreTrainedModel, settings: LoraSettings, targets: Collection[str], in_full: Collection[str]
 ) -> None:
     # As PEFT finds them; those of the head, and of what else trains in full, train in any case.
     biases = [name.rpartition(".")[0] for name, _ in model.named_parameters() if name.endswith(".bias")]
-    others = [name for name in biases if not any(f"{name}.".startswith(f"{module}.") for module in whole)]
+    others = [name for name in biases if not any(f"{name}.".startswith(f"{module}.") for module in in_full)]
     if settings.bias == "all" and not others:
         msg = (
             f"model.lora.bias is all, but no module of {model.config.model_type} has a bias, beside what trains in "
@@ -70,9 +70,9 @@ def _check_quantized_targets(
     quantization: QuantizationSettings,
     variant: Variant,
     targets: Collection[str],
-    whole: Collection[str],
+    in_full: Collection[str],
 ) -> None:
-    if not set(targets).intersection(linear_layers(model, modules_left(model, quantization, whole))):
+    if not set(targets).intersection(linear_layers(model, modules_left(model, quantization, in_full))):
         msg = (
             f"{variant.option} is {variant.value}, but model.quantization.skip_modules is "
             f"{quantization.skip_modules}, which leaves no adapted layer to quantise; shorten skip_modules, or leave "

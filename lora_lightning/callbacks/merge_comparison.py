@@ -10,7 +10,7 @@ import torch
 from lightning import Trainer
 from torch import Tensor
 
-from lora_lightning.analysis.merge_verdict import FIRM, Noise, Verdict, judge_merges, noise_of, rounding_dtype
+from lora_lightning.analysis.merge_verdict import FIRM, Noise, Verdict, merge_verdict, noise_of, rounding_dtype
 from lora_lightning.analysis.outputs import OutputComparison, OutputDifference, example_scores
 from lora_lightning.callbacks.adapter_monitor import TOTAL, Measurement
 from lora_lightning.callbacks.validation_batches import Batch, Observation, run_batches, validation_precision
@@ -97,7 +97,7 @@ class MergeComparison:
                 Measurement(TOTAL, f"{target}/{name}", value) for name, value in zip(names, values, strict=True)
             ]
 
-    def judge(self, tolerance: float, given: float | None, weight_fault: str | None) -> Verdict:
+    def verdict(self, tolerance: float, given: float | None, weight_fault: str | None) -> Verdict:
         """Decides about all that was added.
 
         Args:
@@ -109,7 +109,7 @@ class MergeComparison:
             The verdict.
         """
         verified = "exported" in self._differences and weight_fault is None
-        return judge_merges(
+        return merge_verdict(
             self._differences,
             self._from_base,
             self._adapter,

@@ -165,7 +165,7 @@ class MergeEquivalence(AdapterMonitor):
             measurements += comparison.measurements + layer_errors(task, originals)
             with validation_precision(trainer):
                 tolerance = default_tolerance(task)
-            self._decide(trainer, comparison.judge(tolerance, self.tolerance, weight_fault))
+            self._decide(trainer, comparison.verdict(tolerance, self.tolerance, weight_fault))
         return measurements
 
     def _compare_export(self, comparison: MergeComparison) -> str | None:

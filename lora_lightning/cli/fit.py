@@ -51,7 +51,7 @@ def print_fit_results(training: TrainingRun) -> None:
     trained, total = record.trainable_parameters, record.total_parameters
     console.print(f"\ntrainable parameters: {trained:,} of {total:,} ({100 * (record.trainable_share or 0):.2f} %)")
     console.print(f"run folder:           {record.folder}")
-    if why_none := training.why_none_is_best:
+    if why_none := training.no_best_reason:
         console.print(f"last checkpoint:      {record.checkpoint} (none is the best: {why_none})")
     else:
         console.print(f"best checkpoint:      {training.checkpoint.best_model_path}")

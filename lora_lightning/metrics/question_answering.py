@@ -83,7 +83,7 @@ def best_spans(
     return TokenSpans(first, last, top.values)
 
 
-def rank(candidates: Candidates) -> Candidates:
+def sort_by_question(candidates: Candidates) -> Candidates:
     """Puts the windows of each question together.
 
     Args:
@@ -110,7 +110,7 @@ def best_of_each_question(candidates: Candidates) -> Candidates:
     Returns:
         One candidate a question, by number of the question; `null_score` is its lowest over all windows.
     """
-    ranked = rank(candidates)
+    ranked = sort_by_question(candidates)
     return ranked.take(np.unique(ranked.question, return_index=True)[1])
 
 

@@ -15,7 +15,7 @@ from lora_lightning.runs.untrusted import FLOATS, check_archive, check_content, 
 FOLDER = 0x10  # MS-DOS attribute of a folder in a zip archive
 
 
-def keep_what_trains(state_dict: Mapping[str, Tensor], keep: Collection[str]) -> dict[str, Tensor]:
+def trainable_state(state_dict: Mapping[str, Tensor], keep: Collection[str]) -> dict[str, Tensor]:
     """Removes the frozen base from a state dict.
 
     Args:

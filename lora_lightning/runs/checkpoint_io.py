@@ -8,7 +8,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from lora_lightning.runs.checkpoint import read_checkpoint
-from lora_lightning.runs.files import atomic_file, cannot_be_written
+from lora_lightning.runs.files import atomic_file, write_error
 from lora_lightning.runs.layout import LAST, PREVIOUS
 
 
@@ -37,7 +37,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with atomic_file(place, former=place.with_name(PREVIOUS) if place.name == LAST else None) as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:  # PyTorch raises RuntimeError if the disk is full
-            raise cannot_be_written(place, error) from error
+            raise write_error(place, error) from error
 
     def load_checkpoint(
         self, path: str | Path, map_location: Callable[..., Any] | None = None, weights_only: bool | None = None

@@ -14,7 +14,7 @@ DRAFT = ".draft"  # suffix of a file or folder that is not complete yet
 RUST_ERROR = re.compile(r"\(os error (\d+)\)")  # in the text of errors that tokenizers and safetensors raise
 
 
-def cannot_be_written(path: Path, error: Exception) -> TrainingError:
+def write_error(path: Path, error: Exception) -> TrainingError:
     """Returns the error for a file or folder of a run that cannot be saved.
 
     Args:

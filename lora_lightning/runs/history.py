@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lora_lightning.errors import UnreadableError
-from lora_lightning.runs.files import cannot_be_written, write_text_atomically
+from lora_lightning.runs.files import write_error, write_text_atomically
 from lora_lightning.runs.layout import RUN, SUMMARY
 
 SCHEMA_VERSION = 1  # of run.json and summary.json; to be raised if today's readers would misunderstand a new version
@@ -56,7 +56,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         text = json.dumps({"schema_version": SCHEMA_VERSION, **content}, indent=2, ensure_ascii=False)
         write_text_atomically(path, f"{text}\n")
     except OSError as error:
-        raise cannot_be_written(path, error) from error
+        raise write_error(path, error) from error
 
 
 class RunHistory:

@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from lora_lightning.errors import ConfigurationError
-from lora_lightning.runs.files import cannot_be_written
+from lora_lightning.runs.files import write_error
 from lora_lightning.runs.layout import LOCK
 
 STARTS = ".starts.lock"  # in the folder of a logger's runs
@@ -43,7 +43,7 @@ def lock_run_folder(run: Path) -> FileLock:
         )
         raise ConfigurationError(msg) from error
     except OSError as error:
-        raise cannot_be_written(path, error) from error
+        raise write_error(path, error) from error
     return lock
 
 
@@ -68,7 +68,7 @@ def lock_starts(place: Path) -> Iterator[None]:
         msg = f"another process is starting a run in {place} and has not finished for {STARTING:.0f} s; stop it."
         raise ConfigurationError(msg) from error
     except OSError as error:
-        raise cannot_be_written(path, error) from error
+        raise write_error(path, error) from error
     try:
         yield
     finally:

@@ -102,7 +102,7 @@ def _end_this_process(why: str, status: int) -> None:
 
 
 @contextmanager
-def ending_together(trainer: Trainer, remedy: str) -> Iterator[None]:
+def end_processes_together(trainer: Trainer, remedy: str) -> Iterator[None]:
     """Ends all training processes of this machine when an error or a signal ends this process.
 
     Args:

@@ -28,7 +28,7 @@ from lora_lightning.metrics.all_rows import WeightedMean
 from lora_lightning.tasks.base import AdaptationTask
 from lora_lightning.tasks.generation import GenerationSettings, complete
 from lora_lightning.tasks.hyperparameters import as_settings
-from lora_lightning.tasks.next_token import IGNORED, NextTokenModel, some_places
+from lora_lightning.tasks.next_token import IGNORED, NextTokenModel, spread_positions
 from lora_lightning.tasks.optimization import OptimizationSettings
 from lora_lightning.tasks.packed_documents import Way
 
@@ -245,7 +245,7 @@ class CausalLanguageModelingTask(AdaptationTask):
         """The logits at up to 256 labels, spread over the batch; its rows are the examples."""
         logits = self.next_token.some_logits(found)
         is_learnt = batch["labels"] != IGNORED
-        places = some_places(len(found)).to(found.device)
+        places = spread_positions(len(found)).to(found.device)
         rows, labels = is_learnt.nonzero()[places, 0], batch["labels"][is_learnt][places]
         likelihoods = -functional.cross_entropy(logits.float(), labels, reduction="none")
         sums = likelihoods.new_zeros(len(batch["labels"])).index_add(0, rows, likelihoods)

@@ -129,7 +129,7 @@ class NextTokenModel:
         Returns:
             (labels, vocabulary), any floating dtype; at most `ROWS_TO_COMPARE`, evenly spread over the batch's labels.
         """
-        places = some_places(len(features)).to(features.device)
+        places = spread_positions(len(features)).to(features.device)
         return run_as_forward(self.model, self._logits, features[places])
 
     def _logits(self, features: Tensor) -> Tensor:
@@ -206,7 +206,7 @@ class NextTokenModel:
         return logits
 
 
-def some_places(count: int) -> Tensor:
+def spread_positions(count: int) -> Tensor:
     """At most `ROWS_TO_COMPARE` of the numbers below `count`, evenly spread; int64, on the CPU."""
     return torch.linspace(0, count - 1, min(count, ROWS_TO_COMPARE), dtype=torch.float64).round().long()
 

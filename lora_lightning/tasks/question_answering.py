@@ -29,7 +29,7 @@ from lora_lightning.metrics.question_answering import (
     TokenSpans,
     answer_text,
     best_spans,
-    rank,
+    sort_by_question,
 )
 from lora_lightning.metrics.squad_v2 import REPORTED, QuestionScores, choose_threshold, squad_v2_report
 from lora_lightning.tasks.base import AdaptationTask
@@ -321,7 +321,7 @@ class QuestionAnsweringTask(AdaptationTask):
                 for name in Candidates._fields
             }
         )
-        ranked = rank(found.take(np.isfinite(found.score)))
+        ranked = sort_by_question(found.take(np.isfinite(found.score)))
         numbers, first = np.unique(ranked.question, return_index=True)
         ends = [*first[1:], len(ranked.question)]
         threshold = float(self.null_threshold)

@@ -13,7 +13,7 @@ from lora_lightning.errors import CheckpointError, ConfigurationError
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.parameter_names import TASK_PREFIX, is_adapter_parameter
 from lora_lightning.lora.variants.variant import Variant
-from lora_lightning.runs.checkpoint import check_state, keep_what_trains
+from lora_lightning.runs.checkpoint import check_state, trainable_state
 from lora_lightning.runs.settings import to_plain_values
 from lora_lightning.tasks.contract import TaskContract
 from lora_lightning.tasks.hyperparameters import hyperparameter_conflicts
@@ -102,7 +102,7 @@ class SavedTask(TaskContract):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves the frozen base out, and proves that nothing trainable is left out with it."""
-        checkpoint["state_dict"] = keep_what_trains(checkpoint["state_dict"], self.saved_names())
+        checkpoint["state_dict"] = trainable_state(checkpoint["state_dict"], self.saved_names())
         if self.base_identity is not None:
             checkpoint[BASE_MODEL] = self.base_identity.as_dict()
         for variant in self.variants:

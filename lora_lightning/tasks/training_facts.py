@@ -30,7 +30,7 @@ def training_facts(task: TaskContract, trainer: Trainer, *, resumes: bool) -> Tr
         return task.evaluate({name: value.to(device) for name, value in batch.items()})
 
     @contextmanager
-    def undisturbed() -> Iterator[None]:
+    def isolated() -> Iterator[None]:
         with isolate_rng(), every_token(task):
             yield
 
@@ -46,7 +46,7 @@ def training_facts(task: TaskContract, trainer: Trainer, *, resumes: bool) -> Tr
         # There may be no data module, if no variant asks for the data.
         batches=lambda: trainer.datamodule.train_dataloader(),  # type: ignore[attr-defined]  # noqa: PLW0108
         evaluate=evaluate,
-        undisturbed=undisturbed,
+        isolated=isolated,
         broadcast=trainer.strategy.broadcast,
         report=report,
     )

@@ -16,7 +16,7 @@ from lora_lightning.datamodules import AdaptationDataModule
 from lora_lightning.errors import ConfigurationError, suggest_names
 from lora_lightning.lora.sharding import full_state_dict, is_sharded
 from lora_lightning.runs.checkpoint import read_checkpoint
-from lora_lightning.runs.files import cannot_be_written
+from lora_lightning.runs.files import write_error
 from lora_lightning.runs.layout import ADAPTER_FOLDER, BEST, COMPLETE_STEP, EVENT_SIZES, event_sizes, run_folder_of
 from lora_lightning.tasks import AdaptationTask
 from lora_lightning.tasks.saved_base import BASE_MODEL
@@ -183,7 +183,7 @@ class AdapterCheckpoint(HookedCheckpoint):
                     trainer, cast("AdaptationTask", trainer.lightning_module), self._being_written["state_dict"]
                 )
         except (OSError, SafetensorError) as error:
-            raise cannot_be_written(run_folder_of(trainer), error) from error
+            raise write_error(run_folder_of(trainer), error) from error
         finally:
             self._being_written = None
 

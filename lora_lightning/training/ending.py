@@ -47,7 +47,7 @@ def early_end_reason(trainer: Trainer) -> str:
     return ""
 
 
-def why_none_is_best(trainer: Trainer, checkpoint: AdapterCheckpoint) -> str:
+def no_best_reason(trainer: Trainer, checkpoint: AdapterCheckpoint) -> str:
     """Why no checkpoint of a run is its best one.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.runs.files import write_text_atomically
 from lora_lightning.runs.layout import CHECKPOINTS
-from lora_lightning.runs.processes import ending_together
+from lora_lightning.runs.processes import end_processes_together
 from lora_lightning.training.fitting import check_same_labels
 from lora_lightning.training.lightning_cli import LoraLightningCLI
 from lora_lightning.training.option_checks import check_writable
@@ -44,7 +44,7 @@ def score_split(cli: LoraLightningCLI, command: Literal["validate", "test"]) -> 
         LoraLightningError: If the data does not match the checkpoint.
     """
     check_same_labels(cli.start.labels, cli.datamodule.label_space, cli.options.ckpt_path)
-    with ending_together(cli.trainer, AGAIN):
+    with end_processes_together(cli.trainer, AGAIN):
         evaluate = cli.trainer.validate if command == "validate" else cli.trainer.test
         evaluate(cli.model, cli.datamodule, ckpt_path=cli.options.ckpt_path, verbose=False, weights_only=True)
     return {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
@@ -103,7 +103,7 @@ def predict_rows(cli: LoraLightningCLI) -> Mapping[str, Sequence[Mapping[str, An
     Returns:
         Readable rows by split, in the order of the input. Empty on all processes but the main process.
     """
-    with ending_together(cli.trainer, AGAIN):
+    with end_processes_together(cli.trainer, AGAIN):
         cli.trainer.predict(
             cli.model,
             cli.datamodule,

@@ -23,11 +23,11 @@ from lora_lightning.errors import (
 )
 from lora_lightning.metrics import LabelSpace
 from lora_lightning.runs.checkpoint import read_checkpoint
-from lora_lightning.runs.files import cannot_be_written
+from lora_lightning.runs.files import write_error
 from lora_lightning.runs.history import RunHistory, write_summary
 from lora_lightning.runs.layout import CONFIG, FAILED_CHECK, run_folder_of
 from lora_lightning.runs.lock import lock_run_folder, lock_starts
-from lora_lightning.runs.processes import ending_together
+from lora_lightning.runs.processes import end_processes_together
 from lora_lightning.runs.provenance import git_state, package_versions
 from lora_lightning.runs.record import RunRecord
 from lora_lightning.runs.resume import check_folder_is_unused, check_not_started, first_logger, rewind_run_folder
@@ -36,7 +36,7 @@ from lora_lightning.tasks.optimization import count_trainable_parameters
 from lora_lightning.tasks.saved_base import BASE_MODEL
 from lora_lightning.training.announcements import announce_run, announce_skipped_test
 from lora_lightning.training.checkpointing import AdapterCheckpoint
-from lora_lightning.training.ending import check_at_least_one_step, early_end_reason, why_none_is_best
+from lora_lightning.training.ending import check_at_least_one_step, early_end_reason, no_best_reason
 from lora_lightning.training.lightning_cli import LoraLightningCLI
 from lora_lightning.training.option_checks import (
     check_monitor_is_reported,
@@ -84,7 +84,7 @@ class TrainingRun:
             TrainingStopped: After a signal. The current step is finished and saved.
             KeyboardInterrupt: After a second Ctrl-C, which stops immediately.
         """
-        with self._resources, ending_together(self.trainer, "resume with the same command and --resume auto"):
+        with self._resources, end_processes_together(self.trainer, "resume with the same command and --resume auto"):
             self.check_settings_and_data()
             self.prepare_folder()
             with self._record_ending():
@@ -235,7 +235,7 @@ class TrainingRun:
         if best := self.checkpoint.best_model_path:
             summary |= {"monitor": self.checkpoint.monitor, "best_checkpoint": _relative_to(self.folder, best)}
         else:
-            summary["no_best_checkpoint"] = self.why_none_is_best
+            summary["no_best_checkpoint"] = self.no_best_reason
         if self.ended_early:
             summary["ended_early"] = self.ended_early
         if self.failed_check is not None:
@@ -248,9 +248,9 @@ class TrainingRun:
         return early_end_reason(self.trainer)
 
     @property
-    def why_none_is_best(self) -> str:
+    def no_best_reason(self) -> str:
         """Why no validation decided which checkpoint is the best; empty if one did."""
-        return "" if self.checkpoint.best_model_path else why_none_is_best(self.trainer, self.checkpoint)
+        return "" if self.checkpoint.best_model_path else no_best_reason(self.trainer, self.checkpoint)
 
     @property
     def checkpoint(self) -> AdapterCheckpoint:
@@ -304,7 +304,7 @@ class TrainingRun:
             raise KeyboardInterrupt(self._resume_hint()) from None
         except OSError as error:
             if error.errno in DISK_ERRORS:
-                raise cannot_be_written(Path(error.filename or self.folder), error) from error
+                raise write_error(Path(error.filename or self.folder), error) from error
             gone = isinstance(error, FileNotFoundError) and _is_path_in(self.folder, error.filename)
             if not self.trainer.is_global_zero or (self.folder.exists() and not gone):
                 raise  # other processes do not know the folder

@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lora_lightning.compat.lightning import reopen_event_file
-from lora_lightning.runs.files import cannot_be_written, write_text_atomically
+from lora_lightning.runs.files import write_error, write_text_atomically
 from lora_lightning.runs.layout import CONFIG, run_folder_of
 from lora_lightning.runs.resume import SETTINGS
 from lora_lightning.runs.settings import text_fingerprint
@@ -42,7 +42,7 @@ class RunConfigFile(Callback):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text_atomically(path, self.text)
         except OSError as error:
-            raise cannot_be_written(path, error) from error
+            raise write_error(path, error) from error
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Makes `StepBoundary` check before each log that the run folder still exists."""

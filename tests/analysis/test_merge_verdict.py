@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lora_lightning.analysis.merge_verdict import Noise, find_merge_fault, judge_merges, noise_of
+from lora_lightning.analysis.merge_verdict import Noise, find_merge_fault, merge_verdict, noise_of
 from lora_lightning.analysis.merged_weights import compare_merged_weight, first_other_weight
 from lora_lightning.analysis.outputs import OutputDifference
 from lora_lightning.statistics import Interval, Recovery
@@ -70,7 +70,7 @@ def test_noise_is_the_most_that_intact_merges_do_and_never_less_than_a_unit() ->
 def judge(found: OutputDifference, weight_fault: str | None = None, ceiling: float | None = None) -> str | None:
     from_base = {"exported": ADAPTER, "base": ADAPTER}
     merges = {"exported": found, "base": ROUNDED}
-    return judge_merges(merges, from_base, ADAPTER, NOISE, 0.05, ceiling, {}, weight_fault).failure
+    return merge_verdict(merges, from_base, ADAPTER, NOISE, 0.05, ceiling, {}, weight_fault).failure
 
 
 def test_the_exported_folder_is_judged_first() -> None:

@@ -20,7 +20,7 @@ from lora_lightning.metrics.question_answering import (
     QuestionAnsweringMetrics,
     best_of_each_question,
     best_spans,
-    rank,
+    sort_by_question,
 )
 from lora_lightning.metrics.squad_v2 import Question
 
@@ -75,17 +75,17 @@ def test_windows_of_a_question_come_together() -> None:
         (4, 10, 12, 1.0, -1.0), (2, 0, 3, 5.0, 0.0), (4, 30, 33, 2.0, 0.5), (4, 10, 12, 1.5, -3.0), (2, 1, 3, 5.0, 1.0)
     )
     ranked = [(2, 0, 3, 5.0, 0.0), (2, 1, 3, 5.0, 0.0), (4, 30, 33, 2.0, -3.0), (4, 10, 12, 1.5, -3.0)]
-    assert as_rows(rank(found)) == ranked
+    assert as_rows(sort_by_question(found)) == ranked
     assert as_rows(best_of_each_question(found)) == [ranked[0], ranked[2]]
 
 
 @given(st.lists(st.tuples(*[st.integers(0, 3)] * 5), min_size=1, max_size=30), st.randoms())
 @settings(deadline=None, max_examples=150)
 def test_neither_order_nor_repetition_of_windows_matters(rows: Any, random_state: random.Random) -> None:
-    once = as_rows(rank(candidates(*rows)))
+    once = as_rows(sort_by_question(candidates(*rows)))
     again = rows + random_state.choices(rows, k=3)
     random_state.shuffle(again)
-    assert as_rows(rank(candidates(*again))) == once
+    assert as_rows(sort_by_question(candidates(*again))) == once
     by_question: dict[int, Any] = {}
     for question, start, end, score, null_score in rows:
         spans, nulls = by_question.setdefault(question, ({}, []))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lora_lightning.errors import CheckpointError
-from lora_lightning.runs.checkpoint import check_state, keep_what_trains, read_checkpoint
+from lora_lightning.runs.checkpoint import check_state, read_checkpoint, trainable_state
 
 
 def state(**shapes: tuple[int, ...]) -> dict[str, torch.Tensor]:
@@ -18,14 +18,14 @@ def state(**shapes: tuple[int, ...]) -> dict[str, torch.Tensor]:
 
 def test_kept_state_is_what_trains_in_order_and_shared() -> None:
     full = state(base=(2,), lora_b=(3,), lora_a=(4,))
-    kept = keep_what_trains(full, ["lora_a", "lora_b"])
+    kept = trainable_state(full, ["lora_a", "lora_b"])
     assert list(kept) == ["lora_b", "lora_a"]
     assert kept["lora_a"] is full["lora_a"]
 
 
 def test_a_trained_parameter_missing_from_the_state_stops_the_save() -> None:
     with pytest.raises(CheckpointError, match=r"1 trainable parameters would be missing.*for example lora_c"):
-        keep_what_trains(state(lora_a=(1,)), ["lora_a", "lora_c"])
+        trainable_state(state(lora_a=(1,)), ["lora_a", "lora_c"])
 
 
 def test_a_fitting_state_passes() -> None:

@@ -101,7 +101,7 @@ class Eva(Initialization):
         network.to(training.device)  # Lightning moves the model later
         directions: dict[str, Tensor] = {}
         if training.is_main_process:
-            with training.undisturbed():
+            with training.isolated():
                 directions = directions_of_data(network, training.batches(), training.evaluate)
             directions = {name: values.cpu() for name, values in directions.items()}  # the others have their own GPUs
         start_from_directions(network, training.broadcast(directions))

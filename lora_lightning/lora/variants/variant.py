@@ -30,7 +30,7 @@ class TrainingFacts:
         device: Where this process computes.
         batches: Returns this process's training data, batch by batch, with a length.
         evaluate: Runs the network on a batch.
-        undisturbed: A context in which passes leave the random numbers as they were and compute every position.
+        isolated: A context in which passes leave the random numbers as they were and compute every position.
         broadcast: Sends every process the main process's value; collective.
         report: Shows the user a line, on the main process only.
     """
@@ -41,7 +41,7 @@ class TrainingFacts:
     device: torch.device
     batches: Callable[[], Iterable[Batch]]
     evaluate: Callable[[Batch], Any]
-    undisturbed: Callable[[], AbstractContextManager[None]]
+    isolated: Callable[[], AbstractContextManager[None]]
     broadcast: Callable[[Any], Any]
     report: Callable[[str], None]
 

@@ -69,7 +69,7 @@ class Halving(Initialization):
 
     def before_training(self, network: PeftModel, training: TrainingFacts) -> None:
         batch = next(iter(training.batches()))
-        with training.undisturbed():
+        with training.isolated():
             training.evaluate(batch)
         self.called.append(f"before_training {'resumed' if training.resumes else 'new'}")
 
