@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from lora_lightning.backbones import base_identity
 from lora_lightning.backbones.base_identity import BaseIdentity, identify_base
@@ -42,6 +44,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "stopping": (edit("generation_config.json", "eos_token_id", 3), ["configuration"]),
     "tokenizer": (edit("tokenizer_config.json", "model_max_length", 7), ["tokenizer"]),
     "template": (lambda folder: (folder / "chat_template.jinja").write_text("{{ messages }}"), ["tokenizer"]),
+    "slow tokenizer": (lambda folder: (folder / "spm.model").write_bytes(b"DeBERTa-v3 has no other"), ["tokenizer"]),
     "version": (edit("config.json", "transformers_version", "4.0"), []),
     "name": (edit("config.json", "_name_or_path", "elsewhere"), []),
     "readme": (lambda folder: (folder / "README.md").write_text("changed"), []),
@@ -56,6 +59,21 @@ def test_what_decides_what_the_model_computes_decides_its_identity(base: Path, n
     change, parts = CHANGES[name]
     change(base)
     assert [found.partition(" ")[0] for found in before.differences(identify_base(str(base)))] == parts
+
+
+def test_every_file_that_a_tokenizer_of_transformers_reads_counts() -> None:
+    classes = {
+        name
+        for names in TOKENIZER_MAPPING_NAMES.values()
+        for name in ([names] if isinstance(names, str) else names or ())
+    }
+    found = {
+        file
+        for name in classes - {None}
+        for file in getattr(getattr(transformers, name, None), "vocab_files_names", {}).values()
+    }
+    assert len(found) > 10
+    assert found <= set(base_identity.TOKENIZERS)
 
 
 def test_a_moved_folder_is_the_same_base(base: Path, tmp_path: Path) -> None:
