@@ -17,6 +17,8 @@ CHATS = ("messages", "conversations")
 CHAT_FIELDS = {"system", "tools", "functions"}
 INSTRUCTION_FIELDS = CHAT_FIELDS | {"input", "history"}
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
+# Names for the same thing in different formats; a record or message has one of them.
+SYNONYMS = (("tools", "functions"), ("content", "value"), ("tool_calls", "function_call"), REASONING_FIELDS)
 MESSAGE_FIELDS_READ = {
     *("role", "content", "from", "value", "name", "weight", "train", "tool_calls", "function_call", "tool_call_id"),
     *REASONING_FIELDS,
@@ -126,7 +128,7 @@ def has_empty_response(record: Record) -> bool:
     field = _chat_field(record)
     if field is None:
         return _is_blank(record.fields.get("output", "x"))
-    turns = record.fields[field]
+    turns = _decoded(record.fields[field])
     turns = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
     said = [turn for turn in turns if turn.get("role", turn.get("from")) in ("assistant", "gpt")]
     return any(
@@ -137,6 +139,8 @@ def has_empty_response(record: Record) -> bool:
 
 
 def _is_blank(value: Any) -> bool:
+    if isinstance(value, list):  # of parts
+        return all(isinstance(part, dict) and _is_blank(part.get("text", "x")) for part in value)
     return value is None or (isinstance(value, str) and not value.strip())
 
 
@@ -219,7 +223,17 @@ def _is_on(message: Record, name: str) -> bool:
     return bool(value)
 
 
+def _check_named_once(record: Record) -> None:
+    """Refuses two fields that mean the same and differ, of which one would be lost."""
+    for names in SYNONYMS:
+        given = [name for name in names if record.fields.get(name) not in (None, "", [], {})]
+        if len({json.dumps(record.fields[name], sort_keys=True, default=str) for name in given}) > 1:
+            msg = f"{record.where}: the fields {' and '.join(given)} mean the same and differ; keep one of them."
+            raise DataError(msg)
+
+
 def _parse_message(row: Record) -> Message:
+    _check_named_once(row)
     sharegpt = "role" not in row.fields and "from" in row.fields
     role = text_field(row, "from" if sharegpt else "role", remedy=MESSAGE_FIELDS)
     said = "value" if sharegpt else "content"
@@ -289,6 +303,7 @@ def _tool_call(row: Record, call: Any) -> dict[str, Any]:
 
 def _tools(record: Record) -> list[dict[str, Any]] | None:
     """Schemas as `{"type": "function", "function": {...}}`."""
+    _check_named_once(record)
     field = "tools" if record.fields.get("tools") else "functions"
     tools = _decoded(record.fields.get(field) or [])
     found = []

@@ -117,6 +117,11 @@ def test_fields_that_nothing_reads_are_named() -> None:
     assert read.unread == ("text", "train")
 
 
+def test_the_same_reasoning_under_two_names_is_read_once() -> None:
+    message = say("assistant", "i", reasoning_content="a", reasoning="a", thinking="")
+    assert parse_example(Record("f", {"messages": [*CHAT[:2], message]})).messages[2]["reasoning_content"] == "a"
+
+
 def test_a_record_may_switch_all_of_its_responses_off() -> None:
     assert parse_example(Record("f", {"messages": [*CHAT[:2], say("assistant", "i", weight=0)]})).learnt_messages == ()
 
@@ -166,6 +171,19 @@ def test_a_record_may_switch_all_of_its_responses_off() -> None:
         ({"messages": CHAT, "system": "be quick"}, "f: there is a field 'system' and a system message; keep one"),
         ({"messages": CHAT, "tools": [{"a": 1}]}, "f: tools must be a list of functions, each with a name"),
         ({"messages": CHAT, "tools": "weather"}, "f: tools must be a list of functions, each with a name"),
+        (
+            {"messages": CHAT, "tools": [{"name": "a"}], "functions": [{"name": "b"}]},
+            "f: the fields tools and functions mean the same and differ; keep one",
+        ),
+        (
+            {"messages": [*CHAT[:2], say("assistant", "i", reasoning_content="a", thinking="b")]},
+            "message 3: the fields reasoning_content and thinking mean the same and differ",
+        ),
+        ({"messages": [*CHAT[:2], say("assistant", "i", value="j")]}, "message 3: the fields content and value mean"),
+        (
+            {"messages": [*CHAT[:2], say("assistant", "", tool_calls=[{"name": "a"}], function_call={"name": "b"})]},
+            "message 3: the fields tool_calls and function_call mean the same and differ",
+        ),
     ],
 )
 def test_malformed_records_are_named(fields: dict[str, object], message: str) -> None:
@@ -184,6 +202,10 @@ def test_malformed_records_are_named(fields: dict[str, object], message: str) ->
         ({"messages": [say("user", " ")]}, False),
         ({"conversations": [{"from": "gpt", "value": ""}]}, True),
         ({"messages": "x"}, False),
+        ({"messages": json.dumps([say("assistant", "")])}, True),  # as in a table
+        ({"messages": [say("assistant", [{"type": "text", "text": " "}])]}, True),
+        ({"messages": [say("assistant", [{"type": "text", "text": "x"}, {"type": "text", "text": ""}])]}, False),
+        ({"messages": [say("assistant", [{"type": "image_url"}])]}, False),  # an error of its own
     ],
 )
 def test_empty_responses_are_known(fields: dict[str, Any], empty: bool) -> None:
