@@ -14,6 +14,7 @@ from lora_lightning.datamodules.base import PREDICT
 from lora_lightning.datamodules.batching import EncodedSplit, TokenizedDataset
 from lora_lightning.datamodules.queries import read_queries
 from lora_lightning.datamodules.records import RECORD_FILES, Record, read_records
+from lora_lightning.datamodules.special_tokens import note_on_control_tokens
 from lora_lightning.datamodules.text_base import TextDataModule
 from lora_lightning.datamodules.tokenizing import flatten_rows
 from lora_lightning.datamodules.validation_share import check_hold_out
@@ -131,7 +132,8 @@ class CausalLMDataModule(TextDataModule):
         """Blocks to learn from, or prompts as they are."""
         if split == PREDICT:
             encoded = self._encode_prompts(rows)
-            return replace(encoded, notes=self._note_on_long_prompts(encoded.lengths))
+            notes = self._note_on_long_prompts(encoded.lengths)
+            return replace(encoded, notes=notes + note_on_control_tokens(self.tokenizer, [row.shown for row in rows]))
         return self.encode_examples(rows)
 
     def _note_on_long_prompts(self, lengths: NDArray[np.int64]) -> tuple[str, ...]:

@@ -10,13 +10,14 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
-from lora_lightning.backbones.chat_template import ChatTemplate, Span
+from lora_lightning.backbones.chat_template import ChatTemplate, Message, Span
 from lora_lightning.datamodules.batching import EncodedSplit
 from lora_lightning.datamodules.causal_language_modeling import CausalLMDataModule, Prompt, check_files
 from lora_lightning.datamodules.chat_records import Example, has_empty_response, parse_example, parse_prompt
 from lora_lightning.datamodules.instruction_format import ChatFormat, learnt_tokens, plain_prompt, render_plain
 from lora_lightning.datamodules.packing import one_document_a_row, pack_documents
 from lora_lightning.datamodules.records import Record, hub_records, read_records
+from lora_lightning.datamodules.special_tokens import note_on_control_tokens
 from lora_lightning.datamodules.tokenizing import chunks_of
 from lora_lightning.datamodules.validation_share import held_out
 from lora_lightning.errors import ConfigurationError, DataError
@@ -181,6 +182,8 @@ class InstructionDataModule(CausalLMDataModule):
             )
             raise DataError(msg)
         notes = self._note_on_losses(len(rows), len(kept), int(cut[kept].sum()))
+        # Searched before the template adds its own: such a token in a message ends a turn, or begins one.
+        notes += note_on_control_tokens(self.tokenizer, [_as_text(example.chat) for example in rows])
         documents = [examples[number] for number in kept]
         if not self.packing:
             blocks = one_document_a_row(documents)
@@ -249,7 +252,7 @@ class InstructionDataModule(CausalLMDataModule):
         example = parse_prompt(prompt)
         self._unread_of_prompts.append(self._unread_fields(example))
         chat = example.chat
-        shown = chat[0]["content"] if len(chat) == 1 else json.dumps(chat, ensure_ascii=False)
+        shown = chat[0]["content"] if len(chat) == 1 else _as_text(chat)
         if self.chat_template:
             return Prompt(shown, self._chat_format.render_prompt(example))
         return Prompt(shown, plain_prompt(example.messages[0]["content"], example.context))
@@ -258,6 +261,10 @@ class InstructionDataModule(CausalLMDataModule):
     def start_tokens(self) -> list[int]:
         """As in the base class, but a chat template writes the begin-of-text token itself."""
         return [] if self.chat_template else super().start_tokens
+
+
+def _as_text(chat: Sequence[Message]) -> str:
+    return json.dumps(chat, ensure_ascii=False)
 
 
 def warn_of_unread_fields(unread: Sequence[set[str]]) -> None:

@@ -174,6 +174,28 @@ def test_without_packing_every_example_has_a_row_and_losses_are_counted_too(
     assert sorted((ids.tolist(), labels.tolist()) for ids, labels in parts) == sorted(rows[0])
 
 
+def test_special_tokens_in_messages_are_counted_before_the_template_adds_its_own(chatty: str, tmp_path: Path) -> None:
+    records = [{"instruction": "w1", "output": "w2"}] * 6
+    records[0] = {"instruction": "w1 <|endoftext|> w3", "output": "w2"}
+    records[1] = {"instruction": "w1", "output": "w2 <|endoftext|>"}
+    (tmp_path / "prompts.txt").write_text("w1\nw2 <|endoftext|>\n")
+    for chat_template in (True, False):
+        module = InstructionDataModule(
+            train_file=save_records(tmp_path / "a.jsonl", records),
+            validation_file=save_records(tmp_path / "b.jsonl", records[2:]),
+            predict_file=str(tmp_path / "prompts.txt"),
+            chat_template=chat_template,
+            context_length=40,
+            backbone=chatty,
+        )
+        opened(module, tmp_path / "cache")
+        (note,) = module.splits["train"].split.notes
+        assert note.startswith("2 of 6 texts contain special tokens ('<|endoftext|>'), which the tokenizer reads as")
+        assert module.splits["val"].split.notes == ()
+        with pytest.warns(UserWarning, match=r"predict: 1 of 2 texts contain special tokens \('<\|endoftext\|>'\)"):
+            module.setup("predict")
+
+
 def test_nothing_is_said_where_nothing_is_lost(gpt2: str, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
