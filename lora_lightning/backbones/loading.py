@@ -24,7 +24,12 @@ from transformers import (
 )
 
 from lora_lightning.backbones.completeness import check_complete, check_gguf_layers
-from lora_lightning.backbones.quantization import Quantization, bitsandbytes_config, check_quantization
+from lora_lightning.backbones.quantization import (
+    Quantization,
+    bitsandbytes_config,
+    check_quantization,
+    warn_of_unquantized_weights,
+)
 from lora_lightning.backbones.remote_code import runs_remote_code
 from lora_lightning.backbones.source import gguf_file_of, hub_is_reachable, not_found, resolve_backbone
 from lora_lightning.backbones.vocabulary import text_config_of, vocabulary_size
@@ -319,6 +324,7 @@ def load_model(
         more = {"quantization_config": bits, "device_map": {"": quantization.device}}
         model = _load(backbone, lambda: _quantized(model, more)) if is_gguf else load(**more)[0]
         keep_biases_as_they_are(model)
+        warn_of_unquantized_weights(model, lacked)
         # In config.json it would tell transformers that the weights of the backbone itself are quantised.
         del model.config.quantization_config
     return LoadedBackbone(model, lacked)

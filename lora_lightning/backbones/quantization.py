@@ -1,5 +1,6 @@
 """Quantizes a frozen base while it loads: modules, dtype and devices. `lora.quantized` has the layers."""
 
+import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -8,8 +9,8 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from lora_lightning.errors import ConfigurationError, suggest_names
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
-from lora_lightning.lora.injection import modules_trained_in_full
-from lora_lightning.lora.target_modules import linear_layers
+from lora_lightning.lora.injection import LITTLE, modules_trained_in_full
+from lora_lightning.lora.target_modules import linear_layers, summarize_names, weights_outside_linear_layers
 
 DEVICES = ("cpu", "cuda")
 # Instructions that multiply bfloat16; without them a CPU emulates it. A training step of a 4-bit layer of 576 x 1536
@@ -134,6 +135,26 @@ def modules_left(model: PreTrainedModel, settings: QuantizationSettings, trained
         )
         raise ConfigurationError(msg)
     return [name for name in names if name in left]
+
+
+def warn_of_unquantized_weights(model: PreTrainedModel, exclude: Collection[str]) -> None:
+    """Says how much memory is taken by weights that bitsandbytes cannot quantize, such as the experts of a mixture.
+
+    Args:
+        model: Quantized.
+        exclude: Dotted names of modules that are not meant to be quantized, such as the head.
+    """
+    outside = weights_outside_linear_layers(model, exclude)
+    sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in model.named_parameters()}
+    stay = sum(sizes[name] for name in outside)
+    if stay < LITTLE * sum(sizes.values()):
+        return
+    msg = (
+        f"{stay / 2**20:,.1f} MiB of the base's {sum(sizes.values()) / 2**20:,.1f} MiB stay in "
+        f"{str(model.dtype).removeprefix('torch.')}, because bitsandbytes quantizes linear layers only: "
+        f"{summarize_names(outside)}."
+    )
+    warnings.warn(msg, stacklevel=2)
 
 
 def bitsandbytes_config(

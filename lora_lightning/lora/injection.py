@@ -1,6 +1,5 @@
 """Attach adapters to a pretrained model and decide which parameters are trainable."""
 
-import re
 import warnings
 from collections.abc import Collection
 from math import prod
@@ -17,6 +16,7 @@ from lora_lightning.lora.target_modules import (
     layer_features,
     linear_layers,
     resolve_target_modules,
+    summarize_names,
     weights_outside_linear_layers,
 )
 from lora_lightning.lora.target_patterns import check_patterns, restrict_to_layers
@@ -25,7 +25,6 @@ from lora_lightning.lora.variants import chosen_variants
 # PEFT trains modules of these names in any case, whether the checkpoint has them or not.
 HEADS = ("classifier", "score", "qa_outputs")
 LITTLE = 0.01  # of the weights; whatever a preset leaves out beyond it is said
-MOST_LISTED = 3  # names in that warning
 
 
 def newly_initialized_modules(model: nn.Module, missing_parameters: Collection[str]) -> list[str]:
@@ -205,11 +204,9 @@ def _warn_of_weights_without_adapter(
     every = sum(layers.values()) + sum(size for name, size in without.items() if name not in layers)
     if (share := sum(without.values()) / max(every, 1)) < LITTLE:
         return
-    names = list(dict.fromkeys(re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in without))
-    listed = ", ".join(names[:MOST_LISTED]) + f" and {len(names) - MOST_LISTED} more" * (len(names) > MOST_LISTED)
     msg = (
         f"model.lora.target_modules is {settings.target_modules}, but {100 * share:.0f} % of the weights outside "
-        f"embeddings and head cannot get an adapter that way and stay frozen: {listed}."
+        f"embeddings and head cannot get an adapter that way and stay frozen: {summarize_names(without)}."
     )
     warnings.warn(msg, stacklevel=4)
 

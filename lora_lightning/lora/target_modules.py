@@ -10,6 +10,7 @@ from lora_lightning.compat.transformers import Conv1D
 from lora_lightning.errors import ConfigurationError, suggest_names
 from lora_lightning.lora.families import FAMILIES
 
+MOST_LISTED = 3
 PRESETS = ("attention-qv", "attention", "attention-mlp", "all-linear")
 
 
@@ -55,6 +56,20 @@ def weights_outside_linear_layers(model: nn.Module, exclude: Iterable[str] = ())
         for name, parameter in model.named_parameters()
         if parameter.dim() > 1 and id(parameter) not in reached and not name.startswith(prefixes)
     }
+
+
+def summarize_names(names: Iterable[str]) -> str:
+    """Names of modules or parameters for a message, those that differ by the layer's number once.
+
+    Args:
+        names: Dotted.
+
+    Returns:
+        The first three, with `*` for numbers, and how many more there are.
+    """
+    found = list(dict.fromkeys(re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in names))
+    more = f" and {len(found) - MOST_LISTED} more" if len(found) > MOST_LISTED else ""
+    return ", ".join(found[:MOST_LISTED]) + more
 
 
 def layer_features(layer: nn.Module) -> tuple[int, int]:

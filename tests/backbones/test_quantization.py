@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,14 @@ from lightning import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from lora_lightning.backbones import (
     check_adapter_settings,
     load_classification_config,
     load_sequence_classifier,
 )
-from lora_lightning.backbones.loading import build_without_storage
+from lora_lightning.backbones.loading import build_without_storage, load_model
 from lora_lightning.backbones.quantization import Quantization, compute_dtype_on, modules_left
 from lora_lightning.compat.transformers import quantization_config
 from lora_lightning.errors import BackboneError, ConfigurationError
@@ -27,6 +28,7 @@ from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.quantized import quantized_bits
 from lora_lightning.tasks import SequenceClassificationTask
 from tests.conftest import TinyBackbone, TinyClassifier
+from tests.tiny_families import causal_model
 
 pytest.importorskip("bitsandbytes")
 
@@ -205,3 +207,24 @@ def test_a_head_for_other_labels_is_made_anew_and_not_quantised(
     assert type(loaded.model.classifier) is nn.Linear
     assert loaded.model.classifier.weight.shape[0] == len(NAMES)
     assert quantized_bits(loaded.model.bert.pooler.dense) == 4  # was in the checkpoint, so it is a layer like any other
+
+
+def test_bytes_that_bitsandbytes_cannot_quantize_are_counted(tmp_path: Path) -> None:
+    model = causal_model("qwen3_moe")
+    folder = tmp_path / "experts"
+    model.save_pretrained(folder)
+    experts = sum(
+        p.numel() for name, p in model.named_parameters() if "experts" in name or name.endswith("gate.weight")
+    )
+    with pytest.warns(
+        UserWarning, match=rf"{4 * experts / 2**20:.1f} MiB of the base's .* MiB stay in float32.*experts"
+    ):
+        load_model(AutoModelForCausalLM, str(folder), model.config, FLOAT32)
+
+
+def test_nothing_is_said_if_every_layer_is_quantized(tmp_path: Path) -> None:
+    model = causal_model("llama")
+    model.save_pretrained(tmp_path / "dense")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*bitsandbytes quantizes linear layers only.*")
+        load_model(AutoModelForCausalLM, str(tmp_path / "dense"), model.config, FLOAT32)
