@@ -6,6 +6,7 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
+from lora_lightning.compat.lightning import batch_progress
 from lora_lightning.errors import TrainingError
 from lora_lightning.training.checkpointing import AdapterCheckpoint
 
@@ -44,7 +45,15 @@ def early_end_reason(trainer: Trainer) -> str:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Timer) and (left := callback.time_remaining()) is not None and left <= 0:
             return f"trainer.max_time was reached after {trainer.global_step} steps"
+    if trainer.should_stop and not _took_all_steps(trainer):
+        return f"a callback set trainer.should_stop after {trainer.global_step} steps"
     return ""
+
+
+def _took_all_steps(trainer: Trainer) -> bool:
+    """Lightning also counts an epoch that a callback ended as completed."""
+    is_last_epoch = trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch
+    return trainer.global_step == trainer.max_steps or (is_last_epoch and batch_progress(trainer).is_last_batch)
 
 
 def no_best_reason(trainer: Trainer, checkpoint: AdapterCheckpoint) -> str:

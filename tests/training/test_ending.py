@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning import Callback, Trainer
 from safetensors.torch import load_file
 
 from lora_lightning import RunRecord
@@ -54,6 +56,30 @@ def test_an_early_stop_in_the_first_epoch_is_said(
     assert main(fit_words(tiny_backbone("bert"), data, tmp_path, *more)) == 0
     assert f"stopped early: {reason}" in " ".join(capsys.readouterr().out.split())
     assert RunRecord.load(tmp_path / "run/version_0").reason.startswith(reason)
+
+
+class StopAt(Callback):
+    """A user's own callback that ends training."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Asks for the end at a step."""
+        trainer.should_stop |= trainer.global_step == self.step
+
+
+@pytest.mark.parametrize(("step", "early"), [(2, True), (3, True), (6, False)])
+@pytest.mark.parametrize("limit", ["--trainer.max_epochs=2", "--trainer.max_steps=6"])
+def test_a_stop_by_any_callback_is_said_unless_no_step_was_left(
+    tiny_backbone: TinyBackbone, data: Path, tmp_path: Path, step: int, early: bool, limit: str
+) -> None:
+    callback = json.dumps({"class_path": f"{__name__}.StopAt", "init_args": {"step": step}})
+    more = ["--trainer.limit_train_batches=3", "--test_after_fit=false", f"--trainer.callbacks+={callback}", limit]
+    assert main(fit_words(tiny_backbone("bert"), data, tmp_path, *more)) == 0
+    record = RunRecord.load(tmp_path / "run/version_0")
+    assert record.steps == step
+    assert record.reason == (f"a callback set trainer.should_stop after {step} steps" if early else "")
 
 
 def test_a_validation_that_is_not_finite_is_a_failure(
