@@ -19,6 +19,7 @@ from lora_lightning.backbones import (
     load_tokenizer,
 )
 from lora_lightning.backbones.attention import use_dropout_attention
+from lora_lightning.backbones.finished_head import output_layer_name
 from lora_lightning.backbones.first_token import keep_first_token_only
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
@@ -177,10 +178,12 @@ class SequenceClassificationTask(AdaptationTask):
         keep_first_token_only(loaded.model)
         use_dropout_attention(loaded.model)
         network: nn.Module = loaded.model
+        head = output_layer_name(loaded.model)  # trains even if the checkpoint has it, whatever its name
+        trained_in_full = list(dict.fromkeys([*loaded.lacked, *([] if head is None else [head])]))
         if self.lora is not None:
-            network = attach_lora(loaded.model, self.lora, loaded.lacked, "SEQ_CLS")
+            network = attach_lora(loaded.model, self.lora, trained_in_full, "SEQ_CLS")
         elif self.freeze_backbone:
-            train_head_only(loaded.model, loaded.lacked)
+            train_head_only(loaded.model, trained_in_full)
         use_fast_dropout(network)
         fuse_lora_layers(network)
         return network.train()  # from_pretrained leaves it in eval mode, and Lightning keeps modes as they are

@@ -231,3 +231,21 @@ def test_a_head_made_anew_is_told_once_before_training_and_not_in_evaluation(
     assert told(fits=True, resumes=False)
     assert not told(fits=True, resumes=True)
     assert not told(fits=False, resumes=False)
+
+
+@pytest.mark.parametrize("lora", [None, LoraSettings(target_modules="all-linear")], ids=["head only", "adapters"])
+def test_a_finished_head_trains_also_if_no_row_moves_and_its_name_is_unusual(
+    tiny_backbone: TinyBackbone, tmp_path: Path, lora: LoraSettings | None
+) -> None:
+    shutil.copytree(tiny_backbone("bert"), tmp_path, dirs_exist_ok=True)  # for the tokenizer
+    config = XLNetConfig(vocab_size=200, d_model=16, n_layer=1, n_head=2, d_inner=16, num_labels=2, pad_token_id=0)
+    config.id2label, config.label2id = {0: "no", 1: "yes"}, {"no": 0, "yes": 1}
+    save(AutoModelForSequenceClassification.from_config(config), tmp_path)
+    task = SequenceClassificationTask(
+        str(tmp_path), lora=lora, freeze_backbone=lora is None, label_space=LabelSpace(["no", "yes"])
+    )
+    trained = [name for name, parameter in task.build_network().named_parameters() if parameter.requires_grad]
+    others = [name for name in trained if "logits_proj" not in name]
+    assert len(trained) - len(others) == 2  # weight and bias
+    assert all("lora_" in name for name in others)
+    assert bool(others) == (lora is not None)
