@@ -49,6 +49,7 @@ TOKENIZERS = (
     "word_pronunciation.json",
     "word_shape.json",
 )
+MORE_TEMPLATES = "additional_chat_templates/*.jinja"
 # What transformers notes in a configuration without any effect on the model.
 NOTES = ("_name_or_path", "transformers_version")
 SHA256_DIGITS = 64
@@ -125,7 +126,7 @@ def identify_base(backbone: str) -> BaseIdentity:
         return BaseIdentity(
             weights=_combined(_weight_files(files)),
             config=_config_hash(files),
-            tokenizer=_combined(files.existing(TOKENIZERS)),
+            tokenizer=_combined([*files.existing(TOKENIZERS), *files.more_templates()]),
             commit=files.commit,
         )
     except OSError as error:  # the hub's errors are among them
@@ -149,6 +150,10 @@ class _LocalFiles:
     def existing(self, names: Iterable[str]) -> list[Path]:
         return [path for name in names if (path := self.find(name)) is not None]
 
+    def more_templates(self) -> list[Path]:
+        """Chat templates beside the default one, such as `tool_use`."""
+        return sorted(self.folder.glob(MORE_TEMPLATES))
+
 
 class _HubFiles(_LocalFiles):
     """The files of a repository on the hub, or of its cache if the hub cannot be reached."""
@@ -165,6 +170,10 @@ class _HubFiles(_LocalFiles):
             return Path(hf_hub_download(self.repository, name, local_files_only=not hub_is_reachable()))
         except EntryNotFoundError:
             return None
+
+    def more_templates(self) -> list[Path]:
+        """None: the cache has them only once a tokenizer was loaded, so that the first start would differ."""
+        return []
 
 
 def _weight_files(files: _LocalFiles) -> list[Path]:

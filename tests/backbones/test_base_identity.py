@@ -38,6 +38,11 @@ def edit(name: str, key: str, value: object) -> Callable[[Path], None]:
     return change
 
 
+def save_text(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text("{{ messages }}")
+
+
 CHANGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "weights": (flip_a_bit, ["weights"]),
     "config": (edit("config.json", "rms_norm_eps", 0.5), ["configuration"]),
@@ -45,6 +50,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "tokenizer": (edit("tokenizer_config.json", "model_max_length", 7), ["tokenizer"]),
     "template": (lambda folder: (folder / "chat_template.jinja").write_text("{{ messages }}"), ["tokenizer"]),
     "slow tokenizer": (lambda folder: (folder / "spm.model").write_bytes(b"DeBERTa-v3 has no other"), ["tokenizer"]),
+    "another template": (lambda folder: save_text(folder / "additional_chat_templates/tool_use.jinja"), ["tokenizer"]),
     "version": (edit("config.json", "transformers_version", "4.0"), []),
     "name": (edit("config.json", "_name_or_path", "elsewhere"), []),
     "readme": (lambda folder: (folder / "README.md").write_text("changed"), []),
