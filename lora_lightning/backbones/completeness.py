@@ -54,6 +54,7 @@ def check_complete(
     lacked = newly_initialized_modules(model, {*missing, *unfit})
     absent = _parts([name for name in _needed(model) if name in missing and is_base(name)], model)
     surplus = _left_over(model, info["unexpected_keys"], names_of_base)
+    surplus += _left_over_of_heads(model, info["unexpected_keys"], lacked)
     if model.base_model_prefix in lacked:
         _refuse_other_architecture(backbone, f"all of {model.base_model_prefix}.*")
     faults = [*_clause("lack", absent), *_clause("also hold", surplus)]
@@ -163,6 +164,17 @@ def _left_over(
     return _parts(
         [prefix + name.removeprefix(prefix) if model.base_model is not model else name for name in surplus], model
     )
+
+
+def _left_over_of_heads(model: PreTrainedModel, unexpected: Collection[str], lacked: Collection[str]) -> list[str]:
+    """What the checkpoint holds of a head that is loaded from it, such as a bias that the model's own has not."""
+    if model.base_model is model:  # all of its parts are the base's
+        return []
+    heads = {name for name, module in model.named_children() if module is not model.base_model}
+    loaded = heads - {module.partition(".")[0] for module in lacked}
+    buffers, ignored = {name for name, _ in model.named_buffers()}, ignored_weights(model)
+    names = [name for name in unexpected if name.partition(".")[0] in loaded and name not in buffers]
+    return _parts([name for name in names if not ignored(name)], model)
 
 
 def _is_prediction_layer(model: PreTrainedModel, name: str) -> bool:

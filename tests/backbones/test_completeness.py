@@ -141,6 +141,14 @@ def test_biases_that_the_config_denies_are_refused(copy_of: Callable[[str], Path
         load_causal_lm(str(folder), load_causal_lm_config(str(folder)))
 
 
+def test_a_bias_of_the_head_that_the_model_has_no_place_for_is_refused(copy_of: Callable[[str], Path]) -> None:
+    folder = copy_of("llama")  # whose lm_head has no bias; Phi's has
+    rewrite(folder, lambda state: {**state, "lm_head.bias": torch.ones(200), "lm_head.weight": torch.ones(200, 32)})
+    with pytest.raises(BackboneError, match=r"also hold lm_head\.bias, which the model has no place for"):
+        load_causal_lm(str(folder), load_causal_lm_config(str(folder)))
+    assert classify(folder) == ["score"]  # where the head is one of another task
+
+
 CONSTANTS = {
     "gpt2": ["transformer.h.0.attn.bias", "transformer.h.1.attn.masked_bias"],
     "llama": ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.1.self_attn.rotary_emb.cos_cached"],
