@@ -46,6 +46,8 @@ CERTAIN_SEPARATORS = "|;#\t\n"
 POSSIBLE_SEPARATORS = ",/&+: "  # also part of ordinary names
 INVISIBLE_CATEGORIES = {"Cc", "Cf", "Zs", "Zl", "Zp"}
 INVISIBLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0]")  # in others
+BRACKETS = ("()", "[]", "{}")
+QUOTED = re.compile(r"""\\?["'\u2018\u201c\u201e\u00ab].*["'\u2019\u201c\u201d\u00bb]""", re.DOTALL)
 SHOWN = 3  # examples of each kind
 
 
@@ -58,10 +60,10 @@ def doubts_about_labels(labels: Iterable[str], cells: Sequence[Any] = ()) -> lis
 
     Returns:
         A part of a sentence for each kind of doubt, with counts: labels that differ only in case, spaces, Unicode form
-        or invisible characters; words for a missing value; separators inside labels; mixed types.
+        or invisible characters; words for a missing value; separators inside labels; pieces of a list; mixed types.
     """
     counts = Counter(labels)
-    found = [_twins(counts), _missing(counts), *_joined(counts), _mixed(counts, cells)]
+    found = [_twins(counts), _missing(counts), *_joined(counts), _pieces(counts), _mixed(counts, cells)]
     return [doubt for doubt in found if doubt]
 
 
@@ -120,6 +122,17 @@ def _joined(counts: Mapping[str, int]) -> Iterable[str]:
         ]
         if joined:
             yield f"labels that contain {separator!r}, each a class of its own: {_some(joined, counts)}"
+
+
+def _pieces(counts: Mapping[str, int]) -> str:
+    """Labels that are probably pieces of a list or of a name with separators, such as `tensor([1` and `2])`."""
+    cut = [label for label in counts if _has_open_bracket(label) or QUOTED.fullmatch(label)]
+    return f"labels with a bracket that has no partner, or in quotation marks: {_some(cut, counts)}" if cut else ""
+
+
+def _has_open_bracket(label: str) -> bool:
+    is_smiley = not any(map(str.isalnum, label))
+    return not is_smiley and any(label.count(opened) != label.count(closed) for opened, closed in BRACKETS)
 
 
 def _mixed(counts: Mapping[str, int], cells: Sequence[Any]) -> str:

@@ -55,6 +55,29 @@ def test_another_separator_in_labels(separator: str) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["tensor([1", "2])"],
+        ["WrappedArray(a", "b)"],
+        ["beef (raw", "cooked)"],
+        ["\u2018a\u2019", "\u201cb\u201d"],
+        ['\\"a\\"', '\\"b\\"'],
+        ["'a'", '"b"'],
+    ],
+    ids=ascii,
+)
+def test_pieces_of_lists_and_quoted_labels(labels: list[str]) -> None:
+    (doubt,) = doubts_about_labels([*labels, "c"])
+    assert doubt.startswith("labels with a bracket that has no partner, or in quotation marks: ")
+    assert doubt.count(" (1 row)") == 2
+
+
+@pytest.mark.parametrize("labels", [[":)", ":-(", "'80s"], ["ham (raw)", "n [sic]"], ["it's", "O'Hara's"]])
+def test_ordinary_marks_are_no_pieces(labels: list[str]) -> None:
+    assert doubts_about_labels(labels) == []
+
+
 @pytest.mark.parametrize("separator", [",", "/", "&", "+", " "])
 def test_a_separator_that_names_may_have_counts_between_labels_only(separator: str) -> None:
     assert doubts_about_labels([f"up{separator}down", "left"]) == []
