@@ -104,7 +104,8 @@ def parse_prompt(prompt: str | Record) -> Example:
     """Reads something to respond to.
 
     Args:
-        prompt: An instruction, or a record with `messages`, `conversations`, `instruction` or `prompt`.
+        prompt: An instruction, or a record with `messages`, `conversations`, `instruction` or `prompt`. A response at
+            its end is left out: it is what a prediction is compared with.
 
     Returns:
         An example without its response.
@@ -116,6 +117,11 @@ def parse_prompt(prompt: str | Record) -> Example:
         return Example("", [{"role": "user", "content": prompt}])
     if (field := _chat_field(prompt)) is not None:
         messages, _, unread = _parse_chat(prompt, field)
+        if messages[-1]["role"] == "assistant":  # what is asked for, like the output of an instruction
+            messages, unread = messages[:-1], [*unread, f"the response at the end of {field}"]
+        if not messages:
+            msg = f"{prompt.where}: {field} has a response only, and nothing to respond to; add the user's message."
+            raise DataError(msg)
         return _example(prompt, messages, [], unread)
     name = "prompt" if "prompt" in prompt.fields else "instruction"
     question = {"role": "user", "content": text_field(prompt, name, remedy=PROMPT_FIELDS)}

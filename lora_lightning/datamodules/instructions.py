@@ -59,7 +59,7 @@ class InstructionDataModule(CausalLMDataModule):
         batch_size: Training blocks per step and process.
         eval_batch_size: Blocks or prompts per step and process in validation, test and prediction.
         predict_file: What `predict` responds to: a text file with one instruction per line, `-` for standard input, or
-            records with `instruction` and `input`, or with `messages`.
+            records with `instruction` and `input`, or with `messages`, of which a response at the end is left out.
         cache_dir: Folder for tokenized data; by default `~/.cache/lora_lightning`, or below `$XDG_CACHE_HOME`.
         num_workers: Worker processes that build batches.
     """

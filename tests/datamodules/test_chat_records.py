@@ -59,6 +59,18 @@ def test_prompts_may_be_written_in_many_ways(fields: dict[str, object]) -> None:
     assert parse_prompt(Record("f", fields)).unread == ()
 
 
+@pytest.mark.parametrize("chat", [CHAT, json.dumps(CHAT), SHAREGPT])
+def test_the_response_at_the_end_of_a_prompt_is_left_out_and_named(chat: Any) -> None:
+    prompt = parse_prompt(Record("f", {"messages": chat}))
+    assert prompt.messages == CHAT[:-1]
+    assert prompt.unread == ("the response at the end of messages",)
+
+
+def test_a_response_alone_is_no_prompt() -> None:
+    with pytest.raises(DataError, match="f: messages has a response only, and nothing to respond to"):
+        parse_prompt(Record("f", {"messages": CHAT[-1:]}))
+
+
 def test_prompts_may_have_a_system_message_and_a_history() -> None:
     prompt = parse_prompt(Record("f", {"prompt": "x", "input": "y", "history": [["a", "b"]], "system": "s"}))
     assert prompt.chat == [say("system", "s"), say("user", "a"), say("assistant", "b"), say("user", "x\n\ny")]
