@@ -46,7 +46,7 @@ CERTAIN_SEPARATORS = "|;#\t\n"
 POSSIBLE_SEPARATORS = ",/&+: "  # also part of ordinary names
 INVISIBLE_CATEGORIES = {"Cc", "Cf", "Zs", "Zl", "Zp"}
 INVISIBLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0]")  # in others
-BRACKETS = ("()", "[]", "{}")
+BRACKETS = (("(", ")"), ("[", "]"), ("{", "}"))
 QUOTED = re.compile(r"""\\?["'\u2018\u201c\u201e\u00ab].*["'\u2019\u201c\u201d\u00bb]""", re.DOTALL)
 SHOWN = 3  # examples of each kind
 
