@@ -7,6 +7,7 @@ from typing import Any
 
 from lora_lightning.backbones.chat_template import Message
 from lora_lightning.datamodules.records import Record, text_field
+from lora_lightning.datamodules.tables import parse_json
 from lora_lightning.errors import DataError
 
 FIELDS = "give every record instruction and output, or messages with role and content"
@@ -280,7 +281,7 @@ def _decoded(value: Any) -> Any:
     """A list or object that is written as JSON text, as tables have it; anything else as it is."""
     if isinstance(value, str) and value.lstrip()[:1] in {"[", "{"}:
         try:
-            return json.loads(value)
+            return parse_json(value)
         except (ValueError, RecursionError):
             return value
     return value

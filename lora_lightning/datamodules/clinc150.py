@@ -7,7 +7,7 @@ from typing import Any, Literal
 from lora_lightning.datamodules.hub import hub_table, load_hub_dataset
 from lora_lightning.datamodules.intents import OUT_OF_SCOPE, IntentDataModule, Pairs
 from lora_lightning.datamodules.queries import check_texts
-from lora_lightning.datamodules.tables import check_characters, decode_text
+from lora_lightning.datamodules.tables import check_characters, decode_text, parse_json
 from lora_lightning.errors import DataError, suggest_names
 
 HUB_DATASET = "clinc/clinc_oos"
@@ -136,7 +136,7 @@ class Clinc150DataModule(IntentDataModule):
             msg = f"--data.data_dir: {path} cannot be read; the folder {folder} has {there}."
             raise DataError(msg) from error
         try:
-            content = json.loads(decode_text(raw, str(path)))
+            content = parse_json(decode_text(raw, str(path)))
         except (ValueError, RecursionError) as error:
             msg = f"{path} is not JSON ({error}); download the original release again."
             raise DataError(msg) from error

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_lightning.datamodules.hub import load_hub_dataset
-from lora_lightning.datamodules.tables import READERS, check_characters, read_table, read_text
+from lora_lightning.datamodules.tables import READERS, check_characters, parse_json, read_table, read_text
 from lora_lightning.errors import DataError
 
 JSON_LIST = ".json"
@@ -113,7 +113,7 @@ def _record(where: str, row: dict[str, Any]) -> Record:
 
 def _read_json_list(path: Path) -> list[Record]:
     try:
-        rows = json.loads(read_text(path))
+        rows = parse_json(read_text(path))
     except (ValueError, RecursionError) as error:
         msg = f"{path} is not JSON ({error}); fix it, or use the ending .jsonl for one object per line."
         raise DataError(msg) from error

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_lightning.datamodules.tables import check_characters, decode_text
+from lora_lightning.datamodules.tables import check_characters, decode_text, parse_json
 from lora_lightning.errors import DataError
 from lora_lightning.metrics.squad_v2 import Question
 
@@ -57,7 +57,7 @@ def parse_squad_json(content: bytes, name: str, answers_needed: bool = True) -> 
         DataError: As in `read_squad_json`.
     """
     try:
-        root = json.loads(decode_text(content, name))
+        root = parse_json(decode_text(content, name))
     except (ValueError, RecursionError) as error:
         msg = f"{name} is not JSON ({error}); fix the file, or download it again if it is the original release."
         raise DataError(msg) from error

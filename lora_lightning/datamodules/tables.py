@@ -202,7 +202,7 @@ def _read_json_lines(path: Path) -> Table:
     rows = []
     for number, line in enumerate(_lines(path), start=1):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except (ValueError, RecursionError) as error:
             msg = f"{path}, line {number}: not JSON ({error}); write one object per line."
             raise DataError(msg) from error
@@ -262,6 +262,32 @@ def read_text(path: Path) -> str:
         msg = f"{path} cannot be read ({str(error.strerror).lower()}); check the path."
         raise DataError(msg) from error
     return decode_text(raw, str(path))
+
+
+def parse_json(text: str) -> Any:
+    """Parses JSON, in which no object may have two values of one name: Python would silently keep the last.
+
+    Args:
+        text: The JSON.
+
+    Returns:
+        The value.
+
+    Raises:
+        ValueError: If it is not JSON, or a name occurs twice in an object.
+        RecursionError: If it is nested too deeply.
+    """
+
+    def to_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            repeated = next(name for name in names if names.count(name) > 1)
+            msg = f"the name {repeated!r} occurs twice in one object"
+            raise ValueError(msg)
+        return found
+
+    return json.loads(text, object_pairs_hook=to_object)
 
 
 def check_characters(value: Any, place: str) -> None:

@@ -55,6 +55,7 @@ def test_tables_and_lists_give_the_same_records(tmp_path: Path) -> None:
         ("a.json", "[1]", "a.json, record 1: expected an object with named fields, found 1"),
         ("a.json", "[]", "a.json has no rows; use a file with at least one"),
         ("a.json", "[", "a.json is not JSON"),
+        ("a.json", '[{"a": 1, "a": 2}]', r"a.json is not JSON \(the name 'a' occurs twice"),
         ("a.json", "[" * 100_000, "a.json is not JSON"),
         ("a.jsonl", "[" * 100_000, "a.jsonl, line 1: not JSON"),
         ("a.txt", "x", r"its extension must be one of \.csv, \.tsv, \.jsonl, \.parquet, \.json\."),

@@ -97,6 +97,11 @@ WRONG: dict[str, tuple[str, str | bytes, str]] = {
     "empty tsv": ("tsv", "", " has no rows; give a file with at least one."),
     "empty json lines": ("jsonl", "\n\n", " has no rows; give a file with at least one."),
     "no json": ("jsonl", '{"text": "a"}\n{"text": \n', "line 2: not JSON ("),
+    "a name twice in json lines": (
+        "jsonl",
+        '{"text": "a"}\n{"text": "b", "label": 1, "label": 2}\n',
+        "line 2: not JSON (the name 'label' occurs twice in one object)",
+    ),
     "empty line in json lines": ("jsonl", '{"text": "a"}\n\n{"text": "b"}\n', "line 2: not JSON ("),
     "no object": ("jsonl", '{"text": "a"}\n["b"]\n', 'line 2: expected an object, found ["b"].'),
     "not utf-8": ("csv", b"text,label\nok,a\ncaf\xe9,b\n", "line 3: byte 19 of the file is not UTF-8; save the file"),
