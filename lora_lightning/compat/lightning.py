@@ -6,7 +6,6 @@ from types import TracebackType
 from typing import Any
 
 from lightning import LightningModule, Trainer
-from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
@@ -166,11 +165,6 @@ def trainer_of(module: LightningModule) -> Trainer | None:
         module: Any.
     """
     return module._trainer
-
-
-def process_rank() -> int | None:
-    """Returns this process's rank as its launcher set it, `None` if none did; there may be no trainer yet."""
-    return _get_rank()
 
 
 def reopen_event_file(logger: TensorBoardLogger) -> None:

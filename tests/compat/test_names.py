@@ -27,7 +27,6 @@ FUNCTIONS = [
     ("lightning.pytorch.callbacks", "ModelCheckpoint", "_monitor_candidates", "trainer"),
     ("lightning.pytorch.strategies.launchers", "_SubprocessScriptLauncher", "_call_children_scripts", ""),
     ("lightning.pytorch.trainer.connectors.signal_connector", "_SignalConnector", "register_signal_handlers", ""),
-    ("lightning.fabric.utilities.rank_zero", "", "_get_rank", ""),
     ("peft.tuners.tuners_utils", "", "cast_adapter_dtype", "model, adapter_name, autocast_adapter_dtype"),
     ("peft.tuners.tuners_utils", "", "_check_lora_target_modules_mamba", "peft_config, model, target_name"),
     ("peft.utils.other", "", "get_pattern_key", "pattern_keys, key_to_match"),
