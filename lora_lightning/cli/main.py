@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn, TextIO, cast
 
 from lora_lightning import __version__
-from lora_lightning.cli.output import TolerantStream
+from lora_lightning.cli.output import STANDARD_ERROR, TolerantStream
 from lora_lightning.errors import DEBUG, ExitStatus, LoraLightningError, RunFinished, TrainingStopped, exit_status
 from lora_lightning.runs.signals import ending_on_signals, raise_training_stopped, set_stop_handler
 
@@ -163,6 +163,7 @@ def report_error(error: BaseException, *, debug: bool) -> None:
 def program() -> NoReturn:
     """Runs the program and exits with its status, even if more signals arrive."""
     sys.stdout = cast("TextIO", TolerantStream(sys.stdout))
+    sys.stderr = cast("TextIO", TolerantStream(sys.stderr, STANDARD_ERROR))
     if not sys.flags.safe_path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # finds a user's own classes, as `python -m` does; last, to hide no package
     status = main()

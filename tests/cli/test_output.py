@@ -43,6 +43,20 @@ def test_a_stream_that_fails_is_dropped(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no head")
+def test_warnings_that_nobody_reads_end_no_command() -> None:
+    code = "import sys, warnings, lora_lightning.cli.main as program\nsys.argv[1:] = ['fit']\n"
+    code += "def work(words):\n    print('first', flush=True)\n    sys.stdin.read()\n"
+    code += "    for number in range(100): warnings.warn(f'warning {number}')\n"
+    code += "program.import_program = lambda: work\nprogram.program()"
+    both = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}  # as in `2>&1 | head -1`
+    with subprocess.Popen([sys.executable, "-c", code], **both) as command:  # type: ignore[call-overload]
+        assert command.stdout.readline() == b"first\n"
+        command.stdout.close()
+        command.stdin.close()
+        assert command.wait() == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no head")
 def test_a_closed_pipe_ends_no_command() -> None:
     code = "import sys, lora_lightning.cli.main as program\nsys.argv[1:] = ['fit']\n"
     code += "def work(words):\n    for _ in range(100000): print('a line that nobody reads')\n"
