@@ -46,6 +46,8 @@ class InterruptedRun:
         content: The content of the checkpoint; empty without a checkpoint.
         event_sizes: Sizes of the event files when the checkpoint was written, as in `layout.event_sizes`; `None` if
             unknown.
+        ending: What to raise, once base model and data are known to be the same, if the run is finished: there is
+            nothing to resume then. `None` for a run that is not finished.
     """
 
     folder: Path
@@ -53,6 +55,7 @@ class InterruptedRun:
     checkpoint: Path | None
     content: Mapping[str, Any]
     event_sizes: Mapping[str, int] | None
+    ending: RunFinished | VerificationError | None = None
 
 
 def find_interrupted_run(
@@ -74,8 +77,6 @@ def find_interrupted_run(
         ConfigurationError: If the runs of the logger cannot be found, or if the folder of this run contains a run with
             other settings.
         CheckpointError: If all checkpoints of the run are damaged.
-        RunFinished: If the run is finished.
-        VerificationError: If the run is finished, but the trained model failed a check.
     """
     entry = first_logger(options.trainer)
     name = entry.class_path.rpartition(".")[2]
@@ -92,12 +93,13 @@ def find_interrupted_run(
     if run is None:
         explain_new_run(runs, config, version_given=version is not None)
         return None
-    check_unfinished(run)
     if version is None:
         entry.init_args.version = int(run.name[8:])
         if not isinstance(options.trainer.logger, list):
             options.trainer.logger = entry
     text = (run / CONFIG).read_text(encoding="utf-8")
+    if (ending := how_it_finished(run)) is not None:
+        return InterruptedRun(run, text, None, {}, {}, ending)
     path, checkpoint = newest_intact_checkpoint(run, text)
     return InterruptedRun(run, text, path, checkpoint, checkpoint.get(EVENT_SIZES) if path is not None else {})
 
@@ -158,25 +160,23 @@ def _print_once(text: str) -> None:
     print(text)
 
 
-def check_unfinished(run: Path) -> None:
-    """Refuses to resume a run that has a complete summary.
+def how_it_finished(run: Path) -> RunFinished | VerificationError | None:
+    """Says that a run with a complete summary has nothing to resume.
 
     Args:
         run: The run folder.
 
-    Raises:
-        RunFinished: If the run is finished.
-        VerificationError: If the run is finished, but the trained model failed a check.
+    Returns:
+        What to raise: `VerificationError` if the trained model failed a check; `None` if the run is not finished.
     """
     try:
         summary = json.loads((run / SUMMARY).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):  # a truncated file will be written again
-        return
+        return None
     if isinstance(summary, dict) and FAILED_CHECK in summary:
         msg = f"the run {run} is finished, but the trained model failed a check: {summary[FAILED_CHECK]}"
-        raise VerificationError(msg)
-    msg = f"the run {run} is finished: there is nothing to resume"
-    raise RunFinished(msg, run)
+        return VerificationError(msg)
+    return RunFinished(f"the run {run} is finished: there is nothing to resume", run)
 
 
 def first_logger(trainer: Any) -> Any:

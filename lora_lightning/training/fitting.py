@@ -33,7 +33,7 @@ from lora_lightning.runs.record import RunRecord
 from lora_lightning.runs.resume import check_folder_is_unused, check_not_started, first_logger, rewind_run_folder
 from lora_lightning.tasks.hyperparameters import hyperparameter_conflicts
 from lora_lightning.tasks.optimization import count_trainable_parameters
-from lora_lightning.tasks.saved_base import BASE_MODEL
+from lora_lightning.tasks.saved_base import BASE_MODEL, check_base
 from lora_lightning.training.announcements import announce_run, announce_skipped_test
 from lora_lightning.training.checkpointing import AdapterCheckpoint
 from lora_lightning.training.ending import check_at_least_one_step, early_end_reason, no_best_reason
@@ -80,10 +80,12 @@ class TrainingRun:
 
         Raises:
             LoraLightningError: If options, data and model do not match, or training fails.
+            RunFinished: If the run to resume is finished.
             VerificationError: If a check of the trained model failed. The results are written nevertheless.
             TrainingStopped: After a signal. The current step is finished and saved.
             KeyboardInterrupt: After a second Ctrl-C, which stops immediately.
         """
+        self.check_finished_run()
         with self._resources, end_processes_together(self.trainer, "resume with the same command and --resume auto"):
             self.check_settings_and_data()
             self.prepare_folder()
@@ -112,6 +114,26 @@ class TrainingRun:
         check_validation_options(self.options.trainer)
         if self.trainer.local_rank == 0:
             self.datamodule.prepare_data()  # nothing is left to do when the trainer calls it
+
+    def check_finished_run(self) -> None:
+        """Ends a resumption of a finished run, unless its results are those of another base model or other data.
+
+        Raises:
+            CheckpointError: If the base model is another one.
+            DataError: If the data has changed.
+            RunFinished: If there is nothing to resume.
+            VerificationError: If there is nothing to resume, and the trained model failed a check.
+        """
+        interrupted = self.start.interrupted
+        if interrupted is None or interrupted.ending is None:
+            return
+        self._check_same_data()
+        saved = {BASE_MODEL: RunRecord.load(interrupted.folder).base_model}
+        task, allowed = self.task, self.options.allow_other_base
+        check_base(
+            saved, task.base_identity, f"the run {interrupted.folder}", is_frozen=task.base_is_frozen, allowed=allowed
+        )
+        raise interrupted.ending
 
     def _check_same_data(self) -> None:
         """Refuses to resume a run on other rows than it has seen so far."""

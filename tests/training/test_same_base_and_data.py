@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -148,6 +149,20 @@ def test_resuming_on_changed_data_is_refused(trained: Trained, capfd: pytest.Cap
     assert "has changed since it started: other rows in the split train." in said
     assert said.strip().endswith("or set --allow_changed_data true.")
     assert main([*words, ALLOW_DATA]) == 0
+
+
+@pytest.mark.parametrize(("change", "allow"), [(change_data, ALLOW_DATA), (change_weights, ALLOW_BASE)])
+def test_a_finished_run_of_other_files_does_not_pass_for_this_one(
+    trained: Trained, change: Callable[[Path], None], allow: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = trained.words("fit", "--resume=auto")
+    assert main(words) == 0
+    change(trained.data if change is change_data else trained.base)
+    assert main(words) == 2
+    assert "other rows in the split train" in (said := capfd.readouterr().err) or "different weights" in said
+    assert main([*words, allow]) == 0
+    assert "is finished: there is nothing to resume" in capfd.readouterr().out
+    assert len(list(trained.run.parent.glob("version_*"))) == 1
 
 
 def test_the_same_base_and_data_resume_silently(trained: Trained, capfd: pytest.CaptureFixture[str]) -> None:
