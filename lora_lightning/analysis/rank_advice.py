@@ -94,8 +94,8 @@ def rank_to_truncate_to(
 def _no_advice(validation: Validation) -> str:
     return (
         f"no advice: {validation.metric} is {validation.value:.4g}, not clearly better than the "
-        f"{validation.constant:.4g} of a constant answer ({validation.examples} validation examples), so that the "
-        "spectra do not tell which r to train."
+        f"{validation.constant:.4g} of a constant answer ({validation.examples} validation examples), so the spectra "
+        "cannot show which r to use."
     )
 
 

@@ -181,5 +181,5 @@ def _front_matter(model: PreTrainedModel, auto_class: str, is_adapter: bool) -> 
     lines += [] if is_local else [f"base_model: {base}"]
     lines += [f"pipeline_tag: {AUTO_CLASSES[auto_class][1]}", *(["tags:", "- lora"] if is_adapter else []), "---"]
     name = Path(base).name if is_local else base
-    title = f"LoRA adapter of {name}" if is_adapter else f"{name}, fine-tuned"
+    title = f"LoRA adapter for {name}" if is_adapter else f"{name}, fine-tuned"
     return "\n".join([*lines, "", f"# {title}", "", "Trained with lora-lightning.", ""])

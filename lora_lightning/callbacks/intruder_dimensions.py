@@ -136,7 +136,7 @@ def describe_intruders(found: dict[str, Intruders]) -> str:
     having = {module: intruders for module, intruders in found.items() if intruders.count}
     if not having:
         nearest = min(intruders.least_similarity for intruders in found.values())
-        return f"none (the newest strong direction has a cosine of {nearest:.2f} with an old one)"
+        return f"none (even the least similar strong direction has a cosine of {nearest:.2f} with one of the base)"
     strongest = max(having, key=lambda module: having[module].strength)
     return (
         f"{sum(i.count for i in having.values())} in {len(having)} of {len(found)} layers, the "

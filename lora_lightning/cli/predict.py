@@ -19,5 +19,5 @@ def run_predict(arguments: Sequence[str]) -> LoraLightningCLI:
     cli = prepare_command("predict", arguments)
     writer = write_predictions(cli)
     if cli.trainer.is_global_zero:
-        print(f"{writer.rows_written} predictions written to {writer.file}")
+        print(f"{writer.rows_written} prediction{'s' * (writer.rows_written != 1)} written to {writer.file}")
     return cli

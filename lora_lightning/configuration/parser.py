@@ -36,6 +36,8 @@ from lora_lightning.lora.config import LoraSettings
 
 CLASSES = [getattr(module, name) for module in (tasks, datamodules, callbacks) for name in module.__all__]
 CLASSES_WITH_OPTIONS = [*CLASSES, LoraSettings, Trainer]
+# What others call our options, and no spelling is close enough to find.
+OTHER_NAMES = {"rank": "r", "lora_r": "r", "lora_rank": "r", "lr": "learning_rate", "epochs": "max_epochs"}
 MOST_NAMED = 3  # classes in one sentence
 
 OWN_SENTENCE = re.compile(r"^(?P<where>the configuration|[\w.]+)(?P<rest>:? (?:is|has|must be|there is) .*)$")
@@ -142,13 +144,15 @@ def _no_option(path: str, found: re.Match[str]) -> str:
     name = found["key"] or found["option"] or found["word"]
     where = ".".join(filter(None, (path, found["group"]))) or "the configuration"
     names, first = _option_names(), name.partition(".")[0]
+    if name in OTHER_NAMES:
+        return f"{where} has no option {name!r}; did you mean {OTHER_NAMES[name]!r}?"
     if where == "the configuration" and first not in names:
         return f"{where} has no option {name!r}{_suggest(first, names)}"
     return f"{where} has no option {name!r}{_where_it_belongs(name)}"
 
 
 def _required(_path: str, found: re.Match[str]) -> str:
-    return f"{found['names']} is missing; give it, as the files in configs/ do."
+    return f"{found['names']} is missing; pass --config with a file such as configs/quickstart.yaml."
 
 
 def _no_class(path: str, found: re.Match[str]) -> str:
@@ -214,6 +218,8 @@ def _where_it_belongs(name: str) -> str:
 
 def _suggest(name: str, allowed: Iterable[str]) -> str:
     last = name.rsplit(".", 1)[-1]
+    if last in OTHER_NAMES:
+        return f"; did you mean {OTHER_NAMES[last]!r}?"
     close = get_close_matches(last, sorted(set(allowed)), n=2, cutoff=0.6)
     if close:
         return f"; did you mean {' or '.join(repr(match) for match in close)}?"

@@ -190,9 +190,12 @@ class GlueDataModule(ClassificationDataModule):
         path = self._path(split)
         if not path.is_file():
             there = ", ".join(sorted(file.name for file in path.parent.glob("*.tsv"))) or "no .tsv files"
+            found = f"{path.parent} has {there}. Download the file,"
+            if not path.parent.is_dir():
+                found = f"there is no folder {path.parent}. Set data_dir to the folder that holds {path.parent.name},"
             msg = (
-                f"--data.data_dir: {self.task_name} needs {path}, which does not exist; {path.parent} has {there}. "
-                "Download the file, or set data_dir to null to read the hub."
+                f"--data.data_dir: {self.task_name} needs {path}, which does not exist; {found} or set data_dir to "
+                "null to read the hub."
             )
             raise DataError(msg)
         return read_tsv(path, split.columns, skip_broken=self.task.flawed)

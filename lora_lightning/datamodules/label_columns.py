@@ -119,8 +119,8 @@ def class_indices(table: Table, column: str, rows: Sequence[Sequence[str]], name
         for label in labels:
             if label not in places:
                 msg = (
-                    f"{table.where(row)}: the label {label!r} in column {column!r} is none of the {len(names)} known "
-                    f"ones; {suggest_names(label, names)}"
+                    f"{table.where(row)}: the label {label!r} in column {column!r} is not one of the {len(names)} "
+                    f"known labels; {suggest_names(label, names)}"
                 )
                 raise DataError(msg)
         indices.append([places[label] for label in labels])

@@ -222,21 +222,21 @@ def add_run_arguments(parser: LightningArgumentParser) -> None:
         "--allow_other_base",
         type=bool,
         default=False,
-        help="Use a checkpoint although the weights, the configuration or the tokenizer of the base model are others "
-        "than those that it was trained on.",
+        help="Use a checkpoint even if the base model's weights, configuration or tokenizer differ from those that it "
+        "was trained with.",
     )
     parser.add_argument(
         "--allow_changed_data",
         type=bool,
         default=False,
-        help="Of fit. Resume a run although its data has changed since it started.",
+        help="For fit only. Resume a run even if its data has changed since it started.",
     )
     parser.add_argument(
         "--ckpt_path",
         type=str | None,
         default=None,
         help="Path of a checkpoint, such as RUN/checkpoints/best.ckpt. validate, test and predict evaluate it; fit "
-        "starts a new run from its weights and optimizer state.",
+        "starts a new run from its weights and optimizer state. For fit, `last` means --resume auto.",
     )
     parser.add_argument(
         "--weights_only", type=bool | None, default=None, help="Ignored. Loading a checkpoint never executes code."

@@ -125,7 +125,7 @@ def test_nothing_is_said_about_ranks_where_nothing_was_learnt() -> None:
     text = rank_advice(spectra, dict.fromkeys(spectra, 8), None, validation(value=0.52, is_better=False))
     assert text == (
         "no advice: val/accuracy is 0.52, not clearly better than the 0.5 of a constant answer (200 validation "
-        "examples), so that the spectra do not tell which r to train. 1 of 2 adapters hold NaN or infinity, b first."
+        "examples), so the spectra cannot show which r to use. 1 of 2 adapters hold NaN or infinity, b first."
     )
 
 

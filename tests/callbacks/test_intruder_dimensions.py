@@ -68,7 +68,7 @@ def test_weights_are_decomposed_once(task: SequenceClassificationTask, monkeypat
 def test_what_a_user_reads() -> None:
     none, some = Intruders(0, 0.0, 0.0, 0.71), Intruders(2, 0.5, 0.1, 0.2)
     assert describe_intruders({"a": none}) == (
-        "none (the newest strong direction has a cosine of 0.71 with an old one)"
+        "none (even the least similar strong direction has a cosine of 0.71 with one of the base)"
     )
     assert describe_intruders({"a": none, "b": some}) == (
         "2 in 1 of 2 layers, the strongest in b with 50% of its largest singular value"

@@ -51,10 +51,17 @@ EXPLAINED_INSIDE = """Parser key "data":
             "model.optimization has no option 'schetule'; did you mean 'schedule'?",
         ),
         (
+            "Parser key \"model\":\n  Errors:\n    - Group 'lora' does not accept option 'rank'",
+            "model.lora has no option 'rank'; did you mean 'r'?",
+        ),
+        (
             "Subcommand 'fit' does not accept option 'early_stoppin.patience'",
             "the configuration has no option 'early_stoppin.patience'; did you mean 'early_stopping'?",
         ),
-        ("the following arguments are required: fit.data", "data is missing; give it, as the files in configs/ do."),
+        (
+            "the following arguments are required: fit.data",
+            "data is missing; pass --config with a file such as configs/quickstart.yaml.",
+        ),
         (
             'Parser key "model":\n  Errors:\n    - Not a valid subclass of LoraSettings',
             "model must be the options by name, with its init_args.",

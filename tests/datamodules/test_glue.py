@@ -136,8 +136,8 @@ def test_a_missing_file_is_named_with_what_is_there(tmp_path: Path, task: str) -
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     message = error_of(GlueDataModule("mnli", str(tmp_path)))
     assert message == (
-        f"--data.data_dir: mnli needs {tmp_path}/MNLI/dev_matched.tsv, which does not exist; {tmp_path}/MNLI has no "
-        ".tsv files. Download the file, or set data_dir to null to read the hub."
+        f"--data.data_dir: mnli needs {tmp_path}/MNLI/dev_matched.tsv, which does not exist; there is no folder "
+        f"{tmp_path}/MNLI. Set data_dir to the folder that holds MNLI, or set data_dir to null to read the hub."
     )
 
 
@@ -163,7 +163,11 @@ def test_there_is_no_test_split_and_the_reason_is_given(tmp_path: Path, backbone
 WRONG = {
     "a column too few": ("RTE", "3\tw1\tentailment", "line 4: 3 columns where 4 are needed"),
     "a column too many": ("RTE", "3\tw1\tw2\tentailment\tw3", "line 4: 5 columns where 4 are needed"),
-    "an unknown label": ("RTE", "3\tw1\tw2\tentailed", "the label 'entailed' in column 'label' is none of the 2 known"),
+    "an unknown label": (
+        "RTE",
+        "3\tw1\tw2\tentailed",
+        "the label 'entailed' in column 'label' is not one of the 2 known labels",
+    ),
     "an empty text": ("RTE", "3\tw1\t \tentailment", "line 4: the text in column 'sentence2' is empty"),
     "no number": ("STS-B", "3\t\t\t\t\t\t\tw1\tw2\tn/a", "line 4: the column 'score' must contain a finite number"),
     "a score too high": (

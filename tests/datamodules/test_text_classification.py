@@ -191,7 +191,7 @@ def test_a_label_that_training_lacks_is_named_with_the_nearest(tmp_path: Path, p
     other = save(tmp_path / "other.csv", [*OTHER, {"text": "new", "label": "HAM"}])
     message = error_of(module_of(tmp_path, TRAIN, problem_type=problem_type, **{f"{split}_file": other}))
     assert message == (
-        f"{tmp_path}/other.csv, line 8: the label 'HAM' in column 'label' is none of the 2 known ones; "
+        f"{tmp_path}/other.csv, line 8: the label 'HAM' in column 'label' is not one of the 2 known labels; "
         "the choices are ham, spam."
     )
 

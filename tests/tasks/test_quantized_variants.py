@@ -143,5 +143,5 @@ def test_what_cannot_stand_on_the_base_is_refused_before_a_backbone_is_looked_fo
 
 
 def test_loftq_and_dora_are_refused_by_name() -> None:
-    with pytest.raises(ConfigurationError, match=r"model.lora.init_lora_weights loftq and model.lora.use_dora do not"):
+    with pytest.raises(ConfigurationError, match=r"model.lora.init_lora_weights loftq and model.lora.use_dora cannot"):
         settings_of("loftq", "dora")
