@@ -222,7 +222,7 @@ def test_an_architecture_without_checkpointing_is_refused(
 ) -> None:
     monkeypatch.setattr(GPT2LMHeadModel, "supports_gradient_checkpointing", False)
     with pytest.raises(
-        ConfigurationError, match=r"model\.gradient_checkpointing is true, but GPT2LMHeadModel has none"
+        ConfigurationError, match=r"model\.gradient_checkpointing is true, but GPT2LMHeadModel does not support it"
     ):
         built(CausalLanguageModelingTask, tiny_backbone("gpt2"), gradient_checkpointing=True)
 
@@ -278,7 +278,7 @@ def test_a_prompt_that_leaves_no_room_is_named(tiny_backbone: TinyBackbone) -> N
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [({"max_new_tokens": 0}, "at least 1 token"), ({"temperature": 0.0}, "above 0"), ({"top_p": 1.5}, r"\(0, 1\]")],
+    [({"max_new_tokens": 0}, "at least 1"), ({"temperature": 0.0}, "above 0"), ({"top_p": 1.5}, r"\(0, 1\]")],
 )
 def test_generation_settings_out_of_range_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
