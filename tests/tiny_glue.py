@@ -62,12 +62,12 @@ def save_tiny_glue(folder: Path, task_name: str, rows: int = ROWS) -> Path:
     if task_name == "ax":
         _write(place / "diagnostic.tsv", "index sentence1 sentence2", "", rows)
         return folder
-    labelled, unlabelled, words = LAYOUTS[FOLDERS[task_name]]
+    labeled, unlabeled, words = LAYOUTS[FOLDERS[task_name]]
     ends = ("_matched", "_mismatched") if task_name == "mnli" else ("",)
     for name in ("train", *(f"dev{end}" for end in ends)):
-        _write(place / f"{name}.tsv", labelled, words, rows, mark=task_name == "mrpc")
+        _write(place / f"{name}.tsv", labeled, words, rows, mark=task_name == "mrpc")
     for end in ends:
-        _write(place / f"test{end}.tsv", unlabelled, "", rows)
+        _write(place / f"test{end}.tsv", unlabeled, "", rows)
     return folder
 
 

@@ -10,11 +10,11 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 def quantized_causal_lm(
     folder: Path, bits: int, dtype: torch.dtype = torch.float32, **settings: Any
 ) -> PreTrainedModel:
-    """Loads a causal language model with a quantised base.
+    """Loads a causal language model with a quantized base.
 
     Args:
         folder: A saved model; its output layer stays as it is.
-        bits: 4 (NF4, double quantisation) or 8.
+        bits: 4 (NF4, double quantization) or 8.
         dtype: Of everything else.
         settings: For `BitsAndBytesConfig`.
 

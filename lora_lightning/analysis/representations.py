@@ -49,7 +49,7 @@ def row_cosines(x: Tensor, y: Tensor) -> Tensor:
 
 
 def linear_cka(x: Tensor, y: Tensor) -> Tensor:
-    r"""Linear centred kernel alignment, \|Yc^T Xc\|_F^2 / (\|Xc^T Xc\|_F \|Yc^T Yc\|_F), of centred columns.
+    r"""Linear centered kernel alignment, \|Yc^T Xc\|_F^2 / (\|Xc^T Xc\|_F \|Yc^T Yc\|_F), of centered columns.
 
     It does not change when either side is rotated, shifted or scaled as a whole: what a layer after it could undo
     counts as no change. It is computed from the (examples, examples) Gram matrices, which are small.
@@ -63,15 +63,15 @@ def linear_cka(x: Tensor, y: Tensor) -> Tensor:
         float64 scalar in [0, 1], dimensionless; 1 for equal geometry. NaN where a side does not vary over the
         examples (one example, or constant features): then there is no geometry to compare.
     """
-    gram_x, gram_y = (_centred_gram(side) for side in (x, y))
+    gram_x, gram_y = (_centered_gram(side) for side in (x, y))
     cka: Tensor = (gram_x * gram_y).sum() / (gram_x.norm() * gram_y.norm())
     return cka.clamp(0, 1)
 
 
-def _centred_gram(x: Tensor) -> Tensor:
+def _centered_gram(x: Tensor) -> Tensor:
     x = x.double()
-    centred = x - x.mean(dim=0)
+    centered = x - x.mean(dim=0)
     # What rounding leaves of constant features is no variation.
     noise = 8 * torch.finfo(torch.float64).eps * x.abs().amax(dim=0)
-    centred = torch.where(centred.abs().amax(dim=0) <= noise, 0.0, centred)
-    return centred @ centred.T
+    centered = torch.where(centered.abs().amax(dim=0) <= noise, 0.0, centered)
+    return centered @ centered.T

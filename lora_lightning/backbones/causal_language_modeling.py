@@ -61,7 +61,7 @@ def check_causal_lm_settings(
     Raises:
         BackboneError: If the architecture is no causal language model.
         ConfigurationError: If a target or a module to save or to skip does not exist, a module cannot train by itself,
-            the base cannot be quantised, or an option would do nothing.
+            the base cannot be quantized, or an option would do nothing.
     """
     model = build_without_storage(AutoModelForCausalLM, config)
     in_full = modules_trained_in_full(model, settings, [])
@@ -88,11 +88,11 @@ def load_causal_lm(
     Args:
         backbone: Hub id, folder or `package://` name.
         config: From `load_causal_lm_config`.
-        quantization: How to quantise the base; `None` loads it in float32.
+        quantization: How to quantize the base; `None` loads it in float32.
         values: As in `load_model`.
 
     Returns:
-        The model, on the CPU unless it was quantised elsewhere.
+        The model, on the CPU unless it was quantized elsewhere.
 
     Raises:
         BackboneError: If the weights cannot be found, do not fit the architecture, or lack a part of it.

@@ -18,7 +18,7 @@ from lora_lightning.lora.plain_lora import as_plain_lora
 from lora_lightning.runs.files import atomic_folder
 
 CONFIG_FOLDER = "config"  # of an adapter folder; holds the base model's config.json with our settings
-# Not in config.json, where it would say that the base model's own weights are quantised already.
+# Not in config.json, where it would say that the base model's own weights are quantized already.
 QUANTIZATION = "quantization_config.json"
 GENERATION = "generation_config.json"
 
@@ -35,7 +35,7 @@ def export_model(
     Both hold safetensors, the tokenizer and a README.md that says how to load them. A PEFT folder has
     `adapter_config.json`, always of plain LoRA (or DoRA) on the pretrained base; the base's configuration with the
     labels in `config/`, because transformers takes a folder with a `config.json` for a complete model and does not look
-    for an adapter; and on a quantised base `quantization_config.json`, which quantises it in the same way. A language
+    for an adapter; and on a quantized base `quantization_config.json`, which quantizes it in the same way. A language
     model's folder has `generation_config.json`, which names every token that ends a response. The folder is written
     by `atomic_folder`, so a crash leaves the previous export.
 
@@ -91,7 +91,7 @@ def _write_model_card(network: nn.Module, folder: Path) -> None:
 
 def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
-        backend.no_truncation()  # of the last texts, if this process tokenised any
+        backend.no_truncation()  # of the last texts, if this process tokenized any
         backend.no_padding()
     tokenizer.save_pretrained(str(folder))
 

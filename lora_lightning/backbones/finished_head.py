@@ -22,7 +22,7 @@ def load_sequence_classifier(
     Args:
         backbone: Hub id, folder or `package://` name.
         config: From `load_classification_config`.
-        quantization: How to quantise the base; `None` loads it in float32.
+        quantization: How to quantize the base; `None` loads it in float32.
         values: As in `load_model`.
 
     Returns:

@@ -65,7 +65,7 @@ class LoadedBackbone:
     """A pretrained model with what its checkpoint lacked.
 
     Attributes:
-        model: The transformers model, on the CPU unless it was quantised elsewhere.
+        model: The transformers model, on the CPU unless it was quantized elsewhere.
         lacked: Dotted names of the modules that are not as in the checkpoint: new and random (the head, often a
             pooler), or reordered.
         notice: What to tell the user before training, in a sentence; empty for nothing.
@@ -233,7 +233,7 @@ def check_adapter_settings(
     Raises:
         BackboneError: If the architecture has no such head.
         ConfigurationError: If a target or a module to save or to skip does not exist in the architecture, or the base
-            cannot be quantised.
+            cannot be quantized.
     """
     model = build_without_storage(auto_class, config)
     head = [name for name, _ in model.named_children() if name != model.base_model_prefix]
@@ -284,7 +284,7 @@ def load_model(
         auto_class: One of transformers' `AutoModelFor...`.
         backbone: Hub id, folder or `package://` name.
         config: The architecture, with the task's settings.
-        quantization: How to quantise the base; what is not quantised is float32 all the same, as QLoRA has it.
+        quantization: How to quantize the base; what is not quantized is float32 all the same, as QLoRA has it.
         key_mapping: What to replace in the names of the weights, by regular expression.
         values: False leaves the model on the meta device, for `lora.sharding.shard` to bring the values; a GGUF file
             is read all the same.
@@ -309,7 +309,7 @@ def load_model(
         loader: Callable[..., tuple[PreTrainedModel, dict[str, Any]]] = auto_class.from_pretrained
         return _load(backbone, lambda: loader(source, output_loading_info=True, **settings, **more))
 
-    # What the weights lack must not be quantised, so before it loads them transformers only looks which there are; and
+    # What the weights lack must not be quantized, so before it loads them transformers only looks which there are; and
     # whoever waits for large weights shall not learn only then that they are incomplete.
     looks_first = (quantization is not None or not values or _takes_long(source)) and not is_gguf
     with _without_bar(source):
@@ -325,7 +325,7 @@ def load_model(
         model = _load(backbone, lambda: _quantized(model, more)) if is_gguf else load(**more)[0]
         keep_biases_as_they_are(model)
         warn_of_unquantized_weights(model, lacked)
-        # In config.json it would tell transformers that the weights of the backbone itself are quantised.
+        # In config.json it would tell transformers that the weights of the backbone itself are quantized.
         del model.config.quantization_config
     return LoadedBackbone(model, lacked)
 
@@ -369,7 +369,7 @@ def renamed_weights(model: PreTrainedModel) -> dict[str, str] | None:
 
 
 def _quantized(model: PreTrainedModel, settings: Mapping[str, Any]) -> PreTrainedModel:
-    """A model in memory again, quantised: transformers refuses to quantise a GGUF file while it reads it."""
+    """A model in memory again, quantized: transformers refuses to quantize a GGUF file while it reads it."""
     quantized: PreTrainedModel = type(model).from_pretrained(
         None, config=model.config, state_dict=model.state_dict(), dtype=torch.float32, **settings
     )
@@ -378,10 +378,10 @@ def _quantized(model: PreTrainedModel, settings: Mapping[str, Any]) -> PreTraine
 
 
 def load_original_weights(model: PreTrainedModel, backbone: str, modules: Collection[str]) -> dict[str, Tensor]:
-    """Loads what layers of a quantised model were before.
+    """Loads what layers of a quantized model were before.
 
     Args:
-        model: The quantised model; only its class matters.
+        model: The quantized model; only its class matters.
         backbone: Hub id, folder or `package://` name of the model that it was made from.
         modules: Dotted names of the layers.
 
@@ -400,14 +400,14 @@ def load_original_weights(model: PreTrainedModel, backbone: str, modules: Collec
         **_where(source),
     }
     loader: Any = type(model).from_pretrained
-    # A trainer has made the GPU the default device, which the model was quantised to fit on.
+    # A trainer has made the GPU the default device, which the model was quantized to fit on.
     with _without_bar(source), torch.device("cpu"):
         original, info = _load(backbone, lambda: loader(source, **settings))
     found = {name: module for name, module in original.named_modules() if f"{name}.weight" not in info["missing_keys"]}
     weights = {}
     for name in modules:
         if (module := found.get(name)) is None:
-            msg = f"the backbone {backbone!r} has no layer {name}; give the model that was quantised."
+            msg = f"the backbone {backbone!r} has no layer {name}; give the model that was quantized."
             raise BackboneError(msg)
         weight = cast("Tensor", module.weight).detach()
         weights[name] = weight.T if isinstance(module, Conv1D | nn.Embedding) else weight

@@ -21,7 +21,7 @@ def load_plain_base(model: PreTrainedModel, backbone: str, quantization: Quantiz
         quantization: As the model in training; `None` for float32.
 
     Returns:
-        The model, in evaluation mode, on the CPU unless it was quantised elsewhere.
+        The model, in evaluation mode, on the CPU unless it was quantized elsewhere.
 
     Raises:
         BackboneError: If it cannot be found, or its weights do not fit.

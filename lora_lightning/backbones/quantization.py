@@ -20,12 +20,12 @@ BFLOAT16_OF_CPUS = ("avx512_bf16", "amx_bf16")
 
 @dataclass(frozen=True)
 class Quantization:
-    """What `load_model` needs to quantise while it loads.
+    """What `load_model` needs to quantize while it loads.
 
     Attributes:
         settings: As the user gave them.
-        lora: The adapter's; what it trains in full is not quantised.
-        device: Where the weights go; they are quantised there.
+        lora: The adapter's; what it trains in full is not quantized.
+        device: Where the weights go; they are quantized there.
         compute_dtype: From `compute_dtype_on`.
     """
 
@@ -57,7 +57,7 @@ def compute_dtype_on(settings: QuantizationSettings, device: torch.device, preci
         raise ConfigurationError(msg)
     if precision == "64-true":
         msg = (
-            "trainer.precision is 64-true, in which quantised weights do not compute; set it to 32-true or bf16-mixed."
+            "trainer.precision is 64-true, in which quantized weights do not compute; set it to 32-true or bf16-mixed."
         )
         raise ConfigurationError(msg)
     asked = {"bf16": torch.bfloat16, "16": torch.float16}.get(precision.partition("-")[0])
@@ -90,11 +90,11 @@ def _natural_dtype(device: torch.device) -> torch.dtype:
 
 
 def check_quantization(model: PreTrainedModel, settings: QuantizationSettings, trained: Collection[str]) -> None:
-    """Finds what cannot be quantised before any weights load.
+    """Finds what cannot be quantized before any weights load.
 
     Args:
         model: Without storage, on the meta device.
-        settings: What to quantise.
+        settings: What to quantize.
         trained: Dotted names of the modules that train in full.
 
     Raises:
@@ -104,7 +104,7 @@ def check_quantization(model: PreTrainedModel, settings: QuantizationSettings, t
 
 
 def modules_left(model: PreTrainedModel, settings: QuantizationSettings, trained: Collection[str]) -> list[str]:
-    """The modules that are not quantised: the head, what trains in full, and what the user names.
+    """The modules that are not quantized: the head, what trains in full, and what the user names.
 
     Args:
         model: Any, also without storage.
@@ -115,7 +115,7 @@ def modules_left(model: PreTrainedModel, settings: QuantizationSettings, trained
         Dotted names, in the model's order.
 
     Raises:
-        ConfigurationError: If an entry of `skip_modules` is no module of the model, or nothing is left to quantise.
+        ConfigurationError: If an entry of `skip_modules` is no module of the model, or nothing is left to quantize.
     """
     names = [name for name, module in model.named_modules() if name and any(True for _ in module.parameters())]
     left = {name for name in names if "." not in name and name != model.base_model_prefix} | set(trained)
@@ -130,7 +130,7 @@ def modules_left(model: PreTrainedModel, settings: QuantizationSettings, trained
         left |= matches
     if not linear_layers(model, left):
         msg = (
-            f"model.quantization.skip_modules is {settings.skip_modules}, which leaves no layer to quantise; shorten "
+            f"model.quantization.skip_modules is {settings.skip_modules}, which leaves no layer to quantize; shorten "
             "it, or write `quantization: null`."
         )
         raise ConfigurationError(msg)
@@ -164,11 +164,11 @@ def bitsandbytes_config(
 
     Args:
         model: The architecture, also without storage.
-        quantization: What to quantise.
+        quantization: What to quantize.
         lacked: Dotted names of the modules that the checkpoint lacked.
 
     Returns:
-        The configuration for `from_pretrained`, complete: it quantises the same layers without this package.
+        The configuration for `from_pretrained`, complete: it quantizes the same layers without this package.
     """
     settings = quantization.settings
     skip = modules_left(model, settings, modules_trained_in_full(model, quantization.lora, lacked))

@@ -49,7 +49,7 @@ def check_question_answering_settings(
     Raises:
         BackboneError: If the architecture has no head for question answering.
         ConfigurationError: If a target or a module to save or to skip does not exist in the architecture, or the base
-            cannot be quantised, or an option would do nothing.
+            cannot be quantized, or an option would do nothing.
     """
     check_adapter_settings(config, settings, quantization, AutoModelForQuestionAnswering)
     check_idle_options(config, settings, quantization, AutoModelForQuestionAnswering)
@@ -63,7 +63,7 @@ def load_question_answerer(
     Args:
         backbone: Hub id, folder or `package://` name.
         config: From `load_question_answering_config`.
-        quantization: How to quantise the base; `None` loads it in float32.
+        quantization: How to quantize the base; `None` loads it in float32.
         values: As in `load_model`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Options of an adapter to which an architecture, or what is quantised of it, leaves nothing: refused, not ignored."""
+"""Options of an adapter to which an architecture, or what is quantized of it, leaves nothing: refused, not ignored."""
 
 from collections.abc import Collection
 from typing import Any
@@ -30,7 +30,7 @@ def check_idle_options(
         auto_class: Which of transformers' `AutoModelFor...` has the task's head.
 
     Raises:
-        ConfigurationError: If biases are to train and there are none, or a variant has no quantised layer to work on.
+        ConfigurationError: If biases are to train and there are none, or a variant has no quantized layer to work on.
     """
     needing = [variant for variant in chosen_variants(settings) if variant.needs_quantized_layers]
     if settings.bias == "none" and not needing:
@@ -75,7 +75,7 @@ def _check_quantized_targets(
     if not set(targets).intersection(linear_layers(model, modules_left(model, quantization, in_full))):
         msg = (
             f"{variant.option} is {variant.value}, but model.quantization.skip_modules is "
-            f"{quantization.skip_modules}, which leaves no adapted layer to quantise; shorten skip_modules, or leave "
+            f"{quantization.skip_modules}, which leaves no adapted layer to quantize; shorten skip_modules, or leave "
             f"{variant.option.rpartition('.')[2]} out."
         )
         raise ConfigurationError(msg)

@@ -33,7 +33,7 @@ def open_export(trainer: Trainer, task: AdaptationTask, folder: Path) -> PreTrai
         folder: The exported one.
 
     Returns:
-        The merged model on the task's device; on a quantised base, into which PEFT's merge would round, the model with
+        The merged model on the task's device; on a quantized base, into which PEFT's merge would round, the model with
         its adapter beside it.
 
     Raises:

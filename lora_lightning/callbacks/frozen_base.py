@@ -17,7 +17,7 @@ from lora_lightning.tasks import AdaptationTask
 class FrozenBaseCheck(Callback):
     """Checks that only adapters and the head are trainable, and that frozen tensors get no gradient and do not change.
 
-    Parameters, buffers, and the scales and code books of weights that bitsandbytes quantised are hashed when training
+    Parameters, buffers, and the scales and code books of weights that bitsandbytes quantized are hashed when training
     starts and when it ends (SHA-256: about a second for each GB, and from a GPU the transfer; one tensor at a time is
     copied to the host). Each process checks its own copy or shard.
 

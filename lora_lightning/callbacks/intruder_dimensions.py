@@ -125,7 +125,7 @@ def measurements_of(found: dict[str, Intruders]) -> list[Measurement]:
 
 
 def describe_intruders(found: dict[str, Intruders]) -> str:
-    """Summarises the intruders of all layers in a sentence.
+    """Summarizes the intruders of all layers in a sentence.
 
     Args:
         found: Intruders by module, at least one module.

@@ -31,17 +31,17 @@ class MergeEquivalence(AdapterMonitor):
     """Compares the best checkpoint with its exported adapter, loaded again and merged, and with merges in memory.
 
     When training ends, the base is loaded once more, the exported folder is opened and merged by plain PEFT, and its
-    weights and outputs are compared with those of the best checkpoint. On a quantised base, where PEFT would round the
+    weights and outputs are compared with those of the best checkpoint. On a quantized base, where PEFT would round the
     sum again, the adapter stays beside the base. The model in training is left bit for bit as it was.
 
     Logged for each merge target (`exported` is the folder) below `verification/all/<target>/`: `max_logit_difference`,
     `mean_logit_difference`, `kl_divergence` (nats), `flipped_share` of decisions, `recovery_ratio` of the adapter's
     gain in log-likelihood with its 95 % interval, the change of the loss and of the monitored metric, and
     `seconds_per_batch`, which `verification/all/adapted/` has of the unmerged model. `verification/all/adapter/` is the
-    same comparison of the adapted model with its base: the size of the adapter's effect. On a quantised base each layer
+    same comparison of the adapted model with its base: the size of the adapter's effect. On a quantized base each layer
     has `quantization_error` and `requantization_error`, relative to ||dW||, and a sentence recommends a target.
 
-    It fails if the exported folder, or the merge that must be exact (`base`, or `dequantized` on a quantised base),
+    It fails if the exported folder, or the merge that must be exact (`base`, or `dequantized` on a quantized base),
     changes more than the rounding of intact merges of this model does, or has the outputs of the base without adapters.
 
     Memory: one more base, first in host memory; the outputs of the batches a few times on the host; and what
@@ -53,7 +53,7 @@ class MergeEquivalence(AdapterMonitor):
         tolerance: Largest difference of two logits, relative to the largest logit (or to 1, if larger), whatever
             rounding does; `null` leaves it to the intact merges, and without an exported folder to the dtype.
         on_failure: `raise` an error once training has ended and everything is saved, or `warn`.
-        original_backbone: Hub id, folder or `package://` name of the 16- or 32-bit model that a quantised base was made
+        original_backbone: Hub id, folder or `package://` name of the 16- or 32-bit model that a quantized base was made
             from, to try the target `original`; it is loaded into host memory.
     """
 
@@ -96,12 +96,12 @@ class MergeEquivalence(AdapterMonitor):
         """Refuses an original backbone that would change nothing.
 
         Raises:
-            ConfigurationError: If the base is not quantised.
+            ConfigurationError: If the base is not quantized.
         """
         super().on_fit_start(trainer, pl_module)
         if self.original_backbone is not None and not any(map(_bits, adapted_layers(pl_module).values())):
             msg = (
-                f"MergeEquivalence.original_backbone is {self.original_backbone}, but no adapted layer is quantised: "
+                f"MergeEquivalence.original_backbone is {self.original_backbone}, but no adapted layer is quantized: "
                 "the base is the original. Set it to null."
             )
             raise ConfigurationError(msg)
@@ -215,7 +215,7 @@ def reason_not_to_compare(trainer: Trainer, task: AdaptationTask, batches: list[
 
 
 def layer_errors(task: AdaptationTask, originals: Mapping[str, Tensor] | None) -> list[Measurement]:
-    """The errors of quantising each layer, relative to its update."""
+    """The errors of quantizing each layer, relative to its update."""
     return [
         Measurement(name, metric, value)
         for name, layer in adapted_layers(task).items()

@@ -7,7 +7,7 @@ from lora_lightning.callbacks.adapter_monitor import TOTAL, AdapterMonitor, Expo
 
 
 class ParameterEfficiency(AdapterMonitor):
-    """Counts parameters when training starts; a quantised tensor counts as the parameters that it represents.
+    """Counts parameters when training starts; a quantized tensor counts as the parameters that it represents.
 
     Below `efficiency/all/`: `trained_parameters`, `total_parameters`, `trained_share` in [0, 1], `trained_bytes` (of
     what a checkpoint or an exported adapter holds), and `reduction`: the ratio of the parameters that full fine-tuning

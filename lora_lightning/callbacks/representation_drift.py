@@ -42,7 +42,7 @@ class RepresentationDrift(AdapterMonitor):
     """Compares the hidden states of adapted and base model, on a fixed sample of the validation data.
 
     By layer: `representation_drift/layer.<number>.output/cosine`, the mean over the examples (1: every example points
-    where it did), and `.../cka`, linear centred kernel alignment (1: the same geometry of the examples, up to rotation
+    where it did), and `.../cka`, linear centered kernel alignment (1: the same geometry of the examples, up to rotation
     and scale; NaN if all examples have the same state). TensorBoard shows both over layers and steps.
 
     The base's states are computed when training starts, with the adapters and `modules_to_save` disabled. If parameters

@@ -12,17 +12,17 @@ def original_size(parameter: Tensor) -> int:
     """Returns how many weights a tensor holds: a 4-bit one packs two or more into an element.
 
     Args:
-        parameter: Quantised or not.
+        parameter: Quantized or not.
     """
     state = getattr(parameter, "quant_state", None)
     return math.prod(parameter.shape if state is None else state.shape)
 
 
 def dequantized_dtype(weight: Tensor) -> dtype:
-    """Returns the dtype from which a weight was quantised and to which it is dequantised.
+    """Returns the dtype from which a weight was quantized and to which it is dequantized.
 
     Args:
-        weight: Of a 4- or 8-bit layer; the latter are quantised from float16 and keep no other dtype.
+        weight: Of a 4- or 8-bit layer; the latter are quantized from float16 and keep no other dtype.
     """
     state: Any = getattr(weight, "quant_state", None)
     return float16 if state is None else cast("dtype", state.dtype)
@@ -73,7 +73,7 @@ def keep_order(layer: nn.Module) -> None:
 
 
 def quantized_4bit(layer: nn.Module, weight: Tensor) -> nn.Module:
-    """Quantises a weight to 4 bits with the settings of another layer.
+    """Quantizes a weight to 4 bits with the settings of another layer.
 
     Args:
         layer: `Linear4bit`; left as it is.
@@ -94,12 +94,12 @@ def quantized_4bit(layer: nn.Module, weight: Tensor) -> nn.Module:
         quant_storage=old.quant_storage,
         module=new,
     )
-    new.weight = values.to(old.device)  # quantises
+    new.weight = values.to(old.device)  # quantizes
     return cast("nn.Module", new)
 
 
 def quantized_8bit(layer: nn.Module, weight: Tensor) -> nn.Module:
-    """Quantises a weight to 8 bits with the settings of another layer.
+    """Quantizes a weight to 8 bits with the settings of another layer.
 
     Args:
         layer: `Linear8bitLt`; left as it is.
@@ -114,7 +114,7 @@ def quantized_8bit(layer: nn.Module, weight: Tensor) -> nn.Module:
         in_features, out_features, bias=False, has_fp16_weights=False, threshold=threshold, device="meta"
     )
     values = bnb.Int8Params(weight.cpu(), requires_grad=False, has_fp16_weights=False)
-    new.weight = values.to(cast("Any", layer.weight).device)  # quantises
+    new.weight = values.to(cast("Any", layer.weight).device)  # quantizes
     return cast("nn.Module", new)
 
 

@@ -89,7 +89,7 @@ def takes_no_adapter(model: nn.Module, name: str) -> bool:
 def adapters_in_float32(network: PeftModel, adapter: str) -> None:
     """Casts the adapters to float32, in place, as PEFT does when it attaches them.
 
-    EVA replaces layers later, and the new ones have the dtype in which a quantised base computes.
+    EVA replaces layers later, and the new ones have the dtype in which a quantized base computes.
 
     Args:
         network: The PEFT model.
@@ -99,7 +99,7 @@ def adapters_in_float32(network: PeftModel, adapter: str) -> None:
 
 
 def bitsandbytes_bits(weight: Tensor) -> int | None:
-    """Returns in how many bits bitsandbytes keeps a weight: 4 or 8, `None` if it is not quantised.
+    """Returns in how many bits bitsandbytes keeps a weight: 4 or 8, `None` if it is not quantized.
 
     PEFT decides by it which layer class an adapter gets.
 
@@ -111,7 +111,7 @@ def bitsandbytes_bits(weight: Tensor) -> int | None:
 
 
 def dequantized(layer: nn.Module) -> Tensor:
-    """Returns the weight of a layer that other libraries than bitsandbytes quantised; else the parameter itself.
+    """Returns the weight of a layer that other libraries than bitsandbytes quantized; else the parameter itself.
 
     Args:
         layer: With a `weight`. Not one of bitsandbytes: PEFT (0.21.2) damages 8-bit layers on a CPU.

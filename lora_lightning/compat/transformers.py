@@ -72,7 +72,7 @@ def forget_quantization(model: PreTrainedModel) -> None:
 
 
 def quantization_config(model: nn.Module) -> BitsAndBytesConfig | None:
-    """Returns how bitsandbytes quantised a model when it was loaded, `None` if it did not.
+    """Returns how bitsandbytes quantized a model when it was loaded, `None` if it did not.
 
     `model.config.quantization_config` would go into `config.json` as well, where it would describe the weights.
 

@@ -170,4 +170,4 @@ def _kind(content: Any) -> str:
 
 def _short(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."  # noqa: PLR2004  # enough to recognise it
+    return text if len(text) <= 60 else f"{text[:57]}..."  # noqa: PLR2004  # enough to recognize it

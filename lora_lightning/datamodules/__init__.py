@@ -1,4 +1,4 @@
-"""LightningDataModules and their readers: from files or the hub to tokenised, batched examples, one module a data set.
+"""LightningDataModules and their readers: from files or the hub to tokenized, batched examples, one module a data set.
 
 Nothing here knows a model beyond its tokenizer and config.
 """

@@ -1,4 +1,4 @@
-"""Base of the data modules for causal language modelling: context length, prompts. The task is in `tasks`."""
+"""Base of the data modules for causal language modeling: context length, prompts. The task is in `tasks`."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence

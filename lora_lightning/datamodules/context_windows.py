@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from lora_lightning.errors import BackboneError, DataError
 from lora_lightning.metrics.squad_v2 import Question
 
-CHUNK = 1000  # texts tokenised at a time, so that a large data set's tokens never exist as Python lists all at once
+CHUNK = 1000  # texts tokenized at a time, so that a large data set's tokens never exist as Python lists all at once
 PROBE = "a 0"  # of which every tokenizer knows a part
 
 Integers = NDArray[np.int64]
@@ -148,7 +148,7 @@ def encode_windows(
     doc_stride: int,
     name: str,
 ) -> Iterator[Window]:
-    """Tokenises questions and contexts; a context is tokenised once for all of its questions.
+    """Tokenizes questions and contexts; a context is tokenized once for all of its questions.
 
     Args:
         questions: Any number.

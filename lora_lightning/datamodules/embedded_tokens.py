@@ -17,7 +17,7 @@ def check_tokens_are_embedded(
     Tokens that never occur are harmless, and the tokenizers of some released models have such ones.
 
     Args:
-        split: The tokenised split.
+        split: The tokenized split.
         name: Name of the split, for the message.
         tokenizer: The backbone's.
         config: The backbone's.

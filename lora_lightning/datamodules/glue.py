@@ -12,7 +12,7 @@ from lora_lightning.datamodules.glue_tasks import GLUE_TASKS, GlueSplit
 from lora_lightning.datamodules.hub import hub_table, load_hub_dataset
 from lora_lightning.datamodules.label_columns import class_indices, class_labels
 from lora_lightning.datamodules.number_columns import finite_numbers
-from lora_lightning.datamodules.sequence_classification import ClassificationDataModule, LabelledTexts
+from lora_lightning.datamodules.sequence_classification import ClassificationDataModule, LabeledTexts
 from lora_lightning.datamodules.tables import Table, read_tsv
 from lora_lightning.errors import ConfigurationError, DataError
 from lora_lightning.metrics.label_space import LabelSpace
@@ -99,7 +99,7 @@ class GlueDataModule(ClassificationDataModule):
             self._read(TRAIN)  # says what is wrong
         super().check_splits(stage)
 
-    def load_splits(self) -> dict[str, LabelledTexts]:
+    def load_splits(self) -> dict[str, LabeledTexts]:
         """Reads the splits with labels; without a training file there is still validation."""
         names = [name for name in self.task.splits if not name.startswith(PREDICT)]
         if not names:
@@ -107,16 +107,16 @@ class GlueDataModule(ClassificationDataModule):
             raise DataError(msg)
         if self.data_dir is not None and not self._path(self.task.splits[TRAIN]).exists():
             names.remove(TRAIN)
-        return {name: self._labelled(self._read(name)) for name in names}
+        return {name: self._labeled(self._read(name)) for name in names}
 
-    def load_prediction_splits(self) -> dict[str, LabelledTexts]:
+    def load_prediction_splits(self) -> dict[str, LabeledTexts]:
         """Reads the test splits."""
         splits = {}
         for name in self.task.splits:
             if name.startswith(PREDICT):
                 table = self._read(name)
                 self.numbers_of_rows[name] = [int(number) for number in finite_numbers(table, self._column("index"))]
-                splits[name] = self._unlabelled(table)
+                splits[name] = self._unlabeled(table)
         return splits
 
     def prediction_inputs(self, split: str) -> list[dict[str, Any]]:
@@ -200,19 +200,19 @@ class GlueDataModule(ClassificationDataModule):
             raise DataError(msg)
         return read_tsv(path, split.columns, skip_broken=self.task.flawed)
 
-    def _unlabelled(self, table: Table) -> LabelledTexts:
+    def _unlabeled(self, table: Table) -> LabeledTexts:
         columns = self.task.hub_columns if self.data_dir is None else self.task.columns
         texts = [table.texts(column, may_be_empty=self.task.flawed) for column in columns]
-        return LabelledTexts(texts[0], None, texts[1] if len(texts) > 1 else None)
+        return LabeledTexts(texts[0], None, texts[1] if len(texts) > 1 else None)
 
-    def _labelled(self, table: Table) -> LabelledTexts:
-        rows = self._unlabelled(table)
+    def _labeled(self, table: Table) -> LabeledTexts:
+        rows = self._unlabeled(table)
         column = self._column("label")
         if not self.task.names:
-            return LabelledTexts(rows.texts, _scores(table, column), rows.pairs)
+            return LabeledTexts(rows.texts, _scores(table, column), rows.pairs)
         words = self.task.names if self.data_dir is None else self.task.words
         labels = [[label] for label in class_labels(table, column)]
-        return LabelledTexts(rows.texts, [row[0] for row in class_indices(table, column, labels, words)], rows.pairs)
+        return LabeledTexts(rows.texts, [row[0] for row in class_indices(table, column, labels, words)], rows.pairs)
 
 
 def _scores(table: Table, column: str) -> list[float]:

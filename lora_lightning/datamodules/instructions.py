@@ -1,4 +1,4 @@
-"""Instructions with responses, and chats, for causal language modelling; only the responses are learnt."""
+"""Instructions with responses, and chats, for causal language modeling; only the responses are learnt."""
 
 import json
 from collections import Counter

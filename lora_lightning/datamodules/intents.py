@@ -8,7 +8,7 @@ from typing import NoReturn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lora_lightning.datamodules.label_doubts import doubts_about_labels
-from lora_lightning.datamodules.sequence_classification import ClassificationDataModule, LabelledTexts
+from lora_lightning.datamodules.sequence_classification import ClassificationDataModule, LabeledTexts
 from lora_lightning.errors import DataError
 from lora_lightning.metrics.label_space import OUT_OF_SCOPE_TARGET, LabelSpace
 
@@ -84,7 +84,7 @@ class IntentDataModule(ClassificationDataModule):
             return LabelSpace(names, None, outside, domains)
         return LabelSpace([*names, OUT_OF_SCOPE], len(names), outside, domains)
 
-    def load_splits(self) -> dict[str, LabelledTexts]:
+    def load_splits(self) -> dict[str, LabeledTexts]:
         """Class indices in place of names; without a class for them, out-of-scope rows do not train."""
         space = self.label_space
         index = {name: number for number, name in enumerate(space.names)}
@@ -95,7 +95,7 @@ class IntentDataModule(ClassificationDataModule):
                 for text, intent in pairs
                 if intent in index or split != "train"
             ]
-            rows[split] = LabelledTexts([text for text, _ in kept], [label for _, label in kept])
+            rows[split] = LabeledTexts([text for text, _ in kept], [label for _, label in kept])
         self.warn_about_repeated_texts(rows)
         if doubts := doubts_about_labels(intent for _, intent in self._pairs["train"]):
             rank_zero_warn(f"the training data has {'; '.join(doubts)}.")

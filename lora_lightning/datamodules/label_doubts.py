@@ -17,7 +17,7 @@ MISSING_WORDS = {
         "missing",
         "undefined",
         "unlabeled",
-        "unlabelled",
+        "unlabeled",
         "unannotated",
         "unknown",
         "hidden",

@@ -1,4 +1,4 @@
-"""Tokenise texts of any length in bounded memory, with the very tokens that tokenising them whole would give."""
+"""Tokenize texts of any length in bounded memory, with the very tokens that tokenizing them whole would give."""
 
 from collections.abc import Iterator, Sequence
 
@@ -49,7 +49,7 @@ def _tokenize_in_pieces(tokenizer: PreTrainedTokenizerBase, text: str, where: st
     At its ends a piece may have other tokens than the whole text: a word is cut, a mark of the text's start is put
     before it. So the outer quarters of an overlap do not count, and the rest has to agree token by token. For byte
     pair encoding one pair of tokens is proof: a sequence is the encoding of a text if every two neighbours are that of
-    theirs. So is one word where words are tokenised one by one. For the most probable tokens of a long run without
+    theirs. So is one word where words are tokenized one by one. For the most probable tokens of a long run without
     words (Unigram) there is no proof, but the some 500 tokens that agree must be more than one repeated character.
     """
     size = tokenizing.CHARACTERS_AT_ONCE
@@ -68,7 +68,7 @@ def _tokenize_in_pieces(tokenizer: PreTrainedTokenizerBase, text: str, where: st
                 break
         else:
             msg = (
-                f"{where}: the text around character {begin + size} cannot be tokenised in pieces, because its tokens "
+                f"{where}: the text around character {begin + size} cannot be tokenized in pieces, because its tokens "
                 "depend on where a piece begins; put spaces or line ends into it, or remove it."
             )
             raise DataError(msg)

@@ -1,4 +1,4 @@
-"""Plain text for causal language modelling: WikiText, any text file, JSON lines, or a data set from the Hub."""
+"""Plain text for causal language modeling: WikiText, any text file, JSON lines, or a data set from the Hub."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -22,8 +22,8 @@ MOST_TOKENS = 2**31
 
 
 @dataclass(frozen=True)
-class LabelledTexts:
-    """One split before tokenising.
+class LabeledTexts:
+    """One split before tokenizing.
 
     Attributes:
         texts: The texts, or the first ones of the pairs.
@@ -86,10 +86,10 @@ class ClassificationDataModule(TextDataModule):
         """The labels of the data set; reads the data on first use."""
 
     @abstractmethod
-    def load_splits(self) -> dict[str, LabelledTexts]:
+    def load_splits(self) -> dict[str, LabeledTexts]:
         """Reads and checks `train`, `val` and `test`."""
 
-    def warn_about_repeated_texts(self, splits: Mapping[str, LabelledTexts]) -> None:
+    def warn_about_repeated_texts(self, splits: Mapping[str, LabeledTexts]) -> None:
         """Warns about texts that several splits share, and about those with different labels.
 
         Args:
@@ -110,9 +110,9 @@ class ClassificationDataModule(TextDataModule):
             return [", ".join(row) or "none" for row in rows]
         return ["out of scope" if label == OUT_OF_SCOPE_TARGET else names[label] for label in labels]
 
-    def load_prediction_splits(self) -> dict[str, LabelledTexts]:
+    def load_prediction_splits(self) -> dict[str, LabeledTexts]:
         """The queries of `predict_file`, one a line."""
-        return {PREDICT: LabelledTexts(read_queries(self.predict_file))}
+        return {PREDICT: LabeledTexts(read_queries(self.predict_file))}
 
     def _most_tokens(self, pairs: bool) -> int | None:
         """The backbone's positions, if `max_length` and they leave room for text between the special tokens."""
@@ -126,7 +126,7 @@ class ClassificationDataModule(TextDataModule):
             raise ConfigurationError(msg)
         return self.position_limit(needed)
 
-    def encode(self, split: str, rows: LabelledTexts) -> EncodedSplit:
+    def encode(self, split: str, rows: LabeledTexts) -> EncodedSplit:
         """Encodes each text as a row of tokens, with its label as `labels`: int64 classes or float32 numbers."""
         del split
         # A single text needs no types: the model takes all of its tokens for the first text.
@@ -152,7 +152,7 @@ class ClassificationDataModule(TextDataModule):
         """BART's and T5's classifiers read the last end token, and refuse a batch in which some rows have more."""
         return bool(self.model_config.is_encoder_decoder)
 
-    def _notes(self, rows: LabelledTexts, found: TokenizedTexts) -> tuple[str, ...]:
+    def _notes(self, rows: LabeledTexts, found: TokenizedTexts) -> tuple[str, ...]:
         notes: tuple[str, ...] = ()
         if found.cut:
             unit, part = ("texts", "their") if rows.pairs is None else ("pairs", "a text's")
@@ -174,12 +174,12 @@ class ClassificationDataModule(TextDataModule):
 
     def texts(self, split: str) -> list[str]:
         """The texts of a split, for reports; by row number."""
-        rows: LabelledTexts = (self.prediction_splits if split in self.prediction_splits else self.raw_splits)[split]
+        rows: LabeledTexts = (self.prediction_splits if split in self.prediction_splits else self.raw_splits)[split]
         return rows.texts
 
     def prediction_inputs(self, split: str) -> list[dict[str, Any]]:
         """The text of each row, and the second one of a pair."""
-        rows: LabelledTexts = self.prediction_splits[split]
+        rows: LabeledTexts = self.prediction_splits[split]
         if rows.pairs is None:
             return [{"text": text} for text in rows.texts]
         return [{"text": text, "text_pair": pair} for text, pair in zip(rows.texts, rows.pairs, strict=True)]

@@ -1,4 +1,4 @@
-"""What every text data module shares, whatever the task: tokenise once, cache, check, batch by length, predict."""
+"""What every text data module shares, whatever the task: tokenize once, cache, check, batch by length, predict."""
 
 from abc import abstractmethod
 from functools import cached_property
@@ -28,7 +28,7 @@ class TextDataModule(AdaptationDataModule):
         batch_size: Training rows per step and process.
         eval_batch_size: Rows per step and process in validation, test and prediction.
         predict_file: The input of `predict`.
-        cache_dir: Folder for tokenised data; by default `~/.cache/lora_lightning`, or below `$XDG_CACHE_HOME`.
+        cache_dir: Folder for tokenized data; by default `~/.cache/lora_lightning`, or below `$XDG_CACHE_HOME`.
         num_workers: Worker processes that build batches; 0 is fastest for short texts.
     """
 
@@ -119,7 +119,7 @@ class TextDataModule(AdaptationDataModule):
         return self.backbone
 
     def prepare_data(self) -> None:
-        """Tokenises and caches the splits with labels, unless the cache already holds them."""
+        """Tokenizes and caches the splits with labels, unless the cache already holds them."""
         if self.trainer is None or not self.trainer.predicting:
             self._tokenize()
 
@@ -136,7 +136,7 @@ class TextDataModule(AdaptationDataModule):
                     rank_zero_warn(f"{name}: {note}")
 
     def open_split(self, name: str) -> TokenizedDataset:
-        """Returns the dataset of a split; prediction data is tokenised here and never cached."""
+        """Returns the dataset of a split; prediction data is tokenized here and never cached."""
         if name in self.prediction_splits:
             encoded = self._embedded(name, self.encode(name, self.prediction_splits[name]))
             return TokenizedDataset(encoded, self.padding())

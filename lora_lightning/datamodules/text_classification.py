@@ -15,7 +15,7 @@ from lora_lightning.datamodules.label_columns import class_indices, class_labels
 from lora_lightning.datamodules.label_doubts import doubts_about_labels
 from lora_lightning.datamodules.number_columns import finite_numbers
 from lora_lightning.datamodules.queries import read_queries
-from lora_lightning.datamodules.sequence_classification import ClassificationDataModule, LabelledTexts
+from lora_lightning.datamodules.sequence_classification import ClassificationDataModule, LabeledTexts
 from lora_lightning.datamodules.tables import READERS, Table, read_table
 from lora_lightning.datamodules.validation_share import check_hold_out, held_out
 from lora_lightning.errors import ConfigurationError, DataError
@@ -135,9 +135,9 @@ class TextClassificationDataModule(ClassificationDataModule):
             raise DataError(msg)
         return LabelSpace(names, problem_type=self.problem_type, metrics=self.metrics)
 
-    def load_splits(self) -> dict[str, LabelledTexts]:
+    def load_splits(self) -> dict[str, LabeledTexts]:
         """Reads and checks every row, holds out rows for validation if needed, and warns about doubtful ones."""
-        splits = {split: self._labelled(table) for split, table in self._tables_with_labels().items()}
+        splits = {split: self._labeled(table) for split, table in self._tables_with_labels().items()}
         self._warn_about_labels()
         if VALIDATION not in splits:
             chosen = self._held_out(splits[TRAIN])
@@ -146,7 +146,7 @@ class TextClassificationDataModule(ClassificationDataModule):
         self.warn_about_repeated_texts(splits)
         return splits
 
-    def _held_out(self, rows: LabelledTexts) -> Any:
+    def _held_out(self, rows: LabeledTexts) -> Any:
         """Which training rows to validate on, (rows,), bool."""
         classes: Any = rows.labels if self.problem_type == SINGLE_LABEL else None
         chosen = held_out(len(rows.texts), self.validation_share, self.split_seed, classes)
@@ -215,18 +215,18 @@ class TextClassificationDataModule(ClassificationDataModule):
         if doubts := doubts_about_labels(labels, table.column(self.label_column)):
             rank_zero_warn(f"{table.name}, column {self.label_column!r} has {'; '.join(doubts)}.")
 
-    def load_prediction_splits(self) -> dict[str, LabelledTexts]:
+    def load_prediction_splits(self) -> dict[str, LabeledTexts]:
         """The rows of a table, or the lines of a text file."""
         path = Path(self.predict_file or "")
         if path.suffix.lower() in (*READERS, ".json"):  # of which read_table says that it is none
-            return {PREDICT: self._unlabelled(read_table(path))}
+            return {PREDICT: self._unlabeled(read_table(path))}
         if self.text_pair_column is not None:
             msg = (
                 f"--data.predict_file is {self.predict_file!r}, but pairs of texts need a table with the columns "
                 f"{self.text_column!r} and {self.text_pair_column!r} ({', '.join(READERS)})."
             )
             raise DataError(msg)
-        return {PREDICT: LabelledTexts(read_queries(self.predict_file))}
+        return {PREDICT: LabeledTexts(read_queries(self.predict_file))}
 
     @cached_property
     def _source(self) -> _Source:
@@ -246,28 +246,26 @@ class TextClassificationDataModule(ClassificationDataModule):
             if found is not None:
                 tables[split] = hub_table(splits, name, found, columns)
         labels = tables[TRAIN].column(self.label_column) if TRAIN in tables else []
-        labelled = [row for row, label in enumerate(labels) if label is not None]
-        if not labelled:
+        labeled = [row for row, label in enumerate(labels) if label is not None]
+        if not labeled:
             msg = f"the data set {name} has no split 'train' with labels; it has {', '.join(splits)}."
             raise DataError(msg)
-        if len(labelled) < len(labels):
-            rank_zero_warn(
-                f"train: {len(labels) - len(labelled)} of {len(labels)} rows have no label and are left out."
-            )
-            tables[TRAIN] = tables[TRAIN].take(labelled)
+        if len(labeled) < len(labels):
+            rank_zero_warn(f"train: {len(labels) - len(labeled)} of {len(labels)} rows have no label and are left out.")
+            tables[TRAIN] = tables[TRAIN].take(labeled)
         return _Source(tables, hub_label_names(splits, "train", self.label_column))
 
-    def _unlabelled(self, table: Table) -> LabelledTexts:
+    def _unlabeled(self, table: Table) -> LabeledTexts:
         pairs = None if self.text_pair_column is None else table.texts(self.text_pair_column)
-        return LabelledTexts(table.texts(self.text_column), None, pairs)
+        return LabeledTexts(table.texts(self.text_column), None, pairs)
 
     def _labels_of(self, table: Table) -> list[list[str]]:
         if self.problem_type == MULTI_LABEL:
             return label_sets(table, self.label_column, self.label_separator)
         return [[label] for label in class_labels(table, self.label_column)]
 
-    def _labelled(self, table: Table) -> LabelledTexts:
-        rows = self._unlabelled(table)
+    def _labeled(self, table: Table) -> LabeledTexts:
+        rows = self._unlabeled(table)
         if self.problem_type == REGRESSION:
             return replace(rows, labels=finite_numbers(table, self.label_column))
         names = self.label_space.names
@@ -277,8 +275,8 @@ class TextClassificationDataModule(ClassificationDataModule):
         return replace(rows, labels=[[float(number in row) for number in range(len(names))] for row in indices])
 
 
-def _rows(rows: LabelledTexts, chosen: Any) -> LabelledTexts:
+def _rows(rows: LabeledTexts, chosen: Any) -> LabeledTexts:
     def choose(column: Any) -> Any:
         return None if column is None else [cell for cell, wanted in zip(column, chosen, strict=True) if wanted]
 
-    return LabelledTexts(choose(rows.texts), choose(rows.labels), choose(rows.pairs))
+    return LabeledTexts(choose(rows.texts), choose(rows.labels), choose(rows.pairs))

@@ -1,6 +1,6 @@
-"""Tokenised splits on disk: one safetensors file per data set, named by a hash of everything that decides its content.
+"""Tokenized splits on disk: one safetensors file per data set, named by a hash of everything that decides its content.
 
-A cache only saves time: without a folder to write to, or with a damaged file, the data is tokenised again.
+A cache only saves time: without a folder to write to, or with a damaged file, the data is tokenized again.
 """
 
 import hashlib
@@ -25,13 +25,13 @@ from lora_lightning.runs.files import atomic_file
 from lora_lightning.runs.user_cache import user_cache_folder
 
 LAYOUT = 2  # of the file; part of its name, so that another release does not read it
-NO_CACHE = "so every start tokenises the data again; set --data.cache_dir to a folder that you can write to."
+NO_CACHE = "so every start tokenizes the data again; set --data.cache_dir to a folder that you can write to."
 
 Tensors = Mapping[str, NDArray[Any]]
 
 
 def cache_file(cache_dir: str | None, parts: Iterable[Any]) -> Path | None:
-    """Names the file that holds a tokenised data set.
+    """Names the file that holds a tokenized data set.
 
     Args:
         cache_dir: The folder; by default `~/.cache/lora_lightning`, or below `$XDG_CACHE_HOME`.
@@ -75,7 +75,7 @@ def write_splits(path: Path | None, splits: Mapping[str, EncodedSplit]) -> None:
         splits: By name.
     """
     if path is None:
-        rank_zero_warn(f"tokenised data is not cached, because this user has no home folder, {NO_CACHE}")
+        rank_zero_warn(f"tokenized data is not cached, because this user has no home folder, {NO_CACHE}")
         return
     tensors: dict[str, NDArray[Any]] = {}
     for name, split in splits.items():
@@ -92,7 +92,7 @@ def write_splits(path: Path | None, splits: Mapping[str, EncodedSplit]) -> None:
     except (OSError, SafetensorError) as error:
         with suppress(OSError):
             own.unlink()
-        rank_zero_warn(f"tokenised data cannot be cached in {path.parent} ({_reason(error)}), {NO_CACHE}")
+        rank_zero_warn(f"tokenized data cannot be cached in {path.parent} ({_reason(error)}), {NO_CACHE}")
 
 
 def read_splits(path: Path) -> dict[str, EncodedSplit] | None:
@@ -114,7 +114,7 @@ def read_splits(path: Path) -> dict[str, EncodedSplit] | None:
         problem = f"cannot be read ({_reason(error)})"
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, MemoryError) as error:
         problem = f"is damaged ({_reason(error)})"
-    rank_zero_warn(f"the tokenised data in {path} {problem}, so the data is tokenized again.")
+    rank_zero_warn(f"the tokenized data in {path} {problem}, so the data is tokenized again.")
     return None
 
 

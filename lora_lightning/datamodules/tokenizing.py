@@ -35,7 +35,7 @@ def tokenize_texts(
     token_types: bool,
     split_special_tokens: bool = False,
 ) -> TokenizedTexts:
-    """Tokenises texts, or pairs of texts, and adds the model's special tokens around them.
+    """Tokenizes texts, or pairs of texts, and adds the model's special tokens around them.
 
     Args:
         tokenizer: The backbone's.
@@ -93,7 +93,7 @@ def _rows_cut(
 
 
 def chunks_of(texts: Sequence[str]) -> Iterator[slice]:
-    """Divides a sequence of texts into chunks that fit into memory once tokenised.
+    """Divides a sequence of texts into chunks that fit into memory once tokenized.
 
     Args:
         texts: Any number.

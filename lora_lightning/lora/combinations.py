@@ -50,11 +50,11 @@ def check_lora_and_quantization(lora: Any, quantization: Any) -> None:
         quantization: `QuantizationSettings` of the base, or `None`.
 
     Raises:
-        ConfigurationError: If quantised weights would have to train, or a variant cannot work on such a base.
+        ConfigurationError: If quantized weights would have to train, or a variant cannot work on such a base.
     """
     if lora is None and quantization is not None:
         msg = (
-            "model.quantization is set, but model.lora is null, and quantised weights cannot train; give model.lora "
+            "model.quantization is set, but model.lora is null, and quantized weights cannot train; give model.lora "
             "its settings, or write `quantization: null`."
         )
         raise ConfigurationError(msg)

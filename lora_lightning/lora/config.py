@@ -27,16 +27,16 @@ class LoraSettings:
             supported architecture and never adapts the head; or a list of module names as PEFT takes it, for example
             `[query, value]`.
         bias: Which biases are trainable: `none`, `all` or `lora_only`.
-        use_rslora: Rank-stabilised scaling (Kalajdzievski 2023, arXiv 2312.03732).
+        use_rslora: Rank-stabilized scaling (Kalajdzievski 2023, arXiv 2312.03732).
         modules_to_save: Modules that are fully trained in addition to the adapters, for example `[pooler]`, or the
             embeddings of an encoder, `[word_embeddings]`. The head, and whatever else the pretrained checkpoint lacked,
             always trains in full.
         use_dora: Train the magnitude of each row beside its direction (Liu et al. 2024, arXiv 2402.09353).
         init_lora_weights: `true` (B = 0), `gaussian` or `orthogonal`, which also start at dW = 0; `pissa`,
-            `pissa_niter_4` (faster, randomised) or `olora`, which take the principal directions of W0 out of the base
+            `pissa_niter_4` (faster, randomized) or `olora`, which take the principal directions of W0 out of the base
             and train them (arXiv 2404.02948, 2406.01775); `eva`, which starts with the principal directions of the
             training data (arXiv 2410.07170); or `loftq`, which starts with the best rank-r approximation of the error
-            of 4-bit quantisation (Li et al. 2023, arXiv 2310.08659).
+            of 4-bit quantization (Li et al. 2023, arXiv 2310.08659).
         eva_config: Settings of `eva`; `null` for PEFT's defaults.
         rank_pattern: Ranks that differ from `r`, by the end of a module's name or a regular expression, as in PEFT:
             `{query: 4, layer.0.attention.self.value: 16}`.
@@ -100,7 +100,7 @@ class LoraSettings:
             raise ConfigurationError(msg)
         if isinstance(wanted, str) and not is_initialization(wanted):
             remedy = suggest_names(wanted, ("true", *initialization_names()))
-            msg = f"model.lora.init_lora_weights is {wanted!r}, which is not an initialisation; {remedy}"
+            msg = f"model.lora.init_lora_weights is {wanted!r}, which is not an initialization; {remedy}"
             raise ConfigurationError(msg)
         if self.eva_config is not None and wanted != "eva":
             msg = "model.lora.eva_config is set, but init_lora_weights is not eva; set that, or leave eva_config out."
@@ -145,19 +145,19 @@ class LoraSettings:
 class QuantizationSettings:
     """Frozen base weights in 4 or 8 bits, by bitsandbytes (QLoRA, Dettmers et al. 2023, arXiv 2305.14314).
 
-    The head, whatever else the pretrained checkpoint lacked, `modules_to_save` and embeddings are never quantised.
+    The head, whatever else the pretrained checkpoint lacked, `modules_to_save` and embeddings are never quantized.
 
     Args:
         bits: 4; or 8, LLM.int8() (Dettmers et al. 2022, arXiv 2208.07339), which rounds the layers' inputs too.
         type: Data type of 4-bit weights: `nf4`, for normally distributed weights, as trained weights nearly are; or
             `fp4`.
-        double_quantization: Quantise the scales of 4-bit weights too, which saves 0.37 bits per parameter for one more
+        double_quantization: Quantize the scales of 4-bit weights too, which saves 0.37 bits per parameter for one more
             rounding. Off by default, as in bitsandbytes: it is worth it for models that would not fit otherwise (3 GB
             for 65 billion parameters), not for small models.
         compute_dtype: Data type in which 4-bit weights are multiplied. `auto` takes that of a 16-bit
             `trainer.precision`; otherwise bfloat16 if the device is fast at it, float16 on other GPUs and float32 on
             other CPUs.
-        skip_modules: Further modules that are not quantised, by name or the end of it, for example `[dense]`.
+        skip_modules: Further modules that are not quantized, by name or the end of it, for example `[dense]`.
     """
 
     bits: Literal[4, 8] = 4

@@ -139,7 +139,7 @@ def adapter_deltas(model: nn.Module) -> list[AdapterDelta]:
 
 
 def pretrained_weight(layer: LoraLayer) -> Tensor:
-    """The pretrained weight under an adapter: dequantised, and with the part that PiSSA and OLoRA took out of it.
+    """The pretrained weight under an adapter: dequantized, and with the part that PiSSA and OLoRA took out of it.
 
     Args:
         layer: Of `adapted_layers`.

@@ -62,7 +62,7 @@ class _LoraLinear(torch.autograd.Function):
 class FusedLoraLinear(LoraLinear):  # PEFT is not typed
     """PEFT's LoRA layer over `nn.Linear`, with the same result in fewer steps if that is possible.
 
-    Merged adapters, several adapters, DoRA and other variants, mixed precision and quantised bases use PEFT's own
+    Merged adapters, several adapters, DoRA and other variants, mixed precision and quantized bases use PEFT's own
     forward pass.
     """
 

@@ -1,8 +1,8 @@
 """Merge adapters into the weights under them, for each choice of base, and undo it.
 
-A 16- or 32-bit base has one merged weight, W + dW. A quantised base has three, which differ by the quantisation error
-q = original - dequantised: dequantised + dW, which is what was trained, in 16 or 32 bits; original + dW; and
-dequantised + dW quantised again.
+A 16- or 32-bit base has one merged weight, W + dW. A quantized base has three, which differ by the quantization error
+q = original - dequantized: dequantized + dW, which is what was trained, in 16 or 32 bits; original + dW; and
+dequantized + dW quantized again.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -34,10 +34,10 @@ def merge_targets(model: nn.Module, originals: Mapping[str, Tensor] | None = Non
 
     Args:
         model: A PEFT model, or anything that contains one.
-        originals: The weights that the base was quantised from, if they are available.
+        originals: The weights that the base was quantized from, if they are available.
 
     Returns:
-        `base` alone if nothing is quantised; else `dequantized`, `original` if `originals` is given, and `requantized`;
+        `base` alone if nothing is quantized; else `dequantized`, `original` if `originals` is given, and `requantized`;
         empty without adapters.
     """
     layers = adapted_layers(model).values()
@@ -83,7 +83,7 @@ def merged_adapters(
 
     Each adapted layer is replaced by the layer below it, as in an exported model. Memory beside the model: for `base` a
     copy of the adapted weights in host memory (13 GB for all linear layers of a 7B Llama in 16 bits), since they are
-    overwritten in place; for a quantised base the adapted weights on the device as the target stores them (13 GB more
+    overwritten in place; for a quantized base the adapted weights on the device as the target stores them (13 GB more
     for `dequantized` and `original` in 16 bits, 3.5 GB for `requantized` in 4), as the merged model will need anyway,
     and nothing is overwritten. Layers are merged one by one, in float32; if the model is sharded, every process merges
     its own shards, so all of them have to call this.
@@ -135,18 +135,18 @@ def without_adapters(model: nn.Module) -> Iterator[None]:
 def quantization_errors(
     module: str, layer: LoraLayer, original: Tensor | None = None
 ) -> dict[Literal["quantization_error", "requantization_error"], float]:
-    """The ratios of quantisation errors to the learnt update, as Frobenius norms.
+    """The ratios of quantization errors to the learnt update, as Frobenius norms.
 
     Above 1, the choice of the base changes the weight more than training did.
 
     Args:
         module: The layer's name.
-        layer: Of `adapted_layers`, quantised.
-        original: The weight that it was quantised from, (out_features, in_features), any floating dtype.
+        layer: Of `adapted_layers`, quantized.
+        original: The weight that it was quantized from, (out_features, in_features), any floating dtype.
 
     Returns:
-        `quantization_error`, ||original - dequantised|| / ||dW||, if the original is given; `requantization_error`,
-        ||dW after quantising W + dW again - dW|| / ||dW||. Infinity for an update of 0.
+        `quantization_error`, ||original - dequantized|| / ||dW||, if the original is given; `requantization_error`,
+        ||dW after quantizing W + dW again - dW|| / ||dW||. Infinity for an update of 0.
     """
     base = pretrained_weight(layer)
     sum_ = merged_weight(module, layer, base)
@@ -172,7 +172,7 @@ def _merged_quantized(
     base = cast("Any", layer.get_base_layer())
     if target == "original":
         if originals is None or module not in originals:
-            msg = f"{module}: `originals` does not hold its original weight; give the weights before quantisation."
+            msg = f"{module}: `originals` does not hold its original weight; give the weights before quantization."
             raise ConfigurationError(msg)
         dtype, weight = originals[module].dtype, originals[module].to(base.weight.device, torch.float32)
     else:

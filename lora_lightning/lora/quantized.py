@@ -16,7 +16,7 @@ def quantized_bits(layer: nn.Module) -> int | None:
         layer: With a `weight`.
 
     Returns:
-        4 or 8; `None` for a weight that is not quantised.
+        4 or 8; `None` for a weight that is not quantized.
     """
     return peft.bitsandbytes_bits(cast("Tensor", layer.weight))
 
@@ -42,7 +42,7 @@ def dequantized_weight(layer: nn.Module) -> Tensor:
         layer: With a `weight`.
 
     Returns:
-        The shape in which the layer keeps it, floating dtype; the parameter itself where it is not quantised.
+        The shape in which the layer keeps it, floating dtype; the parameter itself where it is not quantized.
 
     Raises:
         BackboneError: If bitsandbytes has reordered a 4-bit weight, see `keep_4bit_weights_in_order`.
@@ -62,7 +62,7 @@ def dequantized_weight(layer: nn.Module) -> Tensor:
 
 
 def requantized(layer: nn.Module, weight: Tensor) -> nn.Module:
-    """A new layer with another weight, quantised in the same way.
+    """A new layer with another weight, quantized in the same way.
 
     Args:
         layer: bitsandbytes' 4- or 8-bit layer; left as it is, its bias is shared.
@@ -86,7 +86,7 @@ def keep_biases_as_they_are(model: nn.Module) -> None:
     (seen with bitsandbytes 0.50.2). Each pass gets a cast copy instead.
 
     Args:
-        model: Just quantised; changed in place.
+        model: Just quantized; changed in place.
     """
     for module in model.modules():
         if getattr(module, "bias", None) is not None and hasattr(module, "weight") and quantized_bits(module):

@@ -73,7 +73,7 @@ def summarize_names(names: Iterable[str]) -> str:
 
 
 def layer_features(layer: nn.Module) -> tuple[int, int]:
-    """The sides of a layer's weight; a quantised weight is packed and has another shape.
+    """The sides of a layer's weight; a quantized weight is packed and has another shape.
 
     Args:
         layer: Of `linear_layers`.

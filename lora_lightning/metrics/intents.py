@@ -60,9 +60,9 @@ class IntentMetrics(ClassificationMetrics):
             loss: Scalar, the mean over the batch's rows that have a class; NaN where there are none.
         """
         logits = logits.detach().float()
-        labelled = target != OUT_OF_SCOPE_TARGET
-        if labelled.any():
-            super().update(logits[labelled], target[labelled], loss)
+        labeled = target != OUT_OF_SCOPE_TARGET
+        if labeled.any():
+            super().update(logits[labeled], target[labeled], loss)
         else:
             self.rows.update(0)
         if self.has_out_of_scope:

@@ -76,8 +76,8 @@ def f1_score(gold: str, answer: str) -> float:
     """Harmonic mean of precision and recall over two bags of words.
 
     Args:
-        gold: The right answer, normalised.
-        answer: The answer given, normalised.
+        gold: The right answer, normalized.
+        answer: The answer given, normalized.
 
     Returns:
         In [0, 1]; where either has no word, 1 if both have none, else 0.
@@ -123,7 +123,7 @@ def score_answers(
 
 
 def best_threshold(scores: QuestionScores, by: Literal["exact", "f1"]) -> tuple[float, float]:
-    """Finds the threshold on the null score that maximises the mean score.
+    """Finds the threshold on the null score that maximizes the mean score.
 
     Questions are taken in the order of their null scores and answered one after another. Of equally good thresholds
     the lowest counts.
@@ -133,7 +133,7 @@ def best_threshold(scores: QuestionScores, by: Literal["exact", "f1"]) -> tuple[
 
     Args:
         scores: At least one question.
-        by: What to maximise.
+        by: What to maximize.
 
     Returns:
         The best mean score, in [0, 1]; and its threshold, finite: questions whose null score is above it are left
@@ -157,7 +157,7 @@ def official_best(scores: QuestionScores, by: Literal["exact", "f1"]) -> tuple[f
 
     Args:
         scores: At least one question.
-        by: What to maximise.
+        by: What to maximize.
 
     Returns:
         The best mean score, in [0, 1], and its threshold; if answering nothing is best, a finite number below all null

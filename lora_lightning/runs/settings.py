@@ -96,6 +96,6 @@ def text_fingerprint(config: str) -> str:
 
 
 def _short(value: Any) -> str:
-    if isinstance(value, list) and len(value) > 3:  # noqa: PLR2004  # enough to recognise it
+    if isinstance(value, list) and len(value) > 3:  # noqa: PLR2004  # enough to recognize it
         return f"a list of {len(value)} ({value[0]!r}, ...)"
     return repr(value)

@@ -1,4 +1,4 @@
-"""How much of what an adapter gains is left after it was merged, quantised or truncated."""
+"""How much of what an adapter gains is left after it was merged, quantized or truncated."""
 
 from dataclasses import dataclass
 

@@ -118,7 +118,7 @@ class AdaptationTask(HookedConversion, SavedTask):
         return network
 
     def load_plain_base(self) -> PreTrainedModel:
-        """The pretrained model once more, without adapters, quantised as this one is; a new head in it is random.
+        """The pretrained model once more, without adapters, quantized as this one is; a new head in it is random.
 
         Raises:
             BackboneError: If it cannot be found any more.
@@ -172,7 +172,7 @@ class AdaptationTask(HookedConversion, SavedTask):
         return all(variant.is_settled(self.adapted_network, self.trainer.global_step) for variant in self.variants)
 
     def check_trainer(self, trainer: Trainer) -> None:
-        """Refuses a trainer that a quantised backbone, or a variant of LoRA, cannot work with, before any weights load.
+        """Refuses a trainer that a quantized backbone, or a variant of LoRA, cannot work with, before any weights load.
 
         Args:
             trainer: Its device, strategy and precision matter.
@@ -194,9 +194,9 @@ class AdaptationTask(HookedConversion, SavedTask):
         compute_dtype_on(self.quantization, trainer.strategy.root_device, str(trainer.precision))
 
     def quantization_on_device(self) -> Quantization | None:
-        """How to quantise for the trainer's device and precision; without a trainer for the CPU.
+        """How to quantize for the trainer's device and precision; without a trainer for the CPU.
 
-        Lightning moves a model only after `configure_model`. Here each process quantises on its own device right away,
+        Lightning moves a model only after `configure_model`. Here each process quantizes on its own device right away,
         so that the full model never has to fit into host memory.
 
         Raises:

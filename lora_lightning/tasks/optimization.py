@@ -26,7 +26,7 @@ SCHEDULES: dict[str, Any] = {
 
 @dataclass
 class OptimizationSettings:
-    """How the trainable parameters are optimised.
+    """How the trainable parameters are optimized.
 
     Gradient clipping and accumulation are the trainer's: `trainer.gradient_clip_val`,
     `trainer.accumulate_grad_batches`.
@@ -156,7 +156,7 @@ def count_trainable_parameters(model: nn.Module) -> tuple[int, int]:
         model: Any module.
 
     Returns:
-        (trainable, total) numbers of parameters; a quantised weight counts as the weight that it stands for, not by its
+        (trainable, total) numbers of parameters; a quantized weight counts as the weight that it stands for, not by its
         packed elements.
     """
     sizes = [(parameter_count(parameter), parameter.requires_grad) for parameter in model.parameters()]

@@ -150,7 +150,7 @@ def _features_alone(features: Features, tokens: Tensor) -> Tensor:
 
 
 def _tolerance(features: Features, documents: Sequence[Tensor], alone: Sequence[Tensor]) -> float:
-    """From how far features change with the shape of the input alone: those of quantised weights do by some percent."""
+    """From how far features change with the shape of the input alone: those of quantized weights do by some percent."""
     longer = [_features_alone(features, torch.cat([tokens, documents[0]])) for tokens in documents]
     rounding = max(_difference(more[: len(one)], one) for more, one in zip(longer, alone, strict=True))
     precision = torch.finfo(alone[0].dtype).eps

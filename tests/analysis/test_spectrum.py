@@ -115,7 +115,7 @@ def test_a_rank_above_the_smaller_side_gives_as_many_values_as_there_are() -> No
     np.testing.assert_allclose(found, np.linalg.svd(dense_in_numpy(delta), compute_uv=False), rtol=1e-6)
 
 
-def test_nearly_cancelling_factors_keep_their_digits() -> None:
+def test_nearly_canceling_factors_keep_their_digits() -> None:
     """||A|| ||B|| is 10^12 times ||dW||: what is left would be noise in float32, or from Gram matrices."""
     b = torch.tensor([[1e6, 1e6], [0.0, 1.0], [0.0, 0.0]])
     a = torch.tensor([[1e6, 0.0, 1.0], [-1e6, 1.0, 0.0]])

@@ -231,7 +231,7 @@ def test_an_adapter_on_a_gguf_file_names_its_folder(gguf_folder: tuple[Path, Lla
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_a_gguf_file_is_quantised_as_its_weights_in_float32_would_be(
+def test_a_gguf_file_is_quantized_as_its_weights_in_float32_would_be(
     gguf_folder: tuple[Path, LlamaForCausalLM], tmp_path: Path, bits: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("bitsandbytes")

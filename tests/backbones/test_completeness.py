@@ -265,11 +265,11 @@ def test_a_part_that_another_head_uses_is_not_surplus(tiny_backbone: TinyBackbon
         check_complete(model, info, "x", lambda: ["decoder.layer.1.weight"])
 
 
-@pytest.mark.parametrize("kind", ["quantised", "without values", "shards", "pickled"])
+@pytest.mark.parametrize("kind", ["quantized", "without values", "shards", "pickled"])
 @pytest.mark.parametrize("layers", [1, 3])
 def test_every_way_to_load_checks(copy_of: Callable[[str], Path], kind: str, layers: int) -> None:
     folder, settings = copy_of("bert"), {}
-    if kind == "quantised":
+    if kind == "quantized":
         bits = QuantizationSettings(bits=4)
         settings = {"quantization": Quantization(bits, LoraSettings(), torch.device("cpu"), torch.float32)}
     elif kind == "without values":

@@ -169,7 +169,7 @@ def test_a_pretrained_model_without_a_head_is_nothing_to_speak_of(tiny_backbone:
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_rows_on_a_quantised_base_are_those_in_float32(tiny_backbone: TinyBackbone, tmp_path: Path, bits: int) -> None:
+def test_rows_on_a_quantized_base_are_those_in_float32(tiny_backbone: TinyBackbone, tmp_path: Path, bits: int) -> None:
     finished = finish(tiny_backbone("roberta"), tmp_path, OF_ROBERTA)
     settings = QuantizationSettings(bits=bits)  # type: ignore[arg-type]
     quantization = Quantization(settings, LoraSettings(), torch.device("cpu"), torch.float32)

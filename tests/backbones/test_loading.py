@@ -290,5 +290,5 @@ def test_original_weights_are_out_by_in_on_the_cpu(family: str, layer: str, tiny
     module = model.get_submodule(layer)
     bias = 0 if module.bias is None else module.bias
     torch.testing.assert_close(x @ found.T + bias, module(x))
-    with pytest.raises(BackboneError, match=r"has no layer model\.nothing; give the model that was quantised"):
+    with pytest.raises(BackboneError, match=r"has no layer model\.nothing; give the model that was quantized"):
         load_original_weights(model, str(tiny_backbone(family)), ["model.nothing"])

@@ -202,7 +202,7 @@ def line_of_merging(readme: str, place: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["classification", "answers", "text"])
-def test_quantised_bases_are_quantised_again(tiny_backbone: TinyBackbone, tmp_path: Path, kind: str) -> None:
+def test_quantized_bases_are_quantized_again(tiny_backbone: TinyBackbone, tmp_path: Path, kind: str) -> None:
     pytest.importorskip("bitsandbytes")
     # bitsandbytes' kernel for CPUs with AVX512-BF16 fails on tiny models' rows: 8 bits have no such kernel.
     task = build(tiny_backbone("llama"), kind, quantization=QuantizationSettings(bits=8))

@@ -1,4 +1,4 @@
-"""Quantising while loading: settings that mean nothing, what is left, where it runs and in which dtype."""
+"""Quantizing while loading: settings that mean nothing, what is left, where it runs and in which dtype."""
 
 import json
 import shutil
@@ -90,7 +90,7 @@ def test_the_trainers_precision_comes_first(precision: str, expected: torch.dtyp
     ("settings", "device", "precision", "message"),
     [
         ({}, torch.device("mps"), "32-true", r"does not run on mps \(trainer.accelerator\); set --trainer.accelerator"),
-        ({}, CPU, "64-true", r"trainer.precision is 64-true, in which quantised weights do not compute"),
+        ({}, CPU, "64-true", r"trainer.precision is 64-true, in which quantized weights do not compute"),
         ({"compute_dtype": "float16"}, CPU, "32-true", r"compute_dtype is float16, but CPUs emulate.* set it to auto"),
         ({}, CPU, "16-mixed", r"trainer.precision is 16-mixed, but CPUs emulate.* set it to bf16-mixed or 32-true"),
         ({"compute_dtype": "float16"}, CPU, "16-true", r"trainer.precision is 16-true, but CPUs emulate"),
@@ -126,7 +126,7 @@ def test_sharding_strategies_are_refused() -> None:
         task.check_trainer(trainer(precision="64-true"))
 
 
-def test_weights_are_quantised_on_the_processs_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_quantized_on_the_processs_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
     task = SequenceClassificationTask("anywhere", quantization=QuantizationSettings())
     alone = task.quantization_on_device()
     assert alone is not None
@@ -145,7 +145,7 @@ def test_weights_are_quantised_on_the_processs_own_device(monkeypatch: pytest.Mo
     ("wanted", "message"),
     [
         (["intermediat"], r"skip_modules: the model has no module 'intermediat'; did you mean.*'intermediate'"),
-        (["encoder", "pooler"], r"skip_modules is \['encoder', 'pooler'\], which leaves no layer to quantise"),
+        (["encoder", "pooler"], r"skip_modules is \['encoder', 'pooler'\], which leaves no layer to quantize"),
     ],
 )
 def test_a_wrong_module_to_skip_is_found_before_weights_load(
@@ -173,7 +173,7 @@ def test_the_head_what_trains_and_what_is_skipped_are_left(tiny_backbone: TinyBa
     ]
 
 
-def test_loading_says_what_was_lacking_and_how_it_was_quantised(
+def test_loading_says_what_was_lacking_and_how_it_was_quantized(
     tiny_backbone: TinyBackbone, tiny_classifier: TinyClassifier
 ) -> None:
     backbone = str(tiny_backbone("bert"))
@@ -198,7 +198,7 @@ def test_incomplete_weights_are_refused_as_without_quantization(tiny_backbone: T
         load_sequence_classifier(str(folder), config, FLOAT32)
 
 
-def test_a_head_for_other_labels_is_made_anew_and_not_quantised(
+def test_a_head_for_other_labels_is_made_anew_and_not_quantized(
     tiny_classifier: TinyClassifier, tmp_path: Path
 ) -> None:
     tiny_classifier("bert", labels=5).model.save_pretrained(tmp_path)

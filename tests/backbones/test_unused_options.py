@@ -54,7 +54,7 @@ def test_the_heads_own_bias_trains_in_any_case(tiny_backbone: TinyBackbone) -> N
 
 
 @pytest.mark.parametrize("task_class", TASKS)
-def test_loftq_needs_a_quantised_layer(tiny_backbone: TinyBackbone, task_class: Any) -> None:
+def test_loftq_needs_a_quantized_layer(tiny_backbone: TinyBackbone, task_class: Any) -> None:
     pytest.importorskip("bitsandbytes")
     loftq = {"init_lora_weights": "loftq", "target_modules": ["q_proj", "v_proj"]}
     with pytest.raises(ConfigurationError, match=r"loftq, but model.quantization.skip_modules is .'self_attn'., which"):

@@ -1,4 +1,4 @@
-"""A base that trains, has a gradient or changes is found and named; one that does not passes, quantised ones too."""
+"""A base that trains, has a gradient or changes is found and named; one that does not passes, quantized ones too."""
 
 from pathlib import Path
 from typing import Any

@@ -258,7 +258,7 @@ def test_an_adapter_that_changes_nothing_is_caught(
 
 
 class Quantized(CausalLanguageModelingTask):
-    """Trains adapters on a quantised base."""
+    """Trains adapters on a quantized base."""
 
     bits = 4
 
@@ -432,7 +432,7 @@ def test_two_processes_compare_all_of_the_data_once(tiny_backbone: TinyBackbone,
 
 @pytest.mark.parametrize(
     ("original", "error", "wording"),
-    [("./nowhere", BackboneError, "nowhere"), (None, ConfigurationError, "but no adapted layer is quantised")],
+    [("./nowhere", BackboneError, "nowhere"), (None, ConfigurationError, "but no adapted layer is quantized")],
 )
 def test_an_original_backbone_of_no_use_is_refused_before_training(
     original: str | None, error: type[Exception], wording: str, tiny_backbone: TinyBackbone, tmp_path: Path

@@ -119,7 +119,7 @@ MERGE_FAULTS: dict[str, Fault] = {
     "no layer merged": in_weights(unmerged_like),
     "a layer transposed": in_weights(lambda module, _: module.weight.T, LAYER),
     "3 % noise in every weight": in_weights(noisy, ""),
-    "quantised again": in_weights(quantized),
+    "quantized again": in_weights(quantized),
     "merged twice": in_weights(lambda module, model: 2 * module.weight - unmerged_like(module, model)),
 }
 assert len(FOLDER_FAULTS | MERGE_FAULTS) == 21

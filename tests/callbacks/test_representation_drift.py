@@ -248,7 +248,7 @@ def test_a_run_resumed_in_its_own_folder_goes_on_in_its_table(
         assert sorted({step for step, *_ in table(tmp_path)}) == due
 
 
-def test_a_quantised_base_is_itself_the_base(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
+def test_a_quantized_base_is_itself_the_base(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
     task = SequenceClassificationTask(str(tiny_backbone("bert")))
     models = [four_bit(tiny_backbone("bert")) for _ in range(2)]
     config = LoraConfig(target_modules=["query", "value", "output.dense"], task_type="SEQ_CLS")

@@ -1,4 +1,4 @@
-"""Causal language modelling from end to end: train, evaluate, continue prompts, resume, and ways to misuse it."""
+"""Causal language modeling from end to end: train, evaluate, continue prompts, resume, and ways to misuse it."""
 
 import csv
 import json
@@ -296,7 +296,7 @@ MISUSE: dict[str, tuple[Misuse, list[str]]] = {
     "data without next tokens": (
         lambda run, folder: [
             *("fit", "--model=CausalLanguageModelingTask", f"--model.backbone={_backbone(run)}"),
-            *("--data=TextClassificationDataModule", f"--data.train_file={_labelled(folder)}"),
+            *("--data=TextClassificationDataModule", f"--data.train_file={_labeled(folder)}"),
             *(f"--data.cache_dir={folder}", "--data.max_length=30", "--trainer.logger=TensorBoardLogger"),
             f"--trainer.logger.save_dir={run.parent}",
         ],
@@ -343,9 +343,9 @@ def _backbone(run: Path) -> str:
     return str(torch.load(run / "checkpoints/best.ckpt", weights_only=True)["hyper_parameters"]["backbone"])
 
 
-def _labelled(folder: Path) -> Path:
-    (folder / "labelled.csv").write_text("text,label\n" + "w1,a\nw2,b\n" * 10)
-    return folder / "labelled.csv"
+def _labeled(folder: Path) -> Path:
+    (folder / "labeled.csv").write_text("text,label\n" + "w1,a\nw2,b\n" * 10)
+    return folder / "labeled.csv"
 
 
 def _prompts(folder: Path) -> Path:

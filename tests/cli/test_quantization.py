@@ -1,4 +1,4 @@
-"""Quantised bases through the program: train under every monitor, evaluate, hand over, two processes, misuse."""
+"""Quantized bases through the program: train under every monitor, evaluate, hand over, two processes, misuse."""
 
 import json
 import subprocess
@@ -59,7 +59,7 @@ def run(request: pytest.FixtureRequest, tiny_backbone: TinyBackbone, tmp_path_fa
     return logs / "run" / "version_0"
 
 
-def test_every_monitor_knows_quantised_weights(run: Path) -> None:
+def test_every_monitor_knows_quantized_weights(run: Path) -> None:
     rows = pq.read_table(run / "adapter_metrics" / "merge_equivalence.parquet").to_pylist()
     metrics = {row["metric"] for row in rows}
     assert {"dequantized/max_logit_difference", "requantized/max_logit_difference", "requantization_error"} <= metrics
@@ -87,7 +87,7 @@ def test_prediction_needs_nothing_more(run: Path, tmp_path: Path) -> None:
     assert len(answers.read_text().splitlines()) == 2
 
 
-def test_the_checkpoint_holds_what_trains_and_the_folder_how_to_quantise(run: Path) -> None:
+def test_the_checkpoint_holds_what_trains_and_the_folder_how_to_quantize(run: Path) -> None:
     state = torch.load(run / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
     assert all("lora_" in name or "modules_to_save" in name or "." not in name for name in state)
     assert "quantization_config" not in json.loads((run / "adapter/config/config.json").read_text())
@@ -158,7 +158,7 @@ MISUSE = {
     ),
     "PiSSA": (
         ["--model.lora.init_lora_weights=pissa"],
-        "model.lora.init_lora_weights is pissa, but the base is quantised to 4 bits",
+        "model.lora.init_lora_weights is pissa, but the base is quantized to 4 bits",
     ),
     "3 bits": (["--model.quantization.bits=3"], "3"),
 }

@@ -126,7 +126,7 @@ def test_attributes_of_transformers(tiny_backbone: TinyBackbone) -> None:
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_attributes_of_quantised_layers(bits: int) -> None:
+def test_attributes_of_quantized_layers(bits: int) -> None:
     from bitsandbytes import nn as bnb  # noqa: PLC0415  # seconds, and only here
 
     torch.manual_seed(0)
@@ -136,7 +136,7 @@ def test_attributes_of_quantised_layers(bits: int) -> None:
         layer.weight = bnb.Params4bit(weight, requires_grad=False, module=layer)
     else:
         layer.weight = bnb.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
-    layer = layer.to("cpu")  # quantises
+    layer = layer.to("cpu")  # quantizes
     dequantized = bitsandbytes.dequantized_4bit(layer) if bits == 4 else bitsandbytes.dequantized_8bit(layer)
     # Half of the widest gap between two levels, of the largest weight: about 0.17 in 4 bits, 1 / 254 in 8.
     largest = (0.17 if bits == 4 else 0.005) * weight.abs().max()

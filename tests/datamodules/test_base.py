@@ -1,4 +1,4 @@
-"""Tokenise once and cache; every split has its loaders; predict without the data set."""
+"""Tokenize once and cache; every split has its loaders; predict without the data set."""
 
 from pathlib import Path
 from typing import Any
@@ -7,15 +7,15 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from lora_lightning.datamodules.sequence_classification import ClassificationDataModule, LabelledTexts
+from lora_lightning.datamodules.sequence_classification import ClassificationDataModule, LabeledTexts
 from lora_lightning.errors import ConfigurationError, DataError
 from lora_lightning.metrics.label_space import LabelSpace
 from tests.datamodules.conftest import WORDS, save_tokenizer
 
 ROWS = {
-    "train": LabelledTexts(["play some jazz", "what is my balance please"], [0, 1]),
-    "val": LabelledTexts(["hi"], [1]),
-    "test": LabelledTexts(["book a flight to rome for two people please"], [0]),
+    "train": LabeledTexts(["play some jazz", "what is my balance please"], [0, 1]),
+    "val": LabeledTexts(["hi"], [1]),
+    "test": LabeledTexts(["book a flight to rome for two people please"], [0]),
 }
 
 
@@ -23,13 +23,13 @@ class TinyDataModule(ClassificationDataModule):
     """Four rows and two labels, to be changed by a test."""
 
     def __init__(
-        self, rows: dict[str, LabelledTexts] = ROWS, names: tuple[str, ...] = ("music", "bank"), **settings: Any
+        self, rows: dict[str, LabeledTexts] = ROWS, names: tuple[str, ...] = ("music", "bank"), **settings: Any
     ) -> None:
         super().__init__(**settings)
         self.rows = rows
         self.names = names
 
-    def load_splits(self) -> dict[str, LabelledTexts]:
+    def load_splits(self) -> dict[str, LabeledTexts]:
         return self.rows
 
     @property
@@ -55,15 +55,15 @@ def started(**settings: Any) -> TinyDataModule:
     return module
 
 
-def test_second_start_reads_the_cache_and_does_not_tokenise(
+def test_second_start_reads_the_cache_and_does_not_tokenize(
     settings: dict[str, Any], cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = started(**settings)
 
-    def tokenise(*_: Any) -> None:
-        pytest.fail("tokenised again")
+    def tokenize(*_: Any) -> None:
+        pytest.fail("tokenized again")
 
-    monkeypatch.setattr(ClassificationDataModule, "encode", tokenise)
+    monkeypatch.setattr(ClassificationDataModule, "encode", tokenize)
     second = started(**settings)
     assert len(list(cache_dir.iterdir())) == 1
     for split, rows in ROWS.items():
@@ -86,9 +86,9 @@ def test_token_ids_are_the_tokenizers(settings: dict[str, Any]) -> None:
     [
         {"max_length": 5},
         {"names": ("music", "banking")},
-        {"rows": ROWS | {"val": LabelledTexts(["hello"], [1])}},
-        {"rows": ROWS | {"val": LabelledTexts(["hi"], [0])}},
-        {"rows": ROWS | {"train": LabelledTexts(ROWS["train"].texts[::-1], ROWS["train"].labels[::-1])}},
+        {"rows": ROWS | {"val": LabeledTexts(["hello"], [1])}},
+        {"rows": ROWS | {"val": LabeledTexts(["hi"], [0])}},
+        {"rows": ROWS | {"train": LabeledTexts(ROWS["train"].texts[::-1], ROWS["train"].labels[::-1])}},
     ],
     ids=["max_length", "label name", "text", "label", "order"],
 )
@@ -148,7 +148,7 @@ def test_loaders_batch_every_row_with_the_asked_sizes(settings: dict[str, Any]) 
 
 
 def test_training_order_follows_the_global_seed(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = ROWS | {"train": LabelledTexts(["hi"] * 40, [0] * 40)}
+    rows = ROWS | {"train": LabeledTexts(["hi"] * 40, [0] * 40)}
     module = started(**settings, rows=rows, batch_size=4)
     orders = []
     for seed in ("1", "1", "2"):
@@ -194,11 +194,11 @@ def test_a_missing_backbone_is_refused() -> None:
 class TwoValidationSplits(TinyDataModule):
     """Validated in two splits, never tested."""
 
-    def load_splits(self) -> dict[str, LabelledTexts]:
+    def load_splits(self) -> dict[str, LabeledTexts]:
         return {
             "train": ROWS["train"],
-            "val_matched": LabelledTexts(["hi", "play some jazz"], [1, 0]),
-            "val_mismatched": LabelledTexts(["book a flight"], [0]),
+            "val_matched": LabeledTexts(["hi", "play some jazz"], [1, 0]),
+            "val_mismatched": LabeledTexts(["book a flight"], [0]),
         }
 
 
@@ -221,9 +221,9 @@ def test_a_split_that_the_data_lacks_is_named_with_what_there_is(settings: dict[
 
 def test_numbers_and_several_labels_stay_floating(settings: dict[str, Any]) -> None:
     rows = {
-        "train": LabelledTexts(["hi", "play"], [[0.0, 1.0], [1.0, 1.0]]),
-        "val": LabelledTexts(["hi"], [2.5]),
-        "test": LabelledTexts(["hi"], [1]),
+        "train": LabeledTexts(["hi", "play"], [[0.0, 1.0], [1.0, 1.0]]),
+        "val": LabeledTexts(["hi"], [2.5]),
+        "test": LabeledTexts(["hi"], [1]),
     }
     module = started(**settings, rows=rows)
     batches = [module.splits[split][[0]]["labels"] for split in rows]

@@ -9,7 +9,7 @@ import pytest
 
 from lora_lightning.datamodules import GlueDataModule
 from lora_lightning.datamodules.glue_tasks import GLUE_TASKS
-from lora_lightning.datamodules.sequence_classification import LabelledTexts
+from lora_lightning.datamodules.sequence_classification import LabeledTexts
 from lora_lightning.errors import ConfigurationError, DataError
 from lora_lightning.metrics import REGRESSION, LabelSpace, classification_metrics
 from tests.tiny_glue import FOLDERS, LAYOUTS, ROWS, save_tiny_glue, text_of
@@ -306,7 +306,7 @@ def test_the_hub_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     module = GlueDataModule("mnli", allow_partial=True)
     assert module.load_splits() == {
-        name: LabelledTexts([f"{split} {row}" for row in range(4)], [0, 1, 2, 0], ["h0", "", "h2", "h3"])
+        name: LabeledTexts([f"{split} {row}" for row in range(4)], [0, 1, 2, 0], ["h0", "", "h2", "h3"])
         for name, split in zip(("train", "val_matched", "val_mismatched"), splits, strict=False)
     }
     module.prediction_splits = module.load_prediction_splits()
@@ -321,7 +321,7 @@ def test_the_hubs_numbers_are_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         datasets, "load_dataset", lambda *_, **__: hub_of("stsb", {"train": part, "validation": part, "test": part})
     )
-    assert GlueDataModule("stsb", allow_partial=True).load_splits()["val"] == LabelledTexts(["a"], [2.5], ["b"])
+    assert GlueDataModule("stsb", allow_partial=True).load_splits()["val"] == LabeledTexts(["a"], [2.5], ["b"])
 
 
 def test_an_incomplete_hub_is_an_error_too(monkeypatch: pytest.MonkeyPatch) -> None:

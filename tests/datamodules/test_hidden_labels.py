@@ -15,7 +15,7 @@ from lora_lightning.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from tests.datamodules.test_text_classification import TRAIN, error_of, module_of, save
 
 NAMES = ["ham", "spam"]
-HIDDEN = [-1, "-1", -1.0, "-1.0", "-100", "unlabeled", "Unlabelled", None, math.nan, "", " ", "?", "N/A", "nan", "none"]
+HIDDEN = [-1, "-1", -1.0, "-1.0", "-100", "unlabeled", "Unlabeled", None, math.nan, "", " ", "?", "N/A", "nan", "none"]
 
 
 @pytest.mark.parametrize("cell", HIDDEN, ids=repr)

@@ -381,7 +381,7 @@ def test_a_template_without_a_place_for_tools_is_named(chatty: str, tmp_path: Pa
         opened(module, tmp_path)
 
 
-def test_a_message_that_the_template_leaves_out_is_refused_before_anything_is_tokenised(
+def test_a_message_that_the_template_leaves_out_is_refused_before_anything_is_tokenized(
     chatty: str, tmp_path: Path
 ) -> None:
     template = CHATML.replace("{{ m.content }}", "{{ m.content if m.role != 'system' }}")

@@ -8,7 +8,7 @@ import pytest
 from lora_lightning.datamodules import IntentDataModule, SyntheticIntentsDataModule
 from lora_lightning.datamodules.intent_grammar import DOMAINS
 from lora_lightning.datamodules.intents import Pairs
-from lora_lightning.datamodules.sequence_classification import LabelledTexts
+from lora_lightning.datamodules.sequence_classification import LabeledTexts
 from lora_lightning.errors import DataError
 from lora_lightning.metrics.label_space import LabelSpace
 
@@ -43,9 +43,9 @@ def test_out_of_scope_is_the_last_class() -> None:
     module = PlantedIntents(oos_as_class=True)
     assert module.label_space == LabelSpace(["alarm", "pay", "zoo", "oos"], 3, True, {"home": [0], "bank": [1]})
     assert module.load_splits() == {
-        "train": LabelledTexts(["t0", "t1", "t2", "t3", "t4", "t5"], [2, 3, 0, 1, 0, 3]),
-        "val": LabelledTexts(["v0", "v1"], [3, 1]),
-        "test": LabelledTexts(["e0", "e1", "e2"], [0, 3, 2]),
+        "train": LabeledTexts(["t0", "t1", "t2", "t3", "t4", "t5"], [2, 3, 0, 1, 0, 3]),
+        "val": LabeledTexts(["v0", "v1"], [3, 1]),
+        "test": LabeledTexts(["e0", "e1", "e2"], [0, 3, 2]),
     }
 
 
@@ -53,9 +53,9 @@ def test_without_the_class_out_of_scope_rows_do_not_train_and_are_evaluated_as_m
     module = PlantedIntents(oos_as_class=False)
     assert module.label_space == LabelSpace(["alarm", "pay", "zoo"], None, True, {"home": [0], "bank": [1]})
     assert module.load_splits() == {
-        "train": LabelledTexts(["t0", "t2", "t3", "t4"], [2, 0, 1, 0]),
-        "val": LabelledTexts(["v0", "v1"], [-1, 1]),
-        "test": LabelledTexts(["e0", "e1", "e2"], [0, -1, 2]),
+        "train": LabeledTexts(["t0", "t2", "t3", "t4"], [2, 0, 1, 0]),
+        "val": LabeledTexts(["v0", "v1"], [-1, 1]),
+        "test": LabeledTexts(["e0", "e1", "e2"], [0, -1, 2]),
     }
 
 

@@ -1,4 +1,4 @@
-"""Long texts are tokenised in pieces to the very tokens of the whole, whatever the tokenizer; otherwise refused."""
+"""Long texts are tokenized in pieces to the very tokens of the whole, whatever the tokenizer; otherwise refused."""
 
 import random
 from collections.abc import Callable
@@ -103,7 +103,7 @@ def test_pieces_have_the_tokens_of_the_whole(tokenizer: PreTrainedTokenizerFast,
 
 
 @pytest.mark.usefixtures("small_pieces")
-def test_a_text_is_never_tokenised_at_once(tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_is_never_tokenized_at_once(tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:
     longest = []
     call = PreTrainedTokenizerFast._encode_plus
 
@@ -138,5 +138,5 @@ def test_runs_without_a_word_in_them(tokenizer: PreTrainedTokenizerFast, run: st
 @pytest.mark.usefixtures("small_pieces")
 def test_what_cannot_be_cut_is_refused() -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=wordpiece())  # a word of 100 characters is one unknown token
-    with pytest.raises(DataError, match=r"a\.txt: the text around character 1000 cannot be tokenised in pieces"):
+    with pytest.raises(DataError, match=r"a\.txt: the text around character 1000 cannot be tokenized in pieces"):
         list(tokenize_long_texts(tokenizer, ["ka" * 2000], "a.txt"))

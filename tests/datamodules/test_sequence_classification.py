@@ -4,17 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from lora_lightning.datamodules.sequence_classification import ClassificationDataModule, LabelledTexts
+from lora_lightning.datamodules.sequence_classification import ClassificationDataModule, LabeledTexts
 from lora_lightning.metrics import LabelSpace
 from tests.conftest import TinyBackbone
 
-PAIRS = LabelledTexts(["w1 w2", "w3"], [0, 1], ["w4", "w5 w6"])
+PAIRS = LabeledTexts(["w1 w2", "w3"], [0, 1], ["w4", "w5 w6"])
 
 
 class PairDataModule(ClassificationDataModule):
     """Two pairs."""
 
-    def load_splits(self) -> dict[str, LabelledTexts]:
+    def load_splits(self) -> dict[str, LabeledTexts]:
         return {"train": PAIRS, "val": PAIRS}
 
     @property
@@ -41,7 +41,7 @@ def test_pairs_have_token_types_where_the_model_has(
 
 def test_a_single_text_has_no_token_types(tiny_backbone: TinyBackbone) -> None:
     module = PairDataModule(backbone=str(tiny_backbone("bert")))
-    assert set(module.encode("train", LabelledTexts(["w1"], [0])).tokens) == {"input_ids"}
+    assert set(module.encode("train", LabeledTexts(["w1"], [0])).tokens) == {"input_ids"}
 
 
 def test_predictions_stand_beside_their_pair() -> None:

@@ -144,7 +144,7 @@ def test_a_missing_column_is_named_with_the_nearest(tmp_path: Path) -> None:
     ("ending", "separator", "needed"),
     [("csv", ";", "','"), ("csv", "\t", "','"), ("tsv", ",", r"'\t'"), ("tsv", "|", r"'\t'")],
 )
-def test_another_separator_is_recognised(tmp_path: Path, ending: str, separator: str, needed: str) -> None:
+def test_another_separator_is_recognized(tmp_path: Path, ending: str, separator: str, needed: str) -> None:
     path = tmp_path / f"rows.{ending}"
     path.write_text(f"text{separator}label\na{separator}b\n")
     with pytest.raises(DataError) as raised:

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, BertConfig, CanineConfig, LlamaConfig, L
 from lora_lightning.backbones import position_limit
 from lora_lightning.backbones.vocabulary import vocabulary_size
 from lora_lightning.datamodules import PlainTextDataModule, SquadV2DataModule, TextClassificationDataModule
-from lora_lightning.datamodules.sequence_classification import ClassificationDataModule, LabelledTexts
+from lora_lightning.datamodules.sequence_classification import ClassificationDataModule, LabeledTexts
 from lora_lightning.errors import BackboneError
 from lora_lightning.metrics.label_space import LabelSpace
 from tests.conftest import TinyBackbone
@@ -21,11 +21,11 @@ from tests.tiny_models import save_tiny_backbone
 class Texts(ClassificationDataModule):
     """Rows that a test gives."""
 
-    def __init__(self, rows: dict[str, LabelledTexts], **settings: Any) -> None:
+    def __init__(self, rows: dict[str, LabeledTexts], **settings: Any) -> None:
         super().__init__(**settings)
         self.rows = rows
 
-    def load_splits(self) -> dict[str, LabelledTexts]:
+    def load_splits(self) -> dict[str, LabeledTexts]:
         return self.rows
 
     @property
@@ -33,9 +33,9 @@ class Texts(ClassificationDataModule):
         return LabelSpace(["no", "yes"])
 
 
-def splits(*texts: str, pairs: list[str] | None = None) -> dict[str, LabelledTexts]:
-    rows = LabelledTexts(list(texts), [number % 2 for number in range(len(texts))], pairs)
-    return {"train": rows, "val": LabelledTexts(["w1"], [0], None if pairs is None else ["w2"])}
+def splits(*texts: str, pairs: list[str] | None = None) -> dict[str, LabeledTexts]:
+    rows = LabeledTexts(list(texts), [number % 2 for number in range(len(texts))], pairs)
+    return {"train": rows, "val": LabeledTexts(["w1"], [0], None if pairs is None else ["w2"])}
 
 
 def warnings_of(module: ClassificationDataModule, stage: str = "fit") -> list[str]:
@@ -47,7 +47,7 @@ def warnings_of(module: ClassificationDataModule, stage: str = "fit") -> list[st
 # Texts that are cut
 
 
-@pytest.mark.parametrize("again", [False, True], ids=["tokenised", "from the cache"])
+@pytest.mark.parametrize("again", [False, True], ids=["tokenized", "from the cache"])
 def test_cut_texts_are_counted(tiny_backbone: TinyBackbone, tmp_path: Path, again: bool) -> None:
     settings: dict[str, Any] = {"backbone": str(tiny_backbone("bert")), "max_length": 5, "cache_dir": str(tmp_path)}
     rows = splits("w1 w2 w3 w4 w5", "w1 w2 w3 w4 w5 w6", "w1 w2 w3 w4 w5 w6 w7 w8", "w1")  # no marks around them
@@ -177,8 +177,8 @@ def with_added_tokens(folder: Path, family: str, *tokens: str, **special: str) -
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_token_without_an_embedding_is_refused(tmp_path: Path, split: str) -> None:
     backbone = with_added_tokens(tmp_path, "bert", "<emoji>")
-    rows = splits("w1", "w2") | {split: LabelledTexts(["w1", "w2 <emoji>"], [0, 1])}
-    for _ in ("tokenised", "from the cache"):
+    rows = splits("w1", "w2") | {split: LabeledTexts(["w1", "w2 <emoji>"], [0, 1])}
+    for _ in ("tokenized", "from the cache"):
         with pytest.raises(BackboneError) as raised:
             Texts(rows, backbone=backbone, cache_dir=str(tmp_path)).prepare_data()
         assert str(raised.value) == (

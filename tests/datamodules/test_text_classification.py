@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lora_lightning.datamodules import TextClassificationDataModule
-from lora_lightning.datamodules.sequence_classification import LabelledTexts
+from lora_lightning.datamodules.sequence_classification import LabeledTexts
 from lora_lightning.errors import ConfigurationError, DataError
 from lora_lightning.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL, LabelSpace
 from tests.conftest import TinyBackbone
@@ -55,9 +55,9 @@ def test_files_become_splits_with_sorted_labels(tmp_path: Path, ending: str) -> 
     module = TextClassificationDataModule(**files)
     assert module.label_space == LabelSpace(["ham", "spam"])
     assert module.load_splits() == {
-        "train": LabelledTexts([row["text"] for row in TRAIN], [1, 0] * 10),
-        "val": LabelledTexts([row["text"] for row in OTHER], [1, 0, 0, 1, 0, 0]),
-        "test": LabelledTexts([row["text"] for row in OTHER[:3]], [1, 0, 0]),
+        "train": LabeledTexts([row["text"] for row in TRAIN], [1, 0] * 10),
+        "val": LabeledTexts([row["text"] for row in OTHER], [1, 0, 0, 1, 0, 0]),
+        "test": LabeledTexts([row["text"] for row in OTHER[:3]], [1, 0, 0]),
     }
 
 
@@ -310,7 +310,7 @@ def test_predict_reads_a_table_without_labels(tmp_path: Path, ending: str) -> No
     module = TextClassificationDataModule(
         predict_file=save(tmp_path / f"rows.{ending}", rows), text_column="question", text_pair_column="answer"
     )
-    assert module.load_prediction_splits() == {"predict": LabelledTexts(["w1 w2", "w4"], None, ["w3", "w5 w6"])}
+    assert module.load_prediction_splits() == {"predict": LabeledTexts(["w1 w2", "w4"], None, ["w3", "w5 w6"])}
 
 
 def test_predict_takes_no_json_for_lines(tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ def test_predict_takes_no_json_for_lines(tmp_path: Path) -> None:
 def test_predict_reads_lines(tmp_path: Path) -> None:
     (tmp_path / "queries.txt").write_text("w1, w2\nw3\n")
     module = TextClassificationDataModule(predict_file=str(tmp_path / "queries.txt"))
-    assert module.load_prediction_splits() == {"predict": LabelledTexts(["w1, w2", "w3"])}
+    assert module.load_prediction_splits() == {"predict": LabeledTexts(["w1, w2", "w3"])}
 
 
 @pytest.mark.parametrize("file", ["queries.txt", "-", None])
@@ -349,7 +349,7 @@ def test_a_hub_data_set_keeps_its_own_order_of_labels(monkeypatch: pytest.Monkey
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     module = TextClassificationDataModule(dataset_name="some/data", dataset_config_name="plain")
     assert module.label_space.names == ["spam", "ham"]
-    assert module.load_splits() == {"train": LabelledTexts(["w1", "w2"], [1, 0]), "val": LabelledTexts(["w3"], [1])}
+    assert module.load_splits() == {"train": LabeledTexts(["w1", "w2"], [1, 0]), "val": LabeledTexts(["w3"], [1])}
     assert asked == [("some/data", "plain")]
 
 

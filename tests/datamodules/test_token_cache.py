@@ -1,4 +1,4 @@
-"""A cache only saves time: whatever is wrong with it, the data is tokenised again, with one warning that says why."""
+"""A cache only saves time: whatever is wrong with it, the data is tokenized again, with one warning that says why."""
 
 import os
 import re
@@ -73,7 +73,7 @@ def test_every_flipped_bit_is_noticed(file: Path) -> None:
         if place in padding and found is not None:
             continue  # a flipped space after the header changes nothing
         assert found is None, place
-        assert f"the tokenised data in {file} is damaged (" in str(said[0].message)
+        assert f"the tokenized data in {file} is damaged (" in str(said[0].message)
 
 
 @pytest.mark.parametrize("size", [0, 7, 50, -1])
@@ -111,7 +111,7 @@ def test_a_file_that_cannot_be_written_is_a_warning(
         raise error
 
     monkeypatch.setattr(os, "fsync", fail)
-    wording = f"cannot be cached in {tmp_path} ({error.strerror.lower()}), so every start tokenises the data again; set"
+    wording = f"cannot be cached in {tmp_path} ({error.strerror.lower()}), so every start tokenizes the data again; set"
     with pytest.warns(UserWarning, match=re.escape(wording)):
         write_splits(tmp_path / "tokenized.safetensors", SPLITS)
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Texts and pairs of texts become the tokenizer's own ids, however many are tokenised at once."""
+"""Texts and pairs of texts become the tokenizer's own ids, however many are tokenized at once."""
 
 import numpy as np
 import pytest

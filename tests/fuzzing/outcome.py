@@ -67,7 +67,7 @@ class ProcessesAsked(BaseException):
 def stopped_early() -> Iterator[list[str]]:
     """Ends training after one optimizer step, and instead of starting further processes.
 
-    Everything else is real: parsing, reading and tokenising data, loading weights, validation, checkpoints, the test.
+    Everything else is real: parsing, reading and tokenizing data, loading weights, validation, checkpoints, the test.
 
     Yields:
         A list that has an entry once a task has begun to load its weights.

@@ -139,12 +139,12 @@ def test_only_the_chosen_layers_are_adapted(
         ({}, 8, False),
     ],
 )
-def test_what_a_quantised_base_refuses(settings: dict[str, Any], bits: int, refused: bool) -> None:
+def test_what_a_quantized_base_refuses(settings: dict[str, Any], bits: int, refused: bool) -> None:
     made = LoraSettings(**settings)
     if not refused:
         check_lora_and_quantization(made, QuantizationSettings(bits=bits))
         return
-    with pytest.raises(ConfigurationError, match=f"but the base is quantised to {bits} bits"):
+    with pytest.raises(ConfigurationError, match=f"but the base is quantized to {bits} bits"):
         check_lora_and_quantization(made, QuantizationSettings(bits=bits))
 
 

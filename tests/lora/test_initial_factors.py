@@ -137,7 +137,7 @@ def test_the_export_is_plain_lora_on_the_pretrained_model(
 def test_other_signs_of_the_singular_vectors_change_nothing(
     tiny_classifier: TinyClassifier, family: str, initialization: str
 ) -> None:
-    """What another platform's SVD, or another seed of a randomised one, would have given."""
+    """What another platform's SVD, or another seed of a randomized one, would have given."""
     first = build(tiny_classifier, family, initialization)
     with torch.no_grad():  # W_res is the same, A0 and B0 are not
         for layer in adapted_layers(first).values():

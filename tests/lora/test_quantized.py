@@ -1,4 +1,4 @@
-"""bitsandbytes' layers: counted, read and quantised again without a change to them."""
+"""bitsandbytes' layers: counted, read and quantized again without a change to them."""
 
 from types import SimpleNamespace
 
@@ -95,7 +95,7 @@ def test_requantizing_makes_another_layer_of_the_same_kind_and_draws_nothing(bit
     assert again.bias is made.bias
     assert torch.equal(torch.get_rng_state(), state)
     torch.testing.assert_close(dequantized_weight(again).float(), weight, rtol=0, atol=0.16 if bits == 4 else 0.01)
-    # Quantising what is quantised changes nothing more.
+    # Quantizing what is quantized changes nothing more.
     twice = dequantized_weight(requantized(made, dequantized_weight(again)))
     torch.testing.assert_close(twice, dequantized_weight(again), rtol=0, atol=0.02)
     assert all(torch.equal(tensor, before[name]) for name, tensor in bytes_of(made).items())

@@ -84,14 +84,14 @@ def reference(space: LabelSpace, rows: Batch) -> dict[str, float]:
     exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities = exponents / exponents.sum(axis=1, keepdims=True)
     prediction = probabilities.argmax(axis=1)
-    labelled = target >= 0
-    truth, found = target[labelled], prediction[labelled]
+    labeled = target >= 0
+    truth, found = target[labeled], prediction[labeled]
     values = {
-        "loss": -np.log(probabilities[labelled, truth]).mean(),
+        "loss": -np.log(probabilities[labeled, truth]).mean(),
         "accuracy": accuracy_score(truth, found),
         "macro_f1": f1_score(truth, found, average="macro"),  # over classes that occur in truth or prediction
         "weighted_f1": f1_score(truth, found, average="weighted"),
-        "calibration_error": calibration_error(probabilities[labelled], truth),
+        "calibration_error": calibration_error(probabilities[labeled], truth),
     }
     for name, labels in space.domains.items():
         chosen = np.isin(target, labels)

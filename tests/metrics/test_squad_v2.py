@@ -50,7 +50,7 @@ def question(*answers: str, name: str = "q") -> Question:
         (" \n", ""),
     ],
 )
-def test_normalisation(text: str, expected: str) -> None:
+def test_normalization(text: str, expected: str) -> None:
     assert normalize_answer(text) == expected
 
 

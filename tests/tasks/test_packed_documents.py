@@ -147,7 +147,7 @@ def test_an_architecture_that_ignores_positions_and_masks_is_refused_by_name() -
 
 @pytest.mark.parametrize("family", ["llama", "opt", "lfm2, short convolution"])
 def test_weights_that_round_by_the_shape_of_the_input_hide_nothing(family: str) -> None:
-    """As quantised ones do: SmolLM2 in NF4 was 1 % off, more than what LFM2's convolutions leak here."""
+    """As quantized ones do: SmolLM2 in NF4 was 1 % off, more than what LFM2's convolutions leak here."""
     model = causal_model(family)
 
     def rounded(_module: nn.Module, _inputs: Any, output: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Quantised bases of every family and task: what is quantised, what is computed, trained, saved and exported."""
+"""Quantized bases of every family and task: what is quantized, what is computed, trained, saved and exported."""
 
 import json
 from pathlib import Path
@@ -45,7 +45,7 @@ CASES = [
     *[(family, "language", bits) for family in DECODERS for bits in (4, 8)],
     *[(family, "question answering", 4) for family in FAMILIES],
 ]
-# What is not quantised of a family's linear layers, by task.
+# What is not quantized of a family's linear layers, by task.
 LEFT = {
     ("albert", "classification"): {"albert.pooler", "classifier"},
     ("bert", "classification"): {"bert.pooler.dense", "classifier"},
@@ -120,7 +120,7 @@ def test_every_family_and_task(tiny_backbone: TinyBackbone, tmp_path: Path, fami
     task = build(tiny_backbone(family), kind, bits)
     network = task.built_network
     assert isinstance(network, PeftModel)
-    # What is quantised: all linear layers but the head and what the checkpoint lacked.
+    # What is quantized: all linear layers but the head and what the checkpoint lacked.
     linear = {
         name.removeprefix("base_model.model.").replace(".base_layer", "").replace(".modules_to_save.default", ""): layer
         for name, layer in network.named_modules()
@@ -130,7 +130,7 @@ def test_every_family_and_task(tiny_backbone: TinyBackbone, tmp_path: Path, fami
     assert left == LEFT.get((family, kind), LEFT_OF_TASK.get(kind, {"score"}))
     assert all(quantized_bits(layer) == bits for name, layer in linear.items() if name not in left)
     assert all(p.dtype == torch.float32 for p in network.parameters() if quantized_bits_of(p) is None)
-    # B = 0 is the quantised base exactly, and every layer is its own dequantised weight plus the adapter.
+    # B = 0 is the quantized base exactly, and every layer is its own dequantized weight plus the adapter.
     start = outputs(network)
     with network.disable_adapter():
         assert torch.equal(outputs(network), start)
@@ -163,7 +163,7 @@ def quantized_bits_of(parameter: nn.Parameter) -> int | None:
 def test_the_adapter_loads_onto_the_base_in_full_precision_too(
     tiny_backbone: TinyBackbone, tmp_path: Path, family: str, kind: str
 ) -> None:
-    """There it moves the base's outputs nearly as on the quantised one, away by the error of quantising."""
+    """There it moves the base's outputs nearly as on the quantized one, away by the error of quantizing."""
     task = build(tiny_backbone(family), kind)
     before = outputs(task.built_network)
     train(task, steps=10)
@@ -184,7 +184,7 @@ def test_settings_reach_the_weights(tiny_backbone: TinyBackbone, type_: Any, dou
     assert layer.compute_dtype == torch.bfloat16
 
 
-def test_what_trains_in_full_or_is_skipped_is_not_quantised(tiny_backbone: TinyBackbone) -> None:
+def test_what_trains_in_full_or_is_skipped_is_not_quantized(tiny_backbone: TinyBackbone) -> None:
     lora = LoraSettings(r=2, modules_to_save=["layer.1.output"])
     settings = QuantizationSettings(skip_modules=["key", "layer.0.intermediate"])
     task = build(tiny_backbone("bert"), lora=lora, quantization=settings)
@@ -207,7 +207,7 @@ def test_what_trains_in_full_or_is_skipped_is_not_quantised(tiny_backbone: TinyB
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_pefts_preparation_for_training_has_nothing_left_to_do(tiny_backbone: TinyBackbone, bits: int) -> None:
-    """Frozen base, norms and whatever else is not quantised in float32."""
+    """Frozen base, norms and whatever else is not quantized in float32."""
     task = build(tiny_backbone("llama"), "language", bits)
     trains = {name for name, parameter in task.named_parameters() if parameter.requires_grad}
     assert all("lora_" in name for name in trains)
@@ -285,7 +285,7 @@ def test_a_checkpoint_from_before_there_was_quantization_has_none(tiny_backbone:
 
 
 @pytest.mark.parametrize("kind", TASKS)
-def test_quantised_weights_cannot_train(kind: str) -> None:
+def test_quantized_weights_cannot_train(kind: str) -> None:
     with pytest.raises(ConfigurationError, match=r"model.quantization is set, but model.lora is null"):
         TASKS[kind]("anywhere", lora=None, quantization=QuantizationSettings())
 

@@ -1,4 +1,4 @@
-"""Variants on quantised bases train, reload and are exported with the same logits, or are refused by name."""
+"""Variants on quantized bases train, reload and are exported with the same logits, or are refused by name."""
 
 from functools import partial
 from pathlib import Path
@@ -114,7 +114,7 @@ def _original(name: str) -> str:
     return name.removeprefix("network.base_model.model.").replace(".base_layer.", ".")
 
 
-def test_a_quantised_layer_with_a_bias_computes_as_bitsandbytes_does() -> None:
+def test_a_quantized_layer_with_a_bias_computes_as_bitsandbytes_does() -> None:
     bnb = pytest.importorskip("bitsandbytes").nn
     torch.manual_seed(0)
     weight, bias, x = torch.randn(16, 64), torch.randn(16), torch.randn(3, 64)

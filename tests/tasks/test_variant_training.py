@@ -242,7 +242,7 @@ def test_adalora_lowers_its_ranks_to_the_budget(tiny_backbone: TinyBackbone, dat
 
 
 def test_adaloras_loss_is_pefts(tiny_classifier: TinyClassifier) -> None:
-    """The gradient added to the task's is that of the loss to which PEFT adds its regularisation."""
+    """The gradient added to the task's is that of the loss to which PEFT adds its regularization."""
     grads = []
     tokens = torch.arange(5, 25).view(2, 10)
     for own in (True, False):

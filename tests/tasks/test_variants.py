@@ -24,7 +24,7 @@ from tests.conftest import TinyBackbone
 from tests.tiny_data import save_tiny_clinc150
 from tests.variants import LORA, OPTIMIZATION, logits_of, perturb_trainable_parameters, settings_of, train_classifier
 
-NAMES = [name for name in (*LORA, *OPTIMIZATION) if name != "loftq"]  # which needs a quantised base
+NAMES = [name for name in (*LORA, *OPTIMIZATION) if name != "loftq"]  # which needs a quantized base
 REFUSED = {
     *(("rslora", "adalora"), ("dora", "adalora"), ("rank_pattern", "adalora"), ("alpha_pattern", "adalora")),
     *((name, "adalora") for name in LORA if "init_lora_weights" in LORA[name]),

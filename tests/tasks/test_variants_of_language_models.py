@@ -1,4 +1,4 @@
-"""Variants in causal language modelling: tied weights stay tied, and EVA and AdaLoRA work on packed instructions."""
+"""Variants in causal language modeling: tied weights stay tied, and EVA and AdaLoRA work on packed instructions."""
 
 from pathlib import Path
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from lora_lightning.datamodules import SyntheticIntentsDataModule
 from lora_lightning.datamodules.batching import LengthGroupedBatchSampler
 from lora_lightning.datamodules.prediction_files import write_table
-from lora_lightning.datamodules.sequence_classification import LabelledTexts
+from lora_lightning.datamodules.sequence_classification import LabeledTexts
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.metrics import LabelSpace
 from lora_lightning.tasks import SequenceClassificationTask
@@ -127,7 +127,7 @@ def test_a_file_that_cannot_be_written_is_named_with_the_reason(tmp_path: Path, 
 def test_the_first_process_alone_writes(tmp_path: Path, rank: int, written: bool) -> None:
     path = tmp_path / "answers.jsonl"
     datamodule = SyntheticIntentsDataModule()
-    datamodule.prediction_splits = {"predict": LabelledTexts(TEXTS)}
+    datamodule.prediction_splits = {"predict": LabeledTexts(TEXTS)}
     trainer: Any = SimpleNamespace(world_size=1, is_global_zero=rank == 0, datamodule=datamodule)
     writer = PredictionWriter(str(path))
     writer.write_on_epoch_end(trainer, TASK, batches_by_length(), [])
@@ -140,7 +140,7 @@ def test_the_first_process_alone_writes(tmp_path: Path, rank: int, written: bool
 def test_several_splits_are_written_one_after_another(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     datamodule = SyntheticIntentsDataModule()
-    datamodule.prediction_splits = {"predict_a": LabelledTexts(TEXTS), "predict_b": LabelledTexts(TEXTS[:3])}
+    datamodule.prediction_splits = {"predict_a": LabeledTexts(TEXTS), "predict_b": LabeledTexts(TEXTS[:3])}
     trainer: Any = SimpleNamespace(world_size=1, is_global_zero=True, datamodule=datamodule)
     short = [{name: column[batch["index"] < 3] for name, column in batch.items()} for batch in batches_by_length()]
     PredictionWriter(str(path)).write_on_epoch_end(trainer, TASK, [batches_by_length(), short], [])

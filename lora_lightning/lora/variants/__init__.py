@@ -19,7 +19,7 @@ from lora_lightning.lora.variants.principal_directions import Olora, Pissa
 from lora_lightning.lora.variants.trainable_tokens import TrainableTokens
 from lora_lightning.lora.variants.variant import Initialization, Variant
 
-# In the order in which their hooks are called and their initialisations are listed.
+# In the order in which their hooks are called and their initializations are listed.
 VARIANTS: tuple[type[Variant], ...] = (
     AdaLora,
     Dora,

@@ -68,13 +68,13 @@ class AdaLoraSettings:
 
 
 class AdaLora(Variant):
-    """AdaLoRA's part in a run: its budget, its regularisation, its choice of ranks, and what a resumed run needs."""
+    """AdaLoRA's part in a run: its budget, its regularization, its choice of ranks, and what a resumed run needs."""
 
     option = "model.lora.adalora"
     excludes: ClassVar[Mapping[str, str]] = {
         "model.lora.use_dora": "AdaLoRA has no magnitudes; choose one of the two",
         "model.lora.use_rslora": "AdaLoRA scales by its own count of ranks; leave use_rslora out",
-        "model.lora.init_lora_weights": "AdaLoRA has an initialisation of its own; leave init_lora_weights out",
+        "model.lora.init_lora_weights": "AdaLoRA has an initialization of its own; leave init_lora_weights out",
         "model.lora.rank_pattern": "AdaLoRA chooses the ranks itself; leave rank_pattern out",
         "model.lora.alpha_pattern": "AdaLoRA has one lora_alpha for all layers; leave alpha_pattern out",
         "model.lora.r": "AdaLoRA takes its ranks from adalora.init_r and adalora.target_r; leave r at 8",

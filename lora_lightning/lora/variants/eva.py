@@ -220,6 +220,6 @@ def start_from_directions(network: PeftModel, directions: Mapping[str, Tensor]) 
     initialize_lora_eva_weights(network, eva_state_dict=dict(directions))
     for name, layer in adapted_layers(network).items():
         layer.scaling[ADAPTER] = scalings[name]  # PEFT keeps it for alpha / r, not for rsLoRA's alpha / sqrt(r)
-    adapters_in_float32(network, ADAPTER)  # new layers have the dtype in which a quantised base computes
+    adapters_in_float32(network, ADAPTER)  # new layers have the dtype in which a quantized base computes
     use_fast_dropout(network)  # PEFT has made new layers of dropout
     network.train(mode)

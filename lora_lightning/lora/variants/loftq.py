@@ -1,4 +1,4 @@
-"""LoftQ: adapters that start with what quantisation took away from the weights under them."""
+"""LoftQ: adapters that start with what quantization took away from the weights under them."""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar
@@ -15,7 +15,7 @@ from lora_lightning.lora.variants.variant import Initialization
 
 
 class LoftQ(Initialization):
-    """LoftQ's part in a run: a start from the weights that the base was quantised from."""
+    """LoftQ's part in a run: a start from the weights that the base was quantized from."""
 
     initializations = ("loftq",)
     needs_quantized_layers = True
@@ -26,7 +26,7 @@ class LoftQ(Initialization):
     }
 
     def check_base(self, bits: int | None) -> None:
-        """Refuses a base that is not quantised to 4 bits."""
+        """Refuses a base that is not quantized to 4 bits."""
         if bits != 4:  # noqa: PLR2004
             found = "null" if bits is None else f"in {bits} bits"
             msg = (
@@ -36,13 +36,13 @@ class LoftQ(Initialization):
             raise ConfigurationError(msg)
 
     def peft_arguments(self) -> dict[str, Any]:
-        """PEFT's default start, until the quantised base and the weights that it came from are there."""
+        """PEFT's default start, until the quantized base and the weights that it came from are there."""
         return {"init_lora_weights": True}
 
     def start_from_base(
         self, network: PeftModel, original_weights: Callable[[Collection[str]], Mapping[str, Tensor]]
     ) -> None:
-        """Reads the original weights of the adapted layers and starts from the error of quantising them."""
+        """Reads the original weights of the adapted layers and starts from the error of quantizing them."""
         start_from_quantization_error(network, original_weights(adapted_layers(network)))
 
 
@@ -51,8 +51,8 @@ def start_from_quantization_error(model: nn.Module, originals: Mapping[str, Tens
     """Sets each adapter on a 4-bit layer to the best approximation of W - Q of its rank: dW = (W - Q)_r.
 
     Source: Li et al. 2023 (arXiv 2310.08659), algorithm 1 with T = 1, PEFT's default in `LoftQConfig`. Further
-    iterations would quantise W - dW instead of W, and no other program could rebuild that base; so it stays the
-    quantised model that everybody has. PEFT's own `replace_lora_weights_loftq` needs a GPU, leaves the adapter's
+    iterations would quantize W - dW instead of W, and no other program could rebuild that base; so it stays the
+    quantized model that everybody has. PEFT's own `replace_lora_weights_loftq` needs a GPU, leaves the adapter's
     scaling out and does not know GPT-2's transposed layers (0.21.2).
 
     Args:

@@ -1,4 +1,4 @@
-"""Orthogonal initialisation: A and B start as parts of one orthogonal matrix, with B A = 0."""
+"""Orthogonal initialization: A and B start as parts of one orthogonal matrix, with B A = 0."""
 
 from typing import Any
 

@@ -60,7 +60,7 @@ class PrincipalDirections(Initialization):
 
 
 class Pissa(PrincipalDirections):
-    """PiSSA: the largest singular directions of W, by an SVD, or by a faster randomised one (`pissa_niter_4`)."""
+    """PiSSA: the largest singular directions of W, by an SVD, or by a faster randomized one (`pissa_niter_4`)."""
 
     initializations = ("pissa", "pissa_niter_4")
     why_not_quantized = "PiSSA takes directions out of the base, which would be rounded again"
@@ -82,7 +82,7 @@ class Olora(PrincipalDirections):
         if isinstance(layer, Conv1D):
             msg = (
                 f"model.lora.init_lora_weights is olora, which PEFT computes wrongly for the transposed weight of "
-                f"{module}; choose pissa, or another initialisation."
+                f"{module}; choose pissa, or another initialization."
             )
             raise ConfigurationError(msg)
         super().check_layer(module, layer, rank)

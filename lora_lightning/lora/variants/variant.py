@@ -59,11 +59,11 @@ class Variant:
     Attributes:
         option: The option that chooses the variant, with its full path.
         excludes: Options that may not be set beside this one, with the reason and the remedy.
-        refused_bits: Numbers of bits of quantised bases that the variant cannot work on.
+        refused_bits: Numbers of bits of quantized bases that the variant cannot work on.
         why_not_quantized: The reason for `refused_bits`.
         why_not_sharded: Why the variant needs each matrix on one process; empty if it works on shards.
         changes_base: Whether the adapters start with a part of the base, which is taken out of it.
-        needs_quantized_layers: Whether at least one adapted layer must be quantised.
+        needs_quantized_layers: Whether at least one adapted layer must be quantized.
         chooses_ranks: Whether the ranks follow from data or training instead of the settings.
         state_key: The key of the variant's state in a checkpoint; empty if it has none beside its tensors.
         config_class: PEFT's configuration of such adapters.
@@ -120,16 +120,16 @@ class Variant:
         """Refuses a base that the variant cannot work on.
 
         Args:
-            bits: 4 or 8 of a quantised base, else `None`.
+            bits: 4 or 8 of a quantized base, else `None`.
 
         Raises:
             ConfigurationError: If the variant fails on such weights, or loses what it starts with.
         """
         if bits in self.refused_bits:
             msg = (
-                f"{self.option} is {str(self.value).lower()}, but the base is quantised to {bits} bits: "
+                f"{self.option} is {str(self.value).lower()}, but the base is quantized to {bits} bits: "
                 f"{self.why_not_quantized}; leave {self.option.rpartition('.')[2]} out, or train on a base that is not "
-                "quantised."
+                "quantized."
             )
             raise ConfigurationError(msg)
 
@@ -193,7 +193,7 @@ class Variant:
 
         Args:
             network: With its adapters; changed in place.
-            original_weights: Returns, by the layer's name, weights that the base was quantised from, (out_features,
+            original_weights: Returns, by the layer's name, weights that the base was quantized from, (out_features,
                 in_features), any floating dtype.
         """
 
@@ -372,12 +372,12 @@ class Initialization(Variant):
 
     @property
     def title(self) -> str:
-        """The option and its value, which other initialisations share."""
+        """The option and its value, which other initializations share."""
         return f"{self.option} {self.value}"
 
     @classmethod
     def is_chosen_by(cls, value: object) -> bool:
-        """Whether a value of `init_lora_weights` chooses this initialisation."""
+        """Whether a value of `init_lora_weights` chooses this initialization."""
         return value in cls.initializations
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Norms and spectra are right for every kind of adapter and base: DoRA, rsLoRA, AdaLoRA, quantised, half precision."""
+"""Norms and spectra are right for every kind of adapter and base: DoRA, rsLoRA, AdaLoRA, quantized, half precision."""
 
 from collections.abc import Callable
 from typing import Any

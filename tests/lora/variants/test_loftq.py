@@ -1,4 +1,4 @@
-"""LoftQ starts at the best approximation of the quantisation error, by NumPy's SVD, and survives being exported."""
+"""LoftQ starts at the best approximation of the quantization error, by NumPy's SVD, and survives being exported."""
 
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def test_every_adapter_starts_at_the_best_approximation_of_its_error(
         assert left < np.linalg.norm(error)
 
 
-def test_with_all_ranks_the_model_starts_as_it_was_before_quantisation(tiny_backbone: TinyBackbone) -> None:
+def test_with_all_ranks_the_model_starts_as_it_was_before_quantization(tiny_backbone: TinyBackbone) -> None:
     original = AutoModelForCausalLM.from_pretrained(tiny_backbone("gpt2"), dtype=torch.float32)
     plain, repaired = (
         outputs(build(tiny_backbone("gpt2"), "language", lora=lora).built_network)
@@ -94,7 +94,7 @@ def test_a_skipped_layer_has_no_error_to_start_from(tiny_backbone: TinyBackbone)
 
 
 @pytest.mark.parametrize(("family", "kind", "auto_class"), CASES)
-def test_plain_peft_gives_the_same_logits_on_a_plainly_quantised_base(
+def test_plain_peft_gives_the_same_logits_on_a_plainly_quantized_base(
     tiny_backbone: TinyBackbone, tmp_path: Path, family: str, kind: str, auto_class: Any
 ) -> None:
     task = loftq(tiny_backbone(family), kind)
