@@ -81,8 +81,10 @@ class RunHistory:
         Raises:
             TrainingError: If the file cannot be written.
         """
+        # A session may have had other data or another base model, if the user allowed it.
+        own = {name: facts[name] for name in ("data", "base_model") if name in facts}
         sessions = self.content.get("sessions", [])
-        self.content = {**facts, "sessions": [*sessions, {"started": _now()}]}
+        self.content = {**facts, "sessions": [*sessions, {"started": _now(), **own}]}
         write_json(self.path, self.content)
 
     def end(self, ending: Ending, reason: str, **facts: Any) -> None:

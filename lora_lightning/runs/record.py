@@ -54,7 +54,8 @@ class RunRecord:
         base_model: SHA-256 of the base model's `weights`, `config` and `tokenizer`, and its `commit` on the hub; `None`
             if it was not recorded.
         git: `commit` and `changed` of the folder that the run was started in; `None` outside a git repository.
-        sessions: Each time a process trained in this folder: `started`, `ended`, `ending`, `reason`.
+        sessions: Each time a process trained in this folder: `started`, `ended`, `ending`, `reason`, and the hashes
+            `data` and `base_model`, which differ between sessions only if the user allowed it.
     """
 
     folder: Path

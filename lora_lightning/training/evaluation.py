@@ -9,6 +9,7 @@ from lora_lightning.errors import ConfigurationError
 from lora_lightning.runs.files import write_text_atomically
 from lora_lightning.runs.layout import CHECKPOINTS
 from lora_lightning.runs.processes import end_processes_together
+from lora_lightning.training.finite_loss import check_finite_losses
 from lora_lightning.training.fitting import check_same_labels
 from lora_lightning.training.lightning_cli import LoraLightningCLI
 from lora_lightning.training.option_checks import check_writable
@@ -47,7 +48,9 @@ def score_split(cli: LoraLightningCLI, command: Literal["validate", "test"]) -> 
     with end_processes_together(cli.trainer, AGAIN):
         evaluate = cli.trainer.validate if command == "validate" else cli.trainer.test
         evaluate(cli.model, cli.datamodule, ckpt_path=cli.options.ckpt_path, verbose=False, weights_only=True)
-    return {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
+    metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
+    check_finite_losses(metrics, cli.options.ckpt_path)
+    return metrics
 
 
 def write_metrics(metrics: Mapping[str, float], path: Path) -> None:

@@ -1,5 +1,7 @@
 """Stops training if the loss or a validation metric is NaN or infinite, and names a checkpoint with finite weights."""
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from lightning import Callback, LightningModule, Trainer
@@ -47,6 +49,25 @@ class FiniteLoss(Callback):
                     f"{name_finite_checkpoint(trainer)} {REMEDY}"
                 )
                 raise TrainingError(msg)
+
+
+def check_finite_losses(metrics: Mapping[str, float], checkpoint: str) -> None:
+    """Refuses metrics of a checkpoint that cannot be used: numbers that are not finite would look like results.
+
+    Args:
+        metrics: By tag, such as `test/loss`.
+        checkpoint: The path of what was evaluated.
+
+    Raises:
+        TrainingError: If a loss is NaN or infinite.
+    """
+    for name, value in metrics.items():
+        if name.endswith("/loss") and not math.isfinite(value):
+            msg = (
+                f"{name} of {checkpoint} is {value}: the model computes numbers that are not finite on this data; "
+                "evaluate it with more precision (trainer.precision), or look for such numbers in the data."
+            )
+            raise TrainingError(msg)
 
 
 def name_finite_checkpoint(trainer: Trainer) -> str:

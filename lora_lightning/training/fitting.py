@@ -37,6 +37,7 @@ from lora_lightning.tasks.saved_base import BASE_MODEL, check_base
 from lora_lightning.training.announcements import announce_run, announce_skipped_test
 from lora_lightning.training.checkpointing import AdapterCheckpoint
 from lora_lightning.training.ending import check_at_least_one_step, early_end_reason, no_best_reason
+from lora_lightning.training.finite_loss import check_finite_losses
 from lora_lightning.training.lightning_cli import LoraLightningCLI
 from lora_lightning.training.option_checks import (
     check_monitor_is_reported,
@@ -233,7 +234,9 @@ class TrainingRun:
         read_checkpoint(chosen)  # a resumed run's may lie anywhere
         with self._add_resume_hint(), self._measure_seconds("test_seconds"):
             self.trainer.test(self.task, self.datamodule, ckpt_path=chosen, verbose=False, weights_only=True)
-        return metrics | {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        tested = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        check_finite_losses(tested, chosen)
+        return metrics | tested
 
     def write_results(self, metrics: dict[str, float]) -> None:
         """Writes `summary.json`, which marks the run as finished.

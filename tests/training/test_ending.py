@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from lora_lightning import RunRecord
 from lora_lightning.cli.main import main
+from lora_lightning.tasks import SequenceClassificationTask
 from tests.cli.test_commands import fit_words
 from tests.conftest import TinyBackbone
 from tests.tiny_data import save_tiny_clinc150
@@ -89,8 +90,6 @@ def test_a_validation_that_is_not_finite_is_a_failure(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from lora_lightning.tasks import SequenceClassificationTask  # noqa: PLC0415
-
     values = SequenceClassificationTask.metric_values
     monkeypatch.setattr(
         SequenceClassificationTask, "metric_values", lambda *words: {**values(*words), "loss": float("nan")}
@@ -100,6 +99,28 @@ def test_a_validation_that_is_not_finite_is_a_failure(
     assert "val/loss became nan in the validation after step" in said
     assert "no checkpoint with finite weights has been saved yet." in said
     assert not (tmp_path / "run/version_0/checkpoints/best.ckpt").exists()
+
+
+def test_a_test_that_is_not_finite_is_a_failure(
+    tiny_backbone: TinyBackbone,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    values = SequenceClassificationTask.metric_values
+
+    def without_finite_test_loss(task: Any, split: str) -> dict[str, float]:
+        return {**values(task, split), **({"loss": float("nan")} if split == "test" else {})}
+
+    monkeypatch.setattr(SequenceClassificationTask, "metric_values", without_finite_test_loss)
+    assert main(fit_words(tiny_backbone("bert"), data, tmp_path)) == 2
+    run = tmp_path / "run/version_0"
+    assert f"test/loss of {run}/checkpoints/best.ckpt is nan" in capsys.readouterr().err
+    assert RunRecord.load(run).state == "failed"
+    words = ["test", f"--config={run}/config.yaml", f"--ckpt_path={run}/checkpoints/best.ckpt"]
+    assert main(words) == 2
+    assert not (run / "test_metrics.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,9 @@ def test_resuming_on_changed_data_is_refused(trained: Trained, capfd: pytest.Cap
     assert "has changed since it started: other rows in the split train." in said
     assert said.strip().endswith("or set --allow_changed_data true.")
     assert main([*words, ALLOW_DATA]) == 0
+    before, after = RunRecord.load(trained.run).sessions
+    assert before["data"]["train"] != after["data"]["train"]
+    assert before["data"]["test"] == after["data"]["test"]
 
 
 @pytest.mark.parametrize(("change", "allow"), [(change_data, ALLOW_DATA), (change_weights, ALLOW_BASE)])
