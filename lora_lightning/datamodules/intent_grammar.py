@@ -635,12 +635,15 @@ def generate_intents(
                 requests.append((intent, name, seen, paragraphs.train))
         rows: list[tuple[str, str]] = []
         for intent, name, wanted, paragraph in requests:
-            sentences = _draw(rng, _phrasings(paragraph), wanted, used) if wanted >= 0 else None
+            size = out_of_scope[index] if intent == OUT_OF_SCOPE else count
+            if wanted < 0:
+                msg = f"{name} is {size}, but a number of sentences is at least 0."
+                raise ValueError(msg)
+            sentences = _draw(rng, _phrasings(paragraph), wanted, used)
             if sentences is None:
-                size = out_of_scope[index] if intent == OUT_OF_SCOPE else count
                 msg = (
-                    f"{name}={size}: the grammar cannot write that many distinct sentences for intent {intent!r}; "
-                    "set a smaller number, at least 0."
+                    f"{name} is {size}, but the grammar cannot write that many distinct sentences for intent "
+                    f"{intent!r}; set a smaller number."
                 )
                 raise ValueError(msg)
             rows.extend((text, intent) for text in sentences)

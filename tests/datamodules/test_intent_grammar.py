@@ -108,10 +108,10 @@ def test_sentences_are_filled_and_of_readable_length(corpus: Corpus) -> None:
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"train_per_intent": 50_000}, r"train_per_intent=50000: .* ask for fewer"),
-        ({"test_per_intent": 50_000}, r"test_per_intent=50000: .* ask for fewer"),
-        ({"out_of_scope": (100, 50_000, 200)}, r"out_of_scope\[1\]=50000: .* ask for fewer"),
-        ({"val_per_intent": -1}, r"val_per_intent=-1: .* not fewer than 0"),
+        ({"train_per_intent": 50_000}, r"train_per_intent is 50000, but the grammar .* set a smaller number"),
+        ({"test_per_intent": 50_000}, r"test_per_intent is 50000, but the grammar .* set a smaller number"),
+        ({"out_of_scope": (100, 50_000, 200)}, r"out_of_scope\[1\] is 50000, but the grammar .* set a smaller number"),
+        ({"val_per_intent": -1}, r"val_per_intent is -1, but a number of sentences is at least 0"),
     ],
 )
 def test_impossible_sizes_are_refused(sizes: dict[str, Any], message: str) -> None:
