@@ -145,6 +145,8 @@ class LoraLightningCLI(LightningCLI):
         watch_processes(self.trainer)
         self.model.check_trainer(self.trainer)
         self.model.allows_other_base = self.options.allow_other_base
+        if self.start.base is not None:
+            self.model.base_identity = self.start.base
         if self.command == "predict" and self.start.labels is not None:
             self.model.adopt_labels(self.start.labels)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lora_lightning.backbones.base_identity import identify_base
+from lora_lightning.backbones.base_identity import BaseIdentity, identify_base
 from lora_lightning.errors import CheckpointError, ConfigurationError
 from lora_lightning.metrics import LabelSpace
 from lora_lightning.runs.checkpoint import check_resumable, read_checkpoint
@@ -24,11 +24,13 @@ class StartingPoint:
         interrupted: The run that is resumed; `None` for a new run.
         place: File name and number of optimizer steps of the checkpoint; `None` without a checkpoint.
         labels: Labels of the checkpoint; `None` if it has none.
+        base: The base model's content, if it was compared with the checkpoint's; large weights are hashed once.
     """
 
     interrupted: InterruptedRun | None = None
     place: tuple[str, int] | None = None
     labels: LabelSpace | None = None
+    base: BaseIdentity | None = None
 
     @property
     def config(self) -> str:
@@ -73,28 +75,28 @@ def find_starting_point(
     if command == "fit":
         check_resumable(checkpoint, path)
     saved = checkpoint["hyper_parameters"]
-    known = _check_same_base(checkpoint, options, path)
+    base = _same_base(checkpoint, options, path)
+    known = base is not None or options.allow_other_base
     check_same_model(saved, options.model, path, structural_only=command != "fit", compare_base=not known)
     place = Path(path).name, int(checkpoint.get("global_step", 0))
-    return StartingPoint(interrupted, place, _labels(saved, path))
+    return StartingPoint(interrupted, place, _labels(saved, path), base)
 
 
-def _check_same_base(checkpoint: Mapping[str, Any], options: Any, path: str) -> bool:
-    """Compares the content of the base model's files; warns of a checkpoint that does not know its base."""
+def _same_base(checkpoint: Mapping[str, Any], options: Any, path: str) -> BaseIdentity | None:
+    """The base model, whose content is that of the checkpoint's; warns of a checkpoint that does not know its base."""
     asked = options.model.init_args.as_dict()
-    if "backbone" not in asked:
-        return False
-    if options.allow_other_base:
-        return True
+    if "backbone" not in asked or options.allow_other_base:
+        return None
     if BASE_MODEL not in checkpoint:
         rank_zero_warn(
             f"the checkpoint {path} was written by a release that did not record the content of the base model, so it "
             "is not known whether the base is still the same."
         )
-        return False
+        return None
     is_frozen = asked.get("lora") is not None or bool(asked.get("freeze_backbone"))
     base = identify_base(str(asked["backbone"]))
-    return check_base(checkpoint, base, f"the checkpoint {path}", is_frozen=is_frozen, allowed=False)
+    known = check_base(checkpoint, base, f"the checkpoint {path}", is_frozen=is_frozen, allowed=False)
+    return base if known else None
 
 
 def check_same_model(
