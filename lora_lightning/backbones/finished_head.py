@@ -1,4 +1,4 @@
-"""The head of a backbone that is a finished classifier: matched to the data's labels by name, or made anew."""
+"""The head of a backbone that is a finished classifier: matched to the data's labels by name, or newly initialized."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ SHOWN = 4  # labels in a message
 def load_sequence_classifier(
     backbone: str, config: PretrainedConfig, quantization: Quantization | None = None, values: bool = True
 ) -> LoadedBackbone:
-    """Loads `AutoModelForSequenceClassification`; a finished head is matched to the labels, or made anew.
+    """Loads `AutoModelForSequenceClassification`; a finished head is matched to the labels, or newly initialized.
 
     Args:
         backbone: Hub id, folder or `package://` name.
@@ -36,7 +36,7 @@ def load_sequence_classifier(
 
 
 def match_head_to_labels(loaded: LoadedBackbone, backbone: str) -> LoadedBackbone:
-    """Reorders the rows of a finished classifier's head to the data's labels, or makes its last layer anew.
+    """Reorders the rows of a finished classifier's head to the data's labels, or initializes its last layer.
 
     transformers loads a head by its shape alone, so that its labels would change places. Labels match by name, whatever
     their case and the spaces around them.
@@ -48,7 +48,7 @@ def match_head_to_labels(loaded: LoadedBackbone, backbone: str) -> LoadedBackbon
 
     Returns:
         `loaded`, with the last layer among the modules that the checkpoint lacked if it is not as in the checkpoint,
-        and with a sentence if a finished head was made anew.
+        and with a sentence if a finished head was newly initialized.
     """
     model, saved = loaded.model, load_config(backbone)
     name = output_layer_name(model)
@@ -130,7 +130,7 @@ def _notice(saved: PretrainedConfig, wanted: PretrainedConfig, backbone: str) ->
     old = f"{saved.num_labels} labels ({_listed(saved)})" if _is_classifier(saved) else "another task"
     return (
         f"the backbone {backbone!r} has a finished head for {old}, which does not match the labels of the data "
-        f"({_listed(wanted)}); its last layer is made anew."
+        f"({_listed(wanted)}); its last layer is newly initialized."
     )
 
 

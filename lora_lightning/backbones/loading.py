@@ -278,7 +278,7 @@ def load_model(
     key_mapping: Mapping[str, str] | None = None,
     values: bool = True,
 ) -> LoadedBackbone:
-    """Loads a pretrained model in float32; a head that the weights lack, or have in another shape, is made anew.
+    """Loads a pretrained model in float32; a head that is missing, or has another shape, is newly initialized.
 
     Args:
         auto_class: One of transformers' `AutoModelFor...`.

@@ -58,7 +58,7 @@ def check_question_answering_settings(
 def load_question_answerer(
     backbone: str, config: PretrainedConfig, quantization: Quantization | None = None, values: bool = True
 ) -> LoadedBackbone:
-    """Loads `AutoModelForQuestionAnswering`; a head that the weights lack is made anew.
+    """Loads `AutoModelForQuestionAnswering`; a head that the weights lack is newly initialized.
 
     Args:
         backbone: Hub id, folder or `package://` name.

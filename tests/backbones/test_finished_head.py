@@ -1,4 +1,4 @@
-"""A finished classifier's rows follow the names of the data's labels, or its last layer is made anew and named."""
+"""A finished classifier's rows follow the names of the data's labels, or its last layer is newly initialized."""
 
 import shutil
 import warnings
@@ -129,7 +129,7 @@ OTHER: dict[str, tuple[list[str], dict[str, Any], list[str], str]] = {
 
 @pytest.mark.parametrize("kind", OTHER)
 @pytest.mark.parametrize("family", ["bert", "roberta", "llama"])
-def test_other_labels_make_the_last_layer_anew_and_say_so(
+def test_other_labels_initialize_the_last_layer_and_say_so(
     tiny_backbone: TinyBackbone, tmp_path: Path, family: str, kind: str
 ) -> None:
     old, settings, new, shown = OTHER[kind]
@@ -140,7 +140,7 @@ def test_other_labels_make_the_last_layer_anew_and_say_so(
     assert layer.bias is None or not layer.bias.any()
     assert loaded.lacked == [output_layer_name(finished)]
     assert f"has a finished head for {shown}, which does not match" in loaded.notice
-    assert f"({', '.join(new)}); its last layer is made anew." in loaded.notice
+    assert f"({', '.join(new)}); its last layer is newly initialized." in loaded.notice
 
 
 def test_a_regression_keeps_a_head_of_its_own_name_only(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_a_checkpoint_holds_the_reordered_head_and_is_not_reordered_again(
     torch.testing.assert_close(logits(loaded.built_network), logits(trained.built_network))
 
 
-def test_a_head_made_anew_is_told_once_before_training_and_not_in_evaluation(
+def test_a_newly_initialized_head_is_told_once_before_training_and_not_in_evaluation(
     tiny_backbone: TinyBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finish(tiny_backbone("bert"), tmp_path, ["LABEL_0", "LABEL_1"])
@@ -226,7 +226,7 @@ def test_a_head_made_anew_is_told_once_before_training_and_not_in_evaluation(
         with warnings.catch_warnings(record=True) as found:
             warnings.simplefilter("always")
             task.build_network()
-        return any("its last layer is made anew" in str(warning.message) for warning in found)
+        return any("its last layer is newly initialized" in str(warning.message) for warning in found)
 
     assert told(fits=True, resumes=False)
     assert not told(fits=True, resumes=True)

@@ -218,7 +218,7 @@ def test_folder_without_a_tokenizer_is_an_error(tiny_backbone: TinyBackbone, tmp
 
 
 @pytest.mark.parametrize("family", ["bert", "distilbert", "llama", "roberta"])
-def test_head_for_other_labels_is_made_anew(
+def test_head_for_other_labels_is_newly_initialized(
     tiny_classifier: TinyClassifier, tiny_backbone: TinyBackbone, tmp_path: Path, family: str
 ) -> None:
     tiny_classifier(family, labels=3).model.save_pretrained(tmp_path / "headed")

@@ -198,7 +198,7 @@ def test_incomplete_weights_are_refused_as_without_quantization(tiny_backbone: T
         load_sequence_classifier(str(folder), config, FLOAT32)
 
 
-def test_a_head_for_other_labels_is_made_anew_and_not_quantized(
+def test_a_head_for_other_labels_is_newly_initialized_and_not_quantized(
     tiny_classifier: TinyClassifier, tmp_path: Path
 ) -> None:
     tiny_classifier("bert", labels=5).model.save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""Question-answering heads of every family: made anew where lacking, trained, exported, and right in plain PEFT."""
+"""Question-answering heads of every family: newly initialized, trained, exported, and right in plain PEFT."""
 
 from pathlib import Path
 from typing import Any
