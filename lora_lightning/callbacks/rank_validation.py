@@ -133,11 +133,14 @@ def metric_by_group(
     for group in range(groups):
         task.metrics = of_group
         _forget_batches(of_group)
-        for piece in pieces[group::groups]:
-            moved = on_device(trainer, piece)
+        own = pieces[group::groups]
+        most = trainer.strategy.reduce(torch.tensor(len(own), device=task.device), reduce_op="max")
+        for number in range(int(most)):
+            # A pass of a sharded model is collective: a process with fewer pieces repeats one, which does not count.
+            moved = on_device(trainer, own[min(number, len(own) - 1)])
             with validation_precision(trainer):
                 found = answer(moved)
-                for metrics in (overall, of_group):
+                for metrics in (overall, of_group) if number < len(own) else ():
                     task.metrics = metrics
                     task.add_to_metrics(split, moved, found)
         by_group.append(task.metric_values(split).get(name, math.nan))
