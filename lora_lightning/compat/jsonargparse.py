@@ -1,10 +1,15 @@
-"""Undocumented parts of jsonargparse 4.53: the wording of its messages, and its parsers of a class's options.
+"""Undocumented parts of jsonargparse 4.53: its messages, its parsers of a class's options, the types of options.
 
 jsonargparse reports a wrong option as a list of every type that it tried, over many lines, with the full value. One
 line of it says what is wrong; the patterns here find that line and its parts.
 """
 
 import re
+import types
+import typing
+from functools import reduce
+from operator import or_
+from typing import Any
 
 from jsonargparse import ArgumentParser
 
@@ -55,3 +60,35 @@ def is_parser_of_class(parser: ArgumentParser) -> bool:
         parser: Any.
     """
     return bool(getattr(parser, "_inner_parser", False))
+
+
+def try_int_before_float(options: dict[str, Any]) -> None:
+    """Puts `int` before `float` where the type of an option is a union of both.
+
+    Python gives `Union[int, float]` and `Union[float, int]` out of one cache, so that the order in the source may not
+    be the one that arrives. With `float` first, `--trainer.limit_train_batches=1` would be 1.0: not one batch, but all.
+
+    Args:
+        options: Of `add_argument`; for an option of a class, jsonargparse has already put its type into the action.
+    """
+    if "type" in options:
+        options["type"] = int_before_float(options["type"])
+    action: Any = options.get("action")
+    if hasattr(action, "_typehint"):
+        action._typehint = int_before_float(action._typehint)
+
+
+def int_before_float(kind: Any) -> Any:
+    """Returns a type, with `int` before `float` if it is a union.
+
+    Args:
+        kind: A type.
+    """
+    kinds = list(typing.get_args(kind))
+    if typing.get_origin(kind) not in (typing.Union, types.UnionType) or not {int, float} <= set(kinds):
+        return kind
+    if kinds.index(int) < kinds.index(float):
+        return kind
+    kinds.remove(int)
+    kinds.insert(kinds.index(float), int)
+    return reduce(or_, kinds)  # not `Union[...]`, which has the cache

@@ -29,6 +29,7 @@ from lora_lightning.compat.jsonargparse import (
     REQUIRED,
     TRIED,
     is_parser_of_class,
+    try_int_before_float,
 )
 from lora_lightning.configuration.class_paths import class_path_problem, class_paths_in
 from lora_lightning.errors import DEBUG, ConfigurationError
@@ -57,6 +58,11 @@ class ArgumentParser(LightningArgumentParser):
         if is_parser_of_class(self):
             words = [re.sub(r"^(--[\w.]+)=None$", r"\1=null", word) for word in words]
         return super().parse_args(join_negative_numbers(words), *more, **options)
+
+    def add_argument(self, *args: Any, **options: Any) -> Any:
+        """Adds an option, and has its values tried as `int` before `float`."""
+        try_int_before_float(options)  # jsonargparse gives this method to the parser's groups, too
+        return super().add_argument(*args, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises one sentence instead of printing the usage and every type that was tried."""

@@ -1,5 +1,7 @@
 """Long parser messages become one sentence."""
 
+import typing
+
 import pytest
 
 from lora_lightning.configuration.parser import ArgumentParser, explain_parser_message, join_negative_numbers
@@ -162,3 +164,30 @@ def test_a_negative_number_is_a_value(option: str, value: str) -> None:
 )
 def test_only_a_negative_number_after_an_option_is_attached_to_it(words: list[str], joined: list[str]) -> None:
     assert join_negative_numbers(words) == joined
+
+
+class Batches:
+    """A class whose annotation arrives in the wrong order, as Python's cache of unions may hand it out."""
+
+    def __init__(self, limit: float | int | None = None, share: float | None = None) -> None:  # noqa: PYI041
+        self.limit, self.share = limit, share
+
+
+class Outer:
+    """A class with an option that is a class."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+
+@pytest.mark.parametrize(("word", "value"), [("1", 1), ("1.0", 1.0), ("0.5", 0.5), ("null", None)])
+@pytest.mark.parametrize("cls", [Batches, Outer])
+def test_a_whole_number_stays_one_whatever_the_order_of_a_union(cls: type, word: str, value: object) -> None:
+    assert typing.get_args(typing.get_type_hints(Batches.__init__)["limit"])[0] is float
+    parser = ArgumentParser()
+    parser.add_class_arguments(cls, "x")
+    prefix = "--x.limit" if cls is Batches else "--x.batches.limit"
+    parsed = parser.parse_args([f"{prefix}={word}", "--x.share=1" if cls is Batches else "--x.batches.share=1"])
+    made = parser.instantiate_classes(parsed).x
+    limit = made.limit if cls is Batches else made.batches.limit
+    assert (type(limit), limit) == (type(value), value)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,9 @@ def as_other_user() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def finished(tiny_backbone: TinyBackbone, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Words]:
     """A place that belongs to nobody, with a backbone, data and a finished run, and the command that made it."""
+    libraries = Path(sys.prefix)
+    if os.geteuid() == 0 and any(folder.stat().st_mode & 0o5 != 0o5 for folder in [libraries, *libraries.parents]):
+        pytest.skip(f"no other user may read {libraries}; .ci/run uses an environment that all may read")
     place = tmp_path_factory.mktemp("place")
     shutil.copytree(tiny_backbone("bert"), place / "backbone")
     save_tiny_clinc150(place / "data")
