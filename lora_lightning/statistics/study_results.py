@@ -1,0 +1,127 @@
+"""What a study measured, in the form that its analysis takes: configurations, seeds, outcomes and costs.
+
+A study's engine fills it from its trials, `study audit` from a table. All outcomes are from the test split; what was
+used to choose a learning rate or an epoch does not belong here.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+MARGIN_IN_POINTS = 0.5
+MARGIN_IN_PERCENT = 1.0
+
+
+class Scale(StrEnum):
+    """How a metric's differences are shown, and in which unit its margin is.
+
+    Attributes:
+        FRACTION: Values are fractions, such as accuracy 0.945; differences are shown in points, 100 times as large.
+        LOG: Values are natural logarithms, such as the log perplexity; differences are shown in percent of the
+            quantity itself.
+        PLAIN: Values and differences are shown as they are.
+    """
+
+    FRACTION = "fraction"
+    LOG = "log"
+    PLAIN = "plain"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The metric that decides, and what difference would matter.
+
+    Attributes:
+        name: Such as `"accuracy"`.
+        margin: The largest loss of quality that does not matter, above 0: in points for `Scale.FRACTION`, in percent
+            for `Scale.LOG`, otherwise in the metric's unit.
+        higher_is_better: Whether larger values are better.
+        scale: How values are stored and differences are shown.
+    """
+
+    name: str
+    margin: float = MARGIN_IN_POINTS
+    higher_is_better: bool = True
+    scale: Scale = Scale.FRACTION
+
+
+@dataclass(frozen=True)
+class ConfigurationResults:
+    """What the runs of one configuration measured.
+
+    Attributes:
+        name: Unique in the study, such as `"r = 8"`.
+        settings: The values of the study's axes, such as `{"model.lora.r": 8}`.
+        values: The metric that decides, by seed.
+        outcomes: By seed, shape (examples,), float64: one number per test example, in the same order for all
+            configurations, whose mean is the seed's value: hits, or pseudo-values from `statistics.pseudo_values`, such as those of the
+            log perplexity over documents. Empty if the metric is no mean over examples; only seeds are compared then.
+        measurements: Other numbers by name and seed: costs such as `"trainable_parameters"`, and further metrics. A
+            number that was not measured is left out.
+        curves: Curves by name and seed, shape (2, points), float64: steps or epochs, and values.
+    """
+
+    name: str
+    settings: Mapping[str, object]
+    values: Mapping[int, float]
+    outcomes: Mapping[int, NDArray[np.float64]] = field(default_factory=dict)
+    measurements: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    curves: Mapping[str, Mapping[int, NDArray[np.float64]]] = field(default_factory=dict)
+
+    def mean_of(self, name: str) -> float:
+        """Averages a measurement over seeds.
+
+        Args:
+            name: Name of a measurement.
+
+        Returns:
+            The mean; NaN if it was not measured.
+        """
+        numbers = list(self.measurements.get(name, {}).values())
+        return float(np.mean(numbers)) if numbers else float("nan")
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """All that the analysis and the report of a study need.
+
+    Attributes:
+        name: Name of the study.
+        metric: The metric that decides.
+        configurations: All configurations, with their reference.
+        reference: Name of the configuration that the others are compared with, chosen before the study ran.
+        costs: Names of measurements of which less is better; the first decides which configuration is cheapest.
+        sequence: Names of configurations in the order in which a fixed-sequence test takes them, the most expensive
+            first, without the reference; for a study of ranks from the largest down. Other configurations are tested
+            with Holm's correction.
+        rank_setting: The key in `settings` that holds the rank, for figures against it; `None` without ranks.
+        full_fine_tuning: Name of the configuration without LoRA, if there is one.
+        unfinished: What is missing, such as `"3 of 40 trials have not finished"`; empty for a complete study.
+    """
+
+    name: str
+    metric: Metric
+    configurations: Sequence[ConfigurationResults]
+    reference: str
+    costs: Sequence[str] = ("trainable_parameters",)
+    sequence: Sequence[str] = ()
+    rank_setting: str | None = None
+    full_fine_tuning: str | None = None
+    unfinished: str = ""
+
+    def configuration(self, name: str) -> ConfigurationResults:
+        """Finds a configuration.
+
+        Args:
+            name: Its name.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            KeyError: If there is none.
+        """
+        return {each.name: each for each in self.configurations}[name]
