@@ -57,8 +57,9 @@ class ConfigurationResults:
         settings: The values of the study's axes, such as `{"model.lora.r": 8}`.
         values: The metric that decides, by seed.
         outcomes: By seed, shape (examples,), float64: one number per test example, in the same order for all
-            configurations, whose mean is the seed's value: hits, or pseudo-values from `statistics.pseudo_values`, such as those of the
-            log perplexity over documents. Empty if the metric is no mean over examples; only seeds are compared then.
+            configurations, whose mean is the seed's value: hits, or pseudo-values from `statistics.pseudo_values`,
+            such as those of the log perplexity over documents. Empty if the metric is no mean over examples; only
+            seeds are compared then.
         measurements: Other numbers by name and seed: costs such as `"trainable_parameters"`, and further metrics. A
             number that was not measured is left out.
         curves: Curves by name and seed, shape (2, points), float64: steps or epochs, and values.
