@@ -4,6 +4,7 @@ A study's engine fills it from its trials, `study audit` from a table. All outco
 used to choose a learning rate or an epoch does not belong here.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -46,6 +47,45 @@ class Metric:
     margin: float = MARGIN_IN_POINTS
     higher_is_better: bool = True
     scale: Scale = Scale.FRACTION
+
+    @property
+    def unit(self) -> str:
+        """The unit of differences and of the margin, after a space."""
+        return {Scale.FRACTION: " points", Scale.LOG: " %", Scale.PLAIN: ""}[self.scale]
+
+    @property
+    def stored_margin(self) -> float:
+        """The margin in the unit of the values; for `Scale.LOG` log(1 + margin / 100)."""
+        if self.scale is Scale.LOG:
+            return math.log1p(self.margin / 100)
+        return self.margin / 100 if self.scale is Scale.FRACTION else self.margin
+
+    def shown_difference(self, difference: float) -> float:
+        """Converts a difference into the unit of the margin.
+
+        Args:
+            difference: In the unit of the values, signed so that larger is better.
+
+        Returns:
+            The difference; for `Scale.LOG` the percentage by which the quantity is better, such as -1 for a perplexity
+            that is 1 % higher.
+        """
+        if self.scale is Scale.LOG:
+            return -100 * math.expm1(-difference)
+        return 100 * difference if self.scale is Scale.FRACTION else difference
+
+    def shown_value(self, value: float) -> float:
+        """Converts a value into the one that is shown: percent for a fraction, the quantity itself for its logarithm.
+
+        Args:
+            value: As stored.
+
+        Returns:
+            The value as shown.
+        """
+        if self.scale is Scale.LOG:
+            return math.exp(value)
+        return 100 * value if self.scale is Scale.FRACTION else value
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,42 @@
+"""Several tests with one error rate: the fixed sequence and Holm's correction."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+ERROR_RATE = 0.05
+
+
+def fixed_sequence(p_values: Sequence[float], error_rate: float = ERROR_RATE) -> int:
+    """Tests hypotheses in an order that was fixed beforehand, and stops at the first failure.
+
+    The chance of any false rejection is at most `error_rate` without a correction, because a true hypothesis can be
+    rejected wrongly only if it is the first true one (Maurer, Hothorn & Lehmacher 1995).
+
+    Args:
+        p_values: One-sided p values in the fixed order.
+        error_rate: In (0, 1).
+
+    Returns:
+        How many hypotheses, from the start, are rejected.
+    """
+    failures = [place for place, p in enumerate(p_values) if not p <= error_rate]
+    return failures[0] if failures else len(p_values)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusts p values, so that rejecting those up to 5 % has a chance of at most 5 % for any false rejection.
+
+    Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
+
+    Args:
+        p_values: In any order.
+
+    Returns:
+        Adjusted p values in the same order.
+    """
+    from statsmodels.stats.multitest import multipletests  # noqa: PLC0415  # imports for two seconds
+
+    if not p_values:
+        return []
+    return [float(p) for p in multipletests(np.asarray(p_values), method="holm")[1]]

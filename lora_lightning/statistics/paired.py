@@ -1,0 +1,250 @@
+"""Paired differences between two configurations: which part of them is chance, over seeds and test examples alike.
+
+D[s, i] is configuration minus reference with seed s on test example i, signed so that larger is better. A two-way
+random-effects model without replication splits its variance into seeds, examples and the rest. Its interval counts
+uncertainty of all three, and an interval over the seeds' means alone is checked beside it: the wider one is reported.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtr, stdtrit
+
+from lora_lightning.statistics.jackknife import CONFIDENCE, Interval
+
+ROUNDING = 1e-12  # differences that differ by less, relative to their size, are equal
+IDENTICAL = "identical on this test set"
+ONE_SEED = "one seed shows no variation between seeds: at least 2 are needed for an interval"
+NO_VARIANCE = "all differences are equal, so there is no variance to judge by"
+Estimate = tuple[NDArray[np.float64], NDArray[np.float64]]  # standard error of the mean, degrees of freedom
+
+
+@dataclass(frozen=True)
+class VarianceComponents:
+    """Where the variance of a paired difference comes from.
+
+    Attributes:
+        seeds: Variance between seeds, sigma_s^2, in squared units of the metric.
+        examples: Variance between test examples that all seeds share, sigma_e^2.
+        rest: Variance that neither explains, sigma_r^2.
+    """
+
+    seeds: float
+    examples: float
+    rest: float
+
+    def of_mean(self, seeds: int, examples: int) -> dict[str, float]:
+        """Splits the variance of the mean difference.
+
+        Args:
+            seeds: Number of seeds.
+            examples: Number of test examples.
+
+        Returns:
+            The variances of the mean that seeds, examples and the rest cause.
+        """
+        rest = self.rest / (seeds * examples)
+        return {"seeds": self.seeds / seeds, "examples": self.examples / examples, "rest": rest}
+
+    def shares(self, seeds: int, examples: int) -> dict[str, float]:
+        """Splits the variance of the mean difference into shares.
+
+        Args:
+            seeds: Number of seeds.
+            examples: Number of test examples.
+
+        Returns:
+            Numbers in [0, 1] that sum to 1; zeros without variance.
+        """
+        parts = self.of_mean(seeds, examples)
+        total = sum(parts.values())
+        return {name: part / total if total > 0 else 0.0 for name, part in parts.items()}
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """The mean paired difference and how sure it is.
+
+    Attributes:
+        interval: Mean difference over seeds and examples with its 95 % interval, in units of the metric.
+        seeds: Number of paired seeds.
+        examples: Number of test examples; 0 if only seeds are compared.
+        estimates: Standard errors of the mean with their degrees of freedom: of the two-way model (unless only seeds
+            are compared), and of the seeds' means.
+        components: Where the variance comes from; `None` without an interval.
+        note: Why there is no interval, or `"identical on this test set"`; otherwise empty.
+    """
+
+    interval: Interval
+    seeds: int
+    examples: int
+    estimates: tuple[tuple[float, float], ...] = ()
+    components: VarianceComponents | None = None
+    note: str = field(default="")
+
+    @property
+    def identical(self) -> bool:
+        """Whether all outcomes are equal."""
+        return self.note == IDENTICAL
+
+    def p_value_above(self, bound: float) -> float:
+        """Tests whether the mean difference is above a bound.
+
+        Args:
+            bound: Such as minus the margin, in units of the metric.
+
+        Returns:
+            The one-sided p value of "the mean is at most `bound`", the larger of both estimates'; 1 without an
+            interval.
+        """
+        if self.identical:
+            return float(bound >= 0)
+        if not self.estimates:
+            return 1.0
+        return max(float(stdtr(df, (bound - self.interval.value) / error)) for error, df in self.usable_estimates)
+
+    def p_value_below(self, bound: float) -> float:
+        """Tests whether the mean difference is below a bound.
+
+        Args:
+            bound: In units of the metric.
+
+        Returns:
+            The one-sided p value of "the mean is at least `bound`"; 1 without an interval.
+        """
+        if self.identical:
+            return float(bound <= 0)
+        if not self.estimates:
+            return 1.0
+        return max(float(stdtr(df, (self.interval.value - bound) / error)) for error, df in self.usable_estimates)
+
+    @property
+    def p_value(self) -> float:
+        """The two-sided p value of "the mean difference is 0"; 1 without an interval."""
+        return min(1.0, 2 * min(self.p_value_above(0.0), self.p_value_below(0.0)))
+
+    def lower_bound(self, confidence: float = CONFIDENCE) -> float:
+        """Computes the one-sided lower bound of the mean difference.
+
+        Args:
+            confidence: In (0, 1).
+
+        Returns:
+            The bound, in units of the metric; NaN without an interval.
+        """
+        if not self.estimates:
+            return self.interval.low
+        return self.interval.value - max(float(stdtrit(df, confidence)) * error for error, df in self.usable_estimates)
+
+    @property
+    def usable_estimates(self) -> list[tuple[float, float]]:
+        """The estimates without those that found no variance by chance, such as equal means of seeds."""
+        return [(error, df) for error, df in self.estimates if error > 0]
+
+
+def mean_squares(
+    differences: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Splits the variation of paired differences, as a two-way analysis of variance without replication does.
+
+    Args:
+        differences: shape (..., seeds, examples), floating: at least 2 seeds and 2 examples.
+
+    Returns:
+        Mean squares of seeds, examples and the rest, each of shape (...).
+    """
+    seeds, examples = differences.shape[-2:]
+    by_seed, by_example = differences.mean(-1), differences.mean(-2)
+    mean = by_seed.mean(-1)
+    of_seeds = examples * np.square(by_seed - mean[..., None]).sum(-1)
+    of_examples = seeds * np.square(by_example - mean[..., None]).sum(-1)
+    total = np.square(differences - mean[..., None, None]).sum((-2, -1))
+    rest = np.maximum(total - of_seeds - of_examples, 0.0)
+    return of_seeds / (seeds - 1), of_examples / (examples - 1), rest / ((seeds - 1) * (examples - 1))
+
+
+def two_way_estimate(differences: NDArray[np.float64]) -> Estimate:
+    """Estimates the standard error of the mean over seeds and examples by the method of moments.
+
+    Var(mean) = (MS_s + MS_e - MS_r) / (S N), at least MS_s / (S N); degrees of freedom after Satterthwaite 1946 from
+    all three mean squares. If that is 0 by chance although differences vary, the rest alone is counted.
+
+    Args:
+        differences: shape (..., seeds, examples), floating: at least 2 seeds and 2 examples.
+
+    Returns:
+        Standard errors and degrees of freedom, each of shape (...).
+    """
+    seeds, examples = differences.shape[-2:]
+    of_seeds, of_examples, rest = mean_squares(differences)
+    total = np.maximum(of_seeds + of_examples - rest, of_seeds)
+    canceled = total <= 1e-9 * (of_seeds + of_examples + rest)
+    of_rest = (seeds - 1) * (examples - 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        freedom = total**2 / (of_seeds**2 / (seeds - 1) + of_examples**2 / (examples - 1) + rest**2 / of_rest)
+    total, freedom = np.where(canceled, rest, total), np.where(canceled, of_rest, freedom)
+    return np.sqrt(total / (seeds * examples)), freedom
+
+
+def seeds_estimate(means: NDArray[np.float64]) -> Estimate:
+    """Estimates the standard error of the mean from the seeds' means alone.
+
+    Args:
+        means: shape (..., seeds), floating: at least 2 seeds.
+
+    Returns:
+        Standard errors and degrees of freedom, each of shape (...).
+    """
+    seeds = means.shape[-1]
+    errors = means.std(-1, ddof=1) / np.sqrt(seeds)
+    return errors, np.full_like(errors, seeds - 1)
+
+
+def variance_components(differences: NDArray[np.float64]) -> VarianceComponents:
+    """Estimates where the variance comes from; negative estimates are 0.
+
+    Args:
+        differences: shape (seeds, examples), floating: at least 2 seeds; with one column only seeds are compared.
+
+    Returns:
+        The three variances.
+    """
+    seeds, examples = differences.shape
+    if examples == 1:
+        return VarianceComponents(float(differences.var(ddof=1)), 0.0, 0.0)
+    of_seeds, of_examples, rest = (float(each) for each in mean_squares(differences))
+    return VarianceComponents(max(0.0, of_seeds - rest) / examples, max(0.0, of_examples - rest) / seeds, rest)
+
+
+def paired_difference(differences: NDArray[np.float64]) -> PairedDifference:
+    """Estimates the mean paired difference over seeds and test examples, with a 95 % interval.
+
+    Args:
+        differences: shape (seeds, examples), float64, finite; shape (seeds, 1) if the metric is no mean over examples.
+
+    Returns:
+        The wider of the two-way t interval and the t interval over the seeds' means; without one if there is a single
+        seed, or if all differences equal the same number other than 0.
+
+    Raises:
+        ValueError: If there is no difference, or one that is not finite.
+    """
+    if differences.ndim != 2 or differences.size == 0 or not np.isfinite(differences).all():  # noqa: PLR2004
+        msg = f"differences must be finite and of shape (seeds, examples), not of shape {differences.shape}"
+        raise ValueError(msg)
+    seeds, columns = differences.shape
+    examples = columns if columns > 1 else 0
+    mean = float(differences.mean())
+    nothing = float("nan")
+    if not differences.any() and seeds > 1:
+        return PairedDifference(Interval(0.0, 0.0, 0.0), seeds, examples, note=IDENTICAL)
+    if seeds == 1:
+        return PairedDifference(Interval(mean, nothing, nothing), seeds, examples, note=ONE_SEED)
+    if np.ptp(differences) <= ROUNDING * np.abs(differences).max():
+        return PairedDifference(Interval(mean, nothing, nothing), seeds, examples, note=NO_VARIANCE)
+    found = ([two_way_estimate(differences)] if examples else []) + [seeds_estimate(differences.mean(axis=1))]
+    estimates = tuple((float(error), float(df)) for error, df in found)
+    half = max(float(stdtrit(df, (1 + CONFIDENCE) / 2)) * error for error, df in estimates if error > 0)
+    interval = Interval(mean, mean - half, mean + half)
+    return PairedDifference(interval, seeds, examples, estimates, variance_components(differences))
