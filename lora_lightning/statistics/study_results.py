@@ -112,6 +112,11 @@ class ConfigurationResults:
     measurements: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     curves: Mapping[str, Mapping[int, NDArray[np.float64]]] = field(default_factory=dict)
 
+    @property
+    def mean_value(self) -> float:
+        """The mean of the metric over seeds; NaN without a seed."""
+        return float(np.mean(list(self.values.values()))) if self.values else float("nan")
+
     def mean_of(self, name: str) -> float:
         """Averages a measurement over seeds.
 

@@ -1,0 +1,240 @@
+"""The answer of a study: which configuration is enough, which differences are chance, and what is missing."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
+from typing import Any
+
+from lora_lightning.statistics.jackknife import Interval
+from lora_lightning.statistics.multiple_tests import ERROR_RATE, fixed_sequence, holm
+from lora_lightning.statistics.paired import PairedDifference
+from lora_lightning.statistics.pairing import check_study_results, compare, unpaired_seeds
+from lora_lightning.statistics.pareto import pareto_front
+from lora_lightning.statistics.recommendation import Recommendation, recommend
+from lora_lightning.statistics.study_results import Scale, StudyResults
+from lora_lightning.statistics.verdicts import (
+    ClaimVerdict,
+    Comparison,
+    Verdict,
+    claim_verdict,
+    verdict_sentence,
+    what_is_missing,
+)
+
+CLOSE_TO_FULL = 3.0  # percent
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two configurations and whether their difference is more than chance.
+
+    Attributes:
+        first: Name of the one that is judged.
+        second: Name of the one that it is compared with.
+        difference: First minus second, in the unit of the values, larger is better.
+        p_value: Two-sided, adjusted by Holm over all pairs.
+    """
+
+    first: str
+    second: str
+    difference: PairedDifference
+    p_value: float
+
+    @property
+    def told_apart(self) -> bool:
+        """Whether the difference is more than chance, with an error rate of 5 % over all pairs."""
+        return self.p_value <= ERROR_RATE
+
+
+@dataclass(frozen=True)
+class AgainstFull:
+    """A configuration compared with full fine-tuning.
+
+    Attributes:
+        name: The configuration.
+        percent: Relative difference in percent of the full fine-tuning's mean, with its 95 % interval.
+        verdict: Whether it is at most 3 % worse.
+    """
+
+    name: str
+    percent: Interval
+    verdict: ClaimVerdict
+
+
+@dataclass(frozen=True)
+class StudyAnalysis:
+    """All verdicts of a study.
+
+    Attributes:
+        comparisons: Every configuration but the reference, in the order of the study.
+        smallest_sufficient: Last configuration of the fixed sequence that is proven, r* in a study of ranks; `None` if
+            none is, or without a sequence.
+        recommendation: What to train, and why.
+        pairs: All pairs of configurations; recommends nothing.
+        pareto: By cost: names of the configurations that no other one beats in quality and cost at once.
+        against_full: Comparisons with full fine-tuning, if the study has it.
+    """
+
+    comparisons: tuple[Comparison, ...]
+    smallest_sufficient: str | None
+    recommendation: Recommendation
+    pairs: tuple[Pair, ...]
+    pareto: Mapping[str, tuple[str, ...]]
+    against_full: tuple[AgainstFull, ...]
+
+    @property
+    def indistinguishable(self) -> tuple[Pair, ...]:
+        """The pairs that cannot be told apart."""
+        return tuple(pair for pair in self.pairs if not pair.told_apart)
+
+
+def analyze_study(results: StudyResults) -> StudyAnalysis:
+    """Analyzes a study.
+
+    Args:
+        results: What it measured.
+
+    Returns:
+        Its verdicts and its recommendation.
+
+    Raises:
+        ConfigurationError: If the results do not fit together.
+    """
+    check_study_results(results)
+    comparisons = compare_with_reference(results)
+    passed = [each.name for each in comparisons if each.test == "fixed sequence" and each.verdict.proven]
+    in_order = [name for name in results.sequence if name in passed]
+    return StudyAnalysis(
+        comparisons=comparisons,
+        smallest_sufficient=in_order[-1] if in_order else None,
+        recommendation=recommend(results, comparisons, in_order[-1] if in_order else None),
+        pairs=compare_all_pairs(results),
+        pareto={cost: _front(results, cost) for cost in results.costs},
+        against_full=compare_with_full(results),
+    )
+
+
+def compare_with_reference(results: StudyResults) -> tuple[Comparison, ...]:
+    """Judges every configuration against the reference.
+
+    Args:
+        results: What the study measured.
+
+    Returns:
+        Comparisons in the order of the configurations, without the reference.
+    """
+    reference = results.configuration(results.reference)
+    others = [each for each in results.configurations if each.name != results.reference]
+    found = {each.name: compare(each, reference, results.metric) for each in others}
+    margin = results.metric.stored_margin
+    p_values = {name: difference.p_value_above(-margin) for name, difference in found.items()}
+    apart = [name for name in found if name not in results.sequence]
+    p_values |= dict(zip(apart, holm([p_values[name] for name in apart]), strict=True))
+    passed = fixed_sequence([p_values[name] for name in results.sequence])
+    proven = {*results.sequence[:passed], *(name for name in apart if p_values[name] <= ERROR_RATE)}
+    below = holm([difference.p_value_below(-margin) for difference in found.values()])
+    worse = {name for name, p in zip(found, below, strict=True) if p <= ERROR_RATE}
+    comparisons = []
+    for each in others:
+        difference = found[each.name]
+        untested = each.name in results.sequence[passed + 1 :]
+        verdict = _verdict(difference, each.name in proven, each.name in worse, untested)
+        waiting = verdict in {Verdict.UNDECIDED, Verdict.NOT_ENOUGH_EVIDENCE}
+        comparison = Comparison(
+            name=each.name,
+            difference=difference,
+            verdict=verdict,
+            p_value=p_values[each.name],
+            test="fixed sequence" if each.name in results.sequence else "Holm",
+            missing=what_is_missing(difference, results.metric) if waiting else "",
+            unpaired_seeds=unpaired_seeds(each, reference),
+            sentence="",
+        )
+        sentence = verdict_sentence(each.name, results.reference, results.metric, comparison)
+        comparisons.append(replace(comparison, sentence=sentence))
+    return tuple(comparisons)
+
+
+def compare_all_pairs(results: StudyResults) -> tuple[Pair, ...]:
+    """Tests whether configurations differ, with Holm's correction over all pairs.
+
+    Args:
+        results: What the study measured.
+
+    Returns:
+        All pairs; the second one comes earlier in the study.
+    """
+    pairs = [(second, first) for first, second in combinations(results.configurations, 2)]
+    found = [compare(first, second, results.metric) for first, second in pairs]
+    adjusted = holm([difference.p_value for difference in found])
+    return tuple(
+        Pair(first.name, second.name, difference, p)
+        for (first, second), difference, p in zip(pairs, found, adjusted, strict=True)
+    )
+
+
+def compare_with_full(results: StudyResults) -> tuple[AgainstFull, ...]:
+    """Tests whether configurations are at most 3 % worse than full fine-tuning, whose mean is taken as exact.
+
+    Args:
+        results: What the study measured.
+
+    Returns:
+        One comparison per configuration with LoRA; empty without full fine-tuning.
+    """
+    if results.full_fine_tuning is None:
+        return ()
+    full = results.configuration(results.full_fine_tuning)
+    mean = sum(full.values.values()) / len(full.values) if full.values else math.nan
+
+    def percent(difference: float) -> float:
+        if results.metric.scale is Scale.LOG:
+            return results.metric.shown_difference(difference)
+        return 100 * difference / abs(mean) if mean else math.nan
+
+    compared = []
+    for each in results.configurations:
+        if each.name != full.name:
+            ends = compare(each, full, results.metric).interval
+            interval = Interval(percent(ends.value), percent(ends.low), percent(ends.high))
+            compared.append(AgainstFull(each.name, interval, claim_verdict(interval, low=-CLOSE_TO_FULL)))
+    return tuple(compared)
+
+
+def as_json(value: Any) -> Any:
+    """Converts an analysis into what JSON can hold; numbers that are not finite become null.
+
+    Args:
+        value: A `StudyAnalysis` or a part of it.
+
+    Returns:
+        Dictionaries, lists, strings and numbers.
+    """
+    if hasattr(value, "__dataclass_fields__"):
+        return as_json(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): as_json(each) for key, each in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [as_json(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _verdict(difference: PairedDifference, proven: bool, worse: bool, untested: bool) -> Verdict:
+    if difference.note and not difference.identical:
+        return Verdict.NOT_ENOUGH_EVIDENCE
+    if proven:
+        return Verdict.IDENTICAL if difference.identical else Verdict.NOT_WORSE
+    if worse:
+        return Verdict.WORSE
+    return Verdict.NOT_TESTED if untested else Verdict.UNDECIDED
+
+
+def _front(results: StudyResults, cost: str) -> tuple[str, ...]:
+    sign = 1.0 if results.metric.higher_is_better else -1.0
+    names = [each.name for each in results.configurations]
+    kept = pareto_front(
+        [sign * each.mean_value for each in results.configurations],
+        [each.mean_of(cost) for each in results.configurations],
+    )
+    return tuple(name for name, on_front in zip(names, kept, strict=True) if on_front)

@@ -1,0 +1,105 @@
+"""Pairs the results of two configurations by seed and test example."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lora_lightning.errors import ConfigurationError
+from lora_lightning.statistics.jackknife import Interval
+from lora_lightning.statistics.paired import PairedDifference, paired_difference
+from lora_lightning.statistics.study_results import ConfigurationResults, Metric, StudyResults
+
+AGREEMENT = 1e-3  # between a seed's value and the mean of its outcomes, relative; loggers round to float32
+NO_COMMON_SEED = "no seed in common"
+
+
+def compare(configuration: ConfigurationResults, reference: ConfigurationResults, metric: Metric) -> PairedDifference:
+    """Compares two configurations on their common seeds.
+
+    Args:
+        configuration: The one that is judged.
+        reference: The one that it is compared with.
+        metric: The metric that decides.
+
+    Returns:
+        Their mean paired difference, signed so that larger is better, in the unit of the values.
+
+    Raises:
+        ConfigurationError: If they were tested on different numbers of examples.
+    """
+    seeds = common_seeds(configuration, reference)
+    if not seeds:
+        nothing = float("nan")
+        return PairedDifference(Interval(nothing, nothing, nothing), 0, 0, note=NO_COMMON_SEED)
+    sign = 1.0 if metric.higher_is_better else -1.0
+    if set(seeds) <= configuration.outcomes.keys() & reference.outcomes.keys():
+        first, second = _table(configuration, seeds), _table(reference, seeds)
+        if first.shape != second.shape:
+            msg = (
+                f"{configuration.name!r} has outcomes of {first.shape[1]:,} test examples and {reference.name!r} of "
+                f"{second.shape[1]:,}; all configurations must be tested on the same examples in the same order"
+            )
+            raise ConfigurationError(msg)
+    else:
+        first, second = (np.array([[each.values[seed]] for seed in seeds]) for each in (configuration, reference))
+    return paired_difference(sign * (first - second))
+
+
+def common_seeds(*configurations: ConfigurationResults) -> list[int]:
+    """Lists the seeds that all configurations ran with, ascending."""
+    return sorted(set.intersection(*(set(each.values) for each in configurations)))
+
+
+def unpaired_seeds(configuration: ConfigurationResults, reference: ConfigurationResults) -> tuple[int, ...]:
+    """Lists the seeds that only one of two configurations ran with, ascending."""
+    return tuple(sorted(configuration.values.keys() ^ reference.values.keys()))
+
+
+def check_study_results(results: StudyResults) -> None:
+    """Checks that results fit together.
+
+    Args:
+        results: What a study measured.
+
+    Raises:
+        ConfigurationError: If a name is unknown or used twice, the margin is not above 0, or a value is not finite or
+            not the mean of its outcomes.
+    """
+    names = [each.name for each in results.configurations]
+    margin = results.metric.margin
+    if not 0 < margin < float("inf"):
+        msg = f"the margin is {margin}, and must be above 0: without one no finite study proves anything"
+        raise ConfigurationError(msg)
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        msg = f"the configuration {twice[0]!r} occurs twice; give each configuration a name of its own"
+        raise ConfigurationError(msg)
+    asked = [results.reference, *results.sequence, *([results.full_fine_tuning] if results.full_fine_tuning else [])]
+    if unknown := [name for name in asked if name not in names]:
+        msg = f"there is no configuration {unknown[0]!r}; the configurations are {', '.join(map(repr, names))}"
+        raise ConfigurationError(msg)
+    if len(set(results.sequence)) < len(results.sequence) or results.reference in results.sequence:
+        msg = f"the sequence of tests {list(results.sequence)} must name each configuration once, and not the reference"
+        raise ConfigurationError(msg)
+    for each in results.configurations:
+        _check_values(each.name, each.values, each.outcomes)
+
+
+def _check_values(name: str, values: Mapping[int, float], outcomes: Mapping[int, NDArray[np.float64]]) -> None:
+    for seed, value in values.items():
+        mean = float(np.mean(outcomes[seed])) if seed in outcomes else value
+        if not np.isfinite([value, mean]).all():
+            msg = f"the result of {name!r} with seed {seed} is {value}; leave out runs without a finite result"
+            raise ConfigurationError(msg)
+        if abs(mean - value) > AGREEMENT * max(1.0, abs(value)):
+            msg = f"the result of {name!r} with seed {seed} is {value:.6g}, but the mean of its outcomes {mean:.6g}"
+            raise ConfigurationError(msg)
+
+
+def _table(configuration: ConfigurationResults, seeds: list[int]) -> NDArray[np.float64]:
+    rows = [np.asarray(configuration.outcomes[seed], dtype=np.float64) for seed in seeds]
+    if len({len(row) for row in rows}) > 1:
+        sizes = ", ".join(f"{len(row):,} with seed {seed}" for seed, row in zip(seeds, rows, strict=True))
+        msg = f"{configuration.name!r} has outcomes of different numbers of test examples: {sizes}"
+        raise ConfigurationError(msg)
+    return np.stack(rows)

@@ -1,0 +1,91 @@
+"""What to train: the cheapest configuration that is proven to be as good as the reference, minus the margin."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lora_lightning.statistics.study_results import StudyResults
+from lora_lightning.statistics.verdicts import Comparison, Verdict, shown_difference, shown_margin
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """What to train.
+
+    Attributes:
+        name: The configuration; `None` if nothing tells which one is cheaper.
+        proven: Whether it was proven good enough; the reference is recommended without proof.
+        answer: Two sentences with their numbers.
+    """
+
+    name: str | None
+    proven: bool
+    answer: str
+
+
+def recommend(
+    results: StudyResults, comparisons: Sequence[Comparison], smallest_sufficient: str | None = None
+) -> Recommendation:
+    """Recommends a configuration.
+
+    Args:
+        results: What the study measured.
+        comparisons: The verdicts.
+        smallest_sufficient: Last configuration of the fixed sequence that is proven.
+
+    Returns:
+        The cheapest proven configuration; the reference if none is proven, or none that costs less.
+    """
+    proven = {each.name: each for each in comparisons if each.verdict.proven}
+    if not proven:
+        return Recommendation(results.reference, proven=False, answer=_nothing_proven(results, comparisons))
+    costs = {name: results.configuration(name).mean_of(cost) for name in proven for cost in results.costs[:1]}
+    known = {name: cost for name, cost in costs.items() if not math.isnan(cost)}
+    if not known and smallest_sufficient is not None:
+        answer = f"{_proof(results, proven[smallest_sufficient], smallest_sufficient)} It is the last configuration "
+        answer += "with that proof in the order of the study, which starts with the most expensive one."
+        return Recommendation(smallest_sufficient, proven=True, answer=answer)
+    if not known:
+        names = ", ".join(proven)
+        answer = f"{_proof(results, next(iter(proven.values())), smallest_sufficient)} Nothing says which of "
+        answer += f"{names} and {results.reference} costs less, so no configuration is recommended."
+        return Recommendation(None, proven=True, answer=answer)
+    sign = 1.0 if results.metric.higher_is_better else -1.0
+    best = min(known, key=lambda name: (known[name], -sign * results.configuration(name).mean_value))
+    own = results.configuration(results.reference).mean_of(results.costs[0])
+    if own <= known[best]:
+        answer = f"{results.reference} is recommended: no cheaper configuration is proven at least as good as it minus "
+        answer += f"{shown_margin(results.metric)}. {_proof(results, proven[best], smallest_sufficient)}"
+        return Recommendation(results.reference, proven=False, answer=answer)
+    answer = f"{_proof(results, proven[best], smallest_sufficient)} {_cost_sentence(results, known[best], own)}"
+    return Recommendation(best, proven=True, answer=answer)
+
+
+def shown_cost(cost: float) -> str:
+    """Formats a cost, such as `294,912` or `1.25`."""
+    return f"{cost:,.0f}" if cost >= 1000 else f"{cost:.4g}"  # noqa: PLR2004
+
+
+def _proof(results: StudyResults, found: Comparison, smallest_sufficient: str | None) -> str:
+    if found.name == smallest_sufficient and found.verdict is Verdict.NOT_WORSE:
+        return (
+            f"{found.name} is enough: at least as good as {results.reference} minus {shown_margin(results.metric)} "
+            f"({shown_difference(found.difference, results.metric)})."
+        )
+    return found.sentence
+
+
+def _cost_sentence(results: StudyResults, cost: float, own: float) -> str:
+    words = results.costs[0].replace("_", " ")
+    share = f", {100 * cost / own:.3g} % of {results.reference}'s {shown_cost(own)}" if own > 0 else ""
+    return f"It is the cheapest configuration with that proof: {shown_cost(cost)} {words}{share}."
+
+
+def _nothing_proven(results: StudyResults, comparisons: Sequence[Comparison]) -> str:
+    margin, reference = shown_margin(results.metric), results.reference
+    first = f"{reference} is recommended: no other configuration is proven at least as good as it minus {margin}."
+    if not comparisons:
+        return f"{reference} is recommended: there is no other configuration."
+    in_order = [each for name in results.sequence for each in comparisons if each.name == name]
+    nearest = (in_order or sorted(comparisons, key=lambda each: each.p_value))[0]
+    return f"{first} {nearest.sentence}"

@@ -1,0 +1,174 @@
+"""What a comparison says, as a verdict and in a sentence with its numbers."""
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+from lora_lightning.statistics.jackknife import Interval
+from lora_lightning.statistics.paired import PairedDifference
+from lora_lightning.statistics.power import POWER, missing_evidence, planned_power
+from lora_lightning.statistics.study_results import Metric
+
+
+class Verdict(StrEnum):
+    """The verdict on a configuration, compared with the reference.
+
+    Attributes:
+        IDENTICAL: All outcomes are equal.
+        NOT_WORSE: Proven not to be worse by more than the margin.
+        WORSE: Proven to be worse by more than the margin.
+        UNDECIDED: Neither is proven.
+        NOT_TESTED: A more expensive configuration of the fixed sequence is not proven, so the test stopped before it.
+        NOT_ENOUGH_EVIDENCE: There is no interval, as with one seed.
+    """
+
+    IDENTICAL = "identical"
+    NOT_WORSE = "not worse"
+    WORSE = "worse"
+    UNDECIDED = "undecided"
+    NOT_TESTED = "not tested"
+    NOT_ENOUGH_EVIDENCE = "not enough evidence"
+
+    @property
+    def proven(self) -> bool:
+        """Whether the configuration may replace the reference."""
+        return self in {Verdict.IDENTICAL, Verdict.NOT_WORSE}
+
+
+class ClaimVerdict(StrEnum):
+    """Whether data support a claim that a number lies in a range."""
+
+    PASS = "PASS"  # noqa: S105
+    FAIL = "FAIL"
+    UNDECIDED = "UNDECIDED"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A configuration compared with the reference.
+
+    Attributes:
+        name: The configuration.
+        difference: Configuration minus reference in the unit of the values, larger is better.
+        verdict: The verdict.
+        p_value: One-sided p value of "worse by the margin or more", adjusted if `test` is `"Holm"`.
+        test: `"fixed sequence"` or `"Holm"`.
+        missing: What would decide it, such as `"4 more seeds"`; empty if decided.
+        unpaired_seeds: Seeds that only one of both ran with; they are not compared.
+        sentence: The verdict in plain words with its numbers.
+    """
+
+    name: str
+    difference: PairedDifference
+    verdict: Verdict
+    p_value: float
+    test: str
+    missing: str
+    unpaired_seeds: tuple[int, ...]
+    sentence: str
+
+
+def claim_verdict(interval: Interval, low: float = -math.inf, high: float = math.inf) -> ClaimVerdict:
+    """Judges a claim by an interval.
+
+    Args:
+        interval: Of the number in question.
+        low: Lower end of the claim.
+        high: Upper end of the claim.
+
+    Returns:
+        PASS if the interval is inside the claim, FAIL if it is entirely outside, otherwise UNDECIDED.
+    """
+    if interval.low >= low and interval.high <= high:
+        return ClaimVerdict.PASS
+    outside = interval.high < low or interval.low > high
+    return ClaimVerdict.FAIL if outside else ClaimVerdict.UNDECIDED
+
+
+def shown_number(number: float, metric: Metric) -> str:
+    """Formats a difference that is in the unit of the margin, with two more digits than the margin's first."""
+    decimals = max(0, 1 - math.floor(math.log10(metric.margin)))
+    return f"{round(number, decimals) + 0.0:.{decimals}f}"
+
+
+def shown_difference(difference: PairedDifference, metric: Metric) -> str:
+    """Formats a difference with its interval and what it is from.
+
+    Args:
+        difference: In the unit of the values.
+        metric: The metric that decides.
+
+    Returns:
+        Such as `difference -0.10 points, 95 % interval -0.40 to 0.20, 5 seeds, 4,500 test examples`.
+    """
+    if difference.seeds == 0:
+        return difference.note
+    value, low, high = (
+        shown_number(metric.shown_difference(number), metric)
+        for number in (difference.interval.value, difference.interval.low, difference.interval.high)
+    )
+    size = f"{difference.seeds} seed{'s' * (difference.seeds != 1)}"
+    size += f", {difference.examples:,} test examples" if difference.examples else ", compared by seed only"
+    interval = "no interval" if math.isnan(difference.interval.low) else f"95 % interval {low} to {high}"
+    return f"difference {value}{metric.unit}, {interval}, {size}"
+
+
+def shown_margin(metric: Metric) -> str:
+    """Formats the margin, such as `0.5 points`."""
+    return f"{metric.margin:g}{metric.unit}"
+
+
+def what_is_missing(difference: PairedDifference, metric: Metric) -> str:
+    """Says which data would prove non-inferiority with a power of 80 %.
+
+    The two configurations are assumed to be equal, unless the data contradict that; then the observed difference
+    counts.
+
+    Args:
+        difference: In the unit of the values.
+        metric: The metric that decides.
+
+    Returns:
+        Such as `4 more seeds`, or why nothing would.
+    """
+    if difference.components is None:
+        return "at least 2 seeds in common" if difference.seeds < 2 else "seeds with different results"  # noqa: PLR2004
+    margin, size = metric.stored_margin, (difference.seeds, difference.examples)
+    contradicted = difference.interval.high < 0 or planned_power(difference.components, margin, *size) >= POWER
+    assumed = min(0.0, difference.interval.value) if contradicted else 0.0
+    missing = missing_evidence(difference.components, margin + assumed, *size)
+    if missing is not None:
+        return str(missing)
+    if assumed <= -margin:
+        return "nothing of this kind: the observed difference is beyond the margin, so more data would rather refute it"
+    return "far more seeds and test examples than a study can have, or a larger margin"
+
+
+def verdict_sentence(name: str, reference: str, metric: Metric, found: Comparison) -> str:
+    """Puts a verdict into a sentence.
+
+    Args:
+        name: The configuration.
+        reference: The configuration that it is compared with.
+        metric: The metric that decides.
+        found: The comparison; its sentence is not used.
+
+    Returns:
+        A sentence with its numbers.
+    """
+    numbers, margin = f"({shown_difference(found.difference, metric)})", shown_margin(metric)
+    bound = ""
+    if found.verdict is Verdict.NOT_WORSE and found.difference.interval.low <= -metric.stored_margin:
+        lowest = shown_number(metric.shown_difference(found.difference.lower_bound()), metric)
+        bound = f"; the one-sided test at 5 % decides, whose bound is {lowest}"
+    return {
+        Verdict.IDENTICAL: f"{name} and {reference} are {found.difference.note} {numbers}.",
+        Verdict.NOT_WORSE: f"{name} is at least as good as {reference} minus {margin} {numbers}{bound}.",
+        Verdict.WORSE: f"{name} is worse than {reference} by more than {margin} {numbers}.",
+        Verdict.UNDECIDED: f"{name} against {reference} is undecided at a margin of {margin} {numbers}; "
+        f"missing: {found.missing}.",
+        Verdict.NOT_TESTED: f"{name} is not tested, because a configuration before it in the fixed sequence is not "
+        f"proven {numbers}.",
+        Verdict.NOT_ENOUGH_EVIDENCE: f"{name} against {reference}: not enough evidence, {found.difference.note} "
+        f"{numbers}; missing: {found.missing}.",
+    }[found.verdict]

@@ -1,0 +1,178 @@
+"""Verdicts, recommendations and sentences of made-up studies."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from lora_lightning.errors import ConfigurationError
+from lora_lightning.statistics.analysis import analyze_study, as_json
+from lora_lightning.statistics.jackknife import Interval
+from lora_lightning.statistics.study_results import ConfigurationResults, Metric, Scale, StudyResults
+from lora_lightning.statistics.verdicts import ClaimVerdict, Verdict, claim_verdict
+from tests.statistics.studies import EFFECTS, rank_study
+
+
+def seeds_only(values: dict[str, list[float]], metric: Metric | None = None, **others: object) -> StudyResults:
+    configurations = [
+        ConfigurationResults(name, {}, dict(enumerate(row)), measurements={"cost": {0: float(place)}})
+        for place, row in enumerate(values.values())
+        for name in [list(values)[place]]
+    ]
+    arguments = {"reference": list(values)[-1], "costs": ("cost",)} | others
+    return StudyResults("s", metric or Metric("accuracy"), configurations, **arguments)  # type: ignore[arg-type]
+
+
+def test_smallest_sufficient_rank_and_its_sentence() -> None:
+    found = analyze_study(rank_study())
+    assert found.smallest_sufficient == found.recommendation.name == "r = 4"
+    assert found.recommendation.answer == (
+        "r = 4 is enough: at least as good as r = 64 minus 0.5 points (difference -0.15 points, 95 % interval -0.49 to "
+        "0.20, 5 seeds, 1,500 test examples). It is the cheapest configuration with that proof: 147,456 trainable "
+        "parameters, 6.25 % of r = 64's 2,359,296."
+    )
+    assert [each.verdict for each in found.comparisons] == [Verdict.NOT_WORSE] * 4 + [Verdict.WORSE]
+    assert "r = 2" in found.pareto["trainable_parameters"]
+    assert all("r = 2" in (pair.first, pair.second) for pair in found.pairs if pair.told_apart)
+    assert len(found.pairs) == 15
+
+
+def test_the_sequence_stops_at_the_first_failure() -> None:
+    study = rank_study({64: 0.0, 32: -0.02, 16: 0.0, 8: -0.2})
+    found = analyze_study(study)
+    assert found.smallest_sufficient is None
+    verdicts = {each.name: each.verdict for each in found.comparisons}
+    assert verdicts == {"r = 32": Verdict.WORSE, "r = 16": Verdict.NOT_TESTED, "r = 8": Verdict.WORSE}
+    assert found.recommendation.name == "r = 64"
+    assert found.recommendation.answer.startswith("r = 64 is recommended: no other configuration is proven")
+    without_order = analyze_study(replace(study, sequence=()))
+    assert without_order.recommendation.name == "r = 16"
+    assert {each.test for each in without_order.comparisons} == {"Holm"}
+
+
+def test_undecided_says_what_is_missing() -> None:
+    found = analyze_study(rank_study(EFFECTS, spread=0.01)).comparisons[0]
+    assert found.verdict is Verdict.UNDECIDED
+    assert found.missing.endswith("more seeds")
+    assert f"missing: {found.missing}." in found.sentence
+
+
+def test_one_seed_is_not_enough_evidence() -> None:
+    found = analyze_study(rank_study(seeds=1))
+    assert {each.verdict for each in found.comparisons} == {Verdict.NOT_ENOUGH_EVIDENCE}
+    assert found.recommendation.name == "r = 64"
+    assert not found.recommendation.proven
+    assert "not enough evidence, one seed shows no variation" in found.recommendation.answer
+    assert len(found.indistinguishable) == len(found.pairs)
+
+
+def test_identical_outcomes() -> None:
+    study = rank_study({64: 0.0, 8: 0.0})
+    same = replace(study.configurations[1], values=study.configurations[0].values)
+    same = replace(same, outcomes=study.configurations[0].outcomes)
+    found = analyze_study(replace(study, configurations=[study.configurations[0], same]))
+    assert found.comparisons[0].verdict is Verdict.IDENTICAL
+    assert (
+        "identical on this test set (difference 0.00 points, 95 % interval 0.00 to 0.00" in found.recommendation.answer
+    )
+    assert found.recommendation.name == "r = 8"
+
+
+def test_unpaired_seeds_are_named_and_not_compared() -> None:
+    study = rank_study({64: 0.0, 8: 0.0})
+    extra = replace(study.configurations[1], values={**study.configurations[1].values, 99: 0.1})
+    found = analyze_study(replace(study, configurations=[study.configurations[0], extra]))
+    assert found.comparisons[0].unpaired_seeds == (99,)
+    assert found.comparisons[0].difference.seeds == 5
+
+
+def test_a_configuration_without_runs_stops_the_sequence() -> None:
+    study = rank_study()
+    empty = replace(study.configurations[1], values={}, outcomes={})
+    rows = [study.configurations[0], empty, *study.configurations[2:]]
+    found = analyze_study(replace(study, configurations=rows))
+    assert found.comparisons[0].verdict is Verdict.NOT_ENOUGH_EVIDENCE
+    assert found.smallest_sufficient is None
+    json.dumps(as_json(found), allow_nan=False)
+
+
+def test_lower_is_better_flips_the_sign_and_percent_are_of_the_perplexity() -> None:
+    perplexity = {"small": [20.3, 20.1, 20.25], "large": [20.0, 19.8, 19.97]}
+    logs = {name: [math.log(value) for value in row] for name, row in perplexity.items()}
+    metric = Metric("log_perplexity", margin=1.0, higher_is_better=False, scale=Scale.LOG)
+    found = analyze_study(seeds_only(logs, metric)).comparisons[0]
+    assert found.verdict is Verdict.WORSE
+    assert "difference -1.5 %" in found.sentence
+    test = stats.ttest_rel(logs["small"], logs["large"])
+    low, high = test.confidence_interval(0.95)
+    assert found.difference.interval.low == pytest.approx(-high)
+    assert found.difference.interval.high == pytest.approx(-low)
+    assert metric.shown_difference(-metric.stored_margin) == pytest.approx(-1.0)
+
+
+def test_a_cheaper_reference_is_kept() -> None:
+    rows = {"other": [0.91, 0.922, 0.9], "dear": [0.9, 0.91, 0.89]}
+    found = analyze_study(seeds_only(rows, reference="other"))
+    assert found.recommendation.name == "other"
+    found = analyze_study(seeds_only({"cheap": [0.9, 0.91, 0.9], "dear": [0.93, 0.95, 0.92]}, reference="cheap"))
+    assert found.comparisons[0].verdict is Verdict.NOT_WORSE
+    assert found.recommendation.name == "cheap"
+    assert "no cheaper configuration is proven" in found.recommendation.answer
+
+
+def test_without_costs_the_order_decides_or_nothing() -> None:
+    study = replace(rank_study(), costs=())
+    assert analyze_study(study).recommendation.name == "r = 4"
+    unordered = analyze_study(replace(study, sequence=())).recommendation
+    assert unordered.name is None
+    assert "so no configuration is recommended" in unordered.answer
+
+
+def test_against_full_fine_tuning() -> None:
+    rows = {"lora": [0.95, 0.96, 0.955], "bad": [0.8, 0.81, 0.815], "full": [0.96, 0.97, 0.966]}
+    found = analyze_study(seeds_only(rows, full_fine_tuning="full")).against_full
+    assert [(each.name, each.verdict) for each in found] == [("lora", ClaimVerdict.PASS), ("bad", ClaimVerdict.FAIL)]
+    difference = np.array(rows["lora"]) - rows["full"]
+    assert found[0].percent.value == pytest.approx(100 * difference.mean() / np.mean(rows["full"]))
+
+
+@pytest.mark.parametrize(
+    ("ends", "verdict"),
+    [((0.1, 0.2), "PASS"), ((-0.3, 0.2), "UNDECIDED"), ((0.3, 0.4), "FAIL"), ((math.nan, math.nan), "UNDECIDED")],
+)
+def test_claims(ends: tuple[float, float], verdict: str) -> None:
+    assert claim_verdict(Interval(0.0, *ends), -0.25, 0.25) == verdict
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"reference": "r = 7"}, "no configuration 'r = 7'"),
+        ({"full_fine_tuning": "all"}, "no configuration 'all'"),
+        ({"sequence": ("r = 64", "r = 8")}, "not the reference"),
+        ({"sequence": ("r = 8", "r = 8")}, "once"),
+        ({"metric": Metric("accuracy", margin=0.0)}, "above 0"),
+        ({"metric": Metric("accuracy", margin=math.nan)}, "above 0"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        analyze_study(replace(rank_study(), **change))  # type: ignore[arg-type]
+
+
+def test_outcomes_that_do_not_fit_are_refused() -> None:
+    study = rank_study({64: 0.0, 8: 0.0}, seeds=2)
+    first, second = study.configurations
+    shorter = {seed: row[:100] for seed, row in second.outcomes.items()}
+    means = {seed: float(row.mean()) for seed, row in shorter.items()}
+    for changed, message in (
+        (replace(second, outcomes=shorter, values=means), "100 test examples and 'r = 64' of 1,500"),
+        (replace(second, outcomes=shorter, values={0: 0.1, 1: 0.1}), "mean of its outcomes"),
+        (replace(second, values={0: math.nan, 1: 0.9}), "with seed 0 is nan"),
+        (replace(second, name="r = 64"), "occurs twice"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            analyze_study(replace(study, configurations=[first, changed], sequence=()))
