@@ -6,6 +6,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 Conversion = Callable[[Tensor], Tensor]
+RECEIVES_TENSORS = "torch.multiprocessing.reductions"  # the module that takes a tensor over from another process
 
 
 class HookedConversion(nn.Module):

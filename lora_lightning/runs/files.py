@@ -25,7 +25,8 @@ def write_error(path: Path, error: Exception) -> TrainingError:
         The error to raise.
     """
     reason = getattr(error, "strerror", None) or f"is the disk full? {str(error).splitlines()[0]}"
-    if isinstance(named := getattr(error, "filename", None), str) and Path(named) != path:
+    named = getattr(error, "filename", None)
+    if isinstance(named, str) and not Path(named).is_relative_to(path.parent):  # such as a library's own file
         reason += f": {named}"
     return TrainingError(
         f"{path} cannot be written ({reason}); what was saved before is intact. Once that is fixed, resume with the "

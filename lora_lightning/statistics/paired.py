@@ -5,7 +5,7 @@ random-effects model without replication splits its variance into seeds, example
 uncertainty of all three, and an interval over the seeds' means alone is checked beside it: the wider one is reported.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,7 +81,7 @@ class PairedDifference:
     examples: int
     estimates: tuple[tuple[float, float], ...] = ()
     components: VarianceComponents | None = None
-    note: str = field(default="")
+    note: str = ""
 
     @property
     def identical(self) -> bool:

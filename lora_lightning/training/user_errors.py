@@ -16,6 +16,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lora_lightning.compat.lightning import checks_option_late, raised_while_restoring
+from lora_lightning.compat.torch import RECEIVES_TENSORS
 from lora_lightning.configuration.parser import explain_parser_message
 from lora_lightning.errors import CheckpointError, ConfigurationError, LoraLightningError, TrainingError
 
@@ -25,6 +26,8 @@ OPTION_PACKAGES = {"lightning", "jsonargparse"}  # their messages about options 
 
 # About a file or folder of the user's, wherever it is noticed.
 REFUSED_BY_THE_SYSTEM = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ESTALE}
+# What the other end sees if a process dies while it sends a tensor.
+CUT_OFF = (ConnectionError, EOFError, FileNotFoundError)
 
 Explanation = Callable[[Exception], LoraLightningError | None]
 
@@ -179,7 +182,9 @@ def _as_memory_error(error: Exception) -> TrainingError | None:
 def _as_lost_worker(error: Exception) -> TrainingError | None:
     """Explains that a data loading process was killed, usually because the machine ran out of memory."""
     why = " ".join(str(error).split())
-    if not isinstance(error, RuntimeError) or not why.startswith("DataLoader worker"):
+    if isinstance(error, CUT_OFF) and raising_module(error.__traceback__) == RECEIVES_TENSORS:
+        why = f"DataLoader worker was sending a batch: {why or type(error).__name__}"
+    elif not isinstance(error, RuntimeError) or not why.startswith("DataLoader worker"):
         return None
     msg = (
         f"a data loading process died ({why.rstrip('. ')}), usually because the machine ran out of memory; lower "

@@ -17,6 +17,7 @@ from peft import AdaLoraConfig, LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModel
 
 from lora_lightning.compat import bitsandbytes, lightning, peft, transformers
+from lora_lightning.compat import torch as torch_names
 from tests.conftest import TinyBackbone
 
 # Module, class or nothing, name, its parameters.
@@ -32,6 +33,7 @@ FUNCTIONS = [
     ("peft.utils.other", "", "get_pattern_key", "pattern_keys, key_to_match"),
     ("peft.utils.integrations", "", "dequantize_module_weight", "module"),
     ("peft.utils.integrations", "", "get_bnb_param_type", "param"),
+    (torch_names.RECEIVES_TENSORS, "", "rebuild_storage_fd", "cls, df, size"),
     ("torch.nn", "Module", "_apply", "fn, recurse"),
     ("transformers", "PreTrainedModel", "_init_weights", "module"),
 ]

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 
-from lora_lightning.runs.files import atomic_file, atomic_folder, remove_drafts, write_text_atomically
+from lora_lightning.runs.files import atomic_file, atomic_folder, remove_drafts, write_error, write_text_atomically
 
 
 class Crash(BaseException):
@@ -124,3 +124,10 @@ def test_an_error_of_another_kind_stays_what_it_is(tmp_path: Path) -> None:
 
     with pytest.raises(KeyError):
         write()
+
+
+@pytest.mark.parametrize(("named", "shown"), [("run/adapter", ""), ("run.draft", ""), ("../card.md", ": {}")])
+def test_an_error_over_a_file_elsewhere_names_it(tmp_path: Path, named: str, shown: str) -> None:
+    file = str((tmp_path / "runs" / named).resolve())
+    said = str(write_error(tmp_path / "runs/run", PermissionError(errno.EACCES, "Permission denied", file)))
+    assert f"runs/run cannot be written (Permission denied{shown.format(file)});" in said

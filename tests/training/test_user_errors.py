@@ -15,6 +15,7 @@ from lightning import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import lora_lightning
+from lora_lightning.compat.torch import RECEIVES_TENSORS
 from lora_lightning.errors import CheckpointError, ConfigurationError, LoraLightningError, TrainingError
 from lora_lightning.training.user_errors import (
     explain_option_error,
@@ -127,6 +128,18 @@ def test_the_standard_library_raises_on_behalf_of_its_caller() -> None:
 def test_other_errors_of_the_system_may_be_bugs(error: OSError) -> None:
     for explanation in PHASES:
         assert explanation(raised_in("lora_lightning.tasks.base", error)) is None
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError(104, "Connection reset"), EOFError(), FileNotFoundError(2, "No")]
+)
+def test_a_process_that_dies_while_it_sends_a_batch_is_a_lost_one(error: Exception) -> None:
+    received = raised_in(RECEIVES_TENSORS, error)
+    for explanation in PHASES:
+        found = explanation(received)
+        assert isinstance(found, TrainingError)
+        assert "a data loading process died (DataLoader worker was sending a batch" in str(found)
+        assert explanation(raised_in("lora_lightning.tasks.base", type(error)())) is None
 
 
 def test_an_error_that_was_never_raised_has_no_place() -> None:
