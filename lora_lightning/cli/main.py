@@ -17,7 +17,12 @@ from typing import NoReturn, TextIO, cast
 from lora_lightning import __version__
 from lora_lightning.cli.output import STANDARD_ERROR, TolerantStream
 from lora_lightning.errors import DEBUG, ExitStatus, LoraLightningError, RunFinished, TrainingStopped, exit_status
-from lora_lightning.runs.signals import ending_on_signals, raise_training_stopped, set_stop_handler
+from lora_lightning.runs.signals import (
+    ending_on_signals,
+    ignore_lost_processes,
+    raise_training_stopped,
+    set_stop_handler,
+)
 
 COMMANDS = {
     "fit": "train from a YAML config, then test the best checkpoint",
@@ -134,6 +139,7 @@ def run_and_report(arguments: Sequence[str], *, debug: bool) -> ExitStatus:
             # Processes that Lightning starts get the same arguments.
             run_command([*arguments, DEBUG] if debug else arguments)
     except (Exception, TrainingStopped, KeyboardInterrupt) as error:  # noqa: BLE001  # the end of the program
+        ignore_lost_processes()
         report_error(error, debug=debug)
         return exit_status(error)
     return ExitStatus.DONE

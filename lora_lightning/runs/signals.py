@@ -50,6 +50,16 @@ def set_stop_handler(handler: Callable[[int, FrameType | None], None] | signal.H
             signal.signal(number, handler)
 
 
+def ignore_lost_processes() -> None:
+    """Removes PyTorch's handler of SIGCHLD, which raises an error for every data loading process that is killed.
+
+    One of these errors ends a command; another one while it is reported, or while Python exits, would be a traceback.
+    Does nothing outside Python's main thread.
+    """
+    if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
 def exit_on_signal(number: int, frame: FrameType | None) -> None:
     """Ends the process immediately; for use while modules are imported, where an exception could be swallowed."""
     del frame

@@ -109,6 +109,26 @@ def test_a_signal_at_the_very_end_changes_nothing() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_a_second_lost_data_loading_process_changes_nothing() -> None:
+    code = """if True:
+        import atexit, os, signal, sys
+        import lora_lightning.cli.main as program
+        from lora_lightning.errors import TrainingError
+
+        def command(words):
+            signal.signal(signal.SIGCHLD, lambda *_: 1 / 0)
+            raise TrainingError("a data loading process died.")
+
+        sys.argv[1:] = ["fit"]
+        program.import_program = lambda: command
+        program.printable_line = lambda text: os.kill(os.getpid(), signal.SIGCHLD) or text
+        atexit.register(os.kill, os.getpid(), signal.SIGCHLD)
+        program.program()
+    """
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (2, "lora-lightning: error: a data loading process died.\n")
+
+
 @pytest.mark.parametrize(
     ("error", "status", "printed"),
     [
