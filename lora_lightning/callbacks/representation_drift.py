@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel
 from safetensors.torch import save
 from torch import Tensor
+from transformers import PretrainedConfig
 
 from lora_lightning.analysis.representations import Pooling, linear_cka, pool_tokens, row_cosines
 from lora_lightning.backbones import load_config
@@ -48,7 +49,7 @@ class RepresentationDrift(AdapterMonitor):
     The base's states are computed when training starts, with the adapters and `modules_to_save` disabled. If parameters
     of the base are trainable (`lora: null`, or `lora.bias`), they are its states before the first step, and checkpoints
     keep the pooled states for resumed runs. All tokens of the last layer are computed, even if a classifier uses only
-    the first.
+    the first. The layers of an encoder-decoder are numbered through, the encoder's first.
 
     Args:
         every_n_steps: Optimizer steps between measurements; `null` measures at each validation.
@@ -100,7 +101,7 @@ class RepresentationDrift(AdapterMonitor):
         if self.layers is None:
             return
         task = cast("AdaptationTask", pl_module)
-        count = load_config(task.backbone).num_hidden_layers
+        count = layer_count(load_config(task.backbone))
         for layer in self.layers:
             if not 0 <= layer < count:
                 msg = (
@@ -167,7 +168,8 @@ class RepresentationDrift(AdapterMonitor):
                 batch = {name: tensor.to(task.device) for name, tensor in dataset[rows].items()}
                 for layer, hidden in enumerate(task.hidden_states(batch)[1:]):  # the first is the embeddings'
                     if self.layers is None or layer in self.layers:
-                        vectors = pool_tokens(hidden, batch["attention_mask"], self.pooling)
+                        mask = shortened_mask(batch["attention_mask"], hidden.shape[1])
+                        vectors = pool_tokens(hidden, mask, self.pooling)
                         pooled.setdefault(f"layer.{layer}.output", []).append(vectors.cpu())
         return {layer: torch.cat(parts) for layer, parts in pooled.items()}
 
@@ -202,6 +204,36 @@ def _biases_train(network: PeftModel) -> bool:
 def _validation(trainer: Trainer) -> tuple[TextDataModule, Any]:
     datamodule = cast("TextDataModule", trainer.datamodule)  # type: ignore[attr-defined]
     return datamodule, datamodule.splits[datamodule.split_names(VALIDATION)[0]]
+
+
+def layer_count(config: PretrainedConfig) -> int:
+    """The number of a model's layers, of an encoder-decoder those of both.
+
+    Args:
+        config: The architecture.
+
+    Returns:
+        As many as `AdaptationTask.hidden_states` returns beside the embeddings' output.
+    """
+    if not config.is_encoder_decoder:
+        return int(config.num_hidden_layers)
+    sides = (("encoder_layers", "num_layers"), ("decoder_layers", "num_decoder_layers"))
+    return sum(int(next(getattr(config, name) for name in names if hasattr(config, name))) for names in sides)
+
+
+def shortened_mask(mask: Tensor, tokens: int) -> Tensor:
+    """The attention mask of a layer that pools neighboring tokens, as Funnel's do.
+
+    Args:
+        mask: (rows, positions), int64, of the model's input.
+        tokens: How many vectors a row has in this layer.
+
+    Returns:
+        (rows, tokens): for each vector whether the first position that it stands for is a token; the mask itself for a
+        layer that pools nothing.
+    """
+    places = torch.arange(tokens, device=mask.device) * mask.shape[1] // tokens
+    return mask if tokens == mask.shape[1] else mask[:, places]
 
 
 def probe_rows(lengths: NDArray[np.int64], size: int) -> NDArray[np.int64]:

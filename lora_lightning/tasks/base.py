@@ -229,9 +229,13 @@ class AdaptationTask(HookedConversion, SavedTask):
             batch: From any of the data module's loaders.
 
         Returns:
-            One more than the model has layers, each (rows, tokens, features), the backbone's floating dtype.
+            One more than the model has layers, each (rows, tokens, features), the backbone's floating dtype; of an
+            encoder-decoder those of the encoder, then those of the decoder's layers. Layers that pool tokens, as
+            Funnel's do, return fewer.
         """
         output = self.built_network(**self.model_inputs(batch), output_hidden_states=True)
+        if "encoder_hidden_states" in output:
+            return (*output.encoder_hidden_states, *output.decoder_hidden_states[1:])
         return cast("tuple[Tensor, ...]", output.hidden_states)
 
     def scale_summed_loss(self, loss: Tensor, examples: int, batch_idx: int) -> Tensor:

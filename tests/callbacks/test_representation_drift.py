@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModel, AutoModelForSequenceClassification, BitsAndBytesConfig, PreTrainedModel
 
 from lora_lightning.callbacks import IntruderDimensions, RepresentationDrift
-from lora_lightning.callbacks.representation_drift import drift_figure, probe_rows
+from lora_lightning.callbacks.representation_drift import drift_figure, layer_count, probe_rows, shortened_mask
 from lora_lightning.callbacks.validation_batches import evaluation_mode
 from lora_lightning.datamodules import Clinc150DataModule, InstructionDataModule, SquadV2DataModule
 from lora_lightning.errors import ConfigurationError
@@ -31,6 +31,7 @@ from lora_lightning.tasks import (
 )
 from tests.analysis.test_representations import reference_cka
 from tests.conftest import TinyBackbone
+from tests.family_trials.tiny_architectures import save_tiny_model
 from tests.figures.test_rank import assert_fits_its_card
 from tests.tiny_data import save_tiny_clinc150, save_tiny_instructions, save_tiny_squad
 from tests.tiny_models import FAMILIES, LAYERS
@@ -345,3 +346,21 @@ def test_misuse_is_one_clear_sentence(tiny_backbone: TinyBackbone, tmp_path: Pat
         RepresentationDrift(probe_size=1)
     with pytest.raises(ConfigurationError, match=r"layers has 2, but .* has 2 layers; choose from 0 to 1"):
         train(tmp_path, tiny_backbone("distilbert"), RepresentationDrift(layers=[0, 2]))
+
+
+@pytest.mark.parametrize("family", ["bart", "t5", "funnel"])
+def test_layers_of_encoder_decoders_and_of_poolers(tmp_path: Path, family: str) -> None:
+    save_tiny_model(family, tmp_path / "model")
+    callback = RepresentationDrift(probe_size=4)
+    task = train(tmp_path, tmp_path / "model", callback)
+    rows = table(tmp_path)
+    layers = layer_count(task.transformers_model.config)
+    assert {layer for _, layer, _ in rows} == set(range(layers))
+    assert all(0 < value <= 1.0001 for (_, _, metric), value in rows.items() if "cosine" in metric)
+
+
+def test_the_mask_of_a_layer_that_pools_tokens() -> None:
+    mask = torch.tensor([[1, 1, 1, 1, 1, 0, 0, 0], [1, 1, 1, 0, 0, 0, 0, 0]])
+    assert shortened_mask(mask, 8) is mask
+    assert shortened_mask(mask, 4).tolist() == [[1, 1, 1, 0], [1, 1, 0, 0]]
+    assert shortened_mask(mask, 3).tolist() == [[1, 1, 0], [1, 1, 0]]
