@@ -147,6 +147,7 @@ def encode_windows(
     max_length: int,
     doc_stride: int,
     name: str,
+    split_special_tokens: bool = False,
 ) -> Iterator[Window]:
     """Tokenizes questions and contexts; a context is tokenized once for all of its questions.
 
@@ -156,6 +157,7 @@ def encode_windows(
         max_length: Tokens of a window at most.
         doc_stride: Overlap of neighbouring windows, in context tokens.
         name: What to call the questions' file in messages.
+        split_special_tokens: Read a special token inside a text, such as `</s>`, as ordinary characters.
 
     Yields:
         Every window of every question, in order.
@@ -168,8 +170,8 @@ def encode_windows(
     for first in range(0, len(questions), CHUNK):
         chunk = questions[first : first + CHUNK]
         contexts = {context: number for number, context in enumerate(dict.fromkeys(q.context for q in chunk))}
-        encoded = _encode(tokenizer, list(contexts), offsets=True)
-        asked = _encode(tokenizer, [question.question.strip() for question in chunk])["input_ids"]
+        encoded = _encode(tokenizer, list(contexts), split_special_tokens, offsets=True)
+        asked = _encode(tokenizer, [question.question.strip() for question in chunk], split_special_tokens)["input_ids"]
         for number, (question, words) in enumerate(zip(chunk, asked, strict=True), start=first):
             which = contexts[question.context]
             context = np.array(encoded["input_ids"][which], dtype=np.int64)
@@ -180,12 +182,15 @@ def encode_windows(
                 yield _window(number, question, words, context, offsets, bounds, layout)
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], offsets: bool = False) -> dict[str, list[list[int]]]:
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], split_special_tokens: bool, offsets: bool = False
+) -> dict[str, list[list[int]]]:
     encoded: dict[str, list[list[int]]] = tokenizer(
         texts,
         add_special_tokens=False,
         return_attention_mask=False,
         return_offsets_mapping=offsets,
+        split_special_tokens=split_special_tokens,
         verbose=False,  # or it warns of texts beyond the model's length, which is what windows are for
     )
     return encoded

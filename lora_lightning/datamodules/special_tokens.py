@@ -44,7 +44,7 @@ def note_on_split_tokens(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str
     Returns:
         A note for `EncodedSplit.notes`, or nothing.
     """
-    why = "because this model takes each end token for the end of a text"
+    why = "because this model counts the tokens that separate and end texts"
     return _note(tokenizer, texts, f"which are read as ordinary characters, {why}")
 
 

@@ -17,7 +17,7 @@ from lora_lightning.datamodules.base import KINDS_OF_STAGE, PREDICT, TEST, TRAIN
 from lora_lightning.datamodules.batching import EncodedSplit
 from lora_lightning.datamodules.context_windows import encode_windows, pair_layout
 from lora_lightning.datamodules.hub import load_hub_dataset
-from lora_lightning.datamodules.special_tokens import note_on_control_tokens
+from lora_lightning.datamodules.special_tokens import note_on_control_tokens, note_on_split_tokens
 from lora_lightning.datamodules.squad_format import (
     Articles,
     check_articles,
@@ -28,6 +28,7 @@ from lora_lightning.datamodules.squad_format import (
 from lora_lightning.datamodules.text_base import TextDataModule
 from lora_lightning.datamodules.validation_share import check_hold_out
 from lora_lightning.errors import ConfigurationError, DataError
+from lora_lightning.lora.families import FAMILIES
 from lora_lightning.metrics.squad_v2 import Question
 from lora_lightning.runs.files import write_text_atomically
 
@@ -218,7 +219,13 @@ class SquadV2DataModule(TextDataModule):
             "doc_stride": self.doc_stride,
             "token_types": self.has_token_types,
             "cls_token_id": self.tokenizer.cls_token_id,
+            "split_special_tokens": self._split_special_tokens,
         }
+
+    @property
+    def _split_special_tokens(self) -> bool:
+        family = FAMILIES.get(self.model_config.model_type)
+        return family is not None and family.counts_separators
 
     def padding(self) -> dict[str, int]:
         """Padding is no part of the context: no character of it."""
@@ -241,7 +248,10 @@ class SquadV2DataModule(TextDataModule):
         per_row = ("question", "null_position", "start_positions", "end_positions")
         tokens: dict[str, list[Any]] = {name: [] for name in per_token}
         columns: dict[str, list[int]] = {name: [] for name in per_row}
-        for window in encode_windows(rows, self.tokenizer, self.window_length, self.doc_stride, self._source_of(split)):
+        sizes = (self.window_length, self.doc_stride)
+        for window in encode_windows(
+            rows, self.tokenizer, *sizes, self._source_of(split), split_special_tokens=self._split_special_tokens
+        ):
             for name, parts in tokens.items():
                 parts.append(getattr(window, name).astype(np.int32))
             places = (window.question, window.null_position, window.start_position, window.end_position)
@@ -253,7 +263,8 @@ class SquadV2DataModule(TextDataModule):
             {name: np.array(values, dtype=np.int64) for name, values in columns.items()},
         )
         texts = dict.fromkeys(text for question in rows for text in (question.question, question.context))
-        notes = note_on_control_tokens(self.tokenizer, texts)
+        note = note_on_split_tokens if self._split_special_tokens else note_on_control_tokens
+        notes = note(self.tokenizer, texts)
         if split != PREDICT:
             notes += note_on_lost_answers(encoded, rows, self.window_length, self.doc_stride)
         return replace(encoded, notes=notes)

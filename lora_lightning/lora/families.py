@@ -18,6 +18,8 @@ class Family:
             module of the last layer from which on every token is computed by itself. `None` for other classifiers.
         positions_follow_padding: Whether positions are counted from the one after the padding token's id, so that a
             model with 514 positions takes 512 tokens.
+        counts_separators: Whether question answering fails unless a row has exactly the separators that the tokenizer
+            puts between the texts; one inside a text is then read as ordinary characters.
     """
 
     query_value: tuple[str, ...]
@@ -25,6 +27,7 @@ class Family:
     mlp: tuple[str, ...]
     first_token: tuple[str, str] | None = None
     positions_follow_padding: bool = False
+    counts_separators: bool = False
 
 
 _BERT_WITHOUT_CLS = Family(
@@ -39,6 +42,7 @@ _LONGFORMER = Family(
     ("self.key", "self.key_global", "attention.output.dense"),
     ("intermediate.dense", "layer.*.output.dense"),
     positions_follow_padding=True,
+    counts_separators=True,
 )
 _XLM = Family(("q_lin", "v_lin"), ("k_lin", "out_lin"), ("lin1", "lin2"))
 _LLAMA = Family(

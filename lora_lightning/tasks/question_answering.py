@@ -38,6 +38,7 @@ from lora_lightning.tasks.optimization import OptimizationSettings
 Batch = dict[str, Tensor]
 DIGITS = 6  # of scores in files
 CERTAIN = 1e4  # a logit
+LEAST_LOGIT = -1e5  # BigBird takes 1e6 from the logits of a question's tokens, beside which all others would be 0
 POSITIONS = 2**31  # more characters than a context has
 
 
@@ -160,13 +161,14 @@ class QuestionAnsweringTask(AdaptationTask):
                 int64.
 
         Returns:
-            Two of (windows, tokens), float32, minus infinity on padding.
+            Two of (windows, tokens), float32, minus infinity on padding and on tokens that the model itself rules out.
         """
         output = self.built_network(**self.model_inputs(batch))
         padding = batch["attention_mask"] == 0
         # Otherwise a window's loss would depend on how long the others in its batch are.
         start, end = (
-            logits.float().masked_fill(padding, -torch.inf) for logits in (output.start_logits, output.end_logits)
+            logits.float().masked_fill(padding | (logits < LEAST_LOGIT), -torch.inf)
+            for logits in (output.start_logits, output.end_logits)
         )
         return start, end
 

@@ -304,3 +304,13 @@ def test_questions_of_many_contexts_keep_their_order(monkeypatch: pytest.MonkeyP
     for window in windows:
         alone = windows_of(questions[window.question], "as BERT", 10, 1)
         assert any(window.input_ids.tolist() == other.input_ids.tolist() for other in alone)
+
+
+def test_a_special_token_in_a_text_can_be_read_as_characters() -> None:
+    question = Question("a", "who [SEP]", "old [SEP] town")
+    tokenizer = tokenizer_of("as BERT")
+    counts = []
+    for split in (False, True):
+        (window,) = encode_windows([question], tokenizer, 30, 1, "dev.json", split_special_tokens=split)
+        counts.append(window.input_ids.tolist().count(tokenizer.sep_token_id))
+    assert counts == [4, 2]

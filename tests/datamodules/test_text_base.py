@@ -127,7 +127,7 @@ def test_an_end_token_in_a_text_does_not_stop_an_encoder_decoder(tmp_path: Path,
     (said,) = warnings_of(module)
     assert said == (
         "train: 2 of 3 texts contain special tokens ('</s>'), which are read as ordinary characters, because this "
-        "model takes each end token for the end of a text."
+        "model counts the tokens that separate and end texts."
     )
     config = transformers.AutoConfig.from_pretrained(backbone, num_labels=2)
     model = transformers.AutoModelForSequenceClassification.from_config(config)

@@ -19,6 +19,7 @@ from lora_lightning.metrics.squad_v2 import score_answers, squad_v2_report
 from lora_lightning.tasks import QuestionAnsweringTask
 from lora_lightning.tasks.question_answering import prediction_row
 from tests.conftest import TinyBackbone
+from tests.family_trials.tiny_architectures import save_tiny_model
 from tests.tiny_data import save_tiny_squad
 from tests.tiny_models import FAMILIES
 
@@ -235,3 +236,13 @@ def test_outputs_are_the_logits_without_padding_and_the_proposed_answers(
         assert torch.equal(said.decisions == -1, null_odds > threshold)
         spans = torch.stack([found["start"][:, 0], found["end"][:, 0]], dim=1)[said.decisions != -1]
         assert len(said.decisions[said.decisions != -1].unique()) == len(spans.unique(dim=0))
+
+
+def test_tokens_that_big_bird_rules_out_have_minus_infinity(tmp_path: Path) -> None:
+    save_tiny_model("big_bird", tmp_path / "model")
+    tokens = torch.tensor([[1, 5, 6, 2, 2, 7, 8, 2]])
+    task = built(tmp_path / "model")
+    for logits in task({"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}):
+        # Of the question all but the first token, which stands for no answer.
+        assert logits.isinf().tolist() == [[False, True, True, True, False, False, False, False]]
+        assert logits[~logits.isinf()].abs().max() < 100
