@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from lora_lightning.backbones.completeness import check_complete, check_gguf_layers
+from lora_lightning.backbones.head_modules import modules_beside_base
 from lora_lightning.backbones.quantization import (
     Quantization,
     bitsandbytes_config,
@@ -31,6 +32,7 @@ from lora_lightning.backbones.quantization import (
     warn_of_unquantized_weights,
 )
 from lora_lightning.backbones.remote_code import runs_remote_code
+from lora_lightning.backbones.rotary_frequencies import reset_frequencies_after_each_pass
 from lora_lightning.backbones.source import gguf_file_of, hub_is_reachable, not_found, resolve_backbone
 from lora_lightning.backbones.vocabulary import text_config_of, vocabulary_size
 from lora_lightning.compat.transformers import Conv1D, forget_quantization
@@ -236,8 +238,7 @@ def check_adapter_settings(
             cannot be quantized.
     """
     model = build_without_storage(auto_class, config)
-    head = [name for name, _ in model.named_children() if name != model.base_model_prefix]
-    in_full = modules_trained_in_full(model, settings, head)
+    in_full = modules_trained_in_full(model, settings, modules_beside_base(model))
     find_targets(model, settings, exclude=in_full)
     if quantization is not None:
         check_quantization(model, quantization, in_full)
@@ -327,6 +328,7 @@ def load_model(
         warn_of_unquantized_weights(model, lacked)
         # In config.json it would tell transformers that the weights of the backbone itself are quantized.
         del model.config.quantization_config
+    reset_frequencies_after_each_pass(model)
     return LoadedBackbone(model, lacked)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
+from lora_lightning.backbones.head_modules import modules_beside_base
 from lora_lightning.errors import ConfigurationError, suggest_names
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.injection import LITTLE, modules_trained_in_full
@@ -118,7 +119,7 @@ def modules_left(model: PreTrainedModel, settings: QuantizationSettings, trained
         ConfigurationError: If an entry of `skip_modules` is no module of the model, or nothing is left to quantize.
     """
     names = [name for name, module in model.named_modules() if name and any(True for _ in module.parameters())]
-    left = {name for name in names if "." not in name and name != model.base_model_prefix} | set(trained)
+    left = {*modules_beside_base(model), *trained}
     for wanted in settings.skip_modules or []:
         matches = {name for name in names if name == wanted or name.endswith(f".{wanted}")}
         if not matches:

@@ -3,12 +3,14 @@
 import re
 from collections.abc import Collection, Iterable
 
+import torch
 from torch import nn
 
 from lora_lightning.compat.peft import takes_no_adapter
 from lora_lightning.compat.transformers import Conv1D
 from lora_lightning.errors import ConfigurationError, suggest_names
 from lora_lightning.lora.families import FAMILIES
+from lora_lightning.lora.quantized import quantized_bits
 
 MOST_LISTED = 3
 PRESETS = ("attention-qv", "attention", "attention-mlp", "all-linear")
@@ -22,15 +24,36 @@ def linear_layers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, nn
         exclude: Dotted names of modules to leave out with everything inside, such as the head.
 
     Returns:
-        Module by dotted name, in the model's order: every `nn.Linear` and every GPT-2 `Conv1D`.
+        Module by dotted name, in the model's order: every `nn.Linear` and every GPT-2 `Conv1D`, apart from subclasses
+        that compute something else, such as Llama 4's router.
     """
     prefixes = tuple(exclude)
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
-        and not any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
+        if is_linear(module) and not any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
     }
+
+
+@torch.no_grad()
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer in what it returns too, since an adapter adds its own output to that.
+
+    Args:
+        module: Of a transformers model; its tensors may be on the meta device.
+
+    Returns:
+        False for a subclass of `nn.Linear` that returns several tensors, or one of another shape.
+    """
+    if not isinstance(module, nn.Linear):
+        return isinstance(module, Conv1D)
+    if type(module).forward is nn.Linear.forward or quantized_bits(module) is not None:
+        return True
+    try:
+        found = module(module.weight.new_zeros(2, module.in_features))
+    except (IndexError, RuntimeError, TypeError, ValueError):  # it takes other inputs
+        return False
+    return isinstance(found, torch.Tensor) and found.shape == (2, module.out_features)
 
 
 def weights_outside_linear_layers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, int]:
@@ -48,7 +71,7 @@ def weights_outside_linear_layers(model: nn.Module, exclude: Iterable[str] = ())
     reached = {
         id(parameter)
         for module in model.modules()
-        if isinstance(module, nn.Linear | Conv1D | nn.Embedding)
+        if isinstance(module, nn.Embedding) or is_linear(module)
         for parameter in module.parameters(recurse=False)
     }
     return {
@@ -107,9 +130,12 @@ def resolve_target_modules(model: nn.Module, target_modules: str | list[str], ex
     if target_modules == "all-linear":
         layers = [name for name in layers if name not in without_effect]
     if not layers:
+        others = weights_outside_linear_layers(model, exclude)
+        kinds = sorted({type(model.get_submodule(name.rpartition(".")[0])).__name__ for name in others})
+        found = f" (its other weights are in modules of type {', '.join(kinds)})" if others else ""
         msg = (
             f"model.lora.target_modules is {target_modules!r}, but apart from {', '.join(exclude)}, which train in "
-            "full, the model has no linear layer; shorten modules_to_save, or write `lora: null`."
+            f"full, the model has no linear layer{found}; shorten modules_to_save, or write `lora: null`."
         )
         raise ConfigurationError(msg)
     if target_modules == "all-linear":

@@ -4,11 +4,17 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
+from transformers import AutoModelForCausalLM, DebertaV2Config, DebertaV2ForSequenceClassification
 
 from lora_lightning.errors import ConfigurationError
-from lora_lightning.lora.target_modules import PRESETS, linear_layers, resolve_target_modules
+from lora_lightning.lora.target_modules import (
+    PRESETS,
+    linear_layers,
+    resolve_target_modules,
+    weights_outside_linear_layers,
+)
 from tests.conftest import TinyClassifier
+from tests.family_trials.tiny_architectures import tiny_config
 from tests.tiny_families import causal_model
 from tests.tiny_models import FAMILIES
 
@@ -180,3 +186,29 @@ def test_layers_that_mamba_never_calls_get_no_adapter(family: str) -> None:
         ConfigurationError, match=r"0\.mixer\.out_proj, but mamba2? .* leave out_proj out, or use all-lin"
     ):
         resolve_target_modules(causal_model(family), ["in_proj", "out_proj"], exclude=["lm_head"])
+
+
+@pytest.mark.parametrize("family", ["llama4_text", "phimoe"])
+def test_a_router_that_returns_several_tensors_is_no_linear_layer(family: str) -> None:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(tiny_config(family))
+    routers = [name for name, module in model.named_modules() if name.endswith(".router")]
+    assert routers
+    assert all(isinstance(model.get_submodule(name), nn.Linear) for name in routers)
+    assert not {*routers} & linear_layers(model).keys()
+    assert {f"{name}.weight" for name in routers} <= weights_outside_linear_layers(model).keys()
+
+
+class Doubled(nn.Linear):
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return torch.cat([super().forward(features)] * 2, dim=-1)
+
+
+class Softened(nn.Linear):
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return super().forward(features).clone()
+
+
+def test_a_subclass_is_linear_if_its_output_has_the_shape() -> None:
+    model = nn.ModuleDict({"plain": nn.Linear(2, 3), "doubled": Doubled(2, 3), "same": Softened(2, 3)})
+    assert list(linear_layers(model)) == ["plain", "same"]
