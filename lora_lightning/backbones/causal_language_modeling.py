@@ -33,8 +33,9 @@ def load_causal_lm_config(backbone: str, base_dropout: float | None = None) -> P
     config = load_config(backbone)
     # transformers would load BERT as a "causal" model too, with attention in both directions and a loss near 0.
     if is_masked_language_model(config) or config.is_encoder_decoder:
+        kind = "encoder-decoder" if config.is_encoder_decoder else "encoder"
         msg = (
-            f"the backbone {backbone!r} is an encoder ({config.model_type}), which cannot predict the next token; "
+            f"the backbone {backbone!r} is an {kind} ({config.model_type}), which cannot predict the next token; "
             "give a causal language model such as gpt2, facebook/opt-125m or HuggingFaceTB/SmolLM2-135M."
         )
         raise BackboneError(msg)

@@ -179,7 +179,8 @@ def load_classification_config(
         The configuration for `AutoModelForSequenceClassification`.
 
     Raises:
-        BackboneError: If it cannot be found, or has no embedding for the padding token.
+        BackboneError: If it cannot be found, has no embedding for the padding token, or no token that its decoder
+            starts with.
     """
     config = load_config(backbone)
     size = vocabulary_size(config)
@@ -187,6 +188,13 @@ def load_classification_config(
         msg = (
             f"the tokenizer of {backbone!r} pads with token {pad_token_id}, but the model embeds only {size} tokens; "
             "save the tokenizer with a padding token that the model has."
+        )
+        raise BackboneError(msg)
+    family = FAMILIES.get(config.model_type)
+    if family and family.needs_decoder_start and getattr(config, "decoder_start_token_id", None) is None:
+        msg = (
+            f"the config.json of {backbone!r} has no decoder_start_token_id, without which its decoder cannot run; add "
+            "that of the pretraining, for T5 the padding token's id, 0."
         )
         raise BackboneError(msg)
     config.id2label = dict(enumerate(label_names))

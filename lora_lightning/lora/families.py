@@ -20,6 +20,8 @@ class Family:
             model with 514 positions takes 512 tokens.
         counts_separators: Whether question answering fails unless a row has exactly the separators that the tokenizer
             puts between the texts; one inside a text is then read as ordinary characters.
+        needs_decoder_start: Whether the decoder cannot run unless `config.json` has a `decoder_start_token_id`, which
+            transformers does not provide a default for.
     """
 
     query_value: tuple[str, ...]
@@ -28,6 +30,7 @@ class Family:
     first_token: tuple[str, str] | None = None
     positions_follow_padding: bool = False
     counts_separators: bool = False
+    needs_decoder_start: bool = False
 
 
 _BERT_WITHOUT_CLS = Family(
@@ -81,6 +84,10 @@ _LINEAR_ATTENTION = Family(
     ),
     (*_LLAMA.mlp, *_ONE_SHARED.mlp),
 )
+_HYBRID = replace(  # of attention and Mamba: the presets leave the Mamba layers out
+    _LLAMA, mlp=("feed_forward.gate_proj", "feed_forward.up_proj", "feed_forward.down_proj")
+)
+_WITHOUT_ATTENTION = Family((), (), ())  # or whose attention holds no linear layers
 _BLOOM = Family(
     ("self_attention.query_key_value",), ("self_attention.dense",), ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
 )
@@ -94,6 +101,7 @@ _T5 = Family(
     ("SelfAttention.q", "SelfAttention.v", "EncDecAttention.q", "EncDecAttention.v"),
     ("SelfAttention.k", "SelfAttention.o", "EncDecAttention.k", "EncDecAttention.o"),
     ("DenseReluDense.wi", "DenseReluDense.wi_0", "DenseReluDense.wi_1", "DenseReluDense.wo"),
+    needs_decoder_start=True,
 )
 
 FAMILIES: dict[str, Family] = {
@@ -135,7 +143,7 @@ FAMILIES: dict[str, Family] = {
         ("attention.k_head", "attention.post_proj"),
         ("ffn.linear_1", "ffn.linear_2"),
     ),
-    "ibert": Family((), (), (), positions_follow_padding=True),
+    "ibert": replace(_WITHOUT_ATTENTION, positions_follow_padding=True),
     "longformer": _LONGFORMER,
     "megatron-bert": _BERT_WITHOUT_CLS,
     "modernbert": Family(("attn.Wqkv",), ("attn.Wo",), ("mlp.Wi", "mlp.Wo")),
@@ -165,6 +173,7 @@ FAMILIES: dict[str, Family] = {
     # Decoders.
     "apertus": _WITHOUT_GATE,
     "arcee": _WITHOUT_GATE,
+    "bamba": _HYBRID,
     "bloom": _BLOOM,
     "cohere": _LLAMA,
     "cohere2": _LLAMA,
@@ -174,6 +183,8 @@ FAMILIES: dict[str, Family] = {
     "ernie4_5_moe": _DENSE_AND_SHARED,
     "exaone4": _LLAMA,
     "falcon": _BLOOM,
+    "falcon_h1": _HYBRID,
+    "falcon_mamba": _WITHOUT_ATTENTION,
     "gemma": _LLAMA,
     "gemma2": _LLAMA,
     "gemma3_text": _LLAMA,
@@ -194,7 +205,9 @@ FAMILIES: dict[str, Family] = {
     "gptj": Family(("attn.q_proj", "attn.v_proj"), ("attn.k_proj", "attn.out_proj"), ("mlp.fc_in", "mlp.fc_out")),
     "granite": _LLAMA,
     "granitemoe": _ROUTED,
+    "granitemoehybrid": replace(_LLAMA, mlp=("shared_mlp.input_linear", "shared_mlp.output_linear")),
     "helium": _LLAMA,
+    "jamba": _HYBRID,
     "lfm2": Family(
         ("self_attn.q_proj", "self_attn.v_proj"),
         ("self_attn.k_proj", "self_attn.out_proj"),
@@ -212,6 +225,8 @@ FAMILIES: dict[str, Family] = {
             "feed_forward.shared_expert.down_proj",
         ),
     ),
+    "mamba": _WITHOUT_ATTENTION,
+    "mamba2": _WITHOUT_ATTENTION,
     "ministral3": _LLAMA,
     "mistral": _LLAMA,
     "mixtral": _ROUTED,
@@ -237,10 +252,16 @@ FAMILIES: dict[str, Family] = {
     "qwen3_5_moe_text": _LINEAR_ATTENTION,
     "qwen3_5_text": _LINEAR_ATTENTION,
     "qwen3_next": _LINEAR_ATTENTION,
+    "recurrent_gemma": Family(
+        ("temporal_block.q_proj", "temporal_block.v_proj"),
+        ("temporal_block.k_proj", "temporal_block.o_proj"),
+        ("mlp_block.gate_proj", "mlp_block.up_proj", "mlp_block.down_proj"),
+    ),
     "seed_oss": _LLAMA,
     "smollm3": _LLAMA,
     "stablelm": _LLAMA,
     "starcoder2": replace(_LLAMA, mlp=("mlp.c_fc", "mlp.c_proj")),
     "vaultgemma": _LLAMA,
     "xglm": _BART,
+    "xlnet": _WITHOUT_ATTENTION,
 }

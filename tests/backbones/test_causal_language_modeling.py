@@ -26,6 +26,7 @@ from lora_lightning.lora.injection import attach_lora
 from lora_lightning.lora.quantized import keep_4bit_weights_in_order, quantized_bits
 from lora_lightning.lora.target_modules import PRESETS
 from tests.conftest import TinyBackbone
+from tests.family_trials.tiny_architectures import tiny_config
 from tests.tiny_models import DECODERS, ENCODERS, POSITIONS
 
 TIED = ("gpt2", "opt")
@@ -46,6 +47,13 @@ def test_an_encoder_is_refused_by_name(tiny_backbone: TinyBackbone, family: str)
     with pytest.raises(BackboneError, match="is an encoder") as error:
         load_causal_lm_config(folder)
     assert folder in str(error.value)
+
+
+@pytest.mark.parametrize("family", ["bart", "mbart", "bigbird_pegasus", "led"])
+def test_an_encoder_decoder_is_refused_by_name(tmp_path: Path, family: str) -> None:
+    tiny_config(family).save_pretrained(tmp_path)
+    with pytest.raises(BackboneError, match=rf"is an encoder-decoder \({family}\), which cannot predict"):
+        load_causal_lm_config(str(tmp_path))
 
 
 @pytest.mark.parametrize("family", DECODERS)

@@ -24,6 +24,7 @@ from lora_lightning.errors import BackboneError, ConfigurationError
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.target_modules import PRESETS
 from tests.conftest import TinyBackbone, TinyClassifier
+from tests.family_trials.tiny_architectures import tiny_config
 from tests.tiny_models import DECODERS, FAMILIES, HIDDEN, VOCABULARY_SIZE
 
 NAMES = ["yes", "no", "maybe"]
@@ -84,6 +85,17 @@ def test_tokenizer_without_any_token_to_pad_with_is_refused(bert_copy: Path) -> 
     (bert_copy / "tokenizer_config.json").write_text(json.dumps(kept))
     with pytest.raises(BackboneError, match="has no padding, end or unknown token"):
         load_tokenizer(str(bert_copy))
+
+
+@pytest.mark.parametrize("start", ["missing", None])
+def test_a_decoder_that_cannot_start_is_refused(tmp_path: Path, start: str | None) -> None:
+    config = tiny_config("t5").to_dict()
+    del config["decoder_start_token_id"]
+    if start is None:
+        config["decoder_start_token_id"] = None
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BackboneError, match=r"has no decoder_start_token_id, .* for T5 the padding token's id, 0"):
+        load_classification_config(str(tmp_path), ["a", "b"], pad_token_id=0)
 
 
 def test_padding_token_beyond_the_embedding_is_refused(tiny_backbone: TinyBackbone) -> None:

@@ -74,12 +74,22 @@ SIZES: dict[str, int] = {
 # What the sizes alone do not say.
 EXTRA: dict[str, dict[str, Any]] = {
     "deepseek_v2": {"topk_method": "greedy", "n_group": 1, "topk_group": 1},
+    "bamba": {"attn_layer_indices": [1]},
+    "codegen": {"rotary_dim": 4},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1},
+    "esm": {"vocab_size": VOCABULARY, "pad_token_id": 0},
     "funnel": {"block_sizes": [1, 1, 1], "num_decoder_layers": 1},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "granitemoehybrid": {"layers_block_type": ["linear_attention", "full_attention"]},
     "gptj": {"rotary_dim": 4},
+    "lilt": {"hidden_size": 48, "max_2d_position_embeddings": 16},  # a sixth of the size for each side of a box
     "longformer": {"attention_window": [8, 8]},
+    "mamba2": {"num_heads": 8, "head_dim": 8},
     "nemotron": {"num_key_value_heads": 2},
     **{name: {"decoder_start_token_id": 0} for name in ("mt5", "t5", "umt5")},
+    "recurrent_gemma": {"num_hidden_layers": 3},  # two recurrent layers to one of attention
+    "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 16]},
+    "squeezebert": {"embedding_size": HIDDEN},
     "xmod": {"default_language": "en_XX"},
 }
 
@@ -108,7 +118,8 @@ def _sizes_of(config: PretrainedConfig) -> dict[str, Any]:
         sizes["num_key_value_heads"] = 1
     for name in ("layer_types", "layers_block_type", "mlp_layer_types"):
         kinds = list(dict.fromkeys(known.get(name) or ()))
-        if kinds:
+        derived = isinstance(getattr(type(config), config.attribute_map.get(name, name), None), property)
+        if kinds and not derived:
             sizes[name] = kinds if len(kinds) > 1 else kinds * 2
     depth = max((len(value) for value in sizes.values() if isinstance(value, list)), default=2)
     for name in [name for name, value in sizes.items() if isinstance(value, list)]:

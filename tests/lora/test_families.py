@@ -2,49 +2,45 @@
 
 import re
 import warnings
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from benchmarks.families import PAGE, page
+from benchmarks.families import PAGE, page, read_results
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.families import FAMILIES
 from lora_lightning.lora.injection import attach_lora
 from lora_lightning.lora.target_modules import PRESETS, linear_layers, resolve_target_modules
+from tests.family_trials.tiny_architectures import tiny_config
 from tests.tiny_families import causal_model
 
-LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "encoder_layers", "decoder_layers")
 # Linear layers that are neither attention nor MLP, by the end of their names, beside heads: `all-linear` has them.
 OTHERS = {
     "albert": {"embedding_hidden_mapping_in"},
+    "bamba": {"in_proj", "out_proj"},  # of its Mamba layers
     "big_bird": {"pooler"},
     "convbert": {"conv_kernel_layer", "conv_out_layer"},
+    "falcon_h1": {"in_proj", "out_proj"},
+    "granitemoehybrid": {"in_proj", "out_proj"},
+    "jamba": {"in_proj", "x_proj", "dt_proj", "out_proj"},
     "lfm2": {"in_proj"},  # of its convolutions, whose output projection has the same name as that of the attention
     "llama4_text": {"router"},
     "phimoe": {"router"},
     "qwen2_moe": {"shared_expert_gate"},
     "qwen3_5_moe_text": {"shared_expert_gate"},
     "qwen3_next": {"shared_expert_gate"},
+    "recurrent_gemma": {"linear_x", "linear_y", "linear_out"},
     "rembert": {"embedding_hidden_mapping_in"},
     "xmod": {"dense1", "dense2"},  # adapters of its languages
 }
 
 
 def architecture(family: str) -> nn.Module:
-    """The family with its own settings and few layers, one of each kind, without storage."""
-    config: Any = AutoConfig.for_model(family)
-    kinds = list(dict.fromkeys(getattr(config, "layer_types", None) or []))
-    for name in LAYER_COUNTS:
-        if isinstance(getattr(config, name, None), int) and family != "funnel":
-            setattr(config, name, max(2, len(kinds)))
-    if kinds:
-        config.layer_types = kinds if len(kinds) > 1 else kinds * 2
-    if family == "nemotron":
-        config.num_key_value_heads = config.num_attention_heads
+    """The family with few layers, one of each kind, without storage."""
+    config = tiny_config(family)
     with torch.device("meta"):
         for auto_class in (AutoModelForSequenceClassification, AutoModelForCausalLM, AutoModel):
             if type(config) in auto_class._model_mapping:
@@ -102,6 +98,6 @@ def test_nothing_is_said_where_nothing_is_left_out(family: str) -> None:
 
 
 def test_the_page_of_families_is_written_from_the_table() -> None:
-    assert PAGE.read_text(encoding="utf-8") == page(), "run python benchmarks/families.py"
+    assert PAGE.read_text(encoding="utf-8") == page(read_results()), "run python benchmarks/families.py"
     count = sum(bool(family.query_value) for family in FAMILIES.values())
     assert f"[{count} families](docs/families.md)" in (PAGE.parents[1] / "README.md").read_text(encoding="utf-8")
