@@ -1,19 +1,10 @@
-"""Maps each command to the function that runs it."""
+"""Runs a command by its name. Each imports only what it needs, so that a command without training starts quickly."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from lora_lightning.cli import evaluate, fit, predict
 from lora_lightning.errors import DEBUG
-from lora_lightning.training.commands import explain_errors
-
-COMMANDS: dict[str, Callable[[Sequence[str]], Any]] = {
-    "fit": fit.run_fit,
-    "validate": evaluate.run_validate,
-    "test": evaluate.run_test,
-    "predict": predict.run_predict,
-}
 
 
 def run_command(arguments: Sequence[str]) -> Any:
@@ -23,11 +14,30 @@ def run_command(arguments: Sequence[str]) -> Any:
         arguments: The command and its options.
 
     Returns:
-        An object with the attributes `trainer` and `datamodule`, and the task as `model` (`fit`: `task`).
+        An object with the attributes `trainer` and `datamodule`, and the task as `model` (`fit`: `task`); for `study`
+        what its subcommand returns.
 
     Raises:
         LoraLightningError: If the input is wrong.
     """
     sys.argv[1:] = list(arguments)  # Lightning starts other processes with the same arguments
+    command, *words = [word for word in arguments if word != DEBUG]
+    if command == "study":
+        from lora_lightning.cli.study import run_study  # noqa: PLC0415
+
+        return run_study(words)
+    return _run_with_model(command, words)
+
+
+def _run_with_model(command: str, words: Sequence[str]) -> Any:
+    from lora_lightning.cli import evaluate, fit, predict  # noqa: PLC0415
+    from lora_lightning.training.commands import explain_errors  # noqa: PLC0415
+
+    run = {
+        "fit": fit.run_fit,
+        "validate": evaluate.run_validate,
+        "test": evaluate.run_test,
+        "predict": predict.run_predict,
+    }[command]
     with explain_errors():
-        return COMMANDS[arguments[0]]([word for word in arguments[1:] if word != DEBUG])
+        return run(words)

@@ -29,6 +29,7 @@ COMMANDS = {
     "validate": "evaluate a checkpoint on the validation split",
     "test": "evaluate a checkpoint on the test split",
     "predict": "classify, answer or continue the texts in a file with a checkpoint",
+    "study": "compare configurations over seeds: `study audit` judges a table of results",
 }
 
 EPILOG = """\
@@ -39,6 +40,7 @@ examples:
   lora-lightning test --config RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt
   lora-lightning predict --config RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt \\
       --data.predict_file queries.txt --predictions.file answers.csv
+  lora-lightning study audit results.csv --reference "r = 64"
 
 all options of a command:    lora-lightning fit --help
 options of a class:          lora-lightning fit --model.help SequenceClassificationTask

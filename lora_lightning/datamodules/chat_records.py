@@ -7,8 +7,8 @@ from typing import Any
 
 from lora_lightning.backbones.chat_template import Message
 from lora_lightning.datamodules.records import Record, text_field
-from lora_lightning.datamodules.tables import parse_json
 from lora_lightning.errors import DataError
+from lora_lightning.runs.tables import parse_json
 
 FIELDS = "give every record instruction and output, or messages with role and content"
 PROMPT_FIELDS = "give every record instruction (or prompt), or messages with role and content"

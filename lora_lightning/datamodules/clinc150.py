@@ -7,8 +7,8 @@ from typing import Any, Literal
 from lora_lightning.datamodules.hub import hub_table, load_hub_dataset
 from lora_lightning.datamodules.intents import OUT_OF_SCOPE, IntentDataModule, Pairs
 from lora_lightning.datamodules.queries import check_texts
-from lora_lightning.datamodules.tables import check_characters, decode_text, parse_json
 from lora_lightning.errors import DataError, suggest_names
+from lora_lightning.runs.tables import check_characters, decode_text, parse_json
 
 HUB_DATASET = "clinc/clinc_oos"
 HUB_CONFIG = {"small": "small", "imbalanced": "imbalanced", "oos_plus": "plus"}  # the hub has no `full`

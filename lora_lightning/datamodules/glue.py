@@ -13,10 +13,10 @@ from lora_lightning.datamodules.hub import hub_table, load_hub_dataset
 from lora_lightning.datamodules.label_columns import class_indices, class_labels
 from lora_lightning.datamodules.number_columns import finite_numbers
 from lora_lightning.datamodules.sequence_classification import ClassificationDataModule, LabeledTexts
-from lora_lightning.datamodules.tables import Table, read_tsv
 from lora_lightning.errors import ConfigurationError, DataError
 from lora_lightning.metrics.label_space import LabelSpace
 from lora_lightning.runs.files import write_text_atomically
+from lora_lightning.runs.tables import Table, read_tsv
 
 HUB_DATASET = "nyu-mll/glue"
 LOWEST_SCORE, HIGHEST_SCORE = 0.0, 5.0  # of STS-B

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_lightning.backbones import hub_is_reachable
-from lora_lightning.datamodules.tables import Table
 from lora_lightning.errors import DataError, suggest_names
+from lora_lightning.runs.tables import Table
 
 
 def load_hub_dataset(name: str, config: str | None, remedy: str) -> Any:

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lora_lightning.datamodules.label_lists import is_list_in_text, is_part_of_list, read_label_list
-from lora_lightning.datamodules.tables import Table
 from lora_lightning.errors import DataError, suggest_names
+from lora_lightning.runs.tables import Table
 
 SHOWN = 80  # characters of a cell in a message
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from lora_lightning.datamodules.tables import Table
 from lora_lightning.errors import DataError
+from lora_lightning.runs.tables import Table
 
 PLAIN = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 GROUPED = re.compile(r"[+-]?\d{1,3}((,\d{3})+\.\d+|(,\d{3}){2,}\.?)([eE][+-]?\d+)?", re.ASCII)

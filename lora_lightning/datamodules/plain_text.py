@@ -14,9 +14,9 @@ from lora_lightning.datamodules.long_texts import tokenize_long_texts
 from lora_lightning.datamodules.packing import cut_stream
 from lora_lightning.datamodules.records import RECORD_FILES, Record, hub_records, read_records, text_field
 from lora_lightning.datamodules.special_tokens import note_on_control_tokens
-from lora_lightning.datamodules.tables import read_text
 from lora_lightning.datamodules.validation_share import held_out
 from lora_lightning.errors import ConfigurationError, DataError
+from lora_lightning.runs.tables import read_text
 
 WIKITEXT_SPLITS = {"train": "train", "val": "valid", "test": "test"}
 

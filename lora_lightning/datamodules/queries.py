@@ -5,8 +5,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from lora_lightning.datamodules.tables import decode_text
 from lora_lightning.errors import DataError
+from lora_lightning.runs.tables import decode_text
 
 
 def read_queries(predict_file: str | None) -> list[str]:

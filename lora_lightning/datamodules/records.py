@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_lightning.datamodules.hub import load_hub_dataset
-from lora_lightning.datamodules.tables import READERS, check_characters, parse_json, read_table, read_text
 from lora_lightning.errors import DataError
+from lora_lightning.runs.tables import READERS, check_characters, parse_json, read_table, read_text
 
 JSON_LIST = ".json"
 RECORD_FILES = (*READERS, JSON_LIST)

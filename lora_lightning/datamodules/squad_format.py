@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_lightning.datamodules.tables import check_characters, decode_text, parse_json
 from lora_lightning.errors import DataError
 from lora_lightning.metrics.squad_v2 import Question
+from lora_lightning.runs.tables import check_characters, decode_text, parse_json
 
 Articles = list[list[Question]]  # the questions of each article
 

@@ -16,10 +16,10 @@ from lora_lightning.datamodules.label_doubts import doubts_about_labels
 from lora_lightning.datamodules.number_columns import finite_numbers
 from lora_lightning.datamodules.queries import read_queries
 from lora_lightning.datamodules.sequence_classification import ClassificationDataModule, LabeledTexts
-from lora_lightning.datamodules.tables import READERS, Table, read_table
 from lora_lightning.datamodules.validation_share import check_hold_out, held_out
 from lora_lightning.errors import ConfigurationError, DataError
 from lora_lightning.metrics.label_space import MULTI_LABEL, REGRESSION, SINGLE_LABEL, LabelSpace, ProblemType
+from lora_lightning.runs.tables import READERS, Table, read_table
 
 HUB_SPLITS = {TRAIN: ("train",), VALIDATION: ("validation", "valid", "val", "dev"), TEST: ("test",)}
 NEAR = 0.6  # similarity of a column name that is probably misspelt

@@ -1,12 +1,23 @@
 """What torchmetrics lacks, the set of metrics each task reports, and which direction of each is better.
 
-Nothing here knows a model or a data module.
+Nothing here knows a model or a data module. Names are imported on first use, because torchmetrics takes seconds, and
+`direction` is also for commands that only read tables.
 """
 
-from lora_lightning.metrics.classification import ClassificationMetrics, chosen_metrics, scores_and_decisions
-from lora_lightning.metrics.intents import IntentMetrics
-from lora_lightning.metrics.label_space import MULTI_LABEL, OUT_OF_SCOPE_TARGET, REGRESSION, SINGLE_LABEL, LabelSpace
-from lora_lightning.metrics.out_of_scope import best_threshold, in_scope_prediction, out_of_scope_score
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lora_lightning.metrics.classification import ClassificationMetrics, chosen_metrics, scores_and_decisions
+    from lora_lightning.metrics.intents import IntentMetrics, classification_metrics
+    from lora_lightning.metrics.label_space import (
+        MULTI_LABEL,
+        OUT_OF_SCOPE_TARGET,
+        REGRESSION,
+        SINGLE_LABEL,
+        LabelSpace,
+    )
+    from lora_lightning.metrics.out_of_scope import best_threshold, in_scope_prediction, out_of_scope_score
 
 __all__ = [
     "MULTI_LABEL",
@@ -24,17 +35,21 @@ __all__ = [
     "scores_and_decisions",
 ]
 
+HOMES = {
+    "ClassificationMetrics": "classification",
+    "chosen_metrics": "classification",
+    "scores_and_decisions": "classification",
+    "IntentMetrics": "intents",
+    "classification_metrics": "intents",
+    "best_threshold": "out_of_scope",
+    "in_scope_prediction": "out_of_scope",
+    "out_of_scope_score": "out_of_scope",
+}  # all others are in `label_space`
 
-def classification_metrics(space: LabelSpace) -> ClassificationMetrics:
-    """The metrics that fit a data set's labels.
 
-    Args:
-        space: The labels.
-
-    Returns:
-        Metrics for one split.
-
-    Raises:
-        ConfigurationError: If `space.metrics` names one that does not exist for such labels.
-    """
-    return IntentMetrics(space) if space.has_out_of_scope or space.domains else ClassificationMetrics(space)
+def __getattr__(name: str) -> object:
+    """Imports a name in `__all__` on first use (PEP 562)."""
+    if name not in __all__:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(import_module(f"{__name__}.{HOMES.get(name, 'label_space')}"), name)

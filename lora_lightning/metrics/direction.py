@@ -20,3 +20,18 @@ HIGHER_IS_BETTER = (  # also at the end of longer names
     "recall",
     "spearman",
 )
+
+
+def higher_is_better(metric: str) -> bool | None:
+    """Looks up the direction of a metric.
+
+    Args:
+        metric: Its name, such as `"in_scope_accuracy"`; prefixes and upper case do not matter.
+
+    Returns:
+        Whether larger values are better; `None` if the metric is unknown.
+    """
+    name = "_".join(metric.lower().replace("/", "_").replace("-", "_").split())
+    if name.endswith(LOWER_IS_BETTER):
+        return False
+    return True if name.endswith(HIGHER_IS_BETTER) else None

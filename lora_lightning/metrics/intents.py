@@ -168,3 +168,18 @@ def _queries(score: NDArray[np.float64], *columns: NDArray[np.int64]) -> Queries
 
 def _detection(called: Tensor, truth: Tensor) -> dict[str, Tensor]:
     return {name: metric()(called.long(), truth) for name, metric in DETECTION.items()}
+
+
+def classification_metrics(space: LabelSpace) -> ClassificationMetrics:
+    """The metrics that fit a data set's labels.
+
+    Args:
+        space: The labels.
+
+    Returns:
+        Metrics for one split.
+
+    Raises:
+        ConfigurationError: If `space.metrics` names one that does not exist for such labels.
+    """
+    return IntentMetrics(space) if space.has_out_of_scope or space.domains else ClassificationMetrics(space)

@@ -1,4 +1,4 @@
-"""Paired differences, intervals, tests, power and verdicts: NumPy, SciPy and statsmodels alone.
+"""Paired differences, intervals, tests, power and verdicts: NumPy and SciPy alone.
 
 Nothing here knows a model, a trainer or a file; arrays and tables go in, numbers and sentences come out.
 """

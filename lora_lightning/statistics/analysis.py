@@ -18,6 +18,7 @@ from lora_lightning.statistics.verdicts import (
     Comparison,
     Verdict,
     claim_verdict,
+    variance_shares,
     verdict_sentence,
     what_is_missing,
 )
@@ -150,6 +151,7 @@ def compare_with_reference(results: StudyResults) -> tuple[Comparison, ...]:
             missing=what_is_missing(difference, results.metric) if waiting else "",
             unpaired_seeds=unpaired_seeds(each, reference),
             sentence="",
+            variance_shares=variance_shares(difference),
         )
         sentence = verdict_sentence(each.name, results.reference, results.metric, comparison)
         comparisons.append(replace(comparison, sentence=sentence))

@@ -1,6 +1,7 @@
 """What a comparison says, as a verdict and in a sentence with its numbers."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -56,6 +57,8 @@ class Comparison:
         missing: What would decide it, such as `"4 more seeds"`; empty if decided.
         unpaired_seeds: Seeds that only one of both ran with; they are not compared.
         sentence: The verdict in plain words with its numbers.
+        variance_shares: Shares of the variance of the mean difference that `seeds`, `examples` and the `rest` cause,
+            which sum to 1; empty without an interval.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Comparison:
     missing: str
     unpaired_seeds: tuple[int, ...]
     sentence: str
+    variance_shares: Mapping[str, float]
 
 
 def claim_verdict(interval: Interval, low: float = -math.inf, high: float = math.inf) -> ClaimVerdict:
@@ -142,6 +146,40 @@ def what_is_missing(difference: PairedDifference, metric: Metric) -> str:
     if assumed <= -margin:
         return "nothing of this kind: the observed difference is beyond the margin, so more data would rather refute it"
     return "far more seeds and test examples than a study can have, or a larger margin"
+
+
+def variance_sentence(difference: PairedDifference) -> str:
+    """Says where the uncertainty of a difference comes from.
+
+    Args:
+        difference: A difference.
+
+    Returns:
+        Such as `Of the variance of the mean difference, 40 % comes from the choice of seeds, ...`; empty without an
+        interval, or if only seeds are compared.
+    """
+    shares = variance_shares(difference)
+    if not difference.examples or not any(shares.values()):
+        return ""
+    seeds, examples = round(100 * shares["seeds"]), round(100 * shares["examples"])
+    return (
+        f"Of the variance of this difference, {seeds} % comes from seeds, {examples} % from test examples and "
+        f"{100 - seeds - examples} % from their combination."
+    )
+
+
+def variance_shares(difference: PairedDifference) -> dict[str, float]:
+    """Splits the variance of a mean difference into shares.
+
+    Args:
+        difference: A difference.
+
+    Returns:
+        The shares of `seeds`, `examples` and the `rest`; empty without an interval.
+    """
+    if difference.components is None:
+        return {}
+    return difference.components.shares(difference.seeds, max(difference.examples, 1))
 
 
 def verdict_sentence(name: str, reference: str, metric: Metric, found: Comparison) -> str:

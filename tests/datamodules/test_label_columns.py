@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from lora_lightning.datamodules.label_columns import class_labels, label_sets, sorted_names
-from lora_lightning.datamodules.tables import Table
 from lora_lightning.errors import DataError
+from lora_lightning.runs.tables import Table
 
 
 def test_labels_that_are_equal_as_numbers_keep_their_order() -> None:

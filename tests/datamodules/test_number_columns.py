@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from lora_lightning.datamodules.number_columns import finite_numbers
-from lora_lightning.datamodules.tables import Table
 from lora_lightning.errors import DataError
+from lora_lightning.runs.tables import Table
 
 
 def table_of(*cells: Any) -> Table:

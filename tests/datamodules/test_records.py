@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from lora_lightning.datamodules.records import Record, hub_records, read_records, text_field
-from lora_lightning.datamodules.tables import read_text
 from lora_lightning.errors import DataError
+from lora_lightning.runs.tables import read_text
 
 
 def write(path: Path, content: str | bytes) -> Path:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from statsmodels.stats.multitest import multipletests
 
 from lora_lightning.statistics.multiple_tests import fixed_sequence, holm
 from lora_lightning.statistics.pareto import pareto_front
@@ -19,6 +20,12 @@ def test_holm_by_hand() -> None:
     assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
     assert holm([]) == []
     assert holm([0.9, 0.9]) == [1.0, 1.0]
+
+
+def test_holm_equals_statsmodels() -> None:
+    for count in (1, 2, 15):
+        p_values = np.random.default_rng(count).random(count) ** 3
+        assert holm(list(p_values)) == pytest.approx(multipletests(p_values, method="holm")[1])
 
 
 def test_pareto_front_by_brute_force() -> None:

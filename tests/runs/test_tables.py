@@ -9,8 +9,8 @@ import pytest
 from pyarrow import Table as ArrowTable
 from pyarrow import parquet
 
-from lora_lightning.datamodules.tables import read_table, read_tsv
 from lora_lightning.errors import DataError
+from lora_lightning.runs.tables import read_table, read_tsv
 
 CELLS = ["plain", 'an "unclosed quote', '"', "it's", "commas, and; more", "zürich 東京 🎷", "a\u2028b\x0cc\x85d", "  "]
 

@@ -1,4 +1,4 @@
-"""Reads tables of texts and labels: CSV, TSV, JSON lines, Parquet. Errors name the file and the row."""
+"""Reads tables: CSV, TSV, JSON lines, Parquet. Errors name the file and the row. Imports nothing heavy."""
 
 import csv
 import io

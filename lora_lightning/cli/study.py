@@ -1,0 +1,84 @@
+"""`lora-lightning study`: passes its options to a subcommand."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from lora_lightning.cli import study_audit
+from lora_lightning.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Subcommand:
+    """A subcommand of `study`.
+
+    Attributes:
+        help: What it does, in a line.
+        epilog: Examples, and what the options do not say.
+        add_options: Adds its options to a parser.
+        run: Runs it with the parsed options.
+    """
+
+    help: str
+    epilog: str
+    add_options: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], Any]
+
+
+SUBCOMMANDS = {
+    "audit": Subcommand(study_audit.HELP, study_audit.EPILOG, study_audit.add_audit_options, study_audit.run_audit),
+}
+
+
+class SentenceParser(argparse.ArgumentParser):
+    """A parser whose errors are sentences of the program, like those of every other command."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises the error that is reported in one line.
+
+        Args:
+            message: What is wrong.
+
+        Raises:
+            ConfigurationError: Always.
+        """
+        msg = f"{message}; see {self.prog} --help"
+        raise ConfigurationError(msg)
+
+
+def run_study(arguments: Sequence[str]) -> Any:
+    """Runs `lora-lightning study`.
+
+    Args:
+        arguments: The subcommand and its options.
+
+    Returns:
+        What the subcommand returns.
+
+    Raises:
+        LoraLightningError: If an option or a file is wrong.
+    """
+    options = build_study_parser().parse_args(list(arguments) or ["--help"])
+    return SUBCOMMANDS[options.subcommand].run(options)
+
+
+def build_study_parser() -> argparse.ArgumentParser:
+    """Returns the parser of all subcommands."""
+    parser = SentenceParser(
+        prog="lora-lightning study",
+        description="Compare configurations over several seeds, with verdicts that have a known error rate.",
+        allow_abbrev=False,
+    )
+    subcommands = parser.add_subparsers(dest="subcommand", metavar="SUBCOMMAND", required=True)
+    for name, subcommand in SUBCOMMANDS.items():
+        own = subcommands.add_parser(
+            name,
+            help=subcommand.help,
+            description=f"{subcommand.help[0].upper()}{subcommand.help[1:]}.",
+            epilog=subcommand.epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        subcommand.add_options(own)
+    return parser

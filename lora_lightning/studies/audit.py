@@ -1,0 +1,212 @@
+"""`study audit`: which differences in anyone's table of results are more than chance, and which are noise."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lora_lightning.errors import DataError, suggest_names
+from lora_lightning.metrics.direction import higher_is_better
+from lora_lightning.statistics.analysis import StudyAnalysis, analyze_study
+from lora_lightning.statistics.pairing import unpaired_seeds
+from lora_lightning.statistics.study_results import ConfigurationResults, StudyResults
+from lora_lightning.studies.example_outcomes import read_outcomes
+from lora_lightning.studies.metric_scale import TableScale, choose_metric, choose_scale
+from lora_lightning.studies.results_table import ResultsTable, few_names, read_results_table
+
+COSTS = ("trainable_parameters",)  # columns of which less is better, if the table has them
+RANKS = ("model.lora.r", "lora_r", "rank", "r")
+
+
+@dataclass(frozen=True)
+class StudyAudit:
+    """The verdicts on a table of results.
+
+    Attributes:
+        results: The table, as it was understood.
+        analysis: The verdicts and the recommendation.
+        notes: Sentences on what was left out or is not compared; empty if every cell counts.
+    """
+
+    results: StudyResults
+    analysis: StudyAnalysis
+    notes: tuple[str, ...]
+
+
+def audit_results(
+    source: Path | str | Mapping[str, Sequence[Any]],
+    reference: str,
+    *,
+    metric: str | None = None,
+    margin: float | None = None,
+    direction: str | None = None,
+    scale: str | None = None,
+    costs: Sequence[str] | None = None,
+    sequence: Sequence[str] = (),
+    full_fine_tuning: str | None = None,
+) -> StudyAudit:
+    """Judges a table of results.
+
+    The table has one run a row: the columns `configuration` and `seed`, a metric, and optionally costs and one column
+    per test example, whose names start with `example_`. Their mean is the metric.
+
+    Args:
+        source: A CSV, TSV, JSON lines or Parquet file, or columns by name.
+        reference: The configuration that the others are compared with; it should be chosen before results are seen.
+        metric: The column that decides; `None` if there is only one that can be meant.
+        margin: The largest loss of quality that does not matter, above 0: in points for fractions and percent, in
+            percent for perplexity; `None` for 0.5 points or 1 percent.
+        direction: `"higher"` or `"lower"` is better; `None` if the metric's name says it.
+        scale: A `TableScale`, `None` to choose it by the metric's name and values.
+        costs: Columns of which less is better, the most important first; `None` for `trainable_parameters`, if present.
+        sequence: Configurations in a fixed order of tests, the most expensive first; others are tested with Holm's
+            correction.
+        full_fine_tuning: The configuration that is full fine-tuning, if there is one.
+
+    Returns:
+        Verdicts, and what was left out.
+
+    Raises:
+        LoraLightningError: If the table or an argument is wrong.
+    """
+    table = read_results_table(source)
+    costs = [cost for cost in COSTS if cost in table.others] if costs is None else list(costs)
+    metric = metric or _only_metric(table, costs)
+    values = table.numbers(metric)
+    known = [value for value in values if not math.isnan(value)]
+    chosen = choose_scale(metric, known, scale)
+    reader = _RunReader(table, metric, values, chosen, costs)
+    name = Path(source).stem if isinstance(source, Path | str) else "table"
+    results = StudyResults(
+        name=name,
+        metric=choose_metric(metric, chosen, direction, margin),
+        configurations=reader.read_configurations(),
+        reference=reference,
+        costs=costs,
+        sequence=tuple(sequence),
+        rank_setting=reader.rank_setting,
+        full_fine_tuning=full_fine_tuning,
+        unfinished=_missing_values(table, metric, values),
+    )
+    analysis = analyze_study(results)
+    notes = [results.unfinished, *reader.notes, _unpaired_runs(results)]
+    return StudyAudit(results, analysis, tuple(note for note in notes if note))
+
+
+class _RunReader:
+    """Sorts the columns of a table into outcomes, settings and measurements."""
+
+    def __init__(
+        self, table: ResultsTable, metric: str, values: Sequence[float], scale: TableScale, costs: Sequence[str]
+    ) -> None:
+        self.table, self.scale, self.values = table, scale, values
+        others = [name for name in table.others if name != metric]
+        if unknown := [cost for cost in costs if cost not in others]:
+            msg = f"{table.table.name} has no column {unknown[0]!r} for a cost; {suggest_names(unknown[0], others)}"
+            raise DataError(msg)
+        ranks = [name for name in RANKS if name in others and name not in costs and self._describes(name)]
+        self.rank_setting = next((name for name in ranks if table.is_numeric(name)), None)
+        self.measurements = {
+            name: table.numbers(name)
+            for name in others
+            if name in costs or (table.is_numeric(name) and name != self.rank_setting)
+        }
+        texts = [name for name in others if name not in self.measurements]
+        self.settings = [name for name in texts if self._describes(name)]
+        ignored = [name for name in texts if name not in self.settings]
+        self.outcomes = read_outcomes(table, values, scale)
+        self.notes = [
+            _empty_costs({cost: self.measurements[cost] for cost in costs}),
+            _runs_without_outcomes(table, values, self.outcomes),
+            _unused_columns(ignored),
+        ]
+
+    def read_configurations(self) -> list[ConfigurationResults]:
+        """Collects the runs of every configuration, in the order of the table."""
+        return [self._read_configuration(name) for name in dict.fromkeys(self.table.configurations)]
+
+    def _read_configuration(self, name: str) -> ConfigurationResults:
+        rows = [row for row, own in enumerate(self.table.configurations) if own == name]
+        kept = [row for row in rows if not math.isnan(self.values[row])]
+        seeds = self.table.seeds
+        measurements = {
+            column: {seeds[row]: numbers[row] for row in rows if not math.isnan(numbers[row])}
+            for column, numbers in self.measurements.items()
+        }
+        settings: dict[str, object] = {name: str(self.table.table.columns[name][rows[0]]) for name in self.settings}
+        if self.rank_setting:
+            settings[self.rank_setting] = self.table.numbers(self.rank_setting)[rows[0]]
+        return ConfigurationResults(
+            name,
+            settings,
+            {seeds[row]: self.scale.stored_value(self.values[row]) for row in kept},
+            {seeds[row]: self.outcomes[row] for row in kept if row in self.outcomes},
+            {column: numbers for column, numbers in measurements.items() if numbers},
+        )
+
+    def _describes(self, column: str) -> bool:
+        """Whether all runs of a configuration have the same cell in a column."""
+        pairs = set(zip(self.table.configurations, map(str, self.table.table.columns[column]), strict=True))
+        return len(pairs) == len(set(self.table.configurations))
+
+
+def _only_metric(table: ResultsTable, costs: Sequence[str]) -> str:
+    """The one column that can be the metric."""
+    numeric = [name for name in table.others if name not in {*costs, *RANKS} and table.is_numeric(name)]
+    known = [name for name in numeric if higher_is_better(name) is not None]
+    candidates = known or numeric
+    if len(candidates) == 1:
+        return candidates[0]
+    if not candidates:
+        msg = f"{table.table.name} has no column with a metric beside the columns configuration and seed; add one"
+        raise DataError(msg)
+    msg = f"{table.table.name} has {len(candidates)} columns that could be the metric ({few_names(candidates)}); name "
+    msg += "the one that decides"
+    raise DataError(msg)
+
+
+def _unused_columns(names: Sequence[str]) -> str:
+    return f"Columns of texts that differ within a configuration are not used: {few_names(names)}." if names else ""
+
+
+def _runs_without_outcomes(
+    table: ResultsTable, values: Sequence[float], outcomes: Mapping[int, NDArray[np.float64]]
+) -> str:
+    runs = [row for row, value in enumerate(values) if not math.isnan(value)]
+    bare = [table.run_of(row) for row in runs if row not in outcomes]
+    if not table.examples or not bare:
+        return ""
+    return f"{len(bare)} of {len(runs)} runs have no test examples and are compared by seed only: {few_names(bare)}."
+
+
+def _missing_values(table: ResultsTable, metric: str, values: Sequence[float]) -> str:
+    missing = [table.run_of(row) for row, value in enumerate(values) if math.isnan(value)]
+    if not missing:
+        return ""
+    return (
+        f"{len(missing)} of {len(values)} runs have no finite {metric} and are left out, which favors a configuration "
+        f"whose runs failed: {few_names(missing)}."
+    )
+
+
+def _empty_costs(costs: Mapping[str, Sequence[float]]) -> str:
+    empty = {name: sum(map(math.isnan, numbers)) for name, numbers in costs.items()}
+    counted = [f"{count} in {name!r}" for name, count in empty.items() if count]
+    return f"Empty cells of costs are left out of their means: {few_names(counted)}." if counted else ""
+
+
+def _unpaired_runs(results: StudyResults) -> str:
+    reference = results.configuration(results.reference)
+    unpaired = {each.name: unpaired_seeds(each, reference) for each in results.configurations}
+    counted = [f"{name!r} (seeds {few_names([*map(str, seeds)])})" for name, seeds in unpaired.items() if seeds]
+    if not counted:
+        return ""
+    several = "configurations have" if len(counted) > 1 else "configuration has"
+    return (
+        f"{len(counted)} {several} other seeds than the reference {results.reference!r}; only the seeds that both have "
+        f"are compared, without those of one side: {few_names(counted)}."
+    )

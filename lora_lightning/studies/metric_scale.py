@@ -1,0 +1,145 @@
+"""How the metric of a table is understood: its direction, its scale and the margin, from its name and its values."""
+
+import math
+from collections.abc import Sequence
+from enum import StrEnum
+
+from lora_lightning.errors import ConfigurationError
+from lora_lightning.metrics.direction import HIGHER_IS_BETTER, higher_is_better
+from lora_lightning.statistics.study_results import MARGIN_IN_PERCENT, MARGIN_IN_POINTS, Metric, Scale
+
+SHARES = (*HIGHER_IS_BETTER, "calibration_error", "out_of_scope_fpr_at_95_tpr")  # bounded by 1, or by 100 %
+
+
+class TableScale(StrEnum):
+    """The scale of the metric in a table.
+
+    Attributes:
+        FRACTION: Such as accuracy 0.945; the margin is in points.
+        PERCENT: Such as accuracy 94.5; the margin is in points.
+        PERPLEXITY: Such as perplexity 20.1, compared by its logarithm; the margin is in percent.
+        LOG: A natural logarithm, such as the log perplexity 3.0; the margin is in percent of the quantity itself.
+        PLAIN: Any other number; the margin is in its unit.
+    """
+
+    FRACTION = "fraction"
+    PERCENT = "percent"
+    PERPLEXITY = "perplexity"
+    LOG = "log"
+    PLAIN = "plain"
+
+    @property
+    def stored(self) -> Scale:
+        """The scale of the values that are analyzed."""
+        return {
+            TableScale.FRACTION: Scale.FRACTION,
+            TableScale.PERCENT: Scale.FRACTION,
+            TableScale.PERPLEXITY: Scale.LOG,
+            TableScale.LOG: Scale.LOG,
+            TableScale.PLAIN: Scale.PLAIN,
+        }[self]
+
+    def stored_value(self, value: float) -> float:
+        """Converts a value of the table into the one that is analyzed.
+
+        Args:
+            value: Above 0 if the scale is `PERPLEXITY`.
+
+        Returns:
+            A fraction, a natural logarithm, or the value itself.
+        """
+        if self is TableScale.PERPLEXITY:
+            return math.log(value)
+        return value / 100 if self is TableScale.PERCENT else value
+
+
+def choose_scale(name: str, values: Sequence[float], scale: str | None = None) -> TableScale:
+    """Chooses the scale of a metric.
+
+    Args:
+        name: The metric.
+        values: All its values, finite.
+        scale: A `TableScale` that the user gave; `None` to choose by name and values.
+
+    Returns:
+        The scale.
+
+    Raises:
+        ConfigurationError: If the values do not fit the scale, or fit two.
+    """
+    if scale is not None and scale not in list(TableScale):
+        msg = f"the scale {scale!r} is unknown; the scales are {', '.join(TableScale)}"
+        raise ConfigurationError(msg)
+    chosen = TableScale(scale) if scale is not None else _scale_by_name(name, values)
+    low, high = min(values, default=math.nan), max(values, default=math.nan)
+    wrong = {
+        TableScale.FRACTION: max(abs(low), high) > 1,
+        TableScale.PERCENT: max(abs(low), high) > 100,  # noqa: PLR2004
+        TableScale.PERPLEXITY: low <= 0,
+        TableScale.LOG: False,
+        TableScale.PLAIN: False,
+    }
+    if wrong[chosen]:
+        msg = f"the values of {name!r} range from {low:g} to {high:g}, which is not possible for the scale {chosen!s}; "
+        msg += f"correct them, or give another scale ({', '.join(TableScale)})"
+        raise ConfigurationError(msg)
+    return chosen
+
+
+def choose_metric(name: str, scale: TableScale, direction: str | None = None, margin: float | None = None) -> Metric:
+    """Builds the metric that decides.
+
+    Args:
+        name: Its name.
+        scale: How its values are stored in the table.
+        direction: `"higher"` or `"lower"` is better; `None` if the name says it.
+        margin: The largest loss of quality that does not matter; `None` for 0.5 points or 1 percent.
+
+    Returns:
+        The metric.
+
+    Raises:
+        ConfigurationError: If the direction is unknown or contradicts the name, or the margin is missing or not above
+            0.
+    """
+    if direction not in {None, "higher", "lower"}:
+        msg = f"the direction {direction!r} is unknown; it must be higher or lower"
+        raise ConfigurationError(msg)
+    known = higher_is_better(name)
+    higher = known if direction is None else direction == "higher"
+    if higher is None:
+        msg = f"it is not known whether a larger {name!r} is better; add the direction, higher or lower"
+        raise ConfigurationError(msg)
+    if known is not None and higher is not known:
+        better = "larger" if known else "smaller"
+        msg = (
+            f"the direction {direction!r} contradicts {name!r}, of which {better} values are better; rename the column "
+        )
+        msg += "if it holds something else"
+        raise ConfigurationError(msg)
+    defaults = {Scale.FRACTION: MARGIN_IN_POINTS, Scale.LOG: MARGIN_IN_PERCENT}
+    if margin is None and scale.stored not in defaults:
+        msg = f"{name!r} has no usual margin; add the largest difference in its unit that does not matter as the margin"
+        raise ConfigurationError(msg)
+    metric = Metric(name, defaults[scale.stored] if margin is None else margin, higher, scale.stored)
+    if not 0 < metric.margin < math.inf:
+        msg = f"the margin is {metric.margin:g}, and must be above 0: without one no finite study proves anything"
+        raise ConfigurationError(msg)
+    return metric
+
+
+def _scale_by_name(name: str, values: Sequence[float]) -> TableScale:
+    name = name.lower().replace(" ", "_").replace("-", "_")
+    if name.endswith("perplexity"):
+        return TableScale.LOG if "log" in name else TableScale.PERPLEXITY
+    if not name.endswith(SHARES):
+        return TableScale.PLAIN
+    if max(map(abs, values), default=0) <= 1:
+        return TableScale.FRACTION
+    if doubtful := [value for value in values if 0 < abs(value) <= 1]:
+        msg = (
+            f"{name!r} has values above 1, which look like percent, and {doubtful[0]:g}, which looks like a fraction; "
+        )
+        msg += "correct the table, or give the scale percent"
+        raise ConfigurationError(msg)
+    return TableScale.PERCENT
