@@ -8,7 +8,6 @@ coarse to be linearized: then only seeds can be compared.
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from lora_lightning.statistics.jackknife import weighted_means
 
@@ -57,15 +56,20 @@ def auroc_pseudo_values(labels: NDArray[np.bool_], scores: NDArray[np.float64]) 
         shape (examples,), float64; `None` with fewer than 2 positive or 2 negative examples.
     """
     positive, negative = int(labels.sum()), int((~labels).sum())
-    if min(positive, negative) < 2:  # noqa: PLR2004
+    if min(positive, negative) < 2 or np.isnan(scores).any():  # noqa: PLR2004
         return None
-    ranks = rankdata(scores)
     won = np.empty(len(scores))  # pairs in which a positive example has the larger score, by example of the pair
-    won[labels] = ranks[labels] - rankdata(scores[labels])
-    won[~labels] = positive - (ranks[~labels] - rankdata(scores[~labels]))
+    won[labels] = _count_below(scores[labels], scores[~labels])
+    won[~labels] = positive - _count_below(scores[~labels], scores[labels])
     total = won[labels].sum()
     pairs_left = np.where(labels, (positive - 1) * negative, positive * (negative - 1))
     return pseudo_values(total / (positive * negative), (total - won) / pairs_left)
+
+
+def _count_below(scores: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Counts how many of the others are below each score; equal ones count half."""
+    ordered = np.sort(others)
+    return np.asarray((np.searchsorted(ordered, scores, "left") + np.searchsorted(ordered, scores, "right")) / 2)
 
 
 def f1_pseudo_values(labels: NDArray[np.bool_], predictions: NDArray[np.bool_]) -> PseudoValues:
