@@ -5,6 +5,7 @@ from copy import deepcopy
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -63,9 +64,17 @@ def _smaller_configs(auto_class: Any, config: PretrainedConfig) -> Iterator[Pret
             if narrow:
                 _reduce(part, MLP_NAMES, MLP_WIDTH)
                 _reduce(part, EXPERT_NAMES, EXPERTS)
-            for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-                setattr(part, name, None)  # may lie beyond the vocabulary
+            _reset_special_tokens(part)
         yield smaller
+
+
+def _reset_special_tokens(config: PretrainedConfig) -> None:
+    """They may lie beyond the smaller vocabulary; an architecture may insist on having one."""
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        try:
+            setattr(config, name, None)
+        except StrictDataclassFieldValidationError:
+            setattr(config, name, 0)
 
 
 def _layers_needed(model: PreTrainedModel) -> int:

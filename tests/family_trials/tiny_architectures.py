@@ -31,7 +31,19 @@ SPECIAL = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
 # Whatever of these a configuration has, its text part included, is set.
 SIZES: dict[str, int] = {
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), VOCABULARY),
-    **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "emb_dim", "lru_width", "word_embed_proj_dim"), HIDDEN),
+    **dict.fromkeys(
+        (
+            "hidden_size",
+            "d_model",
+            "n_embd",
+            "dim",
+            "emb_dim",
+            "lru_width",
+            "word_embed_proj_dim",
+            "attention_hidden_size",
+        ),
+        HIDDEN,
+    ),
     **dict.fromkeys(("hidden_size_per_layer_input", "embedding_size", "d_embed", "altup_lane_size"), 16),
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers"), 2),
     **dict.fromkeys(("encoder_layers", "decoder_layers"), 2),
@@ -43,7 +55,8 @@ SIZES: dict[str, int] = {
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "shared_intermediate_size"), 32),
     **dict.fromkeys(("intermediate_size_mlp", "expert_ffn_hidden_size", "moe_shared_expert_intermediate_size"), 32),
     **dict.fromkeys(("head_dim", "global_head_dim", "d_kv", "d_head", "kv_channels", "attention_head_dim"), 8),
-    **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim", "swa_head_dim", "attention_hidden_size"), 8),
+    **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim", "swa_head_dim"), 8),
+    "attention_hidden_size": HIDDEN,
     "linear_num_value_heads": 4,
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length"), 128),
     **dict.fromkeys(("original_max_position_embeddings", "max_sequence_length"), 64),

@@ -14,6 +14,7 @@ from lora_lightning.errors import BackboneError
 from lora_lightning.tasks import packed_documents
 from lora_lightning.tasks.next_token import IGNORED, NextTokenModel
 from lora_lightning.tasks.packed_documents import block_diagonal_mask
+from tests.family_trials.tiny_architectures import tiny_config
 from tests.tiny_families import CAUSAL_FAMILIES, causal_model
 
 LENGTHS = (11, 3, 14, 2, 5, 17, 4)  # tokens; windows have 4, kernels of convolutions 3 or 4
@@ -106,6 +107,12 @@ def test_a_miniature_answers_as_the_model_does(family: str) -> None:
             _ = trial.documents_kept_apart_by
     else:
         assert trial.documents_kept_apart_by == ("mask" if family in BY_MASK else "positions")
+
+
+def test_a_miniature_of_an_architecture_that_insists_on_a_padding_token() -> None:
+    miniature = build_miniature(AutoModelForCausalLM, tiny_config("modernbert-decoder"))
+    assert miniature is not None
+    NextTokenModel(miniature).check_is_causal()
 
 
 def test_a_model_that_sees_the_token_to_predict_is_refused() -> None:
