@@ -32,6 +32,7 @@ FAMILY_OF_SERIES = {
     "smollm2": "llama",
     "meta-llama": "llama",
     "qwen2": "qwen2",
+    "olmoe": "olmoe",
 }  # models that are called otherwise than their architecture
 CHAT_TEMPLATE = "{% for m in messages %}{{ m.content }}<|endoftext|>{% endfor %}"
 

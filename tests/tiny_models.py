@@ -21,10 +21,14 @@ from transformers import (
     ElectraForMaskedLM,
     GPT2Config,
     GPT2LMHeadModel,
+    GptOssConfig,
+    GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     ModernBertConfig,
     ModernBertForMaskedLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     PreTrainedModel,
@@ -128,6 +132,13 @@ DECODERS: dict[str, Callable[[], PreTrainedModel]] = {
     ),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**_LLAMA_SIZES)),
 }
+# Beside the families that most tests walk.
+MIXTURES: dict[str, Callable[[], PreTrainedModel]] = {
+    "olmoe": lambda: OlmoeForCausalLM(OlmoeConfig(**_LLAMA_SIZES, num_experts=4, num_experts_per_tok=2)),
+    "gpt_oss": lambda: GptOssForCausalLM(
+        GptOssConfig(**_LLAMA_SIZES, head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=8)
+    ),
+}
 FAMILIES = sorted(ENCODERS | DECODERS)
 
 
@@ -135,7 +146,7 @@ def save_tiny_backbone(family: str, folder: Path) -> Path:
     """Saves a tiny random language model and its tokenizer, offline.
 
     Args:
-        family: One of `FAMILIES`, which are transformers' model types.
+        family: One of `FAMILIES` or `MIXTURES`, which are transformers' model types.
         folder: Where to; made if it does not exist.
 
     Returns:
@@ -144,7 +155,7 @@ def save_tiny_backbone(family: str, folder: Path) -> Path:
     """
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = (ENCODERS | DECODERS)[family]()
+        model = (ENCODERS | DECODERS | MIXTURES)[family]()
     _quietly(lambda: model.save_pretrained(folder))
     _tokenizer(family).save_pretrained(folder)
     return folder
@@ -156,7 +167,7 @@ def _quietly(save: Callable[[], None]) -> None:
 
 
 def _tokenizer(family: str) -> PreTrainedTokenizerFast:
-    is_decoder = family in DECODERS
+    is_decoder = family in DECODERS | MIXTURES
     special = DECODER_TOKENS if is_decoder else ENCODER_TOKENS
     words = [f"w{index}" for index in range(VOCABULARY_SIZE - len(special))]
     unknown = special[0] if is_decoder else special[1]

@@ -15,7 +15,7 @@ from torch import nn
 
 from lora_lightning.analysis.outputs import OutputDifference
 from lora_lightning.compat.bitsandbytes import compute_dtype, dequantized_dtype
-from lora_lightning.lora.delta import adapted_layers, adapter_factors
+from lora_lightning.lora.delta import adapted_layers, adapted_parameter, adapter_factors
 from lora_lightning.lora.quantized import quantized_bits
 from lora_lightning.statistics import Recovery
 
@@ -247,7 +247,7 @@ def computing_dtypes(model: nn.Module) -> set[torch.dtype]:
     dtypes: set[torch.dtype] = set()
     for layer in adapted_layers(model).values():
         base: Any = layer.get_base_layer()
-        weight = base.weight
+        weight = adapted_parameter(layer)
         bits = quantized_bits(base)
         dtypes.add(torch.int8 if bits == 8 else dequantized_dtype(weight) if bits else weight.dtype)  # noqa: PLR2004
         if (computes := compute_dtype(base)) is not None:  # of a 4-bit layer

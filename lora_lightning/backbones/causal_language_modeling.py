@@ -14,7 +14,8 @@ from lora_lightning.backbones.unused_options import check_idle_options
 from lora_lightning.compat.transformers import is_masked_language_model
 from lora_lightning.errors import BackboneError, ConfigurationError
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
-from lora_lightning.lora.injection import find_targets, modules_trained_in_full
+from lora_lightning.lora.injection import modules_trained_in_full
+from lora_lightning.lora.targets import find_targets
 
 
 def load_causal_lm_config(backbone: str, base_dropout: float | None = None) -> PretrainedConfig:
@@ -75,9 +76,9 @@ def check_causal_lm_settings(
                 "training a copy of them would part the two; leave it out, or write `lora: null`."
             )
             raise ConfigurationError(msg)
-    find_targets(model, settings, exclude=[*in_full, output_head_name(model)])
+    targets = find_targets(model, settings, exclude=[*in_full, output_head_name(model)])
     if quantization is not None:
-        check_quantization(model, quantization, in_full)
+        check_quantization(model, quantization, in_full, targets.parameters)
     check_idle_options(config, settings, quantization, AutoModelForCausalLM)
 
 

@@ -106,7 +106,8 @@ def _make_adapter_config_portable(path: Path, saved: PeftConfig) -> None:
     PEFT sorts patterns, of which the first wins, and keeps targets in a set, whose order differs by process.
     """
     config = json.loads(path.read_text(encoding="utf-8"))  # sorted by PEFT
-    config["target_modules"].sort()
+    for name in ("target_modules", "target_parameters"):
+        config[name] = config[name] and sorted(config[name])
     for name in ("rank_pattern", "alpha_pattern"):
         config[name] = getattr(saved, name)
     base = config["base_model_name_or_path"]

@@ -39,8 +39,9 @@ from lora_lightning.compat.transformers import Conv1D, forget_quantization
 from lora_lightning.errors import BackboneError, LoraLightningError
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.families import FAMILIES
-from lora_lightning.lora.injection import find_targets, modules_trained_in_full
+from lora_lightning.lora.injection import modules_trained_in_full
 from lora_lightning.lora.quantized import keep_biases_as_they_are
+from lora_lightning.lora.targets import find_targets
 from lora_lightning.metrics.label_space import SINGLE_LABEL, ProblemType
 
 # Probabilities that a configuration keeps for a head of its own, or for leaving out complete layers.
@@ -247,9 +248,9 @@ def check_adapter_settings(
     """
     model = build_without_storage(auto_class, config)
     in_full = modules_trained_in_full(model, settings, modules_beside_base(model))
-    find_targets(model, settings, exclude=in_full)
+    targets = find_targets(model, settings, exclude=in_full)
     if quantization is not None:
-        check_quantization(model, quantization, in_full)
+        check_quantization(model, quantization, in_full, targets.parameters)
 
 
 def build_without_storage(auto_class: Any, config: PretrainedConfig) -> PreTrainedModel:

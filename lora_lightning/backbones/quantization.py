@@ -90,18 +90,30 @@ def _natural_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def check_quantization(model: PreTrainedModel, settings: QuantizationSettings, trained: Collection[str]) -> None:
-    """Finds what cannot be quantized before any weights load.
+def check_quantization(
+    model: PreTrainedModel, settings: QuantizationSettings, trained: Collection[str], parameters: Collection[str] = ()
+) -> None:
+    """Finds a wrong entry of `skip_modules`, and adapters on packed parameters, before any weights load.
 
     Args:
-        model: Without storage, on the meta device.
-        settings: What to quantize.
+        model: Without storage.
+        settings: The quantization's settings.
         trained: Dotted names of the modules that train in full.
+        parameters: Dotted names of the parameters that get an adapter by `target_parameters`.
 
     Raises:
-        ConfigurationError: If a module in `skip_modules` does not exist, or no layer is left.
+        ConfigurationError: If a module in `skip_modules` does not exist, no layer is left, or a parameter would be
+            quantized.
     """
-    modules_left(model, settings, trained)
+    quantized = linear_layers(model, modules_left(model, settings, trained))
+    for name in parameters:
+        module = name.rpartition(".")[0]
+        if module in quantized:
+            msg = (
+                f"model.lora.target_parameters names {name}, but PEFT adds its update to the parameter, which "
+                f"model.quantization packs; add {module.rpartition('.')[2]} to model.quantization.skip_modules."
+            )
+            raise ConfigurationError(msg)
 
 
 def modules_left(model: PreTrainedModel, settings: QuantizationSettings, trained: Collection[str]) -> list[str]:

@@ -9,8 +9,9 @@ from lora_lightning.backbones.loading import build_without_storage
 from lora_lightning.backbones.quantization import modules_left
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
-from lora_lightning.lora.injection import find_targets, modules_trained_in_full
+from lora_lightning.lora.injection import modules_trained_in_full
 from lora_lightning.lora.target_modules import linear_layers
+from lora_lightning.lora.targets import find_targets
 from lora_lightning.lora.variants import chosen_variants
 from lora_lightning.lora.variants.variant import Variant
 
@@ -38,7 +39,7 @@ def check_idle_options(
     model = build_without_storage(auto_class, config)
     head = [name for name, _ in model.named_children() if name != model.base_model_prefix]
     in_full = modules_trained_in_full(model, settings, head)
-    targets = find_targets(model, settings, exclude=in_full)
+    targets = find_targets(model, settings, exclude=in_full).modules
     _check_biases(model, settings, targets, in_full)
     if quantization is not None and needing:
         _check_quantized_targets(model, quantization, needing[0], targets, in_full)

@@ -1,5 +1,6 @@
 """How large the adapters and their gradients are while they train."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightning import LightningModule, Trainer
@@ -19,7 +20,14 @@ from lora_lightning.analysis.norms import (
 from lora_lightning.callbacks.adapter_monitor import TOTAL, AdapterMonitor, Export, Measurement, warn_without_adapters
 from lora_lightning.compat.peft import LoraLayer
 from lora_lightning.figures.histograms import add_histogram
-from lora_lightning.lora.delta import adapted_layers, adapter_factors, full_tensor, layer_delta, pretrained_weight
+from lora_lightning.lora.delta import (
+    AdapterDelta,
+    adapted_layers,
+    adapter_factors,
+    full_tensor,
+    layer_deltas,
+    pretrained_weight,
+)
 
 AB = ((0, "A"), (1, "B"))  # the factors' places in a pair, and their names
 
@@ -84,7 +92,7 @@ class AdapterNormMonitor(AdapterMonitor):
         if not self._layers:
             return []
         # Every process takes part so far: under FSDP2 shards are gathered.
-        deltas = [layer_delta(name, layer) for name, layer in self._layers.items()]
+        deltas = [delta for name, layer in self._layers.items() for delta in layer_deltas(name, layer)]
         factors = {
             name: [full_tensor(factor) for factor in adapter_factors(layer)] for name, layer in self._layers.items()
         }
@@ -92,11 +100,18 @@ class AdapterNormMonitor(AdapterMonitor):
             return []
         self._entries = {f"{name}/{factor}": pair[number] for name, pair in factors.items() for number, factor in AB}
         a, b = ({name: moments(pair[number]) for name, pair in factors.items()} for number, _ in AB)
-        update = dict(zip(self._layers, delta_norms(deltas), strict=True))
+        update = self._update_norms(deltas)
         numbers = {name: layer_norms(a[name], b[name], update[name], self._base_norms[name]) for name in update}
         numbers[TOTAL] = total_norms(a, b, update, self._base_norms)
         found = [Measurement(name, *metric) for name, metrics in numbers.items() for metric in metrics.items()]
         return found + self._gradient_measurements(trainer.global_step)
+
+    def _update_norms(self, deltas: Sequence[AdapterDelta]) -> dict[str, float]:
+        """||dW|| of each layer; that of all its experts together."""
+        norms: dict[str, list[float]] = {name: [] for name in self._layers}
+        for delta, norm in zip(deltas, delta_norms(deltas), strict=True):
+            norms[delta.module].append(norm)
+        return {name: root_sum_square(each) for name, each in norms.items()}
 
     def _gradient_measurements(self, step: int) -> list[Measurement]:
         if self._gradients is None or self._gradients.step != step:

@@ -14,13 +14,20 @@ from transformers import PreTrainedModel
 
 from lora_lightning.analysis.merged_weights import compare_merged_weight, first_other_weight
 from lora_lightning.compat.peft import TrainableTokensWrapper
-from lora_lightning.lora.delta import adapted_layers, adapter_deltas, is_transposed, pretrained_weight
+from lora_lightning.lora.delta import (
+    adapted_layers,
+    adapted_parameter_name,
+    adapter_deltas,
+    is_transposed,
+    pretrained_weight,
+)
 from lora_lightning.lora.merging import merged_adapters, merged_weight
 from lora_lightning.lora.parameter_names import name_without_copies
 from lora_lightning.lora.quantized import quantized_bits
 from lora_lightning.tasks import AdaptationTask
 
 CACHED = "next_token"  # the property of a language modeling task that holds its network
+EXPERTS = 3  # dimensions of a parameter that holds all experts of a layer
 SAME = 1e-3  # relative: a larger error of an update is none of float32's
 
 
@@ -85,29 +92,28 @@ def find_weight_fault(task: AdaptationTask, exported: PreTrainedModel | PeftMode
     """
     if isinstance(exported, PeftModel):
         return _first_other_update(task, exported)
-    modules = dict(exported.named_modules())
     for name, layer in adapted_layers(task).items():
-        found = cast("Tensor", modules[name].weight)
+        found = exported.get_parameter(adapted_parameter_name(name, layer)).detach()
         base = pretrained_weight(layer)
-        expected = merged_weight(name, layer, base)
-        stored = found.T if is_transposed(layer) else found
-        if fault := compare_merged_weight(stored, base, expected).fault:
-            return f"{name} {fault}"
-    adapted = adapted_layers(task).keys()
+        matrices = (found.mT if is_transposed(layer) else found, base, merged_weight(name, layer, base))
+        for each in zip(*matrices, strict=True) if base.dim() == EXPERTS else [matrices]:
+            if fault := compare_merged_weight(*each).fault:
+                return f"{name} {fault}"
+    adapted = {adapted_parameter_name(name, layer) for name, layer in adapted_layers(task).items()}
     with merged_adapters(task, "base"):  # of layers with lora_bias also the bias is merged
         expected_weights = {name: tensor.detach() for name, tensor in _other_weights(task, adapted)}
         return first_other_weight(dict(exported.named_parameters(remove_duplicate=False)), expected_weights)
 
 
 def _first_other_update(task: AdaptationTask, exported: PeftModel) -> str | None:
-    found = {delta.module: delta for delta in adapter_deltas(exported)}
+    found = {delta.name: delta for delta in adapter_deltas(exported)}
     for expected in adapter_deltas(task):
-        if expected.module not in found:
-            return f"{expected.module} has no adapter"
-        own, dense = found[expected.module].dense(), expected.dense()
+        if expected.name not in found:
+            return f"{expected.name} has no adapter"
+        own, dense = found[expected.name].dense(), expected.dense()
         if not float((own - dense).norm()) <= SAME * float(dense.norm()):
             share = float((own * dense).sum() / dense.square().sum())
-            return f"{expected.module} holds {100 * share:.4g} % of its update"
+            return f"{expected.name} holds {100 * share:.4g} % of its update"
     return None
 
 
@@ -119,5 +125,5 @@ def _other_weights(task: AdaptationTask, adapted: Collection[str]) -> Iterator[t
         plain = name_without_copies(name)
         if plain is None or any(name.startswith(f"{module}.") for module in skipped):
             continue
-        if plain.rpartition(".")[0] not in adapted or plain.endswith(".bias"):
+        if plain not in adapted:
             yield plain, parameter

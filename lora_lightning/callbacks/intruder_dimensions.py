@@ -83,7 +83,7 @@ class IntruderDimensions(AdapterMonitor):
             weight = pretrained_weight(layer)  # collective under FSDP2, as the next
             adapted = merged_weight(name, layer, weight)
             if number % trainer.world_size == trainer.global_rank:
-                found[name] = self._compare(name, weight, adapted)
+                found[name] = self._compare_experts(name, weight, adapted)
         parts: list[Any] = [found]
         if trainer.world_size > 1:
             parts = [None] * trainer.world_size
@@ -95,6 +95,12 @@ class IntruderDimensions(AdapterMonitor):
             )
         return measurements_of(together)
 
+    def _compare_experts(self, name: str, weight: Tensor, adapted: Tensor) -> Intruders:
+        if weight.dim() == 2:  # noqa: PLR2004  # a matrix
+            return self._compare(name, weight, adapted)
+        pairs = enumerate(zip(weight, adapted, strict=True))
+        return of_all_experts([self._compare(f"{name}[{number}]", *pair) for number, pair in pairs])
+
     def _compare(self, name: str, weight: Tensor, adapted: Tensor) -> Intruders:
         matrices = [adapted] if name in self._own else [adapted, weight]
         (directions, values), *decomposed = map_in_threads(left_singular_vectors, matrices)
@@ -102,6 +108,23 @@ class IntruderDimensions(AdapterMonitor):
         if self.every_n_steps is not None:  # or it is not needed again
             self._own[name] = own
         return find_intruders(own, directions, values, self.top_k, self.epsilon)
+
+
+def of_all_experts(found: list[Intruders]) -> Intruders:
+    """The intruders of a parameter that holds all experts of a layer.
+
+    Args:
+        found: Of each expert, at least one.
+
+    Returns:
+        The sum of the counts, the strongest strength, the mean of the energies, and the least similarity.
+    """
+    return Intruders(
+        count=sum(each.count for each in found),
+        strength=max(each.strength for each in found),
+        energy=sum(each.energy for each in found) / len(found),
+        least_similarity=min(each.least_similarity for each in found),
+    )
 
 
 def measurements_of(found: dict[str, Intruders]) -> list[Measurement]:

@@ -3,18 +3,17 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from lightning import Trainer
-from torch import Tensor
 
 from lora_lightning.analysis.merge_verdict import FIRM, Noise, Verdict, merge_verdict, noise_of, rounding_dtype
 from lora_lightning.analysis.outputs import OutputComparison, OutputDifference, example_scores
 from lora_lightning.callbacks.adapter_monitor import TOTAL, Measurement
 from lora_lightning.callbacks.validation_batches import Batch, Observation, run_batches, validation_precision
-from lora_lightning.lora.delta import adapted_layers
+from lora_lightning.lora.delta import adapted_layers, adapted_parameter_name
 from lora_lightning.lora.merging import MergeTarget, merge_targets, merged_adapters, without_adapters
 from lora_lightning.lora.rounding import jitter_last_place_
 from lora_lightning.lora.sharding import local_shard
@@ -43,7 +42,7 @@ class MergeComparison:
         with without_adapters(task):
             self._base = run_batches(trainer, task, batches, with_metrics=False)
         self._adapter = compare_observations(trainer, self._adapted, self._base)
-        self._layers = list(adapted_layers(task))
+        self._weights = [adapted_parameter_name(name, layer) for name, layer in adapted_layers(task).items()]
         with validation_precision(trainer):
             self._dtype = rounding_dtype(task)
         self.noise = self._noise()
@@ -67,8 +66,8 @@ class MergeComparison:
     def _round_otherwise(self, seed: int) -> None:
         """Changes the rounding of merged weights in place; the merge that is in effect puts them back."""
         generator, model = torch.Generator().manual_seed(seed), self.task.transformers_model
-        for name in self._layers:
-            weight = cast("Tensor", model.get_submodule(name).weight)
+        for name in self._weights:
+            weight = model.get_parameter(name)
             jitter_last_place_(local_shard(weight.detach()), self._dtype, generator)
 
     def _recovery(self, found: Observation) -> Recovery:

@@ -25,7 +25,7 @@ from lora_lightning.callbacks.rank_validation import validate_rank
 from lora_lightning.errors import ConfigurationError, suggest_names
 from lora_lightning.figures.histograms import add_histogram
 from lora_lightning.figures.rank import spectra_figure, utilization_figure
-from lora_lightning.lora.delta import adapted_layers, adapter_deltas, split_layer_number
+from lora_lightning.lora.delta import AdapterDelta, adapted_layers, adapter_deltas, split_layer_number
 from lora_lightning.lora.variants.adalora import ranks_in_use
 from lora_lightning.runs.files import write_text_atomically
 from lora_lightning.runs.layout import run_folder_of
@@ -46,6 +46,9 @@ class RankUtilizationMonitor(AdapterMonitor):
     there is no advice if the metric is not clearly better than a constant answer's. That takes two passes over up to 64
     validation batches.
 
+    Each expert of a mixture counts as an adapter. `lora_rank/<module>/` and the pictures have the means over the
+    experts of a parameter; the report has every expert, as `<parameter>[<number>]`.
+
     Under DoRA these are the ranks of the direction's low-rank part. For r stands what the rank can be: under AdaLoRA
     the number of directions that are left, under PiSSA and OLoRA 2 r, as dW is a difference of two products.
 
@@ -64,6 +67,7 @@ class RankUtilizationMonitor(AdapterMonitor):
         self._history: dict[str, list[tuple[int, list[float]]]] = {}  # of the modules in the picture
         self._spectra: dict[str, Tensor] = {}
         self._ranks: dict[str, int] = {}
+        self._adapters: dict[str, list[str]] = {}  # the adapters of each module: one, or one for each expert
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Chooses the modules of the picture, before training.
@@ -84,20 +88,31 @@ class RankUtilizationMonitor(AdapterMonitor):
             return []
         lora = cast("AdaptationTask", pl_module).lora
         uses_budget = lora is not None and lora.adalora is not None
-        self._ranks = ranks_in_use(pl_module) if uses_budget else {delta.module: delta.r for delta in deltas}
+        self._ranks = ranks_in_use(pl_module) if uses_budget else {delta.name: delta.r for delta in deltas}
         self._spectra = dict(zip(self._ranks, singular_values(deltas), strict=True))
+        self._adapters = adapters_of_modules(deltas)
         if self._export is None:
             for module, curves in self._history.items():
-                curves.append((trainer.global_step, self._spectra[module].tolist()))
-        numbers = {module: rank_numbers(self._spectra[module], r) for module, r in self._ranks.items()}
-        numbers[TOTAL] = mean_numbers(list(numbers.values()), self._spectra)
+                curves.append((trainer.global_step, self._mean_spectrum(module).tolist()))
+        each = {name: rank_numbers(self._spectra[name], r) for name, r in self._ranks.items()}
+        numbers = {module: self._mean_numbers(names, each) for module, names in self._adapters.items()}
+        numbers[TOTAL] = mean_numbers(list(each.values()), self._spectra)
         return [Measurement(module, *metric) for module, metrics in numbers.items() for metric in metrics.items()]
+
+    def _mean_numbers(self, names: list[str], numbers: Mapping[str, dict[str, float]]) -> dict[str, float]:
+        if len(names) == 1:
+            return numbers[names[0]]
+        return mean_numbers([numbers[name] for name in names], {name: self._spectra[name] for name in names})
+
+    def _mean_spectrum(self, module: str) -> Tensor:
+        return torch.stack([self._spectra[name] for name in self._adapters[module]]).mean(dim=0)
 
     def add_pictures(self, trainer: Trainer, board: TensorBoardLogger, measurements: list[Measurement]) -> None:
         """Draws the heat map and the spectra, and adds histograms."""
         step = trainer.global_step
-        for module, spectrum in self._spectra.items():
-            add_histogram(board, f"{self.tag}/{module}/singular_values", spectrum, step)
+        for module, names in self._adapters.items():
+            values = torch.cat([self._spectra[name] for name in names])
+            add_histogram(board, f"{self.tag}/{module}/singular_values", values, step)
         used = {m.module: m.value for m in measurements if m.metric == "utilization" and m.module != TOTAL}
         board.experiment.add_figure(f"{self.tag}/utilization", utilization_figure(used, step), global_step=step)
         board.experiment.add_figure(f"{self.tag}/spectra", spectra_figure(self._history), global_step=step)
@@ -127,6 +142,21 @@ class RankUtilizationMonitor(AdapterMonitor):
         """Takes the picture's past up again."""
         super().load_state_dict(state_dict)
         self._history = state_dict["history"]
+
+
+def adapters_of_modules(deltas: Sequence[AdapterDelta]) -> dict[str, list[str]]:
+    """The adapters of each module.
+
+    Args:
+        deltas: Of all adapters.
+
+    Returns:
+        Their names by the name of the layer or parameter; several for a parameter that holds experts.
+    """
+    found: dict[str, list[str]] = {}
+    for delta in deltas:
+        found.setdefault(delta.module, []).append(delta.name)
+    return found
 
 
 def shown_modules(modules: Sequence[str], wanted: Sequence[str] | None) -> list[str]:

@@ -10,11 +10,12 @@ from typing import Any, cast
 from peft import LoraConfig, PeftModel
 from peft.tuners.adalora.layer import AdaLoraLayer
 from peft.tuners.lora.layer import Linear as LoraLinear
-from peft.tuners.lora.layer import LoraLayer
+from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 from peft.tuners.lora.variants import DoraLinearVariant
 from peft.tuners.tuners_utils import _check_lora_target_modules_mamba, cast_adapter_dtype
 from peft.utils.integrations import dequantize_module_weight, get_bnb_param_type
 from peft.utils.other import TrainableTokensWrapper, get_pattern_key
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import Tensor, nn
 
 __all__ = [
@@ -24,13 +25,15 @@ __all__ = [
     "DoraLinearVariant",
     "LoraLayer",
     "LoraLinear",
+    "ParamWrapper",
     "TrainableTokensWrapper",
     "adapters_in_float32",
     "bitsandbytes_bits",
     "dequantized",
     "first_matching_pattern",
+    "is_read_without_a_call",
+    "is_taken_for_experts",
     "rank_allocator",
-    "takes_no_adapter",
 ]
 
 # Of every adapted layer: dictionaries by adapter, and what a forward pass looks at.
@@ -69,21 +72,40 @@ def first_matching_pattern(patterns: Sequence[str], module: str) -> str:
     return get_pattern_key(patterns, module)
 
 
-def takes_no_adapter(model: nn.Module, name: str) -> bool:
-    """Returns whether PEFT refuses to adapt a layer of this architecture.
+def is_read_without_a_call(model: nn.Module, name: str) -> bool:
+    """Returns whether an architecture computes with a layer's weight without calling the layer.
 
-    Mamba's kernels read the weights of its convolution and output projection without calling the layers, so that an
-    adapter there would have no effect. PEFT raises while it attaches adapters, after the weights are loaded.
+    Mamba's kernels do so with its convolution and output projection: an adapter there would have no effect. PEFT raises
+    while it attaches adapters, after the weights are loaded.
 
     Args:
         model: A transformers model, before adapters are attached.
-        name: Dotted name of one of its layers.
+        name: Dotted name of one of its layers; only its last part matters.
     """
     try:
         _check_lora_target_modules_mamba(LoraConfig(), model, name.rsplit(".", 1)[-1])
     except ValueError:
         return True
     return False
+
+
+def is_taken_for_experts(model: nn.Module, name: str) -> bool:
+    """Returns whether PEFT takes a layer's name for the former name of a mixture's experts.
+
+    Experts were separate layers before transformers 5 (`gate_proj`), and PEFT translates these names also if they are
+    those of a dense or shared expert, both when it attaches adapters and when it loads a folder.
+
+    Args:
+        model: A transformers model, before adapters are attached.
+        name: Dotted name of one of its layers; only its last part matters.
+    """
+    last = name.rsplit(".", 1)[-1]
+    config: Any = LoraConfig(target_modules=[last])
+    try:
+        convert_peft_config_for_transformers(config, model, None)
+    except ValueError:  # two of the former names are one parameter now
+        return True
+    return bool(config.target_modules != {last})
 
 
 def adapters_in_float32(network: PeftModel, adapter: str) -> None:

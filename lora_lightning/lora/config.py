@@ -13,6 +13,16 @@ from lora_lightning.lora.variants.adalora import AdaLoraSettings
 from lora_lightning.lora.variants.eva import EvaSettings
 from lora_lightning.lora.variants.variant import LARGEST_FLOAT32
 
+# Empty ones would ask for something and get nothing.
+OPTIONAL_LISTS = (
+    "layers_to_transform",
+    "trainable_token_indices",
+    "rank_pattern",
+    "alpha_pattern",
+    "target_parameters",
+    "exclude_modules",
+)
+
 
 @dataclass
 class LoraSettings:
@@ -26,6 +36,11 @@ class LoraSettings:
         target_modules: A preset (`attention-qv`, `attention`, `attention-mlp`, `all-linear`), which works for every
             supported architecture and never adapts the head; or a list of module names as PEFT takes it, for example
             `[query, value]`.
+        target_parameters: Parameters of other modules that get an adapter too, each the end of a dotted name, such as
+            those that hold all experts of a layer: `[mlp.experts.gate_up_proj, mlp.experts.down_proj]`. Each expert has
+            an update of its own of rank `r`. Needs `lora_dropout: 0`. With `target_modules: []` nothing else does.
+        exclude_modules: Modules that get no adapter although `target_modules` or `target_parameters` covers them, each
+            the end of a dotted name, for example `[layers.0.mlp.down_proj]`.
         bias: Which biases are trainable: `none`, `all` or `lora_only`.
         use_rslora: Rank-stabilized scaling (Kalajdzievski 2023, arXiv 2312.03732).
         modules_to_save: Modules that are fully trained in addition to the adapters, for example `[pooler]`, or the
@@ -52,6 +67,8 @@ class LoraSettings:
     lora_alpha: float = 16.0
     lora_dropout: float = 0.05
     target_modules: str | list[str] = "all-linear"
+    target_parameters: list[str] | None = None
+    exclude_modules: list[str] | None = None
     bias: Literal["none", "all", "lora_only"] = "none"
     use_rslora: bool = False
     modules_to_save: list[str] | None = None
@@ -82,7 +99,7 @@ class LoraSettings:
         if not 0 <= self.lora_dropout < 1:
             msg = f"model.lora.lora_dropout is {self.lora_dropout}, but it must be a probability in [0, 1)."
             raise ConfigurationError(msg)
-        if not self.target_modules:
+        if not self.target_modules and not self.target_parameters:
             msg = "model.lora.target_modules is empty; name a preset such as all-linear, or write `lora: null`."
             raise ConfigurationError(msg)
         self._check_initialization()
@@ -126,7 +143,7 @@ class LoraSettings:
                 "numbers of the layers, or leave the pattern out."
             )
             raise ConfigurationError(msg)
-        for name in ("layers_to_transform", "trainable_token_indices", "rank_pattern", "alpha_pattern"):
+        for name in OPTIONAL_LISTS:
             if getattr(self, name) is not None and not getattr(self, name):
                 msg = f"model.lora.{name} is empty; leave it out, or write null."
                 raise ConfigurationError(msg)

@@ -1,4 +1,9 @@
-"""The update of each adapted layer, dW = scaling * B @ A, as its factors, without forming an (out, in) matrix."""
+"""The update of each adapted layer, dW = scaling * B @ A, as its factors, without forming an (out, in) matrix.
+
+A parameter that holds all experts of a layer has an update for each expert. PEFT keeps their factors in one A and one
+B: the rows of A are those of the first expert, then those of the second; the columns of B are the first ones of all
+experts, then the second ones (since PEFT 0.19).
+"""
 
 import re
 from dataclasses import dataclass
@@ -7,9 +12,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from lora_lightning.compat.peft import AdaLoraLayer, LoraLayer
+from lora_lightning.compat.peft import AdaLoraLayer, LoraLayer, ParamWrapper
 from lora_lightning.lora.initial_factors import initial_delta, initial_factors
-from lora_lightning.lora.parameter_names import ADAPTER, pretrained_name
+from lora_lightning.lora.parameter_names import ADAPTER, pretrained_name, wrapped_parameter_name
 from lora_lightning.lora.quantized import dequantized_weight
 
 LAYER_NUMBER = re.compile(r"(?:^|\.)(\d+)\.")
@@ -17,23 +22,31 @@ LAYER_NUMBER = re.compile(r"(?:^|\.)(\d+)\.")
 
 @dataclass(frozen=True)
 class AdapterDelta:
-    """dW = scaling * B @ A of one layer: its change from the pretrained weight.
+    """dW = scaling * B @ A of one layer, or of one expert: its change from the pretrained weight.
 
     PiSSA and OLoRA start with a part of the pretrained weight, A0 and B0, which is not a change of it: for them A is
     stacked on A0, B is beside -B0, and r is twice that of the adapter. Under DoRA this is the low-rank part of the
     direction, before the magnitude rescales the rows of W + dW.
 
     Attributes:
-        module: Dotted name in the pretrained model, for example `encoder.layer.3.attention.self.query`.
+        module: Dotted name in the pretrained model, for example `encoder.layer.3.attention.self.query`, or of a
+            parameter, for example `model.layers.0.mlp.experts.down_proj`.
         A: (r, in_features), float32, detached; under AdaLoRA its rows are scaled by `lora_E`.
         B: (out_features, r), float32, detached.
         scaling: `lora_alpha / r`, or the variant's own scaling.
+        expert: The expert's number if the parameter holds several.
     """
 
     module: str
     A: Tensor
     B: Tensor
     scaling: float
+    expert: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The module, with the expert's number, for example `model.layers.0.mlp.experts.down_proj[3]`."""
+        return self.module if self.expert is None else f"{self.module}[{self.expert}]"
 
     @property
     def r(self) -> int:
@@ -79,12 +92,17 @@ def adapted_layers(model: nn.Module) -> dict[str, LoraLayer]:
         model: A PEFT model, or anything that contains one.
 
     Returns:
-        PEFT's layer by dotted name in the pretrained model, in the model's order; empty without adapters.
+        PEFT's layer by dotted name in the pretrained model, of the layer or of the parameter, in the model's order;
+        empty without adapters.
     """
-    layers = {}
+    layers: dict[str, LoraLayer] = {}
     for name, module in model.named_modules():
-        if isinstance(module, LoraLayer) and ADAPTER in module.scaling:
-            layers[pretrained_name(name)] = module
+        if not isinstance(module, LoraLayer) or ADAPTER not in module.scaling:
+            continue
+        plain = pretrained_name(name)
+        if isinstance(module, ParamWrapper):
+            plain = wrapped_parameter_name(plain, module.parameter_name)
+        layers[plain] = module
     return layers
 
 
@@ -95,7 +113,8 @@ def adapter_factors(layer: LoraLayer) -> tuple[Tensor, Tensor]:
         layer: Of `adapted_layers`.
 
     Returns:
-        A, (r, in_features), and B, (out_features, r); the parameters themselves, with their gradients.
+        A, (r, in_features), and B, (out_features, r); the parameters themselves, with their gradients. Of a parameter
+        that holds experts A is (experts * r, in_features) and B (out_features, r * experts).
     """
     if ADAPTER in layer.lora_embedding_A:
         return layer.lora_embedding_A[ADAPTER], layer.lora_embedding_B[ADAPTER]
@@ -104,8 +123,43 @@ def adapter_factors(layer: LoraLayer) -> tuple[Tensor, Tensor]:
     return cast("tuple[Tensor, Tensor]", factors)
 
 
+def expert_factors(layer: LoraLayer, a: Tensor, b: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Takes the factors of a layer's experts apart.
+
+    Args:
+        layer: Of `adapted_layers`.
+        a: A as it is stored, from `adapter_factors`.
+        b: B as it is stored.
+
+    Returns:
+        A, (r, in_features), and B, (out_features, r), of each expert, views of the tensors given; one pair for a layer
+        without experts.
+    """
+    experts = layer.num_experts if isinstance(layer, ParamWrapper) else 1
+    if experts == 1:
+        return [(a, b)]
+    return list(zip(a.view(experts, -1, a.shape[1]), b.view(len(b), -1, experts).unbind(dim=2), strict=True))
+
+
+def layer_deltas(module: str, layer: LoraLayer) -> list[AdapterDelta]:
+    """The update of one layer, or of each expert that its parameter holds.
+
+    Args:
+        module: The name of the layer or parameter, kept in the result.
+        layer: Of `adapted_layers`. Under FSDP2 every process has to call this: shards are gathered.
+
+    Returns:
+        Factors in float32, as in `layer_delta`; one for a layer without experts.
+    """
+    if not isinstance(layer, ParamWrapper):
+        return [layer_delta(module, layer)]
+    pairs = expert_factors(layer, *(full_tensor(factor).float() for factor in adapter_factors(layer)))
+    scaling, alone = float(layer.scaling[ADAPTER]), len(pairs) == 1
+    return [AdapterDelta(module, *pair, scaling, None if alone else number) for number, pair in enumerate(pairs)]
+
+
 def layer_delta(module: str, layer: LoraLayer) -> AdapterDelta:
-    """The update of one layer.
+    """The update of one layer that holds no experts.
 
     Args:
         module: The layer's name, kept in the result.
@@ -133,9 +187,9 @@ def adapter_deltas(model: nn.Module) -> list[AdapterDelta]:
         model: A PEFT model, or anything that contains one.
 
     Returns:
-        One update for each layer, in the model's order; empty without adapters.
+        One update for each layer, or each expert of it, in the model's order; empty without adapters.
     """
-    return [layer_delta(name, layer) for name, layer in adapted_layers(model).items()]
+    return [delta for name, layer in adapted_layers(model).items() for delta in layer_deltas(name, layer)]
 
 
 def pretrained_weight(layer: LoraLayer) -> Tensor:
@@ -146,18 +200,46 @@ def pretrained_weight(layer: LoraLayer) -> Tensor:
 
     Returns:
         (out_features, in_features), to which B @ A can be added, float32, detached; the weights of GPT-2's `Conv1D` and
-        of embeddings are transposed.
+        of embeddings are transposed. Of a parameter that holds experts (experts, out_features, in_features).
     """
     base = layer.get_base_layer()
-    weight = full_tensor(dequantized_weight(base)).float()
+    if isinstance(layer, ParamWrapper):
+        weight = full_tensor(adapted_parameter(layer)).float()
+    else:
+        weight = full_tensor(dequantized_weight(base)).float()
     if initial_factors(layer) is not None:
         weight = weight + initial_delta(layer)
-    return weight.T if is_transposed(layer) else weight
+    return weight.mT if is_transposed(layer) else weight
+
+
+def adapted_parameter(layer: LoraLayer) -> nn.Parameter:
+    """The frozen parameter under an adapter: the weight of a layer, or the parameter that PEFT wraps."""
+    name = layer.parameter_name if isinstance(layer, ParamWrapper) else "weight"
+    return cast("nn.Parameter", getattr(layer.get_base_layer(), name))
+
+
+def adapted_parameter_name(module: str, layer: LoraLayer) -> str:
+    """The name of `adapted_parameter` in the pretrained model.
+
+    Args:
+        module: The key of the layer in `adapted_layers`.
+        layer: The layer.
+
+    Returns:
+        Dotted.
+    """
+    return module if isinstance(layer, ParamWrapper) else f"{module}.weight"
 
 
 def is_transposed(layer: LoraLayer) -> bool:
-    """Whether the frozen weight is stored as (in_features, out_features), as in GPT-2's `Conv1D` and in embeddings."""
-    return bool(getattr(layer, "fan_in_fan_out", False)) or isinstance(layer.get_base_layer(), nn.Embedding)
+    """Whether the frozen weight is stored as (in_features, out_features).
+
+    So are those of GPT-2's `Conv1D`, of embeddings, and of the experts of GPT-OSS and Llama 4.
+    """
+    base = layer.get_base_layer()
+    if isinstance(layer, ParamWrapper):
+        return layer.num_experts > 1 and bool(getattr(base, "is_transposed", False))
+    return bool(getattr(layer, "fan_in_fan_out", False)) or isinstance(base, nn.Embedding)
 
 
 @torch.no_grad()

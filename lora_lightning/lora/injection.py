@@ -9,17 +9,17 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from lora_lightning.compat.peft import first_matching_pattern
 from lora_lightning.errors import ConfigurationError, suggest_names
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.target_modules import (
     layer_features,
+    layers_not_adapted,
     linear_layers,
-    resolve_target_modules,
     summarize_names,
     weights_outside_linear_layers,
 )
-from lora_lightning.lora.target_patterns import check_patterns, restrict_to_layers
+from lora_lightning.lora.target_parameters import parameters_to_suggest
+from lora_lightning.lora.targets import Targets, find_targets, initial_rank, rank_of, smaller_sides
 from lora_lightning.lora.variants import chosen_variants
 
 # PEFT trains modules of these names in any case, whether the checkpoint has them or not.
@@ -77,83 +77,6 @@ def modules_trained_in_full(model: nn.Module, settings: LoraSettings, lacked: Co
     return [name for name in chosen if not any(name.startswith(f"{other}.") for other in chosen)]
 
 
-def find_targets(model: PreTrainedModel, settings: LoraSettings, exclude: Collection[str]) -> list[str]:
-    """Names every layer that gets an adapter, and checks that the settings fit these layers.
-
-    Args:
-        model: The model before adapters are attached; may be on the meta device.
-        settings: The adapter's settings.
-        exclude: Dotted names of modules that train in full, or are never adapted.
-
-    Returns:
-        Full dotted names, in the model's order, at least one.
-
-    Raises:
-        ConfigurationError: If a name, pattern, layer or token does not exist, or a rank is too high for a layer.
-    """
-    targets = resolve_target_modules(model, settings.target_modules, exclude)
-    targets = restrict_to_layers(targets, settings.layers_to_transform, settings.layers_pattern)
-    check_patterns(targets, {"rank_pattern": settings.rank_pattern, "alpha_pattern": settings.alpha_pattern})
-    if settings.trainable_token_indices:
-        _check_tokens(model, settings.trainable_token_indices, exclude)
-    _check_ranks(model, settings, targets)
-    _check_variants(model, settings, targets)
-    return targets
-
-
-def _check_tokens(model: PreTrainedModel, tokens: Collection[int], exclude: Collection[str]) -> None:
-    embeddings = model.get_input_embeddings()
-    if inside := [name for name, module in model.named_modules() if module is embeddings and name in exclude]:
-        msg = (
-            f"model.lora.trainable_token_indices trains a few embeddings, but model.lora.modules_to_save trains all of "
-            f"{inside[0]}; leave one of the two out."
-        )
-        raise ConfigurationError(msg)
-    vocabulary = int(getattr(model.config, "vocab_size", 0) or 0)
-    for token in tokens:
-        if not 0 <= token < vocabulary:
-            msg = (
-                f"model.lora.trainable_token_indices has {token}, but the model embeds tokens 0 to {vocabulary - 1}; "
-                "give token ids of the tokenizer."
-            )
-            raise ConfigurationError(msg)
-
-
-def _check_ranks(model: nn.Module, settings: LoraSettings, targets: Collection[str]) -> None:
-    """Refuses a rank that would make adapters larger than any layer, before memory is asked for."""
-    layers = linear_layers(model)
-    longest = max(max(layer_features(layers[name])) for name in targets)
-    ranks = dict([_initial_rank(settings) or ("r", settings.r)])
-    for key, rank in (settings.rank_pattern or {}).items():
-        ranks[f"rank_pattern.{key}"] = rank
-    for name, rank in ranks.items():
-        if rank > longest:
-            msg = (
-                f"model.lora.{name} is {rank}, but no layer to adapt has a side longer than {longest}, so every "
-                "adapter would be larger than its layer; lower it, or write `lora: null`."
-            )
-            raise ConfigurationError(msg)
-
-
-def _check_variants(model: nn.Module, settings: LoraSettings, targets: Collection[str]) -> None:
-    layers = linear_layers(model)
-    for name in targets:
-        for variant in chosen_variants(settings):
-            variant.check_layer(name, layers[name], rank_of(name, settings))
-
-
-def _initial_rank(settings: LoraSettings) -> tuple[str, int] | None:
-    """The option by which a variant sets the rank instead of `r`, and its value."""
-    ranks = (variant.initial_rank for variant in chosen_variants(settings))
-    return next((rank for rank in ranks if rank is not None), None)
-
-
-def rank_of(module: str, settings: LoraSettings) -> int:
-    """The rank that the settings give to a module, as PEFT applies `rank_pattern`."""
-    pattern = settings.rank_pattern or {}
-    return int(pattern.get(first_matching_pattern(list(pattern), module), settings.r))
-
-
 def attach_lora(
     model: PreTrainedModel,
     settings: LoraSettings,
@@ -192,22 +115,27 @@ def attach_lora(
 
 
 def _warn_of_weights_without_adapter(
-    model: PreTrainedModel, settings: LoraSettings, targets: Collection[str], exclude: Collection[str]
+    model: PreTrainedModel, settings: LoraSettings, targets: Targets, exclude: Collection[str]
 ) -> None:
     """Says which share of the model a preset cannot reach, such as most of a mixture of experts."""
     if settings.target_modules not in ("all-linear", "attention-mlp") or settings.layers_to_transform is not None:
         return
     layers = {name: prod(layer_features(layer)) for name, layer in linear_layers(model, exclude).items()}
-    without = weights_outside_linear_layers(model, exclude)
-    if settings.target_modules == "all-linear":
-        without |= {name: size for name, size in layers.items() if name not in targets}
-    every = sum(layers.values()) + sum(size for name, size in without.items() if name not in layers)
-    if (share := sum(without.values()) / max(every, 1)) < LITTLE:
+    others = weights_outside_linear_layers(model, exclude)
+    refused = layers_not_adapted(model, layers)
+    reached = {*targets.modules, *targets.parameters, *(name.removesuffix(".weight") for name in targets.parameters)}
+    without = {name: size for name, size in (others | layers).items() if name not in reached}
+    if settings.target_modules != "all-linear" or settings.exclude_modules:  # what the user left out is not news
+        without = {name: size for name, size in without.items() if name in others or name in refused}
+    if (share := sum(without.values()) / max(sum(layers.values()) + sum(others.values()), 1)) < LITTLE:
         return
     msg = (
         f"model.lora.target_modules is {settings.target_modules}, but {100 * share:.0f} % of the weights outside "
-        f"embeddings and head cannot get an adapter that way and stay frozen: {summarize_names(without)}."
+        f"embeddings and head get no adapter and stay frozen: {summarize_names(without)}."
     )
+    names = parameters_to_suggest(model, exclude)
+    if names and not targets.parameters:
+        msg += f" To adapt the experts, set target_parameters: [{', '.join(names)}] and lora_dropout: 0."
     warnings.warn(msg, stacklevel=4)
 
 
@@ -215,7 +143,7 @@ def _peft_config(
     model: PreTrainedModel,
     settings: LoraSettings,
     task_type: str | None,
-    targets: list[str],
+    targets: Targets,
     trained_in_full: list[str],
 ) -> LoraConfig:
     """PEFT's configuration of plain LoRA, with what the variants change in it."""
@@ -224,7 +152,8 @@ def _peft_config(
         "r": settings.r,
         "lora_alpha": settings.lora_alpha,  # PEFT annotates int and divides
         "lora_dropout": settings.lora_dropout,
-        "target_modules": targets,
+        "target_modules": targets.modules,
+        "target_parameters": targets.parameters or None,
         "bias": settings.bias,
         "modules_to_save": trained_in_full,
         "fan_in_fan_out": model.config.model_type == "gpt2",
@@ -260,11 +189,10 @@ def trainable_parameter_names(model: nn.Module) -> list[str]:
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-def _warn_if_rank_is_full(model: nn.Module, targets: Collection[str], settings: LoraSettings) -> None:
-    layers = linear_layers(model)
-    sizes = {name: min(layer_features(layers[name])) for name in targets}
+def _warn_if_rank_is_full(model: nn.Module, targets: Targets, settings: LoraSettings) -> None:
+    sizes = smaller_sides(model, targets)
     smallest = min(sizes, key=lambda name: sizes[name])
-    option, r = _initial_rank(settings) or ("r", rank_of(smallest, settings))
+    option, r = initial_rank(settings) or ("r", rank_of(smallest, settings))
     if r > sizes[smallest]:
         msg = (
             f"model.lora.{option} is {r}, above the smaller side of {smallest} ({sizes[smallest]}): ranks beyond it "

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lora_lightning.compat.bitsandbytes import dequantized_dtype
-from lora_lightning.compat.peft import LoraLayer
+from lora_lightning.compat.peft import LoraLayer, ParamWrapper
 from lora_lightning.compat.transformers import Conv1D
 from lora_lightning.errors import ConfigurationError
-from lora_lightning.lora.delta import adapted_layers, is_transposed, pretrained_weight
+from lora_lightning.lora.delta import adapted_layers, adapted_parameter, is_transposed, pretrained_weight
 from lora_lightning.lora.initial_factors import pretrained_base
 from lora_lightning.lora.parameter_names import ADAPTER
 from lora_lightning.lora.quantized import dequantized_weight, quantized_bits, requantized
@@ -55,10 +55,11 @@ def merged_weight(module: str, layer: LoraLayer, weight: Tensor) -> Tensor:
     Args:
         module: The layer's name, for messages.
         layer: Of `adapted_layers`. Under FSDP2 every process has to call this.
-        weight: W, (out_features, in_features), float32: of `pretrained_weight`, or the original weight.
+        weight: W, (out_features, in_features), float32: of `pretrained_weight`, or the original weight; of a parameter
+            that holds experts (experts, out_features, in_features).
 
     Returns:
-        (out_features, in_features), float32, a new tensor.
+        The shape of `weight`, float32, a new tensor.
 
     Raises:
         ConfigurationError: If the variant cannot be merged.
@@ -102,12 +103,14 @@ def merged_adapters(
 
     def make(module: str, layer: LoraLayer, stack: ExitStack) -> nn.Module:
         base = layer.get_base_layer()
-        if not isinstance(base, MERGEABLE):
+        if not isinstance(base, MERGEABLE) and not isinstance(layer, ParamWrapper):
             msg = f"{module}: a {type(base).__name__} cannot be merged; keep the adapter beside its base."
             raise ConfigurationError(msg)
         if quantized_bits(base):
             return _merged_quantized(module, layer, target, originals)
-        _overwrite_until(stack, base.weight, _stored(layer, merged_weight(module, layer, pretrained_weight(layer))))
+        _overwrite_until(
+            stack, adapted_parameter(layer), _stored(layer, merged_weight(module, layer, pretrained_weight(layer)))
+        )
         if (bias := _merged_bias(module, layer)) is not getattr(base, "bias", None):
             _overwrite_until(stack, cast("Tensor", base.bias), cast("Tensor", bias))
         return base
@@ -204,7 +207,7 @@ def _merged_bias(module: str, layer: LoraLayer) -> Tensor | None:
 
 
 def _stored(layer: LoraLayer, weight: Tensor) -> Tensor:
-    return weight.T if is_transposed(layer) else weight
+    return weight.mT if is_transposed(layer) else weight
 
 
 @torch.no_grad()

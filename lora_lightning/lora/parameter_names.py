@@ -36,6 +36,20 @@ def peft_name(module: str) -> str:
     return f"{PEFT_PREFIX}{module}"
 
 
+def wrapped_parameter_name(module: str, parameter: str) -> str:
+    """The name in the pretrained model of a parameter with an adapter of its own.
+
+    Args:
+        module: Dotted name of PEFT's wrapper in the pretrained model; wrappers around several parameters of a module
+            are nested.
+        parameter: The parameter's name in its module.
+
+    Returns:
+        For example `model.layers.0.mlp.experts.down_proj`.
+    """
+    return f"{module.replace('.base_layer', '')}.{parameter}"
+
+
 def weight_name(module: str, factor: Literal["A", "B"]) -> str:
     """The name of a LoRA factor in the state of a PEFT model.
 

@@ -13,12 +13,13 @@ def quantized_bits(layer: nn.Module) -> int | None:
     """How bitsandbytes keeps a layer's weight.
 
     Args:
-        layer: With a `weight`.
+        layer: Any.
 
     Returns:
-        4 or 8; `None` for a weight that is not quantized.
+        4 or 8; `None` for a weight that is not quantized, and for a layer without one.
     """
-    return peft.bitsandbytes_bits(cast("Tensor", layer.weight))
+    weight = getattr(layer, "weight", None)
+    return None if weight is None else peft.bitsandbytes_bits(cast("Tensor", weight))
 
 
 def parameter_count(parameter: nn.Parameter) -> int:

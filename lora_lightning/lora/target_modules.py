@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 import torch
 from torch import nn
 
-from lora_lightning.compat.peft import takes_no_adapter
+from lora_lightning.compat.peft import is_read_without_a_call, is_taken_for_experts
 from lora_lightning.compat.transformers import Conv1D
 from lora_lightning.errors import ConfigurationError, suggest_names
 from lora_lightning.lora.families import FAMILIES
@@ -118,17 +118,17 @@ def resolve_target_modules(model: nn.Module, target_modules: str | list[str], ex
         exclude: Dotted names of modules that train in full and therefore get no adapter.
 
     Returns:
-        Full dotted names, in the model's order, at least one. `all-linear` leaves out the layers of an architecture
-        in which an adapter would have no effect.
+        Full dotted names, in the model's order, at least one. Presets leave out the layers that PEFT would not adapt
+        (`layers_not_adapted`).
 
     Raises:
         ConfigurationError: If a name matches no layer, or one that takes no adapter, or a preset does not know the
             architecture.
     """
     layers = list(linear_layers(model, exclude))
-    without_effect = [name for name in layers if takes_no_adapter(model, name)]
+    refused = layers_not_adapted(model, layers)
     if target_modules == "all-linear":
-        layers = [name for name in layers if name not in without_effect]
+        layers = [name for name in layers if name not in refused]
     if not layers:
         others = weights_outside_linear_layers(model, exclude)
         kinds = sorted({type(model.get_submodule(name.rpartition(".")[0])).__name__ for name in others})
@@ -142,13 +142,14 @@ def resolve_target_modules(model: nn.Module, target_modules: str | list[str], ex
         return layers
     if isinstance(target_modules, str) and target_modules in PRESETS:
         wanted: tuple[str, ...] = _preset_suffixes(_architecture(model), target_modules, _short_names(layers))
+        layers = [name for name in layers if name not in refused]
     elif isinstance(target_modules, str):
         raise ConfigurationError(_unknown(target_modules, layers))
     else:
         wanted = tuple(target_modules)
     chosen: set[str] = set()
     for suffix in wanted:
-        matches = {name for name in layers if _ends_with(name, suffix)}
+        matches = {name for name in layers if ends_with(name, suffix)}
         if not matches and not isinstance(target_modules, str):
             raise ConfigurationError(_unknown(suffix, layers))
         chosen |= matches
@@ -158,14 +159,37 @@ def resolve_target_modules(model: nn.Module, target_modules: str | list[str], ex
             f"{', '.join(wanted)}; its layers end in {', '.join(_short_names(layers))}."
         )
         raise ConfigurationError(msg)
-    if refused := chosen.intersection(without_effect):
+    if names := [name for name in layers if name in chosen and name in refused]:
         msg = (
-            f"model.lora.target_modules names {min(refused)}, but {_architecture(model)} computes with the weights "
-            "of that layer without calling it, so that an adapter there would have no effect; leave "
-            f"{', '.join(_short_names(refused))} out, or use all-linear, which does."
+            f"model.lora.target_modules names {names[0]}, but {refused[names[0]]}; leave "
+            f"{', '.join(_short_names(names))} out, or use all-linear, which does."
         )
         raise ConfigurationError(msg)
     return [name for name in layers if name in chosen]
+
+
+def layers_not_adapted(model: nn.Module, layers: Iterable[str]) -> dict[str, str]:
+    """The linear layers that PEFT would not adapt, or would take for others.
+
+    Args:
+        model: A transformers model, before adapters are attached.
+        layers: Dotted names of its linear layers.
+
+    Returns:
+        Why, as a clause that may name a remedy, by the layer's name.
+    """
+    names = list(layers)
+    reasons = {}
+    for last in _short_names(names):
+        if is_read_without_a_call(model, last):
+            reasons[last] = "the model computes with its weight without calling it: an adapter would have no effect"
+        elif is_taken_for_experts(model, last):
+            reasons[last] = (
+                f"PEFT takes {last} for the former name of this architecture's experts; name its weight in "
+                "model.lora.target_parameters instead"
+            )
+    found = {name: reasons.get(name.rsplit(".", 1)[-1]) for name in names}
+    return {name: reason for name, reason in found.items() if reason is not None}
 
 
 def _architecture(model: nn.Module) -> str:
@@ -188,8 +212,16 @@ def _preset_suffixes(model_type: str, preset: str, layers: list[str]) -> tuple[s
     return parts[preset]
 
 
-def _ends_with(name: str, suffix: str) -> bool:
-    """Compares full parts of names: `output.dense` ends `a.output.dense`, not `a.my_output.dense`; `*` is any part."""
+def ends_with(name: str, suffix: str) -> bool:
+    """Compares full parts of names: `output.dense` ends `a.output.dense`, not `a.my_output.dense`.
+
+    Args:
+        name: Dotted.
+        suffix: Dotted; `*` stands for any one part.
+
+    Returns:
+        Whether the name ends in it, or is the same.
+    """
     pattern = re.escape(suffix).replace(r"\*", r"[^.]+")
     return re.search(rf"(^|\.){pattern}$", name) is not None
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from lora_lightning.lora.delta import adapted_layers, adapter_factors
+from lora_lightning.lora.delta import adapted_layers, adapter_factors, expert_factors
 
 
 @torch.no_grad()
@@ -48,8 +48,8 @@ def truncated_adapters(model: nn.Module, r: int) -> Iterator[None]:
     saved: list[tuple[Tensor, Tensor]] = []
     try:
         with torch.no_grad():
-            for layer in adapted_layers(model).values():
-                factors = adapter_factors(layer)
+            layers = adapted_layers(model).values()
+            for factors in [pair for layer in layers for pair in expert_factors(layer, *adapter_factors(layer))]:
                 if len(factors[0]) <= r:
                     continue
                 for factor, new in zip(factors, truncate_factors(*factors, r), strict=True):

@@ -229,9 +229,8 @@ class AdaptationTask(HookedConversion, SavedTask):
             batch: From any of the data module's loaders.
 
         Returns:
-            One more than the model has layers, each (rows, tokens, features), the backbone's floating dtype; of an
-            encoder-decoder those of the encoder, then those of the decoder's layers. Layers that pool tokens, as
-            Funnel's do, return fewer.
+            One more than the model has layers, each (rows, tokens, features), the backbone's floating dtype; fewer
+            tokens where a layer pools them, as in Funnel; of an encoder-decoder first those of the encoder.
         """
         output = self.built_network(**self.model_inputs(batch), output_hidden_states=True)
         if "encoder_hidden_states" in output:

@@ -10,7 +10,7 @@ from lora_lightning.backbones.causal_language_modeling import check_causal_lm_se
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.combinations import check_lora_and_quantization
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
-from lora_lightning.lora.injection import find_targets
+from lora_lightning.lora.targets import find_targets
 from lora_lightning.lora.variants.adalora import AdaLoraSettings
 from lora_lightning.lora.variants.eva import EvaSettings
 from lora_lightning.tasks import OptimizationSettings, QuestionAnsweringTask, SequenceClassificationTask
@@ -121,7 +121,7 @@ def test_only_the_chosen_layers_are_adapted(
 ) -> None:
     settings = LoraSettings(layers_to_transform=layers, layers_pattern=pattern)
     loaded = tiny_classifier("bert")
-    names = find_targets(loaded.model, settings, exclude=loaded.lacked)
+    names = find_targets(loaded.model, settings, exclude=loaded.lacked).modules
     assert {int(name.split(".layer.")[1].split(".")[0]) for name in names} == numbers
     assert len(names) == 6 * len(numbers)
 

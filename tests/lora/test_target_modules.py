@@ -183,7 +183,7 @@ def test_layers_that_mamba_never_calls_get_no_adapter(family: str) -> None:
     assert not [name for name in names if name.endswith("out_proj")]
     get_peft_model(model, LoraConfig(target_modules=names))  # PEFT agrees with every one of them
     with pytest.raises(
-        ConfigurationError, match=r"0\.mixer\.out_proj, but mamba2? .* leave out_proj out, or use all-lin"
+        ConfigurationError, match=r"0\.mixer\.out_proj, but the model .* leave out_proj out, or use all-lin"
     ):
         resolve_target_modules(causal_model(family), ["in_proj", "out_proj"], exclude=["lm_head"])
 

@@ -16,6 +16,7 @@ from lora_lightning.lora.variants.lora_fa import LoraFa
 from lora_lightning.lora.variants.lora_plus import LoraPlus
 from lora_lightning.lora.variants.orthogonal import Orthogonal
 from lora_lightning.lora.variants.principal_directions import Olora, Pissa
+from lora_lightning.lora.variants.target_parameters import TargetParameters
 from lora_lightning.lora.variants.trainable_tokens import TrainableTokens
 from lora_lightning.lora.variants.variant import Initialization, Variant
 
@@ -31,6 +32,7 @@ VARIANTS: tuple[type[Variant], ...] = (
     LoraFa,
     LoraPlus,
     TrainableTokens,
+    TargetParameters,
 )
 
 
