@@ -148,11 +148,13 @@ def position_limit(config: PretrainedConfig) -> int | None:
         config: The architecture.
 
     Returns:
-        Tokens, special tokens included; `None` for a model that only knows distances between tokens, such as DeBERTa or
-        XLNet, whose configuration has -1.
+        Tokens, special tokens included, of an encoder-decoder such as LED those that both sides take; `None` for a model
+        that only knows distances between tokens, such as DeBERTa or XLNet, whose configuration has -1.
     """
     config = text_config_of(config)
-    positions: int | None = getattr(config, "max_position_embeddings", None)
+    sides = ("max_position_embeddings", "max_encoder_position_embeddings", "max_decoder_position_embeddings")
+    limits = [getattr(config, name) for name in sides if getattr(config, name, None) is not None]
+    positions: int | None = min(limits, default=None)
     if positions is None or positions < 0 or not getattr(config, "position_biased_input", True):
         return None
     family = FAMILIES.get(config.model_type)

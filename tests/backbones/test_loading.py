@@ -19,6 +19,7 @@ from lora_lightning.backbones import (
     load_original_weights,
     load_sequence_classifier,
     load_tokenizer,
+    position_limit,
 )
 from lora_lightning.errors import BackboneError, ConfigurationError
 from lora_lightning.lora.config import LoraSettings
@@ -85,6 +86,24 @@ def test_tokenizer_without_any_token_to_pad_with_is_refused(bert_copy: Path) -> 
     (bert_copy / "tokenizer_config.json").write_text(json.dumps(kept))
     with pytest.raises(BackboneError, match="has no padding, end or unknown token"):
         load_tokenizer(str(bert_copy))
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "limit"),
+    [
+        ("xlnet", {}, None),  # its configuration has -1
+        ("t5", {}, None),
+        ("funnel", {}, None),
+        ("mamba", {}, None),
+        ("deberta-v2", {"position_biased_input": False}, None),
+        ("led", {"max_encoder_position_embeddings": 64, "max_decoder_position_embeddings": 48}, 48),
+        ("roberta", {"max_position_embeddings": 66}, 65),
+    ],
+)
+def test_positions_of_families(family: str, options: dict[str, int], limit: int | None) -> None:
+    config = tiny_config(family)
+    config.update(options)
+    assert position_limit(config) == limit
 
 
 @pytest.mark.parametrize("start", ["missing", None])
