@@ -148,8 +148,8 @@ def position_limit(config: PretrainedConfig) -> int | None:
         config: The architecture.
 
     Returns:
-        Tokens, special tokens included, of an encoder-decoder such as LED those that both sides take; `None` for a model
-        that only knows distances between tokens, such as DeBERTa or XLNet, whose configuration has -1.
+        Tokens, special tokens included, of an encoder-decoder such as LED those that both sides take; `None` for a
+        model that only knows distances between tokens, such as DeBERTa or XLNet, whose configuration has -1.
     """
     config = text_config_of(config)
     sides = ("max_position_embeddings", "max_encoder_position_embeddings", "max_decoder_position_embeddings")

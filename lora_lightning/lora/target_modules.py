@@ -13,6 +13,7 @@ from lora_lightning.lora.families import FAMILIES
 from lora_lightning.lora.quantized import quantized_bits
 
 MOST_LISTED = 3
+READ_WITHOUT_A_CALL = "the model computes with its weight without calling it: an adapter would have no effect"
 PRESETS = ("attention-qv", "attention", "attention-mlp", "all-linear")
 
 
@@ -179,10 +180,10 @@ def layers_not_adapted(model: nn.Module, layers: Iterable[str]) -> dict[str, str
         Why, as a clause that may name a remedy, by the layer's name.
     """
     names = list(layers)
-    reasons = {}
+    reasons = {name.rsplit(".", 1)[-1]: READ_WITHOUT_A_CALL for name in weights_read_directly(model)}
     for last in _short_names(names):
         if is_read_without_a_call(model, last):
-            reasons[last] = "the model computes with its weight without calling it: an adapter would have no effect"
+            reasons[last] = READ_WITHOUT_A_CALL
         elif is_taken_for_experts(model, last):
             reasons[last] = (
                 f"PEFT takes {last} for the former name of this architecture's experts; name its weight in "
@@ -192,8 +193,22 @@ def layers_not_adapted(model: nn.Module, layers: Iterable[str]) -> dict[str, str
     return {name: reason for name, reason in found.items() if reason is not None}
 
 
+def weights_read_directly(model: nn.Module) -> set[str]:
+    """The linear layers whose weights the architecture reads without calling the layers.
+
+    Args:
+        model: A transformers model with a `config.model_type`.
+
+    Returns:
+        Dotted names, as `Family.weights_read_directly` says.
+    """
+    family = FAMILIES.get(_architecture(model))
+    ends = family.weights_read_directly if family else ()
+    return {name for name, _ in model.named_modules() if any(ends_with(name, end) for end in ends)}
+
+
 def _architecture(model: nn.Module) -> str:
-    return str(getattr(model.config, "model_type", ""))
+    return str(getattr(getattr(model, "config", None), "model_type", ""))
 
 
 def _preset_suffixes(model_type: str, preset: str, layers: list[str]) -> tuple[str, ...]:

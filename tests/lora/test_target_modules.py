@@ -6,12 +6,15 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, DebertaV2Config, DebertaV2ForSequenceClassification
 
+from lora_lightning.backbones.quantization import modules_left
 from lora_lightning.errors import ConfigurationError
+from lora_lightning.lora.config import QuantizationSettings
 from lora_lightning.lora.target_modules import (
     PRESETS,
     linear_layers,
     resolve_target_modules,
     weights_outside_linear_layers,
+    weights_read_directly,
 )
 from tests.conftest import TinyClassifier
 from tests.family_trials.tiny_architectures import tiny_config
@@ -186,6 +189,23 @@ def test_layers_that_mamba_never_calls_get_no_adapter(family: str) -> None:
         ConfigurationError, match=r"0\.mixer\.out_proj, but the model .* leave out_proj out, or use all-lin"
     ):
         resolve_target_modules(causal_model(family), ["in_proj", "out_proj"], exclude=["lm_head"])
+
+
+@pytest.mark.parametrize("family", ["mamba", "falcon_mamba", "jamba"])
+def test_layers_whose_weights_the_model_reads_directly_get_no_adapter(family: str) -> None:
+    model = AutoModelForCausalLM.from_config(tiny_config(family), dtype=torch.float32).requires_grad_(False)
+    read = weights_read_directly(model)
+    assert read
+    assert all(name.endswith("dt_proj") for name in read)
+    called = []
+    for name in read:
+        model.get_submodule(name).register_forward_hook(lambda *_: called.append(1))
+    model(torch.arange(5, 17)[None])
+    assert not called  # an adapter of theirs would compute nothing
+    assert not read & set(resolve_target_modules(model, "all-linear", exclude=["lm_head"]))
+    with pytest.raises(ConfigurationError, match="without calling it: an adapter would have no effect"):
+        resolve_target_modules(model, ["dt_proj"], exclude=["lm_head"])
+    assert read <= set(modules_left(model, QuantizationSettings(bits=4), []))
 
 
 @pytest.mark.parametrize("family", ["llama4_text", "phimoe"])
