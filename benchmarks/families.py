@@ -11,6 +11,7 @@ Example:
 import argparse
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Sequence
@@ -77,7 +78,7 @@ def _rows(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _results(results: Results) -> str:
-    sentences: dict[str, int] = {}
+    sentences: dict[str, tuple[int, str]] = {}
     rows = []
     for name in sorted(results):
         cells = results[name]
@@ -86,13 +87,13 @@ def _results(results: Results) -> str:
             task: {key: text for key, text in found.items() if key != "packed"} for task, found in cells.items()
         }
         rows.append([name, *(_cell(found, sentences) for found in (*unpacked.values(), packed))])
-    numbered = "".join(f"{number}. {sentence}\n" for sentence, number in sentences.items())
-    return _rows(rows) + (
-        f"\nThe sentences, of which the first of their kind is quoted:\n\n{numbered}" if numbered else ""
-    )
+    numbered = "".join(f"{number}. {sentence}\n" for number, sentence in sentences.values())
+    listed = f"\nThe sentences, of which the first of their kind is quoted:\n\n{numbered}" if numbered else ""
+    untried = ", ".join(f"`{name}`" for name in sorted(FAMILIES.keys() - results.keys()))
+    return _rows(rows) + listed + (f"\nNot tried since the code last changed for them: {untried}.\n" if untried else "")
 
 
-def _cell(found: dict[str, str], sentences: dict[str, int]) -> str:
+def _cell(found: dict[str, str], sentences: dict[str, tuple[int, str]]) -> str:
     """One cell of the table: the settings that passed, and the numbers of the sentences of the others."""
     values = set(found.values())
     if values in ({PASSED}, {NOT_APPLICABLE}):
@@ -107,10 +108,16 @@ def _cell(found: dict[str, str], sentences: dict[str, int]) -> str:
             parts.append(f"{which}{PASSED}")
         elif text.startswith(REFUSED):
             sentence = text.removeprefix(REFUSED)
-            parts.append(f"{which}refused ({sentences.setdefault(sentence, len(sentences) + 1)})")
+            number, _ = sentences.setdefault(_kind(sentence), (len(sentences) + 1, sentence))
+            parts.append(f"{which}refused ({number})")
         else:
             parts.append(f"{which}**{text}**")
     return "; ".join(parts)
+
+
+def _kind(sentence: str) -> str:
+    """A sentence without the names of models, modules and settings."""
+    return re.sub(r"'[^']*'|\([^)]*\)|\b\w+For\w+|\b\w+Model\b|(?<=apart from )\w+|(?<=end in )[^;]*", "", sentence)
 
 
 def read_results() -> Results:

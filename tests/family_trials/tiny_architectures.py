@@ -86,7 +86,7 @@ SIZES: dict[str, int] = {
 
 # What the sizes alone do not say.
 EXTRA: dict[str, dict[str, Any]] = {
-    "deepseek_v2": {"topk_method": "greedy", "n_group": 1, "topk_group": 1},
+    "deepseek_v2": {"num_experts_per_tok": 2, "topk_method": "greedy", "n_group": 1, "topk_group": 1},
     "bamba": {"attn_layer_indices": [1]},
     "codegen": {"rotary_dim": 4},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1},

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from benchmarks.families import PAGE, page, read_results
+from benchmarks.families import NOT_APPLICABLE, PAGE, PASSED, REFUSED, page, read_results
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.families import FAMILIES
@@ -17,6 +17,7 @@ from lora_lightning.lora.target_modules import PRESETS, layers_not_adapted, line
 from tests.family_trials.tiny_architectures import tiny_config
 from tests.tiny_families import causal_model
 
+UNTRAINABLE = {"ibert"}  # its linear layers are quantized to integers; every cell is refused
 # Linear layers that are neither attention nor MLP, by the end of their names, beside heads: `all-linear` has them.
 OTHERS = {
     "albert": {"embedding_hidden_mapping_in"},
@@ -103,3 +104,17 @@ def test_the_page_of_families_is_written_from_the_table() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(read_results()), "run python benchmarks/families.py"
     count = sum(bool(family.query_value) for family in FAMILIES.values())
     assert f"[{count} families](docs/families.md)" in (PAGE.parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def test_no_cell_of_the_families_that_were_tried_is_a_fault() -> None:
+    results = read_results()
+    assert results.keys() <= FAMILIES.keys()
+    cells = {(name, *where): text for name, found in results.items() for where, text in _cells(found)}
+    wanted = (PASSED, REFUSED, NOT_APPLICABLE)
+    assert not {where: text for where, text in cells.items() if not text.startswith(wanted)}
+    passed = {name for (name, _, setting), text in cells.items() if text == PASSED and setting == "all-linear"}
+    assert passed == results.keys() - UNTRAINABLE
+
+
+def _cells(found: dict[str, dict[str, str]]) -> list[tuple[tuple[str, str], str]]:
+    return [((task, setting), text) for task, cells in found.items() for setting, text in cells.items()]
