@@ -11,12 +11,8 @@ from lora_lightning.backbones.head_modules import modules_beside_base
 from lora_lightning.errors import ConfigurationError, suggest_names
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.injection import LITTLE, modules_trained_in_full
-from lora_lightning.lora.target_modules import (
-    linear_layers,
-    summarize_names,
-    weights_outside_linear_layers,
-    weights_read_directly,
-)
+from lora_lightning.lora.target_modules import linear_layers, summarize_names, weights_outside_linear_layers
+from lora_lightning.lora.uncalled_layers import is_multiplied_directly
 
 DEVICES = ("cpu", "cuda")
 # Instructions that multiply bfloat16; without them a CPU emulates it. A training step of a 4-bit layer of 576 x 1536
@@ -136,7 +132,8 @@ def modules_left(model: PreTrainedModel, settings: QuantizationSettings, trained
         ConfigurationError: If an entry of `skip_modules` is no module of the model, or nothing is left to quantize.
     """
     names = [name for name, module in model.named_modules() if name and any(True for _ in module.parameters())]
-    left = {*modules_beside_base(model), *trained, *weights_read_directly(model)}
+    left = {*modules_beside_base(model), *trained}
+    left |= {name for name in linear_layers(model) if is_multiplied_directly(model, name)}
     for wanted in settings.skip_modules or []:
         matches = {name for name in names if name == wanted or name.endswith(f".{wanted}")}
         if not matches:

@@ -22,8 +22,6 @@ class Family:
             puts between the texts; one inside a text is then read as ordinary characters.
         needs_decoder_start: Whether the decoder cannot run unless `config.json` has a `decoder_start_token_id`, which
             transformers does not provide a default for.
-        weights_read_directly: Linear layers whose weights the model reads instead of calling the layer: an adapter
-            there would have no effect, and quantized weights would not compute.
     """
 
     query_value: tuple[str, ...]
@@ -33,7 +31,6 @@ class Family:
     positions_follow_padding: bool = False
     counts_separators: bool = False
     needs_decoder_start: bool = False
-    weights_read_directly: tuple[str, ...] = ()
 
 
 _BERT_WITHOUT_CLS = Family(
@@ -91,7 +88,6 @@ _HYBRID = replace(  # of attention and Mamba: the presets leave the Mamba layers
     _LLAMA, mlp=("feed_forward.gate_proj", "feed_forward.up_proj", "feed_forward.down_proj")
 )
 _WITHOUT_ATTENTION = Family((), (), ())  # or whose attention holds no linear layers
-_MAMBA = replace(_WITHOUT_ATTENTION, weights_read_directly=("mixer.dt_proj",))
 _BLOOM = Family(
     ("self_attention.query_key_value",), ("self_attention.dense",), ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
 )
@@ -188,7 +184,7 @@ FAMILIES: dict[str, Family] = {
     "exaone4": _LLAMA,
     "falcon": _BLOOM,
     "falcon_h1": _HYBRID,
-    "falcon_mamba": _MAMBA,
+    "falcon_mamba": _WITHOUT_ATTENTION,
     "gemma": _LLAMA,
     "gemma2": _LLAMA,
     "gemma3_text": _LLAMA,
@@ -211,7 +207,7 @@ FAMILIES: dict[str, Family] = {
     "granitemoe": _ROUTED,
     "granitemoehybrid": replace(_LLAMA, mlp=("shared_mlp.input_linear", "shared_mlp.output_linear")),
     "helium": _LLAMA,
-    "jamba": replace(_HYBRID, weights_read_directly=("mamba.dt_proj",)),
+    "jamba": _HYBRID,
     "lfm2": Family(
         ("self_attn.q_proj", "self_attn.v_proj"),
         ("self_attn.k_proj", "self_attn.out_proj"),
@@ -229,7 +225,7 @@ FAMILIES: dict[str, Family] = {
             "feed_forward.shared_expert.down_proj",
         ),
     ),
-    "mamba": _MAMBA,
+    "mamba": _WITHOUT_ATTENTION,
     "mamba2": _WITHOUT_ATTENTION,
     "ministral3": _LLAMA,
     "mistral": _LLAMA,

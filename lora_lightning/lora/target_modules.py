@@ -6,14 +6,14 @@ from collections.abc import Collection, Iterable
 import torch
 from torch import nn
 
-from lora_lightning.compat.peft import is_read_without_a_call, is_taken_for_experts
+from lora_lightning.compat.peft import is_taken_for_experts
 from lora_lightning.compat.transformers import Conv1D
 from lora_lightning.errors import ConfigurationError, suggest_names
 from lora_lightning.lora.families import FAMILIES
 from lora_lightning.lora.quantized import quantized_bits
+from lora_lightning.lora.uncalled_layers import is_never_called
 
 MOST_LISTED = 3
-READ_WITHOUT_A_CALL = "the model computes with its weight without calling it: an adapter would have no effect"
 PRESETS = ("attention-qv", "attention", "attention-mlp", "all-linear")
 
 
@@ -179,32 +179,21 @@ def layers_not_adapted(model: nn.Module, layers: Iterable[str]) -> dict[str, str
     Returns:
         Why, as a clause that may name a remedy, by the layer's name.
     """
-    names = list(layers)
-    reasons = {name.rsplit(".", 1)[-1]: READ_WITHOUT_A_CALL for name in weights_read_directly(model)}
-    for last in _short_names(names):
-        if is_read_without_a_call(model, last):
-            reasons[last] = READ_WITHOUT_A_CALL
-        elif is_taken_for_experts(model, last):
-            reasons[last] = (
+    taken: dict[str, bool] = {}
+    found = {}
+    for name in layers:
+        last = name.rpartition(".")[2]
+        if is_never_called(model, name):
+            found[name] = "the model computes with its weight without calling it: an adapter would have no effect"
+            continue
+        if last not in taken:
+            taken[last] = is_taken_for_experts(model, last)
+        if taken[last]:
+            found[name] = (
                 f"PEFT takes {last} for the former name of this architecture's experts; name its weight in "
                 "model.lora.target_parameters instead"
             )
-    found = {name: reasons.get(name.rsplit(".", 1)[-1]) for name in names}
-    return {name: reason for name, reason in found.items() if reason is not None}
-
-
-def weights_read_directly(model: nn.Module) -> set[str]:
-    """The linear layers whose weights the architecture reads without calling the layers.
-
-    Args:
-        model: A transformers model with a `config.model_type`.
-
-    Returns:
-        Dotted names, as `Family.weights_read_directly` says.
-    """
-    family = FAMILIES.get(_architecture(model))
-    ends = family.weights_read_directly if family else ()
-    return {name for name, _ in model.named_modules() if any(ends_with(name, end) for end in ends)}
+    return found
 
 
 def _architecture(model: nn.Module) -> str:

@@ -34,6 +34,7 @@ from lora_lightning.training.saved_config import RunConfigFile
 from lora_lightning.training.starting_point import StartingPoint, find_starting_point
 from lora_lightning.training.step_boundary import StepBoundary
 from lora_lightning.training.throughput import ThroughputMonitor
+from lora_lightning.training.unused_adapters import UnusedAdapters
 
 LOGS = Path("lightning_logs")
 ALLOWANCES = ("allow_other_base", "allow_changed_data")  # for one command, never in a run's config.yaml
@@ -171,6 +172,7 @@ class LoraLightningCLI(LightningCLI):
         # FiniteLoss comes before early stopping and checkpoints, which must not see a NaN.
         callbacks += [
             FiniteLoss(),
+            UnusedAdapters(),
             FinalValidation(),
             self.config_init["checkpoint"],
             self.config_init["early_stopping"],

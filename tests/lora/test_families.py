@@ -74,7 +74,7 @@ def test_an_unknown_architecture_is_refused_with_the_names_of_its_layers() -> No
 
 
 @pytest.mark.parametrize(
-    ("family", "part"), [("qwen3_moe", "mlp.experts"), ("gpt_oss", "experts"), ("mamba", "dt_proj")]
+    ("family", "part"), [("qwen3_moe", "mlp.experts"), ("gpt_oss", "experts"), ("mamba", "x_proj")]
 )
 def test_weights_that_a_preset_cannot_reach_are_counted(family: str, part: str) -> None:
     with pytest.warns(UserWarning, match=r"all-linear, but \d+ % of the weights outside") as caught:

@@ -21,7 +21,6 @@ from lora_lightning.lora.merging import merged_adapters, merged_weight, without_
 from lora_lightning.lora.target_modules import resolve_target_modules
 from lora_lightning.lora.target_parameters import parameters_to_suggest
 from lora_lightning.lora.truncation import truncated_adapters
-from lora_lightning.lora.variants.target_parameters import TargetParameters
 from lora_lightning.tasks import OptimizationSettings
 from tests.family_trials.tiny_architectures import tiny_config
 from tests.tiny_families import causal_model
@@ -219,17 +218,6 @@ def test_the_warning_of_weights_without_adapter_names_the_remedy_and_is_silent_a
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*(experts|target_parameters).*")  # the router's weights stay frozen
         attach_lora(model, settings(model), [], "CAUSAL_LM", ["lm_head"])
-
-
-def test_an_adapter_that_the_model_never_calls_is_refused_at_the_first_step() -> None:
-    model = causal_model("qwen3_moe")
-    network = adapted(model)
-    network(TOKENS).logits.sum().backward()
-    assert TargetParameters(["down_proj"]).before_step(network) == {}
-    layer = next(layer for name, layer in adapted_layers(network).items() if name.endswith("down_proj"))
-    adapter_factors(layer)[1].grad = None
-    with pytest.raises(ConfigurationError, match=r"0\.mlp\.experts\.down_proj, but its adapter has no effect"):
-        TargetParameters(["down_proj"]).before_step(network)
 
 
 def test_the_page_of_mixtures_has_the_shares_of_today() -> None:

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lora_lightning.compat.peft import LoraLayer, ParamWrapper
 from lora_lightning.errors import ConfigurationError
-from lora_lightning.lora.delta import adapted_layers, adapter_factors, layer_deltas
+from lora_lightning.lora.delta import layer_deltas
 from lora_lightning.lora.variants.variant import Variant
 
 INITIALIZATIONS = (True, "gaussian")  # PEFT computes all others from the weight of a linear layer
@@ -42,22 +42,6 @@ class TargetParameters(Variant):
                 "or gaussian, because PEFT initializes parameters in no other way; leave one of the two out."
             )
             raise ConfigurationError(msg)
-
-    def before_step(self, network: nn.Module) -> Mapping[str, Tensor]:
-        """Refuses to train adapters without effect.
-
-        Raises:
-            ConfigurationError: If an adapter has no gradient, because the model does not call the module that holds
-                its parameter.
-        """
-        for name, layer in adapted_layers(network).items():
-            if self.has_made(layer) and adapter_factors(layer)[1].grad is None:
-                msg = (
-                    f"model.lora.target_parameters names {name}, but its adapter has no effect: this model computes "
-                    "with the parameter without calling the module that holds it; leave it out."
-                )
-                raise ConfigurationError(msg)
-        return {}
 
     @classmethod
     def has_made(cls, layer: LoraLayer) -> bool:
