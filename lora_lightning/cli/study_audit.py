@@ -67,6 +67,7 @@ def add_audit_options(parser: argparse.ArgumentParser) -> None:
     sequence = "configurations in a fixed order of tests, the most expensive first, which needs no correction"
     add("--sequence", nargs="+", default=[], metavar="NAME", help=f"{sequence} (default: Holm's correction)")
     add("--full_fine_tuning", metavar="NAME", help="the configuration that is full fine-tuning, to compare others with")
+    add("--output", type=Path, metavar="DIR", help="folder for report.html, analysis.json, results.csv and figures")
     add("--json", action="store_true", help="print all numbers as JSON instead of tables")
 
 
@@ -92,10 +93,17 @@ def run_audit(options: argparse.Namespace) -> StudyAudit:
     )
     for note in audit.notes:
         warnings.warn(note, stacklevel=2)
+    page = None
+    if options.output is not None:
+        from lora_lightning.reports.study_report import write_study_report  # noqa: PLC0415  # draws figures
+
+        page = write_study_report(audit.results, audit.analysis, options.output, audit.notes)
     if options.json:
         print(json_text(study_as_json(audit.results, audit.analysis, audit.notes)))
     else:
         print_audit(audit)
+        if page is not None:
+            print(f"\nreport: {page}")
     return audit
 
 

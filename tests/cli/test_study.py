@@ -50,6 +50,18 @@ def test_json_has_all_numbers_and_nothing_else_is_on_standard_output(
     assert printed.err.startswith("lora-lightning: warning: 1 of 7 runs have no finite accuracy")
 
 
+def test_output_is_a_folder_with_the_report(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "a" / "report"
+    assert main(["study", "audit", str(results), "--reference=r = 64", "--output", str(folder)]) == 0
+    assert f"report: {folder / 'report.html'}" in capsys.readouterr().out
+    assert {path.name for path in folder.iterdir()} == {"report.html", "analysis.json", "results.csv", "figures"}
+    words = ["study", "audit", str(folder / "results.csv"), "--reference=r = 64", "--json", f"--output={folder}"]
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out)["analysis"]["recommendation"]["name"] == "r = 8"
+    assert main([*words[:-1], f"--output={results}"]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

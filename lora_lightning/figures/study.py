@@ -1,0 +1,290 @@
+"""Figures of a study: differences from the reference, quality and costs against rank, the trade-off, and curves.
+
+Ink is drawn in one color of its own, `INK`, which a page may replace, so that figures can be read on light and on dark
+pages.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtrit
+
+from lora_lightning.figures.cards import evenly_spaced
+from lora_lightning.statistics.analysis import StudyAnalysis
+from lora_lightning.statistics.jackknife import CONFIDENCE, Interval
+from lora_lightning.statistics.paired import seeds_estimate
+from lora_lightning.statistics.study_results import ConfigurationResults, Metric, Scale, StudyResults
+from lora_lightning.statistics.verdicts import Verdict, shown_margin
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+INK = "#010203"  # of text and axes
+BLUE, ORANGE, GREEN, RED, GREY = "#3b82c4", "#d97706", "#2f9e63", "#d64545", "#8a8f98"
+SERIES = (BLUE, ORANGE, GREEN, RED, "#8e63c7", "#b0722b", "#d15ba5", "#5f9ea0", "#a3a32a", GREY)
+WIDTH, HEIGHT, FONT = 5.2, 3.4, 9  # inches, inches, points
+LONGEST_NAME = 32
+POINTS = 200  # of a curve at most
+WIDE = 8  # ratio of costs from which their axis is logarithmic
+LARGE = 1e4  # from which numbers on an axis get a prefix, such as 295k
+COLORS = {  # and markers, since colors alone do not tell everyone apart
+    Verdict.IDENTICAL: (GREEN, "D"),
+    Verdict.NOT_WORSE: (GREEN, "o"),
+    Verdict.WORSE: (RED, "X"),
+    Verdict.UNDECIDED: (ORANGE, "s"),
+    Verdict.NOT_TESTED: (GREY, "^"),
+    Verdict.NOT_ENOUGH_EVIDENCE: (GREY, "v"),
+}
+
+
+def differences_figure(results: StudyResults, analysis: StudyAnalysis) -> "Figure":
+    """Draws the difference of every configuration from the reference with its interval, and the margin.
+
+    Args:
+        results: What the study measured.
+        analysis: Its verdicts, with at least one comparison.
+
+    Returns:
+        A matplotlib figure that belongs to no window.
+    """
+    metric = results.metric
+    figure, axes = new_figure(height=1.1 + 0.27 * len(analysis.comparisons))
+    for row, found in enumerate(analysis.comparisons):
+        color, marker = COLORS[found.verdict]
+        interval = found.difference.interval
+        value, low, high = (metric.shown_difference(end) for end in (interval.value, interval.low, interval.high))
+        if not math.isnan(low):
+            axes.plot([low, high], [row, row], color=color, linewidth=1.8, solid_capstyle="butt")
+        drawn = {each.verdict for each in analysis.comparisons[:row]}
+        label = None if found.verdict in drawn else str(found.verdict)
+        axes.plot([value], [row], marker, color=color, markersize=6, label=label)
+    axes.axvline(0, color=INK, linewidth=0.8)
+    axes.axvline(-metric.margin, color=RED, linewidth=1, linestyle="--")
+    axes.text(
+        -metric.margin, -0.75, f"margin {shown_margin(metric)} ", color=RED, fontsize=FONT - 1, ha="right", va="center"
+    )
+    names = [shown_name(found.name) for found in analysis.comparisons]
+    axes.set_yticks(range(len(names)), names, fontsize=FONT, parse_math=False)
+    axes.set_ylim(len(names) - 0.4, -1.1)
+    unit = f",{metric.unit}" if metric.unit else ""
+    label = f"difference from {shown_name(results.reference)}{unit} (right is better)"
+    axes.set_xlabel(label, fontsize=FONT, parse_math=False)
+    show_legend(axes)
+    return figure
+
+
+def rank_figure(results: StudyResults, name: str | None = None) -> "Figure":
+    """Draws the metric or a measurement against the rank, with 95 % t intervals over seeds.
+
+    Args:
+        results: What a study of ranks measured, with `rank_setting`.
+        name: A measurement; `None` for the metric.
+
+    Returns:
+        A matplotlib figure that belongs to no window; configurations without a rank, such as full fine-tuning, are
+        horizontal lines.
+    """
+    figure, axes = new_figure()
+    ranked, others = [], []
+    for each in results.configurations:
+        rank = each.settings.get(str(results.rank_setting))
+        interval = mean_interval(numbers_by_seed(each, name, results.metric))
+        if math.isnan(interval.value):
+            continue
+        if isinstance(rank, int | float) and rank > 0:
+            ranked.append((float(rank), interval))
+        else:
+            others.append((each.name, interval.value))
+    ranked.sort(key=lambda point: point[0])
+    ranks = [rank for rank, _ in ranked]
+    style = "o-" if len(set(ranks)) == len(ranks) else "o"  # several configurations of one rank are no line
+    axes.plot(ranks, [interval.value for _, interval in ranked], style, color=BLUE, markersize=5)
+    for rank, interval in ranked:
+        axes.plot([rank, rank], [interval.low, interval.high], color=BLUE, linewidth=1.4)
+    for number, (other, value) in enumerate(others):
+        axes.axhline(value, color=SERIES[number + 1], linestyle="--", linewidth=1, label=shown_name(other))
+    axes.set_xscale("log", base=2)
+    ticks = sorted({rank for rank, _ in ranked})
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=FONT)
+    axes.minorticks_off()
+    show_large_numbers(axes.yaxis, [interval.value for _, interval in ranked])
+    axes.set_xlabel("rank r", fontsize=FONT)
+    axes.set_ylabel(axis_label(name, results.metric), fontsize=FONT, parse_math=False)
+    show_legend(axes)
+    return figure
+
+
+def trade_off_figure(results: StudyResults, analysis: StudyAnalysis, cost: str) -> "Figure":
+    """Draws quality against a cost, with the Pareto front.
+
+    Args:
+        results: What the study measured.
+        analysis: Its verdicts.
+        cost: A key of `analysis.pareto`.
+
+    Returns:
+        A matplotlib figure that belongs to no window; configurations on the front are filled and joined.
+    """
+    metric = results.metric
+    figure, axes = new_figure()
+    known = [each for each in results.configurations if not math.isnan(each.mean_of(cost) + each.mean_value)]
+    front = []
+    for each in known:
+        x, y = each.mean_of(cost), metric.shown_value(each.mean_value)
+        on_front = each.name in analysis.pareto[cost]
+        if on_front:
+            front.append((x, y))
+        axes.plot([x], [y], "o", color=BLUE, markersize=6, fillstyle="full" if on_front else "none")
+        axes.annotate(
+            shown_name(each.name),
+            (x, y),
+            xytext=(5, 4),
+            textcoords="offset points",
+            fontsize=FONT - 1,
+            color=INK,
+            parse_math=False,
+        )
+    axes.plot(*np.array(sorted(front)).T, color=BLUE, linewidth=1, label="Pareto front") if front else None
+    costs = [each.mean_of(cost) for each in known]
+    if known and 0 < WIDE * min(costs) < max(costs):
+        axes.set_xscale("log")
+    show_large_numbers(axes.xaxis, costs)
+    axes.margins(x=0.15, y=0.12)
+    axes.set_xlabel(f"{words(cost)} (left is better)", fontsize=FONT, parse_math=False)
+    axes.set_ylabel(axis_label(None, metric), fontsize=FONT, parse_math=False)
+    show_legend(axes)
+    return figure
+
+
+def curves_figure(results: StudyResults, name: str) -> "Figure":
+    """Draws a curve of every configuration: its mean over seeds where all seeds have the same steps, else each seed's.
+
+    Args:
+        results: What the study measured.
+        name: A curve that some configuration has.
+
+    Returns:
+        A matplotlib figure that belongs to no window.
+    """
+    figure, axes = new_figure()
+    for number, each in enumerate(results.configurations):
+        color, label = SERIES[number % len(SERIES)], shown_name(each.name)
+        style = ("-", "--", ":", "-.")[number // len(SERIES) % 4]
+        for curve in averaged_curves(each.curves.get(name, {})):
+            axes.plot(curve[0], curve[1], style, color=color, linewidth=1.2, label=label)
+            label = None
+    axes.set_xlabel("step or epoch", fontsize=FONT)
+    axes.set_ylabel(words(name), fontsize=FONT, parse_math=False)
+    show_legend(axes)
+    return figure
+
+
+def averaged_curves(curves: Mapping[int, NDArray[np.float64]]) -> list[NDArray[np.float64]]:
+    """Averages curves over seeds if they have the same steps.
+
+    Args:
+        curves: By seed, shape (2, points).
+
+    Returns:
+        Curves of at most 200 points, shape (2, points).
+    """
+    rows = list(curves.values())
+    if len(rows) > 1 and all(np.array_equal(row[0], rows[0][0]) for row in rows):
+        rows = [np.stack([rows[0][0], np.mean([row[1] for row in rows], axis=0)])]
+    return [row[:, evenly_spaced(row.shape[1], POINTS)] for row in rows]
+
+
+def mean_interval(numbers: Sequence[float]) -> Interval:
+    """The mean of some runs with its 95 % t interval; without ends for fewer than two.
+
+    Args:
+        numbers: One per seed.
+
+    Returns:
+        The interval; NaN without numbers.
+    """
+    if not numbers:
+        return Interval(math.nan, math.nan, math.nan)
+    mean = float(np.mean(numbers))
+    if len(numbers) == 1:
+        return Interval(mean, math.nan, math.nan)
+    error, freedom = seeds_estimate(np.asarray(numbers, dtype=np.float64))
+    half = float(stdtrit(freedom, (1 + CONFIDENCE) / 2) * error)
+    return Interval(mean, mean - half, mean + half)
+
+
+def numbers_by_seed(configuration: ConfigurationResults, name: str | None, metric: Metric) -> list[float]:
+    """The numbers of a configuration's runs: of a measurement, or of the metric as it is shown."""
+    if name is not None:
+        return list(configuration.measurements.get(name, {}).values())
+    return [metric.shown_value(value) for value in configuration.values.values()]
+
+
+def words(name: str) -> str:
+    """Puts the name of a measurement into words."""
+    return shown_name(name.replace("_", " "), 60)
+
+
+def axis_label(name: str | None, metric: Metric) -> str:
+    """The label of an axis with a measurement, or with the metric and its unit."""
+    if name is not None:
+        return words(name)
+    return f"{words(metric.name)}{', %' if metric.scale is Scale.FRACTION else ''}"
+
+
+def shown_name(name: str, longest: int = LONGEST_NAME) -> str:
+    """Shortens a name and replaces characters that an SVG file cannot hold."""
+    clean = "".join(letter if letter.isprintable() else "\ufffd" for letter in name)
+    return clean if len(clean) <= longest else f"{clean[: longest - 1]}\u2026"
+
+
+def new_figure(height: float = HEIGHT) -> tuple["Figure", "Axes"]:
+    """Creates an empty figure in the style of reports."""
+    from matplotlib.figure import Figure  # noqa: PLC0415  # a second of import, needed only where something is drawn
+
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    for spine in axes.spines.values():
+        spine.set_color(INK)
+    axes.tick_params(colors=INK, labelsize=FONT)
+    axes.xaxis.label.set_color(INK)
+    axes.yaxis.label.set_color(INK)
+    axes.grid(color=GREY, alpha=0.25, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.set_facecolor("none")
+    return figure, axes
+
+
+def show_large_numbers(axis: "Axis", numbers: Sequence[float]) -> None:
+    """Writes large numbers on an axis with a prefix, such as 295k or 2.4M."""
+    from matplotlib.ticker import EngFormatter  # noqa: PLC0415
+
+    if max(numbers, default=0) >= LARGE:
+        axis.set_major_formatter(EngFormatter(sep=""))
+
+
+def show_legend(axes: "Axes") -> None:
+    """Adds a legend if something has a label; names that start with an underscore are shown, too."""
+    handles = [line for line in axes.lines if not str(line.get_label()).startswith("_child")]
+    if not handles:
+        return
+    # Above the axes, since inside it could hide points.
+    legend = axes.legend(
+        handles,
+        [str(line.get_label()) for line in handles],
+        fontsize=FONT - 1,
+        frameon=False,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=min(3, len(handles)),
+        borderaxespad=0.2,
+        labelcolor=INK,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)

@@ -1,0 +1,188 @@
+"""The report of a study: one HTML page that loads nothing, its numbers as JSON and CSV, and its figures as files."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_lightning.errors import DataError
+from lora_lightning.figures.study import curves_figure, differences_figure, rank_figure, trade_off_figure, words
+from lora_lightning.reports.drawing import inline_svg, png_bytes, svg_text
+from lora_lightning.reports.study_json import json_text, study_as_json
+from lora_lightning.reports.verdict_rows import chance_sentence, shown_value_unit, verdict_rows
+from lora_lightning.runs.files import atomic_file
+from lora_lightning.statistics.analysis import StudyAnalysis
+from lora_lightning.statistics.study_results import Scale, StudyResults
+from lora_lightning.statistics.verdicts import shown_margin, shown_number, variance_sentence
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_FIGURES = 16  # of measurements and curves; tables of strangers may have hundreds of columns
+
+
+@dataclass(frozen=True)
+class ReportFigure:
+    """A figure of the report.
+
+    Attributes:
+        name: Of its files.
+        title: Heading in the page.
+        description: What it shows, for those who do not see it.
+        figure: The figure.
+    """
+
+    name: str
+    title: str
+    description: str
+    figure: "Figure"
+
+
+def write_study_report(results: StudyResults, analysis: StudyAnalysis, folder: Path, notes: Sequence[str] = ()) -> Path:
+    """Writes the report of a study.
+
+    Args:
+        results: What it measured.
+        analysis: Its verdicts.
+        folder: Where to; created if it does not exist. Files of an earlier report are replaced, others are left alone.
+        notes: Sentences on what was left out.
+
+    Returns:
+        The page, `report.html`. Beside it are `analysis.json`, `results.csv` and the folder `figures`.
+
+    Raises:
+        DataError: If a file cannot be written.
+    """
+    figures = study_figures(results, analysis)
+    drawn = [svg_text(each.figure) for each in figures]
+    page = study_page(results, analysis, figures, drawn, notes)
+    contents: dict[str, bytes] = {f"figures/{each.name}.png": png_bytes(each.figure) for each in figures}
+    contents |= {f"figures/{each.name}.svg": svg.encode() for each, svg in zip(figures, drawn, strict=True)}
+    contents["results.csv"] = results_csv(results).encode()
+    contents["analysis.json"] = json_text(study_as_json(results, analysis, notes)).encode()
+    contents["report.html"] = page.encode()
+    path = folder
+    try:
+        (folder / "figures").mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            path = folder / name
+            with atomic_file(path) as file:
+                file.write(content)
+    except OSError as error:
+        msg = f"{path} cannot be written ({error.strerror}); choose another folder for the report, or make room in it"
+        raise DataError(msg) from error
+    return folder / "report.html"
+
+
+def study_figures(results: StudyResults, analysis: StudyAnalysis) -> list[ReportFigure]:
+    """Draws the figures that the results have data for.
+
+    Args:
+        results: What the study measured.
+        analysis: Its verdicts.
+
+    Returns:
+        At most 18 figures.
+    """
+    found = []
+    metric, reference = words(results.metric.name), results.reference
+    if any(not math.isnan(each.difference.interval.value) for each in analysis.comparisons):
+        text = f"Differences from {reference} with 95 % intervals, in the order of the table of verdicts."
+        found.append(ReportFigure("differences", "Differences", text, differences_figure(results, analysis)))
+    if results.rank_setting is not None and any(each.values for each in results.configurations):
+        text = f"{metric} against rank, with 95 % intervals over seeds."
+        found.append(ReportFigure("rank_quality", f"{metric} against rank", text, rank_figure(results)))
+    for cost, front in analysis.pareto.items():
+        if front:
+            text = f"{metric} against {words(cost)}. On the Pareto front: {', '.join(front)}."
+            figure = trade_off_figure(results, analysis, cost)
+            found.append(ReportFigure(f"trade_off_{len(found)}", f"{metric} against {words(cost)}", text, figure))
+    more = []
+    if results.rank_setting is not None:
+        names = dict.fromkeys(name for each in results.configurations for name in each.measurements)
+        for name in list(names)[:MOST_FIGURES]:
+            text = f"{words(name)} against rank, with 95 % intervals over seeds."
+            more.append(
+                ReportFigure(f"rank_{len(more)}", f"{words(name)} against rank", text, rank_figure(results, name))
+            )
+    curves = dict.fromkeys(name for each in results.configurations for name in each.curves)
+    for name in list(curves)[: MOST_FIGURES - len(more)]:
+        text = f"{words(name)} of every configuration during training, averaged over seeds."
+        more.append(ReportFigure(f"curve_{len(more)}", words(name), text, curves_figure(results, name)))
+    return found + more
+
+
+def study_page(
+    results: StudyResults,
+    analysis: StudyAnalysis,
+    figures: Sequence[ReportFigure],
+    drawn: Sequence[str],
+    notes: Sequence[str] = (),
+) -> str:
+    """Renders the page.
+
+    Args:
+        results: What the study measured.
+        analysis: Its verdicts.
+        figures: Its figures.
+        drawn: Each figure as SVG.
+        notes: Sentences on what was left out.
+
+    Returns:
+        HTML that loads nothing.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415
+    from markupsafe import Markup  # noqa: PLC0415
+
+    environment = Environment(
+        loader=PackageLoader("lora_lightning.reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    metric = results.metric
+    pairs = [
+        (pair.first, pair.second, shown_number(metric.shown_difference(pair.difference.interval.value), metric))
+        for pair in analysis.pairs
+        if pair.told_apart
+    ]
+    return environment.get_template("study.html.jinja").render(
+        results=results,
+        analysis=analysis,
+        rows=verdict_rows(results, analysis),
+        value_unit=shown_value_unit(metric),
+        margin=shown_margin(metric),
+        better="larger" if metric.higher_is_better else "smaller",
+        chance=chance_sentence(analysis),
+        pairs=pairs,
+        sentences=[(each.sentence, variance_sentence(each.difference)) for each in analysis.comparisons],
+        notes=[note for note in dict.fromkeys([results.unfinished, *notes]) if note],
+        figures=[
+            (each.title, each.description, Markup(inline_svg(svg, f"figure{place}", each.description)))  # noqa: S704
+            for place, (each, svg) in enumerate(zip(figures, drawn, strict=True))
+        ],
+    )
+
+
+def results_csv(results: StudyResults) -> str:
+    """Formats the runs of a study as a table that `study audit` reads; without outcomes of test examples.
+
+    Args:
+        results: What the study measured.
+
+    Returns:
+        CSV with one row per run.
+    """
+    metric = results.metric.name
+    if results.metric.scale is Scale.LOG and "log" not in metric.lower():
+        metric = f"log_{metric}"  # what the values are
+    settings = list(dict.fromkeys(name for each in results.configurations for name in each.settings))
+    names = list(dict.fromkeys(name for each in results.configurations for name in each.measurements))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["configuration", "seed", metric, *settings, *names])
+    for each in results.configurations:
+        for seed, value in each.values.items():
+            numbers = [each.measurements.get(name, {}).get(seed, "") for name in names]
+            writer.writerow([each.name, seed, value, *(each.settings.get(name, "") for name in settings), *numbers])
+    return text.getvalue()

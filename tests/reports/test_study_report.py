@@ -1,0 +1,161 @@
+"""The report of a study: complete, offline, escaped, small, and readable on a phone."""
+
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import pytest
+
+from lora_lightning.errors import DataError
+from lora_lightning.reports.study_report import results_csv, study_figures, write_study_report
+from lora_lightning.statistics.analysis import analyze_study
+from lora_lightning.statistics.study_results import ConfigurationResults, Metric, Scale, StudyResults
+from lora_lightning.studies import audit_results
+from tests.statistics.studies import rank_study
+
+HOSTILE = "_<script>alert(1)</script> $\\frac{1}{0}$ \x1b[31m & \"quoted\" 'r' {{ 7 * 7 }} \u6c34"
+
+
+class Page(HTMLParser):
+    """Collects ids, tags and addresses of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.tags: set[str] = set()
+        self.addresses: list[str] = []
+        self.labels: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(str(value))
+            elif name in {"src", "href", "xlink:href", "action", "data"}:
+                self.addresses.append(str(value))
+            elif name == "aria-label":
+                self.labels.append(str(value))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a study of ranks."""
+    study = rank_study(seeds=3, examples=300)
+    found = tmp_path_factory.mktemp("report") / "new" / "folder"
+    write_study_report(replace(study, unfinished="3 of 21 trials have not finished."), analyze_study(study), found)
+    return found
+
+
+def test_the_answer_comes_first_and_every_number_is_there(folder: Path) -> None:
+    text = (folder / "report.html").read_text()
+    found = analyze_study(rank_study(seeds=3, examples=300))
+    first = re.search(r'<main>\s*<p class="answer[^>]*>(.*?)</p>', text, re.DOTALL)
+    assert first
+    assert first[1].replace("&#39;", "'") == found.recommendation.answer
+    assert "3 of 21 trials have not finished." in text
+    for comparison in found.comparisons:
+        assert comparison.sentence in text
+    assert "% comes from seeds" in text
+    assert json.loads((folder / "analysis.json").read_text())["analysis"]["recommendation"]["answer"]
+
+
+def test_the_page_loads_nothing_has_unique_ids_alternatives_and_is_small(folder: Path) -> None:
+    text = (folder / "report.html").read_text()
+    page = Page(text)
+    assert not page.tags & {"script", "link", "img", "iframe", "object"}
+    assert all(address.startswith("#") for address in page.addresses)
+    assert {address[1:] for address in page.addresses} <= set(page.ids)
+    assert not re.search(r"url\((?!#)|@import", text)
+    assert len(page.ids) == len(set(page.ids))
+    assert len(page.labels) == text.count("<svg") == 10
+    assert len(text) < 500_000
+    assert "prefers-color-scheme: dark" in text
+    assert "currentColor" in text
+
+
+def test_every_figure_is_a_file_too(folder: Path) -> None:
+    names = {path.stem for path in (folder / "figures").iterdir()}
+    assert {"differences", "rank_quality", "rank_0", "curve_5", "trade_off_2"} <= names
+    for name in names:
+        ET.parse(folder / "figures" / f"{name}.svg")  # noqa: S314  # our own file
+        assert (folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_results_csv_is_a_table_that_an_audit_reads(folder: Path) -> None:
+    study = rank_study(seeds=3, examples=300)
+    seeds_only = replace(study, configurations=[replace(each, outcomes={}) for each in study.configurations])
+    audit = audit_results(folder / "results.csv", "r = 64", metric="in_scope_accuracy", sequence=study.sequence)
+    assert audit.analysis.comparisons == analyze_study(seeds_only).comparisons
+    logs = replace(study, metric=Metric("perplexity", 1.0, higher_is_better=False, scale=Scale.LOG))
+    assert next(csv.reader(io.StringIO(results_csv(logs))))[2] == "log_perplexity"
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_of_strangers_are_escaped_everywhere(tmp_path: Path) -> None:
+    study = rank_study({64: 0.0, 8: -0.2}, seeds=3, examples=200)
+    first, second = study.configurations
+    second = replace(
+        second, name=HOSTILE, measurements={**second.measurements, HOSTILE: {0: 1.0}}, curves={HOSTILE: {}}
+    )
+    study = StudyResults(HOSTILE, Metric(HOSTILE), [first, second], "r = 64", (HOSTILE,), (), "model.lora.r")
+    page = write_study_report(study, analyze_study(study), tmp_path, [HOSTILE]).read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "{{ 7 * 7 }}" in page
+    for path in tmp_path.rglob("*.svg"):
+        ET.parse(path)  # noqa: S314  # our own file
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_studies_with_little_in_them(seeds: int, tmp_path: Path) -> None:
+    alone = ConfigurationResults("only", {}, dict.fromkeys(range(seeds), 0.9))
+    empty = ConfigurationResults("empty", {"r": "?"}, {})
+    for rows in ([alone], [alone, empty], [empty, alone]):
+        study = StudyResults("s", Metric("accuracy"), rows, "only", rank_setting="r")
+        assert write_study_report(study, analyze_study(study), tmp_path).exists()
+
+
+def test_a_curve_is_averaged_over_seeds_with_equal_steps_only() -> None:
+    study = rank_study({64: 0.0, 8: 0.0}, seeds=2, examples=50)
+    figure = next(each for each in study_figures(study, analyze_study(study)) if each.name.startswith("curve"))
+    lines = figure.figure.axes[0].lines
+    expected = [
+        np.mean([curve[1] for curve in each.curves["validation accuracy"].values()], 0) for each in study.configurations
+    ]
+    np.testing.assert_allclose([line.get_ydata() for line in lines], expected)
+
+
+def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    study = rank_study({64: 0.0, 8: 0.0}, seeds=2, examples=50)
+    with pytest.raises(DataError, match="file cannot be written"):
+        write_study_report(study, analyze_study(study), tmp_path / "file")
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to open the page with")
+@pytest.mark.parametrize("width", [1200, 500])
+def test_a_browser_shows_the_page_without_scrolling_sideways(folder: Path, tmp_path: Path, width: int) -> None:
+    probe = tmp_path / "probe.html"
+    text = (folder / "report.html").read_text().replace("style-src", "script-src 'unsafe-inline'; style-src")
+    script = (
+        "document.title = [document.documentElement.scrollWidth, innerWidth, document.querySelectorAll('svg').length]"
+    )
+    probe.write_text(text.replace("</body>", f"<script>{script}</script></body>"))
+    words = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},900", "--dump-dom"]
+    result = subprocess.run([*words, probe.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    title = re.search(r"<title>(\d+),(\d+),(\d+)</title>", result.stdout)
+    assert title
+    assert int(title[1]) <= int(title[2])
+    assert int(title[3]) == 10
