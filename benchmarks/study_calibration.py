@@ -26,7 +26,7 @@ from scipy.special import ndtr, ndtri, stdtr, stdtrit
 from scipy.stats import norm
 
 from lora_lightning.statistics.multiple_tests import ERROR_RATE
-from lora_lightning.statistics.paired import seeds_estimate, two_way_estimate
+from lora_lightning.statistics.paired import ROUNDING, seeds_estimate, two_way_estimate
 from lora_lightning.statistics.pseudo_values import (
     auroc_pseudo_values,
     f1_pseudo_values,
@@ -224,7 +224,8 @@ def judge(differences: Floats, truth: Floats, bound: Floats) -> tuple[NDArray[np
 
     Returns:
         Whether the interval contains the truth, and whether the test proves the bound exceeded; each of shape
-        (studies,). All differences being 0 proves the bound.
+        (studies,). If all differences are 0, the interval is [0, 0]; if all equal another number, there is no interval,
+        which claims nothing.
     """
     mean = differences.mean((-2, -1))
     several = differences.shape[-1] > 1
@@ -235,7 +236,9 @@ def judge(differences: Floats, truth: Floats, bound: Floats) -> tuple[NDArray[np
         half = np.where(usable, np.maximum(half, stdtrit(freedom, 0.975) * error), half)
         with np.errstate(divide="ignore", invalid="ignore"):
             p = np.where(usable, np.maximum(p, stdtr(freedom, (bound - mean) / error)), p)
-    return np.abs(mean - truth) <= half, p <= ERROR_RATE
+    # As `paired_difference`: equal differences other than 0 show no variance to judge by.
+    no_interval = (np.ptp(differences, (-2, -1)) <= ROUNDING * np.abs(differences).max((-2, -1))) & (mean != 0)
+    return (np.abs(mean - truth) <= half) | no_interval, (p <= ERROR_RATE) & ~no_interval
 
 
 def bootstrap(

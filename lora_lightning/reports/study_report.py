@@ -56,6 +56,7 @@ def write_study_report(results: StudyResults, analysis: StudyAnalysis, folder: P
     Raises:
         DataError: If a file cannot be written.
     """
+    _make_folder(folder / "figures")
     figures = study_figures(results, analysis)
     drawn = [svg_text(each.figure) for each in figures]
     page = study_page(results, analysis, figures, drawn, notes)
@@ -64,17 +65,24 @@ def write_study_report(results: StudyResults, analysis: StudyAnalysis, folder: P
     contents["results.csv"] = results_csv(results).encode()
     contents["analysis.json"] = json_text(study_as_json(results, analysis, notes)).encode()
     contents["report.html"] = page.encode()
-    path = folder
-    try:
-        (folder / "figures").mkdir(parents=True, exist_ok=True)
-        for name, content in contents.items():
-            path = folder / name
-            with atomic_file(path) as file:
+    for name, content in contents.items():
+        try:
+            with atomic_file(folder / name) as file:
                 file.write(content)
-    except OSError as error:
-        msg = f"{path} cannot be written ({error.strerror}); choose another folder for the report, or make room in it"
-        raise DataError(msg) from error
+        except OSError as error:
+            raise _write_error(folder / name, error) from error
     return folder / "report.html"
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _write_error(folder, error) from error
+
+
+def _write_error(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path} cannot be written ({error.strerror}); choose another folder for the report, or make room")
 
 
 def study_figures(results: StudyResults, analysis: StudyAnalysis) -> list[ReportFigure]:
