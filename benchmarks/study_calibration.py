@@ -81,7 +81,8 @@ def draw(random: np.random.Generator, studies: int, seeds: int, examples: int) -
     """Draws the random numbers of a batch of studies."""
 
     def normal(*shape: int) -> Floats:
-        return np.asarray(random.standard_normal(shape, dtype=np.float32), dtype=np.float64)
+        numbers: NDArray[np.float32] = random.standard_normal(shape, dtype=np.float32)
+        return numbers.astype(np.float64)
 
     shared = math.sqrt(1 - OWN - NOISE) * normal(1, studies, 1, examples)
     hard = shared + math.sqrt(OWN) * normal(2, studies, 1, examples)
@@ -130,7 +131,7 @@ def _threshold(effect: float, spread: float) -> float:
 
 def _hits(draws: Draws, which: int, effect: float, spread: float) -> Floats:
     limits = _threshold(effect, spread) + _sigma(spread) * draws.quality[which]
-    return (draws.luck[which] < limits).astype(np.float64)
+    return np.asarray(draws.luck[which] < limits, dtype=np.float64)
 
 
 def _chance(draws: Draws, which: int, effect: float, spread: float) -> Floats:

@@ -173,11 +173,10 @@ def curves_figure(results: StudyResults, name: str) -> "Figure":
     """
     figure, axes = new_figure()
     for number, each in enumerate(results.configurations):
-        color, label = SERIES[number % len(SERIES)], shown_name(each.name)
-        style = ("-", "--", ":", "-.")[number // len(SERIES) % 4]
-        for curve in averaged_curves(each.curves.get(name, {})):
+        color, style = SERIES[number % len(SERIES)], ("-", "--", ":", "-.")[number // len(SERIES) % 4]
+        for place, curve in enumerate(averaged_curves(each.curves.get(name, {}))):
+            label = None if place else shown_name(each.name)
             axes.plot(curve[0], curve[1], style, color=color, linewidth=1.2, label=label)
-            label = None
     axes.set_xlabel("step or epoch", fontsize=FONT)
     axes.set_ylabel(words(name), fontsize=FONT, parse_math=False)
     show_legend(axes)

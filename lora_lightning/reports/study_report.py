@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ from lora_lightning.statistics.verdicts import shown_margin, shown_number, varia
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST_FIGURES = 16  # of measurements and curves; tables of strangers may have hundreds of columns
+MOST_FIGURES = 16  # of measurements and curves; a table may have hundreds of columns
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,9 @@ def study_figures(results: StudyResults, analysis: StudyAnalysis) -> list[Report
         analysis: Its verdicts.
 
     Returns:
-        At most 18 figures.
+        The figures; at most 16 of measurements and curves.
     """
-    found = []
+    found: list[ReportFigure] = []
     metric, reference = words(results.metric.name), results.reference
     if any(not math.isnan(each.difference.interval.value) for each in analysis.comparisons):
         text = f"Differences from {reference} with 95 % intervals, in the order of the table of verdicts."
@@ -108,19 +108,32 @@ def study_figures(results: StudyResults, analysis: StudyAnalysis) -> list[Report
             text = f"{metric} against {words(cost)}. On the Pareto front: {', '.join(front)}."
             figure = trade_off_figure(results, analysis, cost)
             found.append(ReportFigure(f"trade_off_{len(found)}", f"{metric} against {words(cost)}", text, figure))
-    more = []
-    if results.rank_setting is not None:
-        names = dict.fromkeys(name for each in results.configurations for name in each.measurements)
-        for name in list(names)[:MOST_FIGURES]:
-            text = f"{words(name)} against rank, with 95 % intervals over seeds."
-            more.append(
-                ReportFigure(f"rank_{len(more)}", f"{words(name)} against rank", text, rank_figure(results, name))
-            )
+    return found + [
+        ReportFigure(f"{kind}_{place}", title, text, draw(results, name))
+        for place, (kind, title, text, draw, name) in enumerate(_further_figures(results)[:MOST_FIGURES])
+    ]
+
+
+def _further_figures(
+    results: StudyResults,
+) -> list[tuple[str, str, str, Callable[[StudyResults, str], "Figure"], str]]:
+    """Measurements against rank, and curves: kind, title, description, how to draw it, and name."""
+    measured = dict.fromkeys(name for each in results.configurations for name in each.measurements)
     curves = dict.fromkeys(name for each in results.configurations for name in each.curves)
-    for name in list(curves)[: MOST_FIGURES - len(more)]:
-        text = f"{words(name)} of every configuration during training, averaged over seeds."
-        more.append(ReportFigure(f"curve_{len(more)}", words(name), text, curves_figure(results, name)))
-    return found + more
+    interval, averaged = "with 95 % intervals over seeds", "of every configuration during training, averaged over seeds"
+    found: list[tuple[str, str, str, Callable[[StudyResults, str], Figure], str]] = []
+    if results.rank_setting is not None:
+        for name in measured:
+            title = f"{words(name)} against rank"
+            found.append(("rank", title, f"{title}, {interval}.", rank_figure, name))
+    return found + [("curve", words(name), f"{words(name)} {averaged}.", curves_figure, name) for name in curves]
+
+
+def _left_out_figures(results: StudyResults) -> str:
+    left_out = len(_further_figures(results)) - MOST_FIGURES
+    return (
+        f"{left_out} more figures of measurements are not drawn; results.csv has their numbers." if left_out > 0 else ""
+    )
 
 
 def study_page(
@@ -164,7 +177,7 @@ def study_page(
         chance=chance_sentence(analysis),
         pairs=pairs,
         sentences=[(each.sentence, variance_sentence(each.difference)) for each in analysis.comparisons],
-        notes=[note for note in dict.fromkeys([results.unfinished, *notes]) if note],
+        notes=[note for note in dict.fromkeys([results.unfinished, *notes, _left_out_figures(results)]) if note],
         figures=[
             (each.title, each.description, Markup(inline_svg(svg, f"figure{place}", each.description)))  # noqa: S704
             for place, (each, svg) in enumerate(zip(figures, drawn, strict=True))

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from lora_lightning.errors import DataError
-from lora_lightning.reports.study_report import results_csv, study_figures, write_study_report
+from lora_lightning.reports.study_report import results_csv, study_figures, study_page, write_study_report
 from lora_lightning.statistics.analysis import analyze_study
 from lora_lightning.statistics.study_results import ConfigurationResults, Metric, Scale, StudyResults
 from lora_lightning.studies import audit_results
@@ -122,6 +122,16 @@ def test_studies_with_little_in_them(seeds: int, tmp_path: Path) -> None:
     for rows in ([alone], [alone, empty], [empty, alone]):
         study = StudyResults("s", Metric("accuracy"), rows, "only", rank_setting="r")
         assert write_study_report(study, analyze_study(study), tmp_path).exists()
+
+
+def test_figures_beyond_the_limit_are_counted(tmp_path: Path) -> None:
+    study = rank_study({64: 0.0, 8: 0.0}, seeds=2, examples=50)
+    numbers = {f"number {place}": {0: 1.0} for place in range(20)}
+    rows = [replace(each, measurements=numbers, curves={}) for each in study.configurations]
+    study = replace(study, configurations=rows, costs=())
+    assert len(study_figures(study, analyze_study(study))) == 2 + 16
+    page = study_page(study, analyze_study(study), [], [])
+    assert "4 more figures of measurements are not drawn" in page
 
 
 def test_a_curve_is_averaged_over_seeds_with_equal_steps_only() -> None:
