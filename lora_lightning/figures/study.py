@@ -30,6 +30,8 @@ SERIES = (BLUE, ORANGE, GREEN, RED, "#8e63c7", "#b0722b", "#d15ba5", "#5f9ea0", 
 WIDTH, HEIGHT, FONT = 5.2, 3.4, 9  # inches, inches, points
 LONGEST_NAME = 32
 POINTS = 200  # of a curve at most
+MOST_LABELS = 14  # of points; of more only those on the Pareto front and the reference are labeled
+MOST_TICKS = 12
 WIDE = 8  # ratio of costs from which their axis is logarithmic
 LARGE = 1e4  # from which numbers on an axis get a prefix, such as 295k
 COLORS = {  # and markers, since colors alone do not tell everyone apart
@@ -109,7 +111,7 @@ def rank_figure(results: StudyResults, name: str | None = None) -> "Figure":
     for number, (other, value) in enumerate(others):
         axes.axhline(value, color=SERIES[number + 1], linestyle="--", linewidth=1, label=shown_name(other))
     axes.set_xscale("log", base=2)
-    ticks = sorted({rank for rank, _ in ranked})
+    ticks = separate_ticks(ranks)
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=FONT)
     axes.minorticks_off()
     show_large_numbers(axes.yaxis, [interval.value for _, interval in ranked])
@@ -140,6 +142,8 @@ def trade_off_figure(results: StudyResults, analysis: StudyAnalysis, cost: str) 
         if on_front:
             front.append((x, y))
         axes.plot([x], [y], "o", color=BLUE, markersize=6, fillstyle="full" if on_front else "none")
+        if len(known) > MOST_LABELS and not on_front and each.name != results.reference:
+            continue
         axes.annotate(
             shown_name(each.name),
             (x, y),
@@ -181,6 +185,22 @@ def curves_figure(results: StudyResults, name: str) -> "Figure":
     axes.set_ylabel(words(name), fontsize=FONT, parse_math=False)
     show_legend(axes)
     return figure
+
+
+def separate_ticks(ranks: Sequence[float]) -> list[float]:
+    """Chooses ranks that can be written side by side on a logarithmic axis.
+
+    Args:
+        ranks: Above 0, ascending; maybe several times.
+
+    Returns:
+        The smallest rank, and those that are far enough from the one before.
+    """
+    kept: list[float] = []
+    for rank in ranks:
+        if not kept or math.log(rank / kept[-1]) > max(0.0, math.log(ranks[-1] / ranks[0]) / MOST_TICKS):
+            kept.append(rank)
+    return kept
 
 
 def averaged_curves(curves: Mapping[int, NDArray[np.float64]]) -> list[NDArray[np.float64]]:

@@ -40,7 +40,8 @@ class ResultsTable:
     @property
     def others(self) -> list[str]:
         """Columns other than configuration, seed and test examples."""
-        return [name for name in self.table.columns if name not in {CONFIGURATION, SEED, *self.examples}]
+        used = {CONFIGURATION, SEED, *self.examples}
+        return [name for name in self.table.columns if name not in used]
 
     def run_of(self, row: int) -> str:
         """Names a row's run, such as `'r = 8' with seed 3`."""

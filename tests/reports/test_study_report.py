@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from lora_lightning.errors import DataError
+from lora_lightning.figures.study import separate_ticks, trade_off_figure
 from lora_lightning.reports.study_report import results_csv, study_figures, study_page, write_study_report
 from lora_lightning.statistics.analysis import analyze_study
 from lora_lightning.statistics.study_results import ConfigurationResults, Metric, Scale, StudyResults
@@ -132,6 +133,16 @@ def test_figures_beyond_the_limit_are_counted(tmp_path: Path) -> None:
     assert len(study_figures(study, analyze_study(study))) == 2 + 16
     page = study_page(study, analyze_study(study), [], [])
     assert "4 more figures of measurements are not drawn" in page
+
+
+def test_crowded_figures_have_fewer_ticks_and_labels() -> None:
+    assert separate_ticks([2, 4, 8, 16, 32, 64]) == [2, 4, 8, 16, 32, 64]
+    assert separate_ticks([3, 3, 3]) == [3]
+    assert 5 < len(separate_ticks(list(range(1, 65)))) <= 13
+    study = rank_study({rank: -0.01 * (rank % 5 > 0) for rank in range(1, 31)}, seeds=2, examples=50)
+    analysis = analyze_study(study)
+    labels = trade_off_figure(study, analysis, "trainable_parameters").axes[0].texts
+    assert {label.get_text() for label in labels} == {*analysis.pareto["trainable_parameters"], study.reference}
 
 
 def test_a_curve_is_averaged_over_seeds_with_equal_steps_only() -> None:
