@@ -32,8 +32,9 @@ TOP = """# Model families
 The presets of `model.lora.target_modules` know the architectures below, by the `model_type` in a model's `config.json`.
 `attention` adds its column to that of `attention-qv`, and `attention-mlp` adds its column to both; names are the ends
 of module names, and a model has those that its size and version need. `all-linear` needs no entry: it adapts every
-linear layer of any architecture except the head. What a preset cannot reach, such as the experts of a mixture, which
-are three-dimensional tensors, is named with its share of the weights when training starts.
+linear layer of any architecture except the head, if the model calls it and PEFT can name it. What a preset cannot
+reach, such as the experts of a mixture ([docs/mixtures.md](mixtures.md)) or layers whose weights a state-space model
+reads without calling them, is named with its share of the weights when training starts.
 
 | `model_type` | `attention-qv` | `attention` adds | `attention-mlp` adds |
 | --- | --- | --- | --- |
@@ -46,12 +47,14 @@ for it, trains three steps with `all-linear`, each preset and a base in NF4, wit
 `configs/callbacks/all_monitors.yaml`; it tests the best checkpoint, opens the exported adapter in plain PEFT on a
 freshly loaded base, and compares the logits: they differ by at most 1e-5 of max(1, largest |logit|) in float32.
 *Packed* is a causal language model trained with `data.packing: true`: documents of one row are exactly kept apart, or
-the packing is refused. A cell is *passed*; *refused* in the sentence whose number it gives, before any weights load; or
-not applicable (-): transformers has no such model.
+the packing is refused. *Experts* is a mixture with adapters on its experts by `target_parameters`. A cell is *passed*;
+*refused* in the sentence whose number it gives, before any weights load; or not applicable (-): transformers has no
+such model, or the model no experts.
 
-| `model_type` | classification | question answering | causal LM | packed |
-| --- | --- | --- | --- | --- |
+| `model_type` | classification | question answering | causal LM | packed | experts |
+| --- | --- | --- | --- | --- | --- |
 """
+APART = ("packed", "experts")  # settings with a column of their own
 PASSED, REFUSED, NOT_APPLICABLE = "passed", "refused: ", "not applicable"
 
 
@@ -82,11 +85,9 @@ def _results(results: Results) -> str:
     rows = []
     for name in sorted(results):
         cells = results[name]
-        packed = {"packed": cells["causal LM"]["packed"]}
-        unpacked = {
-            task: {key: text for key, text in found.items() if key != "packed"} for task, found in cells.items()
-        }
-        rows.append([name, *(_cell(found, sentences) for found in (*unpacked.values(), packed))])
+        apart = [{key: cells["causal LM"].get(key, NOT_APPLICABLE)} for key in APART]
+        others = [{key: text for key, text in found.items() if key not in APART} for found in cells.values()]
+        rows.append([name, *(_cell(found, sentences) for found in (*others, *apart))])
     numbered = "".join(f"{number}. {sentence}\n" for number, sentence in sentences.values())
     listed = f"\nThe sentences, of which the first of their kind is quoted:\n\n{numbered}" if numbered else ""
     untried = ", ".join(f"`{name}`" for name in sorted(FAMILIES.keys() - results.keys()))

@@ -107,14 +107,14 @@ def check_quantization(
             quantized.
     """
     quantized = linear_layers(model, modules_left(model, settings, trained))
-    for name in parameters:
-        module = name.rpartition(".")[0]
-        if module in quantized:
-            msg = (
-                f"model.lora.target_parameters names {name}, but PEFT adds its update to the parameter, which "
-                f"model.quantization packs; add {module.rpartition('.')[2]} to model.quantization.skip_modules."
-            )
-            raise ConfigurationError(msg)
+    packed = [name.rpartition(".")[0] for name in parameters if name.rpartition(".")[0] in quantized]
+    if packed:
+        skip = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in packed))
+        msg = (
+            f"model.lora.target_parameters names {packed[0]}.weight, but PEFT adds its update to the parameter, which "
+            f"model.quantization packs; add {skip} to model.quantization.skip_modules."
+        )
+        raise ConfigurationError(msg)
 
 
 def modules_left(model: PreTrainedModel, settings: QuantizationSettings, trained: Collection[str]) -> list[str]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
+from lora_lightning.backbones.head_modules import modules_beside_base
 from lora_lightning.backbones.loading import build_without_storage
 from lora_lightning.backbones.quantization import modules_left
 from lora_lightning.errors import ConfigurationError
@@ -37,12 +38,12 @@ def check_idle_options(
     if settings.bias == "none" and not needing:
         return  # a large model takes a while to build, even without storage
     model = build_without_storage(auto_class, config)
-    head = [name for name, _ in model.named_children() if name != model.base_model_prefix]
-    in_full = modules_trained_in_full(model, settings, head)
-    targets = find_targets(model, settings, exclude=in_full).modules
-    _check_biases(model, settings, targets, in_full)
+    in_full = modules_trained_in_full(model, settings, modules_beside_base(model))
+    targets = find_targets(model, settings, exclude=in_full)
+    names = [*targets.modules, *(name.rpartition(".")[0] for name in targets.parameters)]
+    _check_biases(model, settings, names, in_full)
     if quantization is not None and needing:
-        _check_quantized_targets(model, quantization, needing[0], targets, in_full)
+        _check_quantized_targets(model, quantization, needing[0], targets.modules, in_full)
 
 
 def _check_biases(

@@ -229,8 +229,8 @@ def shortened_mask(mask: Tensor, tokens: int) -> Tensor:
         tokens: How many vectors a row has in this layer.
 
     Returns:
-        (rows, tokens): for each vector whether the first position that it stands for is a token; the mask itself for a
-        layer that pools nothing.
+        (rows, tokens): for each vector whether a position that it stands for is a token; the mask itself for a layer
+        that pools nothing.
     """
     places = torch.arange(tokens, device=mask.device) * mask.shape[1] // tokens
     return mask if tokens == mask.shape[1] else mask[:, places]

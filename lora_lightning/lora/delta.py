@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lora_lightning.compat.peft import AdaLoraLayer, LoraLayer, ParamWrapper
 from lora_lightning.lora.initial_factors import initial_delta, initial_factors
-from lora_lightning.lora.parameter_names import ADAPTER, pretrained_name, wrapped_parameter_name
+from lora_lightning.lora.parameter_names import ADAPTER, name_without_wrappers
 from lora_lightning.lora.quantized import dequantized_weight
 
 LAYER_NUMBER = re.compile(r"(?:^|\.)(\d+)\.")
@@ -99,10 +99,8 @@ def adapted_layers(model: nn.Module) -> dict[str, LoraLayer]:
     for name, module in model.named_modules():
         if not isinstance(module, LoraLayer) or ADAPTER not in module.scaling:
             continue
-        plain = pretrained_name(name)
-        if isinstance(module, ParamWrapper):
-            plain = wrapped_parameter_name(plain, module.parameter_name)
-        layers[plain] = module
+        plain = name_without_wrappers(name)
+        layers[f"{plain}.{module.parameter_name}" if isinstance(module, ParamWrapper) else plain] = module
     return layers
 
 

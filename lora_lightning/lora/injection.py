@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from lora_lightning.errors import ConfigurationError, suggest_names
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.target_modules import (
+    ends_with,
     layer_features,
     layers_not_adapted,
     linear_layers,
@@ -125,8 +126,10 @@ def _warn_of_weights_without_adapter(
     refused = layers_not_adapted(model, layers)
     reached = {*targets.modules, *targets.parameters, *(name.removesuffix(".weight") for name in targets.parameters)}
     without = {name: size for name, size in (others | layers).items() if name not in reached}
-    if settings.target_modules != "all-linear" or settings.exclude_modules:  # what the user left out is not news
+    if settings.target_modules != "all-linear":  # what the user left out is not news
         without = {name: size for name, size in without.items() if name in others or name in refused}
+    for end in settings.exclude_modules or ():
+        without = {name: size for name, size in without.items() if not _is_in(name, end)}
     if (share := sum(without.values()) / max(sum(layers.values()) + sum(others.values()), 1)) < LITTLE:
         return
     msg = (
@@ -134,9 +137,14 @@ def _warn_of_weights_without_adapter(
         f"embeddings and head get no adapter and stay frozen: {summarize_names(without)}."
     )
     names = parameters_to_suggest(model, exclude)
-    if names and not targets.parameters:
+    if names and not settings.target_parameters:
         msg += f" To adapt the experts, set target_parameters: [{', '.join(names)}] and lora_dropout: 0."
     warnings.warn(msg, stacklevel=4)
+
+
+def _is_in(name: str, module_end: str) -> bool:
+    """Whether a layer, or the module of a parameter, has a name with this end."""
+    return ends_with(name, module_end) or ends_with(name.rpartition(".")[0], module_end)
 
 
 def _peft_config(

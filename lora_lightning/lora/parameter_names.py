@@ -36,18 +36,16 @@ def peft_name(module: str) -> str:
     return f"{PEFT_PREFIX}{module}"
 
 
-def wrapped_parameter_name(module: str, parameter: str) -> str:
-    """The name in the pretrained model of a parameter with an adapter of its own.
+def name_without_wrappers(module: str) -> str:
+    """The name in the pretrained model of a module that PEFT wraps, or that lies inside such a module.
 
     Args:
-        module: Dotted name of PEFT's wrapper in the pretrained model; wrappers around several parameters of a module
-            are nested.
-        parameter: The parameter's name in its module.
+        module: Dotted, in a task or in a PEFT model. Wrappers around several parameters of a module are nested.
 
     Returns:
-        For example `model.layers.0.mlp.experts.down_proj`.
+        The name without prefixes and without `base_layer`.
     """
-    return f"{module.replace('.base_layer', '')}.{parameter}"
+    return pretrained_name(module).replace(".base_layer", "")
 
 
 def weight_name(module: str, factor: Literal["A", "B"]) -> str:

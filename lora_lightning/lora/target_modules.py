@@ -142,8 +142,8 @@ def resolve_target_modules(model: nn.Module, target_modules: str | list[str], ex
     if target_modules == "all-linear":
         return layers
     if isinstance(target_modules, str) and target_modules in PRESETS:
-        wanted: tuple[str, ...] = _preset_suffixes(_architecture(model), target_modules, _short_names(layers))
         layers = [name for name in layers if name not in refused]
+        wanted: tuple[str, ...] = _preset_suffixes(_architecture(model), target_modules, _short_names(layers))
     elif isinstance(target_modules, str):
         raise ConfigurationError(_unknown(target_modules, layers))
     else:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from lora_lightning.compat.peft import is_taken_for_experts
 from lora_lightning.errors import ConfigurationError, suggest_names
 from lora_lightning.lora.target_modules import ends_with, linear_layers, summarize_names
+from lora_lightning.lora.uncalled_layers import is_written_from_outside
 
 CONVOLUTIONS = nn.Conv1d | nn.Conv2d | nn.Conv3d
 MATRIX, EXPERTS = 2, 3  # dimensions of a parameter that PEFT adapts
@@ -73,11 +74,31 @@ def resolve_target_parameters(model: nn.Module, wanted: Collection[str], exclude
             f"{summarize_names(parameters)}; {suggest_names(name, {short_name(parameter) for parameter in parameters})}"
         )
         raise ConfigurationError(msg)
-    return {
+    found = {
         parameter: values
         for parameter, values in parameters.items()
         if any(ends_with(parameter, name) for name in wanted)
     }
+    for parameter in found:
+        _check_module(model, parameter, found)
+    return found
+
+
+def _check_module(model: nn.Module, parameter: str, all_parameters: Collection[str]) -> None:
+    """Refuses a parameter whose module PEFT cannot wrap: the wrapper hides what is inside and what is set on it."""
+    module = parameter.rpartition(".")[0]
+    if inside := [name for name in all_parameters if name.rpartition(".")[0].startswith(f"{module}.")]:
+        msg = (
+            f"model.lora.target_parameters names {parameter} and {inside[0]}, but PEFT cannot adapt a parameter of a "
+            "module and one of a module inside it; leave one of the two out."
+        )
+        raise ConfigurationError(msg)
+    if is_written_from_outside(model, module):
+        msg = (
+            f"model.lora.target_parameters names {parameter}, but the model sets attributes of {module} from outside, "
+            "which PEFT's wrapper would hide from it; leave it out."
+        )
+        raise ConfigurationError(msg)
 
 
 def parameters_to_suggest(model: nn.Module, exclude: Iterable[str] = ()) -> list[str]:
@@ -93,9 +114,13 @@ def parameters_to_suggest(model: nn.Module, exclude: Iterable[str] = ()) -> list
         without experts.
     """
     layers = {f"{name}.weight" for name in linear_layers(model)}
-    parameters = adaptable_parameters(model, exclude).items()
-    names = (name for name, values in parameters if values.dim() == EXPERTS or name in layers)
-    return list(dict.fromkeys(map(short_name, names)))
+    names = []
+    for name, values in adaptable_parameters(model, exclude).items():
+        module = name.rpartition(".")[0]
+        is_mixture = "expert" in f"{module} {type(model.get_submodule(module)).__name__}".lower()
+        if (values.dim() == EXPERTS and is_mixture) or name in layers:
+            names.append(short_name(name))
+    return list(dict.fromkeys(names))
 
 
 def short_name(parameter: str) -> str:

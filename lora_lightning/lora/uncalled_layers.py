@@ -43,6 +43,19 @@ def is_multiplied_directly(model: nn.Module, name: str) -> bool:
     return _mixer_has(model, parent, MULTIPLIED.format(re.escape(last)))
 
 
+def is_written_from_outside(model: nn.Module, name: str) -> bool:
+    """Returns whether the code of a module around another one sets attributes of that one, such as a recurrent state.
+
+    Args:
+        model: A transformers model.
+        name: Dotted name of the inner module.
+    """
+    parts = name.split(".")
+    around = [model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts))]
+    written = rf"\b{re.escape(parts[-1])}\.\w+ = "
+    return any(re.search(written, _source(type(module))) for module in around)  # type: ignore[arg-type]
+
+
 def _mixer_has(model: nn.Module, name: str, pattern: str) -> bool:
     """Whether the code of a state-space mixer has a pattern; False for any other module."""
     module = model.get_submodule(name)

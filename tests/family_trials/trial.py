@@ -18,9 +18,10 @@ from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
 from lora_lightning import RunRecord, evaluate, train
 from lora_lightning.backbones.loading import renamed_weights
 from lora_lightning.errors import LoraLightningError
+from lora_lightning.lora.target_parameters import parameters_to_suggest
 from lora_lightning.tasks import CausalLanguageModelingTask, QuestionAnsweringTask, SequenceClassificationTask
 from lora_lightning.tasks.base import AdaptationTask
-from tests.family_trials.tiny_architectures import save_tiny_model
+from tests.family_trials.tiny_architectures import save_tiny_model, tiny_config
 
 MONITORS = Path(__file__).parents[2] / "configs/callbacks/all_monitors.yaml"
 PASSED, REFUSED, NOT_APPLICABLE, FAILED = "passed", "refused: ", "not applicable", "failed: "
@@ -39,7 +40,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "NF4": {"model.quantization.bits": 4},
 }
 PACKED = {"causal LM": {"packed": {"data.packing": True}}}  # settings of one task alone
-TESTED_AGAIN = ("all-linear", "NF4", "packed")  # by `test` in a run of its own; training tests every cell once
+EXPERTS = "experts"  # of a mixture, by `target_parameters`; a setting of causal language models alone
+TESTED_AGAIN = ("all-linear", "NF4", "packed", EXPERTS)  # by `test` in a run of its own; training tests every cell once
 
 
 def try_family(model_type: str, folder: Path) -> dict[str, dict[str, str]]:
@@ -55,26 +57,32 @@ def try_family(model_type: str, folder: Path) -> dict[str, dict[str, str]]:
     save_tiny_model(model_type, folder / "model")
     save_data(folder / "data")
     try:
-        return {
-            task: {setting: try_cell(folder, task, setting) for setting in settings_of(task)}
-            if exists(model_type, task)
-            else dict.fromkeys(settings_of(task), NOT_APPLICABLE)
-            for task in TASKS
-        }
+        return {task: _try_task(model_type, folder, task) for task in TASKS}
     finally:
         shutil.rmtree(folder)
 
 
-def settings_of(task: str) -> dict[str, dict[str, Any]]:
-    """The settings to try.
+def _try_task(model_type: str, folder: Path, task: str) -> dict[str, str]:
+    settings = {**SETTINGS, **PACKED.get(task, {})}
+    if not exists(model_type, task):
+        return dict.fromkeys(settings, NOT_APPLICABLE)
+    if task == "causal LM" and (names := expert_parameters(model_type)):
+        settings[EXPERTS] = {"model.lora.target_parameters": names, "model.lora.lora_dropout": 0.0}
+    return {setting: try_cell(folder, task, setting, options) for setting, options in settings.items()}
+
+
+def expert_parameters(model_type: str) -> list[str]:
+    """What `target_parameters` names to adapt a family's experts.
 
     Args:
-        task: Of `TASKS`.
+        model_type: transformers' name of the architecture, which has a causal language model.
 
     Returns:
-        Options by the setting's name.
+        Ends of parameters' names; empty for a model without experts.
     """
-    return {**SETTINGS, **PACKED.get(task, {})}
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(tiny_config(model_type))
+    return parameters_to_suggest(model, ["lm_head"])
 
 
 def exists(model_type: str, task: str) -> bool:
@@ -91,20 +99,21 @@ def exists(model_type: str, task: str) -> bool:
     return type(AutoConfig.for_model(model_type)) in mapping
 
 
-def try_cell(folder: Path, task: str, setting: str) -> str:
+def try_cell(folder: Path, task: str, setting: str, options: dict[str, Any]) -> str:
     """Trains, tests and exports with one setting.
 
     Args:
         folder: With `model` and `data`.
         task: Of `TASKS`.
-        setting: Of `SETTINGS`.
+        setting: Its name.
+        options: By dotted name.
 
     Returns:
         A value of the table.
     """
     try:
         with _quiet():
-            record = train([cell_config(folder, task), MONITORS], settings_of(task)[setting])
+            record = train([cell_config(folder, task), MONITORS], options)
             if setting in TESTED_AGAIN:
                 evaluate(record)
             difference = export_difference(record, task)

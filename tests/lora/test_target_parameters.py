@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.mixtures import PAGE, build, row
+from lora_lightning.backbones.quantization import check_quantization
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.combinations import check_combinations, check_sharding
-from lora_lightning.lora.config import LoraSettings
+from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.delta import adapted_layers, adapter_deltas, adapter_factors, pretrained_weight
+from lora_lightning.lora.families import FAMILIES
 from lora_lightning.lora.injection import attach_lora
 from lora_lightning.lora.merging import merged_adapters, merged_weight, without_adapters
 from lora_lightning.lora.target_modules import resolve_target_modules
@@ -192,8 +194,7 @@ def test_a_name_that_does_not_fit_the_model_is_refused(family: str, changes: dic
 
 def test_layers_that_peft_would_take_for_experts_are_named_as_parameters() -> None:
     """The dense layer's and the shared expert's `gate_proj` are no routed experts."""
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(tiny_config("deepseek_v3"), dtype=torch.float32).eval()
+    model = of_family("deepseek_v3")
     with pytest.raises(
         ConfigurationError, match=r"former name of .* experts; name its weight in model\.lora\.target_par"
     ):
@@ -218,6 +219,74 @@ def test_the_warning_of_weights_without_adapter_names_the_remedy_and_is_silent_a
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*(experts|target_parameters).*")  # the router's weights stay frozen
         attach_lora(model, settings(model), [], "CAUSAL_LM", ["lm_head"])
+
+
+def of_family(family: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(tiny_config(family), dtype=torch.float32).eval()
+    return model
+
+
+def test_a_parameter_and_layers_inside_its_module_keep_their_names_and_merge() -> None:
+    """PEFT wraps the mixer that holds A_log, and in_proj is inside it."""
+    model = of_family("mamba")
+    pretrained = {name for name, _ in model.named_modules()} | {name for name, _ in model.named_parameters()}
+    network = adapted(model, target_parameters=["mixer.A_log"])
+    names = set(adapted_layers(network))
+    assert {"backbone.layers.0.mixer.A_log", "backbone.layers.0.mixer.in_proj"} <= names <= pretrained
+    trained = logits(network)
+    with merged_adapters(network, "base"):
+        assert largest_difference(logits(network), trained) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("family", "names", "said"),
+    [
+        ("recurrent_gemma", ["rg_lru.input_gate_weight"], "sets attributes of .*rg_lru from outside"),
+        ("xlnet", ["transformer.mask_emb", "rel_attn.q"], "and one of a module inside it; leave one of the two out"),
+    ],
+)
+def test_a_module_that_peft_cannot_wrap_is_refused(family: str, names: list[str], said: str) -> None:
+    lora = LoraSettings(lora_dropout=0.0, target_parameters=names)
+    with pytest.raises(ConfigurationError, match=said):
+        attach_lora(of_family(family), lora, [], "CAUSAL_LM", ["lm_head"])
+
+
+@pytest.mark.parametrize("family", ["recurrent_gemma", "xlnet", "rwkv", "llama", "mamba"])
+def test_what_is_no_expert_is_not_called_one(family: str) -> None:
+    model = causal_model("rwkv") if family == "rwkv" else of_family(family)
+    assert parameters_to_suggest(model, ["lm_head", "lm_loss", "head"]) == []
+
+
+def test_what_the_user_excludes_is_no_news(recwarn: pytest.WarningsRecorder) -> None:
+    model = causal_model("qwen3_moe")
+    attach_lora(model, settings(model, exclude_modules=["mlp.experts"]), [], "CAUSAL_LM", ["lm_head"])
+    assert not [warning for warning in recwarn if "mlp.experts" in str(warning.message)]
+
+
+def test_all_parameters_that_quantization_would_pack_are_named() -> None:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(tiny_config("deepseek_v3"))
+    names = [f"model.layers.0.mlp.{name}.weight" for name in ("gate_proj", "up_proj", "down_proj")]
+    quantization = QuantizationSettings()
+    with pytest.raises(ConfigurationError, match=r"packs; add gate_proj, up_proj, down_proj to model\.quant"):
+        check_quantization(model, quantization, [], names)
+    skipping = QuantizationSettings(skip_modules=["gate_proj", "up_proj", "down_proj"])
+    check_quantization(model, skipping, [], names)
+
+
+def test_the_page_of_mixtures_has_a_row_for_every_family_with_experts() -> None:
+    found = set()
+    for family in FAMILIES:
+        try:
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(tiny_config(family))
+        except ValueError:  # no language model
+            continue
+        if parameters_to_suggest(model, ["lm_head"]):
+            found.add(family)
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    assert {line.split()[1] for line in lines if line.startswith("| ") and " B | " in line} == found
 
 
 def test_the_page_of_mixtures_has_the_shares_of_today() -> None:
