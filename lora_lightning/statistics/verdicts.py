@@ -199,12 +199,15 @@ def verdict_sentence(name: str, reference: str, metric: Metric, found: Compariso
     if found.verdict is Verdict.NOT_WORSE and found.difference.interval.low <= -metric.stored_margin:
         lowest = shown_number(metric.shown_difference(found.difference.lower_bound()), metric)
         bound = f"; the one-sided test at 5 % decides, whose bound is {lowest}"
+    correction = ""
+    if found.verdict is Verdict.UNDECIDED and found.difference.lower_bound() > -metric.stored_margin:
+        correction = "alone it would be proven, but not with Holm's correction for all comparisons; "
     return {
         Verdict.IDENTICAL: f"{name} and {reference} are {found.difference.note} {numbers}.",
         Verdict.NOT_WORSE: f"{name} is at least as good as {reference} minus {margin} {numbers}{bound}.",
         Verdict.WORSE: f"{name} is worse than {reference} by more than {margin} {numbers}.",
         Verdict.UNDECIDED: f"{name} against {reference} is undecided at a margin of {margin} {numbers}; "
-        f"missing: {found.missing}.",
+        f"{correction}missing: {found.missing}.",
         Verdict.NOT_TESTED: f"{name} is not tested, because a configuration before it in the fixed sequence is not "
         f"proven {numbers}.",
         Verdict.NOT_ENOUGH_EVIDENCE: f"{name} against {reference}: not enough evidence, {found.difference.note} "

@@ -53,6 +53,16 @@ def test_the_sequence_stops_at_the_first_failure() -> None:
     assert {each.test for each in without_order.comparisons} == {"Holm"}
 
 
+def test_an_interval_above_the_margin_that_is_undecided_says_why() -> None:
+    """Holm's correction for five comparisons decides against one that passes alone."""
+    study = replace(rank_study(examples=300), sequence=())
+    sentences = {found.name: found.sentence for found in analyze_study(study).comparisons}
+    said = "alone it would be proven, but not with Holm's correction for all comparisons; missing: "
+    assert said in sentences["r = 32"]
+    assert "is undecided" in sentences["r = 16"]
+    assert said not in sentences["r = 16"]
+
+
 def test_undecided_says_what_is_missing() -> None:
     found = analyze_study(rank_study(EFFECTS, spread=0.01)).comparisons[0]
     assert found.verdict is Verdict.UNDECIDED
