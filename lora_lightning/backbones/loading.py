@@ -1,6 +1,7 @@
 """Load a pretrained model and its tokenizer, and say what the checkpoint lacked."""
 
 import importlib.util
+import inspect
 import io
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -157,9 +158,19 @@ def position_limit(config: PretrainedConfig) -> int | None:
     positions: int | None = min(limits, default=None)
     if positions is None or positions < 0 or not getattr(config, "position_biased_input", True):
         return None
-    family = FAMILIES.get(config.model_type)
-    follow_padding = family is not None and family.positions_follow_padding
-    return positions - 1 - int(config.pad_token_id or 0) if follow_padding else positions
+    return positions - 1 - int(config.pad_token_id or 0) if _positions_follow_padding(config) else positions
+
+
+def _positions_follow_padding(config: PretrainedConfig) -> bool:
+    """Whether positions are counted from the one after the padding token's id, as in RoBERTa.
+
+    Of an architecture that is not in the table, transformers' code says so: all that do call a function of one name.
+    """
+    if (family := FAMILIES.get(config.model_type)) is not None:
+        return family.positions_follow_padding
+    file = Path(inspect.getfile(type(config)))
+    code = file.with_name(file.name.replace("configuration_", "modeling_"))
+    return code.is_file() and "create_position_ids_from_input_ids" in code.read_text(encoding="utf-8")
 
 
 def load_classification_config(

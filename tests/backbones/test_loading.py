@@ -11,7 +11,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from lora_lightning.backbones import (
     check_adapter_settings,
@@ -104,6 +104,18 @@ def test_positions_of_families(family: str, options: dict[str, int], limit: int 
     config = tiny_config(family)
     config.update(options)
     assert position_limit(config) == limit
+
+
+@pytest.mark.parametrize("family", ["lilt", "luke", "markuplm", "layoutlm", "roc_bert", "bert", "roberta"])
+def test_the_limit_is_the_last_row_that_an_architecture_takes_in_the_table_or_not(family: str) -> None:
+    config = tiny_config(family)
+    limit = position_limit(config)
+    assert limit is not None
+    model = AutoModel.from_config(config).eval()
+    with torch.no_grad():
+        model(input_ids=torch.full((1, limit), 7))
+        with pytest.raises((IndexError, RuntimeError)):
+            model(input_ids=torch.full((1, limit + 1), 7))
 
 
 @pytest.mark.parametrize("start", ["missing", None])
