@@ -50,7 +50,8 @@ def resolve_target_parameters(model: nn.Module, wanted: Collection[str], exclude
         Parameter by full dotted name, in the model's order, at least one.
 
     Raises:
-        ConfigurationError: If an entry matches none, or the weight of a layer that `target_modules` names.
+        ConfigurationError: If an entry matches none, or the weight of a layer that `target_modules` names, or PEFT
+            cannot wrap the module that holds the parameter.
     """
     parameters = adaptable_parameters(model, exclude)
     for name in wanted:
@@ -91,6 +92,12 @@ def _check_module(model: nn.Module, parameter: str, all_parameters: Collection[s
         msg = (
             f"model.lora.target_parameters names {parameter} and {inside[0]}, but PEFT cannot adapt a parameter of a "
             "module and one of a module inside it; leave one of the two out."
+        )
+        raise ConfigurationError(msg)
+    if len(model.get_parameter(parameter)) == 1 and getattr(model.get_submodule(module), "is_transposed", False):
+        msg = (
+            f"model.lora.target_parameters names {parameter}, which holds a single expert as (in_features, "
+            "out_features): PEFT would add its update transposed; leave it out."
         )
         raise ConfigurationError(msg)
     if is_written_from_outside(model, module):

@@ -252,6 +252,14 @@ def test_a_module_that_peft_cannot_wrap_is_refused(family: str, names: list[str]
         attach_lora(of_family(family), lora, [], "CAUSAL_LM", ["lm_head"])
 
 
+def test_a_single_transposed_expert_is_refused() -> None:
+    config = tiny_config("gpt_oss")
+    config.num_local_experts, config.num_experts_per_tok = 1, 1
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with pytest.raises(ConfigurationError, match=r"holds a single expert .* its update transposed; leave it out"):
+        attach_lora(model, settings(model), [], "CAUSAL_LM", ["lm_head"])
+
+
 @pytest.mark.parametrize("family", ["recurrent_gemma", "xlnet", "rwkv", "llama", "mamba"])
 def test_what_is_no_expert_is_not_called_one(family: str) -> None:
     model = causal_model("rwkv") if family == "rwkv" else of_family(family)
