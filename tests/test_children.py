@@ -28,5 +28,5 @@ def test_a_child_ends_with_the_process_that_started_it() -> None:
     parent.wait()
     began = time.monotonic()
     while child.exists() and " Z " not in child.read_text():  # a container may have nobody who collects it
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 60
         time.sleep(0.01)

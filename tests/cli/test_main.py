@@ -19,7 +19,7 @@ def python(code: str) -> str:
 
 
 def test_importing_the_package_is_cheap() -> None:
-    code = "import time; start = time.perf_counter(); import lora_lightning; print(time.perf_counter() - start)"
+    code = "import time; start = time.process_time(); import lora_lightning; print(time.process_time() - start)"
     assert min(float(python(code)) for _ in range(3)) < 0.1
 
 

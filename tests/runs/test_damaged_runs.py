@@ -35,6 +35,7 @@ from tests.conftest import TinyBackbone
 from tests.tiny_data import save_tiny_clinc150
 
 RUN = "run/version_0"
+PATIENCE = 300  # seconds until a process counts as one that hangs; a busy machine takes a minute to import all
 SLURM = {  # of a job with one task
     "SLURM_JOB_ID": "1234",
     "SLURM_JOB_NAME": "lora",
@@ -457,12 +458,12 @@ def test_training_processes_end_together(tiny_backbone: TinyBackbone, data: Path
             else:
                 os.kill(child if ending == "child killed" else main_one.pid, signal.SIGKILL)
             status, said = ENDINGS[ending]
-            assert main_one.wait(timeout=60) == status, output.read_text()
+            assert main_one.wait(timeout=PATIENCE) == status, output.read_text()
         finally:
             main_one.kill()
     began = time.monotonic()
     while Path(f"/proc/{child}").exists():
-        assert time.monotonic() - began < 60
+        assert time.monotonic() - began < PATIENCE
         time.sleep(0.1)
     assert said in output.read_text()
     assert "training on: cpu, 2 processes, DDPStrategy\n" in output.read_text()
@@ -494,7 +495,7 @@ def test_processes_that_would_go_on_from_different_places_are_refused(
 WAITS = {  # a process that waits for one that is gone, and learns nothing from it: its script, status and what it says
     "for a child": (
         """
-        WatchingLauncher(LightningEnvironment(), 2, 1).launch(time.sleep, 60)
+        WatchingLauncher(LightningEnvironment(), 2, 1).launch(time.sleep, 600)
         """,
         2,
         "error: training process 1 exited with status 2; the other processes were stopped.",
@@ -502,7 +503,7 @@ WAITS = {  # a process that waits for one that is gone, and learns nothing from 
     "for a child that was asked to stop": (
         """
         os.environ["STATUS"] = "75"
-        WatchingLauncher(LightningEnvironment(), 2, 1).launch(time.sleep, 60)
+        WatchingLauncher(LightningEnvironment(), 2, 1).launch(time.sleep, 600)
         """,
         75,
         "stopped, because training process 1 exited with status 75.",
@@ -510,7 +511,7 @@ WAITS = {  # a process that waits for one that is gone, and learns nothing from 
     "for a child that was interrupted": (
         """
         os.environ["STATUS"] = "130"
-        WatchingLauncher(LightningEnvironment(), 2, 1).launch(time.sleep, 60)
+        WatchingLauncher(LightningEnvironment(), 2, 1).launch(time.sleep, 600)
         """,
         130,
         "stopped, because training process 1 exited with status 130.",
@@ -522,7 +523,7 @@ WAITS = {  # a process that waits for one that is gone, and learns nothing from 
             os._exit(2)
         os.environ["LOCAL_RANK"] = "1"
         watch_processes(Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False))
-        time.sleep(60)
+        time.sleep(600)
         """,
         2,
         "error: the main process is gone; stopping this process, too.",
@@ -530,9 +531,9 @@ WAITS = {  # a process that waits for one that is gone, and learns nothing from 
 }
 HEADING = """
 import os, subprocess, sys, time
-from lightning import Trainer
-if "LOCAL_RANK" in os.environ:  # a child
+if "LOCAL_RANK" in os.environ:  # a child, which needs no imports to exit
     sys.exit(int(os.environ.get("STATUS", "2")))
+from lightning import Trainer
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lora_lightning.runs import processes as lost_processes
 from lora_lightning.runs.processes import MAIN_PROCESS, WatchingLauncher, watch_processes
@@ -546,11 +547,11 @@ def test_a_process_that_waits_for_a_lost_one_is_ended(tmp_path: Path, wait: str)
     lines, status, said = WAITS[wait]
     script.write_text(HEADING + textwrap.dedent(lines))
     with output.open("w") as file:
-        ended = subprocess.run([sys.executable, script], stdout=file, stderr=file, timeout=50, check=False)
+        ended = subprocess.run([sys.executable, script], stdout=file, stderr=file, timeout=PATIENCE, check=False)
     assert ended.returncode == status
     began = time.monotonic()
     while f"lora-lightning: {said}" not in output.read_text():
-        assert time.monotonic() - began < 50, output.read_text()
+        assert time.monotonic() - began < PATIENCE, output.read_text()
         time.sleep(0.1)
 
 
@@ -558,8 +559,8 @@ def test_processes_that_do_not_end_are_killed_together() -> None:
     launcher = WatchingLauncher(LightningEnvironment(), 4, 1)
     launcher.procs = [subprocess.Popen(["/bin/sleep", "60"]) for _ in range(3)]
     began = time.monotonic()
-    assert end_child_processes(launcher, patience=1) == ""
-    assert 1 < time.monotonic() - began < 2
+    assert end_child_processes(launcher, patience=2) == ""
+    assert 2 < time.monotonic() - began < 5  # 6 if it waited for each
     assert [process.returncode for process in launcher.procs] == [-signal.SIGKILL] * 3
 
 
@@ -724,7 +725,7 @@ def test_a_lost_process_that_loads_data_is_a_sentence(words: Words, tmp_path: Pa
     """In a process of its own, for PyTorch tells of each lost one at any time."""
     command = [sys.executable, "-c", KILL_A_WORKER, *words, "--data.num_workers=1"]
     command += [f"--trainer.logger.save_dir={tmp_path}"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert ended.returncode == 2
     said = ended.stderr.strip().splitlines()[-1]
     assert "a data loading process died (DataLoader worker" in said

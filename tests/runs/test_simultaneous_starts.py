@@ -62,7 +62,7 @@ def test_a_killed_process_holds_no_lock(tmp_path: Path) -> None:
     other.wait()
     start = time.monotonic()
     with lock_starts(tmp_path):
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 30  # well below STARTING
 
 
 def test_a_lock_that_stays_taken_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
