@@ -20,7 +20,8 @@ class ExitStatus(IntEnum):
         DONE: The command finished.
         INTERNAL_ERROR: A bug in this program; it prints a traceback.
         WRONG_INPUT: An option, a file or the environment has to be changed first.
-        CHECK_FAILED: The command finished, but the trained model failed a check, such as the merge check.
+        CHECK_FAILED: The command finished, but the trained model failed a check, such as the merge check; or some
+            trials of a study failed.
         STOPPED: Stopped by SIGTERM or SIGUSR1; the same command resumes the run. EX_TEMPFAIL in sysexits.h.
         INTERRUPTED: Stopped by Ctrl-C.
     """
@@ -103,9 +104,14 @@ class VerificationError(LoraLightningError):
     """The trained model failed a check, for example because merging the adapter changes its outputs."""
 
 
+class TrialsFailed(LoraLightningError):  # noqa: N818  # the study itself is finished
+    """Some trials of a study failed. All others are finished."""
+
+
 STATUS_BY_ERROR: dict[type[BaseException], ExitStatus] = {  # the first match counts
     RunFinished: ExitStatus.DONE,
     VerificationError: ExitStatus.CHECK_FAILED,
+    TrialsFailed: ExitStatus.CHECK_FAILED,
     LoraLightningError: ExitStatus.WRONG_INPUT,
     KeyboardInterrupt: ExitStatus.INTERRUPTED,
 }

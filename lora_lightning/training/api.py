@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from lightning import Callback
 
 from lora_lightning.errors import CheckpointError, RunFinished
 from lora_lightning.runs.layout import CONFIG
@@ -24,6 +25,7 @@ def train(
     overrides: Mapping[str, Any] | None = None,
     *,
     resume: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> RunRecord:
     """Trains, tests the best checkpoint and writes a run folder, like `lora-lightning fit`.
 
@@ -35,6 +37,7 @@ def train(
         overrides: Options that override the config, named as on the command line:
             `{"model.lora.r": 4, "trainer.max_epochs": 2}`.
         resume: Resume the newest run with the same settings, or return it if it is finished, like `--resume auto`.
+        callbacks: Callbacks to add to those of the config. They are not part of the run's settings.
 
     Returns:
         The finished run.
@@ -51,7 +54,9 @@ def train(
         set_stop_handler(raise_training_stopped)
         try:
             with explain_errors():
-                return _finished_run(TrainingRun(prepare_command("fit", arguments)))
+                run = TrainingRun(prepare_command("fit", arguments))
+                run.trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
+                return _finished_run(run)
         except RunFinished as finished:
             return RunRecord.load(finished.folder)
 

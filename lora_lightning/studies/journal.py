@@ -1,0 +1,275 @@
+"""What has happened to each trial of a study: an Optuna study in a journal file, and the claims of workers.
+
+A trial is alive while its worker holds its claim, a lock that the system releases when the worker is killed; Optuna's
+journal has no heartbeat. A worker takes the claim first, then the trial, so that no trial has two workers.
+"""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from filelock import FileLock, Timeout
+from optuna.storages import JournalStorage
+from optuna.storages.journal import BaseJournalFileLock, JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from lora_lightning.errors import TrainingError
+from lora_lightning.runs.files import write_error
+from lora_lightning.studies.plan import Trial
+from lora_lightning.studies.study_folder import StudyFolder
+
+ID, CONFIGURATION, SEED, OPTIONS, ERROR = "id", "configuration", "seed", "options", "error"
+State = Literal["waiting", "running", "interrupted", "finished", "failed"]
+
+
+class JournalLock(BaseJournalFileLock):
+    """Lets one process at a time append to the journal, and removes what a killed process left unfinished.
+
+    Optuna's own locks are files that a killed process leaves behind; it waits 30 s before it takes them over.
+
+    Args:
+        journal: The journal file.
+    """
+
+    def __init__(self, journal: Path) -> None:
+        self._journal = journal
+        self._lock = FileLock(f"{journal}.lock")
+
+    def acquire(self) -> bool:
+        """Waits for the lock, and cuts off an incomplete last line."""
+        self._lock.acquire()
+        try:
+            cut_incomplete_line(self._journal)
+        except BaseException:
+            self._lock.release()
+            raise
+        return True
+
+    def release(self) -> None:
+        """Releases the lock."""
+        self._lock.release()
+
+
+def cut_incomplete_line(path: Path) -> None:
+    """Removes the end of a file after its last line break.
+
+    Args:
+        path: The file; may be missing. No other process may be writing to it.
+    """
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        size = file.seek(0, os.SEEK_END)
+        position = size
+        while position > 0:
+            start = max(0, position - 4096)
+            file.seek(start)
+            found = file.read(position - start).rfind(b"\n")
+            if found >= 0:
+                position = start + found + 1
+                break
+            position = start
+        if position < size:
+            file.truncate(position)
+
+
+@dataclass
+class Claim:
+    """A trial that this process may run.
+
+    Attributes:
+        trial: The trial.
+        number: Its number in the journal.
+        lock: Held until the claim is released.
+    """
+
+    trial: Trial
+    number: int
+    lock: FileLock
+
+
+@dataclass(frozen=True)
+class TrialStatus:
+    """What the journal knows about a trial.
+
+    Attributes:
+        state: `interrupted` if its worker was stopped or killed; the next worker resumes it.
+        value: The metric that decides; `None` until it is finished.
+        error: Why it failed; empty otherwise.
+        seconds: From its start to its end; `None` until it has ended.
+    """
+
+    state: State
+    value: float | None = None
+    error: str = ""
+    seconds: float | None = None
+
+
+class StudyJournal:
+    """The trials of a study.
+
+    Args:
+        folder: The study's folder, which exists.
+
+    Raises:
+        TrainingError: If the journal cannot be read or written.
+    """
+
+    def __init__(self, folder: StudyFolder) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.folder = folder
+        try:
+            backend = JournalFileBackend(str(folder.journal), lock_obj=JournalLock(folder.journal))
+            with_lock = JournalLock(folder.journal)
+            with_lock.acquire()  # cuts an incomplete line, which cannot be read
+            with_lock.release()
+            self._storage = JournalStorage(backend)
+            self._study = optuna.create_study(
+                storage=self._storage, study_name=folder.path.name, load_if_exists=True, direction="maximize"
+            )
+        except ValueError as error:
+            msg = f"the journal {folder.journal} is damaged ({error}); restore it, or give the study another name"
+            raise TrainingError(msg) from error
+        except OSError as error:
+            raise write_error(folder.journal, error) from error
+
+    def add_trials(self, trials: Iterable[Trial]) -> None:
+        """Adds the trials that the journal lacks. To be called while the folder is locked."""
+        known = self._newest()
+        for trial in trials:
+            if trial.id not in known:
+                self._add(trial)
+
+    def add_again(self, trials: Iterable[Trial]) -> None:
+        """Adds the failed trials once more. To be called while the folder is locked."""
+        known = self._newest()
+        for trial in trials:
+            if trial.id in known and known[trial.id].state == TrialState.FAIL:
+                self._add(trial)
+
+    def _add(self, trial: Trial) -> None:
+        facts = {ID: trial.id, CONFIGURATION: trial.configuration, SEED: trial.seed, OPTIONS: dict(trial.options)}
+        with _journal_errors(self.folder.journal):
+            self._study.add_trial(optuna.trial.create_trial(state=TrialState.WAITING, user_attrs=facts))
+
+    def claim_next(self, trials: Sequence[Trial]) -> Claim | None:
+        """Claims the first trial that is waiting or was interrupted.
+
+        Args:
+            trials: The trials of the study, in order.
+
+        Returns:
+            The claim; `None` if all trials are finished, failed, or claimed by other workers.
+        """
+        known = self._newest()
+        for trial in trials:
+            if trial.id in known and not known[trial.id].state.is_finished() and (claim := self._claim(trial)):
+                return claim
+        return None
+
+    def _claim(self, trial: Trial) -> Claim | None:
+        lock = FileLock(self.folder.claim(trial))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return None
+        except OSError as error:
+            raise write_error(self.folder.claim(trial), error) from error
+        found = self._newest()[trial.id]  # another worker may have finished it before the claim
+        if found.state.is_finished():
+            lock.release()
+            return None
+        if found.state == TrialState.WAITING:
+            self._set_state(found, TrialState.RUNNING)
+        return Claim(trial, found.number, lock)
+
+    def finish(self, claim: Claim, value: float) -> None:
+        """Records the result of a trial, and releases its claim.
+
+        Args:
+            claim: The claim.
+            value: The metric that decides.
+        """
+        self._set_state(self._newest()[claim.trial.id], TrialState.COMPLETE, [value])
+        claim.lock.release()
+
+    def fail(self, claim: Claim, error: str) -> None:
+        """Records why a trial failed, and releases its claim.
+
+        Args:
+            claim: The claim.
+            error: A sentence.
+        """
+        found = self._newest()[claim.trial.id]
+        with _journal_errors(self.folder.journal):
+            self._storage.set_trial_user_attr(self._id(found), ERROR, error)
+        self._set_state(found, TrialState.FAIL)
+        claim.lock.release()
+
+    def statuses(self, trials: Sequence[Trial]) -> dict[str, TrialStatus]:
+        """Reads the state of each trial.
+
+        Args:
+            trials: The trials of the study.
+
+        Returns:
+            By id; `waiting` for a trial that is not in the journal yet.
+        """
+        known = self._newest()
+        return {
+            trial.id: self._status(trial, known[trial.id]) if trial.id in known else TrialStatus("waiting")
+            for trial in trials
+        }
+
+    def _status(self, trial: Trial, found: FrozenTrial) -> TrialStatus:
+        seconds = None if found.duration is None else found.duration.total_seconds()
+        if found.state == TrialState.COMPLETE:
+            return TrialStatus("finished", found.value, seconds=seconds)
+        if found.state == TrialState.FAIL:
+            return TrialStatus("failed", error=str(found.user_attrs.get(ERROR, "")), seconds=seconds)
+        if found.state == TrialState.WAITING:
+            return TrialStatus("waiting")
+        return TrialStatus("running" if is_held(self.folder.claim(trial)) else "interrupted")
+
+    def _newest(self) -> Mapping[str, FrozenTrial]:
+        """The newest attempt of each trial, by id."""
+        with _journal_errors(self.folder.journal):
+            return {trial.user_attrs[ID]: trial for trial in self._study.get_trials(deepcopy=False)}
+
+    def _set_state(self, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None = None) -> None:
+        with _journal_errors(self.folder.journal):
+            self._storage.set_trial_state_values(self._id(trial), state, values)
+
+    def _id(self, trial: FrozenTrial) -> int:
+        study = self._storage.get_study_id_from_name(self._study.study_name)
+        return self._storage.get_trial_id_from_study_id_trial_number(study, trial.number)
+
+
+class _journal_errors:  # noqa: N801  # a context manager
+    """Replaces an error of the system by a sentence."""
+
+    def __init__(self, journal: Path) -> None:
+        self.journal = journal
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, OSError):
+            raise write_error(self.journal, error) from error
+
+
+def is_held(path: Path) -> bool:
+    """Returns whether a process holds a lock at the moment; false if its file does not exist."""
+    if not path.is_file():
+        return False
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except (Timeout, OSError):
+        return True
+    lock.release()
+    return False

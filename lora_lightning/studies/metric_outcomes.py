@@ -1,0 +1,116 @@
+"""From what a trial wrote for each test example to one number per example whose mean is the metric."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lora_lightning.errors import DataError
+from lora_lightning.statistics.pseudo_values import (
+    auroc_pseudo_values,
+    f1_pseudo_values,
+    macro_f1_pseudo_values,
+    matthews_pseudo_values,
+    pearson_pseudo_values,
+)
+from lora_lightning.studies.example_outcomes import TOLERANCE
+
+Rows = Mapping[str, NDArray[Any]]
+Outcomes = NDArray[np.float64] | None
+
+
+def read_outcome_rows(path: Path, split: str) -> dict[str, NDArray[Any]]:
+    """Reads what a trial wrote for each example of a test split.
+
+    Args:
+        path: The Parquet file.
+        split: The test split.
+
+    Returns:
+        Columns of shape (examples,); empty if there is no file.
+
+    Raises:
+        DataError: If the file is damaged.
+    """
+    if not path.is_file():
+        return {}
+    from pyarrow import compute, parquet  # noqa: PLC0415  # half a second
+
+    try:
+        table = parquet.read_table(path)
+    except (OSError, ValueError) as error:
+        msg = f"{path} is damaged ({str(error).splitlines()[0]}); delete the run folder, and run the study again"
+        raise DataError(msg) from error
+    rows = table.filter(compute.equal(table["split"], split))
+    return {name: rows[name].to_numpy() for name in rows.column_names if name != "split"}
+
+
+def metric_outcomes(metric: str, rows: Rows, value: float) -> Outcomes:
+    """Computes one number per test example.
+
+    Args:
+        metric: Name of the metric, without a split.
+        rows: Columns of the examples.
+        value: The metric, which the mean of the numbers must be.
+
+    Returns:
+        shape (examples,), float64; `None` if the metric is not known to be a mean over examples, cannot be linearized,
+        or is not the mean: then only seeds can be compared.
+    """
+    if not rows or metric not in OUTCOMES or not OUTCOMES[metric][0] <= rows.keys():
+        return None
+    found = OUTCOMES[metric][1](rows)
+    if found is None or not len(found) or abs(float(found.mean()) - value) > TOLERANCE * max(1.0, abs(value)):
+        return None
+    return found.astype(np.float64)
+
+
+def _hits(rows: Rows) -> Outcomes:
+    return (rows["label"] == rows["prediction"])[rows["weight"] > 0].astype(np.float64)
+
+
+def _in_scope_hits(rows: Rows) -> Outcomes:
+    return (rows["label"] == rows["prediction"])[~rows["is_out_of_scope"]].astype(np.float64)
+
+
+def _losses(rows: Rows) -> Outcomes:
+    return -rows["score"][rows["weight"] > 0].astype(np.float64)
+
+
+def _labeled(rows: Rows) -> tuple[NDArray[Any], NDArray[Any]]:
+    has_label = rows["weight"] > 0
+    return rows["label"][has_label], rows["prediction"][has_label]
+
+
+def _f1(rows: Rows) -> Outcomes:
+    labels, predictions = _labeled(rows)
+    return f1_pseudo_values(labels == 1, predictions == 1)
+
+
+def _errors(rows: Rows) -> NDArray[np.float64]:
+    return np.asarray(rows["prediction"], dtype=np.float64) - rows["label"]
+
+
+def _pearson(rows: Rows) -> Outcomes:
+    return pearson_pseudo_values(rows["prediction"].astype(np.float64), rows["label"].astype(np.float64))
+
+
+CLASSES = {"label", "prediction", "weight"}
+OUTCOMES: dict[str, tuple[set[str], Callable[[Rows], Outcomes]]] = {  # the columns that each needs, and its function
+    "accuracy": (CLASSES, _hits),
+    "exact_match": ({"exact"}, lambda rows: rows["exact"].astype(np.float64)),
+    "f1": (CLASSES, _f1),
+    "in_scope_accuracy": (CLASSES | {"is_out_of_scope"}, _in_scope_hits),
+    "loss": ({"score", "weight"}, _losses),
+    "macro_f1": (CLASSES, lambda rows: macro_f1_pseudo_values(*_labeled(rows))),
+    "matthews_correlation": (CLASSES, lambda rows: matthews_pseudo_values(*_labeled(rows))),
+    "mean_absolute_error": (CLASSES, lambda rows: np.abs(_errors(rows))),
+    "mean_squared_error": (CLASSES, lambda rows: _errors(rows) ** 2),
+    "out_of_scope_auroc": (
+        {"is_out_of_scope", "out_of_scope_score"},
+        lambda rows: auroc_pseudo_values(rows["is_out_of_scope"], rows["out_of_scope_score"].astype(np.float64)),
+    ),
+    "pearson": (CLASSES, _pearson),
+}

@@ -1,0 +1,180 @@
+"""From a study's axes and seeds to its configurations and trials."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from lora_lightning.errors import ConfigurationError, suggest_names
+from lora_lightning.studies.arithmetic import evaluate_expression
+from lora_lightning.studies.study_file import SEED_OPTION, StudyFile, label_of
+
+RANK = "model.lora.r"
+HASH = 8  # hexadecimal digits in a trial's id
+READABLE = 60  # characters of a trial's id before the hash
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One combination of the axes.
+
+    Attributes:
+        name: Such as `"r = 8, lora_dropout = 0.1"`.
+        labels: Label by axis.
+        options: Options of `fit` that make the configuration, with derived ones.
+    """
+
+    name: str
+    labels: Mapping[str, str]
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a study.
+
+    Attributes:
+        id: Readable, and unique by the hash of its settings; the name of its run folder.
+        configuration: Name of its configuration.
+        seed: Its `seed_everything`.
+        options: Options of `fit` that override the base's, without the seed.
+    """
+
+    id: str
+    configuration: str
+    seed: int
+    options: Mapping[str, Any]
+
+    @property
+    def title(self) -> str:
+        """What it is called in output."""
+        return f"{self.configuration}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """All that a study will train.
+
+    Attributes:
+        study: Its file.
+        configurations: All combinations of the axes.
+        trials: All runs, seed by seed, so that an unfinished study has all configurations with its first seeds.
+        reference: Name of the reference.
+        sequence: Names of configurations in the order of a fixed sequence of tests; empty without one.
+    """
+
+    study: StudyFile
+    configurations: tuple[Configuration, ...]
+    trials: tuple[Trial, ...]
+    reference: str
+    sequence: tuple[str, ...]
+
+    def configuration(self, name: str) -> Configuration:
+        """Finds a configuration by its name."""
+        return next(each for each in self.configurations if each.name == name)
+
+
+def plan_study(study: StudyFile) -> StudyPlan:
+    """Plans a study.
+
+    Args:
+        study: Its file.
+
+    Returns:
+        Configurations and trials, whose options are not checked yet.
+
+    Raises:
+        ConfigurationError: If an expression is wrong, two configurations are equal, or the reference, the sequence or
+            full fine-tuning names no configuration.
+    """
+    configurations = tuple(_configurations(study))
+    names = [each.name for each in configurations]
+    reference = _find_reference(study, configurations)
+    sequence = _sequence(study, configurations, reference)
+    for key, asked in (("sequence", sequence), ("full_fine_tuning", filter(None, [study.full_fine_tuning]))):
+        if unknown := [name for name in asked if name not in names]:
+            msg = f"{key} names {unknown[0]!r}, which is no configuration; {suggest_names(unknown[0], names)}"
+            raise ConfigurationError(msg)
+    if len(set(sequence)) < len(sequence) or reference in sequence:
+        msg = f"the sequence {list(sequence)} must name each configuration once, and not the reference {reference!r}"
+        raise ConfigurationError(msg)
+    trials = tuple(make_trial(study, each, seed) for seed in study.seeds for each in configurations)
+    return StudyPlan(study, configurations, trials, reference, sequence)
+
+
+def make_trial(study: StudyFile, configuration: Configuration, seed: int) -> Trial:
+    """Makes the trial of a configuration and a seed.
+
+    Args:
+        study: Its options count for all trials.
+        configuration: The configuration.
+        seed: The seed.
+
+    Returns:
+        The trial; its id is the same for the same options and seed.
+    """
+    options = {**study.options, **configuration.options}
+    content = json.dumps({**options, SEED_OPTION: seed}, sort_keys=True, default=str)
+    readable = re.sub(r"[^A-Za-z0-9.-]+", "_", configuration.name)[:READABLE].strip("_.-")
+    name = f"{readable}_seed_{seed}_{hashlib.sha256(content.encode()).hexdigest()[:HASH]}"
+    return Trial(name, configuration.name, seed, options)
+
+
+def _configurations(study: StudyFile) -> list[Configuration]:
+    found = []
+    for labels in product(*(axis.values for axis in study.axes)):
+        options: dict[str, Any] = {}
+        values: dict[str, object] = {}
+        for axis, label in zip(study.axes, labels, strict=True):
+            value = axis.values[label]
+            values[axis.short_name] = label if axis.is_named else value
+            options |= value if axis.is_named else {axis.name: value}
+        for option, text in study.derived.items():
+            number = evaluate_expression(text, values)
+            options[option] = values[option.rpartition(".")[2]] = number
+        by_axis = {axis.name: str(label) for axis, label in zip(study.axes, labels, strict=True)}
+        parts = [
+            str(label) if axis.is_named else f"{axis.short_name} = {label}"
+            for axis, label in zip(study.axes, labels, strict=True)
+        ]
+        found.append(Configuration(", ".join(parts), by_axis, options))
+    for number, each in enumerate(found):
+        if same := [other.name for other in found[:number] if other.options == each.options or other.name == each.name]:
+            msg = f"the configurations {same[0]!r} and {each.name!r} are the same; leave one of them out"
+            raise ConfigurationError(msg)
+    return found
+
+
+def _find_reference(study: StudyFile, configurations: tuple[Configuration, ...]) -> str:
+    names = [each.name for each in configurations]
+    if isinstance(study.reference, str):
+        if study.reference not in names:
+            msg = f"the reference {study.reference!r} is no configuration; {suggest_names(study.reference, names)}"
+            raise ConfigurationError(msg)
+        return study.reference
+    wanted = dict(study.reference)
+    known = {short: axis.name for axis in study.axes for short in (axis.name, axis.short_name)}
+    if unknown := [name for name in wanted if name not in known]:
+        msg = f"the reference names the axis {unknown[0]!r}; {suggest_names(unknown[0], known)}"
+        raise ConfigurationError(msg)
+    labels = {known[name]: value if isinstance(value, str) else label_of(value) for name, value in wanted.items()}
+    found = [each.name for each in configurations if labels.items() <= each.labels.items()]
+    if len(found) != 1:
+        shown = ", ".join(f"{name} = {label}" for name, label in labels.items())
+        msg = f"the reference ({shown}) fits {len(found)} configurations; it must fit exactly one of {', '.join(names)}"
+        raise ConfigurationError(msg)
+    return found[0]
+
+
+def _sequence(study: StudyFile, configurations: tuple[Configuration, ...], reference: str) -> tuple[str, ...]:
+    """The sequence that the study gives; for a study of ranks alone, from the largest rank down."""
+    if study.sequence is not None:
+        return study.sequence
+    ranks = {each.name: each.options.get(RANK) for each in configurations}
+    largest_first = sorted(ranks, key=lambda name: -float(ranks[name] or 0))
+    if [axis.name for axis in study.axes] != [RANK] or largest_first[0] != reference:
+        return ()
+    return tuple(largest_first[1:])

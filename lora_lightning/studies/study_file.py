@@ -1,0 +1,252 @@
+"""Reads a study's YAML: what is varied, over which seeds, and what decides. Every key is used or refused."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lora_lightning.configuration.yaml_files import check_config_file
+from lora_lightning.errors import ConfigurationError, suggest_names
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+OPTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+SEED_OPTION = "seed_everything"
+# What the study sets itself.
+OWN_OPTIONS = (SEED_OPTION, "trainer.logger", "resume", "ckpt_path", "test_after_fit", "config")
+COSTS = ("trainable_parameters", "peak_memory_bytes", "seconds_per_step")
+NO_RANGE = {"low", "high"}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What is varied.
+
+    Attributes:
+        name: An option of `fit` by its dotted name, such as `"model.lora.r"`, or any name for named values.
+        values: Value by label; each is the value of the option, or for named values a mapping of options.
+        is_named: Whether each value is a mapping of options.
+    """
+
+    name: str
+    values: Mapping[str, Any]
+    is_named: bool
+
+    @property
+    def short_name(self) -> str:
+        """The last part of the name, such as `"r"`."""
+        return self.name.rpartition(".")[2]
+
+
+@dataclass(frozen=True)
+class StudyFile:
+    """A study as its YAML describes it.
+
+    Attributes:
+        name: Of the study and its folder.
+        base: Configs of `fit`: files, or one that is part of the YAML; later ones override earlier ones.
+        options: Options of all runs, which override those of the base.
+        axes: What is varied; all combinations are trained.
+        derived: Expressions by option, such as `{"model.lora.lora_alpha": "2 * r"}`.
+        seeds: Each configuration is trained with each of them.
+        objective: The metric that decides, such as `"accuracy"` or `"test/accuracy"`.
+        margin: The largest loss of quality that does not matter; `None` for the metric's usual one.
+        direction: `"higher"` or `"lower"`; `None` if the metric's name says it.
+        reference: What every configuration is compared with: its name, or a label for each axis.
+        costs: Measurements of which less is better; the first decides what is cheapest.
+        sequence: Names of configurations in the order of a fixed sequence of tests; `None` to derive it from ranks.
+        full_fine_tuning: The name of the configuration without LoRA, if there is one.
+    """
+
+    name: str
+    base: tuple[Path | Mapping[str, Any], ...]
+    axes: tuple[Axis, ...]
+    seeds: tuple[int, ...]
+    objective: str
+    reference: str | Mapping[str, Any]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    derived: Mapping[str, str] = field(default_factory=dict)
+    margin: float | None = None
+    direction: str | None = None
+    costs: tuple[str, ...] = COSTS[:1]
+    sequence: tuple[str, ...] | None = None
+    full_fine_tuning: str | None = None
+
+
+def read_study_file(path: Path, base: Sequence[Path] = ()) -> StudyFile:
+    """Reads a study.
+
+    Args:
+        path: The YAML.
+        base: Configs in place of those in the YAML.
+
+    Returns:
+        The study, whose options are not checked yet.
+
+    Raises:
+        ConfigurationError: If the file cannot be read, a key is unknown or missing, or a value is out of range.
+    """
+    check_config_file(path)
+    content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    keys = [*StudyFile.__dataclass_fields__]
+    if unknown := [key for key in content if key not in keys]:
+        msg = f"the study {path} has the unknown key {unknown[0]!r}; {suggest_names(unknown[0], keys)}"
+        raise ConfigurationError(msg)
+    reader = _Reader(path, content)
+    return StudyFile(
+        name=reader.name(),
+        base=tuple(base) or reader.base(),
+        axes=reader.axes(),
+        seeds=reader.seeds(),
+        objective=reader.text("objective"),
+        reference=reader.reference(),
+        options=reader.options("options"),
+        derived={name: str(text) for name, text in reader.options("derived").items()},
+        margin=reader.margin(),
+        direction=content.get("direction"),
+        costs=reader.costs(),
+        sequence=reader.sequence(),
+        full_fine_tuning=None if content.get("full_fine_tuning") is None else reader.text("full_fine_tuning"),
+    )
+
+
+class _Reader:
+    """Reads the keys of a study.
+
+    Args:
+        path: The file, for messages, and because paths in it are relative to its folder.
+        content: The file's.
+    """
+
+    def __init__(self, path: Path, content: Mapping[str, Any]) -> None:
+        self.path, self.content = path, content
+
+    def error(self, message: str) -> ConfigurationError:
+        return ConfigurationError(f"the study {self.path}: {message}")
+
+    def needed(self, key: str, example: str) -> Any:
+        if self.content.get(key) is None:
+            raise self.error(f"{key} is missing; add it, such as `{key}: {example}`")
+        return self.content[key]
+
+    def text(self, key: str) -> str:
+        value = self.needed(key, {"objective": "accuracy"}.get(key, "NAME"))
+        if not isinstance(value, str) or not value:
+            raise self.error(f"{key} is {value!r}, but a text is needed")
+        return value
+
+    def name(self) -> str:
+        name = self.content.get("name", self.path.stem)
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise self.error(f"the name {name!r} must be up to 100 letters, digits, dots, dashes and underscores")
+        return name
+
+    def base(self) -> tuple[Path | Mapping[str, Any], ...]:
+        found = self.needed("base", "../quickstart.yaml")
+        if isinstance(found, dict):
+            return (found,)
+        files = found if isinstance(found, list) else [found]
+        if not files or not all(isinstance(file, str) for file in files):
+            raise self.error(f"base is {found!r}, but a config, a list of configs or their options are needed")
+        paths = [self.path.parent / Path(file).expanduser() for file in files]
+        if missing := [path for path in paths if not path.is_file()]:
+            raise self.error(
+                f"there is no base config {missing[0]}; paths are relative to the study's file, or use --base"
+            )
+        return tuple(paths)
+
+    def options(self, key: str) -> dict[str, Any]:
+        found = self.content.get(key) or {}
+        if not isinstance(found, dict):
+            raise self.error(f"{key} is {found!r}, but values by option are needed, such as `trainer.max_epochs: 2`")
+        for name in found:
+            self.check_option(name, key)
+        return found
+
+    def check_option(self, name: str, where: str) -> None:
+        if not OPTION.fullmatch(name):
+            raise self.error(f"{name!r} in {where} is no option; write its dotted name, such as model.lora.r")
+        if own := [each for each in OWN_OPTIONS if name == each or name.startswith(f"{each}.")]:
+            remedy = "give seeds" if own[0] == SEED_OPTION else "leave it out"
+            raise self.error(f"{where} sets {name}, which the study sets for each run; {remedy}")
+
+    def axes(self) -> tuple[Axis, ...]:
+        found = self.needed("axes", "{model.lora.r: [4, 8, 16]}")
+        if not isinstance(found, dict) or not found:
+            raise self.error(f"axes is {found!r}, but lists of values by option are needed")
+        axes = tuple(self.axis(name, values) for name, values in found.items())
+        names = [axis.short_name for axis in axes]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise self.error(f"two axes end in {twice[0]!r}; vary one of them by named values under another name")
+        return axes
+
+    def axis(self, name: str, values: Any) -> Axis:
+        if isinstance(values, dict) and NO_RANGE & values.keys():
+            raise self.error(f"the axis {name} is a range, which only a search can draw from; list its values")
+        if isinstance(values, dict) and values and all(isinstance(options, dict) for options in values.values()):
+            for label, options in values.items():
+                for option in options:
+                    self.check_option(option, f"the value {label!r} of the axis {name}")
+            return Axis(name, values, is_named=True)
+        self.check_option(name, "axes")
+        if not isinstance(values, list) or not values:
+            raise self.error(
+                f"the axis {name} is {values!r}, but a list of values is needed, or a mapping of options by name"
+            )
+        labels = [label_of(value) for value in values]
+        if twice := [label for label in labels if labels.count(label) > 1]:
+            raise self.error(f"the axis {name} has the value {twice[0]} twice; leave one out")
+        return Axis(name, dict(zip(labels, values, strict=True)), is_named=False)
+
+    def seeds(self) -> tuple[int, ...]:
+        found = self.needed("seeds", "[0, 1, 2]")
+        if not isinstance(found, list) or not found:
+            raise self.error(f"seeds is {found!r}, but a list of integers is needed, such as [0, 1, 2]")
+        for seed in found:
+            if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+                raise self.error(f"the seed {seed!r} must be an integer in [0, {2**32})")
+        if len(set(found)) < len(found):
+            raise self.error(f"seeds is {found}, but each seed may occur once: equal runs are no further evidence")
+        return tuple(found)
+
+    def margin(self) -> float | None:
+        margin = self.content.get("margin")
+        if margin is None:
+            return None
+        if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 < margin < math.inf:
+            raise self.error(
+                f"the margin is {margin!r}, but it must be a number above 0: without one no finite study proves anything"
+            )
+        return float(margin)
+
+    def reference(self) -> str | Mapping[str, Any]:
+        found = self.needed("reference", "{r: 16}")
+        if not isinstance(found, str | dict):
+            raise self.error(f"reference is {found!r}, but the name of a configuration or its values are needed")
+        return found
+
+    def costs(self) -> tuple[str, ...]:
+        found = self.content.get("costs", [COSTS[0]])
+        if not isinstance(found, list) or not found:
+            raise self.error(f"costs is {found!r}, but a list is needed, such as [trainable_parameters]")
+        for cost in found:
+            if cost not in COSTS:
+                raise self.error(f"there is no cost {cost!r}; {suggest_names(str(cost), COSTS)}")
+        return tuple(found)
+
+    def sequence(self) -> tuple[str, ...] | None:
+        found = self.content.get("sequence")
+        if found is None:
+            return None
+        if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+            raise self.error(f"sequence is {found!r}, but a list of names of configurations is needed")
+        return tuple(found)
+
+
+def label_of(value: object) -> str:
+    """Writes a value as in YAML, on one line."""
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=math.inf)
+    return text.removesuffix("\n").removesuffix("\n...")

@@ -1,0 +1,194 @@
+"""The folder of a study: its files, its lock, and that it belongs to this study and no other."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock
+
+from lora_lightning.errors import ConfigurationError
+from lora_lightning.runs.files import write_error, write_text_atomically
+from lora_lightning.runs.settings import flatten, list_differences
+from lora_lightning.studies.plan import StudyPlan, Trial, plan_study
+from lora_lightning.studies.study_file import Axis, StudyFile
+
+SAVE_DIR = Path("lightning_logs/studies")
+STUDY, JOURNAL, LOCK, CLAIMS, REPORT = "study.json", "journal.jsonl", "study.lock", ".claims", "report"
+TAG = "tag"  # in the study's file
+RECOMMENDED = "recommended.yaml"
+SCHEMA_VERSION = 1
+DECIDED_BEFOREHAND = ("objective", "direction", "margin", "reference", "costs", "sequence", "full_fine_tuning")
+MOST_NAMED = 3
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """The folder of a study, in which each trial has a run folder.
+
+    Attributes:
+        path: `<save_dir>/<name of the study>`.
+    """
+
+    path: Path
+
+    @property
+    def journal(self) -> Path:
+        """What has happened to each trial."""
+        return self.path / JOURNAL
+
+    def run(self, trial: Trial) -> Path:
+        """The run folder of a trial."""
+        return self.path / trial.id
+
+    def claim(self, trial: Trial) -> Path:
+        """The lock that the worker of a trial holds; the system releases it when the worker is killed."""
+        return self.path / CLAIMS / f"{trial.id}.lock"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Lets one process at a time change what the study consists of."""
+        lock = FileLock(self.path / LOCK)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / CLAIMS).mkdir(exist_ok=True)
+            lock.acquire()
+        except OSError as error:
+            raise write_error(self.path / LOCK, error) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def check(self, plan: StudyPlan) -> None:
+        """Checks that a study only adds to the study that the folder has, if it has one.
+
+        Args:
+            plan: The study.
+
+        Raises:
+            ConfigurationError: If the folder belongs to another study, or the study has lost or changed something.
+        """
+        if (self.path / STUDY).exists():
+            check_only_adds(load_plan(self.path), plan, self.path)
+
+    def save(self, plan: StudyPlan, tag: str) -> None:
+        """Writes the study. To be called while the folder is locked.
+
+        Args:
+            plan: The study.
+            tag: The metric that decides, with its split.
+
+        Raises:
+            ConfigurationError: If the folder belongs to another study, or the study has lost or changed something.
+            TrainingError: If the file cannot be written.
+        """
+        self.check(plan)
+        try:
+            content = study_as_json(plan.study) | {TAG: tag}
+            write_text_atomically(self.path / STUDY, json.dumps(content, indent=2) + "\n")
+        except OSError as error:
+            raise write_error(self.path / STUDY, error) from error
+
+
+def study_as_json(study: StudyFile) -> dict[str, Any]:
+    """Returns a study as plain values, with the content of its base configs."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": study.name,
+        "base": base_contents(study),
+        "axes": [{"name": axis.name, "values": axis.values, "is_named": axis.is_named} for axis in study.axes],
+        "seeds": list(study.seeds),
+        "options": study.options,
+        "derived": study.derived,
+        **{key: getattr(study, key) for key in DECIDED_BEFOREHAND},
+    }
+
+
+def base_contents(study: StudyFile) -> list[Mapping[str, Any]]:
+    """Reads the base configs of a study."""
+    return [
+        yaml.safe_load(base.read_text(encoding="utf-8-sig")) if isinstance(base, Path) else base for base in study.base
+    ]
+
+
+def load_plan(path: Path) -> StudyPlan:
+    """Reads the study of a folder.
+
+    Args:
+        path: The folder.
+
+    Returns:
+        Its plan; its base configs are those of the time when it was written.
+
+    Raises:
+        ConfigurationError: If the folder has no study, or a newer release wrote it.
+    """
+    content = _read_study(path)
+    lists = {key: tuple(content[key]) for key in ("costs", "sequence") if content[key] is not None}
+    return plan_study(
+        StudyFile(
+            name=content["name"],
+            base=tuple(content["base"]),
+            axes=tuple(Axis(**axis) for axis in content["axes"]),
+            seeds=tuple(content["seeds"]),
+            options=content["options"],
+            derived=content["derived"],
+            **{key: content[key] for key in DECIDED_BEFOREHAND} | lists,
+        )
+    )
+
+
+def load_tag(path: Path) -> str:
+    """Reads the metric that decides, with its split, from the folder of a study."""
+    return str(_read_study(path)[TAG])
+
+
+def _read_study(path: Path) -> dict[str, Any]:
+    file = path / STUDY
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        msg = f"{path} is not the folder of a study, because {file} cannot be read; give a folder such as "
+        msg += f"{SAVE_DIR}/NAME"
+        raise ConfigurationError(msg) from error
+    if content["schema_version"] > SCHEMA_VERSION:
+        msg = f"{file} has schema version {content['schema_version']}, but this release reads {SCHEMA_VERSION}; "
+        msg += "install the release that wrote it, or a newer one"
+        raise ConfigurationError(msg)
+    return content
+
+
+def check_only_adds(former: StudyPlan, plan: StudyPlan, path: Path) -> None:
+    """Refuses a study that contradicts the one in its folder: it may only add values and seeds.
+
+    Args:
+        former: The study in the folder.
+        plan: The study now.
+        path: The folder, for messages.
+
+    Raises:
+        ConfigurationError: If they contradict each other.
+    """
+    remedy = "restore the YAML, or give the study another name"
+    old, new = study_as_json(former.study), study_as_json(plan.study)
+    changed = [
+        *list_differences(flatten(_numbered(new["base"])), flatten(_numbered(old["base"])), "there"),
+        *list_differences(*({key: json.loads(json.dumps(side[key])) for key in DECIDED_BEFOREHAND} for side in (new, old)), "there"),
+    ]
+    if changed:
+        msg = f"the folder {path} has a study with other settings: {'; '.join(changed[:MOST_NAMED])}; {remedy}"
+        raise ConfigurationError(msg)
+    ids = {trial.id for trial in plan.trials}
+    if lost := [trial.title for trial in former.trials if trial.id not in ids]:
+        named = "; ".join(lost[:MOST_NAMED]) + (f"; and {len(lost) - MOST_NAMED} more" if len(lost) > MOST_NAMED else "")
+        msg = f"the folder {path} has {len(lost)} runs that the study no longer contains ({named}); a study may only "
+        msg += f"gain values and seeds: {remedy}"
+        raise ConfigurationError(msg)
+
+
+def _numbered(configs: list[Mapping[str, Any]]) -> dict[str, Any]:
+    return {f"base {number}": config for number, config in enumerate(configs, start=1)} if len(configs) > 1 else dict(configs[0])

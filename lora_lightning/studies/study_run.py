@@ -1,0 +1,163 @@
+"""Opens a study, runs it, and reports on it: what `study run`, `study status` and `study report` do."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lora_lightning.errors import ConfigurationError
+from lora_lightning.runs.files import write_error, write_text_atomically
+from lora_lightning.runs.layout import CONFIG
+from lora_lightning.statistics.analysis import analyze_study
+from lora_lightning.studies.audit import StudyAudit
+from lora_lightning.studies.journal import StudyJournal, TrialStatus
+from lora_lightning.studies.plan import Configuration, StudyPlan
+from lora_lightning.studies.study_folder import RECOMMENDED, StudyFolder, load_plan, load_tag
+from lora_lightning.studies.trial_results import collect_results
+from lora_lightning.studies.trial_runs import CheckedStudy, check_configurations
+
+
+@dataclass(frozen=True)
+class OpenStudy:
+    """A study whose folder and journal have all its trials.
+
+    Attributes:
+        plan: The study.
+        folder: Its folder.
+        journal: Its journal.
+        tag: The metric that decides, with its split.
+    """
+
+    plan: StudyPlan
+    folder: StudyFolder
+    journal: StudyJournal
+    tag: str
+
+    def statuses(self) -> dict[str, TrialStatus]:
+        """The state of each trial, by id."""
+        return self.journal.statuses(self.plan.trials)
+
+
+def start_study(plan: StudyPlan, folder: StudyFolder, checked: CheckedStudy, *, retry_failed: bool = False) -> OpenStudy:
+    """Creates a study in its folder, or adds what it has gained since.
+
+    Args:
+        plan: The study, whose configurations are checked.
+        folder: Its folder.
+        checked: What the check found.
+        retry_failed: Whether to run failed trials once more.
+
+    Returns:
+        The study.
+
+    Raises:
+        ConfigurationError: If the folder has another study.
+        TrainingError: If a file cannot be written.
+    """
+    with folder.locked():
+        folder.save(plan, checked.tag)
+        journal = StudyJournal(folder)
+        journal.add_trials(plan.trials)
+        if retry_failed:
+            journal.add_again(plan.trials)
+    return OpenStudy(plan, folder, journal, checked.tag)
+
+
+def open_study(path: Path) -> OpenStudy:
+    """Opens a study in its folder, without its YAML.
+
+    Args:
+        path: The folder.
+
+    Returns:
+        The study.
+
+    Raises:
+        ConfigurationError: If it is not the folder of a study.
+        TrainingError: If its journal is damaged.
+    """
+    plan = load_plan(path)
+    folder = StudyFolder(path)
+    return OpenStudy(plan, folder, StudyJournal(folder), load_tag(path))
+
+
+def check_study(
+    plan: StudyPlan, folder: StudyFolder, progress: Callable[[Configuration], None] = lambda _: None
+) -> CheckedStudy:
+    """Checks a study before anything is trained; first against the study that its folder has.
+
+    Args:
+        plan: The study.
+        folder: Its folder, which may not exist.
+        progress: Called before each configuration.
+
+    Returns:
+        What the check found.
+
+    Raises:
+        LoraLightningError: If an option, the data, or the folder does not fit.
+    """
+    folder.check(plan)
+    return check_configurations(plan, folder, progress)
+
+
+def judge_study(study: OpenStudy) -> StudyAudit:
+    """Analyzes the finished trials of a study.
+
+    Args:
+        study: The study.
+
+    Returns:
+        The verdicts, and what was left out.
+
+    Raises:
+        ConfigurationError: If no trial is finished.
+        LoraLightningError: If a run folder is damaged.
+    """
+    statuses = study.statuses()
+    if not any(status.state == "finished" for status in statuses.values()):
+        msg = f"none of the {len(statuses)} trials of {study.folder.path} is finished; run the study first"
+        raise ConfigurationError(msg)
+    found = collect_results(study.plan, study.folder, study.tag, statuses)
+    notes = tuple(note for note in (found.results.unfinished, *found.notes) if note)
+    return StudyAudit(found.results, analyze_study(found.results), notes)
+
+
+def write_recommendation(study: OpenStudy, audit: StudyAudit) -> Path | None:
+    """Writes the config of the recommended configuration, which `fit` trains as it is.
+
+    Args:
+        study: The study.
+        audit: Its verdicts.
+
+    Returns:
+        The file; `None` if the recommended configuration has no finished run.
+
+    Raises:
+        TrainingError: If the file cannot be written.
+    """
+    name = audit.analysis.recommendation.name
+    trials = [trial for trial in study.plan.trials if trial.configuration == name]
+    finished = [trial for trial in trials if trial.seed in audit.results.configuration(name).values]
+    if not finished:
+        return None
+    text = (study.folder.run(finished[0]) / CONFIG).read_text(encoding="utf-8")
+    config = _as_own_run(yaml.safe_load(text), study.plan.study.name)
+    head = f"# {name}: recommended by the study {study.plan.study.name}\n"
+    path = study.folder.path / RECOMMENDED
+    try:
+        write_text_atomically(path, head + yaml.safe_dump(config, sort_keys=False))
+    except OSError as error:
+        raise write_error(path, error) from error
+    return path
+
+
+def _as_own_run(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Moves the config of a trial out of the study's folder."""
+    trainer = {key: value for key, value in config["trainer"].items() if key != "enable_progress_bar"}
+    logger = trainer["logger"] if isinstance(trainer["logger"], dict) else trainer["logger"][0]
+    own = {"save_dir": "lightning_logs", "name": f"{name}_recommended", "version": None}
+    trainer["logger"] = {**logger, "init_args": {**logger["init_args"], **own}}
+    return {**config, "trainer": trainer}

@@ -1,0 +1,166 @@
+"""From the finished trials of a study to what its analysis takes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lora_lightning.runs.record import RunRecord
+from lora_lightning.statistics.study_results import ConfigurationResults, StudyResults
+from lora_lightning.studies.journal import TrialStatus
+from lora_lightning.studies.metric_outcomes import metric_outcomes, read_outcome_rows
+from lora_lightning.studies.metric_scale import choose_scale
+from lora_lightning.studies.plan import RANK, Configuration, StudyPlan, Trial
+from lora_lightning.studies.results_table import few_names
+from lora_lightning.studies.study_folder import StudyFolder
+from lora_lightning.studies.trial_measurements import OUTCOMES, read_costs
+from lora_lightning.studies.trial_runs import study_metric
+
+TRAINING_LOSS = "train/loss"
+
+
+@dataclass(frozen=True)
+class StudyNotes:
+    """The results of a study with what they lack.
+
+    Attributes:
+        results: The results.
+        notes: Sentences on what was left out.
+    """
+
+    results: StudyResults
+    notes: tuple[str, ...]
+
+
+@dataclass
+class _Collected:
+    """What the trials of one configuration measured, by seed."""
+
+    values: dict[int, float] = field(default_factory=dict)
+    outcomes: dict[int, NDArray[np.float64]] = field(default_factory=dict)
+    measurements: dict[str, dict[int, float]] = field(default_factory=dict)
+    curves: dict[str, dict[int, NDArray[np.float64]]] = field(default_factory=dict)
+
+
+def collect_results(
+    plan: StudyPlan, folder: StudyFolder, tag: str, statuses: Mapping[str, TrialStatus]
+) -> StudyNotes:
+    """Collects the results of all finished trials.
+
+    Args:
+        plan: The study.
+        folder: Its folder.
+        tag: The metric that decides, with its split.
+        statuses: The state of each trial, by id.
+
+    Returns:
+        The results, and what they lack.
+
+    Raises:
+        LoraLightningError: If a run folder is damaged.
+    """
+    reader = _TrialReader(folder, tag)
+    configurations = []
+    for configuration in plan.configurations:
+        trials = [trial for trial in plan.trials if trial.configuration == configuration.name]
+        found = _Collected()
+        for trial in trials:
+            if statuses[trial.id].state == "finished":
+                reader.read(trial, found)
+        settings = {axis.name: _setting(axis.name, configuration) for axis in plan.study.axes}
+        configurations.append(
+            ConfigurationResults(
+                configuration.name, settings, found.values, found.outcomes, found.measurements, found.curves
+            )
+        )
+    measured = {name for each in configurations for name in each.measurements}
+    results = StudyResults(
+        name=plan.study.name,
+        metric=study_metric(plan, tag),
+        configurations=configurations,
+        reference=plan.reference,
+        costs=[cost for cost in plan.study.costs if cost in measured] or list(plan.study.costs[:1]),
+        sequence=plan.sequence,
+        rank_setting=RANK if RANK in {axis.name for axis in plan.study.axes} else None,
+        full_fine_tuning=plan.study.full_fine_tuning,
+        unfinished=_unfinished(plan, statuses),
+    )
+    return StudyNotes(results, tuple(filter(None, [_failed(plan, statuses), reader.note])))
+
+
+class _TrialReader:
+    """Reads run folders.
+
+    Args:
+        folder: The study's folder.
+        tag: The metric that decides, with its split.
+    """
+
+    def __init__(self, folder: StudyFolder, tag: str) -> None:
+        self.folder, self.tag = folder, tag
+        self.split, _, self.metric = tag.partition("/")
+        self.scale = choose_scale(self.metric, [])
+        self.finished = 0
+        self.without_outcomes: list[str] = []
+
+    def read(self, trial: Trial, found: _Collected) -> None:
+        """Adds what a finished trial measured."""
+        run, seed = self.folder.run(trial), trial.seed
+        record = RunRecord.load(run)
+        value = record.metric(self.tag)
+        self.finished += 1
+        found.values[seed] = self.scale.stored_value(value)
+        outcomes = metric_outcomes(self.metric, read_outcome_rows(run / OUTCOMES, self.split), value)
+        if outcomes is None:
+            self.without_outcomes.append(trial.title)
+        else:
+            found.outcomes[seed] = outcomes
+        numbers: dict[str, float] = {}
+        if record.trainable_parameters is not None:
+            numbers["trainable_parameters"] = float(record.trainable_parameters)
+        if record.trainable_share is not None:
+            numbers["trainable_share"] = record.trainable_share
+        numbers |= read_costs(run)
+        numbers |= {tag: value for tag, value in record.flat_metrics.items() if tag.count("/") == 1 and tag != self.tag}
+        for name, number in numbers.items():
+            if np.isfinite(number):
+                found.measurements.setdefault(name, {})[seed] = number
+        for name in (TRAINING_LOSS, f"val/{self.metric}"):
+            if curve := record.curves.get(name):
+                points = np.array([curve.steps, curve.values], dtype=np.float64)
+                found.curves.setdefault(name, {})[seed] = points
+
+    @property
+    def note(self) -> str:
+        """What is said about runs that can only be compared by seed."""
+        if not self.without_outcomes:
+            return ""
+        count = f"{len(self.without_outcomes)} of {self.finished}"
+        if len(self.without_outcomes) == self.finished:
+            return (
+                f"{self.metric} is not known as a mean over test examples here, so runs are compared by seed only, "
+                "and intervals do not count the uncertainty of the test set."
+            )
+        return f"{count} runs have no test examples and are compared by seed only: {few_names(self.without_outcomes)}."
+
+
+def _setting(axis: str, configuration: Configuration) -> object:
+    return configuration.options.get(axis, configuration.labels[axis])
+
+
+def _unfinished(plan: StudyPlan, statuses: Mapping[str, TrialStatus]) -> str:
+    left = [trial for trial in plan.trials if statuses[trial.id].state not in {"finished", "failed"}]
+    if not left:
+        return ""
+    return f"The report is partial: {len(left)} of {len(plan.trials)} trials have not finished."
+
+
+def _failed(plan: StudyPlan, statuses: Mapping[str, TrialStatus]) -> str:
+    failed = [trial.title for trial in plan.trials if statuses[trial.id].state == "failed"]
+    if not failed:
+        return ""
+    return (
+        f"{len(failed)} of {len(plan.trials)} trials failed and are left out, which favors a configuration whose runs "
+        f"failed: {few_names(failed)}."
+    )

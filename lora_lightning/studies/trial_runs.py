@@ -1,0 +1,178 @@
+"""The runs of a study's trials: their options, the check of every configuration before any run, and training."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback
+
+from lora_lightning.datamodules.base import TEST, TRAIN, VALIDATION
+from lora_lightning.errors import ConfigurationError, DataError, LoraLightningError, suggest_names
+from lora_lightning.runs.record import RunRecord
+from lora_lightning.statistics.study_results import Metric
+from lora_lightning.studies.metric_scale import choose_metric, choose_scale
+from lora_lightning.studies.plan import Configuration, StudyPlan, Trial
+from lora_lightning.studies.study_file import SEED_OPTION
+from lora_lightning.studies.study_folder import StudyFolder
+from lora_lightning.training.api import config_arguments, option_arguments, train
+from lora_lightning.training.commands import explain_errors, prepare_command
+from lora_lightning.training.fitting import TrainingRun
+
+LOGGERS = ("TensorBoardLogger", "CSVLogger")
+
+
+@dataclass(frozen=True)
+class CheckedStudy:
+    """What the check of a study has found out about its data and its metric.
+
+    Attributes:
+        tag: The metric that decides, with its split, such as `"test/accuracy"`.
+        rows: Number of rows by split; one number for each split that has a length.
+    """
+
+    tag: str
+    rows: Mapping[str, int]
+
+
+def run_options(folder: StudyFolder, trial: Trial) -> dict[str, Any]:
+    """Returns the options of `fit` that a trial adds to the base configs.
+
+    Args:
+        folder: The study's folder.
+        trial: The trial.
+
+    Returns:
+        Values by dotted name.
+    """
+    logger = {
+        "class_path": "TensorBoardLogger",
+        "init_args": {
+            "save_dir": str(folder.path.parent),
+            "name": folder.path.name,
+            "version": trial.id,
+            "default_hp_metric": False,
+        },
+    }
+    return {
+        **trial.options,
+        SEED_OPTION: trial.seed,
+        "test_after_fit": True,
+        "trainer.logger": logger,
+        "trainer.enable_progress_bar": False,
+    }
+
+
+def base_configs(plan: StudyPlan) -> list[Path | Mapping[str, Any]]:
+    """Returns the base configs of a study, as `train` takes them."""
+    return list(plan.study.base)
+
+
+def train_trial(plan: StudyPlan, folder: StudyFolder, trial: Trial, callbacks: Sequence[Callback]) -> RunRecord:
+    """Trains and tests a trial, or resumes it.
+
+    Args:
+        plan: The study.
+        folder: Its folder.
+        trial: The trial.
+        callbacks: Callbacks that measure it.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        LoraLightningError: As `train` does.
+        TrainingStopped: After a signal.
+        KeyboardInterrupt: After Ctrl-C.
+    """
+    return train(base_configs(plan), run_options(folder, trial), resume=True, callbacks=callbacks)
+
+
+def check_configurations(
+    plan: StudyPlan, folder: StudyFolder, progress: Callable[[Configuration], None] = lambda _: None
+) -> CheckedStudy:
+    """Checks the options, the data and the metric of every configuration before anything is trained.
+
+    Args:
+        plan: The study.
+        folder: Its folder; nothing is written there.
+        progress: Called before each configuration.
+
+    Returns:
+        The metric that decides, and the size of the data.
+
+    Raises:
+        LoraLightningError: If an option, the data or the metric of a configuration is wrong; names the configuration.
+    """
+    found: list[CheckedStudy] = []
+    for configuration in plan.configurations:
+        progress(configuration)
+        trial = next(each for each in plan.trials if each.configuration == configuration.name)
+        arguments = [*config_arguments(base_configs(plan)), *option_arguments(run_options(folder, trial))]
+        try:
+            with explain_errors():
+                run = TrainingRun(prepare_command("fit", arguments))
+                run.check_settings_and_data()
+            found.append(_check_run(plan, run))
+        except LoraLightningError as error:
+            msg = f"the configuration {configuration.name!r} of the study cannot be trained: {error}"
+            raise type(error)(msg) from error
+    return found[0]
+
+
+def _check_run(plan: StudyPlan, run: TrainingRun) -> CheckedStudy:
+    if run.is_fast_dev_run or run.options.trainer.get("fast_dev_run"):
+        msg = "trainer.fast_dev_run writes no results; leave it out, and lower trainer.max_epochs or limit_train_batches"
+        raise ConfigurationError(msg)
+    if run.trainer.world_size > 1:
+        msg = f"it would train in {run.trainer.world_size} processes, but a study trains each run in one; "
+        msg += "set trainer.devices to 1"
+        raise ConfigurationError(msg)
+    tests = run.datamodule.split_names(TEST)
+    if not tests:
+        msg = f"{run.datamodule.without_test}, and a study compares configurations on one; add test data with labels"
+        raise DataError(msg)
+    tag = objective_tag(plan.study.objective, tests, run.task.metric_names())
+    kinds = [name for kind in (TRAIN, VALIDATION, TEST) for name in run.datamodule.split_names(kind)]
+    rows = {name: len(split) for name in kinds if hasattr(split := run.datamodule.raw_splits[name], "__len__")}
+    study_metric(plan, tag)
+    return CheckedStudy(tag, rows)
+
+
+def objective_tag(objective: str, tests: Sequence[str], names: Sequence[str]) -> str:
+    """Finds the metric that decides among those that a run reports.
+
+    Args:
+        objective: As in the study, with or without a split.
+        tests: Names of the test splits.
+        names: Names of the task's metrics, without a split.
+
+    Returns:
+        The metric with its split, such as `"test/accuracy"`.
+
+    Raises:
+        ConfigurationError: If there is no such metric on a test split, or on several.
+    """
+    tags = [f"{split}/{name}" for split in tests for name in names]
+    found = [tag for tag in tags if objective in {tag, tag.partition("/")[2]}]
+    if not found:
+        msg = f"the objective {objective!r} is not reported on a test split; {suggest_names(objective, tags)}"
+        raise ConfigurationError(msg)
+    if len(found) > 1:
+        msg = f"the objective {objective!r} is reported on {len(tests)} test splits; name one of {', '.join(found)}"
+        raise ConfigurationError(msg)
+    return found[0]
+
+
+def study_metric(plan: StudyPlan, tag: str) -> Metric:
+    """Returns the metric that decides, with its margin and its direction.
+
+    Args:
+        plan: The study.
+        tag: The metric with its split.
+
+    Raises:
+        ConfigurationError: If the direction or the margin is unknown.
+    """
+    name = tag.partition("/")[2]
+    return choose_metric(name, choose_scale(name, []), plan.study.direction, plan.study.margin)

@@ -1,0 +1,158 @@
+"""A worker of a study: takes one trial after the other, trains it, and records how it ended."""
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from lora_lightning.errors import LoraLightningError, TrialsFailed
+from lora_lightning.runs.record import RunRecord
+from lora_lightning.studies.journal import Claim, StudyJournal, TrialStatus
+from lora_lightning.studies.plan import StudyPlan, Trial
+from lora_lightning.studies.study_folder import StudyFolder
+from lora_lightning.studies.trial_measurements import TestOutcomes, TrialCosts
+from lora_lightning.studies.trial_runs import train_trial
+from lora_lightning.training.fitting import DISK_ERRORS
+
+WAIT = 1.0  # seconds between two looks for a trial while other workers have all that are left
+
+
+@dataclass(frozen=True)
+class TrialEnd:
+    """How a trial of this worker ended.
+
+    Attributes:
+        trial: The trial.
+        value: The metric that decides; `None` if it failed.
+        error: Why it failed; empty if it did not.
+        seconds: Of this worker.
+    """
+
+    trial: Trial
+    value: float | None
+    error: str
+    seconds: float
+
+
+class Worker:
+    """Runs the trials of a study, one at a time.
+
+    Args:
+        plan: The study.
+        folder: Its folder.
+        journal: Its journal, which has all trials.
+        tag: The metric that decides, with its split.
+        is_alone: Whether this is the only worker, so that times are worth measuring.
+        on_start: Called before each trial.
+        on_end: Called after each trial.
+    """
+
+    def __init__(
+        self,
+        plan: StudyPlan,
+        folder: StudyFolder,
+        journal: StudyJournal,
+        tag: str,
+        *,
+        is_alone: bool = True,
+        on_start: Callable[[Trial], None] = lambda _: None,
+        on_end: Callable[[TrialEnd], None] = lambda _: None,
+    ) -> None:
+        self.plan, self.folder, self.journal, self.tag, self.is_alone = plan, folder, journal, tag, is_alone
+        self.on_start, self.on_end = on_start, on_end
+
+    def run_all(self) -> dict[str, TrialStatus]:
+        """Runs trials until none is left, also those of other workers that are killed meanwhile.
+
+        Returns:
+            How each trial ended, by id.
+
+        Raises:
+            LoraLightningError: If the disk is full, which would fail every trial, or the journal cannot be written.
+            TrainingStopped: After a signal. The trial is saved, and the next worker resumes it.
+            KeyboardInterrupt: After Ctrl-C.
+        """
+        while True:
+            claim = self.journal.claim_next(self.plan.trials)
+            if claim is not None:
+                self._run(claim)
+                continue
+            statuses = self.journal.statuses(self.plan.trials)
+            if all(status.state in {"finished", "failed"} for status in statuses.values()):
+                return statuses
+            time.sleep(WAIT)
+
+    def _run(self, claim: Claim) -> None:
+        trial = claim.trial
+        self.on_start(trial)
+        start = time.monotonic()
+        value, error = None, ""
+        try:
+            value = self._train(trial)
+        except Exception as failure:
+            if has_full_disk(failure):
+                raise  # the trial stays as it is, and the same command resumes it
+            error = " ".join(str(failure).split()) or type(failure).__name__
+            if not isinstance(failure, LoraLightningError):
+                error = f"{type(failure).__name__}: {error}"
+            self.journal.fail(claim, error)
+        else:
+            self.journal.finish(claim, value)
+        finally:
+            claim.lock.release()
+        self.on_end(TrialEnd(trial, value, error, time.monotonic() - start))
+
+    def _train(self, trial: Trial) -> float:
+        with warnings.catch_warnings():  # each trial warns like a run of its own
+            record = train_trial(self.plan, self.folder, trial, [TrialCosts(self.is_alone), TestOutcomes()])
+        return objective_of(record, self.tag)
+
+
+def objective_of(record: RunRecord, tag: str) -> float:
+    """Reads the metric that decides from a finished run.
+
+    Args:
+        record: The run.
+        tag: The metric with its split.
+
+    Returns:
+        Its value.
+
+    Raises:
+        TrialsFailed: If the run has no such metric, for example because its rows left it undefined.
+    """
+    try:
+        return record.metric(tag)
+    except KeyError as error:
+        msg = f"the run {record.folder} has no {tag}, which is undefined for its test rows"
+        raise TrialsFailed(msg) from error
+
+
+def has_full_disk(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is a full or failing disk, which will fail every other trial, too."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def check_all_finished(statuses: Sequence[tuple[Trial, TrialStatus]]) -> None:
+    """Raises an error if trials failed.
+
+    Args:
+        statuses: All trials with their states.
+
+    Raises:
+        TrialsFailed: Names the first failed trial and its error.
+    """
+    failed = [(trial, status) for trial, status in statuses if status.state == "failed"]
+    if failed:
+        trial, status = failed[0]
+        msg = f"{len(failed)} of {len(statuses)} trials failed, the first one ({trial.title}) because {status.error}"
+        msg += "; fix the cause, and repeat them with --retry_failed"
+        raise TrialsFailed(msg)
+
+
