@@ -24,12 +24,13 @@ from lora_lightning.runs.signals import (
     set_stop_handler,
 )
 
+TRAINING = ("fit", "study")  # commands that a signal stops after the current step
 COMMANDS = {
     "fit": "train from a YAML config, then test the best checkpoint",
     "validate": "evaluate a checkpoint on the validation split",
     "test": "evaluate a checkpoint on the test split",
     "predict": "classify, answer or continue the texts in a file with a checkpoint",
-    "study": "compare configurations over seeds: `study audit` judges a table of results",
+    "study": "compare configurations over seeds, and say which differences are noise",
 }
 
 EPILOG = """\
@@ -40,6 +41,7 @@ examples:
   lora-lightning test --config RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt
   lora-lightning predict --config RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt \\
       --data.predict_file queries.txt --predictions.file answers.csv
+  lora-lightning study run STUDY.yaml
   lora-lightning study audit results.csv --reference "r = 64"
 
 all options of a command:    lora-lightning fit --help
@@ -51,8 +53,8 @@ exit status of every command:
   0    done
   1    a bug in this program, printed with its traceback
   2    wrong input, explained in one sentence
-  3    the trained model failed a check, such as the merge check
-  75   stopped by SIGTERM or SIGUSR1; the same command with --resume auto resumes the run
+  3    the trained model failed a check, such as the merge check, or some trials of a study failed
+  75   stopped by SIGTERM or SIGUSR1; the same command resumes (fit: with --resume auto)
   130  stopped by Ctrl-C
 """
 
@@ -118,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     without_debug = [argument for argument in given if argument != DEBUG]
     build_parser().parse_known_args(without_debug[:1] or ["--help"])
-    with ending_on_signals(without_debug[0] == "fit"):
+    with ending_on_signals(without_debug[0] in TRAINING):
         return run_and_report(without_debug, debug=DEBUG in given)
 
 
@@ -136,7 +138,7 @@ def run_and_report(arguments: Sequence[str], *, debug: bool) -> ExitStatus:
         with warnings.catch_warnings():
             run_command = import_program()
             warnings.showwarning = print_warning  # type: ignore[assignment]  # takes any arguments
-            if arguments[0] == "fit":
+            if arguments[0] in TRAINING:
                 set_stop_handler(raise_training_stopped)
             # Processes that Lightning starts get the same arguments.
             run_command([*arguments, DEBUG] if debug else arguments)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from lora_lightning.cli import study_audit
+from lora_lightning.cli import study_audit, study_run, study_status
 from lora_lightning.errors import ConfigurationError
 
 
@@ -27,6 +27,19 @@ class Subcommand:
 
 
 SUBCOMMANDS = {
+    "run": Subcommand(study_run.HELP, study_run.EPILOG, study_run.add_run_options, study_run.run_study_file),
+    "status": Subcommand(
+        study_status.STATUS_HELP,
+        study_status.STATUS_EPILOG,
+        study_status.add_status_options,
+        study_status.run_status,
+    ),
+    "report": Subcommand(
+        study_status.REPORT_HELP,
+        study_status.REPORT_EPILOG,
+        study_status.add_report_options,
+        study_status.run_report,
+    ),
     "audit": Subcommand(study_audit.HELP, study_audit.EPILOG, study_audit.add_audit_options, study_audit.run_audit),
 }
 

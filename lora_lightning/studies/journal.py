@@ -13,7 +13,7 @@ from typing import Any, Literal
 import optuna
 from filelock import FileLock, Timeout
 from optuna.storages import JournalStorage
-from optuna.storages.journal import BaseJournalFileLock, JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from lora_lightning.errors import TrainingError
@@ -25,7 +25,7 @@ ID, CONFIGURATION, SEED, OPTIONS, ERROR = "id", "configuration", "seed", "option
 State = Literal["waiting", "running", "interrupted", "finished", "failed"]
 
 
-class JournalLock(BaseJournalFileLock):
+class JournalLock(JournalFileOpenLock):
     """Lets one process at a time append to the journal, and removes what a killed process left unfinished.
 
     Optuna's own locks are files that a killed process leaves behind; it waits 30 s before it takes them over.
@@ -35,6 +35,7 @@ class JournalLock(BaseJournalFileLock):
     """
 
     def __init__(self, journal: Path) -> None:
+        super().__init__(str(journal))
         self._journal = journal
         self._lock = FileLock(f"{journal}.lock")
 

@@ -1,0 +1,211 @@
+"""`lora-lightning study run`: trains every configuration with every seed, or shows what it would train."""
+
+import argparse
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from lora_lightning.cli.study_audit import WIDTH, print_audit, printable_name
+from lora_lightning.errors import ConfigurationError, TrainingStopped
+from lora_lightning.studies.plan import StudyPlan, Trial
+
+HELP = "train every configuration with every seed, and report which one to use"
+EPILOG = """\
+example, complete (a quarter of an hour on two CPU cores, without network):
+  cat > ranks.yaml << END
+  base:
+    model:
+      class_path: PlantedRankTask
+      init_args:
+        problem: {in_features: 64, out_features: 48, ranks: [1, 2, 4, 8]}
+        lora: {r: 16, lora_alpha: 16, lora_dropout: 0.0, target_modules: all-linear}
+        optimization: {learning_rate: 0.01, weight_decay: 0.0}
+    data:
+      class_path: PlantedRankDataModule
+      init_args: {in_features: 64}
+    trainer: {max_epochs: 5}
+    checkpoint: {monitor: val/loss, mode: min}
+  axes:
+    model.lora.r: [4, 8, 16]
+  derived:
+    model.lora.lora_alpha: r
+  seeds: [0, 1, 2]
+  objective: loss
+  margin: 0.1
+  reference: {r: 16}
+  END
+  lora-lightning study run ranks.yaml --dry-run
+  lora-lightning study run ranks.yaml
+
+The same command resumes a study that was stopped or killed, from the last checkpoint of each run. A YAML that has
+gained values or seeds adds their runs; one that contradicts the study in the folder is refused.
+
+exit status: 0 all trials are done, 3 some failed, 75 or 130 stopped; the same command resumes
+"""
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `study run`.
+
+    Args:
+        parser: The parser of the subcommand.
+    """
+    add = parser.add_argument
+    add("study", metavar="STUDY.yaml", type=Path, help="the study: base config, axes, seeds, objective, reference")
+    add("--base", action="append", default=[], type=Path, metavar="CONFIG", help="base config in place of the study's")
+    add("--dry-run", "--dry_run", action="store_true", help="check everything, print the plan, and train nothing")
+    add("--retry_failed", action="store_true", help="run trials that failed once more")
+    default = "lightning_logs/studies"
+    add("--save_dir", type=Path, default=Path(default), metavar="DIR", help=f"folder of all studies (default: {default})")
+
+
+def run_study_file(options: argparse.Namespace) -> object:
+    """Runs `lora-lightning study run`.
+
+    Args:
+        options: The parsed options.
+
+    Returns:
+        The state of each trial by id, or the plan after `--dry-run`.
+
+    Raises:
+        LoraLightningError: If the study is wrong, or the disk is full.
+        TrialsFailed: If trials failed.
+        TrainingStopped: After a signal.
+        KeyboardInterrupt: After Ctrl-C.
+    """
+    from lora_lightning.studies.plan import plan_study  # noqa: PLC0415
+    from lora_lightning.studies.study_file import read_study_file  # noqa: PLC0415
+    from lora_lightning.studies.study_folder import StudyFolder  # noqa: PLC0415
+
+    for base in options.base:
+        if not base.is_file():
+            msg = f"there is no base config {base}; check the path"
+            raise ConfigurationError(msg)
+    plan = plan_study(read_study_file(options.study, options.base))
+    folder = StudyFolder(options.save_dir / plan.study.name)
+    from lora_lightning.studies import study_run  # noqa: PLC0415  # seconds, which a wrong YAML need not wait for
+
+    with progress_bar("checking configurations", len(plan.configurations)) as bar:
+        checked = study_run.check_study(plan, folder, lambda _: bar.advance(bar.task_ids[0]))
+    if options.dry_run:
+        print_plan(plan, folder.path)
+        return plan
+    study = study_run.start_study(plan, folder, checked, retry_failed=options.retry_failed)
+    with resume_hint(["lora-lightning", "study", "run", str(options.study), *_words(options)]):
+        statuses = run_trials(study)
+    report(study)
+    from lora_lightning.studies.worker import check_all_finished  # noqa: PLC0415
+
+    check_all_finished([(trial, statuses[trial.id]) for trial in plan.trials])
+    return statuses
+
+
+def _words(options: argparse.Namespace) -> list[str]:
+    words = [f"--base={base}" for base in options.base]
+    return words + ([f"--save_dir={options.save_dir}"] if str(options.save_dir) != "lightning_logs/studies" else [])
+
+
+@contextmanager
+def resume_hint(command: list[str]) -> Iterator[None]:
+    """Says how to resume a study that is stopped."""
+    hint = f"resume with: {shlex.join(command)}"
+    try:
+        yield
+    except TrainingStopped as stop:
+        stop.resume_hint = hint
+        raise
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(hint) from None
+
+
+@contextmanager
+def progress_bar(title: str, total: int) -> Iterator[Progress]:
+    """Shows a bar while it is needed, on a terminal only."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, transient=True) as bar:
+        bar.add_task(title, total=total)
+        yield bar
+
+
+def run_trials(study: "OpenStudy") -> dict[str, "TrialStatus"]:  # noqa: F821
+    """Runs all trials that are left, and prints a line for each."""
+    from lora_lightning.studies.worker import TrialEnd, Worker  # noqa: PLC0415
+
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    total = len(study.plan.trials)
+    done = sum(status.state == "finished" for status in study.statuses().values())
+    console.print(f"study folder: {study.folder.path}  ({done} of {total} trials are finished)")
+    seconds: list[float] = []
+
+    def start(trial: Trial) -> None:
+        left = ""
+        if seconds:
+            remaining = sum(status.state not in {"finished", "failed"} for status in study.statuses().values())
+            left = f"; about {shown_time(remaining * sum(seconds) / len(seconds))} left"
+        console.print(""); console.print(printable_name(f"training {trial.title}{left}"))
+
+    def end(found: TrialEnd) -> None:
+        if found.value is None:
+            console.print(printable_name(f"failed:  {found.trial.title}: {found.error}"))
+            return
+        seconds.append(found.seconds)
+        ended = sum(status.state in {"finished", "failed"} for status in study.statuses().values())
+        result = f"{study.tag} {found.value:.4f}, {shown_time(found.seconds)}"
+        console.print(printable_name(f"done:    {found.trial.title}: {result} ({ended} of {total})"))
+
+    return Worker(study.plan, study.folder, study.journal, study.tag, on_start=start, on_end=end).run_all()
+
+
+def report(study: "OpenStudy", output: Path | None = None) -> None:  # noqa: F821
+    """Prints the verdicts, and writes the report and the recommended config."""
+    from lora_lightning.reports.study_report import write_study_report  # noqa: PLC0415
+    from lora_lightning.studies.study_folder import REPORT  # noqa: PLC0415
+    from lora_lightning.studies.study_run import judge_study, write_recommendation  # noqa: PLC0415
+
+    if not any(status.state == "finished" for status in study.statuses().values()):
+        return
+    audit = judge_study(study)
+    page = write_study_report(audit.results, audit.analysis, output or study.folder.path / REPORT, audit.notes)
+    config = write_recommendation(study, audit)
+    print()
+    print_audit(audit)
+    for note in audit.notes:
+        print(printable_name(f"note: {note}"))
+    print(f"\nreport:      {page}")
+    if config is not None:
+        print(f"recommended: {config}  (lora-lightning fit --config {config})")
+    print(f"curves:      tensorboard --logdir {study.folder.path}")
+
+
+def print_plan(plan: StudyPlan, folder: Path) -> None:
+    """Prints what a study will train.
+
+    Args:
+        plan: The study.
+        folder: Its folder.
+    """
+    console = Console(highlight=False, markup=False, soft_wrap=True, width=WIDTH)
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("configuration")
+    table.add_column("options")
+    table.add_column("runs", justify="right")
+    for each in plan.configurations:
+        options = ", ".join(f"{name}={value}" for name, value in each.options.items())
+        name = f"{each.name} (reference)" if each.name == plan.reference else each.name
+        runs = sum(trial.configuration == each.name for trial in plan.trials)
+        table.add_row(printable_name(name), printable_name(options), str(runs))
+    console.print(table)
+    console.print(f"\n{len(plan.trials)} runs, in {folder}")
+
+
+def shown_time(seconds: float) -> str:
+    """Formats a duration, such as `42 s`, `12 min` or `3.5 h`."""
+    if seconds < 100:  # noqa: PLR2004
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"  # noqa: PLR2004

@@ -1,0 +1,83 @@
+"""`lora-lightning study status` and `study report`: how far a study is, and what it has found so far."""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from lora_lightning.cli.study_audit import WIDTH, printable_name
+from lora_lightning.cli.study_run import report
+
+STATUS_HELP = "show how many trials of a study are finished, running, waiting or failed"
+STATUS_EPILOG = """\
+example:
+  lora-lightning study status lightning_logs/studies/ranks
+"""
+REPORT_HELP = "write the report of a study from the trials that are finished"
+REPORT_EPILOG = """\
+example:
+  lora-lightning study report lightning_logs/studies/ranks
+
+Writes report.html, analysis.json, results.csv and figures, and recommended.yaml beside them, which `fit` trains as it
+is. A report of an unfinished study says so.
+"""
+STATES = ("finished", "running", "interrupted", "waiting", "failed")
+
+
+def add_status_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `study status`.
+
+    Args:
+        parser: The parser of the subcommand.
+    """
+    parser.add_argument("folder", metavar="DIR", type=Path, help="folder of the study")
+
+
+def add_report_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `study report`.
+
+    Args:
+        parser: The parser of the subcommand.
+    """
+    add_status_options(parser)
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the report (default: DIR/report)")
+
+
+def run_report(options: argparse.Namespace) -> None:
+    """Runs `lora-lightning study report`.
+
+    Args:
+        options: The parsed options.
+    """
+    from lora_lightning.studies.study_run import judge_study, open_study  # noqa: PLC0415  # imports torch
+
+    study = open_study(options.folder)
+    judge_study(study)  # raises an error if nothing is finished
+    report(study, options.output)
+
+
+def run_status(options: argparse.Namespace) -> None:
+    """Runs `lora-lightning study status`.
+
+    Args:
+        options: The parsed options.
+    """
+    from lora_lightning.studies.study_run import open_study  # noqa: PLC0415  # imports torch
+
+    study = open_study(options.folder)
+    statuses = study.statuses()
+    console = Console(highlight=False, markup=False, soft_wrap=True, width=WIDTH)
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("configuration")
+    for state in STATES:
+        table.add_column(state, justify="right")
+    for each in study.plan.configurations:
+        own = [statuses[trial.id].state for trial in study.plan.trials if trial.configuration == each.name]
+        table.add_row(printable_name(each.name), *(str(own.count(state) or "") for state in STATES))
+    console.print(table)
+    done = sum(status.state == "finished" for status in statuses.values())
+    console.print(f"\n{done} of {len(statuses)} trials are finished")
+    for trial in study.plan.trials:
+        if statuses[trial.id].state == "failed":
+            console.print(printable_name(f"failed: {trial.title}: {statuses[trial.id].error}"))
