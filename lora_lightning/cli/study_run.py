@@ -148,7 +148,8 @@ def run_trials(study: "OpenStudy") -> dict[str, "TrialStatus"]:  # noqa: F821
         if seconds:
             remaining = sum(status.state not in {"finished", "failed"} for status in study.statuses().values())
             left = f"; about {shown_time(remaining * sum(seconds) / len(seconds))} left"
-        console.print(""); console.print(printable_name(f"training {trial.title}{left}"))
+        console.print()
+        console.print(printable_name(f"training {trial.title}{left}"))
 
     def end(found: TrialEnd) -> None:
         if found.value is None:

@@ -10,6 +10,7 @@ from lora_lightning.errors import ConfigurationError
 
 LONGEST = 200  # characters of an expression
 LARGEST_EXPONENT = 64
+LARGEST = 1e15  # of every number; integers below it are exact as floats
 OPERATIONS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -53,14 +54,14 @@ def evaluate_expression(text: str, values: Mapping[str, object]) -> int | float:
         msg = f"the expression {text!r} cannot be evaluated ({error})"
         raise ConfigurationError(msg) from error
     if isinstance(number, complex) or not math.isfinite(number):
-        msg = f"the expression {text!r} is {number}, but a finite number is needed"
+        msg = f"the expression {text!r} is {number}, but a real, finite number is needed"
         raise ConfigurationError(msg)
     return int(number) if float(number).is_integer() else number
 
 
 def _evaluate(node: ast.AST, values: Mapping[str, object]) -> Any:
     if isinstance(node, ast.Constant) and _is_number(node.value):
-        return node.value
+        return _bounded(node.value)
     if isinstance(node, ast.Name):
         return _value_of(node.id, values)
     if isinstance(node, ast.UnaryOp) and type(node.op) in OPERATIONS:
@@ -70,12 +71,19 @@ def _evaluate(node: ast.AST, values: Mapping[str, object]) -> Any:
         if isinstance(node.op, ast.Pow) and abs(right) > LARGEST_EXPONENT:
             msg = f"has the exponent {right}, which may be at most {LARGEST_EXPONENT}"
             raise ConfigurationError(msg)
-        return OPERATIONS[type(node.op)](left, right)
+        return _bounded(OPERATIONS[type(node.op)](left, right))
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
         if node.func.id in FUNCTIONS:
             return FUNCTIONS[node.func.id](*(_evaluate(argument, values) for argument in node.args))
     msg = f"contains {ast.unparse(node)!r}, which is not arithmetic; {ALLOWED}"
     raise ConfigurationError(msg)
+
+
+def _bounded(number: Any) -> Any:
+    if abs(number) > LARGEST:
+        msg = f"reaches a number beyond {LARGEST:g}; no option needs one"
+        raise ConfigurationError(msg)
+    return number
 
 
 def _value_of(name: str, values: Mapping[str, object]) -> object:

@@ -14,6 +14,7 @@ from lora_lightning.errors import ConfigurationError, suggest_names
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 OPTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 SEED_OPTION = "seed_everything"
 # What the study sets itself.
 OWN_OPTIONS = (SEED_OPTION, "trainer.logger", "resume", "ckpt_path", "test_after_fit", "config")
@@ -90,7 +91,7 @@ def read_study_file(path: Path, base: Sequence[Path] = ()) -> StudyFile:
         ConfigurationError: If the file cannot be read, a key is unknown or missing, or a value is out of range.
     """
     check_config_file(path)
-    content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    content = read_yaml(path)
     keys = [*StudyFile.__dataclass_fields__]
     if unknown := [key for key in content if key not in keys]:
         msg = f"the study {path} has the unknown key {unknown[0]!r}; {suggest_names(unknown[0], keys)}"
@@ -111,6 +112,19 @@ def read_study_file(path: Path, base: Sequence[Path] = ()) -> StudyFile:
         sequence=reader.sequence(),
         full_fine_tuning=None if content.get("full_fine_tuning") is None else reader.text("full_fine_tuning"),
     )
+
+
+def read_yaml(path: Path) -> Any:
+    """Reads a YAML file in which `1e-3` is a number, as for the options of `fit`; in YAML 1.1 it is a text."""
+    return _with_numbers(yaml.safe_load(path.read_text(encoding="utf-8-sig")))
+
+
+def _with_numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_numbers(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_with_numbers(entry) for entry in value]
+    return float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value
 
 
 class _Reader:

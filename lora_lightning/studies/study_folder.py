@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock
 
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.runs.files import write_error, write_text_atomically
 from lora_lightning.runs.settings import flatten, list_differences
 from lora_lightning.studies.plan import StudyPlan, Trial, plan_study
-from lora_lightning.studies.study_file import Axis, StudyFile
+from lora_lightning.studies.study_file import Axis, StudyFile, read_yaml
 
 SAVE_DIR = Path("lightning_logs/studies")
 STUDY, JOURNAL, LOCK, CLAIMS, REPORT = "study.json", "journal.jsonl", "study.lock", ".claims", "report"
@@ -110,9 +109,7 @@ def study_as_json(study: StudyFile) -> dict[str, Any]:
 
 def base_contents(study: StudyFile) -> list[Mapping[str, Any]]:
     """Reads the base configs of a study."""
-    return [
-        yaml.safe_load(base.read_text(encoding="utf-8-sig")) if isinstance(base, Path) else base for base in study.base
-    ]
+    return [read_yaml(base) if isinstance(base, Path) else base for base in study.base]
 
 
 def load_plan(path: Path) -> StudyPlan:

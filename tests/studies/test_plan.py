@@ -1,0 +1,76 @@
+"""From axes to configurations and trials: names, derived values, order, ids, reference and sequence."""
+
+from pathlib import Path
+from typing import Any
+
+from lora_lightning.studies.plan import StudyPlan, plan_study
+from lora_lightning.studies.study_file import read_study_file
+from tests.studies.small_study import save_study
+
+
+def plan(folder: Path, **changes: Any) -> StudyPlan:
+    return plan_study(read_study_file(save_study(folder, **changes)))
+
+
+def test_ranks_are_tested_from_the_largest_down(tmp_path: Path) -> None:
+    found = plan(tmp_path)
+    assert [each.name for each in found.configurations] == ["r = 1", "r = 2", "r = 4"]
+    assert [each.options for each in found.configurations][1] == {"model.lora.r": 2, "model.lora.lora_alpha": 2}
+    assert found.reference == "r = 4"
+    assert found.sequence == ("r = 2", "r = 1")
+
+
+def test_other_axes_have_no_sequence_unless_one_is_given(tmp_path: Path) -> None:
+    rates = {"model.optimization.learning_rate": [1e-3, 1e-2]}
+    assert plan(tmp_path, reference={"r": 2}).sequence == ()  # not the largest rank
+    found = plan(tmp_path, axes=rates, derived=None, reference={"learning_rate": 1e-2})
+    assert (found.reference, found.sequence) == ("learning_rate = 0.01", ())
+    assert plan(tmp_path, sequence=["r = 1", "r = 2"]).sequence == ("r = 1", "r = 2")
+
+
+def test_all_combinations_are_trained_seed_by_seed(tmp_path: Path) -> None:
+    axes = {"model.lora.r": [2, 4], "model.lora.target_modules": ["all-linear", ["query", "value"]]}
+    found = plan(tmp_path, axes=axes, reference={"r": 4, "target_modules": "all-linear"})
+    assert [each.name for each in found.configurations] == [
+        "r = 2, target_modules = all-linear",
+        "r = 2, target_modules = [query, value]",
+        "r = 4, target_modules = all-linear",
+        "r = 4, target_modules = [query, value]",
+    ]
+    assert [trial.seed for trial in found.trials] == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert found.trials[1].options["model.lora.target_modules"] == ["query", "value"]
+    assert len({trial.id for trial in found.trials}) == 8
+
+
+def test_named_values_set_several_options(tmp_path: Path) -> None:
+    methods = {"full": {"model.lora": None}, "LoRA": {"model.lora.r": 4}, "NF4": {"model.quantization": {"bits": 4}}}
+    found = plan(tmp_path, axes={"method": methods}, derived=None, reference="full", full_fine_tuning="full")
+    assert [each.name for each in found.configurations] == ["full", "LoRA", "NF4"]
+    assert [each.options for each in found.configurations] == list(methods.values())
+    assert found.configurations[0].labels == {"method": "full"}
+
+
+def test_derived_values_may_use_earlier_ones(tmp_path: Path) -> None:
+    derived = {"model.lora.lora_alpha": "2 * r", "model.optimization.learning_rate": "0.064 / lora_alpha"}
+    options = plan(tmp_path, derived=derived).configurations[2].options
+    assert options == {
+        "model.lora.r": 4,
+        "model.lora.lora_alpha": 8,
+        "model.optimization.learning_rate": 0.008,
+    }
+
+
+def test_an_id_depends_on_options_and_seed_alone(tmp_path: Path) -> None:
+    one, more = plan(tmp_path), plan(tmp_path, seeds=[1, 0, 7], axes={"model.lora.r": [4, 2, 1, 3]})
+    assert {trial.id for trial in one.trials} < {trial.id for trial in more.trials}
+    other = plan(tmp_path, options={"trainer.max_epochs": 3})
+    assert not {trial.id for trial in one.trials} & {trial.id for trial in other.trials}
+    assert one.trials[0].id.startswith("r_1_seed_0_")
+
+
+def test_numbers_with_an_exponent_are_numbers(tmp_path: Path) -> None:
+    path = save_study(tmp_path, axes={"model.optimization.learning_rate": ["RATE"]}, reference={"learning_rate": "RATE"})
+    path.write_text(path.read_text().replace("RATE", "1e-3").replace("alpha: r", "alpha: 8000 * learning_rate"))
+    (found,) = plan_study(read_study_file(path)).configurations
+    assert found.name == "learning_rate = 0.001"
+    assert found.options == {"model.optimization.learning_rate": 1e-3, "model.lora.lora_alpha": 8}

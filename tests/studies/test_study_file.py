@@ -1,0 +1,85 @@
+"""A study's YAML: every key is used or refused in a sentence, before anything heavy is imported or trained."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_lightning.errors import ConfigurationError
+from lora_lightning.studies.plan import plan_study
+from lora_lightning.studies.study_file import read_study_file
+from tests.studies.small_study import save_study
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"axis": {"r": [1]}}, "unknown key 'axis'; did you mean 'axes'"),
+        ({"axes": None}, "axes is missing"),
+        ({"axes": []}, "axes is \\[\\], but lists of values"),
+        ({"axes": {"model.lora.r": 4}}, "the axis model.lora.r is 4, but a list of values is needed"),
+        ({"axes": {"model.lora.r": []}}, "a list of values is needed"),
+        ({"axes": {"model.lora.r": [4, 4]}}, "has the value 4 twice"),
+        ({"axes": {"model.lora.r": {"low": 1, "high": 8}}}, "is a range, which only a search can draw from"),
+        ({"axes": {"the rank": [1, 4]}}, "'the rank' in axes is no option"),
+        ({"axes": {"seed_everything": [1, 4]}}, "which the study sets for each run; give seeds"),
+        ({"axes": {"trainer.logger.name": ["a"]}}, "which the study sets for each run; leave it out"),
+        ({"axes": {"precision": {"a": {"trainer.logger": None}}}}, "the value 'a' of the axis precision sets"),
+        ({"axes": {"a.r": [1], "b.r": [4]}}, "two axes end in 'r'"),
+        ({"seeds": None}, "seeds is missing"),
+        ({"seeds": 3}, "seeds is 3, but a list of integers"),
+        ({"seeds": [0, 0]}, "each seed may occur once"),
+        ({"seeds": [0, True]}, "the seed True must be an integer"),
+        ({"seeds": [-1]}, "the seed -1 must be an integer in \\[0, 4294967296\\)"),
+        ({"seeds": [0.5]}, "the seed 0.5 must be an integer"),
+        ({"margin": 0}, "the margin is 0, but it must be a number above 0"),
+        ({"margin": -1.0}, "the margin is -1.0"),
+        ({"margin": float("nan")}, "the margin is nan"),
+        ({"margin": "small"}, "the margin is 'small'"),
+        ({"reference": None}, "reference is missing"),
+        ({"reference": {"r": 3}}, "fits 0 configurations; it must fit exactly one of r = 1, r = 2, r = 4"),
+        ({"reference": {"rank": 4}}, "the reference names the axis 'rank'; "),
+        ({"reference": "r = 3"}, "the reference 'r = 3' is no configuration; did you mean"),
+        ({"reference": 4}, "reference is 4, but the name of a configuration"),
+        ({"objective": None}, "objective is missing"),
+        ({"objective": 1}, "objective is 1, but a text"),
+        ({"costs": ["memory"]}, "there is no cost 'memory'"),
+        ({"costs": "trainable_parameters"}, "a list is needed"),
+        ({"name": "../up"}, "the name '../up' must be"),
+        ({"base": None}, "base is missing"),
+        ({"base": 3}, "base is 3"),
+        ({"base": "nowhere.yaml"}, "there is no base config .*nowhere.yaml"),
+        ({"options": {"seed_everything": 1}}, "options sets seed_everything"),
+        ({"derived": {"model.lora.lora_alpha": "2 * rank"}}, "names 'rank', but the axes are r"),
+        ({"sequence": ["r = 2", "r = 2"]}, "must name each configuration once"),
+        ({"sequence": ["r = 4"]}, "and not the reference"),
+        ({"sequence": ["r = 3"]}, "sequence names 'r = 3', which is no configuration"),
+        ({"full_fine_tuning": "full"}, "full_fine_tuning names 'full', which is no configuration"),
+        ({"axes": {"model.lora.r": {"a": {"x": 1}, "b": {"x": 1}}}, "derived": None}, "'a' and 'b' are the same"),
+    ],
+)
+def test_a_mistake_is_a_sentence(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        plan_study(read_study_file(save_study(tmp_path, **changes)))
+
+
+def test_a_file_that_is_no_yaml_or_missing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"nowhere\.yaml cannot be read"):
+        read_study_file(tmp_path / "nowhere.yaml")
+    (tmp_path / "study.yaml").write_text("axes: [1\n")
+    with pytest.raises(ConfigurationError, match="is not YAML"):
+        read_study_file(tmp_path / "study.yaml")
+
+
+def test_base_configs_are_relative_to_the_study_and_can_be_replaced(tmp_path: Path) -> None:
+    (tmp_path / "configs").mkdir()
+    for name in ("base.yaml", "other.yaml"):
+        (tmp_path / "configs" / name).write_text("model: {}\n")
+    path = save_study(tmp_path / "configs", base=["base.yaml", "other.yaml"])
+    found = read_study_file(path).base
+    assert found == (tmp_path / "configs" / "base.yaml", tmp_path / "configs" / "other.yaml")
+    assert read_study_file(path, [Path("mine.yaml")]).base == (Path("mine.yaml"),)
+
+
+def test_without_a_name_the_file_names_the_study(tmp_path: Path) -> None:
+    assert read_study_file(save_study(tmp_path, name=None)).name == "small"
