@@ -1,0 +1,192 @@
+"""`lora-lightning study run`, `status` and `report` on runs of a fraction of a second."""
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from lora_lightning import RunRecord, train
+from lora_lightning.cli.main import main
+from lora_lightning.studies.study_run import judge_study, open_study
+from lora_lightning.studies.trial_measurements import read_costs
+from lora_lightning.tasks import PlantedRankTask
+from tests.studies.small_study import BASE, save_study
+
+Step = Callable[..., torch.Tensor]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(path: Path, *words: str) -> int:
+    return main(["study", "run", str(path), *words])
+
+
+def patch_step(monkeypatch: pytest.MonkeyPatch, before: Callable[[PlantedRankTask], None]) -> None:
+    step: Step = PlantedRankTask.training_step
+
+    def patched(task: PlantedRankTask, batch: Any, batch_idx: int) -> torch.Tensor:
+        before(task)
+        return step(task, batch, batch_idx)
+
+    monkeypatch.setattr(PlantedRankTask, "training_step", patched)
+
+
+def test_a_study_ends_in_an_answer(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save_study(here)
+    assert run(path, "--dry-run") == 0
+    printed = capsys.readouterr()
+    assert "r = 4 (reference)" in printed.out
+    assert "6 runs, in lightning_logs/studies/small" in printed.out
+    assert not (here / "lightning_logs").exists()
+
+    assert run(path) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    folder = here / "lightning_logs/studies/small"
+    study = open_study(folder)
+    assert {status.state for status in study.statuses().values()} == {"finished"}
+    results = judge_study(study).results
+    assert [each.name for each in results.configurations] == ["r = 1", "r = 2", "r = 4"]
+    for each in results.configurations:
+        assert each.values.keys() == each.outcomes.keys() == {0, 1}
+        assert each.mean_of("trainable_parameters") == 14 * float(each.settings["model.lora.r"])  # type: ignore[arg-type]
+        assert each.mean_of("peak_memory_bytes") > 50e6
+        assert 0 < each.mean_of("seconds_per_step") < 10
+        assert each.curves.keys() == {"train/loss", "val/loss"}
+    assert results.sequence == ("r = 2", "r = 1")
+    assert "report:      lightning_logs/studies/small/report/report.html" in printed.out
+    assert json.loads((folder / "report/analysis.json").read_text())["reference"] == "r = 4"
+
+    for trial in study.plan.trials:
+        again = train(study.folder.run(trial) / "config.yaml", {"trainer.logger.version": None})
+        assert again.metrics == RunRecord.load(study.folder.run(trial)).metrics  # an ordinary run, bit for bit
+        break
+
+    files = {file: file.stat().st_mtime_ns for file in folder.rglob("*.ckpt")}
+    assert run(path) == 0  # nothing is trained again
+    assert files == {file: file.stat().st_mtime_ns for file in folder.rglob("*.ckpt")}
+    assert "6 of 6 trials are finished" in capsys.readouterr().out
+    assert main(["study", "status", str(folder)]) == 0
+    assert "6 of 6 trials are finished" in capsys.readouterr().out
+
+
+def test_the_recommended_config_trains(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save_study(here, axes={"model.lora.r": [2, 4]}, seeds=[3], margin=100.0)
+    assert run(path) == 0
+    config = here / "lightning_logs/studies/small/recommended.yaml"
+    assert config.read_text().startswith("# r = 4: recommended by the study small\n")  # one seed proves nothing
+    assert "not enough evidence" in capsys.readouterr().out
+    assert main(["fit", "--config", str(config)]) == 0
+    record = RunRecord.load(here / "lightning_logs/small_recommended/version_0")
+    (trial,) = (here / "lightning_logs/studies/small").glob("r_4_seed_3_*")
+    assert record.metrics == RunRecord.load(trial).metrics
+
+
+def test_a_stopped_study_is_resumed_and_grows(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = save_study(here, axes={"model.lora.r": [2, 4]}, seeds=[0])
+    with monkeypatch.context() as patch:
+        patch_step(patch, lambda task: signal.raise_signal(signal.SIGTERM) if task.trainer.global_step == 5 else None)
+        assert run(path) == 75
+    assert f"after step 6, which is saved; resume with: lora-lightning study run {path}" in capsys.readouterr().err
+    folder = here / "lightning_logs/studies/small"
+    assert main(["study", "status", str(folder)]) == 0
+    assert "0 of 2 trials are finished" in capsys.readouterr().out
+    assert main(["study", "report", str(folder)]) == 2
+    assert "none of the 2 trials" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch_step(patch, lambda task: signal.raise_signal(signal.SIGINT) if "r_4" in str(task.trainer.log_dir) else None)
+        assert run(path) == 130
+    assert "resuming from" in capsys.readouterr().out
+    assert main(["study", "report", str(folder)]) == 0
+    assert "The report is partial: 1 of 2 trials have not finished." in capsys.readouterr().out
+    assert run(path) == 0
+    plain = train(BASE, {"model.lora.r": 2, "model.lora.lora_alpha": 2, "seed_everything": 0})
+    (resumed,) = folder.glob("r_2_seed_0_*")
+    left, right = (load_file(each / "adapter/adapter_model.safetensors") for each in (resumed, plain.folder))
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    assert run(save_study(here, axes={"model.lora.r": [1, 2, 4]}, seeds=[0])) == 0
+    assert len(list(folder.glob("r_*"))) == 3
+    assert run(save_study(here, axes={"model.lora.r": [2, 4]}, seeds=[0])) == 2
+    assert "has 1 runs that the study no longer contains" in capsys.readouterr().err
+
+
+def test_a_failing_trial_stops_nothing_else(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(task: PlantedRankTask) -> None:
+        if task.lora is not None and task.lora.r == 2:
+            raise ZeroDivisionError("a bug of ours")
+
+    path = save_study(here, seeds=[0])
+    with monkeypatch.context() as patch:
+        patch_step(patch, fail)
+        assert run(path) == 3
+    printed = capsys.readouterr()
+    expected = "1 of 3 trials failed, the first one (r = 2, seed 0) because ZeroDivisionError: a bug of ours"
+    assert expected in printed.err
+    assert "1 of 3 trials failed and are left out" in printed.out
+    assert run(path) == 3  # it is not repeated unless asked for
+    assert "training r = 2" not in capsys.readouterr().out
+    assert run(path, "--retry_failed") == 0
+    assert "done:    r = 2, seed 0" in capsys.readouterr().out
+
+
+def test_a_full_disk_stops_the_worker(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fill(task: PlantedRankTask) -> None:
+        raise OSError(28, "No space left on device", str(here / "file"))
+
+    path = save_study(here, seeds=[0])
+    with monkeypatch.context() as patch:
+        patch_step(patch, fill)
+        assert run(path) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    states = {status.state for status in open_study(here / "lightning_logs/studies/small").statuses().values()}
+    assert states == {"interrupted", "waiting"}
+    assert run(path) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"axes": {"model.lora.rank": [1, 4]}, "reference": {"rank": 4}, "derived": None}, "did you mean 'r'"),
+        ({"axes": {"model.lora.r": [0, 4]}, "derived": None}, "'r = 0' .* model.lora.r is 0, but it must be at least 1"),
+        ({"objective": "accuracy"}, "'accuracy' is not reported on a test split"),
+        ({"margin": None}, "has no usual margin"),
+        ({"options": {"trainer.fast_dev_run": True}}, "fast_dev_run writes no results"),
+        ({"direction": "higher"}, "the direction 'higher' contradicts 'loss'"),
+    ],
+)
+def test_bad_input_is_a_sentence_before_anything_is_written(
+    changes: dict[str, Any], message: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import re
+
+    assert run(save_study(here, **changes)) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (here / "lightning_logs/studies").exists()
+
+
+def test_another_base_runs_the_same_study(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "mine.yaml").write_text(yaml.safe_dump(BASE | {"trainer": {"max_steps": 2, "accelerator": "cpu"}}))
+    path = save_study(here, base="nowhere.yaml", axes={"model.lora.r": [4]}, seeds=[0])
+    assert run(path, "--base", str(here / "mine.yaml"), "--save_dir", "elsewhere") == 0
+    (trial,) = (here / "elsewhere/small").glob("r_4_seed_0_*")
+    assert RunRecord.load(trial).steps == 2
+    assert read_costs(trial)["peak_memory_bytes"] > 0
+    assert run(path, "--base", "missing.yaml") == 2
+    assert "there is no base config missing.yaml" in capsys.readouterr().err

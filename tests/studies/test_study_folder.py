@@ -1,0 +1,84 @@
+"""A study's folder: it is read back as it was, may gain values and seeds, and refuses what contradicts it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_lightning.errors import ConfigurationError
+from lora_lightning.studies.plan import StudyPlan, plan_study
+from lora_lightning.studies.study_file import read_study_file
+from lora_lightning.studies.study_folder import STUDY, StudyFolder, load_plan, load_tag
+from tests.studies.small_study import BASE, save_study
+
+
+def plan(folder: Path, **changes: Any) -> StudyPlan:
+    return plan_study(read_study_file(save_study(folder, **changes)))
+
+
+def save(folder: StudyFolder, study: StudyPlan) -> None:
+    with folder.locked():
+        folder.save(study, "test/loss")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> StudyFolder:
+    folder = StudyFolder(tmp_path / "studies" / "small")
+    save(folder, plan(tmp_path))
+    return folder
+
+
+def test_a_study_is_read_back(folder: StudyFolder, tmp_path: Path) -> None:
+    changes = {"sequence": ["r = 2"], "costs": ["trainable_parameters", "seconds_per_step"], "direction": "lower"}
+    other = StudyFolder(tmp_path / "studies" / "other")
+    study = plan(tmp_path, **changes)
+    save(other, study)
+    assert load_plan(other.path) == study
+    assert load_plan(folder.path) == plan(tmp_path)
+    assert load_tag(folder.path) == "test/loss"
+
+
+def test_a_base_file_is_saved_by_its_content(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(json.dumps(BASE))
+    folder = StudyFolder(tmp_path / "studies" / "small")
+    save(folder, plan(tmp_path, base="base.yaml"))
+    assert load_plan(folder.path).study.base == (BASE,)
+    save(folder, plan(tmp_path))  # the same content
+    (tmp_path / "base.yaml").write_text(json.dumps(BASE | {"trainer": {"max_epochs": 7}}))
+    with pytest.raises(ConfigurationError, match=r"trainer.max_epochs is 7 here and 2 there"):
+        save(folder, plan(tmp_path, base="base.yaml"))
+
+
+def test_a_study_may_gain_values_and_seeds(folder: StudyFolder, tmp_path: Path) -> None:
+    save(folder, plan(tmp_path, seeds=[5, 1, 0], axes={"model.lora.r": [1, 2, 3, 4]}))
+    assert len(load_plan(folder.path).trials) == 12
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": [0]}, r"has 3 runs that the study no longer contains \(r = 1, seed 1; r = 2, seed 1; r = 4, seed 1\)"),
+        ({"axes": {"model.lora.r": [2, 4, 8]}}, r"has 2 runs .* \(r = 1, seed 0; r = 1, seed 1\)"),
+        ({"derived": {"model.lora.lora_alpha": "2 * r"}}, "has 6 runs .*; and 3 more"),
+        ({"options": {"trainer.max_epochs": 9}}, "has 6 runs"),
+        ({"margin": 0.25}, "margin is 0.25 here and 0.5 there"),
+        ({"objective": "test/loss"}, "objective is 'test/loss' here and 'loss' there"),
+        ({"reference": "r = 2"}, "reference"),
+        ({"base": BASE | {"checkpoint": {"monitor": "val/loss", "mode": "max"}}}, "checkpoint.mode is 'max' here"),
+    ],
+)
+def test_a_contradiction_is_refused(changes: Any, message: str, folder: StudyFolder, tmp_path: Path) -> None:
+    before = (folder.path / STUDY).read_bytes()
+    with pytest.raises(ConfigurationError, match=f"{message}.*restore the YAML, or give the study another name"):
+        save(folder, plan(tmp_path, **changes))
+    assert (folder.path / STUDY).read_bytes() == before
+
+
+def test_a_folder_of_something_else_or_of_a_newer_release_is_refused(folder: StudyFolder, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="is not the folder of a study"):
+        load_plan(tmp_path)
+    content = json.loads((folder.path / STUDY).read_text())
+    (folder.path / STUDY).write_text(json.dumps(content | {"schema_version": 99}))
+    with pytest.raises(ConfigurationError, match="schema version 99, but this release reads 1"):
+        load_plan(folder.path)
