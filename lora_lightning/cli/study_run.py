@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -13,6 +14,10 @@ from rich.table import Table
 from lora_lightning.cli.study_audit import WIDTH, print_audit, printable_name
 from lora_lightning.errors import ConfigurationError, TrainingStopped
 from lora_lightning.studies.plan import StudyPlan, Trial
+
+if TYPE_CHECKING:
+    from lora_lightning.studies.journal import TrialStatus
+    from lora_lightning.studies.study_run import OpenStudy
 
 HELP = "train every configuration with every seed, and report which one to use"
 EPILOG = """\
@@ -61,7 +66,13 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--dry-run", "--dry_run", action="store_true", help="check everything, print the plan, and train nothing")
     add("--retry_failed", action="store_true", help="run trials that failed once more")
     default = "lightning_logs/studies"
-    add("--save_dir", type=Path, default=Path(default), metavar="DIR", help=f"folder of all studies (default: {default})")
+    add(
+        "--save_dir",
+        type=Path,
+        default=Path(default),
+        metavar="DIR",
+        help=f"folder of all studies (default: {default})",
+    )
 
 
 def run_study_file(options: argparse.Namespace) -> object:
@@ -133,7 +144,7 @@ def progress_bar(title: str, total: int) -> Iterator[Progress]:
         yield bar
 
 
-def run_trials(study: "OpenStudy") -> dict[str, "TrialStatus"]:  # noqa: F821
+def run_trials(study: "OpenStudy") -> dict[str, "TrialStatus"]:
     """Runs all trials that are left, and prints a line for each."""
     from lora_lightning.studies.worker import TrialEnd, Worker  # noqa: PLC0415
 
@@ -163,7 +174,7 @@ def run_trials(study: "OpenStudy") -> dict[str, "TrialStatus"]:  # noqa: F821
     return Worker(study.plan, study.folder, study.journal, study.tag, on_start=start, on_end=end).run_all()
 
 
-def report(study: "OpenStudy", output: Path | None = None) -> None:  # noqa: F821
+def report(study: "OpenStudy", output: Path | None = None) -> None:
     """Prints the verdicts, and writes the report and the recommended config."""
     from lora_lightning.reports.study_report import write_study_report  # noqa: PLC0415
     from lora_lightning.studies.study_folder import REPORT  # noqa: PLC0415

@@ -73,7 +73,7 @@ def run_status(options: argparse.Namespace) -> None:
     for state in STATES:
         table.add_column(state, justify="right")
     for each in study.plan.configurations:
-        own = [statuses[trial.id].state for trial in study.plan.trials if trial.configuration == each.name]
+        own = [str(statuses[trial.id].state) for trial in study.plan.trials if trial.configuration == each.name]
         table.add_row(printable_name(each.name), *(str(own.count(state) or "") for state in STATES))
     console.print(table)
     done = sum(status.state == "finished" for status in statuses.values())

@@ -59,7 +59,7 @@ def evaluate_expression(text: str, values: Mapping[str, object]) -> int | float:
     return int(number) if float(number).is_integer() else number
 
 
-def _evaluate(node: ast.AST, values: Mapping[str, object]) -> Any:
+def _evaluate(node: Any, values: Mapping[str, object]) -> Any:
     if isinstance(node, ast.Constant) and _is_number(node.value):
         return _bounded(node.value)
     if isinstance(node, ast.Name):
@@ -72,9 +72,9 @@ def _evaluate(node: ast.AST, values: Mapping[str, object]) -> Any:
             msg = f"has the exponent {right}, which may be at most {LARGEST_EXPONENT}"
             raise ConfigurationError(msg)
         return _bounded(OPERATIONS[type(node.op)](left, right))
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
-        if node.func.id in FUNCTIONS:
-            return FUNCTIONS[node.func.id](*(_evaluate(argument, values) for argument in node.args))
+    is_call = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords
+    if is_call and node.func.id in FUNCTIONS:
+        return FUNCTIONS[node.func.id](*(_evaluate(argument, values) for argument in node.args))
     msg = f"contains {ast.unparse(node)!r}, which is not arithmetic; {ALLOWED}"
     raise ConfigurationError(msg)
 

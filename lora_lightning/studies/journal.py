@@ -5,10 +5,11 @@ journal has no heartbeat. A worker takes the claim first, then the trial, so tha
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import optuna
 from filelock import FileLock, Timeout
@@ -249,18 +250,13 @@ class StudyJournal:
         return self._storage.get_trial_id_from_study_id_trial_number(study, trial.number)
 
 
-class _journal_errors:  # noqa: N801  # a context manager
+@contextmanager
+def _journal_errors(journal: Path) -> Iterator[None]:
     """Replaces an error of the system by a sentence."""
-
-    def __init__(self, journal: Path) -> None:
-        self.journal = journal
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if isinstance(error, OSError):
-            raise write_error(self.journal, error) from error
+    try:
+        yield
+    except OSError as error:
+        raise write_error(journal, error) from error
 
 
 def is_held(path: Path) -> bool:

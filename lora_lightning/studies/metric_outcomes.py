@@ -68,15 +68,15 @@ def metric_outcomes(metric: str, rows: Rows, value: float) -> Outcomes:
 
 
 def _hits(rows: Rows) -> Outcomes:
-    return (rows["label"] == rows["prediction"])[rows["weight"] > 0].astype(np.float64)
+    return np.asarray((rows["label"] == rows["prediction"])[rows["weight"] > 0], dtype=np.float64)
 
 
 def _in_scope_hits(rows: Rows) -> Outcomes:
-    return (rows["label"] == rows["prediction"])[~rows["is_out_of_scope"]].astype(np.float64)
+    return np.asarray((rows["label"] == rows["prediction"])[~rows["is_out_of_scope"]], dtype=np.float64)
 
 
 def _losses(rows: Rows) -> Outcomes:
-    return -rows["score"][rows["weight"] > 0].astype(np.float64)
+    return -np.asarray(rows["score"][rows["weight"] > 0], dtype=np.float64)
 
 
 def _labeled(rows: Rows) -> tuple[NDArray[Any], NDArray[Any]]:

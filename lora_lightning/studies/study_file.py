@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -138,24 +138,25 @@ class _Reader:
     def __init__(self, path: Path, content: Mapping[str, Any]) -> None:
         self.path, self.content = path, content
 
-    def error(self, message: str) -> ConfigurationError:
-        return ConfigurationError(f"the study {self.path}: {message}")
+    def refuse(self, message: str) -> NoReturn:
+        msg = f"the study {self.path}: {message}"
+        raise ConfigurationError(msg)
 
     def needed(self, key: str, example: str) -> Any:
         if self.content.get(key) is None:
-            raise self.error(f"{key} is missing; add it, such as `{key}: {example}`")
+            self.refuse(f"{key} is missing; add it, such as `{key}: {example}`")
         return self.content[key]
 
     def text(self, key: str) -> str:
         value = self.needed(key, {"objective": "accuracy"}.get(key, "NAME"))
         if not isinstance(value, str) or not value:
-            raise self.error(f"{key} is {value!r}, but a text is needed")
+            self.refuse(f"{key} is {value!r}, but a text is needed")
         return value
 
     def name(self) -> str:
         name = self.content.get("name", self.path.stem)
         if not isinstance(name, str) or not NAME.fullmatch(name):
-            raise self.error(f"the name {name!r} must be up to 100 letters, digits, dots, dashes and underscores")
+            self.refuse(f"the name {name!r} must be up to 100 letters, digits, dots, dashes and underscores")
         return name
 
     def base(self) -> tuple[Path | Mapping[str, Any], ...]:
@@ -164,42 +165,40 @@ class _Reader:
             return (found,)
         files = found if isinstance(found, list) else [found]
         if not files or not all(isinstance(file, str) for file in files):
-            raise self.error(f"base is {found!r}, but a config, a list of configs or their options are needed")
+            self.refuse(f"base is {found!r}, but a config, a list of configs or their options are needed")
         paths = [self.path.parent / Path(file).expanduser() for file in files]
         if missing := [path for path in paths if not path.is_file()]:
-            raise self.error(
-                f"there is no base config {missing[0]}; paths are relative to the study's file, or use --base"
-            )
+            self.refuse(f"there is no base config {missing[0]}; paths are relative to the study's file, or use --base")
         return tuple(paths)
 
     def options(self, key: str) -> dict[str, Any]:
         found = self.content.get(key) or {}
         if not isinstance(found, dict):
-            raise self.error(f"{key} is {found!r}, but values by option are needed, such as `trainer.max_epochs: 2`")
+            self.refuse(f"{key} is {found!r}, but values by option are needed, such as `trainer.max_epochs: 2`")
         for name in found:
             self.check_option(name, key)
         return found
 
     def check_option(self, name: str, where: str) -> None:
         if not OPTION.fullmatch(name):
-            raise self.error(f"{name!r} in {where} is no option; write its dotted name, such as model.lora.r")
+            self.refuse(f"{name!r} in {where} is no option; write its dotted name, such as model.lora.r")
         if own := [each for each in OWN_OPTIONS if name == each or name.startswith(f"{each}.")]:
             remedy = "give seeds" if own[0] == SEED_OPTION else "leave it out"
-            raise self.error(f"{where} sets {name}, which the study sets for each run; {remedy}")
+            self.refuse(f"{where} sets {name}, which the study sets for each run; {remedy}")
 
     def axes(self) -> tuple[Axis, ...]:
         found = self.needed("axes", "{model.lora.r: [4, 8, 16]}")
         if not isinstance(found, dict) or not found:
-            raise self.error(f"axes is {found!r}, but lists of values by option are needed")
+            self.refuse(f"axes is {found!r}, but lists of values by option are needed")
         axes = tuple(self.axis(name, values) for name, values in found.items())
         names = [axis.short_name for axis in axes]
         if twice := [name for name in names if names.count(name) > 1]:
-            raise self.error(f"two axes end in {twice[0]!r}; vary one of them by named values under another name")
+            self.refuse(f"two axes end in {twice[0]!r}; vary one of them by named values under another name")
         return axes
 
     def axis(self, name: str, values: Any) -> Axis:
         if isinstance(values, dict) and NO_RANGE & values.keys():
-            raise self.error(f"the axis {name} is a range, which only a search can draw from; list its values")
+            self.refuse(f"the axis {name} is a range, which only a search can draw from; list its values")
         if isinstance(values, dict) and values and all(isinstance(options, dict) for options in values.values()):
             for label, options in values.items():
                 for option in options:
@@ -207,23 +206,23 @@ class _Reader:
             return Axis(name, values, is_named=True)
         self.check_option(name, "axes")
         if not isinstance(values, list) or not values:
-            raise self.error(
+            self.refuse(
                 f"the axis {name} is {values!r}, but a list of values is needed, or a mapping of options by name"
             )
         labels = [label_of(value) for value in values]
         if twice := [label for label in labels if labels.count(label) > 1]:
-            raise self.error(f"the axis {name} has the value {twice[0]} twice; leave one out")
+            self.refuse(f"the axis {name} has the value {twice[0]} twice; leave one out")
         return Axis(name, dict(zip(labels, values, strict=True)), is_named=False)
 
     def seeds(self) -> tuple[int, ...]:
         found = self.needed("seeds", "[0, 1, 2]")
         if not isinstance(found, list) or not found:
-            raise self.error(f"seeds is {found!r}, but a list of integers is needed, such as [0, 1, 2]")
+            self.refuse(f"seeds is {found!r}, but a list of integers is needed, such as [0, 1, 2]")
         for seed in found:
             if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-                raise self.error(f"the seed {seed!r} must be an integer in [0, {2**32})")
+                self.refuse(f"the seed {seed!r} must be an integer in [0, {2**32})")
         if len(set(found)) < len(found):
-            raise self.error(f"seeds is {found}, but each seed may occur once: equal runs are no further evidence")
+            self.refuse(f"seeds is {found}, but each seed may occur once: equal runs are no further evidence")
         return tuple(found)
 
     def margin(self) -> float | None:
@@ -231,24 +230,24 @@ class _Reader:
         if margin is None:
             return None
         if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 < margin < math.inf:
-            raise self.error(
-                f"the margin is {margin!r}, but it must be a number above 0: without one no finite study proves anything"
+            self.refuse(
+                f"the margin is {margin!r}, but it must be a number above 0, or no finite study proves anything"
             )
         return float(margin)
 
     def reference(self) -> str | Mapping[str, Any]:
         found = self.needed("reference", "{r: 16}")
         if not isinstance(found, str | dict):
-            raise self.error(f"reference is {found!r}, but the name of a configuration or its values are needed")
+            self.refuse(f"reference is {found!r}, but the name of a configuration or its values are needed")
         return found
 
     def costs(self) -> tuple[str, ...]:
         found = self.content.get("costs", [COSTS[0]])
         if not isinstance(found, list) or not found:
-            raise self.error(f"costs is {found!r}, but a list is needed, such as [trainable_parameters]")
+            self.refuse(f"costs is {found!r}, but a list is needed, such as [trainable_parameters]")
         for cost in found:
             if cost not in COSTS:
-                raise self.error(f"there is no cost {cost!r}; {suggest_names(str(cost), COSTS)}")
+                self.refuse(f"there is no cost {cost!r}; {suggest_names(str(cost), COSTS)}")
         return tuple(found)
 
     def sequence(self) -> tuple[str, ...] | None:
@@ -256,7 +255,7 @@ class _Reader:
         if found is None:
             return None
         if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
-            raise self.error(f"sequence is {found!r}, but a list of names of configurations is needed")
+            self.refuse(f"sequence is {found!r}, but a list of names of configurations is needed")
         return tuple(found)
 
 

@@ -172,20 +172,27 @@ def check_only_adds(former: StudyPlan, plan: StudyPlan, path: Path) -> None:
     """
     remedy = "restore the YAML, or give the study another name"
     old, new = study_as_json(former.study), study_as_json(plan.study)
+    here, there = ({key: json.loads(json.dumps(each[key])) for key in DECIDED_BEFOREHAND} for each in (new, old))
     changed = [
         *list_differences(flatten(_numbered(new["base"])), flatten(_numbered(old["base"])), "there"),
-        *list_differences(*({key: json.loads(json.dumps(side[key])) for key in DECIDED_BEFOREHAND} for side in (new, old)), "there"),
+        *list_differences(here, there, "there"),
     ]
     if changed:
         msg = f"the folder {path} has a study with other settings: {'; '.join(changed[:MOST_NAMED])}; {remedy}"
         raise ConfigurationError(msg)
     ids = {trial.id for trial in plan.trials}
     if lost := [trial.title for trial in former.trials if trial.id not in ids]:
-        named = "; ".join(lost[:MOST_NAMED]) + (f"; and {len(lost) - MOST_NAMED} more" if len(lost) > MOST_NAMED else "")
+        named = "; ".join(lost[:MOST_NAMED]) + (
+            f"; and {len(lost) - MOST_NAMED} more" if len(lost) > MOST_NAMED else ""
+        )
         msg = f"the folder {path} has {len(lost)} runs that the study no longer contains ({named}); a study may only "
         msg += f"gain values and seeds: {remedy}"
         raise ConfigurationError(msg)
 
 
 def _numbered(configs: list[Mapping[str, Any]]) -> dict[str, Any]:
-    return {f"base {number}": config for number, config in enumerate(configs, start=1)} if len(configs) > 1 else dict(configs[0])
+    return (
+        {f"base {number}": config for number, config in enumerate(configs, start=1)}
+        if len(configs) > 1
+        else dict(configs[0])
+    )

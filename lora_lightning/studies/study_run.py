@@ -40,7 +40,9 @@ class OpenStudy:
         return self.journal.statuses(self.plan.trials)
 
 
-def start_study(plan: StudyPlan, folder: StudyFolder, checked: CheckedStudy, *, retry_failed: bool = False) -> OpenStudy:
+def start_study(
+    plan: StudyPlan, folder: StudyFolder, checked: CheckedStudy, *, retry_failed: bool = False
+) -> OpenStudy:
     """Creates a study in its folder, or adds what it has gained since.
 
     Args:
@@ -133,12 +135,14 @@ def write_recommendation(study: OpenStudy, audit: StudyAudit) -> Path | None:
         audit: Its verdicts.
 
     Returns:
-        The file; `None` if the recommended configuration has no finished run.
+        The file; `None` if nothing is recommended, or the recommended configuration has no finished run.
 
     Raises:
         TrainingError: If the file cannot be written.
     """
     name = audit.analysis.recommendation.name
+    if name is None:
+        return None
     trials = [trial for trial in study.plan.trials if trial.configuration == name]
     finished = [trial for trial in trials if trial.seed in audit.results.configuration(name).values]
     if not finished:

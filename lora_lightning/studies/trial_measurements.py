@@ -86,7 +86,9 @@ def example_rows(task: AdaptationTask, batch: dict[str, Tensor]) -> dict[str, Te
     return {INDEX: batch["index"], "score": outputs.scores.float(), "weight": torch.ones_like(outputs.scores)}
 
 
-def _classification_rows(task: SequenceClassificationTask, batch: dict[str, Tensor], logits: Tensor) -> dict[str, Tensor]:
+def _classification_rows(
+    task: SequenceClassificationTask, batch: dict[str, Tensor], logits: Tensor
+) -> dict[str, Tensor]:
     outputs, space, labels = task.outputs(batch, (logits, logits.sum())), task.labels, batch["labels"]
     scores, weights = cast("Tensor", outputs.scores), cast("Tensor", outputs.weights)
     rows = {INDEX: batch["index"], "score": scores.float(), "weight": weights.float()}

@@ -43,9 +43,7 @@ class _Collected:
     curves: dict[str, dict[int, NDArray[np.float64]]] = field(default_factory=dict)
 
 
-def collect_results(
-    plan: StudyPlan, folder: StudyFolder, tag: str, statuses: Mapping[str, TrialStatus]
-) -> StudyNotes:
+def collect_results(plan: StudyPlan, folder: StudyFolder, tag: str, statuses: Mapping[str, TrialStatus]) -> StudyNotes:
     """Collects the results of all finished trials.
 
     Args:

@@ -122,7 +122,9 @@ def check_configurations(
 
 def _check_run(plan: StudyPlan, run: TrainingRun) -> CheckedStudy:
     if run.is_fast_dev_run or run.options.trainer.get("fast_dev_run"):
-        msg = "trainer.fast_dev_run writes no results; leave it out, and lower trainer.max_epochs or limit_train_batches"
+        msg = (
+            "trainer.fast_dev_run writes no results; leave it out, and lower trainer.max_epochs or limit_train_batches"
+        )
         raise ConfigurationError(msg)
     if run.trainer.world_size > 1:
         msg = f"it would train in {run.trainer.world_size} processes, but a study trains each run in one; "

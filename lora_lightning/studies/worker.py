@@ -154,5 +154,3 @@ def check_all_finished(statuses: Sequence[tuple[Trial, TrialStatus]]) -> None:
         msg = f"{len(failed)} of {len(statuses)} trials failed, the first one ({trial.title}) because {status.error}"
         msg += "; fix the cause, and repeat them with --retry_failed"
         raise TrialsFailed(msg)
-
-

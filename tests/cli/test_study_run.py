@@ -1,6 +1,7 @@
 """`lora-lightning study run`, `status` and `report` on runs of a fraction of a second."""
 
 import json
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +24,9 @@ Step = Callable[..., torch.Tensor]
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory."""
+    """An empty working directory, and reports without figures, which take seconds."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lora_lightning.reports.study_report.study_figures", lambda *_: [])
     return tmp_path
 
 
@@ -107,7 +109,9 @@ def test_a_stopped_study_is_resumed_and_grows(
     assert main(["study", "report", str(folder)]) == 2
     assert "none of the 2 trials" in capsys.readouterr().err
     with monkeypatch.context() as patch:
-        patch_step(patch, lambda task: signal.raise_signal(signal.SIGINT) if "r_4" in str(task.trainer.log_dir) else None)
+        patch_step(
+            patch, lambda task: signal.raise_signal(signal.SIGINT) if "r_4" in str(task.trainer.log_dir) else None
+        )
         assert run(path) == 130
     assert "resuming from" in capsys.readouterr().out
     assert main(["study", "report", str(folder)]) == 0
@@ -164,7 +168,10 @@ def test_a_full_disk_stops_the_worker(
     ("changes", "message"),
     [
         ({"axes": {"model.lora.rank": [1, 4]}, "reference": {"rank": 4}, "derived": None}, "did you mean 'r'"),
-        ({"axes": {"model.lora.r": [0, 4]}, "derived": None}, "'r = 0' .* model.lora.r is 0, but it must be at least 1"),
+        (
+            {"axes": {"model.lora.r": [0, 4]}, "derived": None},
+            "'r = 0' .* model.lora.r is 0, but it must be at least 1",
+        ),
         ({"objective": "accuracy"}, "'accuracy' is not reported on a test split"),
         ({"margin": None}, "has no usual margin"),
         ({"options": {"trainer.fast_dev_run": True}}, "fast_dev_run writes no results"),
@@ -174,8 +181,6 @@ def test_a_full_disk_stops_the_worker(
 def test_bad_input_is_a_sentence_before_anything_is_written(
     changes: dict[str, Any], message: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import re
-
     assert run(save_study(here, **changes)) == 2
     assert re.search(message, capsys.readouterr().err)
     assert not (here / "lightning_logs/studies").exists()

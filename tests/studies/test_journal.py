@@ -105,7 +105,9 @@ with folder.journal.open("a") as journal:
 
 def test_a_worker_killed_while_it_wrote_loses_nothing(folder: StudyFolder, plan: StudyPlan) -> None:
     folder.save(plan, "test/loss")
-    ended = subprocess.run([sys.executable, "-c", WORKER, str(folder.path)], capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", WORKER, str(folder.path)], capture_output=True, text=True, check=False
+    )
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert ended.stdout.strip() == plan.trials[0].id
     assert not folder.journal.read_text().endswith("\n")

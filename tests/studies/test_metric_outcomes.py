@@ -20,7 +20,9 @@ NAMES = ["a", "b", "c"]
 def rows_and_metrics(space: LabelSpace, out_of_scope: int | None) -> tuple[dict[str, NDArray[Any]], dict[str, float]]:
     """What a trial would write for random logits, and the metrics of the same rows."""
     generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(0, len(space.names) + (space.has_out_of_scope and out_of_scope is None), (200,), generator=generator)
+    labels = torch.randint(
+        0, len(space.names) + (space.has_out_of_scope and out_of_scope is None), (200,), generator=generator
+    )
     if space.has_out_of_scope and out_of_scope is None:
         labels[labels == 2] = -1
     logits = torch.randn(200, len(space.names), generator=generator)

@@ -69,7 +69,9 @@ def test_an_id_depends_on_options_and_seed_alone(tmp_path: Path) -> None:
 
 
 def test_numbers_with_an_exponent_are_numbers(tmp_path: Path) -> None:
-    path = save_study(tmp_path, axes={"model.optimization.learning_rate": ["RATE"]}, reference={"learning_rate": "RATE"})
+    path = save_study(
+        tmp_path, axes={"model.optimization.learning_rate": ["RATE"]}, reference={"learning_rate": "RATE"}
+    )
     path.write_text(path.read_text().replace("RATE", "1e-3").replace("alpha: r", "alpha: 8000 * learning_rate"))
     (found,) = plan_study(read_study_file(path)).configurations
     assert found.name == "learning_rate = 0.001"

@@ -58,7 +58,10 @@ def test_a_study_may_gain_values_and_seeds(folder: StudyFolder, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seeds": [0]}, r"has 3 runs that the study no longer contains \(r = 1, seed 1; r = 2, seed 1; r = 4, seed 1\)"),
+        (
+            {"seeds": [0]},
+            r"has 3 runs that the study no longer contains \(r = 1, seed 1; r = 2, seed 1; r = 4, seed 1\)",
+        ),
         ({"axes": {"model.lora.r": [2, 4, 8]}}, r"has 2 runs .* \(r = 1, seed 0; r = 1, seed 1\)"),
         ({"derived": {"model.lora.lora_alpha": "2 * r"}}, "has 6 runs .*; and 3 more"),
         ({"options": {"trainer.max_epochs": 9}}, "has 6 runs"),
