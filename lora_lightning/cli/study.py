@@ -28,6 +28,9 @@ class Subcommand:
 
 SUBCOMMANDS = {
     "run": Subcommand(study_run.HELP, study_run.EPILOG, study_run.add_run_options, study_run.run_study_file),
+    study_run.WORK: Subcommand(
+        study_run.WORK_HELP, study_run.WORK_EPILOG, study_run.add_work_options, study_run.run_worker
+    ),
     "status": Subcommand(
         study_status.STATUS_HELP,
         study_status.STATUS_EPILOG,

@@ -1,7 +1,10 @@
 """`lora-lightning study run`: trains every configuration with every seed, or shows what it would train."""
 
 import argparse
+import os
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +20,18 @@ from lora_lightning.studies.plan import StudyPlan, Trial
 
 if TYPE_CHECKING:
     from lora_lightning.studies.journal import TrialStatus
+    from lora_lightning.studies.estimate import StudyEstimate
     from lora_lightning.studies.study_run import OpenStudy
 
+WORK, WORK_HELP = "work", "train trials of a study that `study run` has started, here or on another machine"
+WORK_EPILOG = """\
+example:
+  lora-lightning study work lightning_logs/studies/ranks
+
+Run it in the working directory of `study run`, because paths in the base config are relative to it. It ends when no
+trial is left, and also runs the trials of workers that were killed meanwhile.
+"""
+MOST_WORKERS = 256
 HELP = "train every configuration with every seed, and report which one to use"
 EPILOG = """\
 example, complete (a quarter of an hour on two CPU cores, without network):
@@ -63,7 +76,14 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("study", metavar="STUDY.yaml", type=Path, help="the study: base config, axes, seeds, objective, reference")
     add("--base", action="append", default=[], type=Path, metavar="CONFIG", help="base config in place of the study's")
-    add("--dry-run", "--dry_run", action="store_true", help="check everything, print the plan, and train nothing")
+    add(
+        "--dry-run",
+        "--dry_run",
+        action="store_true",
+        help="check everything, and print the plan, its time and its disk",
+    )
+    workers = "processes that train at the same time; the processor's cores are divided among them (default: 1)"
+    add("--workers", type=int, default=1, metavar="N", help=workers)
     add("--retry_failed", action="store_true", help="run trials that failed once more")
     default = "lightning_logs/studies"
     add(
@@ -94,6 +114,9 @@ def run_study_file(options: argparse.Namespace) -> object:
     from lora_lightning.studies.study_file import read_study_file  # noqa: PLC0415
     from lora_lightning.studies.study_folder import StudyFolder  # noqa: PLC0415
 
+    if not 1 <= options.workers <= MOST_WORKERS:
+        msg = f"--workers is {options.workers}, but it must be in [1, {MOST_WORKERS}]"
+        raise ConfigurationError(msg)
     for base in options.base:
         if not base.is_file():
             msg = f"there is no base config {base}; check the path"
@@ -105,10 +128,11 @@ def run_study_file(options: argparse.Namespace) -> object:
     with progress_bar("checking configurations", len(plan.configurations)) as bar:
         checked = study_run.check_study(plan, folder, lambda _: bar.advance(bar.task_ids[0]))
     if options.dry_run:
-        print_plan(plan, folder.path)
+        print_plan(plan, folder.path, study_run.estimate_study(plan, checked), options.workers)
         return plan
     study = study_run.start_study(plan, folder, checked, retry_failed=options.retry_failed)
-    with resume_hint(["lora-lightning", "study", "run", str(options.study), *_words(options)]):
+    command = ["lora-lightning", "study", "run", str(options.study), *_words(options)]
+    with resume_hint(command), further_workers(folder.path, options.workers - 1):
         statuses = run_trials(study)
     report(study)
     from lora_lightning.studies.worker import check_all_finished  # noqa: PLC0415
@@ -119,6 +143,7 @@ def run_study_file(options: argparse.Namespace) -> object:
 
 def _words(options: argparse.Namespace) -> list[str]:
     words = [f"--base={base}" for base in options.base]
+    words += [f"--workers={options.workers}"] if options.workers > 1 else []
     return words + ([f"--save_dir={options.save_dir}"] if str(options.save_dir) != "lightning_logs/studies" else [])
 
 
@@ -133,6 +158,64 @@ def resume_hint(command: list[str]) -> Iterator[None]:
         raise
     except KeyboardInterrupt:
         raise KeyboardInterrupt(hint) from None
+
+
+@contextmanager
+def further_workers(folder: Path, count: int) -> Iterator[None]:
+    """Starts other workers of a study, and ends when all have ended. They stop if this process does.
+
+    Args:
+        folder: The study's folder.
+        count: Number of workers beside this process.
+    """
+    if not count:
+        yield
+        return
+    import torch  # noqa: PLC0415
+
+    threads = max(1, (os.cpu_count() or 1) // (count + 1))
+    torch.set_num_threads(min(threads, torch.get_num_threads()))
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    command = [sys.executable, "-m", "lora_lightning", "study", WORK, str(folder)]
+    workers = [subprocess.Popen(command, env=environment) for _ in range(count)]  # noqa: S603  # our own program
+    try:
+        yield
+    except BaseException:
+        for worker in workers:
+            worker.terminate()  # finishes the step, and saves it
+        raise
+    finally:
+        for worker in workers:
+            worker.wait()
+
+
+def add_work_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `study work`.
+
+    Args:
+        parser: The parser of the subcommand.
+    """
+    parser.add_argument("folder", metavar="DIR", type=Path, help="folder of the study")
+
+
+def run_worker(options: argparse.Namespace) -> object:
+    """Runs `lora-lightning study work`: trains trials of a study that `study run` has started, on any machine.
+
+    Args:
+        options: The parsed options.
+
+    Returns:
+        The state of each trial by id.
+
+    Raises:
+        LoraLightningError: If the folder has no study, or the disk is full.
+        TrainingStopped: After a signal.
+        KeyboardInterrupt: After Ctrl-C.
+    """
+    from lora_lightning.studies.study_run import open_study  # noqa: PLC0415  # imports torch
+
+    with resume_hint(["lora-lightning", "study", WORK, str(options.folder)]):
+        return run_trials(open_study(options.folder))
 
 
 @contextmanager
@@ -157,8 +240,10 @@ def run_trials(study: "OpenStudy") -> dict[str, "TrialStatus"]:
     def start(trial: Trial) -> None:
         left = ""
         if seconds:
-            remaining = sum(status.state not in {"finished", "failed"} for status in study.statuses().values())
-            left = f"; about {shown_time(remaining * sum(seconds) / len(seconds))} left"
+            states = [status.state for status in study.statuses().values()]
+            remaining = sum(state not in {"finished", "failed"} for state in states)
+            time_left = remaining * sum(seconds) / len(seconds) / max(1, states.count("running"))
+            left = f"; about {shown_time(time_left)} left"
         console.print()
         console.print(printable_name(f"training {trial.title}{left}"))
 
@@ -195,12 +280,14 @@ def report(study: "OpenStudy", output: Path | None = None) -> None:
     print(f"curves:      tensorboard --logdir {study.folder.path}")
 
 
-def print_plan(plan: StudyPlan, folder: Path) -> None:
+def print_plan(plan: StudyPlan, folder: Path, estimate: "StudyEstimate", workers: int) -> None:
     """Prints what a study will train.
 
     Args:
         plan: The study.
         folder: Its folder.
+        estimate: What a run takes.
+        workers: Number of processes that share the runs.
     """
     console = Console(highlight=False, markup=False, soft_wrap=True, width=WIDTH)
     table = Table(show_edge=False, pad_edge=False)
@@ -214,6 +301,14 @@ def print_plan(plan: StudyPlan, folder: Path) -> None:
         table.add_row(printable_name(name), printable_name(options), str(runs))
     console.print(table)
     console.print(f"\n{len(plan.trials)} runs, in {folder}")
+    runs = len(plan.trials)
+    if estimate.why_unknown:
+        console.print(printable_name(f"time and disk are unknown: {estimate.why_unknown}"))
+        return
+    several = f" of one worker; {workers} share them" if workers > 1 else ""
+    basis = f"{estimate.measured_steps} of the {estimate.steps} steps of {plan.reference} were measured"
+    console.print(f"time: about {shown_time(runs * estimate.seconds)}{several} ({basis})")
+    console.print(f"disk: about {runs * estimate.bytes / 1e6:,.0f} MB")
 
 
 def shown_time(seconds: float) -> str:

@@ -12,11 +12,23 @@ from lora_lightning.runs.files import write_error, write_text_atomically
 from lora_lightning.runs.layout import CONFIG
 from lora_lightning.statistics.analysis import analyze_study
 from lora_lightning.studies.audit import StudyAudit
+from lora_lightning.studies.estimate import estimate_study
 from lora_lightning.studies.journal import StudyJournal, TrialStatus
 from lora_lightning.studies.plan import Configuration, StudyPlan
 from lora_lightning.studies.study_folder import RECOMMENDED, StudyFolder, load_plan, load_tag
 from lora_lightning.studies.trial_results import collect_results
 from lora_lightning.studies.trial_runs import CheckedStudy, check_configurations
+
+
+__all__ = [
+    "OpenStudy",
+    "check_study",
+    "estimate_study",
+    "judge_study",
+    "open_study",
+    "start_study",
+    "write_recommendation",
+]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What a trial measures beside its metrics: one row per test example, its peak memory and the time of a step."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -134,11 +134,12 @@ class TrialCosts(Callback):
     """Writes the peak memory of training and the seconds of an optimizer step into the run folder.
 
     Args:
-        is_timed: Whether this process has the machine for itself; otherwise times mean nothing and are left out.
+        is_alone: Returns whether no other run of the study is training; otherwise times mean nothing and are left out.
     """
 
-    def __init__(self, is_timed: bool) -> None:
-        self.is_timed = is_timed
+    def __init__(self, is_alone: Callable[[], bool]) -> None:
+        self.is_alone = is_alone
+        self._was_alone = False
         self._seconds = 0.0
         self._since: float | None = None
         self._steps = 0
@@ -147,6 +148,7 @@ class TrialCosts(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Resets the high-water mark of memory, which earlier trials of this process may have raised."""
         del pl_module
+        self._was_alone = self.is_alone()
         self._is_reset = reset_peak_memory(trainer.strategy.root_device)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -169,9 +171,8 @@ class TrialCosts(Callback):
         costs: dict[str, float] = {}
         if self._is_reset:
             costs["peak_memory_bytes"] = float(peak_memory_since_reset(trainer.strategy.root_device))
-        if self.is_timed and self._steps:
-            batches = trainer.accumulate_grad_batches
-            costs["seconds_per_step"] = self._seconds / self._steps * batches
+        if self._steps and self._was_alone and self.is_alone():
+            costs["seconds_per_step"] = self._seconds / self._steps * trainer.accumulate_grad_batches
         path = run_folder_of(trainer) / COSTS
         try:
             write_text_atomically(path, json.dumps(costs) + "\n")

@@ -1,5 +1,6 @@
 """The runs of a study's trials: their options, the check of every configuration before any run, and training."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from lightning import Callback
 
-from lora_lightning.datamodules.base import TEST, TRAIN, VALIDATION
+from lora_lightning.datamodules.base import TEST
 from lora_lightning.errors import ConfigurationError, DataError, LoraLightningError, suggest_names
 from lora_lightning.runs.record import RunRecord
 from lora_lightning.statistics.study_results import Metric
@@ -28,11 +29,15 @@ class CheckedStudy:
 
     Attributes:
         tag: The metric that decides, with its split, such as `"test/accuracy"`.
-        rows: Number of rows by split; one number for each split that has a length.
+        configuration: Name of the configuration that was checked.
+        epochs: Of a run; infinity if only steps limit it.
+        steps: Largest number of optimizer steps of a run; infinity if only epochs limit it.
     """
 
     tag: str
-    rows: Mapping[str, int]
+    configuration: str
+    epochs: float
+    steps: float
 
 
 def run_options(folder: StudyFolder, trial: Trial) -> dict[str, Any]:
@@ -113,14 +118,14 @@ def check_configurations(
             with explain_errors():
                 run = TrainingRun(prepare_command("fit", arguments))
                 run.check_settings_and_data()
-            found.append(_check_run(plan, run))
+            found.append(_check_run(plan, configuration.name, run))
         except LoraLightningError as error:
             msg = f"the configuration {configuration.name!r} of the study cannot be trained: {error}"
             raise type(error)(msg) from error
-    return found[0]
+    return next(each for each in found if each.configuration == plan.reference)
 
 
-def _check_run(plan: StudyPlan, run: TrainingRun) -> CheckedStudy:
+def _check_run(plan: StudyPlan, configuration: str, run: TrainingRun) -> CheckedStudy:
     if run.is_fast_dev_run or run.options.trainer.get("fast_dev_run"):
         msg = (
             "trainer.fast_dev_run writes no results; leave it out, and lower trainer.max_epochs or limit_train_batches"
@@ -135,10 +140,10 @@ def _check_run(plan: StudyPlan, run: TrainingRun) -> CheckedStudy:
         msg = f"{run.datamodule.without_test}, and a study compares configurations on one; add test data with labels"
         raise DataError(msg)
     tag = objective_tag(plan.study.objective, tests, run.task.metric_names())
-    kinds = [name for kind in (TRAIN, VALIDATION, TEST) for name in run.datamodule.split_names(kind)]
-    rows = {name: len(split) for name in kinds if hasattr(split := run.datamodule.raw_splits[name], "__len__")}
     study_metric(plan, tag)
-    return CheckedStudy(tag, rows)
+    epochs, steps = run.trainer.max_epochs, run.trainer.max_steps
+    limits = (math.inf if limit is None or limit < 0 else limit for limit in (epochs, steps))
+    return CheckedStudy(tag, configuration, *limits)
 
 
 def objective_tag(objective: str, tests: Sequence[str], names: Sequence[str]) -> str:

@@ -42,7 +42,6 @@ class Worker:
         folder: Its folder.
         journal: Its journal, which has all trials.
         tag: The metric that decides, with its split.
-        is_alone: Whether this is the only worker, so that times are worth measuring.
         on_start: Called before each trial.
         on_end: Called after each trial.
     """
@@ -54,11 +53,10 @@ class Worker:
         journal: StudyJournal,
         tag: str,
         *,
-        is_alone: bool = True,
         on_start: Callable[[Trial], None] = lambda _: None,
         on_end: Callable[[TrialEnd], None] = lambda _: None,
     ) -> None:
-        self.plan, self.folder, self.journal, self.tag, self.is_alone = plan, folder, journal, tag, is_alone
+        self.plan, self.folder, self.journal, self.tag = plan, folder, journal, tag
         self.on_start, self.on_end = on_start, on_end
 
     def run_all(self) -> dict[str, TrialStatus]:
@@ -103,9 +101,14 @@ class Worker:
         self.on_end(TrialEnd(trial, value, error, time.monotonic() - start))
 
     def _train(self, trial: Trial) -> float:
+        callbacks = [TrialCosts(lambda: self._is_alone(trial)), TestOutcomes()]
         with warnings.catch_warnings():  # each trial warns like a run of its own
-            record = train_trial(self.plan, self.folder, trial, [TrialCosts(self.is_alone), TestOutcomes()])
+            record = train_trial(self.plan, self.folder, trial, callbacks)
         return objective_of(record, self.tag)
+
+    def _is_alone(self, trial: Trial) -> bool:
+        statuses = self.journal.statuses(self.plan.trials)
+        return all(status.state != "running" for name, status in statuses.items() if name != trial.id)
 
 
 def objective_of(record: RunRecord, tag: str) -> float:
