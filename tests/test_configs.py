@@ -25,6 +25,7 @@ from tests.tiny_models import FAMILIES
 CONFIGS = Path(__file__).parent.parent / "configs"
 PARTIAL = CONFIGS / "callbacks"  # added to a full config
 TRAINERS = CONFIGS / "trainer"  # before or after a full config
+STUDIES = CONFIGS / "studies"  # tests/cli/test_study_configs.py runs them
 VARIANTS = ("full", "small", "imbalanced", "oos_plus")
 
 
@@ -86,7 +87,7 @@ def by_path(paths: Iterable[Path]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("path", sorted(paths), ids=lambda path: str(path.relative_to(CONFIGS)))
 
 
-@by_path(path for path in CONFIGS.rglob("*.yaml") if path.parent not in (PARTIAL, TRAINERS))
+@by_path(path for path in CONFIGS.rglob("*.yaml") if path.parent not in (PARTIAL, TRAINERS, STUDIES))
 def test_config_trains(path: Path, tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
     train([path], tiny_backbone, tmp_path)
 
@@ -160,5 +161,8 @@ def test_every_config_says_how_to_run_it() -> None:
     assert len(paths) >= 5
     for path in paths:
         relative = path.relative_to(CONFIGS.parent)
+        if path.parent == STUDIES:
+            assert f"# lora-lightning study run {relative}" in path.read_text(), relative
+            continue
         before = "--config configs/quickstart.yaml " if path.parent in (PARTIAL, TRAINERS) else ""
         assert f"# lora-lightning fit {before}--config {relative}" in path.read_text(), relative

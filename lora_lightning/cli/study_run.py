@@ -19,8 +19,8 @@ from lora_lightning.errors import ConfigurationError, TrainingStopped
 from lora_lightning.studies.plan import StudyPlan, Trial
 
 if TYPE_CHECKING:
-    from lora_lightning.studies.journal import TrialStatus
     from lora_lightning.studies.estimate import StudyEstimate
+    from lora_lightning.studies.journal import TrialStatus
     from lora_lightning.studies.study_run import OpenStudy
 
 WORK, WORK_HELP = "work", "train trials of a study that `study run` has started, here or on another machine"
@@ -82,6 +82,8 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="check everything, and print the plan, its time and its disk",
     )
+    setting = "an option of fit for all runs, such as data.data_dir=FOLDER; may be repeated"
+    add("--set", action="append", default=[], dest="settings", metavar="OPTION=VALUE", help=setting)
     workers = "processes that train at the same time; the processor's cores are divided among them (default: 1)"
     add("--workers", type=int, default=1, metavar="N", help=workers)
     add("--retry_failed", action="store_true", help="run trials that failed once more")
@@ -121,7 +123,7 @@ def run_study_file(options: argparse.Namespace) -> object:
         if not base.is_file():
             msg = f"there is no base config {base}; check the path"
             raise ConfigurationError(msg)
-    plan = plan_study(read_study_file(options.study, options.base))
+    plan = plan_study(read_study_file(options.study, options.base, options.settings))
     folder = StudyFolder(options.save_dir / plan.study.name)
     from lora_lightning.studies import study_run  # noqa: PLC0415  # seconds, which a wrong YAML need not wait for
 
@@ -142,7 +144,7 @@ def run_study_file(options: argparse.Namespace) -> object:
 
 
 def _words(options: argparse.Namespace) -> list[str]:
-    words = [f"--base={base}" for base in options.base]
+    words = [f"--base={base}" for base in options.base] + [f"--set={setting}" for setting in options.settings]
     words += [f"--workers={options.workers}"] if options.workers > 1 else []
     return words + ([f"--save_dir={options.save_dir}"] if str(options.save_dir) != "lightning_logs/studies" else [])
 

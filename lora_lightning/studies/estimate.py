@@ -1,8 +1,11 @@
 """Estimates what a run of a study takes, from a few steps of its reference in a temporary folder."""
 
+import io
 import math
 import tempfile
+import time
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,7 @@ class StudyEstimate:
     """What a run of the reference takes.
 
     Attributes:
-        seconds: Of training, validation and test, without loading the model.
+        seconds: Of loading, training, validation and test.
         bytes: Of its run folder.
         steps: Optimizer steps of a run.
         measured_steps: How many of them were measured.
@@ -58,10 +61,13 @@ def estimate_study(plan: StudyPlan, checked: CheckedStudy) -> StudyEstimate:
     }
     with tempfile.TemporaryDirectory() as temporary:
         folder = StudyFolder(Path(temporary) / plan.study.name)
+        start = time.monotonic()
         try:
-            record = train(base_configs(plan), run_options(folder, trial) | short, callbacks=[probe])
+            with redirect_stdout(io.StringIO()):  # the name of the temporary folder tells nobody anything
+                record = train(base_configs(plan), run_options(folder, trial) | short, callbacks=[probe])
         except LoraLightningError as error:
             return StudyEstimate(why_unknown=f"a run of {MEASURED_STEPS} steps is not possible, because {error}")
+        other = time.monotonic() - start - sum(probe.train_seconds) - sum(probe.validation_seconds)
         size = sum(file.stat().st_size for file in record.folder.rglob("*") if file.is_file())
     steps = min(checked.steps, checked.epochs * probe.steps_per_epoch)
     if not probe.train_seconds or not math.isfinite(steps):
@@ -69,7 +75,7 @@ def estimate_study(plan: StudyPlan, checked: CheckedStudy) -> StudyEstimate:
     validations = steps / probe.steps_per_epoch
     step, batch = (_mean(seconds) for seconds in (probe.train_seconds, probe.validation_seconds))
     evaluated = validations * probe.validation_batches + 2 * probe.test_batches  # outcomes are a second pass
-    seconds = steps * probe.batches_per_step * step + evaluated * batch
+    seconds = other + steps * probe.batches_per_step * step + evaluated * batch
     return StudyEstimate(seconds, size, int(steps), record.steps or 0)
 
 

@@ -77,12 +77,13 @@ class StudyFile:
     full_fine_tuning: str | None = None
 
 
-def read_study_file(path: Path, base: Sequence[Path] = ()) -> StudyFile:
+def read_study_file(path: Path, base: Sequence[Path] = (), settings: Sequence[str] = ()) -> StudyFile:
     """Reads a study.
 
     Args:
         path: The YAML.
         base: Configs in place of those in the YAML.
+        settings: Options of all runs, such as `"data.data_dir=FOLDER"`, which override those in the YAML.
 
     Returns:
         The study, whose options are not checked yet.
@@ -104,7 +105,7 @@ def read_study_file(path: Path, base: Sequence[Path] = ()) -> StudyFile:
         seeds=reader.seeds(),
         objective=reader.text("objective"),
         reference=reader.reference(),
-        options=reader.options("options"),
+        options=reader.options("options") | dict(map(reader.setting, settings)),
         derived={name: str(text) for name, text in reader.options("derived").items()},
         margin=reader.margin(),
         direction=content.get("direction"),
@@ -178,6 +179,16 @@ class _Reader:
         for name in found:
             self.check_option(name, key)
         return found
+
+    def setting(self, words: str) -> tuple[str, Any]:
+        name, equals, value = words.partition("=")
+        if not equals:
+            self.refuse(f"--set {words!r} has no value; write OPTION=VALUE, such as data.data_dir=FOLDER")
+        self.check_option(name, "--set")
+        try:
+            return name, _with_numbers(yaml.safe_load(value))
+        except yaml.YAMLError:
+            return name, value
 
     def check_option(self, name: str, where: str) -> None:
         if not OPTION.fullmatch(name):

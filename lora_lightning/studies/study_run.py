@@ -19,7 +19,6 @@ from lora_lightning.studies.study_folder import RECOMMENDED, StudyFolder, load_p
 from lora_lightning.studies.trial_results import collect_results
 from lora_lightning.studies.trial_runs import CheckedStudy, check_configurations
 
-
 __all__ = [
     "OpenStudy",
     "check_study",

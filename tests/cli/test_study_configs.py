@@ -1,0 +1,53 @@
+"""Every YAML in configs/studies is found by itself and runs on tiny stand-ins, with one seed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lora_lightning.cli.main import main
+from lora_lightning.studies.study_run import open_study
+from tests.conftest import TinyBackbone
+from tests.test_configs import STUDIES, VARIANTS, data_words, family_of
+from tests.tiny_data import save_tiny_clinc150
+
+SMALL_LENGTHS = [8, 16, 30]  # a tiny backbone has 40 positions
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_study_config_runs(
+    path: Path, tiny_backbone: TinyBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_lightning.reports.study_report.study_figures", lambda *_: [])
+    study = yaml.safe_load(path.read_text())
+    base = (path.parent / study["base"]).resolve()
+    config = yaml.safe_load(base.read_text())
+    study |= {"base": str(base), "seeds": study["seeds"][:1], "name": path.stem}
+    stand_in_axes(study, tiny_backbone)
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    backbone = tiny_backbone(family_of(config["model"]["init_args"]["backbone"]))
+    words = data_words(config["data"], tmp_path / "data")
+    if config["data"]["class_path"] == "Clinc150DataModule":
+        words = [f"--data.data_dir={save_tiny_clinc150(tmp_path / 'data', VARIANTS)}"]
+    words += [f"--model.backbone={backbone}", f"--data.cache_dir={tmp_path}", "--data.batch_size=4"]
+    words += ["--trainer.accelerator=cpu", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
+    if config["model"]["class_path"] == "CausalLanguageModelingTask":
+        words = [word for word in words if not word.startswith("--data.context_length")]
+    settings = [f"--set={word.removeprefix('--')}" for word in words]
+    assert main(["study", "run", str(tmp_path / "study.yaml"), *settings, f"--save_dir={tmp_path / 'studies'}"]) == 0
+    found = open_study(tmp_path / "studies" / path.stem)
+    assert {status.state for status in found.statuses().values()} == {"finished"}
+
+
+def stand_in_axes(study: dict[str, Any], tiny_backbone: TinyBackbone) -> None:
+    """Replaces what does not fit tiny backbones: their names, and lengths of texts."""
+    axes = study["axes"]
+    if "data.context_length" in axes:
+        axes["data.context_length"] = SMALL_LENGTHS
+        study["reference"] = {"context_length": SMALL_LENGTHS[-1]}
+        study["sequence"] = [f"context_length = {length}" for length in SMALL_LENGTHS[-2::-1]]
+    for values in axes.values():
+        for options in values.values() if isinstance(values, dict) else ():
+            if "model.backbone" in options:
+                options["model.backbone"] = str(tiny_backbone(family_of(options["model.backbone"])))
