@@ -34,7 +34,7 @@ trial is left, and also runs the trials of workers that were killed meanwhile.
 MOST_WORKERS = 256
 HELP = "train every configuration with every seed, and report which one to use"
 EPILOG = """\
-example, complete (a quarter of an hour on two CPU cores, without network):
+example, complete (a minute on a CPU core, without network):
   cat > ranks.yaml << END
   base:
     model:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.runs.files import write_error, write_text_atomically
@@ -15,7 +16,7 @@ from lora_lightning.studies.audit import StudyAudit
 from lora_lightning.studies.estimate import estimate_study
 from lora_lightning.studies.journal import StudyJournal, TrialStatus
 from lora_lightning.studies.plan import Configuration, StudyPlan
-from lora_lightning.studies.study_folder import RECOMMENDED, StudyFolder, load_plan, load_tag
+from lora_lightning.studies.study_folder import RECOMMENDED, StudyFolder, base_contents, load_plan, load_tag
 from lora_lightning.studies.trial_results import collect_results
 from lora_lightning.studies.trial_runs import CheckedStudy, check_configurations
 
@@ -113,7 +114,24 @@ def check_study(
         LoraLightningError: If an option, the data, or the folder does not fit.
     """
     folder.check(plan)
+    warn_about_loggers(plan)
     return check_configurations(plan, folder, progress)
+
+
+def warn_about_loggers(plan: StudyPlan) -> None:
+    """Warns of loggers of the base configs that a study replaces by its own.
+
+    Args:
+        plan: The study.
+    """
+    loggers = [(config.get("trainer") or {}).get("logger") for config in base_contents(plan.study)]
+    entries = [entry for logger in loggers for entry in (logger if isinstance(logger, list) else [logger])]
+    names = {str(entry["class_path"]).rpartition(".")[2] for entry in entries if isinstance(entry, dict)}
+    if replaced := sorted(names - {"TensorBoardLogger"}):
+        rank_zero_warn(
+            f"the base config logs with {', '.join(replaced)}, but a study logs each run with TensorBoardLogger in its "
+            "folder; nothing is sent elsewhere"
+        )
 
 
 def judge_study(study: OpenStudy) -> StudyAudit:

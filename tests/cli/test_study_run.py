@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,15 @@ from safetensors.torch import load_file
 
 from lora_lightning import RunRecord, train
 from lora_lightning.cli.main import main
+from lora_lightning.cli.study_run import EPILOG
+from lora_lightning.studies.plan import plan_study
+from lora_lightning.studies.study_file import read_study_file
 from lora_lightning.studies.study_run import judge_study, open_study
 from lora_lightning.studies.trial_measurements import read_costs
 from lora_lightning.tasks import PlantedRankTask
+from tests.conftest import TinyBackbone
 from tests.studies.small_study import BASE, save_study
+from tests.tiny_data import save_tiny_table
 
 Step = Callable[..., torch.Tensor]
 
@@ -175,6 +181,10 @@ def test_a_full_disk_stops_the_worker(
         ({"objective": "accuracy"}, "'accuracy' is not reported on a test split"),
         ({"margin": None}, "has no usual margin"),
         ({"options": {"trainer.fast_dev_run": True}}, "fast_dev_run writes no results"),
+        (
+            {"options": {"trainer.devices": 2, "trainer.strategy": "ddp"}},
+            "would train in 2 processes, but a study trains each run in one",
+        ),
         ({"direction": "higher"}, "the direction 'higher' contradicts 'loss'"),
     ],
 )
@@ -195,3 +205,40 @@ def test_another_base_runs_the_same_study(here: Path, capsys: pytest.CaptureFixt
     assert read_costs(trial)["peak_memory_bytes"] > 0
     assert run(path, "--base", "missing.yaml") == 2
     assert "there is no base config missing.yaml" in capsys.readouterr().err
+
+
+def test_data_without_a_test_split_is_refused(
+    here: Path, tiny_backbone: TinyBackbone, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = {
+        "model": {"class_path": "SequenceClassificationTask", "init_args": {"backbone": str(tiny_backbone("bert"))}},
+        "data": {
+            "class_path": "TextClassificationDataModule",
+            "init_args": {"train_file": str(save_tiny_table(here / "train.csv")), "cache_dir": str(here / "cache")},
+        },
+        "trainer": {"max_epochs": 1, "accelerator": "cpu"},
+        "checkpoint": {"monitor": "val/accuracy", "mode": "max"},
+    }
+    assert run(save_study(here, base=base, objective="accuracy")) == 2
+    printed = capsys.readouterr().err
+    assert "no test split with labels, and a study compares configurations on one; add test data" in printed
+
+
+def test_another_logger_is_not_dropped_silently(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = {
+        "max_steps": 1,
+        "accelerator": "cpu",
+        "logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "x"}},
+    }
+    path = save_study(here, base=BASE | {"trainer": trainer}, axes={"model.lora.r": [4]}, seeds=[0])
+    assert run(path, "--dry-run") == 0
+    assert "the base config logs with CSVLogger, but a study logs each run with TensorBoard" in capsys.readouterr().err
+
+
+def test_the_example_in_the_help_is_a_study(here: Path) -> None:
+    text = re.search(r"<< END\n(.*?)  END", EPILOG, re.DOTALL)
+    assert text
+    (here / "ranks.yaml").write_text(textwrap.dedent(text[1]))
+    plan = plan_study(read_study_file(here / "ranks.yaml"))
+    assert [each.name for each in plan.configurations] == ["r = 4", "r = 8", "r = 16"]
+    assert len(plan.trials) == 9
