@@ -139,7 +139,7 @@ def run_study_file(options: argparse.Namespace) -> object:
     report(study)
     from lora_lightning.studies.worker import check_all_finished  # noqa: PLC0415
 
-    check_all_finished([(trial, statuses[trial.id]) for trial in plan.trials])
+    check_all_finished([(trial, statuses[trial.id]) for trial in study.plan.trials])
     return statuses
 
 
@@ -234,7 +234,7 @@ def run_trials(study: "OpenStudy") -> dict[str, "TrialStatus"]:
     from lora_lightning.studies.worker import TrialEnd, Worker  # noqa: PLC0415
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    total = len(study.plan.trials)
+    total = study.plan.size
     done = sum(status.state == "finished" for status in study.statuses().values())
     console.print(f"study folder: {study.folder.path}  ({done} of {total} trials are finished)")
     seconds: list[float] = []
@@ -243,7 +243,7 @@ def run_trials(study: "OpenStudy") -> dict[str, "TrialStatus"]:
         left = ""
         if seconds:
             states = [status.state for status in study.statuses().values()]
-            remaining = sum(state not in {"finished", "failed"} for state in states)
+            remaining = total - sum(state in {"finished", "failed"} for state in states)
             time_left = remaining * sum(seconds) / len(seconds) / max(1, states.count("running"))
             left = f"; about {shown_time(time_left)} left"
         console.print()
@@ -255,10 +255,11 @@ def run_trials(study: "OpenStudy") -> dict[str, "TrialStatus"]:
             return
         seconds.append(found.seconds)
         ended = sum(status.state in {"finished", "failed"} for status in study.statuses().values())
-        result = f"{study.tag} {found.value:.4f}, {shown_time(found.seconds)}"
+        tag = study.tag if found.trial.rate is None else study.validation_tag
+        result = f"{tag} {found.value:.4f}, {shown_time(found.seconds)}"
         console.print(printable_name(f"done:    {found.trial.title}: {result} ({ended} of {total})"))
 
-    return Worker(study.plan, study.folder, study.journal, study.tag, on_start=start, on_end=end).run_all()
+    return Worker(study, on_start=start, on_end=end).run_all()
 
 
 def report(study: "OpenStudy", output: Path | None = None) -> None:
@@ -267,7 +268,8 @@ def report(study: "OpenStudy", output: Path | None = None) -> None:
     from lora_lightning.studies.study_folder import REPORT  # noqa: PLC0415
     from lora_lightning.studies.study_run import judge_study, write_recommendation  # noqa: PLC0415
 
-    if not any(status.state == "finished" for status in study.statuses().values()):
+    statuses = study.statuses()
+    if not any(statuses[trial.id].state == "finished" for trial in study.plan.tested):
         return
     audit = judge_study(study)
     page = write_study_report(audit.results, audit.analysis, output or study.folder.path / REPORT, audit.notes)
@@ -299,11 +301,13 @@ def print_plan(plan: StudyPlan, folder: Path, estimate: "StudyEstimate", workers
     for each in plan.configurations:
         options = ", ".join(f"{name}={value}" for name, value in each.options.items())
         name = f"{each.name} (reference)" if each.name == plan.reference else each.name
-        runs = sum(trial.configuration == each.name for trial in plan.trials)
+        runs = plan.size // len(plan.configurations)
         table.add_row(printable_name(name), printable_name(options), str(runs))
     console.print(table)
-    console.print(f"\n{len(plan.trials)} runs, in {folder}")
-    runs = len(plan.trials)
+    runs = plan.size
+    rates = plan.study.learning_rate
+    tried = "" if rates is None else f" ({runs - len(plan.study.seeds) * len(plan.configurations)} try learning rates)"
+    console.print(f"\n{runs} runs{tried}, in {folder}")
     if estimate.why_unknown:
         console.print(printable_name(f"time and disk are unknown: {estimate.why_unknown}"))
         return

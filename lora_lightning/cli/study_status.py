@@ -77,7 +77,7 @@ def run_status(options: argparse.Namespace) -> None:
         table.add_row(printable_name(each.name), *(str(own.count(state) or "") for state in STATES))
     console.print(table)
     done = sum(status.state == "finished" for status in statuses.values())
-    console.print(f"\n{done} of {len(statuses)} trials are finished")
+    console.print(f"\n{done} of {study.plan.size} trials are finished")
     for trial in study.plan.trials:
         if statuses[trial.id].state == "failed":
             console.print(printable_name(f"failed: {trial.title}: {statuses[trial.id].error}"))

@@ -14,7 +14,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from lora_lightning.errors import LoraLightningError
 from lora_lightning.runs.resources import synchronized_time
-from lora_lightning.studies.plan import StudyPlan
+from lora_lightning.studies.plan import StudyPlan, make_trial
 from lora_lightning.studies.study_folder import StudyFolder
 from lora_lightning.studies.trial_runs import CheckedStudy, base_configs, run_options
 from lora_lightning.training.api import train
@@ -51,7 +51,7 @@ def estimate_study(plan: StudyPlan, checked: CheckedStudy) -> StudyEstimate:
     Returns:
         What a run takes. Early stopping is not expected.
     """
-    trial = next(each for each in plan.trials if each.configuration == plan.reference)
+    trial = make_trial(plan.study, plan.configuration(plan.reference), plan.study.seeds[0])
     probe = _Probe()
     short = {
         "trainer.max_steps": MEASURED_STEPS,

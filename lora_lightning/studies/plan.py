@@ -4,13 +4,13 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
 from lora_lightning.errors import ConfigurationError, suggest_names
 from lora_lightning.studies.arithmetic import evaluate_expression
-from lora_lightning.studies.study_file import SEED_OPTION, StudyFile, label_of
+from lora_lightning.studies.study_file import RATE_OPTION, SEED_OPTION, StudyFile, label_of
 
 RANK = "model.lora.r"
 HASH = 8  # hexadecimal digits in a trial's id
@@ -41,17 +41,20 @@ class Trial:
         configuration: Name of its configuration.
         seed: Its `seed_everything`.
         options: Options of `fit` that override the base's, without the seed.
+        rate: The learning rate that it tries, on validation alone; `None` for a trial that is tested.
     """
 
     id: str
     configuration: str
     seed: int
     options: Mapping[str, Any]
+    rate: float | None = None
 
     @property
     def title(self) -> str:
         """What it is called in output."""
-        return f"{self.configuration}, seed {self.seed}"
+        tried = "" if self.rate is None else f", learning rate {self.rate:g}"
+        return f"{self.configuration}{tried}, seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,9 @@ class StudyPlan:
     Attributes:
         study: Its file.
         configurations: All combinations of the axes.
-        trials: All runs, seed by seed, so that an unfinished study has all configurations with its first seeds.
+        trials: The runs that are known, seed by seed, so that an unfinished study has all configurations with its first
+            seeds. If the study chooses learning rates, the runs that try them, and the tested runs of the
+            configurations whose rate is chosen.
         reference: Name of the reference.
         sequence: Names of configurations in the order of a fixed sequence of tests; empty without one.
     """
@@ -71,6 +76,36 @@ class StudyPlan:
     trials: tuple[Trial, ...]
     reference: str
     sequence: tuple[str, ...]
+
+    @property
+    def tested(self) -> tuple[Trial, ...]:
+        """The known runs that are tested; those that try learning rates are not."""
+        return tuple(trial for trial in self.trials if trial.rate is None)
+
+    @property
+    def size(self) -> int:
+        """Number of all runs, also of those that are not known yet."""
+        return len(self.study.seeds) * len(self.configurations) + sum(trial.rate is not None for trial in self.trials)
+
+    def with_rates(self, rates: Mapping[str, float]) -> "StudyPlan":
+        """Adds the tested runs of configurations whose learning rate is chosen.
+
+        Args:
+            rates: Learning rate by configuration.
+
+        Returns:
+            The plan; for a study that chooses no learning rates the same.
+        """
+        if self.study.learning_rate is None:
+            return self
+        tried = tuple(trial for trial in self.trials if trial.rate is not None)
+        tested = tuple(
+            make_trial(self.study, each, seed, {RATE_OPTION: rates[each.name]})
+            for seed in self.study.seeds
+            for each in self.configurations
+            if each.name in rates
+        )
+        return replace(self, trials=tried + tested)
 
     def configuration(self, name: str) -> Configuration:
         """Finds a configuration by its name."""
@@ -101,26 +136,45 @@ def plan_study(study: StudyFile) -> StudyPlan:
     if len(set(sequence)) < len(sequence) or reference in sequence:
         msg = f"the sequence {list(sequence)} must name each configuration once, and not the reference {reference!r}"
         raise ConfigurationError(msg)
-    trials = tuple(make_trial(study, each, seed) for seed in study.seeds for each in configurations)
+    rates = study.learning_rate
+    if rates is None:
+        trials = tuple(make_trial(study, each, seed) for seed in study.seeds for each in configurations)
+    else:
+        trials = tuple(
+            make_trial(study, each, seed, {RATE_OPTION: rate}, rate)
+            for seed in rates.seeds
+            for each in configurations
+            for rate in rates.values
+        )
     return StudyPlan(study, configurations, trials, reference, sequence)
 
 
-def make_trial(study: StudyFile, configuration: Configuration, seed: int) -> Trial:
+def make_trial(
+    study: StudyFile,
+    configuration: Configuration,
+    seed: int,
+    further: Mapping[str, Any] | None = None,
+    rate: float | None = None,
+) -> Trial:
     """Makes the trial of a configuration and a seed.
 
     Args:
         study: Its options count for all trials.
         configuration: The configuration.
         seed: The seed.
+        further: Options that are not part of the configuration.
+        rate: The learning rate that it tries, if it is not to be tested.
 
     Returns:
         The trial; its id is the same for the same options and seed.
     """
-    options = {**study.options, **configuration.options}
-    content = json.dumps({**options, SEED_OPTION: seed}, sort_keys=True, default=str)
+    options = {**study.options, **configuration.options, **(further or {})}
+    kind = {} if rate is None else {"tries": RATE_OPTION}
+    content = json.dumps({**options, SEED_OPTION: seed, **kind}, sort_keys=True, default=str)
     readable = re.sub(r"[^A-Za-z0-9.-]+", "_", configuration.name)[:READABLE].strip("_.-")
-    name = f"{readable}_seed_{seed}_{hashlib.sha256(content.encode()).hexdigest()[:HASH]}"
-    return Trial(name, configuration.name, seed, options)
+    tried = "" if rate is None else f"_rate_{rate:g}"
+    name = f"{readable}{tried}_seed_{seed}_{hashlib.sha256(content.encode()).hexdigest()[:HASH]}"
+    return Trial(name, configuration.name, seed, options, rate)
 
 
 def _configurations(study: StudyFile) -> list[Configuration]:

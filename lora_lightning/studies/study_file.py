@@ -15,7 +15,7 @@ from lora_lightning.errors import ConfigurationError, suggest_names
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 OPTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
-SEED_OPTION = "seed_everything"
+SEED_OPTION, RATE_OPTION = "seed_everything", "model.optimization.learning_rate"
 # What the study sets itself.
 OWN_OPTIONS = (SEED_OPTION, "trainer.logger", "resume", "ckpt_path", "test_after_fit", "config")
 COSTS = ("trainable_parameters", "peak_memory_bytes", "seconds_per_step")
@@ -43,6 +43,21 @@ class Axis:
 
 
 @dataclass(frozen=True)
+class LearningRates:
+    """From which learning rates a study chooses, on validation and with seeds of its own.
+
+    Attributes:
+        values: The learning rates.
+        seeds: Each is tried with each of them.
+        shared: Whether all configurations get the rate that is best on average; otherwise each gets its own.
+    """
+
+    values: tuple[float, ...]
+    seeds: tuple[int, ...]
+    shared: bool = False
+
+
+@dataclass(frozen=True)
 class StudyFile:
     """A study as its YAML describes it.
 
@@ -60,6 +75,8 @@ class StudyFile:
         costs: Measurements of which less is better; the first decides what is cheapest.
         sequence: Names of configurations in the order of a fixed sequence of tests; `None` to derive it from ranks.
         full_fine_tuning: The name of the configuration without LoRA, if there is one.
+        learning_rate: From which learning rates to choose before the configurations are compared; `None` to choose
+            none.
     """
 
     name: str
@@ -75,6 +92,7 @@ class StudyFile:
     costs: tuple[str, ...] = COSTS[:1]
     sequence: tuple[str, ...] | None = None
     full_fine_tuning: str | None = None
+    learning_rate: LearningRates | None = None
 
 
 def read_study_file(path: Path, base: Sequence[Path] = (), settings: Sequence[str] = ()) -> StudyFile:
@@ -112,6 +130,7 @@ def read_study_file(path: Path, base: Sequence[Path] = (), settings: Sequence[st
         costs=reader.costs(),
         sequence=reader.sequence(),
         full_fine_tuning=None if content.get("full_fine_tuning") is None else reader.text("full_fine_tuning"),
+        learning_rate=reader.learning_rate(),
     )
 
 
@@ -225,15 +244,40 @@ class _Reader:
             self.refuse(f"the axis {name} has the value {twice[0]} twice; leave one out")
         return Axis(name, dict(zip(labels, values, strict=True)), is_named=False)
 
+    def learning_rate(self) -> LearningRates | None:
+        found = self.content.get("learning_rate")
+        if found is None:
+            return None
+        if not isinstance(found, dict) or not {"values", "seeds"} <= found.keys() <= {"values", "seeds", "shared"}:
+            self.refuse(
+                f"learning_rate is {found!r}, but `values` and `seeds` are needed, and maybe `shared: true`; for a "
+                f"single rate, set {RATE_OPTION} in options"
+            )
+        set_elsewhere = [*self.content["axes"], *self.options("options"), *self.options("derived")]
+        if RATE_OPTION in set_elsewhere:
+            self.refuse(f"learning_rate chooses {RATE_OPTION}, which is also set elsewhere; leave out one of both")
+        rates = found["values"]
+        if not isinstance(rates, list) or not rates or not all(_is_positive(rate) for rate in rates):
+            self.refuse(f"learning_rate.values is {rates!r}, but a list of numbers above 0 is needed")
+        seeds = self.seeds_in(found["seeds"], "learning_rate.seeds")
+        if both := sorted({*seeds} & {*self.seeds()}):
+            self.refuse(
+                f"the seed {both[0]} is in seeds and in learning_rate.seeds, but runs that chose a learning rate favor "
+                "it; give other seeds"
+            )
+        return LearningRates(tuple(map(float, rates)), seeds, bool(found.get("shared", False)))
+
     def seeds(self) -> tuple[int, ...]:
-        found = self.needed("seeds", "[0, 1, 2]")
+        return self.seeds_in(self.needed("seeds", "[0, 1, 2]"), "seeds")
+
+    def seeds_in(self, found: Any, name: str) -> tuple[int, ...]:
         if not isinstance(found, list) or not found:
-            self.refuse(f"seeds is {found!r}, but a list of integers is needed, such as [0, 1, 2]")
+            self.refuse(f"{name} is {found!r}, but a list of integers is needed, such as [0, 1, 2]")
         for seed in found:
             if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
                 self.refuse(f"the seed {seed!r} must be an integer in [0, {2**32})")
         if len(set(found)) < len(found):
-            self.refuse(f"seeds is {found}, but each seed may occur once: equal runs are no further evidence")
+            self.refuse(f"{name} is {found}, but each seed may occur once: equal runs are no further evidence")
         return tuple(found)
 
     def margin(self) -> float | None:
@@ -268,6 +312,10 @@ class _Reader:
         if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
             self.refuse(f"sequence is {found!r}, but a list of names of configurations is needed")
         return tuple(found)
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def label_of(value: object) -> str:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,12 @@ from filelock import FileLock
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.runs.files import write_error, write_text_atomically
 from lora_lightning.runs.settings import flatten, list_differences
-from lora_lightning.studies.plan import StudyPlan, Trial, plan_study
-from lora_lightning.studies.study_file import Axis, StudyFile, read_yaml
+from lora_lightning.studies.plan import StudyPlan, Trial, make_trial, plan_study
+from lora_lightning.studies.study_file import Axis, LearningRates, StudyFile, read_yaml
 
 SAVE_DIR = Path("lightning_logs/studies")
 STUDY, JOURNAL, LOCK, CLAIMS, REPORT = "study.json", "journal.jsonl", "study.lock", ".claims", "report"
-TAG = "tag"  # in the study's file
+TAG, VALIDATION_TAG = "tag", "validation_tag"  # in the study's file
 RECOMMENDED = "recommended.yaml"
 SCHEMA_VERSION = 1
 DECIDED_BEFOREHAND = ("objective", "direction", "margin", "reference", "costs", "sequence", "full_fine_tuning")
@@ -74,12 +74,13 @@ class StudyFolder:
         if (self.path / STUDY).exists():
             check_only_adds(load_plan(self.path), plan, self.path)
 
-    def save(self, plan: StudyPlan, tag: str) -> None:
+    def save(self, plan: StudyPlan, tag: str, validation_tag: str) -> None:
         """Writes the study. To be called while the folder is locked.
 
         Args:
             plan: The study.
             tag: The metric that decides, with its split.
+            validation_tag: The metric that chooses learning rates, with its split.
 
         Raises:
             ConfigurationError: If the folder belongs to another study, or the study has lost or changed something.
@@ -87,10 +88,14 @@ class StudyFolder:
         """
         self.check(plan)
         try:
-            content = study_as_json(plan.study) | {TAG: tag}
+            content = study_as_json(plan.study) | {TAG: tag, VALIDATION_TAG: validation_tag}
             write_text_atomically(self.path / STUDY, json.dumps(content, indent=2) + "\n")
         except OSError as error:
             raise write_error(self.path / STUDY, error) from error
+
+
+def _rates_as_json(rates: LearningRates | None) -> dict[str, Any] | None:
+    return None if rates is None else {**asdict(rates), "values": list(rates.values), "seeds": list(rates.seeds)}
 
 
 def study_as_json(study: StudyFile) -> dict[str, Any]:
@@ -103,6 +108,7 @@ def study_as_json(study: StudyFile) -> dict[str, Any]:
         "seeds": list(study.seeds),
         "options": study.options,
         "derived": study.derived,
+        "learning_rate": _rates_as_json(study.learning_rate),
         **{key: getattr(study, key) for key in DECIDED_BEFOREHAND},
     }
 
@@ -134,14 +140,22 @@ def load_plan(path: Path) -> StudyPlan:
             seeds=tuple(content["seeds"]),
             options=content["options"],
             derived=content["derived"],
+            learning_rate=_rates_from_json(content["learning_rate"]),
             **{key: content[key] for key in DECIDED_BEFOREHAND} | lists,
         )
     )
 
 
-def load_tag(path: Path) -> str:
-    """Reads the metric that decides, with its split, from the folder of a study."""
-    return str(_read_study(path)[TAG])
+def _rates_from_json(content: Mapping[str, Any] | None) -> LearningRates | None:
+    if content is None:
+        return None
+    return LearningRates(tuple(content["values"]), tuple(content["seeds"]), content["shared"])
+
+
+def load_tags(path: Path) -> tuple[str, str]:
+    """Reads the metric that decides, with its split, and the one that chooses learning rates, from a study's folder."""
+    content = _read_study(path)
+    return content[TAG], content[VALIDATION_TAG]
 
 
 def _read_study(path: Path) -> dict[str, Any]:
@@ -180,14 +194,31 @@ def check_only_adds(former: StudyPlan, plan: StudyPlan, path: Path) -> None:
     if changed:
         msg = f"the folder {path} has a study with other settings: {'; '.join(changed[:MOST_NAMED])}; {remedy}"
         raise ConfigurationError(msg)
-    ids = {trial.id for trial in plan.trials}
-    if lost := [trial.title for trial in former.trials if trial.id not in ids]:
+    _check_rates(former, plan, path)
+    ids = {trial.id for trial in (*plan.trials, *_without_rates(plan))}
+    if lost := [trial.title for trial in (*former.trials, *_without_rates(former)) if trial.id not in ids]:
         named = "; ".join(lost[:MOST_NAMED]) + (
             f"; and {len(lost) - MOST_NAMED} more" if len(lost) > MOST_NAMED else ""
         )
         msg = f"the folder {path} has {len(lost)} runs that the study no longer contains ({named}); a study may only "
         msg += f"gain values and seeds: {remedy}"
         raise ConfigurationError(msg)
+
+
+def _check_rates(former: StudyPlan, plan: StudyPlan, path: Path) -> None:
+    """Refuses other learning rates once they have chosen one; a better one among them would change finished runs."""
+    old, new = former.study.learning_rate, plan.study.learning_rate
+    if old != new:
+        msg = f"the folder {path} has a study whose learning_rate is {_rates_as_json(old)}, and not "
+        msg += f"{_rates_as_json(new)}; restore the YAML, or give the study another name"
+        raise ConfigurationError(msg)
+
+
+def _without_rates(plan: StudyPlan) -> list[Trial]:
+    """The tested runs of a study that chooses learning rates, before it has done so."""
+    if plan.study.learning_rate is None:
+        return []
+    return [make_trial(plan.study, each, seed) for seed in plan.study.seeds for each in plan.configurations]
 
 
 def _numbered(configs: list[Mapping[str, Any]]) -> dict[str, Any]:

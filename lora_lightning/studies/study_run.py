@@ -15,10 +15,11 @@ from lora_lightning.statistics.analysis import analyze_study
 from lora_lightning.studies.audit import StudyAudit
 from lora_lightning.studies.estimate import estimate_study
 from lora_lightning.studies.journal import StudyJournal, TrialStatus
-from lora_lightning.studies.plan import Configuration, StudyPlan
-from lora_lightning.studies.study_folder import RECOMMENDED, StudyFolder, base_contents, load_plan, load_tag
+from lora_lightning.studies.learning_rates import chosen_rates, notes_on_rates
+from lora_lightning.studies.plan import Configuration, StudyPlan, Trial
+from lora_lightning.studies.study_folder import RECOMMENDED, StudyFolder, base_contents, load_plan, load_tags
 from lora_lightning.studies.trial_results import collect_results
-from lora_lightning.studies.trial_runs import CheckedStudy, check_configurations
+from lora_lightning.studies.trial_runs import CheckedStudy, check_configurations, study_metric
 
 __all__ = [
     "OpenStudy",
@@ -36,20 +37,43 @@ class OpenStudy:
     """A study whose folder and journal have all its trials.
 
     Attributes:
-        plan: The study.
+        planned: The study, as its YAML describes it.
         folder: Its folder.
         journal: Its journal.
         tag: The metric that decides, with its split.
+        validation_tag: The metric that chooses learning rates, with its split.
     """
 
-    plan: StudyPlan
+    planned: StudyPlan
     folder: StudyFolder
     journal: StudyJournal
     tag: str
+    validation_tag: str
+
+    @property
+    def plan(self) -> StudyPlan:
+        """The study with the learning rates that are chosen so far."""
+        return self.planned.with_rates(self.rates())
+
+    def rates(self) -> dict[str, float]:
+        """The chosen learning rates by configuration; empty for a study that chooses none."""
+        if self.planned.study.learning_rate is None:
+            return {}
+        metric = study_metric(self.planned, self.tag)
+        statuses = self.journal.statuses(self.planned.trials)
+        return chosen_rates(self.planned, statuses, higher_is_better=metric.higher_is_better)
 
     def statuses(self) -> dict[str, TrialStatus]:
-        """The state of each trial, by id."""
+        """The state of each known trial, by id."""
         return self.journal.statuses(self.plan.trials)
+
+    def known_trials(self) -> tuple[Trial, ...]:
+        """The trials that can run now; the journal has them afterwards."""
+        trials = self.plan.trials
+        if self.planned.study.learning_rate is not None:
+            with self.folder.locked():
+                self.journal.add_trials(trials)
+        return trials
 
 
 def start_study(
@@ -71,12 +95,12 @@ def start_study(
         TrainingError: If a file cannot be written.
     """
     with folder.locked():
-        folder.save(plan, checked.tag)
+        folder.save(plan, checked.tag, checked.validation_tag)
         journal = StudyJournal(folder)
         journal.add_trials(plan.trials)
         if retry_failed:
             journal.add_again(plan.trials)
-    return OpenStudy(plan, folder, journal, checked.tag)
+    return OpenStudy(plan, folder, journal, checked.tag, checked.validation_tag)
 
 
 def open_study(path: Path) -> OpenStudy:
@@ -94,7 +118,7 @@ def open_study(path: Path) -> OpenStudy:
     """
     plan = load_plan(path)
     folder = StudyFolder(path)
-    return OpenStudy(plan, folder, StudyJournal(folder), load_tag(path))
+    return OpenStudy(plan, folder, StudyJournal(folder), *load_tags(path))
 
 
 def check_study(
@@ -147,12 +171,13 @@ def judge_study(study: OpenStudy) -> StudyAudit:
         ConfigurationError: If no trial is finished.
         LoraLightningError: If a run folder is damaged.
     """
-    statuses = study.statuses()
-    if not any(status.state == "finished" for status in statuses.values()):
-        msg = f"none of the {len(statuses)} trials of {study.folder.path} is finished; run the study first"
+    plan, statuses = study.plan, study.statuses()
+    if not any(statuses[trial.id].state == "finished" for trial in plan.tested):
+        msg = f"none of the {plan.size} trials of {study.folder.path} is finished and tested; run the study first"
         raise ConfigurationError(msg)
-    found = collect_results(study.plan, study.folder, study.tag, statuses)
-    notes = tuple(note for note in (found.results.unfinished, *found.notes) if note)
+    found = collect_results(plan, study.folder, study.tag, statuses)
+    notes = (found.results.unfinished, *found.notes, *notes_on_rates(plan, study.rates()))
+    notes = tuple(note for note in notes if note)
     return StudyAudit(found.results, analyze_study(found.results), notes)
 
 
@@ -172,7 +197,7 @@ def write_recommendation(study: OpenStudy, audit: StudyAudit) -> Path | None:
     name = audit.analysis.recommendation.name
     if name is None:
         return None
-    trials = [trial for trial in study.plan.trials if trial.configuration == name]
+    trials = [trial for trial in study.plan.tested if trial.configuration == name]
     finished = [trial for trial in trials if trial.seed in audit.results.configuration(name).values]
     if not finished:
         return None

@@ -61,7 +61,7 @@ def collect_results(plan: StudyPlan, folder: StudyFolder, tag: str, statuses: Ma
     reader = _TrialReader(folder, tag)
     configurations = []
     for configuration in plan.configurations:
-        trials = [trial for trial in plan.trials if trial.configuration == configuration.name]
+        trials = [trial for trial in plan.tested if trial.configuration == configuration.name]
         found = _Collected()
         for trial in trials:
             if statuses[trial.id].state == "finished":
@@ -148,17 +148,15 @@ def _setting(axis: str, configuration: Configuration) -> object:
 
 
 def _unfinished(plan: StudyPlan, statuses: Mapping[str, TrialStatus]) -> str:
-    left = [trial for trial in plan.trials if statuses[trial.id].state not in {"finished", "failed"}]
-    if not left:
-        return ""
-    return f"The report is partial: {len(left)} of {len(plan.trials)} trials have not finished."
+    left = plan.size - sum(statuses[trial.id].state in {"finished", "failed"} for trial in plan.trials)
+    return f"The report is partial: {left} of {plan.size} trials have not finished." if left else ""
 
 
 def _failed(plan: StudyPlan, statuses: Mapping[str, TrialStatus]) -> str:
-    failed = [trial.title for trial in plan.trials if statuses[trial.id].state == "failed"]
+    failed = [trial.title for trial in plan.tested if statuses[trial.id].state == "failed"]
     if not failed:
         return ""
     return (
-        f"{len(failed)} of {len(plan.trials)} trials failed and are left out, which favors a configuration whose runs "
+        f"{len(failed)} of {len(plan.tested)} trials failed and are left out, which favors a configuration whose runs "
         f"failed: {few_names(failed)}."
     )

@@ -8,13 +8,13 @@ from typing import Any
 
 from lightning import Callback
 
-from lora_lightning.datamodules.base import TEST
+from lora_lightning.datamodules.base import TEST, VALIDATION
 from lora_lightning.errors import ConfigurationError, DataError, LoraLightningError, suggest_names
 from lora_lightning.runs.record import RunRecord
 from lora_lightning.statistics.study_results import Metric
 from lora_lightning.studies.metric_scale import choose_metric, choose_scale
-from lora_lightning.studies.plan import Configuration, StudyPlan, Trial
-from lora_lightning.studies.study_file import SEED_OPTION
+from lora_lightning.studies.plan import Configuration, StudyPlan, Trial, make_trial
+from lora_lightning.studies.study_file import RATE_OPTION, SEED_OPTION
 from lora_lightning.studies.study_folder import StudyFolder
 from lora_lightning.training.api import config_arguments, option_arguments, train
 from lora_lightning.training.commands import explain_errors, prepare_command
@@ -29,12 +29,14 @@ class CheckedStudy:
 
     Attributes:
         tag: The metric that decides, with its split, such as `"test/accuracy"`.
+        validation_tag: The same metric on the first validation split, which chooses learning rates.
         configuration: Name of the configuration that was checked.
         epochs: Of a run; infinity if only steps limit it.
         steps: Largest number of optimizer steps of a run; infinity if only epochs limit it.
     """
 
     tag: str
+    validation_tag: str
     configuration: str
     epochs: float
     steps: float
@@ -62,7 +64,7 @@ def run_options(folder: StudyFolder, trial: Trial) -> dict[str, Any]:
     return {
         **trial.options,
         SEED_OPTION: trial.seed,
-        "test_after_fit": True,
+        "test_after_fit": trial.rate is None,
         "trainer.logger": logger,
         "trainer.enable_progress_bar": False,
     }
@@ -112,17 +114,26 @@ def check_configurations(
     found: list[CheckedStudy] = []
     for configuration in plan.configurations:
         progress(configuration)
-        trial = next(each for each in plan.trials if each.configuration == configuration.name)
-        arguments = [*config_arguments(base_configs(plan)), *option_arguments(run_options(folder, trial))]
         try:
-            with explain_errors():
-                run = TrainingRun(prepare_command("fit", arguments))
-                run.check_settings_and_data()
-            found.append(_check_run(plan, configuration.name, run))
+            for trial in _trials_to_check(plan, configuration):
+                arguments = [*config_arguments(base_configs(plan)), *option_arguments(run_options(folder, trial))]
+                with explain_errors():
+                    run = TrainingRun(prepare_command("fit", arguments))
+                    run.check_settings_and_data()
+                found.append(_check_run(plan, configuration.name, run))
         except LoraLightningError as error:
             msg = f"the configuration {configuration.name!r} of the study cannot be trained: {error}"
             raise type(error)(msg) from error
     return next(each for each in found if each.configuration == plan.reference)
+
+
+def _trials_to_check(plan: StudyPlan, configuration: Configuration) -> list[Trial]:
+    """One run of a configuration, and of the reference one for each learning rate."""
+    rates = plan.study.learning_rate
+    if rates is None:
+        return [make_trial(plan.study, configuration, plan.study.seeds[0])]
+    tried = rates.values if configuration.name == plan.reference else rates.values[:1]
+    return [make_trial(plan.study, configuration, plan.study.seeds[0], {RATE_OPTION: rate}) for rate in tried]
 
 
 def _check_run(plan: StudyPlan, configuration: str, run: TrainingRun) -> CheckedStudy:
@@ -143,7 +154,8 @@ def _check_run(plan: StudyPlan, configuration: str, run: TrainingRun) -> Checked
     study_metric(plan, tag)
     epochs, steps = run.trainer.max_epochs, run.trainer.max_steps
     limits = (math.inf if limit is None or limit < 0 else limit for limit in (epochs, steps))
-    return CheckedStudy(tag, configuration, *limits)
+    validation_tag = f"{run.datamodule.split_names(VALIDATION)[0]}/{tag.partition('/')[2]}"
+    return CheckedStudy(tag, validation_tag, configuration, *limits)
 
 
 def objective_tag(objective: str, tests: Sequence[str], names: Sequence[str]) -> str:

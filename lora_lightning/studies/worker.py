@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from lora_lightning.errors import LoraLightningError, TrialsFailed
 from lora_lightning.runs.record import RunRecord
-from lora_lightning.studies.journal import Claim, StudyJournal, TrialStatus
-from lora_lightning.studies.plan import StudyPlan, Trial
-from lora_lightning.studies.study_folder import StudyFolder
+from lora_lightning.studies.journal import Claim, TrialStatus
+from lora_lightning.studies.plan import Trial
+from lora_lightning.studies.study_run import OpenStudy
 from lora_lightning.studies.trial_measurements import TestOutcomes, TrialCosts
 from lora_lightning.studies.trial_runs import train_trial
 from lora_lightning.training.fitting import DISK_ERRORS
@@ -38,25 +38,19 @@ class Worker:
     """Runs the trials of a study, one at a time.
 
     Args:
-        plan: The study.
-        folder: Its folder.
-        journal: Its journal, which has all trials.
-        tag: The metric that decides, with its split.
+        study: The study.
         on_start: Called before each trial.
         on_end: Called after each trial.
     """
 
     def __init__(
         self,
-        plan: StudyPlan,
-        folder: StudyFolder,
-        journal: StudyJournal,
-        tag: str,
+        study: OpenStudy,
         *,
         on_start: Callable[[Trial], None] = lambda _: None,
         on_end: Callable[[TrialEnd], None] = lambda _: None,
     ) -> None:
-        self.plan, self.folder, self.journal, self.tag = plan, folder, journal, tag
+        self.study, self.journal = study, study.journal
         self.on_start, self.on_end = on_start, on_end
 
     def run_all(self) -> dict[str, TrialStatus]:
@@ -71,12 +65,15 @@ class Worker:
             KeyboardInterrupt: After Ctrl-C.
         """
         while True:
-            claim = self.journal.claim_next(self.plan.trials)
+            trials = self.study.known_trials()
+            claim = self.journal.claim_next(trials)
             if claim is not None:
                 self._run(claim)
                 continue
-            statuses = self.journal.statuses(self.plan.trials)
-            if all(status.state in {"finished", "failed"} for status in statuses.values()):
+            statuses = self.journal.statuses(trials)
+            if len(self.study.plan.trials) == len(trials) and all(
+                status.state in {"finished", "failed"} for status in statuses.values()
+            ):
                 return statuses
             time.sleep(WAIT)
 
@@ -103,11 +100,11 @@ class Worker:
     def _train(self, trial: Trial) -> float:
         callbacks = [TrialCosts(lambda: self._is_alone(trial)), TestOutcomes()]
         with warnings.catch_warnings():  # each trial warns like a run of its own
-            record = train_trial(self.plan, self.folder, trial, callbacks)
-        return objective_of(record, self.tag)
+            record = train_trial(self.study.planned, self.study.folder, trial, callbacks)
+        return objective_of(record, self.study.tag if trial.rate is None else self.study.validation_tag)
 
     def _is_alone(self, trial: Trial) -> bool:
-        statuses = self.journal.statuses(self.plan.trials)
+        statuses = self.study.statuses()
         return all(status.state != "running" for name, status in statuses.items() if name != trial.id)
 
 

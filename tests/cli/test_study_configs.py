@@ -34,6 +34,7 @@ def test_study_config_runs(
     words += ["--trainer.accelerator=cpu", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
     if config["model"]["class_path"] == "CausalLanguageModelingTask":
         words = [word for word in words if not word.startswith("--data.context_length")]
+        words += ["--model.generation.max_new_tokens=2"]
     settings = [f"--set={word.removeprefix('--')}" for word in words]
     assert main(["study", "run", str(tmp_path / "study.yaml"), *settings, f"--save_dir={tmp_path / 'studies'}"]) == 0
     found = open_study(tmp_path / "studies" / path.stem)

@@ -242,3 +242,23 @@ def test_the_example_in_the_help_is_a_study(here: Path) -> None:
     plan = plan_study(read_study_file(here / "ranks.yaml"))
     assert [each.name for each in plan.configurations] == ["r = 4", "r = 8", "r = 16"]
     assert len(plan.trials) == 9
+
+
+def test_learning_rates_are_chosen_before_anything_is_tested(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rates = {"values": [1e-5, 0.02], "seeds": [5]}
+    path = save_study(here, axes={"model.lora.r": [2, 4]}, seeds=[0], learning_rate=rates)
+    assert run(path) == 0
+    printed = capsys.readouterr().out
+    assert "done:    r = 2, learning rate 0.02, seed 5: val/loss" in printed
+    assert "note: Learning rates, chosen on validation with other seeds (1): 0.02 for r = 2, 0.02 for r = 4." in printed
+    folder = here / "lightning_logs/studies/small"
+    records = {each.name: RunRecord.load(each) for each in folder.glob("r_*")}
+    assert len(records) == 6
+    assert {name for name, record in records.items() if "test" in record.metrics} == {
+        name for name in records if "seed_0" in name
+    }
+    study = open_study(folder)
+    results = judge_study(study).results
+    assert [each.values.keys() for each in results.configurations] == [{0}, {0}]
+    assert run(path) == 0
+    assert "training" not in capsys.readouterr().out.replace("training on", "")

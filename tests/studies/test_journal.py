@@ -104,7 +104,7 @@ with folder.journal.open("a") as journal:
 
 
 def test_a_worker_killed_while_it_wrote_loses_nothing(folder: StudyFolder, plan: StudyPlan) -> None:
-    folder.save(plan, "test/loss")
+    folder.save(plan, "test/loss", "val/loss")
     ended = subprocess.run(
         [sys.executable, "-c", WORKER, str(folder.path)], capture_output=True, text=True, check=False
     )

@@ -9,7 +9,7 @@ import pytest
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.studies.plan import StudyPlan, plan_study
 from lora_lightning.studies.study_file import read_study_file
-from lora_lightning.studies.study_folder import STUDY, StudyFolder, load_plan, load_tag
+from lora_lightning.studies.study_folder import STUDY, StudyFolder, load_plan, load_tags
 from tests.studies.small_study import BASE, save_study
 
 
@@ -19,7 +19,7 @@ def plan(folder: Path, **changes: Any) -> StudyPlan:
 
 def save(folder: StudyFolder, study: StudyPlan) -> None:
     with folder.locked():
-        folder.save(study, "test/loss")
+        folder.save(study, "test/loss", "val/loss")
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_a_study_is_read_back(folder: StudyFolder, tmp_path: Path) -> None:
     save(other, study)
     assert load_plan(other.path) == study
     assert load_plan(folder.path) == plan(tmp_path)
-    assert load_tag(folder.path) == "test/loss"
+    assert load_tags(folder.path) == ("test/loss", "val/loss")
 
 
 def test_a_base_file_is_saved_by_its_content(tmp_path: Path) -> None:

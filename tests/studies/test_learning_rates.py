@@ -1,0 +1,102 @@
+"""Learning rates are chosen on validation, from runs that have ended, and never from one that failed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_lightning.errors import ConfigurationError
+from lora_lightning.studies.journal import TrialStatus
+from lora_lightning.studies.learning_rates import chosen_rates, notes_on_rates
+from lora_lightning.studies.plan import StudyPlan, plan_study
+from lora_lightning.studies.study_file import read_study_file
+from tests.studies.small_study import save_study
+
+RATES = {"values": [0.001, 0.01, 0.1], "seeds": [7, 8]}
+
+
+def plan(folder: Path, **changes: Any) -> StudyPlan:
+    changes = {"axes": {"model.lora.r": [2, 4]}, "learning_rate": RATES} | changes
+    return plan_study(read_study_file(save_study(folder, **changes)))
+
+
+def statuses(study: StudyPlan, losses: dict[str, dict[float, float]]) -> dict[str, TrialStatus]:
+    """Finished trials; their loss depends on configuration, rate and seed."""
+    return {
+        trial.id: TrialStatus(
+            "finished", losses[trial.configuration][trial.rate or 0] + (0.2 if trial.seed == 7 else -0.2)
+        )
+        for trial in study.trials
+    }
+
+
+LOSSES = {"r = 2": {0.001: 3.0, 0.01: 2.0, 0.1: 2.5}, "r = 4": {0.001: 1.5, 0.01: 1.4, 0.1: 0.2}}
+
+
+def test_trials_that_try_rates_come_first_and_tested_ones_follow(tmp_path: Path) -> None:
+    study = plan(tmp_path)
+    assert len(study.trials) == 12
+    assert study.tested == ()
+    assert study.size == 16
+    assert {trial.seed for trial in study.trials} == {7, 8}
+    assert study.trials[1].options["model.optimization.learning_rate"] == 0.01
+    assert study.trials[1].title == "r = 2, learning rate 0.01, seed 7"
+    grown = study.with_rates({"r = 4": 0.1})
+    assert [trial.title for trial in grown.tested] == ["r = 4, seed 0", "r = 4, seed 1"]
+    assert grown.tested[0].options["model.optimization.learning_rate"] == 0.1
+    assert grown.size == 16
+    assert len({trial.id for trial in grown.trials}) == 14
+
+
+def test_each_configuration_gets_its_best_rate(tmp_path: Path) -> None:
+    study = plan(tmp_path)
+    found = statuses(study, LOSSES)
+    assert chosen_rates(study, found, higher_is_better=False) == {"r = 2": 0.01, "r = 4": 0.1}
+    assert chosen_rates(study, found, higher_is_better=True) == {"r = 2": 0.001, "r = 4": 0.001}
+    notes = notes_on_rates(study, {"r = 2": 0.01, "r = 4": 0.1})
+    assert notes[0] == "Learning rates, chosen on validation with other seeds (2): 0.01 for r = 2, 0.1 for r = 4."
+    assert "The learning rate of r = 4 is the smallest or the largest" in notes[1]
+
+
+def test_a_shared_rate_is_the_best_on_average(tmp_path: Path) -> None:
+    study = plan(tmp_path, learning_rate=RATES | {"shared": True})
+    found = statuses(study, LOSSES)
+    assert chosen_rates(study, found, higher_is_better=False) == {"r = 2": 0.1, "r = 4": 0.1}
+    first = next(trial for trial in study.trials if trial.configuration == "r = 4")
+    assert chosen_rates(study, found | {first.id: TrialStatus("running")}, higher_is_better=False) == {}
+
+
+def test_only_ended_runs_count_and_a_failed_one_rules_its_rate_out(tmp_path: Path) -> None:
+    study = plan(tmp_path)
+    found = statuses(study, LOSSES)
+    for state in ("waiting", "running", "interrupted"):
+        open_trial = {study.trials[0].id: TrialStatus(state)}  # type: ignore[arg-type]
+        assert chosen_rates(study, found | open_trial, higher_is_better=False) == {"r = 4": 0.1}
+    failed = {trial.id: TrialStatus("failed") for trial in study.trials if trial.rate == 0.1 and trial.seed == 8}
+    assert chosen_rates(study, found | failed, higher_is_better=False) == {"r = 2": 0.01, "r = 4": 0.01}
+    failed = {trial.id: TrialStatus("failed") for trial in study.trials if trial.configuration == "r = 2"}
+    assert chosen_rates(study, found | failed, higher_is_better=False) == {"r = 4": 0.1}
+    shared = plan(tmp_path, learning_rate=RATES | {"shared": True})
+    assert chosen_rates(shared, found | failed, higher_is_better=False) == {}
+
+
+def test_equally_good_rates_give_the_smallest(tmp_path: Path) -> None:
+    study = plan(tmp_path)
+    same = {name: dict.fromkeys(RATES["values"], 1.0) for name in LOSSES}
+    assert set(chosen_rates(study, statuses(study, same), higher_is_better=False).values()) == {0.001}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": 0.01}, "learning_rate is 0.01, but `values` and `seeds` are needed"),
+        ({"learning_rate": RATES | {"share": True}}, "`values` and `seeds` are needed"),
+        ({"learning_rate": RATES | {"seeds": [1, 7]}}, "the seed 1 is in seeds and in learning_rate.seeds"),
+        ({"learning_rate": RATES | {"seeds": 7}}, "learning_rate.seeds is 7"),
+        ({"learning_rate": RATES | {"values": [0.0, 1.0]}}, "a list of numbers above 0"),
+        ({"options": {"model.optimization.learning_rate": 0.1}}, "which is also set elsewhere"),
+    ],
+)
+def test_a_mistake_is_a_sentence(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        plan(tmp_path, **changes)
