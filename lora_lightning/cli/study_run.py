@@ -272,8 +272,9 @@ def report(study: "OpenStudy", output: Path | None = None) -> None:
     if not any(statuses[trial.id].state == "finished" for trial in study.plan.tested):
         return
     audit = judge_study(study)
-    page = write_study_report(audit.results, audit.analysis, output or study.folder.path / REPORT, audit.notes)
-    config = write_recommendation(study, audit)
+    with study.folder.locked():  # workers that end together write the same files
+        page = write_study_report(audit.results, audit.analysis, output or study.folder.path / REPORT, audit.notes)
+        config = write_recommendation(study, audit)
     print()
     print_audit(audit)
     for note in audit.notes:
