@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from lora_lightning.cli import study_audit, study_run, study_status
+from lora_lightning.cli import study_audit, study_run, study_slurm, study_status
 from lora_lightning.errors import ConfigurationError
 
 
@@ -43,6 +43,7 @@ SUBCOMMANDS = {
         study_status.add_report_options,
         study_status.run_report,
     ),
+    "slurm": Subcommand(study_slurm.HELP, study_slurm.EPILOG, study_slurm.add_slurm_options, study_slurm.run_slurm),
     "audit": Subcommand(study_audit.HELP, study_audit.EPILOG, study_audit.add_audit_options, study_audit.run_audit),
 }
 
