@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from lora_lightning.cli.main import main
-from lora_lightning.studies.study_run import open_study
+from lora_lightning.studies.study_run import judge_study, open_study
 from tests.conftest import TinyBackbone
 from tests.test_configs import STUDIES, VARIANTS, data_words, family_of
 from tests.tiny_data import save_tiny_clinc150
@@ -39,6 +39,9 @@ def test_study_config_runs(
     assert main(["study", "run", str(tmp_path / "study.yaml"), *settings, f"--save_dir={tmp_path / 'studies'}"]) == 0
     found = open_study(tmp_path / "studies" / path.stem)
     assert {status.state for status in found.statuses().values()} == {"finished"}
+    for each in judge_study(found).results.configurations:
+        assert each.values.keys() == set(study["seeds"])
+        assert each.outcomes.keys() == (set() if study["objective"] == "perplexity" else each.values.keys())
 
 
 def stand_in_axes(study: dict[str, Any], tiny_backbone: TinyBackbone) -> None:
