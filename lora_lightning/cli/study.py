@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from lora_lightning.cli import study_audit, study_run, study_slurm, study_status
+from lora_lightning.cli import study_audit, study_run, study_slurm, study_status, study_work
 from lora_lightning.errors import ConfigurationError
 
 
@@ -28,9 +28,7 @@ class Subcommand:
 
 SUBCOMMANDS = {
     "run": Subcommand(study_run.HELP, study_run.EPILOG, study_run.add_run_options, study_run.run_study_file),
-    study_run.WORK: Subcommand(
-        study_run.WORK_HELP, study_run.WORK_EPILOG, study_run.add_work_options, study_run.run_worker
-    ),
+    study_work.WORK: Subcommand(study_work.HELP, study_work.EPILOG, study_work.add_work_options, study_work.run_worker),
     "status": Subcommand(
         study_status.STATUS_HELP,
         study_status.STATUS_EPILOG,

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lora_lightning.cli.study_audit import WIDTH, printable_name
-from lora_lightning.cli.study_run import report
+from lora_lightning.cli.study_output import report
 
 STATUS_HELP = "show how many trials of a study are finished, running, waiting or failed"
 STATUS_EPILOG = """\

@@ -10,7 +10,7 @@ from typing import Any
 
 from lora_lightning.errors import ConfigurationError, suggest_names
 from lora_lightning.studies.arithmetic import evaluate_expression
-from lora_lightning.studies.study_file import RATE_OPTION, SEED_OPTION, StudyFile, label_of
+from lora_lightning.studies.specification import RATE_OPTION, SEED_OPTION, Study, label_of
 
 RANK = "model.lora.r"
 HASH = 8  # hexadecimal digits in a trial's id
@@ -62,7 +62,7 @@ class StudyPlan:
     """All that a study will train.
 
     Attributes:
-        study: Its file.
+        study: The study.
         configurations: All combinations of the axes.
         trials: The runs that are known, seed by seed, so that an unfinished study has all configurations with its first
             seeds. If the study chooses learning rates, the runs that try them, and the tested runs of the
@@ -71,7 +71,7 @@ class StudyPlan:
         sequence: Names of configurations in the order of a fixed sequence of tests; empty without one.
     """
 
-    study: StudyFile
+    study: Study
     configurations: tuple[Configuration, ...]
     trials: tuple[Trial, ...]
     reference: str
@@ -112,11 +112,11 @@ class StudyPlan:
         return next(each for each in self.configurations if each.name == name)
 
 
-def plan_study(study: StudyFile) -> StudyPlan:
+def plan_study(study: Study) -> StudyPlan:
     """Plans a study.
 
     Args:
-        study: Its file.
+        study: The study.
 
     Returns:
         Configurations and trials, whose options are not checked yet.
@@ -150,7 +150,7 @@ def plan_study(study: StudyFile) -> StudyPlan:
 
 
 def make_trial(
-    study: StudyFile,
+    study: Study,
     configuration: Configuration,
     seed: int,
     further: Mapping[str, Any] | None = None,
@@ -177,7 +177,7 @@ def make_trial(
     return Trial(name, configuration.name, seed, options, rate)
 
 
-def _configurations(study: StudyFile) -> list[Configuration]:
+def _configurations(study: Study) -> list[Configuration]:
     found = []
     for labels in product(*(axis.values for axis in study.axes)):
         options: dict[str, Any] = {}
@@ -202,7 +202,7 @@ def _configurations(study: StudyFile) -> list[Configuration]:
     return found
 
 
-def _find_reference(study: StudyFile, configurations: tuple[Configuration, ...]) -> str:
+def _find_reference(study: Study, configurations: tuple[Configuration, ...]) -> str:
     names = [each.name for each in configurations]
     if isinstance(study.reference, str):
         if study.reference not in names:
@@ -223,7 +223,7 @@ def _find_reference(study: StudyFile, configurations: tuple[Configuration, ...])
     return found[0]
 
 
-def _sequence(study: StudyFile, configurations: tuple[Configuration, ...], reference: str) -> tuple[str, ...]:
+def _sequence(study: Study, configurations: tuple[Configuration, ...], reference: str) -> tuple[str, ...]:
     """The sequence that the study gives; for a study of ranks alone, from the largest rank down."""
     if study.sequence is not None:
         return study.sequence

@@ -3,7 +3,6 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,91 +10,17 @@ import yaml
 
 from lora_lightning.configuration.yaml_files import check_config_file
 from lora_lightning.errors import ConfigurationError, suggest_names
+from lora_lightning.studies.specification import COSTS, RATE_OPTION, SEED_OPTION, Axis, LearningRates, Study, label_of
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 OPTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
-SEED_OPTION, RATE_OPTION = "seed_everything", "model.optimization.learning_rate"
 # What the study sets itself.
 OWN_OPTIONS = (SEED_OPTION, "trainer.logger", "resume", "ckpt_path", "test_after_fit", "config")
-COSTS = ("trainable_parameters", "peak_memory_bytes", "seconds_per_step")
 NO_RANGE = {"low", "high"}
 
 
-@dataclass(frozen=True)
-class Axis:
-    """What is varied.
-
-    Attributes:
-        name: An option of `fit` by its dotted name, such as `"model.lora.r"`, or any name for named values.
-        values: Value by label; each is the value of the option, or for named values a mapping of options.
-        is_named: Whether each value is a mapping of options.
-    """
-
-    name: str
-    values: Mapping[str, Any]
-    is_named: bool
-
-    @property
-    def short_name(self) -> str:
-        """The last part of the name, such as `"r"`."""
-        return self.name.rpartition(".")[2]
-
-
-@dataclass(frozen=True)
-class LearningRates:
-    """From which learning rates a study chooses, on validation and with seeds of its own.
-
-    Attributes:
-        values: The learning rates.
-        seeds: Each is tried with each of them.
-        shared: Whether all configurations get the rate that is best on average; otherwise each gets its own.
-    """
-
-    values: tuple[float, ...]
-    seeds: tuple[int, ...]
-    shared: bool = False
-
-
-@dataclass(frozen=True)
-class StudyFile:
-    """A study as its YAML describes it.
-
-    Attributes:
-        name: Of the study and its folder.
-        base: Configs of `fit`: files, or one that is part of the YAML; later ones override earlier ones.
-        options: Options of all runs, which override those of the base.
-        axes: What is varied; all combinations are trained.
-        derived: Expressions by option, such as `{"model.lora.lora_alpha": "2 * r"}`.
-        seeds: Each configuration is trained with each of them.
-        objective: The metric that decides, such as `"accuracy"` or `"test/accuracy"`.
-        margin: The largest loss of quality that does not matter; `None` for the metric's usual one.
-        direction: `"higher"` or `"lower"`; `None` if the metric's name says it.
-        reference: What every configuration is compared with: its name, or a label for each axis.
-        costs: Measurements of which less is better; the first decides what is cheapest.
-        sequence: Names of configurations in the order of a fixed sequence of tests; `None` to derive it from ranks.
-        full_fine_tuning: The name of the configuration without LoRA, if there is one.
-        learning_rate: From which learning rates to choose before the configurations are compared; `None` to choose
-            none.
-    """
-
-    name: str
-    base: tuple[Path | Mapping[str, Any], ...]
-    axes: tuple[Axis, ...]
-    seeds: tuple[int, ...]
-    objective: str
-    reference: str | Mapping[str, Any]
-    options: Mapping[str, Any] = field(default_factory=dict)
-    derived: Mapping[str, str] = field(default_factory=dict)
-    margin: float | None = None
-    direction: str | None = None
-    costs: tuple[str, ...] = COSTS[:1]
-    sequence: tuple[str, ...] | None = None
-    full_fine_tuning: str | None = None
-    learning_rate: LearningRates | None = None
-
-
-def read_study_file(path: Path, base: Sequence[Path] = (), settings: Sequence[str] = ()) -> StudyFile:
+def read_study_file(path: Path, base: Sequence[Path] = (), settings: Sequence[str] = ()) -> Study:
     """Reads a study.
 
     Args:
@@ -111,12 +36,12 @@ def read_study_file(path: Path, base: Sequence[Path] = (), settings: Sequence[st
     """
     check_config_file(path)
     content = read_yaml(path)
-    keys = [*StudyFile.__dataclass_fields__]
+    keys = [*Study.__dataclass_fields__]
     if unknown := [key for key in content if key not in keys]:
         msg = f"the study {path} has the unknown key {unknown[0]!r}; {suggest_names(unknown[0], keys)}"
         raise ConfigurationError(msg)
     reader = _Reader(path, content)
-    return StudyFile(
+    return Study(
         name=reader.name(),
         base=tuple(base) or reader.base(),
         axes=reader.axes(),
@@ -316,9 +241,3 @@ class _Reader:
 
 def _is_positive(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
-
-
-def label_of(value: object) -> str:
-    """Writes a value as in YAML, on one line."""
-    text: str = yaml.safe_dump(value, default_flow_style=True, width=math.inf)
-    return text.removesuffix("\n").removesuffix("\n...")

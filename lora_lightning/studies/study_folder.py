@@ -13,7 +13,8 @@ from lora_lightning.errors import ConfigurationError
 from lora_lightning.runs.files import write_error, write_text_atomically
 from lora_lightning.runs.settings import flatten, list_differences
 from lora_lightning.studies.plan import StudyPlan, Trial, make_trial, plan_study
-from lora_lightning.studies.study_file import Axis, LearningRates, StudyFile, read_yaml
+from lora_lightning.studies.specification import Axis, LearningRates, Study
+from lora_lightning.studies.study_file import read_yaml
 
 SAVE_DIR = Path("lightning_logs/studies")
 STUDY, JOURNAL, LOCK, CLAIMS, REPORT = "study.json", "journal.jsonl", "study.lock", ".claims", "report"
@@ -98,7 +99,7 @@ def _rates_as_json(rates: LearningRates | None) -> dict[str, Any] | None:
     return None if rates is None else {**asdict(rates), "values": list(rates.values), "seeds": list(rates.seeds)}
 
 
-def study_as_json(study: StudyFile) -> dict[str, Any]:
+def study_as_json(study: Study) -> dict[str, Any]:
     """Returns a study as plain values, with the content of its base configs."""
     return {
         "schema_version": SCHEMA_VERSION,
@@ -113,7 +114,7 @@ def study_as_json(study: StudyFile) -> dict[str, Any]:
     }
 
 
-def base_contents(study: StudyFile) -> list[Mapping[str, Any]]:
+def base_contents(study: Study) -> list[Mapping[str, Any]]:
     """Reads the base configs of a study."""
     return [read_yaml(base) if isinstance(base, Path) else base for base in study.base]
 
@@ -133,7 +134,7 @@ def load_plan(path: Path) -> StudyPlan:
     content = _read_study(path)
     lists = {key: tuple(content[key]) for key in ("costs", "sequence") if content[key] is not None}
     return plan_study(
-        StudyFile(
+        Study(
             name=content["name"],
             base=tuple(content["base"]),
             axes=tuple(Axis(**axis) for axis in content["axes"]),

@@ -1,0 +1,123 @@
+"""What the subcommands of `study` print: progress, results, and the plan of a dry run."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from lora_lightning.cli.study_audit import WIDTH, print_audit, printable_name
+from lora_lightning.studies.plan import StudyPlan, Trial
+
+if TYPE_CHECKING:
+    from lora_lightning.studies.estimate import StudyEstimate
+    from lora_lightning.studies.journal import TrialStatus
+    from lora_lightning.studies.study_run import OpenStudy
+
+
+@contextmanager
+def progress_bar(title: str, total: int) -> Iterator[Progress]:
+    """Shows a bar while it is needed, on a terminal only."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, transient=True) as bar:
+        bar.add_task(title, total=total)
+        yield bar
+
+
+def run_trials(study: "OpenStudy") -> dict[str, "TrialStatus"]:
+    """Runs all trials that are left, and prints a line for each."""
+    from lora_lightning.studies.worker import TrialEnd, Worker  # noqa: PLC0415
+
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    total = study.plan.size
+    done = sum(status.state == "finished" for status in study.statuses().values())
+    console.print(f"study folder: {study.folder.path}  ({done} of {total} trials are finished)")
+    seconds: list[float] = []
+
+    def start(trial: Trial) -> None:
+        left = ""
+        if seconds:
+            states = [status.state for status in study.statuses().values()]
+            remaining = total - sum(state in {"finished", "failed"} for state in states)
+            time_left = remaining * sum(seconds) / len(seconds) / max(1, states.count("running"))
+            left = f"; about {shown_time(time_left)} left"
+        console.print()
+        console.print(printable_name(f"training {trial.title}{left}"))
+
+    def end(found: TrialEnd) -> None:
+        if found.value is None:
+            console.print(printable_name(f"failed:  {found.trial.title}: {found.error}"))
+            return
+        seconds.append(found.seconds)
+        ended = sum(status.state in {"finished", "failed"} for status in study.statuses().values())
+        tag = study.tag if found.trial.rate is None else study.validation_tag
+        result = f"{tag} {found.value:.4f}, {shown_time(found.seconds)}"
+        console.print(printable_name(f"done:    {found.trial.title}: {result} ({ended} of {total})"))
+
+    return Worker(study, on_start=start, on_end=end).run_all()
+
+
+def report(study: "OpenStudy", output: Path | None = None) -> None:
+    """Prints the verdicts, and writes the report and the recommended config."""
+    from lora_lightning.reports.study_report import write_study_report  # noqa: PLC0415
+    from lora_lightning.studies.study_folder import REPORT  # noqa: PLC0415
+    from lora_lightning.studies.study_run import judge_study, write_recommendation  # noqa: PLC0415
+
+    statuses = study.statuses()
+    if not any(statuses[trial.id].state == "finished" for trial in study.plan.tested):
+        return
+    audit = judge_study(study)
+    with study.folder.locked():  # workers that end together write the same files
+        page = write_study_report(audit.results, audit.analysis, output or study.folder.path / REPORT, audit.notes)
+        config = write_recommendation(study, audit)
+    print()
+    print_audit(audit)
+    for note in audit.notes:
+        print(printable_name(f"note: {note}"))
+    print(f"\nreport:      {page}")
+    if config is not None:
+        print(f"recommended: {config}  (lora-lightning fit --config {config})")
+    print(f"curves:      tensorboard --logdir {study.folder.path}")
+
+
+def print_plan(plan: StudyPlan, folder: Path, estimate: "StudyEstimate", workers: int) -> None:
+    """Prints what a study will train.
+
+    Args:
+        plan: The study.
+        folder: Its folder.
+        estimate: What a run takes.
+        workers: Number of processes that share the runs.
+    """
+    console = Console(highlight=False, markup=False, soft_wrap=True, width=WIDTH)
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("configuration")
+    table.add_column("options")
+    table.add_column("runs", justify="right")
+    for each in plan.configurations:
+        options = ", ".join(f"{name}={value}" for name, value in each.options.items())
+        name = f"{each.name} (reference)" if each.name == plan.reference else each.name
+        runs = plan.size // len(plan.configurations)
+        table.add_row(printable_name(name), printable_name(options), str(runs))
+    console.print(table)
+    runs = plan.size
+    rates = plan.study.learning_rate
+    tried = "" if rates is None else f" ({runs - len(plan.study.seeds) * len(plan.configurations)} try learning rates)"
+    console.print(f"\n{runs} runs{tried}, in {folder}")
+    if estimate.why_unknown:
+        console.print(printable_name(f"time and disk are unknown: {estimate.why_unknown}"))
+        return
+    several = f" of one worker; {workers} share them" if workers > 1 else ""
+    basis = f"{estimate.measured_steps} of the {estimate.steps} steps of {plan.reference} were measured"
+    console.print(f"time: about {shown_time(runs * estimate.seconds)}{several} ({basis})")
+    console.print(f"disk: about {runs * estimate.bytes / 1e6:,.0f} MB")
+
+
+def shown_time(seconds: float) -> str:
+    """Formats a duration, such as `42 s`, `12 min` or `3.5 h`."""
+    if seconds < 100:  # noqa: PLR2004
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"  # noqa: PLR2004

@@ -1,0 +1,93 @@
+"""`lora-lightning study work`: a worker of a study, and those that `study run` starts beside itself."""
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lora_lightning.cli.study_output import run_trials
+from lora_lightning.errors import TrainingStopped
+
+WORK, HELP = "work", "train trials of a study that `study run` has started, here or on another machine"
+EPILOG = """\
+example:
+  lora-lightning study work lightning_logs/studies/ranks
+
+Run it in the working directory of `study run`, because paths in the base config are relative to it. It ends when no
+trial is left, and also runs the trials of workers that were killed meanwhile.
+"""
+
+
+def add_work_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `study work`.
+
+    Args:
+        parser: The parser of the subcommand.
+    """
+    parser.add_argument("folder", metavar="DIR", type=Path, help="folder of the study")
+
+
+def run_worker(options: argparse.Namespace) -> object:
+    """Runs `lora-lightning study work`: trains trials of a study that `study run` has started, on any machine.
+
+    Args:
+        options: The parsed options.
+
+    Returns:
+        The state of each trial by id.
+
+    Raises:
+        LoraLightningError: If the folder has no study, or the disk is full.
+        TrainingStopped: After a signal.
+        KeyboardInterrupt: After Ctrl-C.
+    """
+    from lora_lightning.studies.study_run import open_study  # noqa: PLC0415  # imports torch
+
+    with resume_hint(["lora-lightning", "study", WORK, str(options.folder)]):
+        return run_trials(open_study(options.folder))
+
+
+@contextmanager
+def resume_hint(command: list[str]) -> Iterator[None]:
+    """Says how to resume a study that is stopped."""
+    hint = f"resume with: {shlex.join(command)}"
+    try:
+        yield
+    except TrainingStopped as stop:
+        stop.resume_hint = hint
+        raise
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(hint) from None
+
+
+@contextmanager
+def further_workers(folder: Path, count: int) -> Iterator[None]:
+    """Starts other workers of a study, and ends when all have ended. They stop if this process does.
+
+    Args:
+        folder: The study's folder.
+        count: Number of workers beside this process.
+    """
+    if not count:
+        yield
+        return
+    import torch  # noqa: PLC0415
+
+    threads = max(1, (os.cpu_count() or 1) // (count + 1))
+    torch.set_num_threads(min(threads, torch.get_num_threads()))
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    command = [sys.executable, "-m", "lora_lightning", "study", WORK, str(folder)]
+    workers = [subprocess.Popen(command, env=environment) for _ in range(count)]  # noqa: S603  # our own program
+    try:
+        yield
+    except BaseException:
+        for worker in workers:
+            worker.terminate()  # finishes the step, and saves it
+        raise
+    finally:
+        for worker in workers:
+            worker.wait()
