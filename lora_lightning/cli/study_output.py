@@ -1,9 +1,10 @@
 """What the subcommands of `study` print: progress, results, and the plan of a dry run."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -121,3 +122,19 @@ def shown_time(seconds: float) -> str:
     if seconds < 100:  # noqa: PLR2004
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"  # noqa: PLR2004
+
+
+@contextmanager
+def each_warning_once() -> Iterator[None]:
+    """Prints a warning of several trials once: most are about the data, which the trials share."""
+    printed: set[str] = set()
+    with warnings.catch_warnings():
+        print_warning = warnings.showwarning
+
+        def print_new_warning(message: Warning | str, *where: Any) -> None:
+            if str(message) not in printed:
+                printed.add(str(message))
+                print_warning(message, *where)
+
+        warnings.showwarning = print_new_warning  # type: ignore[assignment]  # takes any arguments
+        yield

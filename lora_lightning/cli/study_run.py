@@ -2,10 +2,14 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lora_lightning.cli.study_output import print_plan, progress_bar, report, run_trials
+from lora_lightning.cli.study_output import each_warning_once, print_plan, progress_bar, report, run_trials
 from lora_lightning.cli.study_work import further_workers, resume_hint
 from lora_lightning.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from lora_lightning.studies.plan import StudyPlan
 
 MOST_WORKERS = 256
 HELP = "train every configuration with every seed, and report which one to use"
@@ -88,9 +92,31 @@ def run_study_file(options: argparse.Namespace) -> object:
         TrainingStopped: After a signal.
         KeyboardInterrupt: After Ctrl-C.
     """
+    plan = _read_plan(options)
+    from lora_lightning.studies import study_run  # noqa: PLC0415  # seconds, which a wrong YAML need not wait for
+    from lora_lightning.studies.study_folder import StudyFolder  # noqa: PLC0415
+
+    folder = StudyFolder(options.save_dir / plan.study.name)
+    with each_warning_once():
+        with progress_bar("checking configurations", len(plan.configurations)) as bar:
+            checked = study_run.check_study(plan, folder, lambda _: bar.advance(bar.task_ids[0]))
+        if options.dry_run:
+            print_plan(plan, folder.path, study_run.estimate_study(plan, checked), options.workers)
+            return plan
+        study = study_run.start_study(plan, folder, checked, retry_failed=options.retry_failed)
+        command = ["lora-lightning", "study", "run", str(options.study), *_words(options)]
+        with resume_hint(command), further_workers(folder.path, options.workers - 1):
+            statuses = run_trials(study)
+    report(study)
+    from lora_lightning.studies.worker import check_all_finished  # noqa: PLC0415
+
+    check_all_finished([(trial, statuses[trial.id]) for trial in study.plan.trials])
+    return statuses
+
+
+def _read_plan(options: argparse.Namespace) -> "StudyPlan":
     from lora_lightning.studies.plan import plan_study  # noqa: PLC0415
     from lora_lightning.studies.study_file import read_study_file  # noqa: PLC0415
-    from lora_lightning.studies.study_folder import StudyFolder  # noqa: PLC0415
 
     if not 1 <= options.workers <= MOST_WORKERS:
         msg = f"--workers is {options.workers}, but it must be in [1, {MOST_WORKERS}]"
@@ -99,24 +125,7 @@ def run_study_file(options: argparse.Namespace) -> object:
         if not base.is_file():
             msg = f"there is no base config {base}; check the path"
             raise ConfigurationError(msg)
-    plan = plan_study(read_study_file(options.study, options.base, options.settings))
-    folder = StudyFolder(options.save_dir / plan.study.name)
-    from lora_lightning.studies import study_run  # noqa: PLC0415  # seconds, which a wrong YAML need not wait for
-
-    with progress_bar("checking configurations", len(plan.configurations)) as bar:
-        checked = study_run.check_study(plan, folder, lambda _: bar.advance(bar.task_ids[0]))
-    if options.dry_run:
-        print_plan(plan, folder.path, study_run.estimate_study(plan, checked), options.workers)
-        return plan
-    study = study_run.start_study(plan, folder, checked, retry_failed=options.retry_failed)
-    command = ["lora-lightning", "study", "run", str(options.study), *_words(options)]
-    with resume_hint(command), further_workers(folder.path, options.workers - 1):
-        statuses = run_trials(study)
-    report(study)
-    from lora_lightning.studies.worker import check_all_finished  # noqa: PLC0415
-
-    check_all_finished([(trial, statuses[trial.id]) for trial in study.plan.trials])
-    return statuses
+    return plan_study(read_study_file(options.study, options.base, options.settings))
 
 
 def _words(options: argparse.Namespace) -> list[str]:

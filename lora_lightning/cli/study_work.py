@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lora_lightning.cli.study_output import run_trials
+from lora_lightning.cli.study_output import each_warning_once, run_trials
 from lora_lightning.errors import TrainingStopped
 
 WORK, HELP = "work", "train trials of a study that `study run` has started, here or on another machine"
@@ -47,7 +47,7 @@ def run_worker(options: argparse.Namespace) -> object:
     """
     from lora_lightning.studies.study_run import open_study  # noqa: PLC0415  # imports torch
 
-    with resume_hint(["lora-lightning", "study", WORK, str(options.folder)]):
+    with each_warning_once(), resume_hint(["lora-lightning", "study", WORK, str(options.folder)]):
         return run_trials(open_study(options.folder))
 
 

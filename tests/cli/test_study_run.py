@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import textwrap
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,21 @@ def test_the_recommended_config_trains(here: Path, capsys: pytest.CaptureFixture
     record = RunRecord.load(here / "lightning_logs/small_recommended/version_0")
     (trial,) = (here / "lightning_logs/studies/small").glob("r_4_seed_3_*")
     assert record.metrics == RunRecord.load(trial).metrics
+
+
+def test_a_warning_of_all_trials_is_printed_once(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def warn(task: PlantedRankTask) -> None:
+        warnings.warn("all of them", stacklevel=1)
+        warnings.warn(f"rank {task.lora and task.lora.r}", stacklevel=1)
+
+    path = save_study(here, axes={"model.lora.r": [2, 4]}, seeds=[0])
+    with monkeypatch.context() as patch:
+        patch_step(patch, warn)
+        assert run(path) == 0
+    printed = capsys.readouterr().err
+    assert [printed.count(text) for text in ("all of them", "rank 2", "rank 4")] == [1, 1, 1]
 
 
 def test_a_stopped_study_is_resumed_and_grows(
