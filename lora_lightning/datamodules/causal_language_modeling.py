@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_lightning.datamodules.base import PREDICT
+from lora_lightning.datamodules.base import PREDICT, TEST
 from lora_lightning.datamodules.batching import EncodedSplit, TokenizedDataset
 from lora_lightning.datamodules.queries import read_queries
 from lora_lightning.datamodules.records import RECORD_FILES, Record, read_records
@@ -21,6 +21,7 @@ from lora_lightning.datamodules.validation_share import check_hold_out
 from lora_lightning.errors import ConfigurationError
 
 FEWEST_TOKENS = 2  # one token says nothing about the next
+NO_DOCUMENT = -1
 
 
 def check_files(files: Mapping[str, str | None]) -> None:
@@ -102,8 +103,31 @@ class CausalLMDataModule(TextDataModule):
         """Reads and checks `train`, `val` and, if the data has one, `test`."""
 
     @abstractmethod
-    def encode_examples(self, rows: Any) -> EncodedSplit:
-        """Rows of a split: `input_ids`, `labels` (the next token or -100), and `position_ids` of packed documents."""
+    def encode_examples(self, rows: Any, *, by_document: bool = False) -> EncodedSplit:
+        """Encodes the rows of a split.
+
+        Args:
+            rows: From `read_splits`.
+            by_document: Whether to add `document`, the number of the document that each label belongs to.
+
+        Returns:
+            Per token `input_ids`, `labels` (the next token or -100), and `position_ids` of packed documents.
+        """
+
+    @abstractmethod
+    def count_documents(self, rows: Any) -> int:
+        """Counts the documents of a split, which `document` numbers; a document may have no label."""
+
+    def document_count(self, split: str) -> int:
+        """Counts the documents of a split with labels.
+
+        Args:
+            split: `train`, `val` or `test`.
+
+        Returns:
+            Their number; it depends neither on the tokenizer nor on `context_length`.
+        """
+        return self.count_documents(self.raw_splits[split])
 
     @abstractmethod
     def render_prompt(self, prompt: str | Record) -> Prompt:
@@ -134,7 +158,7 @@ class CausalLMDataModule(TextDataModule):
             encoded = self._encode_prompts(rows)
             notes = self._note_on_long_prompts(encoded.lengths)
             return replace(encoded, notes=notes + note_on_control_tokens(self.tokenizer, [row.shown for row in rows]))
-        return self.encode_examples(rows)
+        return self.encode_examples(rows, by_document=split == TEST)
 
     def _note_on_long_prompts(self, lengths: NDArray[np.int64]) -> tuple[str, ...]:
         if not (count := int((lengths > self.context_length).sum())):
@@ -147,7 +171,7 @@ class CausalLMDataModule(TextDataModule):
 
     def padding(self) -> dict[str, int]:
         """What fills the space after a short row; a padded position is a document of its own."""
-        return {**super().padding(), "position_ids": 0}
+        return {**super().padding(), "position_ids": 0, "document": NO_DOCUMENT}
 
     def load_prediction_splits(self) -> dict[str, list[Prompt]]:
         """The prompts of `predict_file`."""

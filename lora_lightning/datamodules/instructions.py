@@ -168,29 +168,36 @@ class InstructionDataModule(CausalLMDataModule):
             msg = f"the tokenizer of {self.backbone} has no eos_token to end a response with; use another backbone."
             raise ConfigurationError(msg)
 
-    def encode_examples(self, rows: list[Example]) -> EncodedSplit:
+    def count_documents(self, rows: list[Example]) -> int:
+        """Every record is a document, also one that is dropped because it is too long."""
+        return len(rows)
+
+    def encode_examples(self, rows: list[Example], *, by_document: bool = False) -> EncodedSplit:
         """Packed blocks, or one example a row; a note counts the examples that lost their end or were dropped."""
         most = self.context_length + 1  # the last token is only predicted
-        examples = [tokens for tokens in self._tokenized(rows) if self.long_examples == "cut" or len(tokens[0]) <= most]
-        cut = np.array([len(tokens) > most for tokens, _ in examples], dtype=np.int64)
-        examples = [(tokens[:most], learnt[:most]) for tokens, learnt in examples]
-        kept = [number for number, (_, learnt) in enumerate(examples) if learnt[1:].any()]
+        tokenized = self._tokenized(rows)
+        is_long = np.array([len(tokens) > most for tokens, _ in tokenized], dtype=np.bool_)
+        examples = [(tokens[:most], learnt[:most]) for tokens, learnt in tokenized]
+        is_dropped = is_long & (self.long_examples == "drop")
+        kept = [row for row, (_, learnt) in enumerate(examples) if learnt[1:].any() and not is_dropped[row]]
         if not kept:
             msg = (
                 f"{rows[0].where}: none of the {len(rows)} examples of this split has a response within "
                 f"data.context_length {self.context_length}; raise it."
             )
             raise DataError(msg)
-        notes = self._note_on_losses(len(rows), len(kept), int(cut[kept].sum()))
+        notes = self._note_on_losses(len(rows), len(kept), int(is_long[kept].sum()))
         # Searched before the template adds its own: such a token in a message ends a turn, or begins one.
         notes += note_on_control_tokens(self.tokenizer, [_as_text(example.chat) for example in rows])
-        documents = [examples[number] for number in kept]
-        if not self.packing:
+        documents = [examples[row] for row in kept]
+        columns = {}
+        if self.packing:
+            blocks, columns["position_ids"], _ = pack_documents(documents, self.context_length)
+        else:
             blocks = one_document_a_row(documents)
-            columns = {"input_ids": blocks.input_ids, "labels": blocks.labels}
-            return EncodedSplit(blocks.lengths, columns, notes=notes)
-        blocks, positions, _ = pack_documents(documents, self.context_length)
-        columns = {"input_ids": blocks.input_ids, "labels": blocks.labels, "position_ids": positions}
+        columns |= {"input_ids": blocks.input_ids, "labels": blocks.labels}
+        if by_document:
+            columns["document"] = np.array(kept, dtype=np.int32)[blocks.documents]
         return EncodedSplit(blocks.lengths, columns, notes=notes)
 
     def _note_on_losses(self, total: int, kept: int, cut: int) -> tuple[str, ...]:

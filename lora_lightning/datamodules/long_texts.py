@@ -36,14 +36,32 @@ def tokenize_long_texts(
     for chunk in tokenizing.chunks_of(texts):
         part = list(texts[chunk])
         if len(part[0]) > tokenizing.CHARACTERS_AT_ONCE and tokenizer.is_fast:  # then it is the only one
-            yield _tokenize_in_pieces(tokenizer, part[0], where)
+            pieces = [piece[:, 0].astype(np.int32) for piece in _tokenize_in_pieces(tokenizer, part[0], where)]
+            yield np.concatenate(pieces)
             continue
         encoded = tokenizer(part, add_special_tokens=False, return_attention_mask=False, verbose=False)
         for ids in encoded["input_ids"]:
             yield np.array(ids, dtype=np.int32)
 
 
-def _tokenize_in_pieces(tokenizer: PreTrainedTokenizerBase, text: str, where: str) -> NDArray[np.int32]:
+def tokenize_with_places(tokenizer: PreTrainedTokenizerBase, text: str, where: str) -> NDArray[np.int64]:
+    """Token ids of a text of any length, and the character at which each token begins.
+
+    Args:
+        tokenizer: A fast one.
+        text: The text.
+        where: Its file or data set, for messages.
+
+    Returns:
+        The ids that `tokenize_long_texts` yields, and the first characters, shape (tokens, 2), int64.
+
+    Raises:
+        DataError: If a long text cannot be cut without changing its tokens.
+    """
+    return np.concatenate([piece[:, :2] for piece in _tokenize_in_pieces(tokenizer, text, where)])
+
+
+def _tokenize_in_pieces(tokenizer: PreTrainedTokenizerBase, text: str, where: str) -> Iterator[Tokens]:
     """Overlapping pieces, joined where both have the same tokens at the same places.
 
     At its ends a piece may have other tokens than the whole text: a word is cut, a mark of the text's start is put
@@ -56,7 +74,6 @@ def _tokenize_in_pieces(tokenizer: PreTrainedTokenizerBase, text: str, where: st
     needed = DIFFERENT_TOKENS if isinstance(tokenizer.backend_tokenizer.model, Unigram) else 1
     begin, first = 0, 0  # of the piece in the text, and of its own tokens in its `tokens`
     tokens = _tokens_of(tokenizer, text, begin, size)
-    kept = []
     while begin + size < len(text):
         for attempt in range(CUTS_TRIED):
             # From where a token begins, and then a character further each time: in a long run of one character the
@@ -72,9 +89,9 @@ def _tokenize_in_pieces(tokenizer: PreTrainedTokenizerBase, text: str, where: st
                 "depend on where a piece begins; put spaces or line ends into it, or remove it."
             )
             raise DataError(msg)
-        kept.append(tokens[first : joint[0], 0].astype(np.int32))
+        yield tokens[first : joint[0]]
         begin, first, tokens = cut, joint[1], following
-    return np.concatenate([*kept, tokens[first:, 0].astype(np.int32)])
+    yield tokens[first:]
 
 
 def _tokens_of(tokenizer: PreTrainedTokenizerBase, text: str, start: int, stop: int) -> Tokens:

@@ -22,14 +22,16 @@ class Blocks:
         input_ids: (positions,), int32.
         labels: (positions,), int32, the token that follows each position, or `IGNORED`.
         lengths: (rows,), int64, positions of each row; their sum is `positions`.
+        documents: (positions,), int32, the number of the document that each label belongs to.
     """
 
     input_ids: NDArray[np.int32]
     labels: NDArray[np.int32]
     lengths: NDArray[np.int64]
+    documents: NDArray[np.int32]
 
 
-def cut_stream(tokens: NDArray[np.int32], context_length: int) -> Blocks:
+def cut_stream(tokens: NDArray[np.int32], context_length: int, documents: NDArray[np.int32] | None = None) -> Blocks:
     """Cuts a stream of tokens into blocks, without padding; no token is lost.
 
     The inputs are all tokens but the last, the labels all but the first, and both are cut at the same places: a
@@ -40,6 +42,7 @@ def cut_stream(tokens: NDArray[np.int32], context_length: int) -> Blocks:
     Args:
         tokens: (tokens,), int32.
         context_length: Positions a block has; only the last block may have fewer.
+        documents: (tokens,), int32, the number of each token's document; `None` for one document.
 
     Returns:
         The blocks; none for fewer than two tokens.
@@ -47,7 +50,8 @@ def cut_stream(tokens: NDArray[np.int32], context_length: int) -> Blocks:
     positions = max(len(tokens) - 1, 0)
     full, rest = divmod(positions, context_length)
     lengths = np.array([context_length] * full + [rest] * (rest > 0), dtype=np.int64)
-    return Blocks(tokens[:positions], tokens[1:], lengths)
+    of_labels = np.broadcast_to(np.int32(0), positions) if documents is None else documents[1:]
+    return Blocks(tokens[:positions], tokens[1:], lengths, of_labels)
 
 
 def pack_documents(
@@ -77,7 +81,8 @@ def pack_documents(
     rows = one_document_a_row([documents[document] for document in order])
     places = np.concatenate([np.empty(0, dtype=np.int32), *(np.arange(size, dtype=np.int32) for size in rows.lengths)])
     lengths = np.array([int(sizes[members].sum()) for members in bins], dtype=np.int64)
-    return Blocks(rows.input_ids, rows.labels, lengths), places, block_of_document
+    numbers = np.repeat(np.array(order, dtype=np.int32), rows.lengths)
+    return Blocks(rows.input_ids, rows.labels, lengths, numbers), places, block_of_document
 
 
 def one_document_a_row(documents: Sequence[Document]) -> Blocks:
@@ -93,7 +98,8 @@ def one_document_a_row(documents: Sequence[Document]) -> Blocks:
     input_ids = [tokens[:-1] for tokens, _ in documents]
     labels = [np.where(has_loss[1:], tokens[1:], np.int32(IGNORED)) for tokens, has_loss in documents]
     lengths = np.array([len(tokens) for tokens in input_ids], dtype=np.int64)
-    return Blocks(np.concatenate(empty + input_ids), np.concatenate(empty + labels), lengths)
+    numbers = np.repeat(np.arange(len(documents), dtype=np.int32), lengths)
+    return Blocks(np.concatenate(empty + input_ids), np.concatenate(empty + labels), lengths, numbers)
 
 
 def best_fit_decreasing(sizes: NDArray[np.int64], capacity: int) -> list[list[int]]:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from lora_lightning.datamodules.batching import EncodedSplit
 from lora_lightning.datamodules.causal_language_modeling import CausalLMDataModule, Prompt, check_files
-from lora_lightning.datamodules.long_texts import tokenize_long_texts
+from lora_lightning.datamodules.documents import document_starts
+from lora_lightning.datamodules.long_texts import tokenize_long_texts, tokenize_with_places
 from lora_lightning.datamodules.packing import cut_stream
 from lora_lightning.datamodules.records import RECORD_FILES, Record, hub_records, read_records, text_field
 from lora_lightning.datamodules.special_tokens import note_on_control_tokens
@@ -42,6 +43,9 @@ class PlainTextDataModule(CausalLMDataModule):
     A text file is one text, byte for byte. Each record (JSON lines, a JSON list, CSV, TSV, Parquet, the Hub) is a
     document and ends with the model's end-of-text token. A document that is longer than a block continues in the next
     one. Validation and test predict every token but the first of the split exactly once, from the tokens of its block.
+
+    Studies compare models by test document: a record; in a text file an article if it has WikiText's headings, else a
+    paragraph between blank lines, else a line.
 
     Args:
         data_dir: Folder in WikiText's layout: `wiki.train.raw`, `wiki.valid.raw`, `wiki.test.raw` (or `.tokens`).
@@ -170,7 +174,11 @@ class PlainTextDataModule(CausalLMDataModule):
             )
         return parts[0], parts[1]
 
-    def encode_examples(self, rows: Corpus) -> EncodedSplit:
+    def count_documents(self, rows: Corpus) -> int:
+        """Records; of one text its articles, paragraphs or lines."""
+        return len(rows.texts) if rows.are_documents else len(document_starts(rows.texts[0]))
+
+    def encode_examples(self, rows: Corpus, *, by_document: bool = False) -> EncodedSplit:
         """The stream of all texts in blocks; a note counts the documents that no block can hold."""
         if rows.are_documents and self.tokenizer.eos_token_id is None:
             msg = f"the tokenizer of {self.backbone} has no end-of-text token to put between documents."
@@ -180,14 +188,27 @@ class PlainTextDataModule(CausalLMDataModule):
         texts = [
             np.concatenate([before, ids, after]) for ids in tokenize_long_texts(self.tokenizer, rows.texts, rows.where)
         ]
-        blocks = cut_stream(np.concatenate([np.empty(0, dtype=np.int32), *texts]), self.context_length)
+        numbers = self._documents_of_tokens(rows, texts) if by_document else None
+        blocks = cut_stream(np.concatenate([np.empty(0, dtype=np.int32), *texts]), self.context_length, numbers)
         if not len(blocks.lengths):
             msg = f"{rows.where} has fewer than 2 tokens; give more text."
             raise DataError(msg)
         columns = {"input_ids": blocks.input_ids, "labels": blocks.labels}
+        if numbers is not None:
+            columns["document"] = blocks.documents
         notes = self._note_on_long_documents(texts) if rows.are_documents else ()
         notes += note_on_control_tokens(self.tokenizer, rows.texts)
         return EncodedSplit(blocks.lengths, columns, notes=notes)
+
+    def _documents_of_tokens(self, rows: Corpus, texts: Sequence[NDArray[np.int32]]) -> NDArray[np.int32] | None:
+        """The document of each token, (tokens,); `None` if the tokenizer does not know where a token of a text is."""
+        if rows.are_documents:
+            return np.repeat(np.arange(len(texts), dtype=np.int32), [len(tokens) for tokens in texts])
+        if not self.tokenizer.is_fast:
+            return None
+        places = tokenize_with_places(self.tokenizer, rows.texts[0], rows.where)[:, 1]
+        numbers = np.searchsorted(document_starts(rows.texts[0]), places, side="right") - 1
+        return np.concatenate([np.zeros(len(texts[0]) - len(numbers)), numbers]).astype(np.int32)  # begin-of-text first
 
     def _note_on_long_documents(self, documents: Sequence[NDArray[np.int32]]) -> tuple[str, ...]:
         """Of a document with its special tokens, the last token is only predicted."""

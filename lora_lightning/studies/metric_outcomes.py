@@ -8,12 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_lightning.errors import DataError
+from lora_lightning.metrics.squad_v2 import GROUPS, VALUES
 from lora_lightning.statistics.pseudo_values import (
     auroc_pseudo_values,
     f1_pseudo_values,
     macro_f1_pseudo_values,
     matthews_pseudo_values,
     pearson_pseudo_values,
+    weighted_mean_pseudo_values,
 )
 from lora_lightning.studies.example_outcomes import TOLERANCE
 
@@ -53,15 +55,14 @@ def metric_outcomes(metric: str, rows: Rows, value: float) -> Outcomes:
     Args:
         metric: Name of the metric, without a split.
         rows: Columns of the examples.
-        value: The metric, which the mean of the numbers must be.
+        value: The metric, of a perplexity its logarithm, which the mean of the numbers must be.
 
     Returns:
         shape (examples,), float64; `None` if the metric is not known to be a mean over examples, cannot be linearized,
         or is not the mean: then only seeds can be compared.
     """
-    if not rows or metric not in OUTCOMES or not OUTCOMES[metric][0] <= rows.keys():
-        return None
-    found = OUTCOMES[metric][1](rows)
+    ways = [outcomes[metric] for outcomes in (OUTCOMES, ANSWER_OUTCOMES) if metric in outcomes]
+    found = next((compute(rows) for needed, compute in ways if rows and needed <= rows.keys()), None)
     if found is None or not len(found) or abs(float(found.mean()) - value) > TOLERANCE * max(1.0, abs(value)):
         return None
     return found.astype(np.float64)
@@ -76,7 +77,28 @@ def _in_scope_hits(rows: Rows) -> Outcomes:
 
 
 def _losses(rows: Rows) -> Outcomes:
+    if "hits" in rows:
+        return _log_perplexity(rows)
     return -np.asarray(rows["score"][rows["weight"] > 0], dtype=np.float64)
+
+
+def _log_perplexity(rows: Rows) -> Outcomes:
+    """The mean loss over the tokens of all documents, whose weights are their numbers of tokens."""
+    return weighted_mean_pseudo_values(-rows["score"], rows["weight"])
+
+
+def _next_token_hits(rows: Rows) -> Outcomes:
+    return weighted_mean_pseudo_values(rows["hits"] / np.maximum(rows["weight"], 1), rows["weight"])
+
+
+def _mean_of_questions(column: str, has_answer: bool | None = None) -> Callable[[Rows], Outcomes]:
+    """Takes a column of questions, of all or of those that have an answer or have none."""
+
+    def choose(rows: Rows) -> Outcomes:
+        chosen = slice(None) if has_answer is None else rows["has_answer"] == has_answer
+        return np.asarray(rows[column][chosen], dtype=np.float64)
+
+    return choose
 
 
 def _labeled(rows: Rows) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -105,6 +127,8 @@ OUTCOMES: dict[str, tuple[set[str], Callable[[Rows], Outcomes]]] = {  # the colu
     "in_scope_accuracy": (CLASSES | {"is_out_of_scope"}, _in_scope_hits),
     "loss": ({"score", "weight"}, _losses),
     "macro_f1": (CLASSES, lambda rows: macro_f1_pseudo_values(*_labeled(rows))),
+    "next_token_accuracy": ({"hits", "weight"}, _next_token_hits),
+    "perplexity": ({"score", "weight", "hits"}, _log_perplexity),
     "matthews_correlation": (CLASSES, lambda rows: matthews_pseudo_values(*_labeled(rows))),
     "mean_absolute_error": (CLASSES, lambda rows: np.abs(_errors(rows))),
     "mean_squared_error": (CLASSES, lambda rows: _errors(rows) ** 2),
@@ -113,4 +137,9 @@ OUTCOMES: dict[str, tuple[set[str], Callable[[Rows], Outcomes]]] = {  # the colu
         lambda rows: auroc_pseudo_values(rows["is_out_of_scope"], rows["out_of_scope_score"].astype(np.float64)),
     ),
     "pearson": (CLASSES, _pearson),
+}
+ANSWER_OUTCOMES: dict[str, tuple[set[str], Callable[[Rows], Outcomes]]] = {  # of questions; their f1 is another one
+    f"{group}{column}": ({column, "has_answer"}, _mean_of_questions(column, has_answer))
+    for group, has_answer in zip(GROUPS, (None, True, False), strict=True)
+    for column in VALUES
 }

@@ -5,22 +5,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lora_lightning.errors import DataError
-from lora_lightning.metrics.label_space import OUT_OF_SCOPE_TARGET
-from lora_lightning.metrics.out_of_scope import out_of_scope_score
 from lora_lightning.runs.files import atomic_file, write_error, write_text_atomically
 from lora_lightning.runs.layout import run_folder_of
 from lora_lightning.runs.resources import peak_memory_since_reset, reset_peak_memory, synchronized_time
+from lora_lightning.studies.outcome_rows import INDEX, batch_rows, split_rows
 from lora_lightning.tasks import AdaptationTask
-from lora_lightning.tasks.sequence_classification import SequenceClassificationTask
 
 OUTCOMES, COSTS = "test_outcomes.parquet", "costs.json"
-SPLIT, INDEX = "split", "index"
+SPLIT = "split"
 
 
 class TestOutcomes(Callback):
@@ -28,7 +24,10 @@ class TestOutcomes(Callback):
 
     The columns are `split`, `index` (row number), `score` (log-likelihood, or minus the squared error) and `weight` (0
     for a row without a label); for classification also `label`, `prediction`, and for data with out-of-scope queries
-    `out_of_scope_score` and `is_out_of_scope`.
+    `out_of_scope_score` and `is_out_of_scope`. For language models a row is a document, `score` is its mean
+    log-likelihood per token, `weight` the number of its tokens with a label, and `hits` how many of them are the most
+    likely token. For question answering a row is a question, with `exact` and `f1` at the threshold that validation
+    chose, and `has_answer`.
     """
 
     __test__ = False  # no test of pytest's
@@ -55,61 +54,23 @@ class TestOutcomes(Callback):
         task = cast("AdaptationTask", pl_module)
         split = trainer.datamodule.split_names("test")[dataloader_idx]  # type: ignore[attr-defined]
         with trainer.precision_plugin.test_step_context():
-            rows = example_rows(task, batch)
-        if rows:
-            self._batches.setdefault(split, []).append({name: column.cpu() for name, column in rows.items()})
+            rows = batch_rows(task, batch)
+        self._batches.setdefault(split, []).append(rows)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the file."""
-        del pl_module
-        if self._batches and trainer.is_global_zero:
-            write_outcomes(run_folder_of(trainer) / OUTCOMES, self._batches)
+        task, data = cast("AdaptationTask", pl_module), trainer.datamodule  # type: ignore[attr-defined]
+        found = {split: split_rows(task, data, split, batches) for split, batches in self._batches.items()}
+        if any(found.values()) and trainer.is_global_zero:
+            write_outcomes(run_folder_of(trainer) / OUTCOMES, found)
 
 
-def example_rows(task: AdaptationTask, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns what each example of a batch contributes to the metrics.
-
-    Args:
-        task: The task, in evaluation mode.
-        batch: A batch with labels.
-
-    Returns:
-        Columns of shape (examples,); empty if the rows of the batch are not the test examples, as for windows of a
-        text or sampled tokens.
-    """
-    found = task.evaluate(batch)
-    if isinstance(task, SequenceClassificationTask):
-        return _classification_rows(task, batch, found[0])
-    outputs = task.outputs(batch, found)
-    if outputs.distribution != "number" or outputs.scores is None:
-        return {}
-    return {INDEX: batch["index"], "score": outputs.scores.float(), "weight": torch.ones_like(outputs.scores)}
-
-
-def _classification_rows(
-    task: SequenceClassificationTask, batch: dict[str, Tensor], logits: Tensor
-) -> dict[str, Tensor]:
-    outputs, space, labels = task.outputs(batch, (logits, logits.sum())), task.labels, batch["labels"]
-    scores, weights = cast("Tensor", outputs.scores), cast("Tensor", outputs.weights)
-    rows = {INDEX: batch["index"], "score": scores.float(), "weight": weights.float()}
-    if outputs.distribution == "bernoulli":
-        return rows | {"exact": (outputs.decisions == labels).all(dim=-1)}
-    if outputs.distribution == "number":
-        return rows | {"label": labels.float(), "prediction": logits.float().squeeze(-1)}
-    rows |= {"label": labels, "prediction": logits.float().argmax(dim=-1)}
-    if space.has_out_of_scope:
-        index = space.out_of_scope_index
-        rows["is_out_of_scope"] = labels == (OUT_OF_SCOPE_TARGET if index is None else index)
-        rows["out_of_scope_score"] = out_of_scope_score(logits.float(), index)
-    return rows
-
-
-def write_outcomes(path: Path, batches: Mapping[str, list[dict[str, Tensor]]]) -> None:
+def write_outcomes(path: Path, rows: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Writes the rows of all test splits as Parquet, each split in the order of its data.
 
     Args:
         path: The file.
-        batches: Columns of batches, by split.
+        rows: Columns of shape (examples,) by split, in any order of rows.
 
     Raises:
         TrainingError: If the file cannot be written.
@@ -118,10 +79,9 @@ def write_outcomes(path: Path, batches: Mapping[str, list[dict[str, Tensor]]]) -
     from pyarrow import parquet  # noqa: PLC0415
 
     tables = []
-    for split, parts in batches.items():
-        columns = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
-        order = np.argsort(columns[INDEX], kind="stable")
-        ordered = {name: column[order] for name, column in columns.items()}
+    for split, columns in rows.items():
+        order = columns[INDEX].argsort(stable=True)
+        ordered = {name: column[order].numpy() for name, column in columns.items()}
         tables.append(pa.table({SPLIT: [split] * len(order), **ordered}))
     try:
         with atomic_file(path) as file:

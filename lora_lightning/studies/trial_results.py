@@ -108,8 +108,8 @@ class _TrialReader:
         record = RunRecord.load(run)
         value = record.metric(self.tag)
         self.finished += 1
-        found.values[seed] = self.scale.stored_value(value)
-        outcomes = metric_outcomes(self.metric, read_outcome_rows(run / OUTCOMES, self.split), value)
+        stored = found.values[seed] = self.scale.stored_value(value)
+        outcomes = metric_outcomes(self.metric, read_outcome_rows(run / OUTCOMES, self.split), stored)
         if outcomes is None:
             self.without_outcomes.append(trial.title)
         else:

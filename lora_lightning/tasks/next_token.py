@@ -107,17 +107,33 @@ class NextTokenModel:
             The sum of the cross entropy over all labels, float32 scalar, in nats; how many labels are the most likely
             token, int64 scalar; and the number of labels.
         """
-        return run_as_forward(self.model, self._score, batch, features)
+        losses, hits = self.score_labels(batch, features)
+        return losses.sum(), hits.sum(), len(losses)
 
-    def _score(self, batch: Batch, features: Tensor) -> tuple[Tensor, Tensor, int]:
+    @torch.no_grad()
+    def score_labels(self, batch: Batch, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Computes the cross entropy and the hit of each label.
+
+        Args:
+            batch: As above.
+            features: Its `features`.
+
+        Returns:
+            shape (labels,) each, in the order of the batch's rows: the cross entropy, float32, in nats; and whether the
+            label is the most likely token, bool.
+        """
+        return run_as_forward(self.model, self._score_labels, batch, features)
+
+    def _score_labels(self, batch: Batch, features: Tensor) -> tuple[Tensor, Tensor]:
         labels = batch["labels"][batch["labels"] != IGNORED]
-        loss = torch.zeros((), device=labels.device)
-        hits = torch.zeros((), dtype=torch.int64, device=labels.device)
-        for part, targets in zip(row_chunks(features), row_chunks(labels), strict=True):
-            logits = self._logits(part)
-            loss += functional.cross_entropy(logits.float(), targets, reduction="sum")
-            hits += (logits.argmax(dim=-1) == targets).sum()
-        return loss, hits, len(labels)
+        losses = torch.zeros(len(labels), device=labels.device)
+        hits = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
+        for place in range(0, len(labels), ROWS_AT_ONCE):
+            part = slice(place, place + ROWS_AT_ONCE)
+            logits = self._logits(features[part])
+            losses[part] = functional.cross_entropy(logits.float(), labels[part], reduction="none")
+            hits[part] = logits.argmax(dim=-1) == labels[part]
+        return losses, hits
 
     @torch.no_grad()
     def some_logits(self, features: Tensor) -> Tensor:
@@ -209,11 +225,6 @@ class NextTokenModel:
 def spread_positions(count: int) -> Tensor:
     """At most `ROWS_TO_COMPARE` of the numbers below `count`, evenly spread; int64, on the CPU."""
     return torch.linspace(0, count - 1, min(count, ROWS_TO_COMPARE), dtype=torch.float64).round().long()
-
-
-def row_chunks(rows: Tensor) -> list[Tensor]:
-    """Splits a tensor along its first axis into chunks of at most `ROWS_AT_ONCE` rows."""
-    return [rows[start : start + ROWS_AT_ONCE] for start in range(0, len(rows), ROWS_AT_ONCE)]
 
 
 def _some_tokens(model: PreTrainedModel) -> Tensor:

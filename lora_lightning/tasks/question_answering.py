@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PretrainedConfig
@@ -31,7 +32,14 @@ from lora_lightning.metrics.question_answering import (
     best_spans,
     sort_by_question,
 )
-from lora_lightning.metrics.squad_v2 import REPORTED, QuestionScores, choose_threshold, squad_v2_report
+from lora_lightning.metrics.squad_v2 import (
+    REPORTED,
+    VALUES,
+    QuestionScores,
+    choose_threshold,
+    scores_at,
+    squad_v2_report,
+)
 from lora_lightning.tasks.base import AdaptationTask
 from lora_lightning.tasks.optimization import OptimizationSettings
 
@@ -236,7 +244,15 @@ class QuestionAnsweringTask(AdaptationTask):
         """The metrics of `val` or `test`."""
         return cast("QuestionAnsweringMetrics", self.metrics[split])
 
-    def _scores(self, split: str) -> QuestionScores:
+    def question_scores(self, split: str) -> QuestionScores:
+        """Scores the best answer to each question of which a window was seen, by number of the question.
+
+        Args:
+            split: `val` or `test`.
+
+        Returns:
+            The scores, before a threshold is applied.
+        """
         questions = self.trainer.datamodule.questions(split)  # type: ignore[attr-defined]
         return self.split_metrics(split).score(questions)
 
@@ -250,13 +266,13 @@ class QuestionAnsweringTask(AdaptationTask):
 
     def on_validation_epoch_end(self) -> None:
         """Chooses the threshold by F1, then logs."""
-        scores = self._scores("val")
+        scores = self.question_scores("val")
         self.null_threshold.fill_(choose_threshold(scores))
         self._log_metrics("val", scores)
 
     def on_test_epoch_end(self) -> None:
         """Logs, with the threshold that validation chose."""
-        self._log_metrics("test", self._scores("test"))
+        self._log_metrics("test", self.question_scores("test"))
 
     def _log_metrics(self, split: str, scores: QuestionScores) -> None:
         for name, value in self._report(split, scores).items():
@@ -266,9 +282,26 @@ class QuestionAnsweringTask(AdaptationTask):
         values = squad_v2_report(scores, float(self.null_threshold))
         return {**values, "loss": float(self.split_metrics(split).loss.compute())}
 
+    def question_rows(self, split: str) -> dict[str, NDArray[Any]]:
+        """The exact match and F1 of each question of which a window was seen, with the current threshold.
+
+        Args:
+            split: `val` or `test`.
+
+        Returns:
+            Columns of shape (questions,): `index`, int64, the number of the question; `exact` and `f1`, float64, in [0,
+            1]; and `has_answer`, bool.
+        """
+        scores, threshold = self.question_scores(split), float(self.null_threshold)
+        return {
+            "index": self.split_metrics(split).candidates.compute().question,
+            **{name: scores_at(scores, threshold, name) for name in VALUES},
+            "has_answer": scores.has_answer,
+        }
+
     def metric_values(self, split: str) -> dict[str, float]:
         """The metrics of the questions of which a window was seen, with the current threshold."""
-        return self._report(split, self._scores(split))
+        return self._report(split, self.question_scores(split))
 
     def metric_names(self) -> list[str]:
         """The loss and the metrics of the official script."""

@@ -41,7 +41,7 @@ def test_study_config_runs(
     assert {status.state for status in found.statuses().values()} == {"finished"}
     for each in judge_study(found).results.configurations:
         assert each.values.keys() == set(study["seeds"])
-        assert each.outcomes.keys() == (set() if study["objective"] == "perplexity" else each.values.keys())
+        assert each.outcomes.keys() == each.values.keys()
 
 
 def stand_in_axes(study: dict[str, Any], tiny_backbone: TinyBackbone) -> None:

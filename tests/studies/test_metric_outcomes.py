@@ -98,12 +98,11 @@ def test_regression_and_several_labels() -> None:
 
 
 def test_rows_are_written_in_the_order_of_the_data(tmp_path: Path) -> None:
-    batches = {
-        "test_b": [{"index": torch.tensor([2, 0]), "exact": torch.tensor([True, False])}],
-        "test_a": [{"index": torch.tensor([0]), "exact": torch.tensor([False])}],
+    columns = {
+        "test_b": {"index": torch.tensor([2, 0, 1]), "exact": torch.tensor([True, False, True])},
+        "test_a": {"index": torch.tensor([0]), "exact": torch.tensor([False])},
     }
-    batches["test_b"].append({"index": torch.tensor([1]), "exact": torch.tensor([True])})
-    write_outcomes(tmp_path / "rows.parquet", batches)
+    write_outcomes(tmp_path / "rows.parquet", columns)
     rows = read_outcome_rows(tmp_path / "rows.parquet", "test_b")
     assert rows["index"].tolist() == [0, 1, 2]
     assert rows["exact"].tolist() == [False, True, True]

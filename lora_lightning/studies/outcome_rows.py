@@ -1,0 +1,110 @@
+"""What each test example contributes to the metrics of its task: a text, a document, or a question."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lora_lightning.metrics.label_space import OUT_OF_SCOPE_TARGET
+from lora_lightning.metrics.out_of_scope import out_of_scope_score
+from lora_lightning.tasks import AdaptationTask
+from lora_lightning.tasks.causal_language_modeling import CausalLanguageModelingTask
+from lora_lightning.tasks.next_token import IGNORED
+from lora_lightning.tasks.question_answering import QuestionAnsweringTask
+from lora_lightning.tasks.sequence_classification import SequenceClassificationTask
+
+INDEX, SCORE, WEIGHT, HITS = "index", "score", "weight", "hits"
+DOCUMENT = "document"  # in a batch
+
+Columns = dict[str, Tensor]
+
+
+def batch_rows(task: AdaptationTask, batch: dict[str, Tensor]) -> Columns:
+    """Returns what the rows of a batch contribute to the metrics.
+
+    Args:
+        task: The task, in evaluation mode.
+        batch: A batch with labels.
+
+    Returns:
+        Columns of shape (examples,), on the CPU; for a language model sums over the labels that the batch has of each
+        document. Empty if examples are known only after all batches, as for questions, or not at all, as for documents
+        of a data module that does not number them.
+    """
+    if isinstance(task, QuestionAnsweringTask):
+        return {}
+    if isinstance(task, CausalLanguageModelingTask):
+        return _document_rows(task, batch) if DOCUMENT in batch else {}
+    found = task.evaluate(batch)
+    if isinstance(task, SequenceClassificationTask):
+        return _on_cpu(_classification_rows(task, batch, found[0]))
+    outputs = task.outputs(batch, found)
+    if outputs.distribution != "number" or outputs.scores is None:
+        return {}
+    weights = torch.ones_like(outputs.scores)
+    return _on_cpu({INDEX: batch[INDEX], SCORE: outputs.scores.float(), WEIGHT: weights})
+
+
+def split_rows(task: AdaptationTask, datamodule: Any, split: str, batches: Sequence[Columns]) -> Columns:
+    """Returns what the examples of a test split contribute to the metrics, after its last batch.
+
+    Args:
+        task: The task, whose metrics still hold the split.
+        datamodule: Its data.
+        split: The test split.
+        batches: The rows of each batch.
+
+    Returns:
+        Columns of shape (examples,), on the CPU; empty if there are no examples.
+    """
+    if isinstance(task, QuestionAnsweringTask):
+        return {name: torch.from_numpy(column) for name, column in task.question_rows(split).items()}
+    if not batches or not batches[0]:
+        return {}
+    columns = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+    if isinstance(task, CausalLanguageModelingTask):
+        return _sum_by_document(columns, datamodule.document_count(split))
+    return columns
+
+
+def _on_cpu(columns: Columns) -> Columns:
+    return {name: column.cpu() for name, column in columns.items()}
+
+
+def _classification_rows(task: SequenceClassificationTask, batch: dict[str, Tensor], logits: Tensor) -> Columns:
+    outputs, space, labels = task.outputs(batch, (logits, logits.sum())), task.labels, batch["labels"]
+    scores, weights = cast("Tensor", outputs.scores), cast("Tensor", outputs.weights)
+    rows = {INDEX: batch[INDEX], SCORE: scores.float(), WEIGHT: weights.float()}
+    if outputs.distribution == "bernoulli":
+        return rows | {"exact": (outputs.decisions == labels).all(dim=-1)}
+    if outputs.distribution == "number":
+        return rows | {"label": labels.float(), "prediction": logits.float().squeeze(-1)}
+    rows |= {"label": labels, "prediction": logits.float().argmax(dim=-1)}
+    if space.has_out_of_scope:
+        index = space.out_of_scope_index
+        rows["is_out_of_scope"] = labels == (OUT_OF_SCOPE_TARGET if index is None else index)
+        rows["out_of_scope_score"] = out_of_scope_score(logits.float(), index)
+    return rows
+
+
+def _document_rows(task: CausalLanguageModelingTask, batch: dict[str, Tensor]) -> Columns:
+    losses, hits = task.next_token.score_labels(batch, task.evaluate(batch))
+    documents = batch[DOCUMENT][batch["labels"] != IGNORED].cpu().numpy()
+    numbers, places = map(torch.from_numpy, np.unique(documents, return_inverse=True))
+    scores, ones = -losses.cpu().double(), torch.ones(len(losses), dtype=torch.float64)
+    summed = _sums({INDEX: places, SCORE: scores, WEIGHT: ones, HITS: hits.cpu().double()}, len(numbers))
+    return {**summed, INDEX: numbers}
+
+
+def _sum_by_document(columns: Columns, count: int) -> Columns:
+    """Adds up what batches have of each document; a document without a label has weight 0."""
+    found = _sums(columns, count)
+    return {**found, SCORE: found[SCORE] / found[WEIGHT].clamp(min=1)}
+
+
+def _sums(columns: Columns, count: int) -> Columns:
+    zeros = torch.zeros(count, dtype=torch.float64)
+    sums = {name: zeros.index_add(0, columns[INDEX], column) for name, column in columns.items() if name != INDEX}
+    return {INDEX: torch.arange(count), **sums}
