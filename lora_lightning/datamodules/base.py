@@ -167,6 +167,14 @@ class AdaptationDataModule(LightningDataModule):
         """The splits with labels, read once."""
         return self.load_splits()
 
+    def split_sizes(self) -> dict[str, str]:
+        """Counts the rows of each split with labels, in words, such as `"2,241 rows"`."""
+        return {name: self.size_of(rows) for name, rows in self.raw_splits.items()}
+
+    def size_of(self, rows: Any) -> str:
+        """Counts the rows of a split, in words."""
+        return f"{len(rows):,} rows"
+
     def split_names(self, kind: str) -> list[str]:
         """The splits of a kind.
 

@@ -59,7 +59,9 @@ class CausalLMDataModule(TextDataModule):
     Args:
         context_length: Number of tokens in the model's context.
         validation_share: Share of the training data to validate on if there is no validation split, in (0, 1).
-        split_seed: Seed of the choice of this part.
+        test_share: Share of the training data to test on if there is no test split, in (0, 1); `null` for none. It is
+            taken before `validation_share`.
+        split_seed: Seed of the choice of these parts, which are the same for every `seed_everything`.
         backbone: The model whose tokenizer is used; set automatically from `model.backbone`.
         batch_size: Training blocks per step and process.
         eval_batch_size: Blocks, or prompts, per step and process in validation, test and prediction.
@@ -73,6 +75,7 @@ class CausalLMDataModule(TextDataModule):
         self,
         context_length: int = 512,
         validation_share: float = 0.05,
+        test_share: float | None = None,
         split_seed: int = 0,
         backbone: str | None = None,
         batch_size: int = 8,
@@ -92,9 +95,10 @@ class CausalLMDataModule(TextDataModule):
         if context_length < FEWEST_TOKENS:
             msg = f"data.context_length is {context_length}, but it must be at least 2 tokens."
             raise ConfigurationError(msg)
-        check_hold_out(validation_share, split_seed)
+        check_hold_out(validation_share, test_share, split_seed)
         self.context_length = context_length
         self.validation_share = validation_share
+        self.test_share = test_share
         self.split_seed = split_seed
         self.prompt_places: list[str] = []  # file and line of each prompt to predict
 

@@ -7,12 +7,13 @@ from typing import Any, ClassVar, Literal
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lora_lightning.datamodules.base import PREDICT, TRAIN
+from lora_lightning.datamodules.base import PREDICT, TEST, TRAIN
 from lora_lightning.datamodules.glue_tasks import GLUE_TASKS, GlueSplit
 from lora_lightning.datamodules.hub import hub_table, load_hub_dataset
 from lora_lightning.datamodules.label_columns import class_indices, class_labels
 from lora_lightning.datamodules.number_columns import finite_numbers
 from lora_lightning.datamodules.sequence_classification import ClassificationDataModule, LabeledTexts
+from lora_lightning.datamodules.validation_share import check_hold_out, held_out
 from lora_lightning.errors import ConfigurationError, DataError
 from lora_lightning.metrics.label_space import LabelSpace
 from lora_lightning.runs.files import write_text_atomically
@@ -26,11 +27,14 @@ class GlueDataModule(ClassificationDataModule):
     """One task of GLUE, from the hub's `nyu-mll/glue` or from the original download's folders of TSV files.
 
     MNLI is validated on its matched and its mismatched split (`val_matched/accuracy`, `val_mismatched/accuracy`).
-    The labels of the test splits are not public: `predict` writes the files that gluebenchmark.com takes.
+    The labels of the test splits are not public: `predict` writes the files that gluebenchmark.com takes. `test_share`
+    holds out training rows to test on, of which scores cannot be compared with published ones.
 
     Args:
         task_name: Name of the task; `ax`, the diagnostic set, is predicted with a model of `mnli`.
         data_dir: Folder with `CoLA/train.tsv` and so on; without it, the data is read from the hub.
+        test_share: Share of the training rows to test on, in (0, 1), the same share of every class; `null` for none.
+        split_seed: Seed of the choice of these rows, which are the same for every `seed_everything`.
         allow_partial: Allow files that lack rows of the official data; their scores cannot be compared with others.
         backbone: The model whose tokenizer is used; set automatically from `model.backbone`.
         batch_size: Training rows per step and process.
@@ -47,6 +51,8 @@ class GlueDataModule(ClassificationDataModule):
         self,
         task_name: Literal["cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli", "ax"],
         data_dir: str | None = None,
+        test_share: float | None = None,
+        split_seed: int = 0,
         allow_partial: bool = False,
         backbone: str | None = None,
         batch_size: int = 32,
@@ -63,6 +69,9 @@ class GlueDataModule(ClassificationDataModule):
             cache_dir=cache_dir,
             num_workers=num_workers,
         )
+        check_hold_out(None, test_share, split_seed)
+        self.test_share = test_share
+        self.split_seed = split_seed
         self.task_name = task_name
         self.task = GLUE_TASKS[task_name]
         self.data_dir = data_dir
@@ -107,7 +116,25 @@ class GlueDataModule(ClassificationDataModule):
             raise DataError(msg)
         if self.data_dir is not None and not self._path(self.task.splits[TRAIN]).exists():
             names.remove(TRAIN)
-        return {name: self._labeled(self._read(name)) for name in names}
+        splits = {name: self._labeled(self._read(name)) for name in names}
+        return splits if self.test_share is None else self._with_test(splits, self.test_share)
+
+    def _with_test(self, splits: dict[str, LabeledTexts], share: float) -> dict[str, LabeledTexts]:
+        """Holds out training rows to test on."""
+        if TRAIN not in splits:
+            self._read(TRAIN)  # says what is wrong
+        rows = splits[TRAIN]
+        classes: Any = rows.labels if self.task.names else None
+        chosen = held_out(len(rows), share, self.split_seed, classes)
+        if not chosen.any():
+            msg = (
+                f"the training data of {self.task_name} has {len(rows)} rows, too few to hold out data.test_share "
+                f"{share:g} of them; raise it, or complete the data."
+            )
+            raise DataError(msg)
+        splits |= {TRAIN: rows.take(~chosen), TEST: rows.take(chosen)}
+        self.warn_about_repeated_texts(splits)
+        return splits
 
     def load_prediction_splits(self) -> dict[str, LabeledTexts]:
         """Reads the test splits."""

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
 from lora_lightning.backbones.chat_template import ChatTemplate, Message, Span
+from lora_lightning.datamodules.base import TEST, TRAIN, VALIDATION
 from lora_lightning.datamodules.batching import EncodedSplit
 from lora_lightning.datamodules.causal_language_modeling import CausalLMDataModule, Prompt, check_files
 from lora_lightning.datamodules.chat_records import Example, has_empty_response, parse_example, parse_prompt
@@ -19,7 +20,7 @@ from lora_lightning.datamodules.packing import one_document_a_row, pack_document
 from lora_lightning.datamodules.records import Record, hub_records, read_records
 from lora_lightning.datamodules.special_tokens import note_on_control_tokens
 from lora_lightning.datamodules.tokenizing import chunks_of
-from lora_lightning.datamodules.validation_share import held_out
+from lora_lightning.datamodules.validation_share import check_no_other_test, held_out
 from lora_lightning.errors import ConfigurationError, DataError
 
 Tokens = tuple[NDArray[np.int32], NDArray[np.bool_]]  # ids, and which of them are learnt
@@ -40,7 +41,7 @@ class InstructionDataModule(CausalLMDataModule):
     Args:
         train_file: Records: JSON lines, a JSON list (`.json`), CSV, TSV or Parquet.
         validation_file: The same for validation; without it, a random share of the training records is held out.
-        test_file: The same for test; without it, the model is not tested.
+        test_file: The same for test; without it and without `test_share`, the model is not tested.
         dataset_name: Instead of files: a data set of the hub with the same fields, for example `tatsu-lab/alpaca`.
         dataset_config_name: The configuration of a data set that has several.
         chat_template: Write examples with the tokenizer's chat template, which chats need; otherwise under the
@@ -54,7 +55,9 @@ class InstructionDataModule(CausalLMDataModule):
             counts examples.
         context_length: Number of tokens in the model's context.
         validation_share: Share of the training data to validate on if there is no validation split, in (0, 1).
-        split_seed: Seed of the choice of these examples.
+        test_share: Share of the training data to test on if there is no test split, in (0, 1); `null` for none. It is
+            taken before `validation_share`.
+        split_seed: Seed of the choice of these examples, which are the same for every `seed_everything`.
         backbone: The model whose tokenizer is used; set automatically from `model.backbone`.
         batch_size: Training blocks per step and process.
         eval_batch_size: Blocks or prompts per step and process in validation, test and prediction.
@@ -77,6 +80,7 @@ class InstructionDataModule(CausalLMDataModule):
         packing: bool = True,
         context_length: int = 512,
         validation_share: float = 0.05,
+        test_share: float | None = None,
         split_seed: int = 0,
         backbone: str | None = None,
         batch_size: int = 8,
@@ -88,6 +92,7 @@ class InstructionDataModule(CausalLMDataModule):
         super().__init__(
             context_length=context_length,
             validation_share=validation_share,
+            test_share=test_share,
             split_seed=split_seed,
             backbone=backbone,
             batch_size=batch_size,
@@ -119,18 +124,24 @@ class InstructionDataModule(CausalLMDataModule):
         splits = {split: self._examples(split, rows) for split, rows in records.items()}
         unread = [self._unread_fields(example) for examples in splits.values() for example in examples]
         warn_of_unread_fields(unread)
-        if "val" not in splits:
-            chosen = held_out(len(splits["train"]), self.validation_share, self.split_seed)
-            if not chosen.any():
-                msg = (
-                    f"{self.files['train'] or self.dataset_name} has {len(chosen)} examples, too few to hold out "
-                    f"{self.validation_share:g} of them; set data.validation_share or data.validation_file."
-                )
-                raise DataError(msg)
-            examples = splits["train"]
-            splits["train"] = [example for example, out in zip(examples, chosen, strict=True) if not out]
-            splits["val"] = [example for example, out in zip(examples, chosen, strict=True) if out]
-        return splits
+        if TEST in splits:
+            check_no_other_test(self.test_share, self.files[TEST] or f"{self.dataset_name}, {TEST}")
+        elif self.test_share is not None:
+            splits[TRAIN], splits[TEST] = self._hold_out(splits[TRAIN], self.test_share, "test")
+        if VALIDATION not in splits:
+            splits[TRAIN], splits[VALIDATION] = self._hold_out(splits[TRAIN], self.validation_share, "validation")
+        return {name: splits[name] for name in (TRAIN, VALIDATION, TEST) if name in splits}
+
+    def _hold_out(self, examples: list[Example], share: float, purpose: str) -> tuple[list[Example], list[Example]]:
+        chosen = held_out(len(examples), share, self.split_seed)
+        if not chosen.any():
+            msg = (
+                f"{self.files[TRAIN] or self.dataset_name} has {len(chosen)} examples, too few to hold out "
+                f"{share:g} of them; set data.{purpose}_share or data.{purpose}_file."
+            )
+            raise DataError(msg)
+        kept = [example for example, is_out in zip(examples, chosen, strict=True) if not is_out]
+        return kept, [example for example, is_out in zip(examples, chosen, strict=True) if is_out]
 
     def _examples(self, split: str, records: Sequence[Record]) -> list[Example]:
         found = [(record, None if has_empty_response(record) else parse_example(record)) for record in records]
@@ -167,6 +178,10 @@ class InstructionDataModule(CausalLMDataModule):
         if not self.chat_template and self.tokenizer.eos_token is None:
             msg = f"the tokenizer of {self.backbone} has no eos_token to end a response with; use another backbone."
             raise ConfigurationError(msg)
+
+    def size_of(self, rows: list[Example]) -> str:
+        """Counts records."""
+        return f"{len(rows):,} records"
 
     def count_documents(self, rows: list[Example]) -> int:
         """Every record is a document, also one that is dropped because it is too long."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lora_lightning.datamodules.base import TEST, TRAIN, VALIDATION
 from lora_lightning.datamodules.batching import EncodedSplit
 from lora_lightning.datamodules.causal_language_modeling import CausalLMDataModule, Prompt, check_files
 from lora_lightning.datamodules.documents import document_starts
@@ -15,7 +16,7 @@ from lora_lightning.datamodules.long_texts import tokenize_long_texts, tokenize_
 from lora_lightning.datamodules.packing import cut_stream
 from lora_lightning.datamodules.records import RECORD_FILES, Record, hub_records, read_records, text_field
 from lora_lightning.datamodules.special_tokens import note_on_control_tokens
-from lora_lightning.datamodules.validation_share import held_out
+from lora_lightning.datamodules.validation_share import check_no_other_test, held_out
 from lora_lightning.errors import ConfigurationError, DataError
 from lora_lightning.runs.tables import read_text
 
@@ -52,7 +53,7 @@ class PlainTextDataModule(CausalLMDataModule):
         train_file: Alternatively, a text file or a file of records.
         validation_file: The same for validation; without it, a share of the training data is held out: random
             documents, or the end of the one text.
-        test_file: The same for test; without it, the model is not tested.
+        test_file: The same for test; without it and without `test_share`, the model is not tested.
         dataset_name: Alternatively, a data set on the Hub, for example `Salesforce/wikitext`.
         dataset_config_name: Its configuration, for example `wikitext-2-raw-v1`.
         rows_are_lines: Rows of the data set on the Hub are lines of one text, with their line ends, instead of
@@ -60,7 +61,9 @@ class PlainTextDataModule(CausalLMDataModule):
         text_column: Name of the field with the text of a record.
         context_length: Number of tokens in the model's context.
         validation_share: Share of the training data to validate on if there is no validation split, in (0, 1).
-        split_seed: Seed of the choice of validation documents.
+        test_share: Share of the training data to test on if there is no test split, in (0, 1); `null` for none. It is
+            taken before `validation_share`.
+        split_seed: Seed of the choice of these documents, which are the same for every `seed_everything`.
         backbone: The model whose tokenizer is used; set automatically from `model.backbone`.
         batch_size: Training blocks per step and process.
         eval_batch_size: Blocks, or prompts, per step and process in validation, test and prediction.
@@ -82,6 +85,7 @@ class PlainTextDataModule(CausalLMDataModule):
         text_column: str = "text",
         context_length: int = 512,
         validation_share: float = 0.05,
+        test_share: float | None = None,
         split_seed: int = 0,
         backbone: str | None = None,
         batch_size: int = 8,
@@ -93,6 +97,7 @@ class PlainTextDataModule(CausalLMDataModule):
         super().__init__(
             context_length=context_length,
             validation_share=validation_share,
+            test_share=test_share,
             split_seed=split_seed,
             backbone=backbone,
             batch_size=batch_size,
@@ -113,11 +118,15 @@ class PlainTextDataModule(CausalLMDataModule):
         self.text_column = text_column
 
     def read_splits(self) -> dict[str, Corpus]:
-        """Reads the text of every split; holds out validation data if the source has none."""
+        """Reads the text of every split; holds out test and validation data if the source has none."""
         splits = self._read_source()
-        if "val" not in splits:
-            splits["train"], splits["val"] = self._hold_out(splits["train"])
-        return splits
+        if TEST in splits:
+            check_no_other_test(self.test_share, splits[TEST].where)
+        elif self.test_share is not None:
+            splits[TRAIN], splits[TEST] = self._hold_out(splits[TRAIN], self.test_share, "test")
+        if VALIDATION not in splits:
+            splits[TRAIN], splits[VALIDATION] = self._hold_out(splits[TRAIN], self.validation_share, "validation")
+        return {name: splits[name] for name in (TRAIN, VALIDATION, TEST) if name in splits}
 
     def _read_source(self) -> dict[str, Corpus]:
         """From the folder, else the files, else the Hub: a command line may add a folder to a YAML file's data set."""
@@ -153,17 +162,17 @@ class PlainTextDataModule(CausalLMDataModule):
         remedy = "name the field of texts with --data.text_column"
         return [text_field(record, self.text_column, may_be_empty, remedy) for record in records]
 
-    def _hold_out(self, corpus: Corpus) -> tuple[Corpus, Corpus]:
+    def _hold_out(self, corpus: Corpus, share: float, purpose: str) -> tuple[Corpus, Corpus]:
         pieces = corpus.texts if corpus.are_documents else corpus.texts[0].splitlines(keepends=True)
         if corpus.are_documents:
-            chosen = held_out(len(pieces), self.validation_share, self.split_seed)
+            chosen = held_out(len(pieces), share, self.split_seed)
         else:  # the end of the text: random lines would be predicted from their neighbours
-            chosen = np.arange(len(pieces)) >= len(pieces) - round(self.validation_share * len(pieces))
+            chosen = np.arange(len(pieces)) >= len(pieces) - round(share * len(pieces))
         if not 0 < chosen.sum() < len(pieces):
             unit = "documents" if corpus.are_documents else "lines"
             msg = (
-                f"{corpus.where} has {len(pieces)} {unit}, too few to hold out {self.validation_share:g} of them; set "
-                "data.validation_share or data.validation_file."
+                f"{corpus.where} has {len(pieces)} {unit}, too few to hold out {share:g} of them; set "
+                f"data.{purpose}_share or data.{purpose}_file."
             )
             raise DataError(msg)
         parts = []
@@ -173,6 +182,12 @@ class PlainTextDataModule(CausalLMDataModule):
                 Corpus(corpus.where, texts if corpus.are_documents else ["".join(texts)], corpus.are_documents)
             )
         return parts[0], parts[1]
+
+    def size_of(self, rows: Corpus) -> str:
+        """Counts documents, or the lines of one text."""
+        if rows.are_documents:
+            return f"{len(rows.texts):,} documents"
+        return f"{len(rows.texts[0].splitlines()):,} lines"
 
     def count_documents(self, rows: Corpus) -> int:
         """Records; of one text its articles, paragraphs or lines."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lora_lightning.backbones import uses_token_types
 from lora_lightning.datamodules.base import PREDICT
@@ -34,6 +35,25 @@ class LabeledTexts:
     texts: list[str]
     labels: Sequence[int] | Sequence[float] | Sequence[Sequence[float]] | None = None
     pairs: list[str] | None = None
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.texts)
+
+    def take(self, chosen: NDArray[np.bool_]) -> "LabeledTexts":
+        """Some of the rows.
+
+        Args:
+            chosen: shape (rows,), bool.
+
+        Returns:
+            These rows, in their order.
+        """
+
+        def choose(column: Any) -> Any:
+            return None if column is None else [cell for cell, wanted in zip(column, chosen, strict=True) if wanted]
+
+        return LabeledTexts(choose(self.texts), choose(self.labels), choose(self.pairs))
 
     def keys(self) -> list[tuple[str, ...]]:
         """The text, or both texts, of each row."""

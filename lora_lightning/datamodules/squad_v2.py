@@ -26,7 +26,7 @@ from lora_lightning.datamodules.squad_format import (
     read_squad_json,
 )
 from lora_lightning.datamodules.text_base import TextDataModule
-from lora_lightning.datamodules.validation_share import check_hold_out
+from lora_lightning.datamodules.validation_share import check_hold_out, check_no_other_test
 from lora_lightning.errors import ConfigurationError, DataError
 from lora_lightning.lora.families import FAMILIES
 from lora_lightning.metrics.squad_v2 import Question
@@ -45,7 +45,8 @@ class SquadV2DataModule(TextDataModule):
     - without `validation_share` the validation file again, as is usual: the threshold was chosen on it, so the scores
       are the official script's best ones;
     - with `validation_share` and a validation file that file: nothing was chosen on it;
-    - with `validation_share` alone the held-out articles again, for the same scores as validation's.
+    - with `validation_share` alone the held-out articles again, for the same scores as validation's;
+    - with `test_share` held-out articles of the training file: nothing was chosen on them.
 
     Args:
         data_dir: Folder with the release's `train-v2.0.json` and `dev-v2.0.json`; without it and without files the
@@ -54,7 +55,9 @@ class SquadV2DataModule(TextDataModule):
         validation_file: A validation file instead of the folder's.
         validation_share: Share of the training file's articles to hold out for validation, in (0, 1); no article is on
             both sides.
-        split_seed: Seed of the choice of held-out articles.
+        test_share: Share of the training file's articles to hold out for test, in (0, 1); `null` for none. It is taken
+            before `validation_share`.
+        split_seed: Seed of the choice of held-out articles, which are the same for every `seed_everything`.
         backbone: The model whose tokenizer is used; set automatically from `model.backbone`.
         batch_size: Training windows per step and process.
         eval_batch_size: Windows per step and process in validation, test and prediction.
@@ -73,6 +76,7 @@ class SquadV2DataModule(TextDataModule):
         train_file: str | None = None,
         validation_file: str | None = None,
         validation_share: float | None = None,
+        test_share: float | None = None,
         split_seed: int = 0,
         backbone: str | None = None,
         batch_size: int = 16,
@@ -91,7 +95,7 @@ class SquadV2DataModule(TextDataModule):
             cache_dir=cache_dir,
             num_workers=num_workers,
         )
-        check_hold_out(validation_share, split_seed)
+        check_hold_out(validation_share, test_share, split_seed)
         if max_length < 1:
             msg = (
                 f"data.max_length is {max_length}, but a window has a question and a part of its context; 384 is usual."
@@ -104,6 +108,7 @@ class SquadV2DataModule(TextDataModule):
         self.train_file = train_file
         self.validation_file = validation_file
         self.validation_share = validation_share
+        self.test_share = test_share
         self.split_seed = split_seed
         self.max_length = max_length
         self.doc_stride = doc_stride
@@ -111,11 +116,17 @@ class SquadV2DataModule(TextDataModule):
     def load_splits(self) -> dict[str, list[Question]]:
         """Reads and checks the files or the hub."""
         train, validation = self._from_files() if self._files else self._from_hub()
+        test: Articles = []
+        if self.test_share is not None:
+            if self.validation_share is not None and validation:
+                name = self._files.get(VALIDATION, (f"{HUB_DATASET}, validation", ""))[0]
+                check_no_other_test(self.test_share, str(name))
+            train, test = self._hold_out(train, "test_share", self.test_share)
         if self.validation_share is not None:
-            train, held_out = self._hold_out(train)
-            splits = {TRAIN: train, VALIDATION: held_out, TEST: validation or held_out}
+            train, held_out = self._hold_out(train, "validation_share", self.validation_share)
+            splits = {TRAIN: train, VALIDATION: held_out, TEST: test or validation or held_out}
         else:
-            splits = {TRAIN: train, VALIDATION: validation, TEST: validation}
+            splits = {TRAIN: train, VALIDATION: validation, TEST: test or validation}
         return {
             name: [question for article in articles for question in article]
             for name, articles in splits.items()
@@ -138,9 +149,10 @@ class SquadV2DataModule(TextDataModule):
         if VALIDATION not in files and self.validation_share is None:
             msg = "there is no validation data: give --data.validation_file, or --data.validation_share such as 0.1."
             raise DataError(msg)
-        if TRAIN not in files and self.validation_share is not None:
-            msg = "data.validation_share takes articles from the training data; give --data.train_file."
-            raise DataError(msg)
+        for name, share in (("validation_share", self.validation_share), ("test_share", self.test_share)):
+            if TRAIN not in files and share is not None:
+                msg = f"data.{name} takes articles from the training data; give --data.train_file."
+                raise DataError(msg)
         train, validation = (read_squad_json(*files[split]) if split in files else [] for split in (TRAIN, VALIDATION))
         return train, validation
 
@@ -152,12 +164,12 @@ class SquadV2DataModule(TextDataModule):
         train, validation = (hub_articles(splits[name], f"{HUB_DATASET}, {name}") for name in ("train", "validation"))
         return train, validation
 
-    def _hold_out(self, articles: Articles) -> tuple[Articles, Articles]:
-        count = round((self.validation_share or 0) * len(articles))
+    def _hold_out(self, articles: Articles, option: str, share: float) -> tuple[Articles, Articles]:
+        count = round(share * len(articles))
         if len(articles) < 2:  # noqa: PLR2004  # one for either side
             msg = (
-                f"data.validation_share is {self.validation_share}, but the training data has one article, which "
-                "cannot be on both sides; give --data.validation_file."
+                f"data.{option} is {share}, but the training data has one article, which cannot be on both sides; "
+                f"give more articles, or leave out data.{option}."
             )
             raise DataError(msg)
         order = np.random.default_rng(self.split_seed).permutation(len(articles))
@@ -178,6 +190,10 @@ class SquadV2DataModule(TextDataModule):
             path = Path(self.predict_file).expanduser()
             articles = read_squad_json(path, "--data.predict_file", answers_needed=False)
         return {PREDICT: [question for article in articles for question in article]}
+
+    def size_of(self, rows: Sequence[Question]) -> str:
+        """Counts questions."""
+        return f"{len(rows):,} questions"
 
     def questions(self, split: str) -> list[Question]:
         """The questions of a split, by the number that a batch's `question` gives.
@@ -300,7 +316,9 @@ class SquadV2DataModule(TextDataModule):
             return "standard input" if self.predict_file == "-" else f"{self.predict_file}"
         files = {name: str(path) for name, (path, _) in self._files.items()}
         files = files or {TRAIN: f"{HUB_DATASET}, train", VALIDATION: f"{HUB_DATASET}, validation"}
-        held_out = split == VALIDATION and self.validation_share is not None
+        held_out = (split == VALIDATION and self.validation_share is not None) or (
+            split == TEST and self.test_share is not None
+        )
         return files[TRAIN if split == TRAIN or held_out or VALIDATION not in files else VALIDATION]
 
     def prediction_inputs(self, split: str) -> list[dict[str, Any]]:

@@ -6,7 +6,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
+from numpy.typing import NDArray
 
 from lora_lightning.datamodules.base import PREDICT, TEST, TRAIN, VALIDATION
 from lora_lightning.datamodules.hidden_labels import hidden_labels
@@ -16,7 +18,7 @@ from lora_lightning.datamodules.label_doubts import doubts_about_labels
 from lora_lightning.datamodules.number_columns import finite_numbers
 from lora_lightning.datamodules.queries import read_queries
 from lora_lightning.datamodules.sequence_classification import ClassificationDataModule, LabeledTexts
-from lora_lightning.datamodules.validation_share import check_hold_out, held_out
+from lora_lightning.datamodules.validation_share import check_hold_out, check_no_other_test, held_out
 from lora_lightning.errors import ConfigurationError, DataError
 from lora_lightning.metrics.label_space import MULTI_LABEL, REGRESSION, SINGLE_LABEL, LabelSpace, ProblemType
 from lora_lightning.runs.tables import READERS, Table, read_table
@@ -43,7 +45,7 @@ class TextClassificationDataModule(ClassificationDataModule):
     Args:
         train_file: Table to train on; or else `dataset_name`.
         validation_file: Table to validate on; without it, a share of the training rows is held out.
-        test_file: Table to test on; without it, the model is not tested.
+        test_file: Table to test on; without it and without `test_share`, the model is not tested.
         dataset_name: Hub id of a data set, in place of files.
         dataset_config_name: Configuration of the data set, if it has several.
         text_column: Name of the column of texts.
@@ -53,7 +55,9 @@ class TextClassificationDataModule(ClassificationDataModule):
         label_separator: Separator between several labels of a text in one cell; lists need none.
         validation_share: Share of the training rows to validate on if there is no validation split, in (0, 1);
             the same share of every class.
-        split_seed: Seed of the choice of these rows.
+        test_share: Share of the training rows to test on if there is no test split with labels, in (0, 1); the same
+            share of every class. `null` holds out none. It is taken before `validation_share`.
+        split_seed: Seed of the choice of these rows, which are the same for every `seed_everything`.
         metrics: Names of the metrics to report; those that are usual for the problem if not given.
         backbone: The model whose tokenizer is used; set automatically from `model.backbone`.
         batch_size: Training rows per step and process.
@@ -78,6 +82,7 @@ class TextClassificationDataModule(ClassificationDataModule):
         problem_type: ProblemType = SINGLE_LABEL,
         label_separator: str = ",",
         validation_share: float = 0.1,
+        test_share: float | None = None,
         split_seed: int = 0,
         metrics: list[str] | None = None,
         backbone: str | None = None,
@@ -101,7 +106,7 @@ class TextClassificationDataModule(ClassificationDataModule):
         if dataset_name is not None and any(self.files.values()):
             msg = "data.dataset_name and files are both set; leave out one or the other."
             raise ConfigurationError(msg)
-        check_hold_out(validation_share, split_seed)
+        check_hold_out(validation_share, test_share, split_seed)
         if not label_separator:
             msg = "data.label_separator is empty, but labels need a mark between them, such as a comma."
             raise ConfigurationError(msg)
@@ -113,6 +118,7 @@ class TextClassificationDataModule(ClassificationDataModule):
         self.problem_type = problem_type
         self.label_separator = label_separator
         self.validation_share = validation_share
+        self.test_share = test_share
         self.split_seed = split_seed
         self.metrics = metrics
 
@@ -139,31 +145,39 @@ class TextClassificationDataModule(ClassificationDataModule):
         """Reads and checks every row, holds out rows for validation if needed, and warns about doubtful ones."""
         splits = {split: self._labeled(table) for split, table in self._tables_with_labels().items()}
         self._warn_about_labels()
+        if TEST in splits:
+            check_no_other_test(self.test_share, self._source.tables[TEST].name)
+        elif self.test_share is not None:
+            splits = self._with_held_out(splits, TEST, self.test_share)
         if VALIDATION not in splits:
-            chosen = self._held_out(splits[TRAIN])
-            everything = splits.pop(TRAIN)
-            splits = {TRAIN: _rows(everything, ~chosen), VALIDATION: _rows(everything, chosen)} | splits
+            splits = self._with_held_out(splits, VALIDATION, self.validation_share)
         self.warn_about_repeated_texts(splits)
-        return splits
+        return {name: splits[name] for name in (TRAIN, VALIDATION, TEST) if name in splits}
 
-    def _held_out(self, rows: LabeledTexts) -> Any:
-        """Which training rows to validate on, (rows,), bool."""
+    def _with_held_out(self, splits: dict[str, LabeledTexts], name: str, share: float) -> dict[str, LabeledTexts]:
+        rows = splits[TRAIN]
+        chosen = self._held_out(rows, name, share)
+        return splits | {TRAIN: rows.take(~chosen), name: rows.take(chosen)}
+
+    def _held_out(self, rows: LabeledTexts, split: str, share: float) -> NDArray[np.bool_]:
+        """Which training rows a split gets, (rows,)."""
         classes: Any = rows.labels if self.problem_type == SINGLE_LABEL else None
-        chosen = held_out(len(rows.texts), self.validation_share, self.split_seed, classes)
+        chosen = held_out(len(rows), share, self.split_seed, classes)
         if chosen.any():
             return chosen
+        purpose, option = ("validation", "validation_share") if split == VALIDATION else ("test", "test_share")
         name, count = self._source.tables[TRAIN].name, len(chosen)
         if count == 1:
-            msg = f"{name} has one row, which cannot be both trained and validated on; give more rows."
+            msg = f"{name} has one row, which cannot be in two splits, train and {split}; give more rows."
         elif classes is not None and len(set(classes)) == count:
             msg = (
-                f"{name}: each of the {count} labels has one row only, so none can be held out for validation; give "
-                "more rows per label, or a validation file."
+                f"{name}: each of the {count} labels has one row only, so none can be held out for {purpose}; give "
+                f"more rows per label, or a {purpose} file."
             )
         else:
             msg = (
-                f"{name} has {count} rows, too few to hold out {self.validation_share:g} of them; set "
-                f"data.validation_share to {1 / count:.2g} or more, or give a validation file."
+                f"{name} has {count} rows, too few to hold out {share:g} of them; set data.{option} to "
+                f"{1 / count:.2g} or more, or give a {purpose} file."
             )
         raise DataError(msg)
 
@@ -273,10 +287,3 @@ class TextClassificationDataModule(ClassificationDataModule):
         if self.problem_type == SINGLE_LABEL:
             return replace(rows, labels=[row[0] for row in indices])
         return replace(rows, labels=[[float(number in row) for number in range(len(names))] for row in indices])
-
-
-def _rows(rows: LabeledTexts, chosen: Any) -> LabeledTexts:
-    def choose(column: Any) -> Any:
-        return None if column is None else [cell for cell, wanted in zip(column, chosen, strict=True) if wanted]
-
-    return LabeledTexts(choose(rows.texts), choose(rows.labels), choose(rows.pairs))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lora_lightning.datamodules.base import TEST, VALIDATION
 from lora_lightning.errors import ConfigurationError, DataError, LoraLightningError, suggest_names
@@ -148,14 +149,30 @@ def _check_run(plan: StudyPlan, configuration: str, run: TrainingRun) -> Checked
         raise ConfigurationError(msg)
     tests = run.datamodule.split_names(TEST)
     if not tests:
-        msg = f"{run.datamodule.without_test}, and a study compares configurations on one; add test data with labels"
+        why = run.datamodule.without_test
+        msg = f"{why}, but a study compares configurations on test rows; add test data with labels"
+        if hasattr(run.datamodule, "test_share"):
+            msg += ", or set data.test_share, such as 0.2, to hold out training rows for test"
         raise DataError(msg)
+    _warn_of_selection_on_test(run)
     tag = objective_tag(plan.study.objective, tests, run.task.metric_names())
     study_metric(plan, tag)
     epochs, steps = run.trainer.max_epochs, run.trainer.max_steps
     limits = (math.inf if limit is None or limit < 0 else limit for limit in (epochs, steps))
     validation_tag = f"{run.datamodule.split_names(VALIDATION)[0]}/{tag.partition('/')[2]}"
     return CheckedStudy(tag, validation_tag, configuration, *limits)
+
+
+def _warn_of_selection_on_test(run: TrainingRun) -> None:
+    """Warns of test rows on which the epoch and thresholds are chosen, as for SQuAD without held-out articles."""
+    fingerprint = run.datamodule.fingerprint
+    chosen_on = {fingerprint[split]: split for split in run.datamodule.split_names(VALIDATION)}
+    for split in run.datamodule.split_names(TEST):
+        if fingerprint[split] in chosen_on:
+            rank_zero_warn(
+                f"the rows of {split} are those of {chosen_on[fingerprint[split]]}, on which epochs and thresholds are "
+                "chosen, so the study's results are too good; give other test rows, or set data.test_share."
+            )
 
 
 def objective_tag(objective: str, tests: Sequence[str], names: Sequence[str]) -> str:

@@ -1,21 +1,24 @@
 """Messages that a run prints while it works: its folder, its device, and why it is not tested."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from lightning import Trainer
 from rich.console import Console
 
 
-def announce_run(folder: Path, trainer: Trainer, resumed: Path | None = None) -> None:
-    """Prints the run folder and the device before training starts.
+def announce_run(folder: Path, trainer: Trainer, split_sizes: Mapping[str, str], resumed: Path | None = None) -> None:
+    """Prints the run folder, the data and the device before training starts.
 
     Args:
         folder: The run folder.
         trainer: The trainer, for its devices and processes.
+        split_sizes: The number of rows of each split, in words.
         resumed: The checkpoint from which the run is resumed, if any.
     """
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(f"run folder: {folder}  (tensorboard --logdir {folder.parent})")
+    console.print(f"data: {', '.join(f'{name} {size}' for name, size in split_sizes.items())}")
     strategy = f"es, {type(trainer.strategy).__name__}" if trainer.world_size > 1 else ""
     console.print(f"training on: {trainer.strategy.root_device.type}, {trainer.world_size} process{strategy}")
     if resumed is not None:

@@ -170,7 +170,8 @@ class TrainingRun:
             self.history = RunHistory(self.folder)
             self.history.start(self._session_facts())
         interrupted = self.start.interrupted
-        announce_run(self.folder, self.trainer, None if interrupted is None else interrupted.checkpoint)
+        checkpoint = None if interrupted is None else interrupted.checkpoint
+        announce_run(self.folder, self.trainer, self.datamodule.split_sizes(), checkpoint)
 
     def _start_run(self) -> None:
         """Takes a new folder; `config.yaml` shows from then on whose it is."""

@@ -24,7 +24,8 @@ from lora_lightning.studies.trial_measurements import read_costs
 from lora_lightning.tasks import PlantedRankTask
 from tests.conftest import TinyBackbone
 from tests.studies.small_study import BASE, save_study
-from tests.tiny_data import save_tiny_table
+from tests.tiny_data import save_tiny_squad, save_tiny_table
+from tests.tiny_glue import save_tiny_glue
 
 Step = Callable[..., torch.Tensor]
 
@@ -237,7 +238,52 @@ def test_data_without_a_test_split_is_refused(
     }
     assert run(save_study(here, base=base, objective="accuracy")) == 2
     printed = capsys.readouterr().err
-    assert "no test split with labels, and a study compares configurations on one; add test data" in printed
+    assert "no test split with labels, but a study compares configurations on test rows; add test data" in printed
+    assert "or set data.test_share, such as 0.2, to hold out training rows for test" in printed
+
+
+def test_glue_is_tested_on_held_out_training_rows(
+    here: Path, tiny_backbone: TinyBackbone, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = {"task_name": "mrpc", "data_dir": str(save_tiny_glue(here / "glue", "mrpc")), "allow_partial": True}
+    base = {
+        "model": {"class_path": "SequenceClassificationTask", "init_args": {"backbone": str(tiny_backbone("bert"))}},
+        "data": {"class_path": "GlueDataModule", "init_args": {**data, "cache_dir": str(here / "cache")}},
+        "trainer": {"max_epochs": 1, "accelerator": "cpu"},
+        "checkpoint": {"monitor": "val/accuracy", "mode": "max"},
+    }
+    path = save_study(
+        here, base=base, objective="accuracy", axes={"model.lora.r": [2, 4]}, derived=None, reference={"r": 4}
+    )
+    assert run(path) == 2
+    assert "GLUE's test labels are not public; " in (error := capsys.readouterr().err)
+    assert "set data.test_share, such as 0.2, to hold out training rows" in error
+    assert run(path, "--set", "data.test_share=0.5") == 0
+    assert "data: train 6 rows, val 12 rows, test 6 rows" in capsys.readouterr().out
+    study = open_study(here / "lightning_logs/studies/small")
+    records = [RunRecord.load(study.folder.run(trial)) for trial in study.plan.trials]
+    assert len({record.data_fingerprint["test"] for record in records}) == 1  # the same rows for both seeds
+    for each in judge_study(study).results.configurations:
+        assert {len(outcomes) for outcomes in each.outcomes.values()} == {6}
+
+
+def test_test_rows_on_which_the_epoch_is_chosen_are_named(
+    here: Path, tiny_backbone: TinyBackbone, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = {
+        "model": {"class_path": "QuestionAnsweringTask", "init_args": {"backbone": str(tiny_backbone("bert"))}},
+        "data": {
+            "class_path": "SquadV2DataModule",
+            "init_args": {"data_dir": str(save_tiny_squad(here / "squad")), "max_length": 32, "doc_stride": 8},
+        },
+        "trainer": {"max_epochs": 1, "accelerator": "cpu"},
+        "checkpoint": {"monitor": "val/f1", "mode": "max"},
+    }
+    path = save_study(here, base=base, objective="f1")
+    assert run(path, "--dry-run", f"--set=data.cache_dir={here / 'cache'}") == 0
+    assert "the rows of test are those of val, on which epochs and thresholds are chosen" in capsys.readouterr().err
+    assert run(path, "--dry-run", f"--set=data.cache_dir={here / 'cache'}", "--set=data.test_share=0.3") == 0
+    assert "the rows of test" not in capsys.readouterr().err
 
 
 def test_another_logger_is_not_dropped_silently(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
