@@ -29,36 +29,51 @@ def progress_bar(title: str, total: int) -> Iterator[Progress]:
 
 
 def run_trials(study: "OpenStudy") -> dict[str, "TrialStatus"]:
-    """Runs all trials that are left, and prints a line for each."""
+    """Runs all trials that are left, prints a line for each, and on a terminal shows how far all of them are."""
+    from lora_lightning.cli.study_progress import StudyProgress  # noqa: PLC0415
+    from lora_lightning.studies.journal import ENDED  # noqa: PLC0415
     from lora_lightning.studies.worker import TrialEnd, Worker  # noqa: PLC0415
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    total = study.plan.size
+    progress = StudyProgress(study)
     done = sum(status.state == "finished" for status in study.statuses().values())
-    console.print(f"study folder: {study.folder.path}  ({done} of {total} trials are finished)")
-    seconds: list[float] = []
+    console.print(f"study folder: {study.folder.path}  ({done} of {study.plan.size} trials are finished)")
+
+    ended = {name for name, status in study.statuses().items() if status.state in ENDED}
 
     def start(trial: Trial) -> None:
-        left = ""
-        if seconds:
-            states = [status.state for status in study.statuses().values()]
-            remaining = total - sum(state in {"finished", "failed"} for state in states)
-            time_left = remaining * sum(seconds) / len(seconds) / max(1, states.count("running"))
-            left = f"; about {shown_time(time_left)} left"
         console.print()
-        console.print(printable_name(f"training {trial.title}{left}"))
+        console.print(printable_name(f"training {trial.title}{progress.time_left()}"))
 
     def end(found: TrialEnd) -> None:
-        if found.value is None:
-            console.print(printable_name(f"failed:  {found.trial.title}: {found.error}"))
-            return
-        seconds.append(found.seconds)
-        ended = sum(status.state in {"finished", "failed"} for status in study.statuses().values())
-        tag = study.tag if found.trial.rate is None else study.validation_tag
-        result = f"{tag} {found.value:.4f}, {shown_time(found.seconds)}"
-        console.print(printable_name(f"done:    {found.trial.title}: {result} ({ended} of {total})"))
+        progress.measured.append(found.seconds)
+        statuses = study.statuses()
+        for trial in study.plan.trials:  # also what other workers have ended meanwhile
+            status = statuses.get(trial.id)
+            if status is not None and status.state in ENDED and trial.id not in ended:
+                ended.add(trial.id)
+                tag = study.tag if trial.rate is None else study.validation_tag
+                seconds = found.seconds if trial.id == found.trial.id else status.seconds
+                line = f"{describe_end(trial, status, tag, seconds)} ({len(ended)} of {study.plan.size})"
+                console.print(printable_name(line))
 
-    return Worker(study, on_start=start, on_end=end).run_all()
+    with progress.shown_on(console):
+        return Worker(study, on_start=start, on_end=end).run_all()
+
+
+def describe_end(trial: Trial, status: "TrialStatus", tag: str, seconds: float | None) -> str:
+    """Says how a trial ended.
+
+    Args:
+        trial: The trial.
+        status: Its state.
+        tag: The metric that decides, with its split.
+        seconds: That it took, if that is known.
+    """
+    if status.value is None:
+        return f"failed:  {trial.title}: {status.error}"
+    time = "" if seconds is None else f", {shown_time(seconds)}"
+    return f"done:    {trial.title}: {tag} {status.value:.4f}{time}"
 
 
 def report(study: "OpenStudy", output: Path | None = None) -> None:

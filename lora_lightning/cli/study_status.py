@@ -63,7 +63,8 @@ def run_status(options: argparse.Namespace) -> None:
     Args:
         options: The parsed options.
     """
-    from lora_lightning.studies.study_run import open_study  # noqa: PLC0415  # imports torch
+    from lora_lightning.cli.study_progress import StudyProgress, describe  # noqa: PLC0415  # imports torch
+    from lora_lightning.studies.study_run import open_study  # noqa: PLC0415
 
     study = open_study(options.folder)
     statuses = study.statuses()
@@ -77,7 +78,10 @@ def run_status(options: argparse.Namespace) -> None:
         table.add_row(printable_name(each.name), *(str(own.count(state) or "") for state in STATES))
     console.print(table)
     done = sum(status.state == "finished" for status in statuses.values())
-    console.print(f"\n{done} of {study.plan.size} trials are finished")
+    progress = StudyProgress(study)
+    console.print(f"\n{done} of {study.plan.size} trials are finished{progress.time_left()}")
+    for trial, found in progress.running():
+        console.print(printable_name(f"running: {trial.title}: {describe(found)}"))
     for trial in study.plan.trials:
         if statuses[trial.id].state == "failed":
             console.print(printable_name(f"failed: {trial.title}: {statuses[trial.id].error}"))

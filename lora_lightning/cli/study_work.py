@@ -5,12 +5,12 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from lora_lightning.cli.study_output import each_warning_once, run_trials
-from lora_lightning.errors import TrainingStopped
+from lora_lightning.errors import ExitStatus, TrainingStopped
 
 WORK, HELP = "work", "train trials of a study that `study run` has started, here or on another machine"
 EPILOG = """\
@@ -68,6 +68,8 @@ def resume_hint(command: list[str]) -> Iterator[None]:
 def further_workers(folder: Path, count: int) -> Iterator[None]:
     """Starts other workers of a study, and ends when all have ended. They stop if this process does.
 
+    What they print goes to files, since several processes cannot share a terminal with a progress bar.
+
     Args:
         folder: The study's folder.
         count: Number of workers beside this process.
@@ -76,12 +78,15 @@ def further_workers(folder: Path, count: int) -> Iterator[None]:
         yield
         return
     import torch  # noqa: PLC0415
+    from lightning.pytorch.utilities import rank_zero_warn  # noqa: PLC0415
 
     threads = max(1, (os.cpu_count() or 1) // (count + 1))
     torch.set_num_threads(min(threads, torch.get_num_threads()))
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     command = [sys.executable, "-m", "lora_lightning", "study", WORK, str(folder)]
-    workers = [subprocess.Popen(command, env=environment) for _ in range(count)]  # noqa: S603  # our own program
+    logs = [folder / f"worker_{number}.log" for number in range(2, count + 2)]
+    print(f"other workers print to: {', '.join(map(str, logs))}", flush=True)
+    workers = [start_worker(command, environment, log) for log in logs]
     try:
         yield
     except BaseException:
@@ -89,5 +94,21 @@ def further_workers(folder: Path, count: int) -> Iterator[None]:
             worker.terminate()  # finishes the step, and saves it
         raise
     finally:
-        for worker in workers:
-            worker.wait()
+        for worker, log in zip(workers, logs, strict=True):
+            if worker.wait() == ExitStatus.INTERNAL_ERROR:
+                rank_zero_warn(f"a worker ended early with an internal error; see {log}. The others did its trials.")
+
+
+def start_worker(command: Sequence[str], environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """Starts a worker.
+
+    Args:
+        command: The command.
+        environment: Its environment variables.
+        log: A file for what it prints.
+
+    Returns:
+        The process.
+    """
+    with log.open("ab") as file:
+        return subprocess.Popen(command, env=environment, stdout=file, stderr=file)  # noqa: S603  # our own program

@@ -24,6 +24,7 @@ from lora_lightning.studies.study_folder import StudyFolder
 
 ID, CONFIGURATION, SEED, OPTIONS, ERROR = "id", "configuration", "seed", "options", "error"
 State = Literal["waiting", "running", "interrupted", "finished", "failed"]
+ENDED = frozenset({"finished", "failed"})  # the states that no worker changes any more
 
 
 class JournalLock(JournalFileOpenLock):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from lora_lightning.studies.journal import TrialStatus
+from lora_lightning.studies.journal import ENDED, TrialStatus
 from lora_lightning.studies.plan import StudyPlan
 
 Scores = Mapping[float, float]
@@ -66,7 +66,7 @@ def _scores(plan: StudyPlan, name: str, statuses: Mapping[str, TrialStatus], sig
     """The mean of the metric by rate, larger is better; `None` while a run has not ended."""
     trials = [trial for trial in plan.trials if trial.rate is not None and trial.configuration == name]
     found = [(trial.rate, statuses[trial.id]) for trial in trials]
-    if any(status.state not in {"finished", "failed"} for _, status in found):
+    if any(status.state not in ENDED for _, status in found):
         return None
     values: dict[float, list[float]] = {}
     failed = {rate for rate, status in found if status.value is None}

@@ -48,6 +48,10 @@ class StudyFolder:
         """The lock that the worker of a trial holds; the system releases it when the worker is killed."""
         return self.path / CLAIMS / f"{trial.id}.lock"
 
+    def progress(self, trial: Trial) -> Path:
+        """How far a running trial is."""
+        return self.path / CLAIMS / f"{trial.id}.json"
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Lets one process at a time change what the study consists of."""

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from lora_lightning.runs.record import RunRecord
 from lora_lightning.statistics.study_results import ConfigurationResults, StudyResults
-from lora_lightning.studies.journal import TrialStatus
+from lora_lightning.studies.journal import ENDED, TrialStatus
 from lora_lightning.studies.metric_outcomes import metric_outcomes, read_outcome_rows
 from lora_lightning.studies.metric_scale import choose_scale
 from lora_lightning.studies.plan import RANK, Configuration, StudyPlan, Trial
@@ -148,7 +148,7 @@ def _setting(axis: str, configuration: Configuration) -> object:
 
 
 def _unfinished(plan: StudyPlan, statuses: Mapping[str, TrialStatus]) -> str:
-    left = plan.size - sum(statuses[trial.id].state in {"finished", "failed"} for trial in plan.trials)
+    left = plan.size - sum(statuses[trial.id].state in ENDED for trial in plan.trials)
     return f"The report is partial: {left} of {plan.size} trials have not finished." if left else ""
 
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from lora_lightning.errors import LoraLightningError, TrialsFailed
 from lora_lightning.runs.record import RunRecord
-from lora_lightning.studies.journal import Claim, TrialStatus
+from lora_lightning.studies.journal import ENDED, Claim, TrialStatus
 from lora_lightning.studies.plan import Trial
 from lora_lightning.studies.study_run import OpenStudy
 from lora_lightning.studies.trial_measurements import TestOutcomes, TrialCosts
+from lora_lightning.studies.trial_progress import TrialProgress
 from lora_lightning.studies.trial_runs import train_trial
 from lora_lightning.training.fitting import DISK_ERRORS
 
@@ -72,7 +73,7 @@ class Worker:
                 continue
             statuses = self.journal.statuses(trials)
             if len(self.study.plan.trials) == len(trials) and all(
-                status.state in {"finished", "failed"} for status in statuses.values()
+                status.state in ENDED for status in statuses.values()
             ):
                 return statuses
             time.sleep(WAIT)
@@ -98,7 +99,8 @@ class Worker:
         self.on_end(TrialEnd(trial, value, error, time.monotonic() - start))
 
     def _train(self, trial: Trial) -> float:
-        callbacks = [TrialCosts(lambda: self._is_alone(trial)), TestOutcomes()]
+        progress = TrialProgress(self.study.folder.progress(trial))
+        callbacks = [TrialCosts(lambda: self._is_alone(trial)), TestOutcomes(), progress]
         with warnings.catch_warnings():  # each trial warns like a run of its own
             record = train_trial(self.study.planned, self.study.folder, trial, callbacks)
         return objective_of(record, self.study.tag if trial.rate is None else self.study.validation_tag)
