@@ -150,6 +150,16 @@ def test_a_stopped_study_is_resumed_and_grows(
     assert "has 1 runs that the study no longer contains" in capsys.readouterr().err
 
 
+def test_another_worker_prints_to_a_file(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(save_study(here, axes={"model.lora.r": [2, 4]}, seeds=[0]), "--workers", "2") == 0
+    folder = here / "lightning_logs/studies/small"
+    assert {status.state for status in open_study(folder).statuses().values()} == {"finished"}
+    printed = capfd.readouterr().out
+    assert "other workers print to: lightning_logs/studies/small/worker_2.log\n" in printed
+    assert printed.count("study folder:") == (folder / "worker_2.log").read_text().count("study folder:") == 1
+    assert printed.count("done: ") == 2  # of both workers
+
+
 def test_a_failing_trial_stops_nothing_else(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
