@@ -12,6 +12,7 @@ from pathlib import Path
 from lora_lightning.cli.study_output import each_warning_once, run_trials
 from lora_lightning.errors import ExitStatus, TrainingStopped
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 WORK, HELP = "work", "train trials of a study that `study run` has started, here or on another machine"
 EPILOG = """\
 example:
@@ -83,10 +84,13 @@ def further_workers(folder: Path, count: int) -> Iterator[None]:
     threads = max(1, (os.cpu_count() or 1) // (count + 1))
     torch.set_num_threads(min(threads, torch.get_num_threads()))
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    gpus = visible_gpus(os.environ, torch.cuda.device_count())
     command = [sys.executable, "-m", "lora_lightning", "study", WORK, str(folder)]
     logs = [folder / f"worker_{number}.log" for number in range(2, count + 2)]
     print(f"other workers print to: {', '.join(map(str, logs))}", flush=True)
-    workers = [start_worker(command, environment, log) for log in logs]
+    workers = [
+        start_worker(command, environment | own_gpu(gpus, number), log) for number, log in enumerate(logs, start=1)
+    ]
     try:
         yield
     except BaseException:
@@ -97,6 +101,30 @@ def further_workers(folder: Path, count: int) -> Iterator[None]:
         for worker, log in zip(workers, logs, strict=True):
             if worker.wait() == ExitStatus.INTERNAL_ERROR:
                 rank_zero_warn(f"a worker ended early with an internal error; see {log}. The others did its trials.")
+
+
+def visible_gpus(environment: Mapping[str, str], count: int) -> list[str]:
+    """Lists the GPUs of this process by the names that `CUDA_VISIBLE_DEVICES` takes.
+
+    Args:
+        environment: Environment variables.
+        count: Number of GPUs that PyTorch sees.
+    """
+    names = [name for name in environment.get(VISIBLE, "").split(",") if name]
+    return names[:count] or [str(number) for number in range(count)]
+
+
+def own_gpu(gpus: Sequence[str], number: int) -> dict[str, str]:
+    """Gives a worker one GPU, in turn. `study run` itself trains on the first one.
+
+    Args:
+        gpus: As from `visible_gpus`.
+        number: Of the worker; that of `study run` is 0.
+
+    Returns:
+        The environment variable that does so; empty without GPUs.
+    """
+    return {VISIBLE: gpus[number % len(gpus)]} if gpus else {}
 
 
 def start_worker(command: Sequence[str], environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:

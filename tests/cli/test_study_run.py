@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from lora_lightning import RunRecord, train
 from lora_lightning.cli.main import main
 from lora_lightning.cli.study_run import EPILOG
+from lora_lightning.cli.study_work import own_gpu, visible_gpus
 from lora_lightning.studies.plan import plan_study
 from lora_lightning.studies.study_file import read_study_file
 from lora_lightning.studies.study_run import judge_study, open_study
@@ -158,6 +159,15 @@ def test_another_worker_prints_to_a_file(here: Path, capfd: pytest.CaptureFixtur
     assert "other workers print to: lightning_logs/studies/small/worker_2.log\n" in printed
     assert printed.count("study folder:") == (folder / "worker_2.log").read_text().count("study folder:") == 1
     assert printed.count("done: ") == 2  # of both workers
+
+
+def test_each_worker_has_a_gpu_of_its_own() -> None:
+    assert visible_gpus({}, 3) == ["0", "1", "2"]
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": "5,GPU-ab,7"}, 3) == ["5", "GPU-ab", "7"]
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": ""}, 0) == []
+    gpus = ["5", "GPU-ab"]
+    assert [own_gpu(gpus, number)["CUDA_VISIBLE_DEVICES"] for number in range(4)] == ["5", "GPU-ab", "5", "GPU-ab"]
+    assert own_gpu([], 1) == {}
 
 
 def test_a_failing_trial_stops_nothing_else(
