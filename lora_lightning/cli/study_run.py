@@ -64,9 +64,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     setting = "an option of fit for all runs, such as data.data_dir=FOLDER; may be repeated"
     add("--set", action="append", default=[], dest="settings", metavar="OPTION=VALUE", help=setting)
-    workers = (
-        "processes that train at the same time; they share cores, and take GPUs in turn (default: 1)"
-    )
+    workers = "processes that train at the same time; they share cores, and take GPUs in turn (default: 1)"
     add("--workers", type=int, default=1, metavar="N", help=workers)
     add("--retry_failed", action="store_true", help="run trials that failed once more")
     default = "lightning_logs/studies"
