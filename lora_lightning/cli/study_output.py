@@ -81,6 +81,7 @@ def report(study: "OpenStudy", output: Path | None = None) -> None:
     from lora_lightning.reports.study_report import write_study_report  # noqa: PLC0415
     from lora_lightning.studies.study_folder import REPORT  # noqa: PLC0415
     from lora_lightning.studies.study_run import judge_study, write_recommendation  # noqa: PLC0415
+    from lora_lightning.studies.trial_table import TABLE, write_trial_table  # noqa: PLC0415
 
     statuses = study.statuses()
     if not any(statuses[trial.id].state == "finished" for trial in study.plan.tested):
@@ -89,11 +90,13 @@ def report(study: "OpenStudy", output: Path | None = None) -> None:
     with study.folder.locked():  # workers that end together write the same files
         page = write_study_report(audit.results, audit.analysis, output or study.folder.path / REPORT, audit.notes)
         config = write_recommendation(study, audit)
+        write_trial_table(study.plan, study.folder, statuses)
     print()
     print_audit(audit)
     for note in audit.notes:
         print(printable_name(f"note: {note}"))
     print(f"\nreport:      {page}")
+    print(f"all trials:  {study.folder.path / TABLE}.csv, {TABLE}.parquet")
     if config is not None:
         print(f"recommended: {config}  (lora-lightning fit --config {config})")
     print(f"curves:      tensorboard --logdir {study.folder.path}")

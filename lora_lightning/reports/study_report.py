@@ -118,7 +118,8 @@ def _further_figures(
     results: StudyResults,
 ) -> list[tuple[str, str, str, Callable[[StudyResults, str], "Figure"], str]]:
     """Measurements against rank, and curves: kind, title, description, how to draw it, and name."""
-    measured = dict.fromkeys(name for each in results.configurations for name in each.measurements)
+    measured = list(dict.fromkeys(name for each in results.configurations for name in each.measurements))
+    measured.sort(key=lambda name: "/" in name)  # metrics of splits, which may be many, last
     curves = dict.fromkeys(name for each in results.configurations for name in each.curves)
     interval, averaged = "with 95 % intervals over seeds", "of every configuration during training, averaged over seeds"
     found: list[tuple[str, str, str, Callable[[StudyResults, str], Figure], str]] = []
@@ -126,7 +127,9 @@ def _further_figures(
         for name in measured:
             title = f"{words(name)} against rank"
             found.append(("rank", title, f"{title}, {interval}.", rank_figure, name))
-    return found + [("curve", words(name), f"{words(name)} {averaged}.", curves_figure, name) for name in curves]
+    drawn = [("curve", words(name), f"{words(name)} {averaged}.", curves_figure, name) for name in curves]
+    costs = sum("/" not in name for name in measured) if found else 0
+    return [*found[:costs], *drawn, *found[costs:]]
 
 
 def _left_out_figures(results: StudyResults) -> str:

@@ -8,7 +8,6 @@ from typing import Any, cast
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lora_lightning.errors import DataError
 from lora_lightning.runs.files import atomic_file, write_error, write_text_atomically
 from lora_lightning.runs.layout import run_folder_of
 from lora_lightning.runs.resources import peak_memory_since_reset, reset_peak_memory, synchronized_time
@@ -138,25 +137,3 @@ class TrialCosts(Callback):
             write_text_atomically(path, json.dumps(costs) + "\n")
         except OSError as error:
             raise write_error(path, error) from error
-
-
-def read_costs(run: Path) -> dict[str, float]:
-    """Reads what a trial cost.
-
-    Args:
-        run: The run folder.
-
-    Returns:
-        Numbers by name; empty if there is no file.
-
-    Raises:
-        DataError: If the file is damaged.
-    """
-    path = run / COSTS
-    if not path.is_file():
-        return {}
-    try:
-        return {str(name): float(value) for name, value in json.loads(path.read_text(encoding="utf-8")).items()}
-    except (ValueError, AttributeError) as error:
-        msg = f"{path} is damaged ({error}); delete the run folder, and run the study again"
-        raise DataError(msg) from error

@@ -14,7 +14,8 @@ from lora_lightning.studies.metric_scale import choose_scale
 from lora_lightning.studies.plan import RANK, Configuration, StudyPlan, Trial
 from lora_lightning.studies.results_table import few_names
 from lora_lightning.studies.study_folder import StudyFolder
-from lora_lightning.studies.trial_measurements import OUTCOMES, read_costs
+from lora_lightning.studies.trial_measurements import OUTCOMES
+from lora_lightning.studies.trial_numbers import trial_numbers
 from lora_lightning.studies.trial_runs import study_metric
 
 TRAINING_LOSS = "train/loss"
@@ -114,15 +115,8 @@ class _TrialReader:
             self.without_outcomes.append(trial.title)
         else:
             found.outcomes[seed] = outcomes
-        numbers: dict[str, float] = {}
-        if record.trainable_parameters is not None:
-            numbers["trainable_parameters"] = float(record.trainable_parameters)
-        if record.trainable_share is not None:
-            numbers["trainable_share"] = record.trainable_share
-        numbers |= read_costs(run)
-        numbers |= {tag: value for tag, value in record.flat_metrics.items() if tag.count("/") == 1 and tag != self.tag}
-        for name, number in numbers.items():
-            if np.isfinite(number):
+        for name, number in trial_numbers(record).items():
+            if name != self.tag:
                 found.measurements.setdefault(name, {})[seed] = number
         for name in (TRAINING_LOSS, f"val/{self.metric}"):
             if curve := record.curves.get(name):

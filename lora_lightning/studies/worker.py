@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lora_lightning.errors import LoraLightningError, TrialsFailed
 from lora_lightning.runs.record import RunRecord
+from lora_lightning.studies.adapter_ranks import AdapterRanks
 from lora_lightning.studies.journal import ENDED, Claim, TrialStatus
 from lora_lightning.studies.plan import Trial
 from lora_lightning.studies.study_run import OpenStudy
@@ -100,7 +101,7 @@ class Worker:
 
     def _train(self, trial: Trial) -> float:
         progress = TrialProgress(self.study.folder.progress(trial))
-        callbacks = [TrialCosts(lambda: self._is_alone(trial)), TestOutcomes(), progress]
+        callbacks = [TrialCosts(lambda: self._is_alone(trial)), TestOutcomes(), AdapterRanks(), progress]
         with warnings.catch_warnings():  # each trial warns like a run of its own
             record = train_trial(self.study.planned, self.study.folder, trial, callbacks)
         return objective_of(record, self.study.tag if trial.rate is None else self.study.validation_tag)

@@ -1,5 +1,6 @@
 """`lora-lightning study run`, `status` and `report` on runs of a fraction of a second."""
 
+import csv
 import json
 import re
 import signal
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 import torch
 import yaml
@@ -21,7 +23,8 @@ from lora_lightning.cli.study_work import own_gpu, visible_gpus
 from lora_lightning.studies.plan import plan_study
 from lora_lightning.studies.study_file import read_study_file
 from lora_lightning.studies.study_run import judge_study, open_study
-from lora_lightning.studies.trial_measurements import read_costs
+from lora_lightning.studies.trial_measurements import COSTS
+from lora_lightning.studies.trial_numbers import read_numbers
 from lora_lightning.tasks import PlantedRankTask
 from tests.conftest import TinyBackbone
 from tests.studies.small_study import BASE, save_study
@@ -75,9 +78,27 @@ def test_a_study_ends_in_an_answer(here: Path, capsys: pytest.CaptureFixture[str
         assert each.mean_of("peak_memory_bytes") > 50e6
         assert 0 < each.mean_of("seconds_per_step") < 10
         assert each.curves.keys() == {"train/loss", "val/loss"}
+        assert each.mean_of("trainable_share") == each.mean_of("trainable_parameters") / each.mean_of(
+            "total_parameters"
+        )
+        r = float(each.settings["model.lora.r"])  # type: ignore[arg-type]
+        assert 1 / r <= each.mean_of("rank_utilization") <= 1
+        assert each.mean_of("rank_utilization") == pytest.approx(each.mean_of("effective_rank") / r)
     assert results.sequence == ("r = 2", "r = 1")
     assert "report:      lightning_logs/studies/small/report/report.html" in printed.out
     assert json.loads((folder / "report/analysis.json").read_text())["reference"] == "r = 4"
+
+    table = pyarrow.parquet.read_table(folder / "results.parquet").to_pylist()
+    assert [row["trial"] for row in table] == [trial.id for trial in study.plan.trials]
+    for row in table:
+        each = results.configuration(row["configuration"])
+        assert row["test/loss"] == each.values[row["seed"]]
+        assert row["r"] == row["lora_alpha"] == each.settings["model.lora.r"]
+        assert row["peak_memory_bytes"] == each.measurements["peak_memory_bytes"][row["seed"]]
+        assert (row["state"], row["is_tested"], row["error"]) == ("finished", True, None)
+    with (folder / "results.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert lines == [{name: "" if cell is None else str(cell) for name, cell in row.items()} for row in table]
 
     for trial in study.plan.trials:
         again = train(study.folder.run(trial) / "config.yaml", {"trainer.logger.version": None})
@@ -185,6 +206,10 @@ def test_a_failing_trial_stops_nothing_else(
     expected = "1 of 3 trials failed, the first one (r = 2, seed 0) because ZeroDivisionError: a bug of ours"
     assert expected in printed.err
     assert "1 of 3 trials failed and are left out" in printed.out
+    table = pyarrow.parquet.read_table(here / "lightning_logs/studies/small/results.parquet").to_pylist()
+    assert [row["state"] for row in table] == ["finished", "failed", "finished"]
+    assert table[1]["error"] == "ZeroDivisionError: a bug of ours"
+    assert table[1]["test/loss"] is None
     assert run(path) == 3  # it is not repeated unless asked for
     assert "training r = 2" not in capsys.readouterr().out
     assert run(path, "--retry_failed") == 0
@@ -239,7 +264,7 @@ def test_another_base_runs_the_same_study(here: Path, capsys: pytest.CaptureFixt
     assert run(path, "--base", str(here / "mine.yaml"), "--save_dir", "elsewhere") == 0
     (trial,) = (here / "elsewhere/small").glob("r_4_seed_0_*")
     assert RunRecord.load(trial).steps == 2
-    assert read_costs(trial)["peak_memory_bytes"] > 0
+    assert read_numbers(trial / COSTS)["peak_memory_bytes"] > 0
     assert run(path, "--base", "missing.yaml") == 2
     assert "there is no base config missing.yaml" in capsys.readouterr().err
 
@@ -342,5 +367,12 @@ def test_learning_rates_are_chosen_before_anything_is_tested(here: Path, capsys:
     study = open_study(folder)
     results = judge_study(study).results
     assert [each.values.keys() for each in results.configurations] == [{0}, {0}]
+    table = pyarrow.parquet.read_table(folder / "results.parquet").to_pylist()
+    assert [(row["learning_rate"], row["seed"], row["is_tested"]) for row in table] == [
+        *[(rate, 5, False) for _ in range(2) for rate in rates["values"]],
+        *[(0.02, 0, True) for _ in range(2)],
+    ]
+    assert [row["test/loss"] is not None for row in table] == [row["is_tested"] for row in table]
+    assert all(row["val/loss"] > 0 for row in table)
     assert run(path) == 0
     assert "training" not in capsys.readouterr().out.replace("training on", "")

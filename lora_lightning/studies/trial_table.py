@@ -1,0 +1,129 @@
+"""The table of all trials of a study, as Parquet and CSV: one row per trial, one value per column."""
+
+import csv
+import io
+from collections.abc import Mapping
+from typing import Any
+
+from lora_lightning.runs.files import atomic_file, write_error
+from lora_lightning.runs.record import RunRecord
+from lora_lightning.studies.journal import TrialStatus
+from lora_lightning.studies.plan import StudyPlan, Trial
+from lora_lightning.studies.specification import RATE_OPTION, Axis, label_of
+from lora_lightning.studies.study_folder import StudyFolder
+from lora_lightning.studies.trial_numbers import trial_numbers
+
+TABLE = "results"  # .csv and .parquet, in the study's folder
+Row = dict[str, Any]
+
+
+def trial_rows(plan: StudyPlan, folder: StudyFolder, statuses: Mapping[str, TrialStatus]) -> list[Row]:
+    """Collects one row per trial, also of those that only choose a learning rate, and of those that failed.
+
+    Args:
+        plan: The study.
+        folder: Its folder.
+        statuses: The state of each trial, by id.
+
+    Returns:
+        Rows with equal keys: `trial` (its folder), `configuration`, `seed`, `is_tested`, `state`, `error`, the options
+        that the study varies by their short names, and all numbers of `trial_numbers`; `None` if a trial has no such
+        value.
+
+    Raises:
+        LoraLightningError: If a run folder is damaged.
+    """
+    rows = []
+    for trial in plan.trials:
+        status = statuses[trial.id]
+        row: Row = {
+            "trial": trial.id,
+            "configuration": trial.configuration,
+            "seed": trial.seed,
+            "is_tested": trial in plan.tested,
+            "state": status.state,
+            "error": status.error or None,
+            **short_settings(plan, trial),
+        }
+        if status.state == "finished":
+            row |= trial_numbers(RunRecord.load(folder.run(trial)))
+        rows.append(row)
+    names = dict.fromkeys(name for row in rows for name in row)
+    return [{name: row.get(name) for name in names} for row in rows]
+
+
+def short_settings(plan: StudyPlan, trial: Trial) -> dict[str, Any]:
+    """Returns what distinguishes a trial from others: its axes, derived options and learning rate, by short names.
+
+    Args:
+        plan: The study.
+        trial: The trial.
+
+    Returns:
+        Values by the last part of the option's name, or by the full name if two options end alike: text, numbers and
+        truth values; others as YAML.
+    """
+    values = {
+        axis.name: _label(axis, trial) if axis.is_named else trial.options.get(axis.name) for axis in plan.study.axes
+    }
+    values |= {name: trial.options.get(name) for name in plan.study.derived}
+    if RATE_OPTION in trial.options:
+        values[RATE_OPTION] = trial.options[RATE_OPTION]
+    short = [name.rpartition(".")[2] for name in values]
+    return {
+        name if short.count(last) > 1 else last: value if isinstance(value, str | int | float) else label_of(value)
+        for (name, value), last in zip(values.items(), short, strict=True)
+    }
+
+
+def _label(axis: Axis, trial: Trial) -> str:
+    """The name of the value that a trial has of an axis of named values."""
+    fitting = [
+        label
+        for label, options in axis.values.items()
+        if all(trial.options.get(name) == value for name, value in options.items())
+    ]
+    return max(fitting, key=lambda label: len(axis.values[label]))
+
+
+def write_trial_table(plan: StudyPlan, folder: StudyFolder, statuses: Mapping[str, TrialStatus]) -> None:
+    """Writes `results.csv` and `results.parquet` into the study's folder.
+
+    Args:
+        plan: The study.
+        folder: Its folder, locked.
+        statuses: The state of each trial, by id.
+
+    Raises:
+        LoraLightningError: If a run folder is damaged, or a file cannot be written.
+    """
+    rows = trial_rows(plan, folder, statuses)
+    for ending, content in ((".csv", _csv(rows)), (".parquet", _parquet(rows))):
+        path = folder.path / f"{TABLE}{ending}"
+        try:
+            with atomic_file(path) as file:
+                file.write(content)
+        except OSError as error:
+            raise write_error(path, error) from error
+
+
+def _csv(rows: list[Row]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _parquet(rows: list[Row]) -> bytes:
+    import pyarrow as pa  # noqa: PLC0415  # half a second
+    from pyarrow import parquet  # noqa: PLC0415
+
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    for name, cells in columns.items():
+        kinds = {type(cell) for cell in cells if cell is not None}
+        if len(kinds) > 1 and not kinds <= {int, float}:  # a column has one type
+            columns[name] = [None if cell is None else str(cell) for cell in cells]
+    file = io.BytesIO()
+    parquet.write_table(pa.table(columns), file)
+    return file.getvalue()
