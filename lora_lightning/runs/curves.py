@@ -5,7 +5,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-from lora_lightning.runs.layout import EVENTS
+from lora_lightning.runs.layout import EVENTS, HPARAMS_SUFFIX
 
 
 class Curve(NamedTuple):
@@ -51,7 +51,8 @@ def logged_points(run: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def _from_events(run: Path) -> dict[str, list[tuple[int, float]]]:
-    files = sorted(run.glob(EVENTS), key=lambda path: path.stat().st_mtime)
+    logged = [path for path in run.glob(EVENTS) if path.suffix != HPARAMS_SUFFIX]
+    files = sorted(logged, key=lambda path: path.stat().st_mtime)
     if not files:
         return {}
     # Imported late: it takes half a second.

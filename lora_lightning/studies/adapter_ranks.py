@@ -40,8 +40,8 @@ def measure_ranks(task: AdaptationTask) -> dict[str, float]:
 
     Returns:
         Means over the adapted layers: `rank_utilization`, in [0, 1], the effective rank as a share of the rank that dW
-        can have; `effective_rank` and `stable_rank`; and `energy_rank_99`, the rank at which nine of ten layers keep 99 %
-        of their energy. Without numbers that are not finite; empty without adapters.
+        can have; `effective_rank` and `stable_rank`; and `energy_rank_99`, the rank at which nine of ten layers keep
+        99 % of their energy. Without numbers that are not finite; empty without adapters.
     """
     deltas = adapter_deltas(task)
     if not deltas:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from lora_lightning.errors import LoraLightningError, TrialsFailed
 from lora_lightning.runs.record import RunRecord
 from lora_lightning.studies.adapter_ranks import AdapterRanks
+from lora_lightning.studies.hparams_tab import write_hparams
 from lora_lightning.studies.journal import ENDED, Claim, TrialStatus
 from lora_lightning.studies.plan import Trial
 from lora_lightning.studies.study_run import OpenStudy
@@ -104,6 +105,7 @@ class Worker:
         callbacks = [TrialCosts(lambda: self._is_alone(trial)), TestOutcomes(), AdapterRanks(), progress]
         with warnings.catch_warnings():  # each trial warns like a run of its own
             record = train_trial(self.study.planned, self.study.folder, trial, callbacks)
+        write_hparams(self.study.planned, trial, record, self.study.tag)
         return objective_of(record, self.study.tag if trial.rate is None else self.study.validation_tag)
 
     def _is_alone(self, trial: Trial) -> bool:
