@@ -21,6 +21,7 @@ from lora_lightning.statistics.verdicts import shown_margin, shown_number, varia
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Further = tuple[str, str, str, Callable[[StudyResults, str], "Figure"], str]
 MOST_FIGURES = 16  # of measurements and curves; a table may have hundreds of columns
 
 
@@ -114,22 +115,24 @@ def study_figures(results: StudyResults, analysis: StudyAnalysis) -> list[Report
     ]
 
 
-def _further_figures(
-    results: StudyResults,
-) -> list[tuple[str, str, str, Callable[[StudyResults, str], "Figure"], str]]:
+def _further_figures(results: StudyResults) -> list[Further]:
     """Measurements against rank, and curves: kind, title, description, how to draw it, and name."""
     measured = list(dict.fromkeys(name for each in results.configurations for name in each.measurements))
-    measured.sort(key=lambda name: "/" in name)  # metrics of splits, which may be many, last
+    measured = measured if results.rank_setting is not None else []
+    costs = [_against_rank(name) for name in measured if "/" not in name]
+    metrics = [_against_rank(name) for name in measured if "/" in name]  # of splits; they may be many, so come last
     curves = dict.fromkeys(name for each in results.configurations for name in each.curves)
-    interval, averaged = "with 95 % intervals over seeds", "of every configuration during training, averaged over seeds"
-    found: list[tuple[str, str, str, Callable[[StudyResults, str], Figure], str]] = []
-    if results.rank_setting is not None:
-        for name in measured:
-            title = f"{words(name)} against rank"
-            found.append(("rank", title, f"{title}, {interval}.", rank_figure, name))
-    drawn = [("curve", words(name), f"{words(name)} {averaged}.", curves_figure, name) for name in curves]
-    costs = sum("/" not in name for name in measured) if found else 0
-    return [*found[:costs], *drawn, *found[costs:]]
+    return [*costs, *map(_during_training, curves), *metrics]
+
+
+def _against_rank(name: str) -> Further:
+    title = f"{words(name)} against rank"
+    return "rank", title, f"{title}, with 95 % intervals over seeds.", rank_figure, name
+
+
+def _during_training(name: str) -> Further:
+    text = f"{words(name)} of every configuration during training, averaged over seeds."
+    return "curve", f"{words(name)} during training", text, curves_figure, name
 
 
 def _left_out_figures(results: StudyResults) -> str:

@@ -51,7 +51,8 @@ def _value(value: Any) -> str | float:
 def _summaries(settings: Mapping[str, str | float], tags: list[str]) -> "list[Summary]":
     from torch.utils.tensorboard.summary import hparams  # noqa: PLC0415  # half a second
 
-    return list(hparams(dict(settings), dict.fromkeys(tags)))
+    found: list[Summary] = list(hparams(dict(settings), dict.fromkeys(tags)))  # type: ignore[no-untyped-call]
+    return found
 
 
 def _write(folder: Path, summaries: "list[Summary]", values: Mapping[str, float], step: int) -> None:

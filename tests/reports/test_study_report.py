@@ -135,6 +135,21 @@ def test_figures_beyond_the_limit_are_counted(tmp_path: Path) -> None:
     assert "4 more figures of measurements are not drawn" in page
 
 
+def test_curves_and_costs_come_before_the_metrics_of_splits() -> None:
+    study = rank_study({64: 0.0, 8: 0.0}, seeds=2, examples=50)
+    metrics = {f"val/metric {place}": {0: 1.0, 1: 0.5} for place in range(20)}
+    measurements = {**metrics, "rank_utilization": {0: 0.25, 1: 0.75}}
+    rows = [replace(each, measurements=measurements) for each in study.configurations]
+    study = replace(study, configurations=rows, costs=())
+    figures = study_figures(study, analyze_study(study))
+    titles = [each.title for each in figures]
+    assert titles[2:4] == ["rank utilization against rank", "validation accuracy during training"]
+    assert len(titles) == 2 + 16
+    axes = figures[2].figure.axes[0]
+    assert axes.get_ylabel() == "rank utilization"
+    np.testing.assert_allclose(axes.lines[0].get_xydata(), [[8, 0.5], [64, 0.5]])
+
+
 def test_crowded_figures_have_fewer_ticks_and_labels() -> None:
     assert separate_ticks([2, 4, 8, 16, 32, 64]) == [2, 4, 8, 16, 32, 64]
     assert separate_ticks([3, 3, 3]) == [3]
