@@ -146,6 +146,14 @@ class StudyJournal:
             if trial.id not in known:
                 self._add(trial)
 
+    def add_lost(self, trials: Iterable[Trial]) -> None:
+        """Adds finished trials whose run folders are gone once more. To be called while the folder is locked."""
+        known = self._newest()
+        for trial in trials:
+            lost = trial.id in known and known[trial.id].state == TrialState.COMPLETE
+            if lost and not self.folder.run(trial).exists():
+                self._add(trial)
+
     def add_again(self, trials: Iterable[Trial]) -> None:
         """Adds the failed trials once more. To be called while the folder is locked."""
         known = self._newest()

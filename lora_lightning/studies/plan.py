@@ -10,6 +10,7 @@ from typing import Any
 
 from lora_lightning.errors import ConfigurationError, suggest_names
 from lora_lightning.studies.arithmetic import evaluate_expression
+from lora_lightning.studies.option_conflicts import check_options_are_set_once
 from lora_lightning.studies.specification import RATE_OPTION, SEED_OPTION, Study, label_of
 
 RANK = "model.lora.r"
@@ -122,9 +123,10 @@ def plan_study(study: Study) -> StudyPlan:
         Configurations and trials, whose options are not checked yet.
 
     Raises:
-        ConfigurationError: If an expression is wrong, two configurations are equal, or the reference, the sequence or
-            full fine-tuning names no configuration.
+        ConfigurationError: If an option is set twice, an expression is wrong, two configurations are equal, or the
+            reference, the sequence or full fine-tuning names no configuration.
     """
+    check_options_are_set_once(study)
     configurations = tuple(_configurations(study))
     names = [each.name for each in configurations]
     reference = _find_reference(study, configurations)

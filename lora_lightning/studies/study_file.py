@@ -178,9 +178,6 @@ class _Reader:
                 f"learning_rate is {found!r}, but `values` and `seeds` are needed, and maybe `shared: true`; for a "
                 f"single rate, set {RATE_OPTION} in options"
             )
-        set_elsewhere = [*self.content["axes"], *self.options("options"), *self.options("derived")]
-        if RATE_OPTION in set_elsewhere:
-            self.refuse(f"learning_rate chooses {RATE_OPTION}, which is also set elsewhere; leave out one of both")
         rates = found["values"]
         if not isinstance(rates, list) or not rates or not all(_is_positive(rate) for rate in rates):
             self.refuse(f"learning_rate.values is {rates!r}, but a list of numbers above 0 is needed")

@@ -98,6 +98,7 @@ def start_study(
         folder.save(plan, checked.tag, checked.validation_tag)
         journal = StudyJournal(folder)
         journal.add_trials(plan.trials)
+        journal.add_lost(plan.trials)
         if retry_failed:
             journal.add_again(plan.trials)
     return OpenStudy(plan, folder, journal, checked.tag, checked.validation_tag)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from lora_lightning.errors import DataError
 from lora_lightning.runs.record import RunRecord
 from lora_lightning.statistics.study_results import ConfigurationResults, StudyResults
 from lora_lightning.studies.journal import ENDED, TrialStatus
@@ -13,6 +14,7 @@ from lora_lightning.studies.metric_outcomes import metric_outcomes, read_outcome
 from lora_lightning.studies.metric_scale import choose_scale
 from lora_lightning.studies.plan import RANK, Configuration, StudyPlan, Trial
 from lora_lightning.studies.results_table import few_names
+from lora_lightning.studies.same_inputs import check_same_inputs, note_on_versions
 from lora_lightning.studies.study_folder import StudyFolder
 from lora_lightning.studies.trial_measurements import OUTCOMES
 from lora_lightning.studies.trial_numbers import trial_numbers
@@ -57,7 +59,7 @@ def collect_results(plan: StudyPlan, folder: StudyFolder, tag: str, statuses: Ma
         The results, and what they lack.
 
     Raises:
-        LoraLightningError: If a run folder is damaged.
+        LoraLightningError: If a run folder is damaged or gone, or runs had different data or base models.
     """
     reader = _TrialReader(folder, tag)
     configurations = []
@@ -73,6 +75,7 @@ def collect_results(plan: StudyPlan, folder: StudyFolder, tag: str, statuses: Ma
                 configuration.name, settings, found.values, found.outcomes, found.measurements, found.curves
             )
         )
+    check_same_inputs(reader.runs, reader.split)
     measured = {name for each in configurations for name in each.measurements}
     results = StudyResults(
         name=plan.study.name,
@@ -85,7 +88,9 @@ def collect_results(plan: StudyPlan, folder: StudyFolder, tag: str, statuses: Ma
         full_fine_tuning=plan.study.full_fine_tuning,
         unfinished=_unfinished(plan, statuses),
     )
-    return StudyNotes(results, tuple(filter(None, [_failed(plan, statuses), reader.note])))
+    return StudyNotes(
+        results, tuple(filter(None, [_failed(plan, statuses), reader.note, note_on_versions(reader.runs)]))
+    )
 
 
 class _TrialReader:
@@ -100,15 +105,23 @@ class _TrialReader:
         self.folder, self.tag = folder, tag
         self.split, _, self.metric = tag.partition("/")
         self.scale = choose_scale(self.metric, [])
-        self.finished = 0
+        self.runs: list[tuple[Trial, RunRecord]] = []
         self.without_outcomes: list[str] = []
+
+    def load(self, trial: Trial) -> RunRecord:
+        """Reads the run of a finished trial."""
+        run = self.folder.run(trial)
+        if not run.exists():
+            msg = f"the folder of the finished run {trial.title!r} is gone ({run}); restore it, or run the study again"
+            raise DataError(msg)
+        return RunRecord.load(run)
 
     def read(self, trial: Trial, found: _Collected) -> None:
         """Adds what a finished trial measured."""
         run, seed = self.folder.run(trial), trial.seed
-        record = RunRecord.load(run)
+        record = self.load(trial)
         value = record.metric(self.tag)
-        self.finished += 1
+        self.runs.append((trial, record))
         stored = found.values[seed] = self.scale.stored_value(value)
         outcomes = metric_outcomes(self.metric, read_outcome_rows(run / OUTCOMES, self.split), stored)
         if outcomes is None:
@@ -128,8 +141,8 @@ class _TrialReader:
         """What is said about runs that can only be compared by seed."""
         if not self.without_outcomes:
             return ""
-        count = f"{len(self.without_outcomes)} of {self.finished}"
-        if len(self.without_outcomes) == self.finished:
+        count = f"{len(self.without_outcomes)} of {len(self.runs)}"
+        if len(self.without_outcomes) == len(self.runs):
             return (
                 f"{self.metric} is not known as a mean over test examples here, so runs are compared by seed only, "
                 "and intervals do not count the uncertainty of the test set."

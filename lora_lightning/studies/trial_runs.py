@@ -34,6 +34,7 @@ class CheckedStudy:
         configuration: Name of the configuration that was checked.
         epochs: Of a run; infinity if only steps limit it.
         steps: Largest number of optimizer steps of a run; infinity if only epochs limit it.
+        test_rows: SHA-256 of the rows on which configurations are compared.
     """
 
     tag: str
@@ -41,6 +42,7 @@ class CheckedStudy:
     configuration: str
     epochs: float
     steps: float
+    test_rows: str
 
 
 def run_options(folder: StudyFolder, trial: Trial) -> dict[str, Any]:
@@ -122,6 +124,9 @@ def check_configurations(
                     run = TrainingRun(prepare_command("fit", arguments))
                     run.check_settings_and_data()
                 found.append(_check_run(plan, configuration.name, run))
+                if found[-1].test_rows != found[0].test_rows:
+                    msg = f"its test rows are not those of {found[0].configuration!r}; compare them on the same ones"
+                    raise DataError(msg)
         except LoraLightningError as error:
             msg = f"the configuration {configuration.name!r} of the study cannot be trained: {error}"
             raise type(error)(msg) from error
@@ -157,10 +162,11 @@ def _check_run(plan: StudyPlan, configuration: str, run: TrainingRun) -> Checked
     _warn_of_selection_on_test(run)
     tag = objective_tag(plan.study.objective, tests, run.task.metric_names())
     study_metric(plan, tag)
-    epochs, steps = run.trainer.max_epochs, run.trainer.max_steps
-    limits = (math.inf if limit is None or limit < 0 else limit for limit in (epochs, steps))
+    limits = (run.trainer.max_epochs, run.trainer.max_steps)
+    epochs, steps = (math.inf if limit is None or limit < 0 else limit for limit in limits)
     validation_tag = f"{run.datamodule.split_names(VALIDATION)[0]}/{tag.partition('/')[2]}"
-    return CheckedStudy(tag, validation_tag, configuration, *limits)
+    rows = run.datamodule.fingerprint[tag.partition("/")[0]]
+    return CheckedStudy(tag, validation_tag, configuration, epochs, steps, rows)
 
 
 def _warn_of_selection_on_test(run: TrainingRun) -> None:

@@ -30,7 +30,8 @@ def test_study_config_runs(
     words = data_words(config["data"], tmp_path / "data")
     if config["data"]["class_path"] == "Clinc150DataModule":
         words = [f"--data.data_dir={save_tiny_clinc150(tmp_path / 'data', VARIANTS)}"]
-    words += [f"--model.backbone={backbone}", f"--data.cache_dir={tmp_path}", "--data.batch_size=4"]
+    words += [f"--data.cache_dir={tmp_path}", "--data.batch_size=4"]
+    words += [] if "backbone" in study["axes"] else [f"--model.backbone={backbone}"]
     words += ["--trainer.accelerator=cpu", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
     if config["model"]["class_path"] == "CausalLanguageModelingTask":
         words = [word for word in words if not word.startswith("--data.context_length")]

@@ -94,7 +94,10 @@ def test_equally_good_rates_give_the_smallest(tmp_path: Path) -> None:
         ({"learning_rate": RATES | {"seeds": [1, 7]}}, "the seed 1 is in seeds and in learning_rate.seeds"),
         ({"learning_rate": RATES | {"seeds": 7}}, "learning_rate.seeds is 7"),
         ({"learning_rate": RATES | {"values": [0.0, 1.0]}}, "a list of numbers above 0"),
-        ({"options": {"model.optimization.learning_rate": 0.1}}, "which is also set elsewhere"),
+        (
+            {"options": {"model.optimization.learning_rate": 0.1}},
+            "options or --set and learning_rate set model.optimization.learning_rate",
+        ),
     ],
 )
 def test_a_mistake_is_a_sentence(changes: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from lora_lightning.errors import ConfigurationError
 from lora_lightning.studies.plan import StudyPlan, plan_study
 from lora_lightning.studies.study_file import read_study_file
 from tests.studies.small_study import save_study
@@ -76,3 +79,53 @@ def test_numbers_with_an_exponent_are_numbers(tmp_path: Path) -> None:
     (found,) = plan_study(read_study_file(path)).configurations
     assert found.name == "learning_rate = 0.001"
     assert found.options == {"model.optimization.learning_rate": 1e-3, "model.lora.lora_alpha": 8}
+
+
+@pytest.mark.parametrize(
+    ("changes", "where", "option"),
+    [
+        ({"options": {"model.lora.r": 8}}, "options or --set and the axis model.lora.r", "model.lora.r"),
+        (
+            {"options": {"model.init_args.lora.r": 8}},
+            "options or --set and the axis",
+            "model.init_args.lora.r and model",
+        ),
+        ({"options": {"model.lora": None}}, "options or --set and derived", "model.lora and model.lora.lora_alpha"),
+        ({"options": {"model.lora.lora_alpha": 3}}, "options or --set and derived", "model.lora.lora_alpha"),
+        ({"derived": {"model.lora.r": "2"}}, "derived and the axis model.lora.r", "model.lora.r"),
+        (
+            {"options": {"data.in_features": 8, "data.init_args.in_features": 9}},
+            "options or --set sets",
+            "data.in_features and data.init_args.in_features",
+        ),
+        (
+            {"axes": {"model.lora.r": [1, 4], "other": {"a": {"model.lora.r": 2}, "b": {}}}, "reference": "r = 4, b"},
+            "the axis model.lora.r and the axis other",
+            "model.lora.r",
+        ),
+        (
+            {"axes": {"method": {"a": {"model.lora": None, "model.lora.r": 2}, "b": {}}}, "reference": "b"},
+            "the value 'a' of the axis method sets",
+            "model.lora and model.lora.r",
+        ),
+        (
+            {"options": {"model.optimization": {}}, "learning_rate": {"values": [0.1], "seeds": [7]}},
+            "options or --set and learning_rate",
+            "model.optimization and model.optimization.learning_rate",
+        ),
+    ],
+)
+def test_an_option_that_is_set_twice_is_refused(
+    tmp_path: Path, changes: dict[str, Any], where: str, option: str
+) -> None:
+    changes = {"derived": None} | changes if "axes" in changes else changes
+    with pytest.raises(ConfigurationError) as error:
+        plan_study(read_study_file(save_study(tmp_path, **changes)))
+    assert where in str(error.value)
+    assert option in str(error.value)
+
+
+def test_values_of_one_axis_may_set_the_same_options(tmp_path: Path) -> None:
+    methods = {"full": {"model.lora": None}, "small": {"model.lora.r": 1}, "large": {"model.lora.r": 4}}
+    path = save_study(tmp_path, axes={"method": methods}, derived=None, reference="full")
+    assert len(plan_study(read_study_file(path)).configurations) == 3

@@ -1,0 +1,59 @@
+"""Runs are comparable only if they had the same test rows, and repeated runs only if nothing but the seed differs."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from lora_lightning.errors import DataError
+from lora_lightning.runs.record import RunRecord
+from lora_lightning.studies.plan import Trial
+
+REMEDY = "delete the folders of the runs that no longer count, and run the study again"
+Runs = Sequence[tuple[Trial, RunRecord]]
+Fact = Callable[[RunRecord], Any]
+
+
+def check_same_inputs(runs: Runs, split: str) -> None:
+    """Refuses to compare runs if their data or their base model has changed between them.
+
+    Args:
+        runs: The finished and tested runs of a study.
+        split: The test split that decides.
+
+    Raises:
+        DataError: If two runs were tested on different rows, or two runs of a configuration were trained on different
+            rows or from different weights.
+    """
+    _compare(runs, {f"tested on other rows of {split}": lambda record: record.data_fingerprint.get(split)})
+    facts: dict[str, Fact] = {
+        "trained or validated on other rows": lambda record: dict(record.data_fingerprint),
+        "trained from another base model": lambda record: _identity(record.base_model),
+    }
+    for name in dict.fromkeys(trial.configuration for trial, _ in runs):
+        _compare([run for run in runs if run[0].configuration == name], facts)
+
+
+def _compare(runs: Runs, facts: Mapping[str, Fact]) -> None:
+    for what, fact in facts.items():
+        known = [(trial, fact(record)) for trial, record in runs if fact(record)]
+        for trial, found in known[1:]:
+            if found != known[0][1]:
+                msg = f"the run {trial.title!r} was {what} than {known[0][0].title!r}, so they cannot be compared; "
+                msg += REMEDY
+                raise DataError(msg)
+
+
+def _identity(base: Mapping[str, str | None] | None) -> dict[str, str | None]:
+    """The content of a base model, without the commit under which a hub has it."""
+    return {name: found for name, found in (base or {}).items() if name != "commit"}
+
+
+def note_on_versions(runs: Runs) -> str:
+    """Says which versions of packages differ between runs; empty if none do.
+
+    Args:
+        runs: The finished runs of a study.
+    """
+    names = sorted({name for _, record in runs for name in record.versions})
+    seen = {name: sorted({record.versions[name] for _, record in runs if name in record.versions}) for name in names}
+    several = [f"{name} ({', '.join(versions)})" for name, versions in seen.items() if len(versions) > 1]
+    return f"The runs used different versions of {'; '.join(several)}." if several else ""

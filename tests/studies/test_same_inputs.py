@@ -1,0 +1,95 @@
+"""Runs on changed data or another base are never compared silently."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_lightning.cli.main import main
+from lora_lightning.errors import DataError
+from lora_lightning.runs.record import RunRecord
+from lora_lightning.studies.plan import Trial
+from lora_lightning.studies.same_inputs import Runs, check_same_inputs, note_on_versions
+from tests.conftest import TinyBackbone
+from tests.studies.small_study import save_study
+from tests.tiny_data import save_tiny_table
+
+ROWS = {"train": "a", "val": "b", "test": "c"}
+MODEL = {"weights": "w", "config": "x", "tokenizer": "t", "commit": None}
+
+
+def runs(**changes: Any) -> Runs:
+    """Two configurations with two seeds each; the last run differs."""
+    facts: list[dict[str, Any]] = [{"data_fingerprint": ROWS, "base_model": MODEL} for _ in range(3)]
+    facts.append({"data_fingerprint": ROWS, "base_model": MODEL} | changes)
+    names = [("r = 1", 0), ("r = 1", 1), ("r = 2", 0), ("r = 2", 1)]
+    trials = [Trial(f"{name} {seed}", name, seed, {}) for name, seed in names]
+    records = [RunRecord(Path("run"), "finished", **each) for each in facts]
+    return list(zip(trials, records, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data_fingerprint": ROWS | {"test": "d"}}, "'r = 2, seed 1' was tested on other rows of test than 'r = 1, s"),
+        ({"data_fingerprint": ROWS | {"train": "d"}}, "was trained or validated on other rows than 'r = 2, seed 0'"),
+        ({"base_model": MODEL | {"weights": "v"}}, "was trained from another base model than 'r = 2, seed 0'"),
+        ({"base_model": MODEL | {"tokenizer": "v"}}, "was trained from another base model than 'r = 2, seed 0'"),
+    ],
+)
+def test_runs_that_differ_are_not_compared(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        check_same_inputs(runs(**changes), "test")
+
+
+def test_what_may_differ() -> None:
+    check_same_inputs(runs(), "test")
+    check_same_inputs(runs(base_model=MODEL | {"commit": "abc"}), "test")
+    check_same_inputs(runs(base_model=None, data_fingerprint={}), "test")  # of an older release
+    other = runs()
+    for _, record in other[2:]:  # an axis may vary training data and base, but not the rows of the test
+        object.__setattr__(record, "data_fingerprint", ROWS | {"train": "d"})
+        object.__setattr__(record, "base_model", MODEL | {"weights": "v"})
+    check_same_inputs(other, "test")
+
+
+def test_other_versions_are_named() -> None:
+    assert note_on_versions(runs(versions={"torch": "2.13.0"})) == ""
+    found = runs(versions={"torch": "2.13.0", "peft": "0.21.2"})
+    object.__setattr__(found[0][1], "versions", {"torch": "2.12.1", "peft": "0.21.2"})
+    assert note_on_versions(found) == "The runs used different versions of torch (2.12.1, 2.13.0)."
+
+
+def test_data_that_changes_during_a_study_is_noticed(
+    tmp_path: Path, tiny_backbone: TinyBackbone, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lora_lightning.reports.study_report.study_figures", lambda *_: [])
+    train, test = save_tiny_table(tmp_path / "train.csv"), save_tiny_table(tmp_path / "test.csv")
+    data = {"train_file": str(train), "test_file": str(test), "cache_dir": str(tmp_path / "cache"), "batch_size": 4}
+    base = {
+        "model": {"class_path": "SequenceClassificationTask", "init_args": {"backbone": str(tiny_backbone("bert"))}},
+        "data": {"class_path": "TextClassificationDataModule", "init_args": data},
+        "trainer": {"max_steps": 2, "accelerator": "cpu"},
+        "checkpoint": {"monitor": "val/accuracy", "mode": "max"},
+    }
+    changes = {"base": base, "objective": "accuracy", "axes": {"model.lora.r": [1, 2]}, "reference": {"r": 2}}
+    assert main(["study", "run", str(save_study(tmp_path, seeds=[0], **changes))]) == 0
+    test.write_text("".join(test.read_text().splitlines(keepends=True)[:-1]))
+    grown = save_study(tmp_path, seeds=[0, 1], **changes)
+    capsys.readouterr()
+    assert main(["study", "run", str(grown)]) == 2
+    said = capsys.readouterr().err
+    assert "the run 'r = 1, seed 1' was tested on other rows of test than 'r = 1, seed 0'" in said
+    for folder in (tmp_path / "lightning_logs/studies/small").glob("*_seed_0_*"):
+        shutil.rmtree(folder)
+    assert main(["study", "report", "lightning_logs/studies/small"]) == 2
+    assert "the folder of the finished run 'r = 1, seed 0' is gone" in capsys.readouterr().err
+    assert main(["study", "run", str(grown)]) == 0  # trains them again
+
+
+def test_configurations_with_tests_of_their_own_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save_study(tmp_path, axes={"data.eval_rows": [16, 32]}, derived=None, reference={"eval_rows": 32})
+    assert main(["study", "run", str(path), f"--save_dir={tmp_path}"]) == 2
+    assert "'eval_rows = 32' of the study cannot be trained: its test rows are not those of" in capsys.readouterr().err
