@@ -76,6 +76,20 @@ def describe_end(trial: Trial, status: "TrialStatus", tag: str, seconds: float |
     return f"done:    {trial.title}: {tag} {status.value:.4f}{time}"
 
 
+def print_timings(study: "OpenStudy") -> None:
+    """Times the trials of a study, and prints a line for each."""
+    from lora_lightning.studies.trial_timings import time_trials  # noqa: PLC0415
+
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+
+    def end(trial: Trial, times: dict[str, float], problem: str) -> None:
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in times.items())
+        console.print(printable_name(f"timed:   {trial.title}: {shown or f'no times, because {problem}'}"))
+
+    console.print("\ntiming the trials, one at a time")
+    time_trials(study, end)
+
+
 def report(study: "OpenStudy", output: Path | None = None) -> None:
     """Prints the verdicts, and writes the report and the recommended config."""
     from lora_lightning.reports.study_report import write_study_report  # noqa: PLC0415

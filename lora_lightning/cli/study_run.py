@@ -4,7 +4,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_lightning.cli.study_output import each_warning_once, print_plan, progress_bar, report, run_trials
+from lora_lightning.cli.study_output import (
+    each_warning_once,
+    print_plan,
+    print_timings,
+    progress_bar,
+    report,
+    run_trials,
+)
 from lora_lightning.cli.study_work import further_workers, resume_hint
 from lora_lightning.errors import ConfigurationError
 
@@ -66,6 +73,8 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--set", action="append", default=[], dest="settings", metavar="OPTION=VALUE", help=setting)
     workers = "processes that train at the same time; they share cores, and take GPUs in turn (default: 1)"
     add("--workers", type=int, default=1, metavar="N", help=workers)
+    timings = "time the steps and the inference of every trial when all are done, one at a time"
+    add("--timings", action="store_true", help=timings)
     add("--retry_failed", action="store_true", help="run trials that failed once more")
     default = "lightning_logs/studies"
     add(
@@ -107,6 +116,9 @@ def run_study_file(options: argparse.Namespace) -> object:
         command = ["lora-lightning", "study", "run", str(options.study), *_words(options)]
         with resume_hint(command), further_workers(folder.path, options.workers - 1):
             statuses = run_trials(study)
+        if options.timings:
+            with resume_hint(command):
+                print_timings(study)
     report(study)
     from lora_lightning.studies.worker import check_all_finished  # noqa: PLC0415
 
@@ -131,4 +143,5 @@ def _read_plan(options: argparse.Namespace) -> "StudyPlan":
 def _words(options: argparse.Namespace) -> list[str]:
     words = [f"--base={base}" for base in options.base] + [f"--set={setting}" for setting in options.settings]
     words += [f"--workers={options.workers}"] if options.workers > 1 else []
+    words += ["--timings"] if options.timings else []
     return words + ([f"--save_dir={options.save_dir}"] if str(options.save_dir) != "lightning_logs/studies" else [])

@@ -82,7 +82,8 @@ def further_workers(folder: Path, count: int) -> Iterator[None]:
     from lightning.pytorch.utilities import rank_zero_warn  # noqa: PLC0415
 
     threads = max(1, (os.cpu_count() or 1) // (count + 1))
-    torch.set_num_threads(min(threads, torch.get_num_threads()))
+    own_threads = torch.get_num_threads()
+    torch.set_num_threads(min(threads, own_threads))
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     gpus = visible_gpus(os.environ, torch.cuda.device_count())
     command = [sys.executable, "-m", "lora_lightning", "study", WORK, str(folder)]
@@ -98,6 +99,7 @@ def further_workers(folder: Path, count: int) -> Iterator[None]:
             worker.terminate()  # finishes the step, and saves it
         raise
     finally:
+        torch.set_num_threads(own_threads)
         for worker, log in zip(workers, logs, strict=True):
             if worker.wait() == ExitStatus.INTERNAL_ERROR:
                 rank_zero_warn(f"a worker ended early with an internal error; see {log}. The others did its trials.")

@@ -103,12 +103,14 @@ class TrialStatus:
         value: The metric that decides; `None` until it is finished.
         error: Why it failed; empty otherwise.
         seconds: From its start to its end; `None` until it has ended.
+        ended_at: When it ended, in seconds since 1970; `None` until then.
     """
 
     state: State
     value: float | None = None
     error: str = ""
     seconds: float | None = None
+    ended_at: float | None = None
 
 
 class StudyJournal:
@@ -237,10 +239,11 @@ class StudyJournal:
 
     def _status(self, trial: Trial, found: FrozenTrial) -> TrialStatus:
         seconds = None if found.duration is None else found.duration.total_seconds()
+        ended_at = None if found.datetime_complete is None else found.datetime_complete.timestamp()
         if found.state == TrialState.COMPLETE:
-            return TrialStatus("finished", found.value, seconds=seconds)
+            return TrialStatus("finished", found.value, seconds=seconds, ended_at=ended_at)
         if found.state == TrialState.FAIL:
-            return TrialStatus("failed", error=str(found.user_attrs.get(ERROR, "")), seconds=seconds)
+            return TrialStatus("failed", error=str(found.user_attrs.get(ERROR, "")), seconds=seconds, ended_at=ended_at)
         if found.state == TrialState.WAITING:
             return TrialStatus("waiting")
         return TrialStatus("running" if is_held(self.folder.claim(trial)) else "interrupted")

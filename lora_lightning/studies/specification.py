@@ -9,7 +9,13 @@ from typing import Any
 import yaml
 
 SEED_OPTION, RATE_OPTION = "seed_everything", "model.optimization.learning_rate"
-COSTS = ("trainable_parameters", "peak_memory_bytes", "seconds_per_step")
+COSTS = (
+    "trainable_parameters",
+    "peak_memory_bytes",
+    "seconds_per_step",
+    "wall_seconds",
+    *(f"inference_ms_{kind}_batch_{size}" for kind in ("adapter", "merged") for size in (1, 32)),
+)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Opens a study, runs it, and reports on it: what `study run`, `study status` and `study report` do."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,11 @@ class OpenStudy:
     def statuses(self) -> dict[str, TrialStatus]:
         """The state of each known trial, by id."""
         return self.journal.statuses(self.plan.trials)
+
+    def is_alone(self, trial: Trial, since: float = math.inf) -> bool:
+        """Whether no other trial is running, or has ended since a time, in seconds since 1970."""
+        others = (status for name, status in self.statuses().items() if name != trial.id)
+        return all(status.state != "running" and (status.ended_at or 0.0) <= since for status in others)
 
     def known_trials(self) -> tuple[Trial, ...]:
         """The trials that can run now; the journal has them afterwards."""

@@ -1,6 +1,7 @@
 """What a trial measures beside its metrics: one row per test example, its peak memory and the time of a step."""
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -90,15 +91,17 @@ def write_outcomes(path: Path, rows: Mapping[str, Mapping[str, Tensor]]) -> None
 
 
 class TrialCosts(Callback):
-    """Writes the peak memory of training and the seconds of an optimizer step into the run folder.
+    """Writes peak memory, the seconds of an optimizer step and those of the training into the run folder.
 
     Args:
-        is_alone: Returns whether no other run of the study is training; otherwise times mean nothing and are left out.
+        is_alone: Returns whether no other run of the study is training or has been since a time, in seconds since 1970;
+            otherwise times mean nothing and are left out.
     """
 
-    def __init__(self, is_alone: Callable[[], bool]) -> None:
+    def __init__(self, is_alone: Callable[[float], bool]) -> None:
         self.is_alone = is_alone
-        self._was_alone = False
+        self._was_alone, self._start = False, 0.0
+        self._train_start: float | None = None  # of a training that is not resumed
         self._seconds = 0.0
         self._since: float | None = None
         self._steps = 0
@@ -107,8 +110,14 @@ class TrialCosts(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Resets the high-water mark of memory, which earlier trials of this process may have raised."""
         del pl_module
-        self._was_alone = self.is_alone()
+        self._start = time.time()
+        self._was_alone = self.is_alone(self._start)
         self._is_reset = reset_peak_memory(trainer.strategy.root_device)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock of the training, unless it is resumed."""
+        del pl_module
+        self._train_start = None if trainer.global_step else synchronized_time(trainer.strategy.root_device)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Starts the clock; the first batch of an epoch is not timed."""
@@ -130,8 +139,11 @@ class TrialCosts(Callback):
         costs: dict[str, float] = {}
         if self._is_reset:
             costs["peak_memory_bytes"] = float(peak_memory_since_reset(trainer.strategy.root_device))
-        if self._steps and self._was_alone and self.is_alone():
-            costs["seconds_per_step"] = self._seconds / self._steps * trainer.accumulate_grad_batches
+        if self._was_alone and self.is_alone(self._start):
+            if self._steps:
+                costs["seconds_per_step"] = self._seconds / self._steps * trainer.accumulate_grad_batches
+            if self._train_start is not None:
+                costs["wall_seconds"] = synchronized_time(trainer.strategy.root_device) - self._train_start
         path = run_folder_of(trainer) / COSTS
         try:
             write_text_atomically(path, json.dumps(costs) + "\n")

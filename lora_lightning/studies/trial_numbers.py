@@ -9,6 +9,8 @@ from lora_lightning.runs.record import RunRecord
 from lora_lightning.studies.adapter_ranks import RANKS
 from lora_lightning.studies.trial_measurements import COSTS
 
+TIMINGS = "timings.json"  # of the last pass
+
 
 def trial_numbers(record: RunRecord) -> dict[str, float]:
     """Collects the numbers of a finished trial.
@@ -29,7 +31,7 @@ def trial_numbers(record: RunRecord) -> dict[str, float]:
         "trainable_share": record.trainable_share,
     }
     numbers = {name: float(size) for name, size in sizes.items() if size is not None}
-    for name in (COSTS, RANKS):
+    for name in (COSTS, RANKS, TIMINGS):  # the last pass replaces times that were measured while training
         numbers |= read_numbers(record.folder / name)
     numbers |= {tag: value for tag, value in record.flat_metrics.items() if tag.count("/") == 1}
     return {name: number for name, number in numbers.items() if math.isfinite(number)}

@@ -102,15 +102,16 @@ class Worker:
 
     def _train(self, trial: Trial) -> float:
         progress = TrialProgress(self.study.folder.progress(trial))
-        callbacks = [TrialCosts(lambda: self._is_alone(trial)), TestOutcomes(), AdapterRanks(), progress]
+        callbacks = [
+            TrialCosts(lambda since: self.study.is_alone(trial, since)),
+            TestOutcomes(),
+            AdapterRanks(),
+            progress,
+        ]
         with warnings.catch_warnings():  # each trial warns like a run of its own
             record = train_trial(self.study.planned, self.study.folder, trial, callbacks)
         write_hparams(self.study.planned, trial, record, self.study.tag)
         return objective_of(record, self.study.tag if trial.rate is None else self.study.validation_tag)
-
-    def _is_alone(self, trial: Trial) -> bool:
-        statuses = self.study.statuses()
-        return all(status.state != "running" for name, status in statuses.items() if name != trial.id)
 
 
 def objective_of(record: RunRecord, tag: str) -> float:
