@@ -2,14 +2,13 @@
 
 import warnings
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
 import torch
 from lightning import Trainer
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from lora_lightning.analysis.merged_weights import compare_merged_weight, first_other_weight
@@ -26,7 +25,6 @@ from lora_lightning.lora.parameter_names import name_without_copies
 from lora_lightning.lora.quantized import quantized_bits
 from lora_lightning.tasks import AdaptationTask
 
-CACHED = "next_token"  # the property of a language modeling task that holds its network
 EXPERTS = 3  # dimensions of a parameter that holds all experts of a layer
 SAME = 1e-3  # relative: a larger error of an update is none of float32's
 
@@ -55,28 +53,6 @@ def open_export(trainer: Trainer, task: AdaptationTask, folder: Path) -> PreTrai
     if any(quantized_bits(layer.get_base_layer()) for layer in adapted_layers(model).values()):
         return model.to(task.device).eval()
     return cast("PreTrainedModel", model.merge_and_unload().to(task.device).eval())
-
-
-@contextmanager
-def network_replaced(task: AdaptationTask, network: nn.Module) -> Iterator[None]:
-    """Runs the task on another model.
-
-    Args:
-        task: In evaluation mode.
-        network: In evaluation mode, on the task's device.
-
-    Yields:
-        Nothing; the task has the other model.
-    """
-    former, cached = task.network, task.__dict__.pop(CACHED, None)
-    task.network = network
-    try:
-        yield
-    finally:
-        task.network = former
-        task.__dict__.pop(CACHED, None)
-        if cached is not None:
-            task.__dict__[CACHED] = cached
 
 
 @torch.no_grad()

@@ -12,13 +12,13 @@ from lightning import Trainer
 from lora_lightning.analysis.merge_verdict import FIRM, Noise, Verdict, merge_verdict, noise_of, rounding_dtype
 from lora_lightning.analysis.outputs import OutputComparison, OutputDifference, example_scores
 from lora_lightning.callbacks.adapter_monitor import TOTAL, Measurement
-from lora_lightning.callbacks.validation_batches import Batch, Observation, run_batches, validation_precision
 from lora_lightning.lora.delta import adapted_layers, adapted_parameter_name
 from lora_lightning.lora.merging import MergeTarget, merge_targets, merged_adapters, without_adapters
 from lora_lightning.lora.rounding import jitter_last_place_
 from lora_lightning.lora.sharding import local_shard
 from lora_lightning.statistics import Recovery, recovery_ratio
 from lora_lightning.tasks import AdaptationTask
+from lora_lightning.tasks.held_out_batches import Batch, Observation, run_batches, validation_precision
 
 INTACT = 3  # merges that differ in their rounding alone
 

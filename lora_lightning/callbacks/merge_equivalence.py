@@ -11,20 +11,21 @@ from torch import Tensor, nn
 from lora_lightning.analysis.merge_verdict import Verdict, default_tolerance
 from lora_lightning.backbones import load_config, load_original_weights
 from lora_lightning.callbacks.adapter_monitor import AdapterMonitor, Export, Measurement, describe_weights
-from lora_lightning.callbacks.exported_model import find_weight_fault, network_replaced, open_export
+from lora_lightning.callbacks.exported_model import find_weight_fault, open_export
 from lora_lightning.callbacks.merge_comparison import MergeComparison
-from lora_lightning.callbacks.validation_batches import (
-    Batch,
-    held_out_batches,
-    isolated_evaluation,
-    validation_precision,
-)
 from lora_lightning.errors import BackboneError, ConfigurationError, VerificationError
 from lora_lightning.lora.delta import adapted_layers
 from lora_lightning.lora.merging import merge_targets, merged_adapters, quantization_errors
 from lora_lightning.lora.quantized import quantized_bits
 from lora_lightning.lora.sharding import is_sharded
 from lora_lightning.tasks import AdaptationTask
+from lora_lightning.tasks.held_out_batches import (
+    Batch,
+    held_out_batches,
+    isolated_evaluation,
+    network_replaced,
+    validation_precision,
+)
 
 
 class MergeEquivalence(AdapterMonitor):

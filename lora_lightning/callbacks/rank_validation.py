@@ -5,26 +5,26 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from lightning import Trainer
 from torch import nn
 from torchmetrics import Metric
 
 from lora_lightning.analysis.rank_advice import Validation
-from lora_lightning.callbacks.validation_batches import (
+from lora_lightning.lora.sharding import is_sharded
+from lora_lightning.lora.truncation import truncated_adapters
+from lora_lightning.metrics.direction import LOWER_IS_BETTER
+from lora_lightning.statistics.jackknife import difference_by_group
+from lora_lightning.tasks import AdaptationTask
+from lora_lightning.tasks.held_out_batches import (
     Batch,
     first_validation_split,
     held_out_batches,
     isolated_evaluation,
     on_device,
+    split_rows,
     validation_precision,
 )
-from lora_lightning.lora.sharding import is_sharded
-from lora_lightning.lora.truncation import truncated_adapters
-from lora_lightning.metrics.direction import LOWER_IS_BETTER
-from lora_lightning.statistics import Interval, jackknife_interval
-from lora_lightning.tasks import AdaptationTask
 
 BATCHES = 64  # at most, spread over the validation split
 GROUPS = 10  # of the examples, whose metrics show how certain a difference is
@@ -58,7 +58,7 @@ def validate_rank(trainer: Trainer, task: AdaptationTask, r: int | None) -> Vali
     if math.isnan(as_it_is[0]):
         return None
     rows = torch.tensor(sum(len(next(iter(batch.values()))) for batch in batches), device=task.device)
-    gain = paired_difference(as_it_is[1], constant[1], sign)
+    gain = difference_by_group(as_it_is[1], constant[1], sign)
     found = Validation(
         metric=f"{first_validation_split(task)}/{name}",
         value=as_it_is[0],
@@ -68,7 +68,7 @@ def validate_rank(trainer: Trainer, task: AdaptationTask, r: int | None) -> Vali
     )
     if truncated is None:
         return found
-    loss = paired_difference(truncated[1], as_it_is[1], sign)
+    loss = difference_by_group(truncated[1], as_it_is[1], sign)
     return Validation(**{**vars(found), "r": r, "truncated": truncated[0], "is_worse": loss.high < 0})
 
 
@@ -87,28 +87,6 @@ def monitored_metric(trainer: Trainer, task: AdaptationTask) -> tuple[str, int]:
         if name in task.metric_names():
             return name, 1 if getattr(callback, "mode", "min") == "max" else -1
     return "loss", -1 if "loss" in LOWER_IS_BETTER else 1
-
-
-def split_rows(batches: list[Batch], count: int) -> list[Batch]:
-    """Cuts batches into pieces, so that there are at least as many as asked for, rows allowing.
-
-    Args:
-        batches: Tensors with the same first axis each.
-        count: Of pieces.
-
-    Returns:
-        The batches themselves if there are enough.
-    """
-    if not batches or len(batches) >= count:
-        return batches
-    each = -(-count // len(batches))
-    pieces = []
-    for batch in batches:
-        rows = len(next(iter(batch.values())))
-        size = max(1, rows // each)
-        starts = range(0, rows, size)
-        pieces += [{name: tensor[start : start + size] for name, tensor in batch.items()} for start in starts]
-    return pieces
 
 
 def metric_by_group(
@@ -152,22 +130,3 @@ def _forget_batches(metrics: nn.Module) -> None:
     for module in metrics.modules():
         if isinstance(module, Metric):
             module.reset()
-
-
-def paired_difference(first: list[float], second: list[float], sign: int) -> Interval:
-    """How much better one state is than another, group by group.
-
-    Args:
-        first: A metric of one state by group.
-        second: Of the other; NaN, such as the correlation of a constant, counts as 0.
-        sign: 1 if higher is better, else -1.
-
-    Returns:
-        The mean difference and the interval of Student's t over the groups in which the first has a value.
-    """
-    differences = np.array([sign * (a - (0.0 if math.isnan(b) else b)) for a, b in zip(first, second, strict=True)])
-    kept = differences[np.isfinite(differences)]
-    if not len(kept):
-        return Interval(math.nan, math.nan, math.nan)
-    without_one = (kept.sum() - kept) / max(len(kept) - 1, 1)
-    return jackknife_interval(float(kept.mean()), without_one)

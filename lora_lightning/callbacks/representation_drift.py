@@ -19,7 +19,6 @@ from lora_lightning.analysis.representations import Pooling, linear_cka, pool_to
 from lora_lightning.backbones import load_config
 from lora_lightning.backbones.first_token import every_token
 from lora_lightning.callbacks.adapter_monitor import TRAINING, AdapterMonitor, Measurement
-from lora_lightning.callbacks.validation_batches import evaluation_mode
 from lora_lightning.datamodules import TextDataModule
 from lora_lightning.datamodules.base import VALIDATION
 from lora_lightning.errors import ConfigurationError
@@ -29,6 +28,7 @@ from lora_lightning.lora.parameter_names import ADAPTER
 from lora_lightning.runs.files import atomic_file
 from lora_lightning.runs.layout import run_folder_of
 from lora_lightning.tasks import AdaptationTask
+from lora_lightning.tasks.held_out_batches import evaluation_mode
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -109,9 +109,9 @@ def merged_adapters(
         if quantized_bits(base):
             return _merged_quantized(module, layer, target, originals)
         _overwrite_until(
-            stack, adapted_parameter(layer), _stored(layer, merged_weight(module, layer, pretrained_weight(layer)))
+            stack, adapted_parameter(layer), as_stored(layer, merged_weight(module, layer, pretrained_weight(layer)))
         )
-        if (bias := _merged_bias(module, layer)) is not getattr(base, "bias", None):
+        if (bias := merged_bias(module, layer)) is not getattr(base, "bias", None):
             _overwrite_until(stack, cast("Tensor", base.bias), cast("Tensor", bias))
         return base
 
@@ -186,14 +186,25 @@ def _merged_quantized(
     else:
         new = _FloatingLinear(weight.shape[1], weight.shape[0], bias=False, device="meta")
         new.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
-    if (bias := _merged_bias(module, layer)) is not None:
+    if (bias := merged_bias(module, layer)) is not None:
         new.bias = nn.Parameter(bias, requires_grad=False)
     return new.train(base.training)
 
 
 @torch.no_grad()
-def _merged_bias(module: str, layer: LoraLayer) -> Tensor | None:
-    """The layer's bias; the same object if the adapter has no bias (`lora_bias`)."""
+def merged_bias(module: str, layer: LoraLayer) -> Tensor | None:
+    """The bias of a layer with its adapter's bias (`lora_bias`) merged into it.
+
+    Args:
+        module: The layer's name, for messages.
+        layer: Of `adapted_layers`.
+
+    Returns:
+        (out_features,), floating dtype; the layer's own bias, or `None`, if the adapter has no bias.
+
+    Raises:
+        ConfigurationError: If the adapter has a bias and the layer has none.
+    """
     bias = getattr(layer.get_base_layer(), "bias", None)
     if not layer.lora_bias.get(ADAPTER):
         return bias
@@ -206,7 +217,8 @@ def _merged_bias(module: str, layer: LoraLayer) -> Tensor | None:
     return cast("Tensor", bias + layer.scaling[ADAPTER] * layer.lora_B[ADAPTER].bias)
 
 
-def _stored(layer: LoraLayer, weight: Tensor) -> Tensor:
+def as_stored(layer: LoraLayer, weight: Tensor) -> Tensor:
+    """A weight of shape (out_features, in_features) in the layout in which the layer stores it."""
     return weight.mT if is_transposed(layer) else weight
 
 

@@ -108,6 +108,20 @@ def name_without_copies(name: str) -> str | None:
     return None if ".original_module." in name else name.replace(f".modules_to_save.{ADAPTER}.", ".")
 
 
+def plain_name(name: str) -> str | None:
+    """The name that a parameter or buffer has in a plain transformers model, once PEFT is out of it.
+
+    Args:
+        name: Dotted, in a PEFT model or in the pretrained model with adapters in place.
+
+    Returns:
+        The name; `None` for what only PEFT has: adapters, and the frozen copy of a module that is trained in full.
+    """
+    if is_added_by_peft(name) or (copied := name_without_copies(name)) is None:
+        return None
+    return name_without_wrappers(copied).replace(".token_adapter", "")
+
+
 def adapted_module_name(name: str) -> str:
     """The module of the pretrained model that a parameter belongs to.
 

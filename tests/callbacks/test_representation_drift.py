@@ -18,7 +18,6 @@ from transformers import AutoModel, AutoModelForSequenceClassification, BitsAndB
 
 from lora_lightning.callbacks import IntruderDimensions, RepresentationDrift
 from lora_lightning.callbacks.representation_drift import drift_figure, layer_count, probe_rows, shortened_mask
-from lora_lightning.callbacks.validation_batches import evaluation_mode
 from lora_lightning.datamodules import Clinc150DataModule, InstructionDataModule, SquadV2DataModule
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.config import LoraSettings
@@ -29,6 +28,7 @@ from lora_lightning.tasks import (
     QuestionAnsweringTask,
     SequenceClassificationTask,
 )
+from lora_lightning.tasks.held_out_batches import evaluation_mode
 from tests.analysis.test_representations import reference_cka
 from tests.conftest import TinyBackbone
 from tests.family_trials.tiny_architectures import save_tiny_model

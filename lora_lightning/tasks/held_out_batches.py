@@ -16,6 +16,7 @@ from lora_lightning.runs.resources import synchronized_time
 from lora_lightning.tasks import AdaptationTask
 
 Batch = dict[str, Tensor]
+CACHED = "next_token"  # the property of a language modeling task that holds its network
 
 
 class Observation(NamedTuple):
@@ -41,6 +42,50 @@ def held_out_batches(trainer: Trainer, count: int) -> list[Batch]:
     rows = list(loader.sampler)  # of whole batches
     wanted = torch.linspace(0, len(rows) - 1, min(count, len(rows)), dtype=torch.float64).round().long()
     return [loader.dataset[rows[number]] for number in wanted.tolist()]
+
+
+def split_rows(batches: list[Batch], count: int) -> list[Batch]:
+    """Cuts batches into pieces, so that there are at least as many as asked for, rows allowing.
+
+    Args:
+        batches: Tensors with the same first axis each.
+        count: Of pieces.
+
+    Returns:
+        The batches themselves if there are enough.
+    """
+    if not batches or len(batches) >= count:
+        return batches
+    each = -(-count // len(batches))
+    pieces = []
+    for batch in batches:
+        rows = len(next(iter(batch.values())))
+        size = max(1, rows // each)
+        starts = range(0, rows, size)
+        pieces += [{name: tensor[start : start + size] for name, tensor in batch.items()} for start in starts]
+    return pieces
+
+
+@contextmanager
+def network_replaced(task: AdaptationTask, network: nn.Module) -> Iterator[None]:
+    """Runs the task on another model.
+
+    Args:
+        task: In evaluation mode.
+        network: In evaluation mode, on the task's device.
+
+    Yields:
+        Nothing; the task has the other model.
+    """
+    former, cached = task.network, task.__dict__.pop(CACHED, None)
+    task.network = network
+    try:
+        yield
+    finally:
+        task.network = former
+        task.__dict__.pop(CACHED, None)
+        if cached is not None:
+            task.__dict__[CACHED] = cached
 
 
 @contextmanager
