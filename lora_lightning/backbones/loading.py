@@ -19,6 +19,7 @@ from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -350,6 +351,41 @@ def load_model(
         warn_of_unquantized_weights(model, lacked)
         # In config.json it would tell transformers that the weights of the backbone itself are quantized.
         del model.config.quantization_config
+    reset_frequencies_after_each_pass(model)
+    return LoadedBackbone(model, lacked)
+
+
+def load_quantized_model(
+    auto_class: Any, backbone: str, config: PretrainedConfig, quantization: BitsAndBytesConfig
+) -> LoadedBackbone:
+    """Loads a pretrained model and quantizes it as an exported adapter's folder says.
+
+    Args:
+        auto_class: One of transformers' `AutoModelFor...`.
+        backbone: Hub id, folder or `package://` name.
+        config: The architecture, with the task's settings.
+        quantization: From `quantization_config.json`.
+
+    Returns:
+        The model on the CPU, or on the GPU if there is one, and what its checkpoint lacked.
+
+    Raises:
+        BackboneError: If the weights cannot be found or do not fit the architecture.
+    """
+    lacked = load_model(auto_class, backbone, config, values=False).lacked
+    source = resolve_backbone(backbone)
+    settings = {
+        "config": config,
+        "dtype": torch.float32,
+        "ignore_mismatched_sizes": True,
+        "quantization_config": quantization,
+        "device_map": {"": "cuda:0" if torch.cuda.is_available() else "cpu"},
+        **_where(source),
+    }
+    loader: Any = auto_class.from_pretrained
+    model: PreTrainedModel = _load(backbone, lambda: loader(source, **settings))
+    keep_biases_as_they_are(model)
+    del model.config.quantization_config
     reset_frequencies_after_each_pass(model)
     return LoadedBackbone(model, lacked)
 

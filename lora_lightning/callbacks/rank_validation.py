@@ -5,16 +5,15 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import Trainer
-from torch import nn
-from torchmetrics import Metric
 
 from lora_lightning.analysis.rank_advice import Validation
 from lora_lightning.lora.sharding import is_sharded
 from lora_lightning.lora.truncation import truncated_adapters
 from lora_lightning.metrics.direction import LOWER_IS_BETTER
-from lora_lightning.statistics.jackknife import difference_by_group
+from lora_lightning.statistics import Interval, jackknife_interval
 from lora_lightning.tasks import AdaptationTask
 from lora_lightning.tasks.held_out_batches import (
     Batch,
@@ -22,6 +21,7 @@ from lora_lightning.tasks.held_out_batches import (
     held_out_batches,
     isolated_evaluation,
     on_device,
+    reset_metrics,
     split_rows,
     validation_precision,
 )
@@ -58,7 +58,7 @@ def validate_rank(trainer: Trainer, task: AdaptationTask, r: int | None) -> Vali
     if math.isnan(as_it_is[0]):
         return None
     rows = torch.tensor(sum(len(next(iter(batch.values()))) for batch in batches), device=task.device)
-    gain = difference_by_group(as_it_is[1], constant[1], sign)
+    gain = paired_difference(as_it_is[1], constant[1], sign)
     found = Validation(
         metric=f"{first_validation_split(task)}/{name}",
         value=as_it_is[0],
@@ -68,7 +68,7 @@ def validate_rank(trainer: Trainer, task: AdaptationTask, r: int | None) -> Vali
     )
     if truncated is None:
         return found
-    loss = difference_by_group(truncated[1], as_it_is[1], sign)
+    loss = paired_difference(truncated[1], as_it_is[1], sign)
     return Validation(**{**vars(found), "r": r, "truncated": truncated[0], "is_worse": loss.high < 0})
 
 
@@ -106,11 +106,11 @@ def metric_by_group(
         Both; NaN if the metric has no value for these examples.
     """
     split, by_group = first_validation_split(task), []
-    _forget_batches(task.metrics)
+    reset_metrics(task.metrics)
     of_group, overall = task.metrics, copy.deepcopy(task.metrics)
     for group in range(groups):
         task.metrics = of_group
-        _forget_batches(of_group)
+        reset_metrics(of_group)
         own = pieces[group::groups]
         most = trainer.strategy.reduce(torch.tensor(len(own), device=task.device), reduce_op="max")
         for number in range(int(most)):
@@ -126,7 +126,20 @@ def metric_by_group(
     return task.metric_values(split).get(name, math.nan), by_group
 
 
-def _forget_batches(metrics: nn.Module) -> None:
-    for module in metrics.modules():
-        if isinstance(module, Metric):
-            module.reset()
+def paired_difference(first: list[float], second: list[float], sign: int) -> Interval:
+    """How much better one state is than another, group by group.
+
+    Args:
+        first: A metric of one state by group.
+        second: Of the other; NaN, such as the correlation of a constant, counts as 0.
+        sign: 1 if higher is better, else -1.
+
+    Returns:
+        The mean difference and the interval of Student's t over the groups in which the first has a value.
+    """
+    differences = np.array([sign * (a - (0.0 if math.isnan(b) else b)) for a, b in zip(first, second, strict=True)])
+    kept = differences[np.isfinite(differences)]
+    if not len(kept):
+        return Interval(math.nan, math.nan, math.nan)
+    without_one = (kept.sum() - kept) / max(len(kept) - 1, 1)
+    return jackknife_interval(float(kept.mean()), without_one)

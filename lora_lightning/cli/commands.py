@@ -15,7 +15,7 @@ def run_command(arguments: Sequence[str]) -> Any:
 
     Returns:
         An object with the attributes `trainer` and `datamodule`, and the task as `model` (`fit`: `task`); for `study`
-        what its subcommand returns.
+        and `merge` their results.
 
     Raises:
         LoraLightningError: If the input is wrong.
@@ -26,6 +26,10 @@ def run_command(arguments: Sequence[str]) -> Any:
         from lora_lightning.cli.study import run_study  # noqa: PLC0415
 
         return run_study(words)
+    if command == "merge":
+        from lora_lightning.cli.merge import run_merge  # noqa: PLC0415
+
+        return run_merge(words)
     return _run_with_model(command, words)
 
 

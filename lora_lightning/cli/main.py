@@ -30,6 +30,7 @@ COMMANDS = {
     "validate": "evaluate a checkpoint on the validation split",
     "test": "evaluate a checkpoint on the test split",
     "predict": "classify, answer or continue the texts in a file with a checkpoint",
+    "merge": "merge an adapter into its base, check the result, and write it for plain transformers",
     "study": "compare configurations over seeds, and say which differences are noise",
 }
 
@@ -41,6 +42,7 @@ examples:
   lora-lightning test --config RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt
   lora-lightning predict --config RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt \\
       --data.predict_file queries.txt --predictions.file answers.csv
+  lora-lightning merge RUN --output merged
   lora-lightning study run STUDY.yaml
   lora-lightning study audit results.csv --reference "r = 64"
 

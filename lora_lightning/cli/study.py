@@ -3,10 +3,10 @@
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from lora_lightning.cli import study_audit, study_run, study_slurm, study_status, study_work
-from lora_lightning.errors import ConfigurationError
+from lora_lightning.cli.sentence_parser import SentenceParser
 
 
 @dataclass(frozen=True)
@@ -44,22 +44,6 @@ SUBCOMMANDS = {
     "slurm": Subcommand(study_slurm.HELP, study_slurm.EPILOG, study_slurm.add_slurm_options, study_slurm.run_slurm),
     "audit": Subcommand(study_audit.HELP, study_audit.EPILOG, study_audit.add_audit_options, study_audit.run_audit),
 }
-
-
-class SentenceParser(argparse.ArgumentParser):
-    """A parser whose errors are sentences of the program, like those of every other command."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raises the error that is reported in one line.
-
-        Args:
-            message: What is wrong.
-
-        Raises:
-            ConfigurationError: Always.
-        """
-        msg = f"{message}; see {self.prog} --help"
-        raise ConfigurationError(msg)
 
 
 def run_study(arguments: Sequence[str]) -> Any:

@@ -27,6 +27,7 @@ __all__ = [
     "quantization_config",
     "sdpa_attention_forward",  # the attention that ours falls back to
     "sdpa_mask",  # the mask in the form that this attention takes
+    "tied_weights",
 ]
 
 
@@ -112,3 +113,15 @@ def initialize_again(model: PreTrainedModel, layer: nn.Module) -> None:
     for owner in (layer, *layer.parameters()):
         vars(owner).pop("_is_hf_initialized", None)  # transformers protects loaded weights by this mark
     model._init_weights(layer)
+
+
+def tied_weights(model: PreTrainedModel) -> dict[str, str]:
+    """Returns which of a model's weights share their storage with another, by name.
+
+    Args:
+        model: Any, also on the meta device.
+
+    Returns:
+        The name of the weight that is saved, by the name of the one that is not; empty if its configuration ties none.
+    """
+    return dict(model.all_tied_weights_keys or {})

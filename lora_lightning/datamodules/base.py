@@ -113,6 +113,11 @@ class AdaptationDataModule(LightningDataModule):
         """What goes with exported weights; `None` where nothing is text."""
         return None
 
+    @property
+    def hub_dataset(self) -> str | None:
+        """The hub id of the data set, for model cards; `None` for data of the user's own."""
+        return None
+
     def check_predictions_file(self, path: Path) -> None:
         """Refuses a place for the predictions that `write_predictions` cannot use, before any weights load.
 

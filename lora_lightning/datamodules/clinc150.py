@@ -107,6 +107,11 @@ class Clinc150DataModule(IntentDataModule):
         self.data_dir = data_dir
         self.variant = variant
 
+    @property
+    def hub_dataset(self) -> str | None:
+        """The data set's id on the hub."""
+        return HUB_DATASET
+
     def load_pairs(self) -> dict[str, Pairs]:
         """Reads the release or the hub and checks every row."""
         parts = self._from_hub() if self.data_dir is None else self._from_release(Path(self.data_dir).expanduser())

@@ -108,6 +108,11 @@ class GlueDataModule(ClassificationDataModule):
             self._read(TRAIN)  # says what is wrong
         super().check_splits(stage)
 
+    @property
+    def hub_dataset(self) -> str | None:
+        """The data set's id on the hub."""
+        return HUB_DATASET
+
     def load_splits(self) -> dict[str, LabeledTexts]:
         """Reads the splits with labels; without a training file there is still validation."""
         names = [name for name in self.task.splits if not name.startswith(PREDICT)]

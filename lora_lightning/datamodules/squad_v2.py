@@ -113,6 +113,11 @@ class SquadV2DataModule(TextDataModule):
         self.max_length = max_length
         self.doc_stride = doc_stride
 
+    @property
+    def hub_dataset(self) -> str | None:
+        """The data set's id on the hub."""
+        return HUB_DATASET if self.data_dir is None else None  # the folder may hold other data in this layout
+
     def load_splits(self) -> dict[str, list[Question]]:
         """Reads and checks the files or the hub."""
         train, validation = self._from_files() if self._files else self._from_hub()

@@ -67,22 +67,3 @@ def weighted_means(values: NDArray[np.float64], weights: NDArray[np.float64]) ->
     total, weight = float((values * weights).sum()), float(weights.sum())
     with np.errstate(divide="ignore", invalid="ignore"):
         return float(np.divide(total, weight)), (total - values * weights) / (weight - weights)
-
-
-def difference_by_group(first: list[float], second: list[float], sign: int) -> Interval:
-    """How much better one state is than another, group by group.
-
-    Args:
-        first: A metric of one state by group.
-        second: Of the other; NaN, such as the correlation of a constant, counts as 0.
-        sign: 1 if higher is better, else -1.
-
-    Returns:
-        The mean difference and the interval of Student's t over the groups in which the first has a value.
-    """
-    differences = np.array([sign * (a - (0.0 if np.isnan(b) else b)) for a, b in zip(first, second, strict=True)])
-    kept = differences[np.isfinite(differences)]
-    if not len(kept):
-        return Interval(float("nan"), float("nan"), float("nan"))
-    without_one = (kept.sum() - kept) / max(len(kept) - 1, 1)
-    return jackknife_interval(float(kept.mean()), without_one)

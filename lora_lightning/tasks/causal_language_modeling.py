@@ -210,9 +210,13 @@ class CausalLanguageModelingTask(AdaptationTask):
 
         return answer
 
+    def condense(self, batch: Batch, found: Tensor | Scores) -> Scores:
+        """The loss and the hits, for which the head has to run."""
+        return found if isinstance(found, tuple) else self.next_token.score(batch, found)
+
     def add_to_metrics(self, split: str, batch: Batch, found: Tensor | Scores) -> None:
         """Adds loss and hits, each batch weighted by its labels."""
-        loss, hits, labels = found if isinstance(found, tuple) else self.next_token.score(batch, found)
+        loss, hits, labels = self.condense(batch, found)
         metrics = self._split_metrics(split)
         metrics["loss"].update(loss / labels, weight=labels)
         metrics["next_token_accuracy"].update(hits / labels, weight=labels)

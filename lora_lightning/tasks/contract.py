@@ -39,6 +39,19 @@ class TaskContract(LightningModule):
             found: The result of `evaluate` for it.
         """
 
+    def condense(self, batch: dict[str, Tensor], found: Any) -> Any:
+        """Does the work of `add_to_metrics` that is the same for every copy of the metrics.
+
+        Args:
+            batch: The batch.
+            found: The result of `evaluate` for it.
+
+        Returns:
+            What `add_to_metrics` takes instead of `found`.
+        """
+        del batch
+        return found
+
     @abstractmethod
     def constant_answer(self, batches: Sequence[dict[str, Tensor]]) -> Callable[[dict[str, Tensor]], Any]:
         """The best answer that is the same for every example: what a model has to beat to have learnt anything.

@@ -131,9 +131,7 @@ def run_batches(
     Returns:
         Outputs, metrics and time.
     """
-    for module in task.metrics.modules():
-        if isinstance(module, Metric):
-            module.reset()
+    reset_metrics(task.metrics)
     split = first_validation_split(task)
     collected: list[Outputs] = []
     seconds = 0.0
@@ -153,6 +151,17 @@ def run_batches(
     broken = trainer.strategy.reduce(broken.to(task.device), reduce_op="max")
     metrics = {} if broken or not with_metrics else task.metric_values(split)  # no metric is made for NaN
     return Observation(collected, metrics, seconds / len(batches))
+
+
+def reset_metrics(metrics: nn.Module) -> None:
+    """Forgets the batches that metrics have seen.
+
+    Args:
+        metrics: With metrics anywhere inside; changed in place.
+    """
+    for module in metrics.modules():
+        if isinstance(module, Metric):
+            module.reset()
 
 
 def on_device(trainer: Trainer, batch: Batch) -> Batch:

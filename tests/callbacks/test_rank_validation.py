@@ -15,12 +15,12 @@ from lora_lightning.callbacks import RankUtilizationMonitor
 from lora_lightning.callbacks.rank_validation import (
     metric_by_group,
     monitored_metric,
+    paired_difference,
     validate_rank,
 )
 from lora_lightning.datamodules import PlantedRankDataModule
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.delta import adapted_layers, adapter_factors
-from lora_lightning.statistics.jackknife import difference_by_group
 from lora_lightning.tasks import OptimizationSettings, PlantedRankTask
 from lora_lightning.tasks.held_out_batches import held_out_batches, isolated_evaluation, split_rows
 from tests.callbacks.test_merge_equivalence import TASKS, fit, trainer_of
@@ -166,15 +166,15 @@ def test_batches_are_cut_until_there_are_enough_groups() -> None:
 
 
 def test_a_difference_is_paired_by_group() -> None:
-    found = difference_by_group([0.9, 0.8, 0.85, math.nan], [0.5, 0.45, 0.4, 0.5], 1)
+    found = paired_difference([0.9, 0.8, 0.85, math.nan], [0.5, 0.45, 0.4, 0.5], 1)
     paired = np.array([0.4, 0.35, 0.45])
     half = 4.302652730 * paired.std(ddof=1) / math.sqrt(3)
     assert (found.value, found.low, found.high) == pytest.approx((0.4, 0.4 - half, 0.4 + half))
-    assert difference_by_group([0.5, 0.4], [0.3, 0.1], -1).value == pytest.approx(-0.25)
-    assert difference_by_group([0.5, 0.4], [math.nan, math.nan], 1).value == pytest.approx(
+    assert paired_difference([0.5, 0.4], [0.3, 0.1], -1).value == pytest.approx(-0.25)
+    assert paired_difference([0.5, 0.4], [math.nan, math.nan], 1).value == pytest.approx(
         0.45
     )  # a constant's correlation
-    assert math.isnan(difference_by_group([math.nan], [0.0], 1).low)
+    assert math.isnan(paired_difference([math.nan], [0.0], 1).low)
 
 
 def test_the_monitored_metric_counts(tmp_path: Path) -> None:

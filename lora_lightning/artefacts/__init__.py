@@ -1,0 +1,9 @@
+"""From a trained adapter to what can be shipped: folders that plain transformers loads, with the proof that they do.
+
+Nothing here trains, and nothing here parses a command line; a folder is written completely or not at all.
+"""
+
+from lora_lightning.artefacts.merging import merge
+from lora_lightning.artefacts.results import FreshProcessCheck, MergeMeasurement, MergeResult, MetricEstimate
+
+__all__ = ["FreshProcessCheck", "MergeMeasurement", "MergeResult", "MetricEstimate", "merge"]

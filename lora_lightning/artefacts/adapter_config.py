@@ -1,0 +1,118 @@
+"""Reads the configuration of a PEFT folder and refuses what cannot be merged, before any weights load."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from packaging.version import InvalidVersion, Version
+
+from lora_lightning.backbones.base_identity import BaseIdentity, identify_base
+from lora_lightning.backbones.model_card import CLASSIFIER, LANGUAGE_MODEL, QUESTION_ANSWERER
+from lora_lightning.errors import CheckpointError, ConfigurationError
+from lora_lightning.tasks.saved_base import BASE_MODEL, check_base
+
+ADAPTER_CONFIG = "adapter_config.json"
+AUTO_CLASS_OF_TASK = {"SEQ_CLS": CLASSIFIER, "QUESTION_ANS": QUESTION_ANSWERER, "CAUSAL_LM": LANGUAGE_MODEL}
+MERGEABLE = ("LORA", "ADALORA")
+EXPERTS_SINCE = Version("0.19")  # PEFT has kept the factors of experts in another order before
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What a PEFT folder says of itself.
+
+    Attributes:
+        folder: The folder.
+        base: Hub id, folder or `package://` name of the base model.
+        auto_class: Name of the transformers class that the adapter is for.
+    """
+
+    folder: Path
+    base: str
+    auto_class: str
+
+    def file(self, name: str) -> dict[str, Any] | None:
+        """A JSON file of the folder; `None` if there is none."""
+        return read_json_file(self.folder / name) if (self.folder / name).is_file() else None
+
+
+def read_adapter_config(folder: Path) -> AdapterConfig:
+    """Reads and checks `adapter_config.json`.
+
+    Args:
+        folder: The PEFT folder.
+
+    Returns:
+        What is needed to load it.
+
+    Raises:
+        ConfigurationError: If it is no LoRA, or its experts were saved by an old PEFT.
+        CheckpointError: If the file is damaged, names no base model, or belongs to another base model.
+    """
+    content = read_json_file(folder / ADAPTER_CONFIG)
+    kind = content.get("peft_type")
+    if kind not in MERGEABLE:
+        msg = f"{folder} holds an adapter of type {kind}, which has no weights to merge; merge takes {MERGEABLE[0]}."
+        raise ConfigurationError(msg)
+    _check_experts(folder, content)
+    base = content.get("base_model_name_or_path")
+    if not base:
+        msg = f"{folder / ADAPTER_CONFIG} does not name the base model; set base_model_name_or_path in it."
+        raise CheckpointError(msg)
+    auto_class = AUTO_CLASS_OF_TASK.get(str(content.get("task_type")))
+    if auto_class is None:
+        msg = (
+            f"{folder / ADAPTER_CONFIG} has task_type {content.get('task_type')}, so it is not known which model the "
+            f"adapter is for; set it to one of {', '.join(AUTO_CLASS_OF_TASK)}."
+        )
+        raise ConfigurationError(msg)
+    config = AdapterConfig(folder, str(base), auto_class)
+    _check_same_base(config)
+    return config
+
+
+def _check_experts(folder: Path, content: dict[str, Any]) -> None:
+    if not content.get("target_parameters"):
+        return
+    saved = str(content.get("peft_version") or "").partition("@")[0]
+    try:
+        is_old = Version(saved) < EXPERTS_SINCE
+    except InvalidVersion:  # older versions did not say
+        is_old = True
+    if is_old:
+        msg = (
+            f"{folder} adapts experts (target_parameters) and was saved by PEFT {saved or 'before 0.18'}, which "
+            f"ordered their factors otherwise than PEFT {EXPERTS_SINCE} and later, so it would be merged wrongly; load "
+            "it with the PEFT that saved it and merge it there, or train it again."
+        )
+        raise ConfigurationError(msg)
+
+
+def _check_same_base(config: AdapterConfig) -> None:
+    saved = config.file(f"{BASE_MODEL}.json")
+    if BaseIdentity.from_saved(saved) is not None:
+        check_base({BASE_MODEL: saved}, identify_base(config.base), str(config.folder), is_frozen=True, allowed=False)
+
+
+def read_json_file(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its content.
+
+    Raises:
+        CheckpointError: If it is missing, damaged or not an object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        msg = f"{path} cannot be read ({' '.join(str(error).split())[:100]}); export the adapter again."
+        raise CheckpointError(msg) from error
+    if not isinstance(content, dict):
+        msg = f"{path} does not hold a JSON object; export the adapter again."
+        raise CheckpointError(msg)
+    return content

@@ -1,0 +1,47 @@
+"""The options of the data to compare on: only those that say where validation rows come from."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lora_lightning.configuration.yaml_files import check_config_file
+from lora_lightning.errors import ConfigurationError
+
+CONFIG_OPTION = "--config="
+
+
+def keep_data_options(arguments: Sequence[str]) -> list[str]:
+    """Reduces configs to their `data`, and refuses all other options.
+
+    Args:
+        arguments: `--config=...` with a file or YAML, and `--data...=...`.
+
+    Returns:
+        The same with the `data` of each config only.
+
+    Raises:
+        ConfigurationError: If an option is not about data, or if a config has no data.
+    """
+    words = []
+    for word in arguments:
+        if word.startswith(CONFIG_OPTION):
+            words.append(f"{CONFIG_OPTION}{yaml.safe_dump({'data': _data_of(word.removeprefix(CONFIG_OPTION))})}")
+        elif word == "--data" or word.startswith(("--data.", "--data=")):
+            words.append(word)
+        else:
+            msg = f"{word.partition('=')[0]} is not an option of merge; besides --config, only --data.* options exist."
+            raise ConfigurationError(msg)
+    return words
+
+
+def _data_of(config: str) -> Any:
+    path = Path(config) if "\n" not in config else None
+    if path is not None:
+        check_config_file(path)
+    content = yaml.safe_load(config if path is None else path.read_text(encoding="utf-8"))
+    if not isinstance(content, Mapping) or not content.get("data"):
+        msg = f"--config {config.strip()[:200]} has no data; write `data:` with the class_path of a data module."
+        raise ConfigurationError(msg)
+    return content["data"]

@@ -1,0 +1,120 @@
+"""Opens the best checkpoint of a run, with the run's validation data."""
+
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+
+from lora_lightning.artefacts.data_options import keep_data_options
+from lora_lightning.artefacts.observers import ValidationObserver
+from lora_lightning.artefacts.opened import OpenedAdapter
+from lora_lightning.backbones.model_card import auto_class_of
+from lora_lightning.errors import CheckpointError, ConfigurationError
+from lora_lightning.lora.delta import adapted_layers
+from lora_lightning.runs.record import RunRecord
+from lora_lightning.tasks import AdaptationTask
+from lora_lightning.tasks.held_out_batches import held_out_batches
+from lora_lightning.training.api import run_arguments
+from lora_lightning.training.commands import prepare_command
+from lora_lightning.training.evaluation import score_split
+
+ALL = sys.maxsize
+# How the run was trained must not decide how its adapter is compared: one process, float32, nothing but the model.
+PLAIN_TRAINER = {
+    "trainer.callbacks": None,
+    "trainer.devices": 1,
+    "trainer.enable_progress_bar": False,
+    "trainer.fast_dev_run": False,
+    "trainer.limit_val_batches": 1.0,
+    "trainer.logger": False,
+    "trainer.num_nodes": 1,
+    "trainer.plugins": None,
+    "trainer.precision": "32-true",
+    "trainer.profiler": None,
+    "trainer.strategy": "auto",
+}
+
+
+def open_run(folder: Path, arguments: Sequence[str] = ()) -> OpenedAdapter:
+    """Loads the best checkpoint of a run and validates it.
+
+    Args:
+        folder: The run folder.
+        arguments: Options of the data that override those of the run, as on a command line.
+
+    Returns:
+        The adapter model.
+
+    Raises:
+        LoraLightningError: If the run has no checkpoint or no adapter, or if its base or its data is not there any
+            more or has changed.
+    """
+    record = RunRecord.load(folder)
+    if record.state != "finished":
+        warnings.warn(
+            f"the run {folder} is {record.state}{record.reason and ': ' + record.reason}; its best checkpoint so far "
+            "is merged.",
+            stacklevel=2,
+        )
+    words = [*run_arguments(record, PLAIN_TRAINER), *keep_data_options(arguments)]
+    cli = prepare_command("validate", words)
+    if getattr(cli.model, "lora", None) is None:
+        msg = (
+            f"the run {folder} has no adapter (model.lora: null); {record.adapter} is a complete transformers folder "
+            "already."
+        )
+        raise CheckpointError(msg)
+    score_split(cli, "validate")
+    notes = () if cli.start.base is not None else (f"it is not known whether {cli.model.backbone} is still the same.",)
+    return opened_task(folder, cli.model, cli.trainer, cli.datamodule, record.monitor, notes)
+
+
+def opened_task(
+    source: Path,
+    task: AdaptationTask,
+    trainer: Any,
+    datamodule: Any,
+    monitor: str | None = None,
+    notes: tuple[str, ...] = (),
+) -> OpenedAdapter:
+    """Wraps a task that a trainer has validated.
+
+    Args:
+        source: Where the adapter came from.
+        task: Its network is the adapter model.
+        trainer: Has validated it.
+        datamodule: Has the data.
+        monitor: The metric that decided which checkpoint is best.
+        notes: Sentences for the user.
+
+    Returns:
+        The adapter model with all batches of the first validation split.
+
+    Raises:
+        ConfigurationError: If it has no adapter, or if transformers has no class that would load the merged folder.
+    """
+    task.to(trainer.strategy.root_device)
+    network = task.built_network
+    auto_class = auto_class_of(task.transformers_model)
+    if not isinstance(network, PeftModel) or not adapted_layers(network) or auto_class is None:
+        kind = type(task.transformers_model).__name__
+        msg = f"{source} holds a {kind}, which transformers has no AutoModel for; only adapters of such can be merged."
+        raise ConfigurationError(msg)
+    batches = held_out_batches(trainer, ALL)
+    rows = sum(len(next(iter(batch.values()))) for batch in batches)
+    return OpenedAdapter(
+        source=source,
+        network=network,
+        backbone=task.backbone,
+        auto_class=auto_class,
+        tokenizer=datamodule.tokenizer,
+        observer=ValidationObserver(task, trainer, batches),
+        files=task.export_files(),
+        measured_on=f"{datamodule.split_names('val')[0]} of {type(datamodule).__name__}, {rows} rows",
+        datasets=() if datamodule.hub_dataset is None else (datamodule.hub_dataset,),
+        monitor=monitor,
+        notes=notes,
+    )

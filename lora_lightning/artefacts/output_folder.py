@@ -1,0 +1,86 @@
+"""The folder that a command writes: refused if it exists, complete or absent, and replaced only after success."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lora_lightning.errors import ConfigurationError
+from lora_lightning.runs.files import atomic_folder
+
+
+def check_output(output: Path, source: Path, *, overwrite: bool) -> None:
+    """Refuses an output folder before any work is done.
+
+    Args:
+        output: Where to write.
+        source: What is read; must not be replaced.
+        overwrite: Whether an existing model folder may be replaced.
+
+    Raises:
+        ConfigurationError: If the folder exists and may not be replaced, or cannot be written.
+    """
+    here, there = output.resolve(), source.resolve()
+    if here == there or here in there.parents:
+        msg = f"--output {output} would replace {source}, which is being read; choose another folder."
+        raise ConfigurationError(msg)
+    if output.exists() or output.is_symlink():
+        _check_existing(output, overwrite=overwrite)
+    parent = next(path for path in here.parents if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        msg = f"--output {output} cannot be written, because {parent} is not a writable folder; choose another folder."
+        raise ConfigurationError(msg)
+
+
+def _check_existing(output: Path, *, overwrite: bool) -> None:
+    if not output.is_dir() or output.is_symlink():
+        msg = f"--output {output} is not a folder; choose the name of a folder that does not exist yet."
+        raise ConfigurationError(msg)
+    if not overwrite:
+        msg = f"--output {output} exists; choose another folder, or replace it with --overwrite."
+        raise ConfigurationError(msg)
+    if any(output.iterdir()) and not (output / "config.json").is_file():
+        msg = (
+            f"--output {output} holds other files than a model (it has no config.json), so --overwrite does not delete "
+            "it; choose another folder."
+        )
+        raise ConfigurationError(msg)
+
+
+@contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """Creates a draft next to the output folder, and renames it once it is complete.
+
+    Args:
+        output: The final name; an existing folder is replaced at the end. Its parents are created, and those that are
+            new are removed again if the work fails.
+
+    Yields:
+        The empty draft.
+
+    Raises:
+        ConfigurationError: If the disk is full or the folder cannot be written; nothing is left of it then.
+    """
+    output = output.absolute()
+    created = [path for path in output.parents if not path.exists()]
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_folder(output) as draft:
+            yield draft
+    except BaseException as error:
+        for folder in created:  # the innermost first
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        if isinstance(error, OSError) and _is_about(error, output.parent):
+            why = (error.strerror or str(error)).lower()
+            msg = (
+                f"--output {output} cannot be written ({why}); nothing was written. Free some space, or choose a "
+                "folder on another disk."
+            )
+            raise ConfigurationError(msg) from error
+        raise
+
+
+def _is_about(error: OSError, folder: Path) -> bool:
+    """Whether an error may be about a file in a folder; some libraries do not name the file."""
+    return error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(folder)

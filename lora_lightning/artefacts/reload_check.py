@@ -1,0 +1,147 @@
+"""Starts a fresh process that loads the merged folder with transformers alone, and compares what it computes."""
+
+import errno
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lora_lightning.artefacts import fresh_process
+from lora_lightning.artefacts.observers import Observer, raw_inputs, raw_logits, rows_of_output
+from lora_lightning.artefacts.results import FreshProcessCheck
+from lora_lightning.backbones.remote_code import runs_remote_code
+from lora_lightning.errors import VerificationError
+from lora_lightning.runs.files import DRAFT
+from lora_lightning.tasks.held_out_batches import Batch
+
+BATCHES = 4  # spread over all
+PROBE = "The quick brown fox, 12.5 % of <s>them</s>: w10 w11"  # to tokenize
+
+
+def run_in_fresh_process(
+    folder: Path,
+    auto_class: str,
+    observer: Observer,
+    reference: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> FreshProcessCheck:
+    """Loads a folder in a new process without PEFT and without this package, saves it there and loads it once more.
+
+    Args:
+        folder: The merged folder.
+        auto_class: Name of transformers' class that loads it.
+        observer: Has the batches.
+        reference: The model in this process that the other one must agree with.
+        tokenizer: That of the adapter model.
+
+    Returns:
+        The differences, not judged yet.
+
+    Raises:
+        VerificationError: If the folder does not load, lacks weights or tokenizes otherwise.
+        OSError: If the disk is full.
+    """
+    batches = _some_batches(observer.batches)
+    with tempfile.TemporaryDirectory(prefix=".", suffix=DRAFT, dir=folder.parent) as name:
+        request = _write_request(Path(name), folder, auto_class, batches, observer.device, tokenizer)
+        answer = _run(Path(name), request)
+        outputs = load_file(request["outputs"])
+    if answer["missing"]:
+        msg = f"the merged folder has no weights for {', '.join(answer['missing'][:3])}, which would be random."
+        raise VerificationError(msg)
+    if answer["modules"]:
+        msg = f"the merged folder loads {' and '.join(answer['modules'])}, but transformers alone should do."
+        raise VerificationError(msg)
+    if tokenizer is not None and answer["tokens"] != tokenizer(PROBE)["input_ids"]:
+        msg = "the tokenizer in the merged folder gives other token ids than the adapter's."
+        raise VerificationError(msg)
+    return _compare(observer, reference, batches, outputs)
+
+
+def _some_batches(batches: Sequence[Batch]) -> list[Batch]:
+    places = torch.linspace(0, len(batches) - 1, min(BATCHES, len(batches)), dtype=torch.float64).round().long()
+    return [batches[place] for place in places.tolist()]
+
+
+def _write_request(
+    scratch: Path,
+    folder: Path,
+    auto_class: str,
+    batches: Sequence[Batch],
+    device: torch.device,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> dict[str, Any]:
+    tensors = {
+        f"{number}.{name}": tensor.contiguous()
+        for number, batch in enumerate(batches)
+        for name, tensor in raw_inputs(batch).items()
+    }
+    save_file(tensors, str(scratch / "inputs.safetensors"))
+    request = {
+        "folder": str(folder.absolute()),
+        "again": str((scratch / "again").absolute()),
+        "auto_class": auto_class,
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "batches": len(batches),
+        "inputs": str((scratch / "inputs.safetensors").absolute()),
+        "outputs": str((scratch / "outputs.safetensors").absolute()),
+        "result": str((scratch / "result.json").absolute()),
+        "text": None if tokenizer is None else PROBE,
+        "trust_remote_code": runs_remote_code(str(folder)),
+    }
+    (scratch / "request.json").write_text(json.dumps(request), encoding="utf-8")
+    return request
+
+
+def _run(scratch: Path, request: dict[str, Any]) -> dict[str, Any]:
+    command = [sys.executable, "-P", fresh_process.__file__, str((scratch / "request.json").absolute())]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(  # noqa: S603  # this interpreter and our own file
+        command, env=environment, capture_output=True, text=True, check=False, cwd=scratch
+    )
+    if done.returncode == 0:
+        answer: dict[str, Any] = json.loads(Path(request["result"]).read_text(encoding="utf-8"))
+        return answer
+    lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit status {done.returncode}"]
+    if os.strerror(errno.ENOSPC) in lines[-1]:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), request["folder"])
+    msg = f"transformers alone cannot load the merged folder in a fresh process: {lines[-1][:300]}"
+    raise VerificationError(msg)
+
+
+@torch.no_grad()
+def _compare(
+    observer: Observer, reference: torch.nn.Module, batches: Sequence[Batch], outputs: dict[str, Tensor]
+) -> FreshProcessCheck:
+    differences, again, largest = [0.0], [0.0], [0.0]
+    with observer.isolated():
+        for number, batch in enumerate(batches):
+            own = raw_logits(reference, batch, observer.device).float().cpu()
+            first, second = (_rows(outputs, place, number, batch) for place in ("first", "again"))
+            real = own != -math.inf
+            differences.append(_largest(first - own, real))
+            again.append(_largest(second - first, real))
+            largest.append(_largest(own, real))
+    return FreshProcessCheck(max(differences), max(again), max(largest))
+
+
+def _rows(outputs: dict[str, Tensor], place: str, number: int, batch: Batch) -> Tensor:
+    prefix = f"{place}.{number}."
+    own = {name.removeprefix(prefix): tensor for name, tensor in outputs.items() if name.startswith(prefix)}
+    return rows_of_output(own, batch)
+
+
+def _largest(values: Tensor, real: Tensor) -> float:
+    found = values[real].abs()
+    return math.inf if found.isnan().any() else float(found.max()) if len(found) else 0.0
