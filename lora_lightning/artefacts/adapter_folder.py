@@ -26,6 +26,7 @@ from lora_lightning.artefacts.opened import OpenedAdapter
 from lora_lightning.backbones import (
     LoadedBackbone,
     load_classification_config,
+    load_config,
     load_question_answerer,
     load_question_answering_config,
     load_sequence_classifier,
@@ -33,7 +34,8 @@ from lora_lightning.backbones import (
 )
 from lora_lightning.backbones.causal_language_modeling import load_causal_lm_config
 from lora_lightning.backbones.export import CONFIG_FOLDER, QUANTIZATION
-from lora_lightning.backbones.loading import load_model, load_quantized_model
+from lora_lightning.backbones.finished_head import output_layer_name
+from lora_lightning.backbones.loading import build_without_storage, load_model, load_quantized_model
 from lora_lightning.backbones.model_card import CLASSIFIER, LANGUAGE_MODEL, QUESTION_ANSWERER
 from lora_lightning.errors import CheckpointError, ConfigurationError, VerificationError
 from lora_lightning.lora.delta import adapted_layers
@@ -150,8 +152,9 @@ def _label_space(config: AdapterConfig, weights: Mapping[str, Tensor]) -> LabelS
         return LabelSpace(saved["names"], index, "out_of_scope_threshold" in saved, problem_type=saved["problem_type"])
     if (saved := config.file(f"{CONFIG_FOLDER}/config.json")) is not None and "id2label" in saved:
         return LabelSpace([saved["id2label"][str(number)] for number in range(len(saved["id2label"]))])
-    heads = [tensor for name, tensor in weights.items() if name.endswith((".classifier.weight", ".score.weight"))]
-    return LabelSpace([f"LABEL_{number}" for number in range(len(heads[0]))]) if heads else None
+    plain = build_without_storage(transformers.AutoModelForSequenceClassification, load_config(config.base))
+    head = {pretrained_name(name): tensor for name, tensor in weights.items()}.get(f"{output_layer_name(plain)}.weight")
+    return None if head is None else LabelSpace([f"LABEL_{number}" for number in range(len(head))])
 
 
 def _load(
@@ -182,7 +185,10 @@ def _load_base(config: AdapterConfig, labels: LabelSpace | None, tokenizer: PreT
     base_config: PretrainedConfig
     if config.auto_class == CLASSIFIER:
         if labels is None:
-            msg = f"{config.folder} has no head and no labels, so it is not known how many classes it has; give data."
+            msg = (
+                f"{config.folder} has no head and no labels, so the merged model would have a random head; train again "
+                "with the head in modules_to_save."
+            )
             raise VerificationError(msg)
         base_config = load_classification_config(config.base, labels.names, pad, None, labels.problem_type)
     elif config.auto_class == QUESTION_ANSWERER:
@@ -224,7 +230,7 @@ def _check_same_layers(
             f"{' '.join(lost[0].partition('keys')[2].split())[:200]}; the adapter is incomplete or for another base."
         )
         raise CheckpointError(msg)
-    updates = sum(is_factor_b(name) for name in weights)
+    updates = sum(is_factor_b(name) and not name.endswith(".bias") for name in weights)
     layers = sum(bool(layer.lora_B) for layer in adapted_layers(network).values())
     if updates != layers:
         msg = (

@@ -5,7 +5,14 @@ from collections.abc import Sequence
 
 import torch
 
-from lora_lightning.analysis.merge_verdict import EXACT, NO_OP, TOLERANCES, describe_difference
+from lora_lightning.analysis.merge_verdict import (
+    DEVIATIONS,
+    EXACT,
+    LEAST_LOSS,
+    NO_OP,
+    TOLERANCES,
+    describe_difference,
+)
 from lora_lightning.analysis.outputs import OutputDifference
 from lora_lightning.artefacts.results import FreshProcessCheck, MergeMeasurement
 from lora_lightning.lora.merging import MergeTarget
@@ -24,7 +31,7 @@ def find_no_op(effect: OutputDifference) -> str | None:
     Returns:
         A clause if the adapter does not move any logit; `None` if it does.
     """
-    if effect.max_logit_difference > NO_OP * allowed_logit_difference(effect):
+    if effect.max_logit_difference > NO_OP * LOGIT_TOLERANCE * max(1.0, effect.largest_logit):
         return None
     return (
         f"the adapter changes nothing: without it no logit moves by more than {effect.max_logit_difference:.1e}; check "
@@ -32,11 +39,13 @@ def find_no_op(effect: OutputDifference) -> str | None:
     )
 
 
-def find_merge_failure(measured: MergeMeasurement) -> str | None:
+def find_merge_failure(measured: MergeMeasurement, tolerance: float = LOGIT_TOLERANCE) -> str | None:
     """Why a merged folder is not good enough.
 
     Args:
         measured: The folder, loaded again.
+        tolerance: Of logits, relative to max(1, largest |logit|), for a merge that rounds nothing: that of the dtype in
+            which the adapter model computes. On an 8-bit base it rounds its activations to 8 bits.
 
     Returns:
         A clause; `None` if it passes. A gain that is not judged does not fail.
@@ -44,26 +53,39 @@ def find_merge_failure(measured: MergeMeasurement) -> str | None:
     difference, recovery = measured.difference, measured.recovery
     if not difference.max_logit_difference < math.inf:
         return "its logits are not finite"
-    allowed = allowed_logit_difference(difference)
+    allowed = tolerance * max(1.0, difference.largest_logit)
     if rounds_nothing(measured.target, measured.dtype) and difference.max_logit_difference > allowed:
-        return f"{describe_difference(difference)}, and {allowed:.1e} is allowed in float32"
+        return f"{describe_difference(difference)}, and {allowed:.1e} is allowed"
+    if rounds_nothing(measured.target, measured.dtype) and abs(difference.lost_share) > _allowed_loss(
+        difference, tolerance
+    ):
+        kept = 100 * (1 - difference.lost_share)
+        return f"{kept:.4g} % of the adapter's effect on the logits is there"
     if recovery is not None and recovery.judged and not recovery.ratio.low > LEAST_RECOVERY:
         return f"{recovery}, and its lower bound must be above {LEAST_RECOVERY}"
     return None
 
 
-def find_fresh_process_failure(found: FreshProcessCheck, *, is_exact: bool) -> str | None:
+def _allowed_loss(difference: OutputDifference, tolerance: float) -> float:
+    """The share of the adapter's effect that rounding may take: more by chance, the smaller the effect is.
+
+    An effect that is smaller than the tolerance of logits would hide any fault otherwise.
+    """
+    noise = tolerance / 10 * max(1.0, difference.largest_logit)  # root mean square, where the tolerance is the maximum
+    return max(LEAST_LOSS, DEVIATIONS * noise / difference.effect_norm)
+
+
+def find_fresh_process_failure(found: FreshProcessCheck, tolerance: float) -> str | None:
     """Why a folder is not good enough that a fresh process loaded.
 
     Args:
         found: What the process computed.
-        is_exact: Whether it was compared with the adapter model in float32, which must be exact. If not, it was
-            compared with the same folder in this process, and two processes may round 16, 8 or 4 bits in another way.
+        tolerance: Of logits, relative to max(1, largest |logit|).
 
     Returns:
         A clause; `None` if it passes.
     """
-    allowed = (LOGIT_TOLERANCE if is_exact else ROUNDED_TOLERANCE) * max(1.0, found.largest_logit)
+    allowed = tolerance * max(1.0, found.largest_logit)
     for value, where in (
         (found.max_logit_difference, "in a fresh process with transformers alone"),
         (found.max_difference_after_saving_again, "after transformers saved and loaded it once more"),
@@ -71,11 +93,6 @@ def find_fresh_process_failure(found: FreshProcessCheck, *, is_exact: bool) -> s
         if not value <= allowed:
             return f"logits move by up to {value:.1e} {where}, and {allowed:.1e} is allowed"
     return None
-
-
-def allowed_logit_difference(difference: OutputDifference) -> float:
-    """By how much a logit may move in float32: the tolerance times the largest logit, or times 1 if that is larger."""
-    return LOGIT_TOLERANCE * max(1.0, difference.largest_logit)
 
 
 def rounds_nothing(target: MergeTarget, dtype: str) -> bool:

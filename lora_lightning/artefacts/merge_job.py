@@ -9,8 +9,10 @@ from pathlib import Path
 import transformers
 from torch import Tensor, nn
 
+from lora_lightning.analysis.merge_verdict import default_tolerance
 from lora_lightning.artefacts.measuring import measure_merge
 from lora_lightning.artefacts.merge_gate import (
+    ROUNDED_TOLERANCE,
     find_fresh_process_failure,
     find_merge_failure,
     find_no_op,
@@ -62,6 +64,7 @@ class MergeJob:
         self.auto_class = getattr(transformers, opened.auto_class)
         self.quantized = list(quantized_modules(opened.model))
         self.chosen: Candidate = (self._choose_target(target), dtype)
+        self.tolerance = default_tolerance(opened.network)
         self.measurements: dict[Candidate, MergeMeasurement] = {}
         self._originals: dict[str, Tensor] | None = None
 
@@ -139,7 +142,7 @@ class MergeJob:
         if clause := find_no_op(measured.adapter_effect):
             msg = f"{self.opened.source}: {clause}."
             raise VerificationError(msg)
-        self.measurements[candidate] = replace(measured, failure=find_merge_failure(measured))
+        self.measurements[candidate] = replace(measured, failure=find_merge_failure(measured, self.tolerance))
 
     def _write(self, target: MergeTarget, dtype: DtypeName, folder: Path) -> None:
         opened = self.opened
@@ -174,7 +177,7 @@ class MergeJob:
         if not is_exact:
             reference = load_merged(folder, self.auto_class, opened.observer.device)
         found = run_in_fresh_process(folder, opened.auto_class, opened.observer, reference, opened.tokenizer)
-        if clause := find_fresh_process_failure(found, is_exact=is_exact):
+        if clause := find_fresh_process_failure(found, self.tolerance if is_exact else ROUNDED_TOLERANCE):
             msg = f"the merged folder is not the adapter model: {clause}; nothing was written."
             raise VerificationError(msg)
         return found

@@ -1,0 +1,162 @@
+"""What cannot be merged is refused in a sentence, before anything is written."""
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lora_lightning.artefacts import merge, merge_job
+from lora_lightning.errors import CheckpointError, ConfigurationError, LoraLightningError
+from tests.artefacts.adapters import left_beside, save_random_adapter
+from tests.artefacts.conftest import Merge
+from tests.conftest import TinyBackbone
+from tests.tiny_models import save_tiny_backbone
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_backbone: TinyBackbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs") / "adapter"
+    return save_random_adapter(tiny_backbone("llama"), folder, "CAUSAL_LM", target_modules=["q_proj"])
+
+
+def changed_config(adapter: Path, folder: Path, **values: Any) -> Path:
+    shutil.copytree(adapter, folder)
+    content = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**content, **values}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"peft_type": "IA3"}, "of type IA3"),
+        ({"task_type": None}, "has task_type None"),
+        ({"task_type": "SEQ_2_SEQ_LM"}, "has task_type SEQ_2_SEQ_LM"),
+        ({"base_model_name_or_path": None}, "does not name the base model"),
+        ({"base_model_name_or_path": "/nowhere/at/all"}, "'/nowhere/at/all' is not a folder"),
+        ({"target_parameters": ["experts.down_proj"], "peft_version": "0.18.1"}, "saved by PEFT 0.18.1"),
+        ({"target_parameters": ["experts.down_proj"], "peft_version": None}, "saved by PEFT before 0.18"),
+        ({"r": 3}, "does not fit its base model"),
+        ({"target_modules": ["q_proj", "v_proj"]}, "lacks weights of layers"),
+        ({"target_modules": ["layers.0.self_attn.q_proj"]}, "holds updates of 2 layers, of which its base .* has 1"),
+    ],
+)
+def test_an_adapter_that_cannot_be_merged(
+    values: dict[str, Any], message: str, adapter: Path, tmp_path: Path, merge_here: Merge
+) -> None:
+    with pytest.raises(LoraLightningError, match=message):
+        merge_here(changed_config(adapter, tmp_path / "changed", **values))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_base_of_another_size_or_of_other_content_is_refused(
+    adapter: Path, tmp_path: Path, tiny_backbone: TinyBackbone, merge_here: Merge
+) -> None:
+    other = changed_config(adapter, tmp_path / "other", base_model_name_or_path=str(tiny_backbone("qwen2")))
+    saved = {"weights": "0" * 64, "config": "0" * 64, "tokenizer": "0" * 64}
+    (other / "base_model.json").write_text(json.dumps(saved))
+    with pytest.raises(CheckpointError, match="was trained on another base model: different weights"):
+        merge_here(other)
+    narrow = save_tiny_backbone("llama", tmp_path / "narrow")
+    weights = load_file(adapter / "adapter_model.safetensors")
+    smaller = changed_config(adapter, tmp_path / "smaller", base_model_name_or_path=str(narrow))
+    cut = {name: tensor[:, :16] if "lora_A" in name else tensor for name, tensor in weights.items()}
+    save_file({name: tensor.contiguous() for name, tensor in cut.items()}, smaller / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match="does not fit its base model"):
+        merge_here(smaller)
+
+
+def test_damaged_weights_are_refused(adapter: Path, tmp_path: Path, merge_here: Merge) -> None:
+    broken = changed_config(adapter, tmp_path / "broken")
+    (broken / "adapter_model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        merge_here(broken)
+    weights = load_file(adapter / "adapter_model.safetensors")
+    save_file(
+        {name: torch.full_like(tensor, torch.nan) for name, tensor in weights.items()},
+        broken / "adapter_model.safetensors",
+    )
+    with pytest.raises(CheckpointError, match="is not finite"):
+        merge_here(broken)
+    (broken / "adapter_config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"adapter_config.json cannot be read"):
+        merge_here(broken)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "bfloat"}, "--dtype is 'bfloat'; did you mean 'bfloat16'"),
+        ({"target": "dequantised"}, "--target is 'dequantised'; did you mean 'dequantized'"),
+        ({"target": "requantized"}, "--target is requantized, but the base is not quantized"),
+        ({"base_model_id": " "}, "--base_model_id is ' '"),
+        ({"overrides": {"model.lora.r": 3}}, "--model.lora.r is not an option of merge"),
+        ({"config": {"model": {}}}, "has no data"),
+        ({"config": "nothing.yaml"}, "nothing.yaml"),
+        ({"overrides": {"data": "Clinc150Datamodule"}}, "Clinc150Datamodule"),
+    ],
+)
+def test_a_wrong_option(
+    options: dict[str, Any], message: str, adapter: Path, tmp_path: Path, merge_here: Merge
+) -> None:
+    with pytest.raises(LoraLightningError, match=message):
+        merge_here(adapter, **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_existing_output_is_replaced_only_with_overwrite_and_only_if_it_is_a_model(
+    adapter: Path, tmp_path: Path, merge_here: Merge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = merge_here(adapter).output
+    before = (output / "model.safetensors").stat().st_ino
+    with pytest.raises(ConfigurationError, match="exists; choose another folder, or replace it with --overwrite"):
+        merge_here(adapter)
+    monkeypatch.setattr(merge_job, "find_merge_failure", lambda *_: "it is broken")
+    with pytest.raises(LoraLightningError, match="it is broken"):
+        merge_here(adapter, overwrite=True)
+    assert (output / "model.safetensors").stat().st_ino == before
+    monkeypatch.setattr(merge_job, "find_merge_failure", lambda *_: None)
+    merge_here(adapter, overwrite=True)
+    assert (output / "model.safetensors").stat().st_ino != before
+    assert left_beside(output) == ["merged"]
+    (output / "config.json").unlink()
+    with pytest.raises(ConfigurationError, match="holds other files than a model"):
+        merge_here(adapter, overwrite=True)
+    assert (output / "model.safetensors").exists()
+
+
+def test_the_source_is_never_replaced(adapter: Path, tmp_path: Path) -> None:
+    for output in (adapter, adapter.parent):
+        with pytest.raises(ConfigurationError, match="would replace"):
+            merge(adapter, output, overwrite=True)
+    with pytest.raises(CheckpointError, match="does not exist"):
+        merge(tmp_path / "nothing", tmp_path / "merged")
+    with pytest.raises(CheckpointError, match="is not a run or adapter folder"):
+        merge(tmp_path, tmp_path / "merged")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match="is not a folder"):
+        merge(adapter, tmp_path / "file")
+    with pytest.raises(ConfigurationError, match="is not a writable folder"):
+        merge(adapter, tmp_path / "file" / "merged")
+
+
+def test_a_full_disk_leaves_nothing(
+    adapter: Path, tmp_path: Path, merge_here: Merge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, written = merge_job.write_model, []
+
+    def fills_the_disk(*arguments: Any) -> None:
+        written.append(write(*arguments))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(merge_job, "write_model", fills_the_disk)
+    with pytest.raises(ConfigurationError, match=r"cannot be written \(no space left on device\); nothing was written"):
+        merge_here(adapter)
+    assert written
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,156 @@
+"""Every variant of LoRA, family and task becomes a plain transformers model that computes the same."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig, pipeline
+
+from lora_lightning.artefacts.plain_model import build_plain_model
+from tests.artefacts.adapters import AUTO_CLASSES, left_beside, save_random_adapter
+from tests.artefacts.conftest import Merge
+from tests.conftest import TinyBackbone
+from tests.tiny_data import save_tiny_clinc150
+from tests.variants import settings_of, train_classifier
+
+POOLER = {"modules_to_save": ["pooler"]}  # which the tiny backbone lacks, and PEFT does not save by itself
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "classifier": ("bert", "SEQ_CLS", {**POOLER, "target_modules": ["query", "value"]}),
+    "two-layer head": ("roberta", "SEQ_CLS", {"target_modules": ["query"], "modules_to_save": ["classifier"]}),
+    "question answering": (
+        "distilbert",
+        "QUESTION_ANS",
+        {"target_modules": ["q_lin"], "modules_to_save": ["qa_outputs"]},
+    ),
+    "language model": ("llama", "CAUSAL_LM", {"target_modules": "all-linear"}),
+    "tied weights": ("gpt2", "CAUSAL_LM", {"target_modules": ["c_proj"]}),
+    "Conv1D": ("gpt2", "CAUSAL_LM", {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}),
+    "an adapter on tied embeddings": ("gpt2", "CAUSAL_LM", {"target_modules": ["wte", "c_attn"]}),
+    "a trained copy of a tied head": (
+        "gpt2",
+        "CAUSAL_LM",
+        {"target_modules": ["c_attn"], "modules_to_save": ["lm_head"]},
+    ),
+    "trained embeddings": ("llama", "CAUSAL_LM", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}),
+    "trained tokens": ("llama", "CAUSAL_LM", {"target_modules": ["q_proj"], "trainable_token_indices": [5, 12]}),
+    "trained tied tokens": ("gpt2", "CAUSAL_LM", {"target_modules": ["c_attn"], "trainable_token_indices": [5, 12]}),
+    "DoRA": ("bert", "SEQ_CLS", {**POOLER, "target_modules": ["query", "output.dense"], "use_dora": True}),
+    "DoRA on Conv1D": ("gpt2", "CAUSAL_LM", {"target_modules": ["c_attn"], "use_dora": True}),
+    "rsLoRA": ("bert", "SEQ_CLS", {**POOLER, "target_modules": ["query"], "use_rslora": True}),
+    "PiSSA": ("bert", "SEQ_CLS", {**POOLER, "target_modules": ["query"], "init_lora_weights": "pissa"}),
+    "rank and alpha patterns": (
+        "bert",
+        "SEQ_CLS",
+        {**POOLER, "target_modules": ["query", "value"], "rank_pattern": {"query": 2}, "alpha_pattern": {"value": 3}},
+    ),
+    "bias": ("bert", "SEQ_CLS", {**POOLER, "target_modules": ["query"], "bias": "all"}),
+    "bias of the adapter": ("bert", "SEQ_CLS", {**POOLER, "target_modules": ["query"], "lora_bias": True}),
+    "experts": (
+        "olmoe",
+        "CAUSAL_LM",
+        {"target_modules": ["q_proj"], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]},
+    ),
+    "transposed experts": ("gpt_oss", "CAUSAL_LM", {"target_modules": [], "target_parameters": ["experts.down_proj"]}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_folder_computes_what_peft_computes(
+    case: str, merge_here: Merge, tiny_backbone: TinyBackbone, tmp_path: Path
+) -> None:
+    family, task_type, settings = CASES[case]
+    base = tiny_backbone(family)
+    adapter = save_random_adapter(base, tmp_path / "adapter", task_type, **settings)
+    result = merge_here(adapter)
+    assert result.written.failure is None
+    assert result.written.adapter_effect.max_logit_difference > 1e-3
+    assert left_beside(result.output) == ["merged"]
+    plain, info = AUTO_CLASSES[task_type].from_pretrained(result.output, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    more: dict[str, Any] = (
+        {"num_labels": 3, "pad_token_id": plain.config.pad_token_id} if task_type == "SEQ_CLS" else {}
+    )
+    fresh = AUTO_CLASSES[task_type].from_pretrained(base, dtype=torch.float32, **more)
+    network = PeftModel.from_pretrained(fresh, str(adapter)).eval()
+    tokens = torch.arange(10, 34).view(2, 12)
+    with torch.no_grad():
+        found, expected = (
+            model(input_ids=tokens, attention_mask=torch.ones_like(tokens)) for model in (plain.eval(), network)
+        )
+    for name in ("logits", "start_logits", "end_logits"):
+        if name in expected:
+            assert (found[name] - expected[name]).abs().max() < 1e-5 * max(1, expected[name].abs().max())
+
+
+TRAINED = ("adalora", "pissa", "olora", "eva", "lorafa", "dora", "embeddings", "tokens", "bias")
+
+
+@pytest.mark.parametrize("variant", TRAINED)
+def test_variants_that_this_package_trains(variant: str, tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
+    data = save_tiny_clinc150(tmp_path / "data")
+    task, trainer = train_classifier(tiny_backbone("bert"), data, tmp_path / "cache", settings_of(variant), steps=3)
+    task.eval()
+    build_plain_model(task.transformers_model, "float32").save_pretrained(tmp_path / "plain")
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "plain").eval()
+    batch = next(iter(trainer.datamodule.val_dataloader()))  # type: ignore[attr-defined]
+    with torch.no_grad():
+        found = plain(**task.model_inputs(batch)).logits
+        assert torch.allclose(found, task(batch), atol=1e-5)
+
+
+BITS = {
+    "nf4": lambda: BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, llm_int8_skip_modules=["lm_head"]
+    ),
+    "int8": lambda: BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["lm_head"]),
+}
+
+
+@pytest.mark.parametrize(
+    ("bits", "family", "target"),
+    [("nf4", "llama", "dequantized"), ("int8", "llama", "original"), ("nf4", "gpt2", "requantized")],
+)
+def test_all_targets_of_a_quantized_base_are_measured(
+    bits: str, family: str, target: Any, merge_here: Merge, tiny_backbone: TinyBackbone, tmp_path: Path
+) -> None:
+    layers = ["c_attn"] if family == "gpt2" else ["q_proj", "v_proj"]
+    adapter = save_random_adapter(
+        tiny_backbone(family), tmp_path / "adapter", "CAUSAL_LM", target_modules=layers, quantization=BITS[bits]()
+    )
+    result = merge_here(adapter, target=target)
+    in_float32 = {found.target: found for found in result.measurements if found.dtype == "float32"}
+    assert in_float32.keys() == {"dequantized", "original", "requantized"}
+    assert result.recommended == "dequantized"
+    exact = in_float32["dequantized"].difference
+    tolerance = 1e-5 if bits == "nf4" else 5e-2  # LLM.int8 rounds the activations too
+    assert exact.max_logit_difference < tolerance * max(1, exact.largest_logit)
+    assert in_float32["original"].difference.max_logit_difference > 1e-4
+    plain = AutoModelForCausalLM.from_pretrained(result.output)
+    assert getattr(plain, "is_quantized", False) is (target == "requantized")
+    if target == "original":
+        base = AutoModelForCausalLM.from_pretrained(tiny_backbone(family))
+        name = "model.layers.0.mlp.up_proj.weight"  # has no adapter, and is not rounded to 8 bits
+        assert torch.equal(plain.get_parameter(name), base.get_parameter(name))
+
+
+def test_the_merged_model_trains_further_and_works_in_a_pipeline(
+    merge_here: Merge, tiny_backbone: TinyBackbone, tmp_path: Path
+) -> None:
+    adapter = save_random_adapter(tiny_backbone("llama"), tmp_path / "adapter", "CAUSAL_LM", target_modules=["q_proj"])
+    output = str(merge_here(adapter).output)
+    text = pipeline("text-generation", model=output, tokenizer=output)("w1 w2", max_new_tokens=3)[0]["generated_text"]
+    assert text.startswith("w1 w2")
+    model = AutoModelForCausalLM.from_pretrained(output).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    tokens = torch.arange(10, 22)[None]
+    losses = []
+    for _ in range(3):
+        loss = model(input_ids=tokens, labels=tokens).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss))
+    assert losses[-1] < losses[0]
