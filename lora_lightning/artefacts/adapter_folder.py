@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from lora_lightning.artefacts.adapter_config import AdapterConfig, read_adapter_config
-from lora_lightning.artefacts.data_options import keep_data_options
+from lora_lightning.artefacts.data_options import check_data_module, keep_data_options
 from lora_lightning.artefacts.finished_run import opened_task
 from lora_lightning.artefacts.observers import RandomTokenObserver
 from lora_lightning.artefacts.opened import OpenedAdapter
@@ -75,16 +75,21 @@ def open_adapter_folder(folder: Path, arguments: Sequence[str] = ()) -> OpenedAd
     words = keep_data_options(arguments)
     if not words:
         return _open_without_data(config, weights, files)
+    check_data_module(words)
     task, datamodule = _prepare_task(config, words)
     space = datamodule.label_space
-    own = _label_space(config, weights)
-    if config.auto_class == CLASSIFIER and own is not None:
-        check_same_labels(own, space, str(folder))
+    if config.auto_class == CLASSIFIER:
+        if space is None:
+            msg = (
+                f"{folder} is a classifier, but {type(datamodule).__name__} has no labels; choose another data module."
+            )
+            raise ConfigurationError(msg)
+        check_same_labels(_label_space(config, weights), space, str(folder))
     if space is not None:
         task.adopt_labels(space)
     task.check_data(datamodule)
     tokenizer = _tokenizer(config)
-    task.network = _load(config, weights, None if space is None else space, tokenizer)
+    task.network = _load(config, weights, space, tokenizer)
     trainer = Trainer(
         accelerator="auto",
         devices=1,

@@ -28,12 +28,29 @@ def keep_data_options(arguments: Sequence[str]) -> list[str]:
     for word in arguments:
         if word.startswith(CONFIG_OPTION):
             words.append(f"{CONFIG_OPTION}{yaml.safe_dump({'data': _data_of(word.removeprefix(CONFIG_OPTION))})}")
-        elif word == "--data" or word.startswith(("--data.", "--data=")):
+        elif word.startswith(("--data.", "--data=")):
             words.append(word)
         else:
             msg = f"{word.partition('=')[0]} is not an option of merge; besides --config, only --data.* options exist."
             raise ConfigurationError(msg)
     return words
+
+
+def check_data_module(words: Sequence[str]) -> None:
+    """Refuses options of a data module that is not named; a run has its own, an adapter has none.
+
+    Args:
+        words: From `keep_data_options`.
+
+    Raises:
+        ConfigurationError: If neither a config nor `--data` names the class.
+    """
+    if not any(word.startswith((CONFIG_OPTION, "--data=")) for word in words):
+        msg = (
+            f"{words[0].partition('=')[0]} needs the data module that it is an option of; give --data CLASS, such as "
+            "Clinc150DataModule, or --config with a YAML file that has `data:`."
+        )
+        raise ConfigurationError(msg)
 
 
 def _data_of(config: str) -> Any:

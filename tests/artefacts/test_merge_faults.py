@@ -102,7 +102,7 @@ def test_a_small_effect_does_not_hide_a_fault(
 ) -> None:
     adapter = save_random_adapter(tiny_backbone("llama"), tmp_path / "adapter", "CAUSAL_LM", target_modules=["v_proj"])
     weights = load_file(adapter / "adapter_model.safetensors")
-    save_file({name: tensor * 0.02 for name, tensor in weights.items()}, adapter / "adapter_model.safetensors")
+    save_file({name: tensor * 0.002 for name, tensor in weights.items()}, adapter / "adapter_model.safetensors")
     assert merge_here(adapter).written.adapter_effect.max_logit_difference < 1e-4
     in_merged_weight(scaled_twice)(monkeypatch)
     with pytest.raises(VerificationError, match="200 % of the adapter's effect on the logits is there"):
