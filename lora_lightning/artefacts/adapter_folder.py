@@ -80,9 +80,7 @@ def open_adapter_folder(folder: Path, arguments: Sequence[str] = ()) -> OpenedAd
     space = datamodule.label_space
     if config.auto_class == CLASSIFIER:
         if space is None:
-            msg = (
-                f"{folder} is a classifier, but {type(datamodule).__name__} has no labels; choose another data module."
-            )
+            msg = f"{folder} is a classifier, but {type(datamodule).__name__} has no labels; choose other data."
             raise ConfigurationError(msg)
         check_same_labels(_label_space(config, weights), space, str(folder))
     if space is not None:
@@ -220,7 +218,7 @@ def _check_head(
             if f"{module}.{name}" not in saved:
                 msg = (
                     f"{config.folder} has no weights for {module}.{name}, which its base model {config.base} lacks "
-                    "too, so the merged model would have a random head; train again with it in modules_to_save."
+                    "too, so the merged model would have a random head; name it in modules_to_save and train again."
                 )
                 raise VerificationError(msg)
 

@@ -1,6 +1,5 @@
 """Writes, loads and measures every merge of an adapter; keeps the one that was asked for if it passes."""
 
-import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -21,7 +20,7 @@ from lora_lightning.artefacts.merge_gate import (
 )
 from lora_lightning.artefacts.merged_card import base_model_name, merged_card
 from lora_lightning.artefacts.opened import OpenedAdapter
-from lora_lightning.artefacts.output_folder import new_folder
+from lora_lightning.artefacts.output_folder import new_folder, scratch_folder
 from lora_lightning.artefacts.plain_model import build_plain_model, load_merged, quantization_of, write_model
 from lora_lightning.artefacts.reload_check import run_in_fresh_process
 from lora_lightning.artefacts.results import DtypeName, FreshProcessCheck, MergeMeasurement, MergeResult
@@ -29,7 +28,6 @@ from lora_lightning.backbones import load_original_weights
 from lora_lightning.errors import BackboneError, ConfigurationError, VerificationError
 from lora_lightning.lora.merged_state import quantized_modules
 from lora_lightning.lora.merging import MergeTarget
-from lora_lightning.runs.files import DRAFT
 
 Candidate = tuple[MergeTarget, DtypeName]
 
@@ -131,10 +129,7 @@ class MergeJob:
         target, dtype = candidate
         self.report(f"merging into the {target} weights in {dtype}, then loading the folder and comparing")
         with ExitStack() as stack:
-            folder = draft
-            if folder is None:
-                scratch = tempfile.TemporaryDirectory(prefix=".", suffix=DRAFT, dir=self.output.absolute().parent)
-                folder = Path(stack.enter_context(scratch)) / "merged"
+            folder = draft or stack.enter_context(scratch_folder(self.output)) / "merged"
             self._write(target, dtype, folder)
             merged = load_merged(folder, self.auto_class, self.opened.observer.device)
             size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))

@@ -1,12 +1,13 @@
 """The folder that a command writes: refused if it exists, complete or absent, and replaced only after success."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from lora_lightning.errors import ConfigurationError
-from lora_lightning.runs.files import atomic_folder
+from lora_lightning.runs.files import DRAFT, atomic_folder
 
 
 def check_output(output: Path, source: Path, *, overwrite: bool) -> None:
@@ -79,6 +80,25 @@ def new_folder(output: Path) -> Iterator[Path]:
             )
             raise ConfigurationError(msg) from error
         raise
+
+
+@contextmanager
+def scratch_folder(output: Path) -> Iterator[Path]:
+    """Creates a folder on the output's disk and deletes it afterwards; a later merge deletes what a killed one left.
+
+    Args:
+        output: The output folder.
+
+    Yields:
+        The empty folder, next to the output.
+    """
+    folder = output.absolute().with_name(f".{output.name}.scratch{DRAFT}")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_about(error: OSError, folder: Path) -> bool:

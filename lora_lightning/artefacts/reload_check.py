@@ -6,7 +6,6 @@ import math
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,10 @@ from transformers import PreTrainedTokenizerBase
 
 from lora_lightning.artefacts import fresh_process
 from lora_lightning.artefacts.observers import Observer, raw_inputs, raw_logits, rows_of_output
+from lora_lightning.artefacts.output_folder import scratch_folder
 from lora_lightning.artefacts.results import FreshProcessCheck
 from lora_lightning.backbones.remote_code import runs_remote_code
 from lora_lightning.errors import VerificationError
-from lora_lightning.runs.files import DRAFT
 from lora_lightning.tasks.held_out_batches import Batch
 
 BATCHES = 4  # spread over all
@@ -52,9 +51,9 @@ def run_in_fresh_process(
         OSError: If the disk is full.
     """
     batches = _some_batches(observer.batches)
-    with tempfile.TemporaryDirectory(prefix=".", suffix=DRAFT, dir=folder.parent) as name:
-        request = _write_request(Path(name), folder, auto_class, batches, observer.device, tokenizer)
-        answer = _run(Path(name), request)
+    with scratch_folder(folder) as scratch:
+        request = _write_request(scratch, folder, auto_class, batches, observer.device, tokenizer)
+        answer = _run(scratch, request)
         outputs = load_file(request["outputs"])
     if answer["missing"]:
         msg = f"the merged folder has no weights for {', '.join(answer['missing'][:3])}, which would be random."
