@@ -189,8 +189,8 @@ def _load_base(config: AdapterConfig, labels: LabelSpace | None, tokenizer: PreT
     if config.auto_class == CLASSIFIER:
         if labels is None:
             msg = (
-                f"{config.folder} has no head and no labels, so the merged model would have a random head; train again "
-                "with the head in modules_to_save."
+                f"{config.folder} has no head and no labels, so the merged model would have a random head; name the "
+                "head in modules_to_save and train again."
             )
             raise VerificationError(msg)
         base_config = load_classification_config(config.base, labels.names, pad, None, labels.problem_type)
