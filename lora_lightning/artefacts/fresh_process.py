@@ -18,8 +18,8 @@ def load_and_run(request: dict[str, Any]) -> dict[str, Any]:
             tensors), `text` (to tokenize; `null` without a tokenizer) and `trust_remote_code`.
 
     Returns:
-        `missing`, names of weights that were newly initialized; `labels`; `tokens`; and `modules`, the packages that
-        should not be there.
+        `missing`, names of weights that were newly initialized; `labels`; `tokens`; `modules`, the packages that
+        should not be there; and `saved_again`, whether transformers could save the model.
     """
     import torch  # noqa: PLC0415  # after the packages are blocked
     import transformers  # noqa: PLC0415
@@ -34,14 +34,17 @@ def load_and_run(request: dict[str, Any]) -> dict[str, Any]:
     outputs: dict[str, torch.Tensor] = {}
     missing: list[str] = []
     labels: dict[str, str] = {}
+    saved_again = True
     for place, source in (("first", request["folder"]), ("again", request["again"])):
+        if not saved_again:
+            break
         model, info = auto_class.from_pretrained(source, output_loading_info=True, **options)
         is_quantized = getattr(model, "is_quantized", False)
         model = (model if is_quantized else model.to(request["device"])).eval()
         missing += sorted({*info["missing_keys"], *(str(key[0]) for key in info["mismatched_keys"])})
         labels = {str(number): name for number, name in (model.config.id2label or {}).items()}
         if place == "first":
-            model.save_pretrained(request["again"])
+            saved_again = _save_again(model, request["again"])
         for number in range(request["batches"]):
             prefix = f"{number}."
             batch = {key[len(prefix) :]: value for key, value in inputs.items() if key.startswith(prefix)}
@@ -55,7 +58,18 @@ def load_and_run(request: dict[str, Any]) -> dict[str, Any]:
     if request["text"] is not None:
         tokens = transformers.AutoTokenizer.from_pretrained(request["folder"], **options)(request["text"])["input_ids"]
     unwanted = [name for name in ("peft", "lora_lightning") if sys.modules.get(name) is not None]
-    return {"missing": missing, "labels": labels, "tokens": tokens, "modules": unwanted}
+    return {"missing": missing, "labels": labels, "tokens": tokens, "modules": unwanted, "saved_again": saved_again}
+
+
+def _save_again(model: Any, folder: str) -> bool:
+    """Saves a loaded model; transformers (5.24) cannot save one that was loaded in 4 bits."""
+    try:
+        model.save_pretrained(folder)
+    except NotImplementedError:
+        if not getattr(model, "is_quantized", False):
+            raise
+        return False
+    return True
 
 
 if __name__ == "__main__":

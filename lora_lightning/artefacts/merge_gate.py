@@ -90,7 +90,7 @@ def find_fresh_process_failure(found: FreshProcessCheck, tolerance: float) -> st
         (found.max_logit_difference, "in a fresh process with transformers alone"),
         (found.max_difference_after_saving_again, "after transformers saved and loaded it once more"),
     ):
-        if not value <= allowed:
+        if value is not None and not value <= allowed:
             return f"logits move by up to {value:.1e} {where}, and {allowed:.1e} is allowed"
     return None
 

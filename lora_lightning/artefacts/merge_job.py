@@ -89,6 +89,8 @@ class MergeJob:
             self._check_measurements()
             checked = self._check_in_fresh_process(draft)
             self._write_card(draft)
+        if checked.max_difference_after_saving_again is None:
+            self.notes.append("this transformers version cannot save a model that it loaded in 4 bits once more.")
         recovery = self.measurements[self.chosen].recovery
         if recovery is None:
             self.notes.append("the adapter's gain is not judged without data; give it with --config or --data.")

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,9 @@ def run_in_fresh_process(
     if tokenizer is not None and answer["tokens"] != tokenizer(PROBE)["input_ids"]:
         msg = "the tokenizer in the merged folder gives other token ids than the adapter's."
         raise VerificationError(msg)
-    return _compare(observer, reference, batches, outputs)
+    places = ("first", "again") if answer["saved_again"] else ("first", "first")
+    found = _compare(observer, reference, batches, outputs, places)
+    return found if answer["saved_again"] else replace(found, max_difference_after_saving_again=None)
 
 
 def _some_batches(batches: Sequence[Batch]) -> list[Batch]:
@@ -121,13 +124,17 @@ def _run(scratch: Path, request: dict[str, Any]) -> dict[str, Any]:
 
 @torch.no_grad()
 def _compare(
-    observer: Observer, reference: torch.nn.Module, batches: Sequence[Batch], outputs: dict[str, Tensor]
+    observer: Observer,
+    reference: torch.nn.Module,
+    batches: Sequence[Batch],
+    outputs: dict[str, Tensor],
+    places: tuple[str, str],
 ) -> FreshProcessCheck:
     differences, again, largest = [0.0], [0.0], [0.0]
     with observer.isolated():
         for number, batch in enumerate(batches):
             own = raw_logits(reference, batch, observer.device).float().cpu()
-            first, second = (_rows(outputs, place, number, batch) for place in ("first", "again"))
+            first, second = (_rows(outputs, place, number, batch) for place in places)
             real = own != -math.inf
             differences.append(_largest(first - own, real))
             again.append(_largest(second - first, real))

@@ -64,12 +64,13 @@ class FreshProcessCheck:
     Attributes:
         max_logit_difference: From the adapter model (`original` and `requantized`: from the merged model in this
             process), largest absolute value.
-        max_difference_after_saving_again: Between the folder and what transformers saved of it and loaded once more.
+        max_difference_after_saving_again: Between the folder and what transformers saved of it and loaded once
+            more; `None` if transformers cannot save it, as a model that was loaded in 4 bits.
         largest_logit: Absolute, of the model that is compared with.
     """
 
     max_logit_difference: float
-    max_difference_after_saving_again: float
+    max_difference_after_saving_again: float | None
     largest_logit: float
 
 

@@ -151,16 +151,18 @@ def print_merge(result: "MergeResult") -> None:
     if result.written.metrics:
         console.print()
         console.print(_metrics_table(result.written))
-    fresh = result.fresh_process
-    console.print(
-        f"\nfresh process, transformers alone: logits move by up to {fresh.max_logit_difference:.1e}, and by up to "
-        f"{fresh.max_difference_after_saving_again:.1e} after saving and loading once more"
-    )
+    console.print(f"\n{_fresh_process_sentence(result)}")
     if result.recommended != result.target:
         console.print(f"recommended target: {result.recommended} (changes least)")
     for note in result.notes:
         console.print(f"note: {note}")
     console.print(f"merged model: {result.output}")
+
+
+def _fresh_process_sentence(result: "MergeResult") -> str:
+    found, again = result.fresh_process, result.fresh_process.max_difference_after_saving_again
+    text = f"fresh process, transformers alone: logits move by up to {found.max_logit_difference:.1e}"
+    return text if again is None else f"{text}, and by up to {again:.1e} after saving and loading once more"
 
 
 def _merges_table(result: "MergeResult") -> Table:

@@ -8,6 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig, pipeline
 
+from lora_lightning.artefacts import merge
 from lora_lightning.artefacts.plain_model import build_plain_model
 from tests.artefacts.adapters import AUTO_CLASSES, left_beside, save_random_adapter
 from tests.artefacts.conftest import Merge
@@ -134,6 +135,16 @@ def test_all_targets_of_a_quantized_base_are_measured(
         base = AutoModelForCausalLM.from_pretrained(tiny_backbone(family))
         name = "model.layers.0.mlp.up_proj.weight"  # has no adapter, and is not rounded to 8 bits
         assert torch.equal(plain.get_parameter(name), base.get_parameter(name))
+
+
+def test_a_requantized_folder_loads_in_a_fresh_process(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
+    adapter = save_random_adapter(
+        tiny_backbone("llama"), tmp_path / "adapter", "CAUSAL_LM", target_modules=["q_proj"], quantization=BITS["nf4"]()
+    )
+    result = merge(adapter, tmp_path / "merged", target="requantized")
+    assert result.fresh_process.max_logit_difference < 1e-2
+    assert result.fresh_process.max_difference_after_saving_again is None
+    assert any("cannot save a model that it loaded in 4 bits" in note for note in result.notes)
 
 
 def test_the_merged_model_trains_further_and_works_in_a_pipeline(
