@@ -2,7 +2,7 @@
 
 import os
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -177,8 +177,8 @@ class AdaptationDataModule(LightningDataModule):
         return {name: self.size_of(rows) for name, rows in self.raw_splits.items()}
 
     def size_of(self, rows: Any) -> str:
-        """Counts the rows of a split, in words."""
-        return f"{len(rows):,} rows"
+        """Counts the rows of a split, in words; those of a user's own data module may be anything."""
+        return f"{len(rows):,} rows" if isinstance(rows, Sized) else "an unknown number of rows"
 
     def split_names(self, kind: str) -> list[str]:
         """The splits of a kind.

@@ -20,6 +20,7 @@ from lora_lightning.datamodules.validation_share import check_no_other_test, hel
 from lora_lightning.errors import ConfigurationError, DataError
 from lora_lightning.runs.tables import read_text
 
+LINE_END = "\n"
 WIKITEXT_SPLITS = {"train": "train", "val": "valid", "test": "test"}
 
 
@@ -187,7 +188,8 @@ class PlainTextDataModule(CausalLMDataModule):
         """Counts documents, or the lines of one text."""
         if rows.are_documents:
             return f"{len(rows.texts):,} documents"
-        return f"{len(rows.texts[0].splitlines()):,} lines"
+        text = rows.texts[0]
+        return f"{text.count(LINE_END) + (not text.endswith(LINE_END)):,} lines"
 
     def count_documents(self, rows: Corpus) -> int:
         """Records; of one text its articles, paragraphs or lines."""

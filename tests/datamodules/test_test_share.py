@@ -178,6 +178,16 @@ def test_too_few_rows_are_refused(modules: dict[str, Make], kind: str) -> None:
         _ = modules[kind](test_share=0.01).raw_splits
 
 
+def test_rows_of_any_kind_have_a_size(modules: dict[str, Make], tmp_path: Path) -> None:
+    module = modules["table"]()
+    module.__dict__["raw_splits"] = {"train": object(), "val": [1]}
+    assert module.split_sizes() == {"train": "an unknown number of rows", "val": "1 rows"}
+    (tmp_path / "a.txt").write_text("w1\nw2\n\nw3")
+    text = modules["lines"]()
+    assert isinstance(text, PlainTextDataModule)
+    assert text.size_of(text._read_file(tmp_path / "a.txt")) == "4 lines"
+
+
 def test_articles_of_squad(tmp_path: Path) -> None:
     folder = save_tiny_squad(tmp_path)
     module = SquadV2DataModule(str(folder), test_share=0.3)
