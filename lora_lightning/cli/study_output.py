@@ -16,6 +16,7 @@ from lora_lightning.studies.plan import StudyPlan, Trial
 if TYPE_CHECKING:
     from lora_lightning.studies.estimate import StudyEstimate
     from lora_lightning.studies.journal import TrialStatus
+    from lora_lightning.studies.specification import Axis
     from lora_lightning.studies.study_run import OpenStudy
 
 
@@ -32,6 +33,7 @@ def run_trials(study: "OpenStudy") -> dict[str, "TrialStatus"]:
     """Runs all trials that are left, prints a line for each, and on a terminal shows how far all of them are."""
     from lora_lightning.cli.study_progress import StudyProgress  # noqa: PLC0415
     from lora_lightning.studies.journal import ENDED  # noqa: PLC0415
+    from lora_lightning.studies.study_run import budget_note  # noqa: PLC0415
     from lora_lightning.studies.worker import TrialEnd, Worker  # noqa: PLC0415
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
@@ -52,13 +54,16 @@ def run_trials(study: "OpenStudy") -> dict[str, "TrialStatus"]:
             status = statuses.get(trial.id)
             if status is not None and status.state in ENDED and trial.id not in ended:
                 ended.add(trial.id)
-                tag = study.tag if trial.rate is None else study.validation_tag
+                tag = study.tag if trial.is_tested else study.validation_tag
                 seconds = found.seconds if trial.id == found.trial.id else status.seconds
                 line = f"{describe_end(trial, status, tag, seconds)} ({len(ended)} of {study.plan.size})"
                 console.print(printable_name(line))
 
     with progress.shown_on(console):
-        return Worker(study, on_start=start, on_end=end).run_all()
+        statuses = Worker(study, on_start=start, on_end=end).run_all()
+    if note := budget_note(study):
+        console.print(f"\n{note}")
+    return statuses
 
 
 def describe_end(trial: Trial, status: "TrialStatus", tag: str, seconds: float | None) -> str:
@@ -73,7 +78,8 @@ def describe_end(trial: Trial, status: "TrialStatus", tag: str, seconds: float |
     if status.value is None:
         return f"failed:  {trial.title}: {status.error}"
     time = "" if seconds is None else f", {shown_time(seconds)}"
-    return f"done:    {trial.title}: {tag} {status.value:.4f}{time}"
+    early = ", ended early by the search" if status.state == "pruned" else ""
+    return f"done:    {trial.title}: {tag} {status.value:.4f}{early}{time}"
 
 
 def print_timings(study: "OpenStudy") -> None:
@@ -97,14 +103,14 @@ def report(study: "OpenStudy", output: Path | None = None) -> None:
     from lora_lightning.studies.study_run import judge_study, write_recommendation  # noqa: PLC0415
     from lora_lightning.studies.trial_table import TABLE, write_trial_table  # noqa: PLC0415
 
-    statuses = study.statuses()
-    if not any(statuses[trial.id].state == "finished" for trial in study.plan.tested):
+    plan, statuses = study.plan, study.statuses()  # in this order: other workers may add trials
+    if not any(statuses[trial.id].state == "finished" for trial in plan.tested):
         return
     audit = judge_study(study)
     with study.folder.locked():  # workers that end together write the same files
         page = write_study_report(audit.results, audit.analysis, output or study.folder.path / REPORT, audit.notes)
         config = write_recommendation(study, audit)
-        write_trial_table(study.plan, study.folder, statuses)
+        write_trial_table(plan, study.folder, statuses)
     print()
     print_audit(audit)
     for note in audit.notes:
@@ -133,13 +139,18 @@ def print_plan(plan: StudyPlan, folder: Path, estimate: "StudyEstimate", workers
     for each in plan.configurations:
         options = ", ".join(f"{name}={value}" for name, value in each.options.items())
         name = f"{each.name} (reference)" if each.name == plan.reference else each.name
-        runs = plan.size // len(plan.configurations)
+        runs = len(plan.study.seeds) if plan.study.search else plan.size // len(plan.configurations)
         table.add_row(printable_name(name), printable_name(options), str(runs))
+    if plan.study.search is not None:
+        table.add_row("the winner", ", ".join(map(shown_axis, plan.study.axes)), str(len(plan.study.seeds)))
     console.print(table)
     runs = plan.size
     rates = plan.study.learning_rate
     tried = "" if rates is None else f" ({runs - len(plan.study.seeds) * len(plan.configurations)} try learning rates)"
-    console.print(f"\n{runs} runs{tried}, in {folder}")
+    if plan.study.search is not None:
+        tried = f" ({runs - 2 * len(plan.study.seeds)} of the search)"
+    budget = "" if plan.study.budget is None else f", within {plan.study.budget:g} hours"
+    console.print(f"\n{runs} runs{tried}{budget}, in {folder}")
     if estimate.why_unknown:
         console.print(printable_name(f"time and disk are unknown: {estimate.why_unknown}"))
         return
@@ -147,6 +158,13 @@ def print_plan(plan: StudyPlan, folder: Path, estimate: "StudyEstimate", workers
     basis = f"{estimate.measured_steps} of the {estimate.steps} steps of {plan.reference} were measured"
     console.print(f"time: about {shown_time(runs * estimate.seconds)}{several} ({basis})")
     console.print(f"disk: about {runs * estimate.bytes / 1e6:,.0f} MB")
+
+
+def shown_axis(axis: "Axis") -> str:
+    """Formats what a search varies, such as `learning_rate: 0.0001 to 0.003`."""
+    if axis.range is None:
+        return printable_name(f"{axis.short_name}: {', '.join(axis.values)}")
+    return f"{axis.short_name}: {axis.range.low:g} to {axis.range.high:g}"
 
 
 def shown_time(seconds: float) -> str:

@@ -22,7 +22,7 @@ example:
 Writes report.html, analysis.json, results.csv and figures, and recommended.yaml beside them, which `fit` trains as it
 is. A report of an unfinished study says so.
 """
-STATES = ("finished", "running", "interrupted", "waiting", "failed")
+STATES = ("finished", "running", "interrupted", "waiting", "pruned", "failed")
 
 
 def add_status_options(parser: argparse.ArgumentParser) -> None:
@@ -67,21 +67,27 @@ def run_status(options: argparse.Namespace) -> None:
     from lora_lightning.studies.study_run import open_study  # noqa: PLC0415
 
     study = open_study(options.folder)
-    statuses = study.statuses()
+    plan, statuses = study.plan, study.statuses()  # in this order: other workers may add trials
     console = Console(highlight=False, markup=False, soft_wrap=True, width=WIDTH)
     table = Table(show_edge=False, pad_edge=False)
     table.add_column("configuration")
     for state in STATES:
         table.add_column(state, justify="right")
-    for each in study.plan.configurations:
-        own = [str(statuses[trial.id].state) for trial in study.plan.trials if trial.configuration == each.name]
+    for each in plan.configurations:
+        own = [
+            str(statuses[trial.id].state)
+            for trial in plan.trials
+            if trial.configuration == each.name and trial.suggestion is None
+        ]
         table.add_row(printable_name(each.name), *(str(own.count(state) or "") for state in STATES))
+    if tried := [str(statuses[trial.id].state) for trial in plan.trials if trial.suggestion is not None]:
+        table.add_row("runs of the search", *(str(tried.count(state) or "") for state in STATES))
     console.print(table)
     done = sum(status.state == "finished" for status in statuses.values())
     progress = StudyProgress(study)
-    console.print(f"\n{done} of {study.plan.size} trials are finished{progress.time_left()}")
+    console.print(f"\n{done} of {plan.size} trials are finished{progress.time_left()}")
     for trial, found in progress.running():
         console.print(printable_name(f"running: {trial.title}: {describe(found)}"))
-    for trial in study.plan.trials:
+    for trial in plan.trials:
         if statuses[trial.id].state == "failed":
             console.print(printable_name(f"failed: {trial.title}: {statuses[trial.id].error}"))

@@ -3,9 +3,13 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lora_lightning.statistics.study_results import StudyResults
 from lora_lightning.statistics.verdicts import Comparison, Verdict, shown_difference, shown_margin
+
+if TYPE_CHECKING:
+    from lora_lightning.statistics.analysis import StudyAnalysis
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,29 @@ def recommend(
         return Recommendation(results.reference, proven=False, answer=answer)
     answer = f"{_proof(results, proven[best], smallest_sufficient)} {_cost_sentence(results, known[best], own)}"
     return Recommendation(best, proven=True, answer=answer)
+
+
+def recommend_winner(results: StudyResults, analysis: "StudyAnalysis") -> Recommendation:
+    """Recommends the winner of a search, if its tested runs prove that it is better than the reference, or cheaper.
+
+    Args:
+        results: What the study measured: the reference, and the winner unless it is the reference.
+        analysis: The verdicts.
+
+    Returns:
+        The winner; the reference if the winner is proven neither better, nor cheaper and not worse.
+    """
+    found = next(iter(analysis.comparisons), None)
+    if found is None or analysis.recommendation.name == found.name:
+        return analysis.recommendation
+    difference = f"({shown_difference(found.difference, results.metric)})"
+    fresh = "The comparison is on test, with seeds that chose nothing."
+    if analysis.pairs[0].told_apart and found.difference.interval.value > 0:
+        answer = f"{found.name} is better than {results.reference} {difference}. {fresh}"
+        return Recommendation(found.name, proven=True, answer=answer)
+    answer = f"{results.reference} is recommended: the winner of the search, {found.name}, is not proven better "
+    answer += f"{difference}. {fresh}"
+    return Recommendation(results.reference, proven=False, answer=answer)
 
 
 def shown_cost(cost: float) -> str:

@@ -9,22 +9,27 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import optuna
 from filelock import FileLock, Timeout
+from optuna.pruners import MedianPruner
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from optuna.trial import FrozenTrial, TrialState
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from lora_lightning.errors import TrainingError
 from lora_lightning.runs.files import write_error
 from lora_lightning.studies.plan import Trial
+from lora_lightning.studies.search import SearchRun, search_distributions
+from lora_lightning.studies.specification import Study
 from lora_lightning.studies.study_folder import StudyFolder
 
 ID, CONFIGURATION, SEED, OPTIONS, ERROR = "id", "configuration", "seed", "options", "error"
-State = Literal["waiting", "running", "interrupted", "finished", "failed"]
-ENDED = frozenset({"finished", "failed"})  # the states that no worker changes any more
+SUGGESTION, SECONDS = "suggestion", "seconds"
+State = Literal["waiting", "running", "interrupted", "finished", "pruned", "failed"]
+ENDED = frozenset({"finished", "pruned", "failed"})  # the states that no worker changes any more
 
 
 class JournalLock(JournalFileOpenLock):
@@ -99,7 +104,8 @@ class TrialStatus:
     """What the journal knows about a trial.
 
     Attributes:
-        state: `interrupted` if its worker was stopped or killed; the next worker resumes it.
+        state: `interrupted` if its worker was stopped or killed; the next worker resumes it. `pruned` if the search
+            ended it early.
         value: The metric that decides; `None` until it is finished.
         error: Why it failed; empty otherwise.
         seconds: From its start to its end; `None` until it has ended.
@@ -118,12 +124,13 @@ class StudyJournal:
 
     Args:
         folder: The study's folder, which exists.
+        higher_is_better: Whether larger values of the metric are better; counts when the journal is created.
 
     Raises:
         TrainingError: If the journal cannot be read or written.
     """
 
-    def __init__(self, folder: StudyFolder) -> None:
+    def __init__(self, folder: StudyFolder, *, higher_is_better: bool = True) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.folder = folder
         try:
@@ -132,8 +139,9 @@ class StudyJournal:
             with_lock.acquire()  # cuts an incomplete line, which cannot be read
             with_lock.release()
             self._storage = JournalStorage(backend)
+            direction = StudyDirection.MAXIMIZE if higher_is_better else StudyDirection.MINIMIZE
             self._study = optuna.create_study(
-                storage=self._storage, study_name=folder.path.name, load_if_exists=True, direction="maximize"
+                storage=self._storage, study_name=folder.path.name, load_if_exists=True, direction=direction
             )
         except ValueError as error:
             msg = f"the journal {folder.journal} is damaged ({error}); restore it, or give the study another name"
@@ -154,32 +162,64 @@ class StudyJournal:
         for trial in trials:
             lost = trial.id in known and known[trial.id].state == TrialState.COMPLETE
             if lost and not self.folder.run(trial).exists():
-                self._add(trial)
+                self._add(trial, known[trial.id].params, known[trial.id].distributions)
 
     def add_again(self, trials: Iterable[Trial]) -> None:
         """Adds the failed trials once more. To be called while the folder is locked."""
         known = self._newest()
         for trial in trials:
             if trial.id in known and known[trial.id].state == TrialState.FAIL:
-                self._add(trial)
+                self._add(trial, known[trial.id].params, known[trial.id].distributions)
 
-    def _add(self, trial: Trial) -> None:
+    def add_suggestion(self, trial: Trial, values: Mapping[str, Any], study: Study) -> None:
+        """Adds a run of a search with its parameters. To be called while the folder is locked.
+
+        Args:
+            trial: The trial.
+            values: By axis: the label of a value, or a number for a range.
+            study: The study, with the axes.
+        """
+        self._add(trial, values, search_distributions(study))
+
+    def _add(
+        self, trial: Trial, values: Mapping[str, Any] | None = None, distributions: Mapping[str, Any] | None = None
+    ) -> None:
         facts = {ID: trial.id, CONFIGURATION: trial.configuration, SEED: trial.seed, OPTIONS: dict(trial.options)}
+        facts |= {} if trial.suggestion is None else {SUGGESTION: trial.suggestion}
+        added = create_trial(
+            state=TrialState.WAITING,
+            user_attrs=facts,
+            params=dict(values or {}),
+            distributions=dict(distributions or {}),
+        )
         with _journal_errors(self.folder.journal):
-            self._study.add_trial(optuna.trial.create_trial(state=TrialState.WAITING, user_attrs=facts))
+            self._study.add_trial(added)
 
-    def claim_next(self, trials: Sequence[Trial]) -> Claim | None:
+    def search_runs(self) -> list[SearchRun]:
+        """Reads the runs of a search, in the order in which they were suggested."""
+        return [_search_run(found) for found in self._newest().values() if SUGGESTION in found.user_attrs]
+
+    def spent_seconds(self) -> list[float]:
+        """Reads the seconds of each trial that has ended."""
+        return [float(found.user_attrs[SECONDS]) for found in self._newest().values() if SECONDS in found.user_attrs]
+
+    def claim_next(self, trials: Sequence[Trial], *, only_interrupted: bool = False) -> Claim | None:
         """Claims the first trial that is waiting or was interrupted.
 
         Args:
             trials: The trials of the study, in order.
+            only_interrupted: Whether to start none that is waiting.
 
         Returns:
             The claim; `None` if all trials are finished, failed, or claimed by other workers.
         """
         known = self._newest()
         for trial in trials:
-            if trial.id in known and not known[trial.id].state.is_finished() and (claim := self._claim(trial)):
+            if trial.id not in known or known[trial.id].state.is_finished():
+                continue
+            if only_interrupted and known[trial.id].state == TrialState.WAITING:
+                continue
+            if claim := self._claim(trial):
                 return claim
         return None
 
@@ -199,27 +239,51 @@ class StudyJournal:
             self._set_state(found, TrialState.RUNNING)
         return Claim(trial, found.number, lock)
 
-    def finish(self, claim: Claim, value: float) -> None:
+    def report(self, claim: Claim, step: int, value: float) -> bool:
+        """Records the metric of a run of a search after a validation.
+
+        Args:
+            claim: The claim.
+            step: Number of optimizer steps.
+            value: The metric.
+
+        Returns:
+            Whether the run is worse than the median of the others at this step, and should end.
+        """
+        found = self._newest()[claim.trial.id]
+        with _journal_errors(self.folder.journal):
+            self._storage.set_trial_intermediate_value(self._id(found), step, value)
+            return MedianPruner().prune(self._study, self._storage.get_trial(self._id(found)))
+
+    def finish(self, claim: Claim, value: float, seconds: float = 0.0, *, pruned: bool = False) -> None:
         """Records the result of a trial, and releases its claim.
 
         Args:
             claim: The claim.
             value: The metric that decides.
+            seconds: That this worker spent on it.
+            pruned: Whether the search ended it early.
         """
-        self._set_state(self._newest()[claim.trial.id], TrialState.COMPLETE, [value])
-        claim.lock.release()
+        self._end(claim, TrialState.PRUNED if pruned else TrialState.COMPLETE, {SECONDS: seconds}, [value])
 
-    def fail(self, claim: Claim, error: str) -> None:
+    def fail(self, claim: Claim, error: str, seconds: float = 0.0) -> None:
         """Records why a trial failed, and releases its claim.
 
         Args:
             claim: The claim.
             error: A sentence.
+            seconds: That this worker spent on it.
         """
+        self._end(claim, TrialState.FAIL, {ERROR: error, SECONDS: seconds})
+
+    def _end(
+        self, claim: Claim, state: TrialState, facts: Mapping[str, Any], values: Sequence[float] | None = None
+    ) -> None:
         found = self._newest()[claim.trial.id]
         with _journal_errors(self.folder.journal):
-            self._storage.set_trial_user_attr(self._id(found), ERROR, error)
-        self._set_state(found, TrialState.FAIL)
+            for name, fact in facts.items():
+                self._storage.set_trial_user_attr(self._id(found), name, fact)
+        self._set_state(found, state, values)
         claim.lock.release()
 
     def statuses(self, trials: Sequence[Trial]) -> dict[str, TrialStatus]:
@@ -244,6 +308,8 @@ class StudyJournal:
             return TrialStatus("finished", found.value, seconds=seconds, ended_at=ended_at)
         if found.state == TrialState.FAIL:
             return TrialStatus("failed", error=str(found.user_attrs.get(ERROR, "")), seconds=seconds, ended_at=ended_at)
+        if found.state == TrialState.PRUNED:
+            return TrialStatus("pruned", found.value, seconds=seconds, ended_at=ended_at)
         if found.state == TrialState.WAITING:
             return TrialStatus("waiting")
         return TrialStatus("running" if is_held(self.folder.claim(trial)) else "interrupted")
@@ -260,6 +326,17 @@ class StudyJournal:
     def _id(self, trial: FrozenTrial) -> int:
         study = self._storage.get_study_id_from_name(self._study.study_name)
         return self._storage.get_trial_id_from_study_id_trial_number(study, trial.number)
+
+
+def _search_run(found: FrozenTrial) -> SearchRun:
+    return SearchRun(
+        suggestion=int(found.user_attrs[SUGGESTION]),
+        values=found.params,
+        seed=int(found.user_attrs[SEED]),
+        state=found.state if found.state.is_finished() else TrialState.RUNNING,
+        value=found.value if found.state == TrialState.COMPLETE else None,
+        reports=found.intermediate_values,
+    )
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -42,7 +42,8 @@ class Trial:
         configuration: Name of its configuration.
         seed: Its `seed_everything`.
         options: Options of `fit` that override the base's, without the seed.
-        rate: The learning rate that it tries, on validation alone; `None` for a trial that is tested.
+        rate: The learning rate that it tries, on validation alone; otherwise `None`.
+        suggestion: Number of the suggestion of a search that it tries, on validation alone; otherwise `None`.
     """
 
     id: str
@@ -50,12 +51,19 @@ class Trial:
     seed: int
     options: Mapping[str, Any]
     rate: float | None = None
+    suggestion: int | None = None
+
+    @property
+    def is_tested(self) -> bool:
+        """Whether it is tested; what helps to choose is not."""
+        return self.rate is None and self.suggestion is None
 
     @property
     def title(self) -> str:
         """What it is called in output."""
+        number = "" if self.suggestion is None else f"search {self.suggestion}: "
         tried = "" if self.rate is None else f", learning rate {self.rate:g}"
-        return f"{self.configuration}{tried}, seed {self.seed}"
+        return f"{number}{self.configuration}{tried}, seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -67,9 +75,11 @@ class StudyPlan:
         configurations: All combinations of the axes.
         trials: The runs that are known, seed by seed, so that an unfinished study has all configurations with its first
             seeds. If the study chooses learning rates, the runs that try them, and the tested runs of the
-            configurations whose rate is chosen.
+            configurations whose rate is chosen. If it searches, the runs of the suggestions so far, and the tested runs
+            of the reference and of the winner.
         reference: Name of the reference.
         sequence: Names of configurations in the order of a fixed sequence of tests; empty without one.
+        further: Number of runs of a search and of its winner that are not known yet, at most.
     """
 
     study: Study
@@ -77,15 +87,18 @@ class StudyPlan:
     trials: tuple[Trial, ...]
     reference: str
     sequence: tuple[str, ...]
+    further: int = 0
 
     @property
     def tested(self) -> tuple[Trial, ...]:
-        """The known runs that are tested; those that try learning rates are not."""
-        return tuple(trial for trial in self.trials if trial.rate is None)
+        """The known runs that are tested; those that help to choose are not."""
+        return tuple(trial for trial in self.trials if trial.is_tested)
 
     @property
     def size(self) -> int:
-        """Number of all runs, also of those that are not known yet."""
+        """Number of all runs, also of those that are not known yet; for a search at most."""
+        if self.study.search is not None:
+            return len(self.trials) + self.further
         return len(self.study.seeds) * len(self.configurations) + sum(trial.rate is not None for trial in self.trials)
 
     def with_rates(self, rates: Mapping[str, float]) -> "StudyPlan":
@@ -108,6 +121,26 @@ class StudyPlan:
         )
         return replace(self, trials=tried + tested)
 
+    def with_search(self, tried: Sequence[Trial], winner: Mapping[str, Any] | None, *, is_over: bool) -> "StudyPlan":
+        """Adds the runs of a search, and the tested runs of its winner.
+
+        Args:
+            tried: The runs of suggestions.
+            winner: Values of the winner by axis; `None` until there is one.
+            is_over: Whether nothing else will be tried.
+
+        Returns:
+            The plan; with the reference alone if it is the winner, too.
+        """
+        found = self.configurations
+        if winner is not None:
+            configuration = make_configuration(self.study, winner)
+            found += () if configuration.options == found[0].options else (configuration,)
+        tested = tuple(make_trial(self.study, each, seed) for seed in self.study.seeds for each in found)
+        further = 0 if is_over else _runs_of_search(self.study) - len(tried)
+        further += len(self.study.seeds) if winner is None and not is_over else 0
+        return replace(self, configurations=found, trials=(*tried, *tested), further=max(0, further))
+
     def configuration(self, name: str) -> Configuration:
         """Finds a configuration by its name."""
         return next(each for each in self.configurations if each.name == name)
@@ -127,6 +160,11 @@ def plan_study(study: Study) -> StudyPlan:
             reference, the sequence or full fine-tuning names no configuration.
     """
     check_options_are_set_once(study)
+    if study.search is not None:
+        known = _reference_of_search(study)
+        tested = tuple(make_trial(study, known, seed) for seed in study.seeds)
+        further = _runs_of_search(study) + len(study.seeds)
+        return StudyPlan(study, (known,), tested, known.name, (), further)
     configurations = tuple(_configurations(study))
     names = [each.name for each in configurations]
     reference = _find_reference(study, configurations)
@@ -151,12 +189,18 @@ def plan_study(study: Study) -> StudyPlan:
     return StudyPlan(study, configurations, trials, reference, sequence)
 
 
+def _runs_of_search(study: Study) -> int:
+    """The largest number of runs of a search; of one with a budget alone unknown, and 0."""
+    return 0 if study.search is None else (study.search.trials or 0) * len(study.search.seeds)
+
+
 def make_trial(
     study: Study,
     configuration: Configuration,
     seed: int,
     further: Mapping[str, Any] | None = None,
     rate: float | None = None,
+    suggestion: int | None = None,
 ) -> Trial:
     """Makes the trial of a configuration and a seed.
 
@@ -166,37 +210,57 @@ def make_trial(
         seed: The seed.
         further: Options that are not part of the configuration.
         rate: The learning rate that it tries, if it is not to be tested.
+        suggestion: The number of the suggestion that it tries, if it is not to be tested.
 
     Returns:
         The trial; its id is the same for the same options and seed.
     """
     options = {**study.options, **configuration.options, **(further or {})}
-    kind = {} if rate is None else {"tries": RATE_OPTION}
+    kind: dict[str, Any] = {} if rate is None else {"tries": RATE_OPTION}
+    kind |= {} if suggestion is None else {"suggestion": suggestion}
     content = json.dumps({**options, SEED_OPTION: seed, **kind}, sort_keys=True, default=str)
     readable = re.sub(r"[^A-Za-z0-9.-]+", "_", configuration.name)[:READABLE].strip("_.-")
     tried = "" if rate is None else f"_rate_{rate:g}"
-    name = f"{readable}{tried}_seed_{seed}_{hashlib.sha256(content.encode()).hexdigest()[:HASH]}"
-    return Trial(name, configuration.name, seed, options, rate)
+    first = "" if suggestion is None else f"search_{suggestion}_"
+    name = f"{first}{readable}{tried}_seed_{seed}_{hashlib.sha256(content.encode()).hexdigest()[:HASH]}"
+    return Trial(name, configuration.name, seed, options, rate, suggestion)
+
+
+def make_configuration(study: Study, chosen: Mapping[str, Any]) -> Configuration:
+    """Makes a configuration.
+
+    Args:
+        study: The study.
+        chosen: By axis: the label of a value, or a number for a range.
+
+    Returns:
+        The configuration, with derived options.
+
+    Raises:
+        ConfigurationError: If an expression is wrong.
+    """
+    options: dict[str, Any] = {}
+    values: dict[str, object] = {}
+    labels = {
+        axis.name: chosen[axis.name] if axis.range is None else label_of(chosen[axis.name]) for axis in study.axes
+    }
+    for axis in study.axes:
+        value = axis.values[labels[axis.name]] if axis.range is None else chosen[axis.name]
+        values[axis.short_name] = labels[axis.name] if axis.is_named else value
+        options |= value if axis.is_named else {axis.name: value}
+    for option, text in study.derived.items():
+        number = evaluate_expression(text, values)
+        options[option] = values[option.rpartition(".")[2]] = number
+    parts = [
+        str(labels[axis.name]) if axis.is_named else f"{axis.short_name} = {labels[axis.name]}" for axis in study.axes
+    ]
+    return Configuration(", ".join(parts), {name: str(label) for name, label in labels.items()}, options)
 
 
 def _configurations(study: Study) -> list[Configuration]:
-    found = []
-    for labels in product(*(axis.values for axis in study.axes)):
-        options: dict[str, Any] = {}
-        values: dict[str, object] = {}
-        for axis, label in zip(study.axes, labels, strict=True):
-            value = axis.values[label]
-            values[axis.short_name] = label if axis.is_named else value
-            options |= value if axis.is_named else {axis.name: value}
-        for option, text in study.derived.items():
-            number = evaluate_expression(text, values)
-            options[option] = values[option.rpartition(".")[2]] = number
-        by_axis = {axis.name: str(label) for axis, label in zip(study.axes, labels, strict=True)}
-        parts = [
-            str(label) if axis.is_named else f"{axis.short_name} = {label}"
-            for axis, label in zip(study.axes, labels, strict=True)
-        ]
-        found.append(Configuration(", ".join(parts), by_axis, options))
+    names = [axis.name for axis in study.axes]
+    chosen = product(*(axis.values for axis in study.axes))
+    found = [make_configuration(study, dict(zip(names, labels, strict=True))) for labels in chosen]
     for number, each in enumerate(found):
         if same := [other.name for other in found[:number] if other.options == each.options or other.name == each.name]:
             msg = f"the configurations {same[0]!r} and {each.name!r} are the same; leave one of them out"
@@ -211,18 +275,43 @@ def _find_reference(study: Study, configurations: tuple[Configuration, ...]) -> 
             msg = f"the reference {study.reference!r} is no configuration; {suggest_names(study.reference, names)}"
             raise ConfigurationError(msg)
         return study.reference
-    wanted = dict(study.reference)
-    known = {short: axis.name for axis in study.axes for short in (axis.name, axis.short_name)}
-    if unknown := [name for name in wanted if name not in known]:
-        msg = f"the reference names the axis {unknown[0]!r}; {suggest_names(unknown[0], known)}"
-        raise ConfigurationError(msg)
-    labels = {known[name]: value if isinstance(value, str) else label_of(value) for name, value in wanted.items()}
+    wanted = _values_by_axis(study, study.reference)
+    labels = {name: value if isinstance(value, str) else label_of(value) for name, value in wanted.items()}
     found = [each.name for each in configurations if labels.items() <= each.labels.items()]
     if len(found) != 1:
         shown = ", ".join(f"{name} = {label}" for name, label in labels.items())
         msg = f"the reference ({shown}) fits {len(found)} configurations; it must fit exactly one of {', '.join(names)}"
         raise ConfigurationError(msg)
     return found[0]
+
+
+def _values_by_axis(study: Study, reference: Mapping[str, Any]) -> dict[str, Any]:
+    """What a reference says, by the full names of axes."""
+    known = {short: axis.name for axis in study.axes for short in (axis.name, axis.short_name)}
+    if unknown := [name for name in reference if name not in known]:
+        msg = f"the reference names the axis {unknown[0]!r}; {suggest_names(unknown[0], known)}"
+        raise ConfigurationError(msg)
+    return {known[name]: value for name, value in reference.items()}
+
+
+def _reference_of_search(study: Study) -> Configuration:
+    """The reference of a search has a value for each axis, which may lie outside of a range."""
+    wanted = {} if isinstance(study.reference, str) else _values_by_axis(study, study.reference)
+    chosen: dict[str, Any] = {}
+    for axis in study.axes:
+        value = wanted.get(axis.name)
+        if axis.range is None and value is not None and not isinstance(value, str):
+            value = label_of(value)
+        if value is None or (axis.range is None and value not in axis.values):
+            choices = "a number" if axis.range is not None else f"one of {', '.join(axis.values)}"
+            msg = f"the reference {study.reference!r} of the search has no value for the axis {axis.name}, which the "
+            msg += f"winner is compared with; add {choices}, such as `reference: {{{axis.short_name}: ...}}`"
+            raise ConfigurationError(msg)
+        if axis.range is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            msg = f"the reference has {axis.short_name} {value!r}, but a number is needed"
+            raise ConfigurationError(msg)
+        chosen[axis.name] = value
+    return make_configuration(study, chosen)
 
 
 def _sequence(study: Study, configurations: tuple[Configuration, ...], reference: str) -> tuple[str, ...]:

@@ -19,18 +19,38 @@ COSTS = (
 
 
 @dataclass(frozen=True)
+class Range:
+    """Numbers from which a search draws.
+
+    Attributes:
+        low: The smallest.
+        high: The largest; an integer if `low` is one, and then only integers are drawn.
+        log: Whether the logarithm is drawn evenly; `low` is above 0 then.
+        step: Difference between neighbors; `None` for 1 between integers, and for any number between floats.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = None
+
+
+@dataclass(frozen=True)
 class Axis:
     """What is varied.
 
     Attributes:
         name: An option of `fit` by its dotted name, such as `"model.lora.r"`, or any name for named values.
-        values: Value by label; each is the value of the option, or for named values a mapping of options.
+        values: Value by label; each is the value of the option, or for named values a mapping of options. Empty if the
+            axis has a range.
         is_named: Whether each value is a mapping of options.
+        range: What a search draws from, instead of values.
     """
 
     name: str
     values: Mapping[str, Any]
     is_named: bool
+    range: Range | None = None
 
     @property
     def short_name(self) -> str:
@@ -54,6 +74,23 @@ class LearningRates:
 
 
 @dataclass(frozen=True)
+class Search:
+    """How a study looks for a good configuration, on validation alone.
+
+    Attributes:
+        trials: How many configurations are tried; `None` as many as the budget allows.
+        seeds: Each configuration is trained with each of them, one after the other.
+        sampler: `"tpe"`, `"random"` or `"grid"`.
+        pruning: Whether a run ends if its metric is worse than the median of the others at the same step.
+    """
+
+    trials: int | None
+    seeds: tuple[int, ...]
+    sampler: str = "tpe"
+    pruning: bool = False
+
+
+@dataclass(frozen=True)
 class Study:
     """A study as its YAML describes it.
 
@@ -73,6 +110,8 @@ class Study:
         full_fine_tuning: The name of the configuration without LoRA, if there is one.
         learning_rate: From which learning rates to choose before the configurations are compared; `None` to choose
             none.
+        search: How to look for one configuration that is compared with the reference; `None` to compare all of them.
+        budget: Hours of training, of all workers together, after which no further run is started; `None` without limit.
     """
 
     name: str
@@ -89,6 +128,8 @@ class Study:
     sequence: tuple[str, ...] | None = None
     full_fine_tuning: str | None = None
     learning_rate: LearningRates | None = None
+    search: Search | None = None
+    budget: float | None = None
 
 
 def label_of(value: object) -> str:

@@ -10,14 +10,30 @@ import yaml
 
 from lora_lightning.configuration.yaml_files import check_config_file
 from lora_lightning.errors import ConfigurationError, suggest_names
-from lora_lightning.studies.specification import COSTS, RATE_OPTION, SEED_OPTION, Axis, LearningRates, Study, label_of
+from lora_lightning.studies.search_settings import (
+    SEARCH_KEYS,
+    check_search,
+    is_range,
+    read_budget,
+    read_range,
+    read_search,
+)
+from lora_lightning.studies.specification import (
+    COSTS,
+    RATE_OPTION,
+    SEED_OPTION,
+    Axis,
+    LearningRates,
+    Search,
+    Study,
+    label_of,
+)
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 OPTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 # What the study sets itself.
 OWN_OPTIONS = (SEED_OPTION, "trainer.logger", "resume", "ckpt_path", "test_after_fit", "config")
-NO_RANGE = {"low", "high"}
 
 
 def read_study_file(path: Path, base: Sequence[Path] = (), settings: Sequence[str] = ()) -> Study:
@@ -37,10 +53,17 @@ def read_study_file(path: Path, base: Sequence[Path] = (), settings: Sequence[st
     check_config_file(path)
     content = read_yaml(path)
     keys = [*Study.__dataclass_fields__]
+    if misplaced := [key for key in content if key in SEARCH_KEYS and key not in keys]:
+        msg = (
+            f"the study {path} has {misplaced[0]} beside its axes, but it belongs into search: a study without search "
+        )
+        msg += "trains every configuration to its end"
+        raise ConfigurationError(msg)
     if unknown := [key for key in content if key not in keys]:
         msg = f"the study {path} has the unknown key {unknown[0]!r}; {suggest_names(unknown[0], keys)}"
         raise ConfigurationError(msg)
     reader = _Reader(path, content)
+    reader.check_search()
     return Study(
         name=reader.name(),
         base=tuple(base) or reader.base(),
@@ -56,6 +79,8 @@ def read_study_file(path: Path, base: Sequence[Path] = (), settings: Sequence[st
         sequence=reader.sequence(),
         full_fine_tuning=None if content.get("full_fine_tuning") is None else reader.text("full_fine_tuning"),
         learning_rate=reader.learning_rate(),
+        search=reader.search(),
+        budget=read_budget(content.get("budget"), reader.refuse),
     )
 
 
@@ -152,8 +177,9 @@ class _Reader:
         return axes
 
     def axis(self, name: str, values: Any) -> Axis:
-        if isinstance(values, dict) and NO_RANGE & values.keys():
-            self.refuse(f"the axis {name} is a range, which only a search can draw from; list its values")
+        if is_range(values):
+            self.check_option(name, "axes")
+            return Axis(name, {}, is_named=False, range=read_range(name, values, self.refuse))
         if isinstance(values, dict) and values and all(isinstance(options, dict) for options in values.values()):
             for label, options in values.items():
                 for option in options:
@@ -168,6 +194,16 @@ class _Reader:
         if twice := [label for label in labels if labels.count(label) > 1]:
             self.refuse(f"the axis {name} has the value {twice[0]} twice; leave one out")
         return Axis(name, dict(zip(labels, values, strict=True)), is_named=False)
+
+    def search(self) -> Search | None:
+        return read_search(self.content.get("search"), self.seeds_in, self.refuse)
+
+    def check_search(self) -> None:
+        search, budget = self.search(), read_budget(self.content.get("budget"), self.refuse)
+        check_search(search, self.axes(), self.seeds(), budget, self.refuse)
+        for key in ("learning_rate", "sequence", "full_fine_tuning") if search is not None else ():
+            if self.content.get(key) is not None:
+                self.refuse(f"{key} and search cannot be used together; leave out one of both")
 
     def learning_rate(self) -> LearningRates | None:
         found = self.content.get("learning_rate")

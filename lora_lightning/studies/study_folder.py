@@ -13,7 +13,7 @@ from lora_lightning.errors import ConfigurationError
 from lora_lightning.runs.files import write_error, write_text_atomically
 from lora_lightning.runs.settings import flatten, list_differences
 from lora_lightning.studies.plan import StudyPlan, Trial, make_trial, plan_study
-from lora_lightning.studies.specification import Axis, LearningRates, Study
+from lora_lightning.studies.specification import Axis, LearningRates, Range, Search, Study
 from lora_lightning.studies.study_file import read_yaml
 
 SAVE_DIR = Path("lightning_logs/studies")
@@ -103,17 +103,33 @@ def _rates_as_json(rates: LearningRates | None) -> dict[str, Any] | None:
     return None if rates is None else {**asdict(rates), "values": list(rates.values), "seeds": list(rates.seeds)}
 
 
+def _axis_as_json(axis: Axis) -> dict[str, Any]:
+    content = {"name": axis.name, "values": axis.values, "is_named": axis.is_named}
+    return content if axis.range is None else content | {"range": asdict(axis.range)}
+
+
+def _axis_from_json(content: Mapping[str, Any]) -> Axis:
+    drawn_from = content.get("range")
+    return Axis(**{**content, "range": None if drawn_from is None else Range(**drawn_from)})
+
+
+def _search_from_json(content: Mapping[str, Any] | None) -> Search | None:
+    return None if content is None else Search(**{**content, "seeds": tuple(content["seeds"])})
+
+
 def study_as_json(study: Study) -> dict[str, Any]:
     """Returns a study as plain values, with the content of its base configs."""
     return {
         "schema_version": SCHEMA_VERSION,
         "name": study.name,
         "base": base_contents(study),
-        "axes": [{"name": axis.name, "values": axis.values, "is_named": axis.is_named} for axis in study.axes],
+        "axes": [_axis_as_json(axis) for axis in study.axes],
         "seeds": list(study.seeds),
         "options": study.options,
         "derived": study.derived,
         "learning_rate": _rates_as_json(study.learning_rate),
+        "search": None if study.search is None else {**asdict(study.search), "seeds": list(study.search.seeds)},
+        "budget": study.budget,
         **{key: getattr(study, key) for key in DECIDED_BEFOREHAND},
     }
 
@@ -141,11 +157,13 @@ def load_plan(path: Path) -> StudyPlan:
         Study(
             name=content["name"],
             base=tuple(content["base"]),
-            axes=tuple(Axis(**axis) for axis in content["axes"]),
+            axes=tuple(map(_axis_from_json, content["axes"])),
             seeds=tuple(content["seeds"]),
             options=content["options"],
             derived=content["derived"],
             learning_rate=_rates_from_json(content["learning_rate"]),
+            search=_search_from_json(content.get("search")),
+            budget=content.get("budget"),
             **{key: content[key] for key in DECIDED_BEFOREHAND} | lists,
         )
     )
@@ -200,6 +218,7 @@ def check_only_adds(former: StudyPlan, plan: StudyPlan, path: Path) -> None:
         msg = f"the folder {path} has a study with other settings: {'; '.join(changed[:MOST_NAMED])}; {remedy}"
         raise ConfigurationError(msg)
     _check_rates(former, plan, path)
+    _check_search(old, new, path)
     ids = {trial.id for trial in (*plan.trials, *_without_rates(plan))}
     if lost := [trial.title for trial in (*former.trials, *_without_rates(former)) if trial.id not in ids]:
         named = "; ".join(lost[:MOST_NAMED]) + (
@@ -216,6 +235,21 @@ def _check_rates(former: StudyPlan, plan: StudyPlan, path: Path) -> None:
     if old != new:
         msg = f"the folder {path} has a study whose learning_rate is {_rates_as_json(old)}, and not "
         msg += f"{_rates_as_json(new)}; restore the YAML, or give the study another name"
+        raise ConfigurationError(msg)
+
+
+def _check_search(old: Mapping[str, Any], new: Mapping[str, Any], path: Path) -> None:
+    """Refuses another search; it may only try more configurations."""
+    if old["search"] is None and new["search"] is None:
+        return
+    here, there = (
+        {"search": None if each["search"] is None else {**each["search"], "trials": None}, "axes": each["axes"]}
+        for each in (new, old)
+    )
+    fewer = old["search"] and new["search"] and (new["search"]["trials"] or 0) < (old["search"]["trials"] or 0)
+    if json.loads(json.dumps(here)) != json.loads(json.dumps(there)) or fewer:
+        msg = f"the folder {path} has a study with another search ({old['search']} with the axes {old['axes']}), which "
+        msg += "may only gain trials; restore the YAML, or give the study another name"
         raise ConfigurationError(msg)
 
 

@@ -1,23 +1,34 @@
 """Opens a study, runs it, and reports on it: what `study run`, `study status` and `study report` do."""
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 from lightning.pytorch.utilities import rank_zero_warn
+from optuna.trial import TrialState
 
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.runs.files import write_error, write_text_atomically
 from lora_lightning.runs.layout import CONFIG
 from lora_lightning.statistics.analysis import analyze_study
+from lora_lightning.statistics.recommendation import recommend_winner
 from lora_lightning.studies.audit import StudyAudit
 from lora_lightning.studies.estimate import estimate_study
-from lora_lightning.studies.journal import StudyJournal, TrialStatus
+from lora_lightning.studies.journal import ENDED, Claim, StudyJournal, TrialStatus
 from lora_lightning.studies.learning_rates import chosen_rates, notes_on_rates
 from lora_lightning.studies.plan import Configuration, StudyPlan, Trial
+from lora_lightning.studies.search import (
+    SearchRun,
+    Suggestion,
+    is_exhausted,
+    next_suggestion,
+    notes_on_search,
+    search_trial,
+    winning_values,
+)
 from lora_lightning.studies.study_folder import RECOMMENDED, StudyFolder, base_contents, load_plan, load_tags
 from lora_lightning.studies.trial_results import collect_results
 from lora_lightning.studies.trial_runs import CheckedStudy, check_configurations, study_metric
@@ -31,6 +42,8 @@ __all__ = [
     "start_study",
     "write_recommendation",
 ]
+
+HOUR = 3600.0
 
 
 @dataclass(frozen=True)
@@ -53,16 +66,36 @@ class OpenStudy:
 
     @property
     def plan(self) -> StudyPlan:
-        """The study with the learning rates that are chosen so far."""
-        return self.planned.with_rates(self.rates())
+        """The study with what is chosen so far: learning rates, or suggestions of its search and their winner."""
+        if self.planned.study.search is None:
+            return self.planned.with_rates(self.rates())
+        runs = self.journal.search_runs()
+        suggested = [Suggestion(run.suggestion, run.values, run.seed) for run in runs]
+        tried = [search_trial(self.planned.study, each) for each in suggested]
+        is_over = self.is_search_over(runs)
+        return self.planned.with_search(tried, self.winner(runs) if is_over else None, is_over=is_over)
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether larger values of the metric that decides are better."""
+        return study_metric(self.planned, self.tag).higher_is_better
 
     def rates(self) -> dict[str, float]:
         """The chosen learning rates by configuration; empty for a study that chooses none."""
         if self.planned.study.learning_rate is None:
             return {}
-        metric = study_metric(self.planned, self.tag)
         statuses = self.journal.statuses(self.planned.trials)
-        return chosen_rates(self.planned, statuses, higher_is_better=metric.higher_is_better)
+        return chosen_rates(self.planned, statuses, higher_is_better=self.higher_is_better)
+
+    def is_search_over(self, runs: Sequence[SearchRun]) -> bool:
+        """Whether all runs of a search have ended, and no other one will be suggested."""
+        if any(run.state == TrialState.RUNNING for run in runs):
+            return False
+        return not self._may_suggest(runs)
+
+    def winner(self, runs: Sequence[SearchRun]) -> Mapping[str, Any] | None:
+        """The values of the best configuration so far; `None` if none was trained to its end."""
+        return winning_values(self.planned.study, runs, higher_is_better=self.higher_is_better)
 
     def statuses(self) -> dict[str, TrialStatus]:
         """The state of each known trial, by id."""
@@ -73,13 +106,70 @@ class OpenStudy:
         others = (status for name, status in self.statuses().items() if name != trial.id)
         return all(status.state != "running" and (status.ended_at or 0.0) <= since for status in others)
 
-    def known_trials(self) -> tuple[Trial, ...]:
+    def claim_next(self) -> Claim | None:
+        """Claims the next trial: runs that help to choose first, then those that are tested.
+
+        Returns:
+            The claim; `None` if no trial can run now.
+        """
+        trials = self._known_trials()
+        only_interrupted = self.is_over_budget
+        claim = self.journal.claim_next(
+            [trial for trial in trials if not trial.is_tested], only_interrupted=only_interrupted
+        )
+        if claim is None and (suggested := self._suggest()) is not None:
+            claim = self.journal.claim_next([suggested])
+        tested = [trial for trial in trials if trial.is_tested]
+        return claim or self.journal.claim_next(tested, only_interrupted=only_interrupted)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left to run, or, beyond the budget, nothing is running."""
+        plan = self.plan
+        states = list(self.journal.statuses(plan.trials).values())
+        if self.is_over_budget and not any(status.state == "running" for status in states):
+            return True
+        return plan.further == 0 and self.plan.trials == plan.trials and all(status.state in ENDED for status in states)
+
+    @property
+    def is_over_budget(self) -> bool:
+        """Whether the budget is spent, so that no further run is started."""
+        budget = self.planned.study.budget
+        return budget is not None and sum(self.journal.spent_seconds()) >= budget * HOUR
+
+    def _known_trials(self) -> tuple[Trial, ...]:
         """The trials that can run now; the journal has them afterwards."""
         trials = self.plan.trials
-        if self.planned.study.learning_rate is not None:
+        if self.planned.study.learning_rate is not None or self.planned.study.search is not None:
             with self.folder.locked():
                 self.journal.add_trials(trials)
         return trials
+
+    def _suggest(self) -> Trial | None:
+        """Adds the next run of a search to the journal."""
+        if self.planned.study.search is None:
+            return None
+        with self.folder.locked():
+            runs = self.journal.search_runs()
+            if not self._may_suggest(runs):
+                return None
+            suggestion = next_suggestion(self.planned.study, runs, higher_is_better=self.higher_is_better)
+            if suggestion is None:
+                return None
+            trial = search_trial(self.planned.study, suggestion)
+            self.journal.add_suggestion(trial, suggestion.values, self.planned.study)
+            return trial
+
+    def _may_suggest(self, runs: Sequence[SearchRun]) -> bool:
+        """Whether something is left to try, and the budget lasts for it beside the runs that are tested."""
+        if is_exhausted(self.planned.study, runs):
+            return False
+        budget = self.planned.study.budget
+        spent = self.journal.spent_seconds()
+        if budget is None or not runs or not spent:
+            return True
+        tested = 2 * len(self.planned.study.seeds)
+        return sum(spent) + (tested + 1) * sum(spent) / len(spent) <= budget * HOUR
 
 
 def start_study(
@@ -102,12 +192,15 @@ def start_study(
     """
     with folder.locked():
         folder.save(plan, checked.tag, checked.validation_tag)
-        journal = StudyJournal(folder)
-        journal.add_trials(plan.trials)
-        journal.add_lost(plan.trials)
+        better = study_metric(plan, checked.tag).higher_is_better
+        study = OpenStudy(
+            plan, folder, StudyJournal(folder, higher_is_better=better), checked.tag, checked.validation_tag
+        )
+        study.journal.add_trials(plan.trials)
+        study.journal.add_lost(study.plan.trials)
         if retry_failed:
-            journal.add_again(plan.trials)
-    return OpenStudy(plan, folder, journal, checked.tag, checked.validation_tag)
+            study.journal.add_again(study.plan.trials)
+    return study
 
 
 def open_study(path: Path) -> OpenStudy:
@@ -183,9 +276,30 @@ def judge_study(study: OpenStudy) -> StudyAudit:
         msg = f"none of the {plan.size} trials of {study.folder.path} is finished and tested; run the study first"
         raise ConfigurationError(msg)
     found = collect_results(plan, study.folder, study.tag, statuses)
-    notes = (found.results.unfinished, *found.notes, *notes_on_rates(plan, study.rates()))
-    notes = tuple(note for note in notes if note)
-    return StudyAudit(found.results, analyze_study(found.results), notes)
+    notes = (found.results.unfinished, budget_note(study), *found.notes, *notes_on_rates(plan, study.rates()))
+    notes = (*notes, *_search_notes(study))
+    analysis = analyze_study(found.results)
+    if plan.study.search is not None:
+        analysis = replace(analysis, recommendation=recommend_winner(found.results, analysis))
+    return StudyAudit(found.results, analysis, tuple(note for note in notes if note))
+
+
+def budget_note(study: OpenStudy) -> str:
+    """Says that the budget left something out; empty if it did not."""
+    budget, plan = study.planned.study.budget, study.plan
+    ended = sum(status.state in ENDED for status in study.statuses().values())
+    if budget is None or not study.is_over_budget or ended == plan.size:
+        return ""
+    return f"The budget of {budget:g} hours is spent, so that {plan.size - ended} of {plan.size} runs were not started."
+
+
+def _search_notes(study: OpenStudy) -> list[str]:
+    search = study.planned.study.search
+    if search is None:
+        return []
+    return notes_on_search(
+        study.planned.study, study.journal.search_runs(), study.validation_tag, study.higher_is_better
+    )
 
 
 def write_recommendation(study: OpenStudy, audit: StudyAudit) -> Path | None:

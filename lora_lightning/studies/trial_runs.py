@@ -15,6 +15,7 @@ from lora_lightning.runs.record import RunRecord
 from lora_lightning.statistics.study_results import Metric
 from lora_lightning.studies.metric_scale import choose_metric, choose_scale
 from lora_lightning.studies.plan import Configuration, StudyPlan, Trial, make_trial
+from lora_lightning.studies.search_settings import search_ends
 from lora_lightning.studies.specification import RATE_OPTION, SEED_OPTION
 from lora_lightning.studies.study_folder import StudyFolder
 from lora_lightning.training.api import config_arguments, option_arguments, train
@@ -67,7 +68,7 @@ def run_options(folder: StudyFolder, trial: Trial) -> dict[str, Any]:
     return {
         **trial.options,
         SEED_OPTION: trial.seed,
-        "test_after_fit": trial.rate is None,
+        "test_after_fit": trial.is_tested,
         "trainer.logger": logger,
         "trainer.enable_progress_bar": False,
     }
@@ -117,8 +118,8 @@ def check_configurations(
     found: list[CheckedStudy] = []
     for configuration in plan.configurations:
         progress(configuration)
-        try:
-            for trial in _trials_to_check(plan, configuration):
+        for trial in _trials_to_check(plan, configuration):
+            try:
                 arguments = [*config_arguments(base_configs(plan)), *option_arguments(run_options(folder, trial))]
                 with explain_errors():
                     run = TrainingRun(prepare_command("fit", arguments))
@@ -127,15 +128,18 @@ def check_configurations(
                 if found[-1].test_rows != found[0].test_rows:
                     msg = f"its test rows are not those of {found[0].configuration!r}; compare them on the same ones"
                     raise DataError(msg)
-        except LoraLightningError as error:
-            msg = f"the configuration {configuration.name!r} of the study cannot be trained: {error}"
-            raise type(error)(msg) from error
+            except LoraLightningError as error:
+                msg = f"the configuration {trial.configuration!r} of the study cannot be trained: {error}"
+                raise type(error)(msg) from error
     return next(each for each in found if each.configuration == plan.reference)
 
 
 def _trials_to_check(plan: StudyPlan, configuration: Configuration) -> list[Trial]:
-    """One run of a configuration, and of the reference one for each learning rate."""
+    """One run of a configuration; of the reference one for each learning rate, or each end of what a search varies."""
     rates = plan.study.learning_rate
+    if plan.study.search is not None:
+        ends = search_ends(plan.study, configuration)
+        return [make_trial(plan.study, each, plan.study.seeds[0]) for each in (configuration, *ends)]
     if rates is None:
         return [make_trial(plan.study, configuration, plan.study.seeds[0])]
     tried = rates.values if configuration.name == plan.reference else rates.values[:1]

@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 
 def trial_rows(plan: StudyPlan, folder: StudyFolder, statuses: Mapping[str, TrialStatus]) -> list[Row]:
-    """Collects one row per trial, also of those that only choose a learning rate, and of those that failed.
+    """Collects one row per trial, also of those that only help to choose, and of those that failed.
 
     Args:
         plan: The study.
@@ -45,7 +45,7 @@ def trial_rows(plan: StudyPlan, folder: StudyFolder, statuses: Mapping[str, Tria
             "error": status.error or None,
             **short_settings(plan, trial),
         }
-        if status.state == "finished":
+        if status.state in {"finished", "pruned"}:
             row |= trial_numbers(RunRecord.load(folder.run(trial)))
         rows.append(row)
     names = dict.fromkeys(name for row in rows for name in row)

@@ -4,13 +4,17 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+
+from lightning import Callback
 
 from lora_lightning.errors import LoraLightningError, TrialsFailed
 from lora_lightning.runs.record import RunRecord
 from lora_lightning.studies.adapter_ranks import AdapterRanks
 from lora_lightning.studies.hparams_tab import write_hparams
-from lora_lightning.studies.journal import ENDED, Claim, TrialStatus
+from lora_lightning.studies.journal import Claim, TrialStatus
 from lora_lightning.studies.plan import Trial
+from lora_lightning.studies.pruning import PRUNED, Pruning
 from lora_lightning.studies.study_run import OpenStudy
 from lora_lightning.studies.trial_measurements import TestOutcomes, TrialCosts
 from lora_lightning.studies.trial_progress import TrialProgress
@@ -68,50 +72,48 @@ class Worker:
             KeyboardInterrupt: After Ctrl-C.
         """
         while True:
-            trials = self.study.known_trials()
-            claim = self.journal.claim_next(trials)
+            claim = self.study.claim_next()
             if claim is not None:
                 self._run(claim)
-                continue
-            statuses = self.journal.statuses(trials)
-            if len(self.study.plan.trials) == len(trials) and all(
-                status.state in ENDED for status in statuses.values()
-            ):
-                return statuses
-            time.sleep(WAIT)
+            elif self.study.is_complete:
+                return self.study.statuses()
+            else:
+                time.sleep(WAIT)
 
     def _run(self, claim: Claim) -> None:
         trial = claim.trial
         self.on_start(trial)
         start = time.monotonic()
-        value, error = None, ""
+        value, error, pruned = None, "", False
         try:
-            value = self._train(trial)
+            value, pruned = self._train(claim)
         except Exception as failure:
             if has_full_disk(failure):
                 raise  # the trial stays as it is, and the same command resumes it
             error = " ".join(str(failure).split()) or type(failure).__name__
             if not isinstance(failure, LoraLightningError):
                 error = f"{type(failure).__name__}: {error}"
-            self.journal.fail(claim, error)
+            self.journal.fail(claim, error, time.monotonic() - start)
         else:
-            self.journal.finish(claim, value)
+            self.journal.finish(claim, value, time.monotonic() - start, pruned=pruned)
         finally:
             claim.lock.release()
         self.on_end(TrialEnd(trial, value, error, time.monotonic() - start))
 
-    def _train(self, trial: Trial) -> float:
+    def _train(self, claim: Claim) -> tuple[float, bool]:
+        """Trains a trial, and returns the metric that decides and whether the search ended it early."""
+        trial, search = claim.trial, self.study.planned.study.search
         progress = TrialProgress(self.study.folder.progress(trial))
-        callbacks = [
-            TrialCosts(lambda since: self.study.is_alone(trial, since)),
-            TestOutcomes(),
-            AdapterRanks(),
-            progress,
-        ]
+        costs = TrialCosts(lambda since: self.study.is_alone(trial, since))
+        callbacks: list[Callback] = [costs, TestOutcomes(), AdapterRanks(), progress]
+        if search is not None and search.pruning and trial.suggestion is not None:
+            report = partial(self.journal.report, claim)
+            callbacks.append(Pruning(self.study.validation_tag, report))
         with warnings.catch_warnings():  # each trial warns like a run of its own
             record = train_trial(self.study.planned, self.study.folder, trial, callbacks)
         write_hparams(self.study.planned, trial, record, self.study.tag)
-        return objective_of(record, self.study.tag if trial.rate is None else self.study.validation_tag)
+        value = objective_of(record, self.study.tag if trial.is_tested else self.study.validation_tag)
+        return value, record.reason.startswith(PRUNED)
 
 
 def objective_of(record: RunRecord, tag: str) -> float:

@@ -37,7 +37,7 @@ def early_end_reason(trainer: Trainer) -> str:
         trainer: The trainer after training.
 
     Returns:
-        A reason for the user; empty if training took all of its steps.
+        A reason for the user, such as the `reason_to_stop` of a callback; empty if training took all of its steps.
     """
     for callback in trainer.early_stopping_callbacks:
         if (reason := _stopping_reason(callback)) is not None:
@@ -46,6 +46,9 @@ def early_end_reason(trainer: Trainer) -> str:
         if isinstance(callback, Timer) and (left := callback.time_remaining()) is not None and left <= 0:
             return f"trainer.max_time was reached after {trainer.global_step} steps"
     if trainer.should_stop and not _took_all_steps(trainer):
+        reasons = [getattr(callback, "reason_to_stop", "") for callback in trainer.callbacks]  # type: ignore[attr-defined]
+        if reason := next(filter(None, reasons), ""):
+            return str(reason)
         return f"a callback set trainer.should_stop after {trainer.global_step} steps"
     return ""
 

@@ -24,6 +24,8 @@ def test_study_config_runs(
     base = (path.parent / study["base"]).resolve()
     config = yaml.safe_load(base.read_text())
     study |= {"base": str(base), "seeds": study["seeds"][:1], "name": path.stem}
+    if "search" in study:
+        study["search"]["trials"] = 2
     stand_in_axes(study, tiny_backbone)
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
     backbone = tiny_backbone(family_of(config["model"]["init_args"]["backbone"]))
@@ -54,5 +56,5 @@ def stand_in_axes(study: dict[str, Any], tiny_backbone: TinyBackbone) -> None:
         study["sequence"] = [f"context_length = {length}" for length in SMALL_LENGTHS[-2::-1]]
     for values in axes.values():
         for options in values.values() if isinstance(values, dict) else ():
-            if "model.backbone" in options:
+            if isinstance(options, dict) and "model.backbone" in options:
                 options["model.backbone"] = str(tiny_backbone(family_of(options["model.backbone"])))
