@@ -11,6 +11,7 @@ from scipy import stats
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.statistics.analysis import analyze_study, as_json
 from lora_lightning.statistics.jackknife import Interval
+from lora_lightning.statistics.recommendation import Recommendation, recommend_winner
 from lora_lightning.statistics.study_results import ConfigurationResults, Metric, Scale, StudyResults
 from lora_lightning.statistics.verdicts import ClaimVerdict, Verdict, claim_verdict
 from tests.statistics.studies import EFFECTS, rank_study
@@ -186,3 +187,19 @@ def test_outcomes_that_do_not_fit_are_refused() -> None:
     ):
         with pytest.raises(ConfigurationError, match=message):
             analyze_study(replace(study, configurations=[first, changed], sequence=()))
+
+
+def test_the_winner_of_a_search_must_be_better_or_cheaper() -> None:
+    def answer(effects: dict[int, float]) -> Recommendation:
+        results = rank_study(effects, seeds=5)
+        return recommend_winner(results, analyze_study(results))
+
+    better = answer({8: 0.0, 64: 0.02})
+    assert (better.name, better.proven) == ("r = 64", True)
+    assert "r = 64 is better than r = 8 (difference" in better.answer
+    same = answer({8: 0.0, 64: 0.0})
+    assert (same.name, same.proven) == ("r = 8", False)
+    assert "r = 8 is recommended: the winner of the search, r = 64, is not proven better" in same.answer
+    assert answer({8: 0.0, 64: -0.03}).name == "r = 8"
+    assert answer({64: 0.0, 8: 0.0}).name == "r = 8"  # cheaper, and not worse
+    assert answer({64: 0.0}).name == "r = 64"
