@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lora_lightning.cli import study_audit, study_run, study_slurm, study_status, study_work
+from lora_lightning.cli import study_audit, study_compare, study_run, study_slurm, study_status, study_work
 from lora_lightning.cli.sentence_parser import SentenceParser
 
 
@@ -40,6 +40,9 @@ SUBCOMMANDS = {
         study_status.REPORT_EPILOG,
         study_status.add_report_options,
         study_status.run_report,
+    ),
+    "compare": Subcommand(
+        study_compare.HELP, study_compare.EPILOG, study_compare.add_compare_options, study_compare.run_compare
     ),
     "slurm": Subcommand(study_slurm.HELP, study_slurm.EPILOG, study_slurm.add_slurm_options, study_slurm.run_slurm),
     "audit": Subcommand(study_audit.HELP, study_audit.EPILOG, study_audit.add_audit_options, study_audit.run_audit),

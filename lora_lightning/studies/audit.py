@@ -93,7 +93,7 @@ def audit_results(
         unfinished=_missing_values(table, metric, values),
     )
     analysis = analyze_study(results)
-    notes = [results.unfinished, *reader.notes, _unpaired_runs(results)]
+    notes = [results.unfinished, *reader.notes, unpaired_runs_note(results)]
     return StudyAudit(results, analysis, tuple(note for note in notes if note))
 
 
@@ -199,7 +199,15 @@ def _empty_costs(costs: Mapping[str, Sequence[float]]) -> str:
     return f"Empty cells of costs are left out of their means: {few_names(counted)}." if counted else ""
 
 
-def _unpaired_runs(results: StudyResults) -> str:
+def unpaired_runs_note(results: StudyResults) -> str:
+    """Says which configurations have seeds that the reference lacks, or lack some of its seeds.
+
+    Args:
+        results: What was measured.
+
+    Returns:
+        A sentence; empty if all runs are paired.
+    """
     reference = results.configuration(results.reference)
     unpaired = {each.name: unpaired_seeds(each, reference) for each in results.configurations}
     counted = [f"{name!r} (seeds {few_names([*map(str, seeds)])})" for name, seeds in unpaired.items() if seeds]

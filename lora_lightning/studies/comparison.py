@@ -1,0 +1,130 @@
+"""`study compare`: one configuration of a study against one of another, paired by seed and test example."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lora_lightning.errors import ConfigurationError, DataError, suggest_names
+from lora_lightning.runs.record import RunRecord
+from lora_lightning.statistics.analysis import analyze_study
+from lora_lightning.statistics.study_results import ConfigurationResults, StudyResults
+from lora_lightning.studies.audit import StudyAudit, unpaired_runs_note
+from lora_lightning.studies.study_run import OpenStudy, open_study
+from lora_lightning.studies.trial_results import collect_results
+from lora_lightning.studies.trial_runs import study_metric
+
+
+@dataclass(frozen=True)
+class Side:
+    """A configuration of a study.
+
+    Attributes:
+        study: The study.
+        results: What the study measured.
+        name: The configuration.
+        notes: What the study lacks.
+    """
+
+    study: OpenStudy
+    results: StudyResults
+    name: str
+    notes: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        """Study and configuration."""
+        return f"{self.results.name}: {self.name}"
+
+    def measured(self) -> ConfigurationResults:
+        """What the configuration measured, under its title."""
+        return replace(self.results.configuration(self.name), name=self.title)
+
+    def test_data(self) -> dict[str, str]:
+        """Run folder by hash of the rows of the test split."""
+        split = self.study.tag.partition("/")[0]
+        runs = [
+            self.study.folder.run(trial)
+            for trial in self.study.plan.tested
+            if trial.configuration == self.name and trial.seed in self.results.configuration(self.name).values
+        ]
+        return {RunRecord.load(run).data_fingerprint.get(split, ""): str(run) for run in runs}
+
+
+def compare_studies(
+    reference: Path, other: Path, configurations: Sequence[str] | None = None, *, margin: float | None = None
+) -> StudyAudit:
+    """Compares a configuration of one study with one of another.
+
+    Args:
+        reference: Folder of the study whose configuration is the reference.
+        other: Folder of the study whose configuration is judged; may be the same folder.
+        configurations: Names of both; `None` for the reference of each study, or the winner of a search.
+        margin: The largest loss that does not matter; `None` for that of both studies.
+
+    Returns:
+        The verdict, and what was left out.
+
+    Raises:
+        ConfigurationError: If a folder has no study, a configuration is unknown or has no finished run, or metric or
+            margin differ.
+        DataError: If the test splits differ.
+    """
+    names = configurations or (None, None)
+    sides = [_read_side(path, name) for path, name in zip((reference, other), names, strict=True)]
+    first, second = sides
+    _check_comparable(first, second, margin)
+    if first.title == second.title:
+        second = replace(second, results=replace(second.results, name=str(other)))
+        first = replace(first, results=replace(first.results, name=str(reference)))
+    metric = study_metric(first.study.planned, first.study.tag)
+    results = StudyResults(
+        name=f"{first.results.name} and {second.results.name}",
+        metric=metric if margin is None else replace(metric, margin=margin),
+        configurations=[first.measured(), second.measured()],
+        reference=first.title,
+        costs=first.results.costs,
+        unfinished=" ".join(filter(None, dict.fromkeys(side.results.unfinished for side in sides))),
+    )
+    notes = (results.unfinished, *first.notes, *second.notes, unpaired_runs_note(results))
+    return StudyAudit(results, analyze_study(results), tuple(dict.fromkeys(note for note in notes if note)))
+
+
+def _read_side(path: Path, name: str | None) -> Side:
+    study = open_study(path)
+    plan = study.plan
+    names = [each.name for each in plan.configurations]
+    if name is None:
+        name = names[-1] if plan.study.search is not None else plan.reference
+    if name not in names:
+        msg = f"the study {path} has no configuration {name!r}; {suggest_names(name, names)}"
+        raise ConfigurationError(msg)
+    found = collect_results(plan, study.folder, study.tag, study.statuses())
+    if not found.results.configuration(name).values:
+        msg = f"no run of {name!r} in the study {path} is finished and tested; run the study first"
+        raise ConfigurationError(msg)
+    return Side(study, found.results, name, found.notes)
+
+
+def _check_comparable(first: Side, second: Side, margin: float | None) -> None:
+    if first.title == second.title and first.study.folder.path.resolve() == second.study.folder.path.resolve():
+        msg = f"both sides are {first.title!r}; name two configurations with --configurations"
+        raise ConfigurationError(msg)
+    if first.study.tag != second.study.tag:
+        msg = (
+            f"the studies are decided by different metrics, {first.study.tag} and {second.study.tag}, which cannot be "
+        )
+        msg += "compared; run one of them with the objective of the other"
+        raise ConfigurationError(msg)
+    margins = [side.results.metric.margin for side in (first, second)]
+    if margin is None and margins[0] != margins[1]:
+        msg = f"the margins of the studies differ ({margins[0]:g} and {margins[1]:g}); choose one with --margin"
+        raise ConfigurationError(msg)
+    if margin is not None and not 0 < margin < float("inf"):
+        msg = f"the margin is {margin:g}, but it must be above 0"
+        raise ConfigurationError(msg)
+    data = first.test_data() | second.test_data()
+    if len(data) > 1 or "" in data:
+        split, runs = first.study.tag.partition("/")[0], list(data.values())
+        msg = f"the runs {runs[0]} and {runs[-1]} were tested on other rows in the split {split!r}, so that their "
+        msg += "difference says nothing about the configurations; repeat one of the studies on the data of the other"
+        raise DataError(msg)

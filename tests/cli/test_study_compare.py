@@ -1,0 +1,110 @@
+"""`study compare`: two configurations of two studies, paired by seed and test example, or refused in a sentence."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy import stats
+
+from lora_lightning.cli.main import main
+from lora_lightning.studies.study_run import judge_study, open_study
+from tests.cli.test_study_run import run
+from tests.studies.small_study import BASE, save_study
+
+OTHER_DATA = {**BASE["data"]["init_args"], "eval_rows": 100}
+
+
+def compare(*words: str) -> int:
+    return main(["study", "compare", *words])
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four studies: ranks, the same on other seeds and a larger learning rate, on other data, with another margin."""
+    place = tmp_path_factory.mktemp("studies")
+    small: dict[str, Any] = {"axes": {"model.lora.r": [2, 4]}, "seeds": [0, 1, 2]}
+    faster = {"options": {"model.optimization.learning_rate": 0.05}, "seeds": [1, 2, 3]}
+    data = {"base": BASE | {"data": BASE["data"] | {"init_args": OTHER_DATA}}, "seeds": [0]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.setattr("lora_lightning.reports.study_report.study_figures", lambda *_: [])
+        for name, changes in {
+            "ranks": {},
+            "faster": faster,
+            "data": data,
+            "margin": {"margin": 0.25, "seeds": [0]},
+        }.items():
+            assert run(save_study(place, **small | changes | {"name": name}), "--save_dir=.") == 0
+    return place
+
+
+def test_two_studies_are_paired_by_seed_and_example(studies: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [str(studies / "ranks"), str(studies / "faster"), "--configurations", "r = 4", "r = 2"]
+    assert compare(*words, "--json") == 0
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert found["reference"] == "ranks: r = 4"
+    (comparison,) = found["analysis"]["comparisons"]
+    assert comparison["name"] == "faster: r = 2"
+    assert (comparison["difference"]["seeds"], comparison["difference"]["examples"]) == (2, 256)
+    assert "1 configuration has other seeds than the reference 'ranks: r = 4'" in printed.err
+    one, two = (judge_study(open_study(studies / name)).results for name in ("ranks", "faster"))
+    values = [
+        [each.values[seed] for seed in (1, 2)] for each in (two.configuration("r = 2"), one.configuration("r = 4"))
+    ]
+    expected = stats.ttest_rel(values[1], values[0])  # a lower loss is better
+    assert comparison["difference"]["interval"]["value"] == pytest.approx(sum(values[1]) / 2 - sum(values[0]) / 2)
+    low = expected.confidence_interval(0.95).low
+    assert comparison["difference"]["interval"]["low"] <= low + 1e-9  # the wider of it and the two-way interval
+    assert compare(*words) == 0
+    assert "faster: r = 2" in capsys.readouterr().out
+
+
+def test_without_names_the_references_are_compared(studies: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare(str(studies / "ranks"), str(studies / "faster")) == 0
+    printed = capsys.readouterr().out
+    assert "ranks: r = 4" in printed
+    assert "faster: r = 4" in printed
+
+
+def test_two_configurations_of_one_study(studies: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(studies / "ranks")
+    assert compare(folder, folder, "--configurations", "r = 4", "r = 2", "--json") == 0
+    (found,) = json.loads(capsys.readouterr().out)["analysis"]["comparisons"]
+    expected = judge_study(open_study(studies / "ranks")).analysis.comparisons[0]
+    assert found["difference"]["interval"]["value"] == pytest.approx(expected.difference.interval.value)
+    assert found["difference"]["interval"]["low"] == pytest.approx(expected.difference.interval.low)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["ranks", "ranks"], "both sides are 'ranks: r = 4'; name two configurations"),
+        (["ranks", "data"], "were tested on other rows in the split 'test'"),
+        (["ranks", "margin"], "margins of the studies differ (0.5 and 0.25); choose one with --margin"),
+        (["ranks", "faster", "--margin=0"], "the margin is 0, but it must be above 0"),
+        (["ranks", "faster", "--configurations", "r = 4", "r = 8"], "faster has no configuration 'r = 8'"),
+        (["ranks", "nowhere"], "nowhere is not the folder of a study"),
+        (["ranks"], "required: B"),
+    ],
+)
+def test_what_cannot_be_compared_is_a_sentence(
+    words: list[str], message: str, studies: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(studies)
+    assert compare(*words) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.splitlines()) == 1
+
+
+def test_other_metrics_are_refused(
+    studies: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(studies)
+    content = json.loads((studies / "margin/study.json").read_text())
+    (studies / "margin/study.json").write_text(json.dumps(content | {"tag": "test/relative_error"}))
+    assert compare("ranks", "margin") == 2
+    assert "different metrics, test/loss and test/relative_error" in capsys.readouterr().err
+    (studies / "margin/study.json").write_text(json.dumps(content))
