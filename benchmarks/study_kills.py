@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import optuna
 import torch
 import yaml
 from kill_and_resume import ELSE, PHASES, PROCESSES, SAVE, STEP, VALIDATION, PhaseRecorder, curves, equal_bitwise
@@ -33,6 +34,7 @@ from processes import end_with_parent
 from lora_lightning import RunRecord
 from lora_lightning.cli.main import main as lora_lightning
 from lora_lightning.reports import study_report
+from lora_lightning.studies.storage import open_storage
 from lora_lightning.studies.study_folder import StudyFolder, load_plan
 from lora_lightning.studies.trial_measurements import OUTCOMES
 from lora_lightning.training.checkpointing import AdapterCheckpoint
@@ -114,7 +116,9 @@ class Workers:
     """
 
     def __init__(self, study: Path, save_dir: Path, count: int) -> None:
-        PROCESSES.set_forkserver_preload(["study_kills", "lora_lightning.cli.commands"])
+        PROCESSES.set_forkserver_preload(
+            ["study_kills", "lora_lightning.cli.commands", "lora_lightning.studies.worker"]
+        )
         save_dir.mkdir(parents=True, exist_ok=True)
         self.words = ["study", "run", str(study), f"--save_dir={save_dir}"]
         self.output, self.folder = save_dir / "output.txt", StudyFolder(save_dir / NAME)
@@ -200,32 +204,29 @@ def _results(run: Path) -> dict[str, Any]:
     }
 
 
-def journal_rows(journal: Path) -> dict[str, list[str]]:
-    """Reads the states of each trial in the journal, by id: one row for each time that the trial was added."""
-    import optuna  # noqa: PLC0415
-    from optuna.storages import JournalStorage  # noqa: PLC0415
-    from optuna.storages.journal import JournalFileBackend  # noqa: PLC0415
-
-    storage = JournalStorage(JournalFileBackend(str(journal)))
+def recorded_states(folder: StudyFolder, url: str | None) -> dict[str, list[str]]:
+    """Reads the states of each trial in the storage, by id: one for each time that the trial was added."""
+    storage = open_storage(folder, url)
     found: dict[str, list[str]] = {}
     for trial in optuna.load_study(study_name=NAME, storage=storage).trials:
         found.setdefault(str(trial.user_attrs["id"]), []).append(trial.state.name)
     return found
 
 
-def what_is_wrong(workers: Workers, undisturbed: dict[str, dict[str, Any]]) -> list[str]:
+def what_is_wrong(workers: Workers, undisturbed: dict[str, dict[str, Any]], storage: str | None) -> list[str]:
     """Compares a study whose workers were killed with one left alone.
 
     Args:
         workers: Of the killed study.
         undisturbed: Results by trial.
+        storage: URL of the database of the killed study; `None` for its journal file.
 
     Returns:
         Sentences; empty if all is as it should be.
     """
-    rows = journal_rows(workers.folder.journal)
-    wrong = [f"{name}: {states} in the journal" for name, states in rows.items() if states != ["COMPLETE"]]
-    wrong += [f"{name} is not in the journal" for name in undisturbed if name not in rows]
+    rows = recorded_states(workers.folder, storage)
+    wrong = [f"{name}: {states} in the storage" for name, states in rows.items() if states != ["COMPLETE"]]
+    wrong += [f"{name} is not in the storage" for name in undisturbed if name not in rows]
     folders = {path.name for path in workers.folder.path.iterdir() if (path / "config.yaml").is_file()}
     if folders != set(undisturbed):
         wrong.append(f"run folders: {sorted(folders ^ set(undisturbed))}")
@@ -244,7 +245,13 @@ def what_is_wrong(workers: Workers, undisturbed: dict[str, dict[str, Any]]) -> l
 
 
 def kill_workers(
-    folder: Path, count: int, kills: Sequence[Kill], *, seeds: Sequence[int], ranks: Sequence[int] = (1, 2, 4)
+    folder: Path,
+    count: int,
+    kills: Sequence[Kill],
+    *,
+    seeds: Sequence[int],
+    ranks: Sequence[int] = (1, 2, 4),
+    storage: str | None = None,
 ) -> dict[str, Any]:
     """Runs a study twice: left alone, and with workers that are killed and started again.
 
@@ -254,19 +261,20 @@ def kill_workers(
         kills: The moments.
         seeds: Seeds of the study.
         ranks: Its configurations; the last one is the reference, and must be 4.
+        storage: URL of the database of the killed study; `None` for a journal file.
 
     Returns:
         What was killed, how often trials were resumed, and what is wrong.
     """
     path = folder / "study.yaml"
-    path.write_text(
-        yaml.safe_dump(STUDY | {"axes": {"model.lora.r": list(ranks)}, "seeds": list(seeds)}, sort_keys=False)
-    )
+    study = STUDY | {"axes": {"model.lora.r": list(ranks)}, "seeds": list(seeds)}
+    path.write_text(yaml.safe_dump(study, sort_keys=False))
     alone = Workers(path, folder / "alone", 1)
     alone.start(0)
     if alone.finish() != [0]:
         return {"wrong": [alone.output.read_text()]}
     undisturbed = trial_results(alone.folder)
+    path.write_text(yaml.safe_dump(study | ({} if storage is None else {"storage": storage}), sort_keys=False))
     workers, killed = Workers(path, folder / "killed", count), []
     for worker in range(count):
         workers.start(worker)
@@ -278,7 +286,7 @@ def kill_workers(
             workers.start(worker)
     statuses = workers.finish()
     wrong = [f"exit statuses {statuses}: {workers.output.read_text()}"] if any(statuses) else []
-    wrong = wrong or what_is_wrong(workers, undisturbed)
+    wrong = wrong or what_is_wrong(workers, undisturbed, storage)
     sessions = [len(RunRecord.load(workers.folder.path / name).sessions) for name in undisturbed] if not wrong else []
     return {
         "workers": count,

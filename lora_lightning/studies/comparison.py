@@ -70,7 +70,9 @@ def compare_studies(
         DataError: If the test splits differ.
     """
     names = configurations or (None, None)
-    sides = [_read_side(path, name) for path, name in zip((reference, other), names, strict=True)]
+    studies = [open_study(path) for path in (reference, other)]
+    _check_same_metric(*studies)
+    sides = [_read_side(study, name) for study, name in zip(studies, names, strict=True)]
     first, second = sides
     _check_comparable(first, second, margin)
     if first.title == second.title:
@@ -89,9 +91,15 @@ def compare_studies(
     return StudyAudit(results, analyze_study(results), tuple(dict.fromkeys(note for note in notes if note)))
 
 
-def _read_side(path: Path, name: str | None) -> Side:
-    study = open_study(path)
-    plan = study.plan
+def _check_same_metric(first: OpenStudy, second: OpenStudy) -> None:
+    if first.tag != second.tag:
+        msg = f"the studies are decided by different metrics, {first.tag} and {second.tag}, which cannot be compared; "
+        msg += "run one of them with the objective of the other"
+        raise ConfigurationError(msg)
+
+
+def _read_side(study: OpenStudy, name: str | None) -> Side:
+    plan, path = study.plan, study.folder.path
     names = [each.name for each in plan.configurations]
     if name is None:
         name = names[-1] if plan.study.search is not None else plan.reference
@@ -108,12 +116,6 @@ def _read_side(path: Path, name: str | None) -> Side:
 def _check_comparable(first: Side, second: Side, margin: float | None) -> None:
     if first.title == second.title and first.study.folder.path.resolve() == second.study.folder.path.resolve():
         msg = f"both sides are {first.title!r}; name two configurations with --configurations"
-        raise ConfigurationError(msg)
-    if first.study.tag != second.study.tag:
-        msg = (
-            f"the studies are decided by different metrics, {first.study.tag} and {second.study.tag}, which cannot be "
-        )
-        msg += "compared; run one of them with the objective of the other"
         raise ConfigurationError(msg)
     margins = [side.results.metric.margin for side in (first, second)]
     if margin is None and margins[0] != margins[1]:

@@ -1,12 +1,10 @@
-"""What has happened to each trial of a study: an Optuna study in a journal file, and the claims of workers.
+"""What has happened to each trial of a study: an Optuna study in a journal file or a database, and claims of workers.
 
 A trial is alive while its worker holds its claim, a lock that the system releases when the worker is killed; Optuna's
-journal has no heartbeat. A worker takes the claim first, then the trial, so that no trial has two workers.
+journal files have no heartbeat. A worker takes the claim first, then the trial, so that no trial has two workers.
 """
 
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,74 +12,20 @@ from typing import Any, Literal
 import optuna
 from filelock import FileLock, Timeout
 from optuna.pruners import MedianPruner
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from lora_lightning.errors import TrainingError
 from lora_lightning.runs.files import write_error
 from lora_lightning.studies.plan import Trial
 from lora_lightning.studies.search import SearchRun, search_distributions
 from lora_lightning.studies.specification import Study
+from lora_lightning.studies.storage import check_shared_folder, open_storage, storage_errors
 from lora_lightning.studies.study_folder import StudyFolder
 
 ID, CONFIGURATION, SEED, OPTIONS, ERROR = "id", "configuration", "seed", "options", "error"
 SUGGESTION, SECONDS = "suggestion", "seconds"
 State = Literal["waiting", "running", "interrupted", "finished", "pruned", "failed"]
 ENDED = frozenset({"finished", "pruned", "failed"})  # the states that no worker changes any more
-
-
-class JournalLock(JournalFileOpenLock):
-    """Lets one process at a time append to the journal, and removes what a killed process left unfinished.
-
-    Optuna's own locks are files that a killed process leaves behind; it waits 30 s before it takes them over.
-
-    Args:
-        journal: The journal file.
-    """
-
-    def __init__(self, journal: Path) -> None:
-        super().__init__(str(journal))
-        self._journal = journal
-        self._lock = FileLock(f"{journal}.lock")
-
-    def acquire(self) -> bool:
-        """Waits for the lock, and cuts off an incomplete last line."""
-        self._lock.acquire()
-        try:
-            cut_incomplete_line(self._journal)
-        except BaseException:
-            self._lock.release()
-            raise
-        return True
-
-    def release(self) -> None:
-        """Releases the lock."""
-        self._lock.release()
-
-
-def cut_incomplete_line(path: Path) -> None:
-    """Removes the end of a file after its last line break.
-
-    Args:
-        path: The file; may be missing. No other process may be writing to it.
-    """
-    if not path.exists():
-        return
-    with path.open("rb+") as file:
-        size = file.seek(0, os.SEEK_END)
-        position = size
-        while position > 0:
-            start = max(0, position - 4096)
-            file.seek(start)
-            found = file.read(position - start).rfind(b"\n")
-            if found >= 0:
-                position = start + found + 1
-                break
-            position = start
-        if position < size:
-            file.truncate(position)
 
 
 @dataclass
@@ -124,30 +68,25 @@ class StudyJournal:
 
     Args:
         folder: The study's folder, which exists.
+        storage: URL of a database that has the trials instead of the journal file.
         higher_is_better: Whether larger values of the metric are better; counts when the journal is created.
 
     Raises:
+        ConfigurationError: If the database does not answer, or has a study of this name with another folder.
         TrainingError: If the journal cannot be read or written.
     """
 
-    def __init__(self, folder: StudyFolder, *, higher_is_better: bool = True) -> None:
+    def __init__(self, folder: StudyFolder, storage: str | None = None, *, higher_is_better: bool = True) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.folder = folder
-        try:
-            backend = JournalFileBackend(str(folder.journal), lock_obj=JournalLock(folder.journal))
-            with_lock = JournalLock(folder.journal)
-            with_lock.acquire()  # cuts an incomplete line, which cannot be read
-            with_lock.release()
-            self._storage = JournalStorage(backend)
-            direction = StudyDirection.MAXIMIZE if higher_is_better else StudyDirection.MINIMIZE
+        self._storage = open_storage(folder, storage)
+        direction = StudyDirection.MAXIMIZE if higher_is_better else StudyDirection.MINIMIZE
+        with storage_errors(folder):
             self._study = optuna.create_study(
                 storage=self._storage, study_name=folder.path.name, load_if_exists=True, direction=direction
             )
-        except ValueError as error:
-            msg = f"the journal {folder.journal} is damaged ({error}); restore it, or give the study another name"
-            raise TrainingError(msg) from error
-        except OSError as error:
-            raise write_error(folder.journal, error) from error
+        if storage is not None:
+            check_shared_folder(self._study, folder)
 
     def add_trials(self, trials: Iterable[Trial]) -> None:
         """Adds the trials that the journal lacks. To be called while the folder is locked."""
@@ -192,7 +131,7 @@ class StudyJournal:
             params=dict(values or {}),
             distributions=dict(distributions or {}),
         )
-        with _journal_errors(self.folder.journal):
+        with storage_errors(self.folder):
             self._study.add_trial(added)
 
     def search_runs(self) -> list[SearchRun]:
@@ -251,7 +190,7 @@ class StudyJournal:
             Whether the run is worse than the median of the others at this step, and should end.
         """
         found = self._newest()[claim.trial.id]
-        with _journal_errors(self.folder.journal):
+        with storage_errors(self.folder):
             self._storage.set_trial_intermediate_value(self._id(found), step, value)
             return MedianPruner().prune(self._study, self._storage.get_trial(self._id(found)))
 
@@ -280,7 +219,7 @@ class StudyJournal:
         self, claim: Claim, state: TrialState, facts: Mapping[str, Any], values: Sequence[float] | None = None
     ) -> None:
         found = self._newest()[claim.trial.id]
-        with _journal_errors(self.folder.journal):
+        with storage_errors(self.folder):
             for name, fact in facts.items():
                 self._storage.set_trial_user_attr(self._id(found), name, fact)
         self._set_state(found, state, values)
@@ -316,11 +255,11 @@ class StudyJournal:
 
     def _newest(self) -> Mapping[str, FrozenTrial]:
         """The newest attempt of each trial, by id."""
-        with _journal_errors(self.folder.journal):
+        with storage_errors(self.folder):
             return {trial.user_attrs[ID]: trial for trial in self._study.get_trials(deepcopy=False)}
 
     def _set_state(self, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None = None) -> None:
-        with _journal_errors(self.folder.journal):
+        with storage_errors(self.folder):
             self._storage.set_trial_state_values(self._id(trial), state, values)
 
     def _id(self, trial: FrozenTrial) -> int:
@@ -337,15 +276,6 @@ def _search_run(found: FrozenTrial) -> SearchRun:
         value=found.value if found.state == TrialState.COMPLETE else None,
         reports=found.intermediate_values,
     )
-
-
-@contextmanager
-def _journal_errors(journal: Path) -> Iterator[None]:
-    """Replaces an error of the system by a sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise write_error(journal, error) from error
 
 
 def is_held(path: Path) -> bool:

@@ -111,6 +111,7 @@ class Study:
         learning_rate: From which learning rates to choose before the configurations are compared; `None` to choose
             none.
         search: How to look for one configuration that is compared with the reference; `None` to compare all of them.
+        storage: URL of a database that has the trials; `None` for a journal file in the study's folder.
         budget: Hours of training, of all workers together, after which no further run is started; `None` without limit.
     """
 
@@ -130,6 +131,7 @@ class Study:
     learning_rate: LearningRates | None = None
     search: Search | None = None
     budget: float | None = None
+    storage: str | None = None
 
 
 def label_of(value: object) -> str:

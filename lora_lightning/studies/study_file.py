@@ -81,6 +81,7 @@ def read_study_file(path: Path, base: Sequence[Path] = (), settings: Sequence[st
         learning_rate=reader.learning_rate(),
         search=reader.search(),
         budget=read_budget(content.get("budget"), reader.refuse),
+        storage=reader.storage(),
     )
 
 
@@ -194,6 +195,14 @@ class _Reader:
         if twice := [label for label in labels if labels.count(label) > 1]:
             self.refuse(f"the axis {name} has the value {twice[0]} twice; leave one out")
         return Axis(name, dict(zip(labels, values, strict=True)), is_named=False)
+
+    def storage(self) -> str | None:
+        if self.content.get("storage") is None:
+            return None
+        from lora_lightning.studies.storage import check_storage_url  # noqa: PLC0415  # a second, rarely needed
+
+        check_storage_url(self.text("storage"))
+        return self.text("storage")
 
     def search(self) -> Search | None:
         return read_search(self.content.get("search"), self.seeds_in, self.refuse)

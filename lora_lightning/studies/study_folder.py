@@ -130,6 +130,7 @@ def study_as_json(study: Study) -> dict[str, Any]:
         "learning_rate": _rates_as_json(study.learning_rate),
         "search": None if study.search is None else {**asdict(study.search), "seeds": list(study.search.seeds)},
         "budget": study.budget,
+        "storage": study.storage,
         **{key: getattr(study, key) for key in DECIDED_BEFOREHAND},
     }
 
@@ -164,6 +165,7 @@ def load_plan(path: Path) -> StudyPlan:
             learning_rate=_rates_from_json(content["learning_rate"]),
             search=_search_from_json(content.get("search")),
             budget=content.get("budget"),
+            storage=content.get("storage"),
             **{key: content[key] for key in DECIDED_BEFOREHAND} | lists,
         )
     )
@@ -216,6 +218,10 @@ def check_only_adds(former: StudyPlan, plan: StudyPlan, path: Path) -> None:
     ]
     if changed:
         msg = f"the folder {path} has a study with other settings: {'; '.join(changed[:MOST_NAMED])}; {remedy}"
+        raise ConfigurationError(msg)
+    if old["storage"] != new["storage"]:
+        now, before = (each["storage"] or "its journal file" for each in (new, old))
+        msg = f"the folder {path} has a study whose trials are in {before}, and not in {now}; {remedy}"
         raise ConfigurationError(msg)
     _check_rates(former, plan, path)
     _check_search(old, new, path)

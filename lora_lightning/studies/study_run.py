@@ -194,7 +194,11 @@ def start_study(
         folder.save(plan, checked.tag, checked.validation_tag)
         better = study_metric(plan, checked.tag).higher_is_better
         study = OpenStudy(
-            plan, folder, StudyJournal(folder, higher_is_better=better), checked.tag, checked.validation_tag
+            plan,
+            folder,
+            StudyJournal(folder, plan.study.storage, higher_is_better=better),
+            checked.tag,
+            checked.validation_tag,
         )
         study.journal.add_trials(plan.trials)
         study.journal.add_lost(study.plan.trials)
@@ -218,7 +222,7 @@ def open_study(path: Path) -> OpenStudy:
     """
     plan = load_plan(path)
     folder = StudyFolder(path)
-    return OpenStudy(plan, folder, StudyJournal(folder), *load_tags(path))
+    return OpenStudy(plan, folder, StudyJournal(folder, plan.study.storage), *load_tags(path))
 
 
 def check_study(

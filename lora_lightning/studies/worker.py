@@ -15,6 +15,7 @@ from lora_lightning.studies.hparams_tab import write_hparams
 from lora_lightning.studies.journal import Claim, TrialStatus
 from lora_lightning.studies.plan import Trial
 from lora_lightning.studies.pruning import PRUNED, Pruning
+from lora_lightning.studies.storage import StorageFailed
 from lora_lightning.studies.study_run import OpenStudy
 from lora_lightning.studies.trial_measurements import TestOutcomes, TrialCosts
 from lora_lightning.studies.trial_progress import TrialProgress
@@ -88,7 +89,7 @@ class Worker:
         try:
             value, pruned = self._train(claim)
         except Exception as failure:
-            if has_full_disk(failure):
+            if has_full_disk(failure) or isinstance(failure, StorageFailed):
                 raise  # the trial stays as it is, and the same command resumes it
             error = " ".join(str(failure).split()) or type(failure).__name__
             if not isinstance(failure, LoraLightningError):

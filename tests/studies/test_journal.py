@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from lora_lightning.errors import TrainingError
-from lora_lightning.studies.journal import StudyJournal, cut_incomplete_line
+from lora_lightning.studies.journal import StudyJournal
+from lora_lightning.studies.journal_lock import cut_incomplete_line
 from lora_lightning.studies.plan import StudyPlan, plan_study
 from lora_lightning.studies.study_file import read_study_file
 from lora_lightning.studies.study_folder import StudyFolder

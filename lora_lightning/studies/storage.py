@@ -1,0 +1,149 @@
+"""Where the trials of a study are recorded: a journal file in its folder, or a database that many machines reach."""
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import optuna
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from lora_lightning.errors import ConfigurationError, TrainingError
+from lora_lightning.runs.files import write_error, write_text_atomically
+from lora_lightning.studies.journal_lock import JournalLock
+from lora_lightning.studies.study_folder import StudyFolder
+
+TOKEN = "token"  # noqa: S105  # an attribute of the study in a database, and a file in its folder
+TIMEOUT = 10  # seconds to wait for a connection
+DRIVERS = {"postgresql": "psycopg[binary]", "mysql": "pymysql", "mariadb": "pymysql"}  # what pip installs
+
+
+class StorageFailed(TrainingError):  # noqa: N818  # no fault of a trial
+    """The storage of a study did not answer, which says nothing about the trial that was running."""
+
+
+def check_storage_url(url: str) -> None:
+    """Checks a database's URL without connecting.
+
+    Args:
+        url: Such as `postgresql+psycopg://user@host/database`.
+
+    Raises:
+        ConfigurationError: If it is no URL, has a password, or names SQLite.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        msg = f"the storage {url!r} is no URL of a database; write it as postgresql+psycopg://USER@HOST/DATABASE, or "
+        msg += "leave storage out for a journal file in the study's folder"
+        raise ConfigurationError(msg) from error
+    if parsed.get_backend_name() == "sqlite":
+        msg = (
+            f"the storage {url!r} is SQLite, which may give one waiting trial to two workers; leave storage out for a "
+        )
+        msg += "journal file in the study's folder, or use PostgreSQL"
+        raise ConfigurationError(msg)
+    if parsed.password is not None:
+        shown = parsed.render_as_string(hide_password=True)
+        msg = f"the storage {shown} has a password, which everyone could read in the study's folder; leave it out, "
+        msg += "and put it into ~/.pgpass or PGPASSWORD, or the like of your database"
+        raise ConfigurationError(msg)
+
+
+def open_storage(folder: StudyFolder, url: str | None) -> BaseStorage:
+    """Opens the storage of a study.
+
+    Args:
+        folder: The study's folder, which exists.
+        url: Of a database; `None` for the journal file.
+
+    Returns:
+        The storage.
+
+    Raises:
+        ConfigurationError: If the database does not answer, or its driver is missing.
+        TrainingError: If the journal is damaged, or cannot be written.
+    """
+    if url is not None:
+        return _open_database(url)
+    try:
+        lock = JournalLock(folder.journal)
+        lock.acquire()  # cuts an incomplete line, which cannot be read
+        lock.release()
+        return JournalStorage(JournalFileBackend(str(folder.journal), lock_obj=lock))
+    except ValueError as error:
+        msg = f"the journal {folder.journal} is damaged ({error}); restore it, or give the study another name"
+        raise TrainingError(msg) from error
+    except OSError as error:
+        raise write_error(folder.journal, error) from error
+
+
+def _open_database(url: str) -> BaseStorage:
+    check_storage_url(url)
+    backend = make_url(url).get_backend_name()
+    timeout = {"connect_args": {"connect_timeout": TIMEOUT}} if backend in DRIVERS else {}
+    try:
+        return RDBStorage(url, engine_kwargs={"pool_pre_ping": True, **timeout})
+    except ImportError as error:
+        msg = f"the storage {url} needs a driver that is not installed ({error}); run pip install "
+        msg += f"'{DRIVERS.get(backend, backend)}'"
+        raise ConfigurationError(msg) from error
+    except (SQLAlchemyError, StorageInternalError) as error:
+        msg = f"the storage {url} does not answer ({_reason(error)}); start the database, correct the URL, or leave "
+        msg += "storage out for a journal file in the study's folder"
+        raise ConfigurationError(msg) from error
+
+
+def check_shared_folder(study: optuna.Study, folder: StudyFolder) -> None:
+    """Checks that all workers of a study in a database share its folder, by a token in both.
+
+    Args:
+        study: The study in the database.
+        folder: The folder of this worker.
+
+    Raises:
+        ConfigurationError: If the study was started with another folder.
+    """
+    token = read_token(folder)
+    with storage_errors(folder):
+        if TOKEN not in study.user_attrs:
+            study.set_user_attr(TOKEN, token)
+        if study.user_attrs[TOKEN] != token:
+            msg = f"the storage has a study {study.study_name!r} whose workers use another folder than {folder.path}, "
+            msg += "but all workers must share one; use the same folder on a shared file system, give the study "
+            msg += f"another name, or remove the former one with `optuna delete-study --study-name {study.study_name}`"
+            raise ConfigurationError(msg)
+
+
+def read_token(folder: StudyFolder) -> str:
+    """Reads the token of a study's folder, which is made if there is none. To be called while the folder is locked."""
+    path = folder.path / f".{TOKEN}"
+    try:
+        if not path.is_file():
+            write_text_atomically(path, secrets.token_hex(16))
+        return path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+@contextmanager
+def storage_errors(folder: StudyFolder) -> Iterator[None]:
+    """Replaces errors of the system, or of a database, by a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise write_error(folder.journal, error) from error
+    except (SQLAlchemyError, StorageInternalError) as error:
+        msg = f"the storage of the study {folder.path} does not answer any more ({_reason(error)}); what was saved is "
+        msg += "intact, and the same command resumes"
+        raise StorageFailed(msg) from error
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of the innermost error."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
