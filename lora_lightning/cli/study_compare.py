@@ -15,9 +15,9 @@ HELP = "compare a configuration of one study with one of another"
 EPILOG = """\
 example:
   lora-lightning study run configs/studies/rank_quickstart.yaml
-  lora-lightning study run configs/studies/hyperparameter_search_quickstart.yaml
-  lora-lightning study compare lightning_logs/studies/rank_quickstart \\
-      lightning_logs/studies/hyperparameter_search_quickstart --configurations "r = 8" "learning_rate = 0.001"
+  lora-lightning study run configs/studies/rank_quickstart.yaml --set model.lora.use_rslora=true --save_dir rslora
+  lora-lightning study compare lightning_logs/studies/rank_quickstart rslora/rank_quickstart \\
+      --configurations "r = 8" "r = 8"
 
 A is the reference, B is judged. Without --configurations, the reference of each study is compared, or the winner of a
 search. Runs are paired by seed and by test example; both studies must be decided by the same metric and have the same

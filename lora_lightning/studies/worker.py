@@ -1,5 +1,6 @@
 """A worker of a study: takes one trial after the other, trains it, and records how it ended."""
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -130,11 +131,12 @@ def objective_of(record: RunRecord, tag: str) -> float:
     Raises:
         TrialsFailed: If the run has no such metric, for example because its rows left it undefined.
     """
-    try:
-        return record.metric(tag)
-    except KeyError as error:
-        msg = f"the run {record.folder} has no {tag}, which is undefined for its test rows"
-        raise TrialsFailed(msg) from error
+    split, _, name = tag.partition("/")
+    value = record.metrics.get(split, {}).get(name, math.nan)
+    if not math.isfinite(value):
+        msg = f"the run {record.folder} has no finite {tag}, which is undefined for its rows"
+        raise TrialsFailed(msg)
+    return value
 
 
 def has_full_disk(error: BaseException | None) -> bool:

@@ -1,6 +1,7 @@
 """`study compare`: two configurations of two studies, paired by seed and test example, or refused in a sentence."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,18 @@ def test_two_configurations_of_one_study(studies: Path, capsys: pytest.CaptureFi
     expected = judge_study(open_study(studies / "ranks")).analysis.comparisons[0]
     assert found["difference"]["interval"]["value"] == pytest.approx(expected.difference.interval.value)
     assert found["difference"]["interval"]["low"] == pytest.approx(expected.difference.interval.low)
+
+
+def test_studies_of_the_same_name_are_told_apart_by_their_folders(
+    studies: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(studies)
+    shutil.copytree("ranks", "copy/ranks")
+    assert compare("ranks", "copy/ranks", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["reference"] == "ranks: r = 4"
+    (comparison,) = found["analysis"]["comparisons"]
+    assert (comparison["name"], comparison["verdict"]) == ("copy/ranks: r = 4", "identical")
 
 
 @pytest.mark.parametrize(
