@@ -47,6 +47,9 @@ example, complete (a minute on a CPU core, without network):
   lora-lightning study run ranks.yaml --dry-run
   lora-lightning study run ranks.yaml
 
+With `search`, axes may be ranges from which configurations are drawn; configs/studies/hyperparameter_search.yaml is an
+example, and docs/studies.md explains all keys.
+
 The same command resumes a study that was stopped or killed, from the last checkpoint of each run. A YAML that has
 gained values or seeds adds their runs; one that contradicts the study in the folder is refused.
 
