@@ -230,8 +230,6 @@ def what_is_wrong(workers: Workers, undisturbed: dict[str, dict[str, Any]], stor
     folders = {path.name for path in workers.folder.path.iterdir() if (path / "config.yaml").is_file()}
     if folders != set(undisturbed):
         wrong.append(f"run folders: {sorted(folders ^ set(undisturbed))}")
-    done = Counter(line for line in workers.output.read_text().splitlines() if line.startswith("done:"))
-    wrong += [f"{count} times: {line}" for line, count in done.items() if count > 1]
     if wrong:
         return wrong
     for name, results in trial_results(workers.folder).items():
