@@ -233,7 +233,7 @@ def _check_same_layers(
             f"{' '.join(lost[0].partition('keys')[2].split())[:200]}; the adapter is incomplete or for another base."
         )
         raise CheckpointError(msg)
-    updates = sum(is_factor_b(name) and not name.endswith(".bias") for name in weights)
+    updates = sum(is_factor_b(f"{name}.") and not name.endswith(".bias") for name in weights)  # AdaLoRA has no `weight`
     layers = sum(bool(layer.lora_B) for layer in adapted_layers(network).values())
     if updates != layers:
         msg = (

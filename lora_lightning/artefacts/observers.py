@@ -177,6 +177,9 @@ class RandomTokenObserver(Observer):
         limit = getattr(network.config, "max_position_embeddings", None) or RANDOM_TOKENS
         shape = (RANDOM_ROWS, min(RANDOM_TOKENS, max(2, limit - 2)))
         rows = [allowed[torch.randint(len(allowed), shape, generator=generator)] for _ in range(RANDOM_BATCHES)]
+        if network.config.is_encoder_decoder and network.config.eos_token_id is not None:
+            for ids in rows:  # whose classifiers read the hidden state of the token that ends a text
+                ids[:, -1] = network.config.eos_token_id
         super().__init__(network, [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in rows])
         self.current: nn.Module = network
 

@@ -5,8 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig, pipeline
+from peft import AdaLoraConfig, PeftModel, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BartConfig,
+    BartForConditionalGeneration,
+    BitsAndBytesConfig,
+    pipeline,
+)
 
 from lora_lightning.artefacts import merge
 from lora_lightning.artefacts.plain_model import build_plain_model
@@ -14,6 +21,7 @@ from tests.artefacts.adapters import AUTO_CLASSES, left_beside, save_random_adap
 from tests.artefacts.conftest import Merge
 from tests.conftest import TinyBackbone
 from tests.tiny_data import save_tiny_clinc150
+from tests.tiny_models import save_tiny_backbone
 from tests.variants import settings_of, train_classifier
 
 POOLER = {"modules_to_save": ["pooler"]}  # which the tiny backbone lacks, and PEFT does not save by itself
@@ -84,6 +92,40 @@ def test_the_folder_computes_what_peft_computes(
     for name in ("logits", "start_logits", "end_logits"):
         if name in expected:
             assert (found[name] - expected[name]).abs().max() < 1e-5 * max(1, expected[name].abs().max())
+
+
+def test_classifiers_that_read_the_token_at_the_end_of_a_text(merge_here: Merge, tmp_path: Path) -> None:
+    sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "max_position_embeddings": 40}
+    tokens = {"vocab_size": 200, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 2}
+    base = save_tiny_backbone("bert", tmp_path / "bart")  # for its tokenizer
+    (base / "model.safetensors").unlink()
+    BartForConditionalGeneration(BartConfig(**sizes, **heads, **tokens)).save_pretrained(base)
+    adapter = save_random_adapter(
+        base,
+        tmp_path / "adapter",
+        "SEQ_CLS",
+        target_modules=["q_proj"],
+        modules_to_save=["classification_head"],
+    )
+    found = merge_here(adapter).written
+    assert found.adapter_effect.max_logit_difference > 1e-3
+    assert found.difference.max_logit_difference < 1e-5
+
+
+def test_an_adapter_that_peft_trained_with_adalora(
+    merge_here: Merge, tiny_backbone: TinyBackbone, tmp_path: Path
+) -> None:
+    base = AutoModelForCausalLM.from_pretrained(tiny_backbone("llama"), dtype=torch.float32)
+    config = AdaLoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], total_step=10, init_r=4, target_r=2)
+    network = get_peft_model(base, config)
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(0.5 * torch.randn_like(parameter))
+    network.save_pretrained(str(tmp_path / "adapter"))
+    found = merge_here(tmp_path / "adapter").written
+    assert found.adapter_effect.max_logit_difference > 1e-3
+    assert found.difference.max_logit_difference < 1e-5
 
 
 TRAINED = ("adalora", "pissa", "olora", "eva", "lorafa", "dora", "embeddings", "tokens", "bias")
