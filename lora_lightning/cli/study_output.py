@@ -11,13 +11,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from lora_lightning.cli.study_audit import WIDTH, print_audit, printable_name
-from lora_lightning.studies.plan import StudyPlan, Trial
+from lora_lightning.studies.plan import StudyPlan
+from lora_lightning.studies.trials import Trial
 
 if TYPE_CHECKING:
     from lora_lightning.studies.estimate import StudyEstimate
     from lora_lightning.studies.journal import TrialStatus
+    from lora_lightning.studies.open_study import OpenStudy
     from lora_lightning.studies.specification import Axis
-    from lora_lightning.studies.study_run import OpenStudy
 
 
 @contextmanager

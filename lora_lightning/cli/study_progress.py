@@ -13,9 +13,9 @@ from rich.text import Text
 from lora_lightning.cli.study_audit import printable_name
 from lora_lightning.cli.study_output import shown_time
 from lora_lightning.studies.journal import ENDED, TrialStatus
-from lora_lightning.studies.plan import Trial
-from lora_lightning.studies.study_run import OpenStudy
+from lora_lightning.studies.open_study import OpenStudy
 from lora_lightning.studies.trial_progress import Progress, estimate_seconds_left, read_progress
+from lora_lightning.studies.trials import Trial
 
 REFRESHES = 1.0  # a second
 BAR, MOST_SHOWN = 30, 8  # width of a bar; running trials that have one

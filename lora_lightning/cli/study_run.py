@@ -105,17 +105,19 @@ def run_study_file(options: argparse.Namespace) -> object:
         KeyboardInterrupt: After Ctrl-C.
     """
     plan = _read_plan(options)
-    from lora_lightning.studies import study_run  # noqa: PLC0415  # seconds, which a wrong YAML need not wait for
+    from lora_lightning.studies.estimate import estimate_study  # noqa: PLC0415  # seconds; a wrong YAML need not wait
+    from lora_lightning.studies.open_study import start_study  # noqa: PLC0415
     from lora_lightning.studies.study_folder import StudyFolder  # noqa: PLC0415
+    from lora_lightning.studies.study_run import check_study  # noqa: PLC0415
 
     folder = StudyFolder(options.save_dir / plan.study.name)
     with each_warning_once():
         with progress_bar("checking configurations", len(plan.configurations)) as bar:
-            checked = study_run.check_study(plan, folder, lambda _: bar.advance(bar.task_ids[0]))
+            checked = check_study(plan, folder, lambda _: bar.advance(bar.task_ids[0]))
         if options.dry_run:
-            print_plan(plan, folder.path, study_run.estimate_study(plan, checked), options.workers)
+            print_plan(plan, folder.path, estimate_study(plan, checked), options.workers)
             return plan
-        study = study_run.start_study(plan, folder, checked, retry_failed=options.retry_failed)
+        study = start_study(plan, folder, checked, retry_failed=options.retry_failed)
         command = ["lora-lightning", "study", "run", str(options.study), *_words(options)]
         with resume_hint(command), further_workers(folder.path, options.workers - 1):
             statuses = run_trials(study)

@@ -50,7 +50,8 @@ def run_report(options: argparse.Namespace) -> None:
     Args:
         options: The parsed options.
     """
-    from lora_lightning.studies.study_run import judge_study, open_study  # noqa: PLC0415  # imports torch
+    from lora_lightning.studies.open_study import open_study  # noqa: PLC0415  # imports torch
+    from lora_lightning.studies.study_run import judge_study  # noqa: PLC0415  # imports torch
 
     study = open_study(options.folder)
     judge_study(study)  # raises an error if nothing is finished
@@ -64,7 +65,7 @@ def run_status(options: argparse.Namespace) -> None:
         options: The parsed options.
     """
     from lora_lightning.cli.study_progress import StudyProgress, describe  # noqa: PLC0415  # imports torch
-    from lora_lightning.studies.study_run import open_study  # noqa: PLC0415
+    from lora_lightning.studies.open_study import open_study  # noqa: PLC0415
 
     study = open_study(options.folder)
     plan, statuses = study.plan, study.statuses()  # in this order: other workers may add trials

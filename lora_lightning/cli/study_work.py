@@ -46,7 +46,7 @@ def run_worker(options: argparse.Namespace) -> object:
         TrainingStopped: After a signal.
         KeyboardInterrupt: After Ctrl-C.
     """
-    from lora_lightning.studies.study_run import open_study  # noqa: PLC0415  # imports torch
+    from lora_lightning.studies.open_study import open_study  # noqa: PLC0415  # imports torch
 
     with each_warning_once(), resume_hint(["lora-lightning", "study", WORK, str(options.folder)]):
         return run_trials(open_study(options.folder))

@@ -9,7 +9,7 @@ from lora_lightning.runs.record import RunRecord
 from lora_lightning.statistics.analysis import analyze_study
 from lora_lightning.statistics.study_results import ConfigurationResults, StudyResults
 from lora_lightning.studies.audit import StudyAudit, unpaired_runs_note
-from lora_lightning.studies.study_run import OpenStudy, open_study
+from lora_lightning.studies.open_study import OpenStudy, open_study
 from lora_lightning.studies.trial_results import collect_results
 from lora_lightning.studies.trial_runs import study_metric
 

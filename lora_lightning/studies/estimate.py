@@ -14,9 +14,10 @@ from lightning import Callback, LightningModule, Trainer
 
 from lora_lightning.errors import LoraLightningError
 from lora_lightning.runs.resources import synchronized_time
-from lora_lightning.studies.plan import StudyPlan, make_trial
+from lora_lightning.studies.plan import StudyPlan
 from lora_lightning.studies.study_folder import StudyFolder
 from lora_lightning.studies.trial_runs import CheckedStudy, base_configs, run_options
+from lora_lightning.studies.trials import make_trial
 from lora_lightning.training.api import train
 
 MEASURED_STEPS, MEASURED_BATCHES = 8, 4

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 from lora_lightning.runs.files import write_error
 from lora_lightning.runs.layout import EVENTS, HPARAMS_SUFFIX
 from lora_lightning.runs.record import RunRecord
-from lora_lightning.studies.plan import StudyPlan, Trial
+from lora_lightning.studies.plan import StudyPlan
 from lora_lightning.studies.specification import label_of
 from lora_lightning.studies.trial_table import short_settings
+from lora_lightning.studies.trials import Trial
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary

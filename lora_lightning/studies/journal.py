@@ -16,11 +16,11 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from lora_lightning.runs.files import write_error
-from lora_lightning.studies.plan import Trial
 from lora_lightning.studies.search import SearchRun, search_distributions
 from lora_lightning.studies.specification import Study
 from lora_lightning.studies.storage import check_shared_folder, open_storage, storage_errors
 from lora_lightning.studies.study_folder import StudyFolder
+from lora_lightning.studies.trials import Trial
 
 ID, CONFIGURATION, SEED, OPTIONS, ERROR = "id", "configuration", "seed", "options", "error"
 SUGGESTION, SECONDS = "suggestion", "seconds"

@@ -5,7 +5,7 @@ from typing import Any
 
 from lora_lightning.errors import DataError
 from lora_lightning.runs.record import RunRecord
-from lora_lightning.studies.plan import Trial
+from lora_lightning.studies.trials import Trial
 
 REMEDY = "delete the folders of the runs that no longer count, and run the study again"
 Runs = Sequence[tuple[Trial, RunRecord]]

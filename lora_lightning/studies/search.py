@@ -16,9 +16,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from lora_lightning.studies.plan import Trial, make_configuration, make_trial
 from lora_lightning.studies.search_settings import space_size
 from lora_lightning.studies.specification import Axis, Range, Search, Study
+from lora_lightning.studies.trials import Trial, make_configuration, make_trial
 
 DIGITS, DIGITS_OF_STEPS = 4, 10  # significant ones of suggested floats, so that configs can be read
 ATTEMPTS = 20  # of the sampler, to suggest something new

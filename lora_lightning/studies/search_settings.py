@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from lora_lightning.errors import suggest_names
-from lora_lightning.studies.plan import Configuration, make_configuration
 from lora_lightning.studies.specification import Axis, Range, Search, Study
+from lora_lightning.studies.trials import Configuration, make_configuration
 
 Refuse = Callable[[str], NoReturn]
 RANGE_KEYS = ("low", "high", "log", "step")

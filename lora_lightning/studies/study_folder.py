@@ -12,9 +12,10 @@ from filelock import FileLock
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.runs.files import write_error, write_text_atomically
 from lora_lightning.runs.settings import flatten, list_differences
-from lora_lightning.studies.plan import StudyPlan, Trial, make_trial, plan_study
+from lora_lightning.studies.plan import StudyPlan, plan_study
 from lora_lightning.studies.specification import Axis, LearningRates, Range, Search, Study
 from lora_lightning.studies.study_file import read_yaml
+from lora_lightning.studies.trials import Trial, make_trial
 
 SAVE_DIR = Path("lightning_logs/studies")
 STUDY, JOURNAL, LOCK, CLAIMS, REPORT = "study.json", "journal.jsonl", "study.lock", ".claims", "report"

@@ -12,8 +12,8 @@ from lightning import Callback, LightningModule, Trainer
 
 from lora_lightning.runs.files import write_text_atomically
 from lora_lightning.studies.journal import ENDED, TrialStatus
-from lora_lightning.studies.plan import Trial
 from lora_lightning.studies.study_folder import StudyFolder
+from lora_lightning.studies.trials import Trial
 
 INTERVAL = 1.0  # seconds between two writes
 

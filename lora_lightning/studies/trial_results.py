@@ -12,13 +12,14 @@ from lora_lightning.statistics.study_results import ConfigurationResults, StudyR
 from lora_lightning.studies.journal import ENDED, TrialStatus
 from lora_lightning.studies.metric_outcomes import metric_outcomes, read_outcome_rows
 from lora_lightning.studies.metric_scale import choose_scale
-from lora_lightning.studies.plan import RANK, Configuration, StudyPlan, Trial
+from lora_lightning.studies.plan import RANK, StudyPlan
 from lora_lightning.studies.results_table import few_names
 from lora_lightning.studies.same_inputs import check_same_inputs, note_on_versions
 from lora_lightning.studies.study_folder import StudyFolder
 from lora_lightning.studies.trial_measurements import OUTCOMES
 from lora_lightning.studies.trial_numbers import trial_numbers
 from lora_lightning.studies.trial_runs import study_metric
+from lora_lightning.studies.trials import Configuration, Trial
 
 TRAINING_LOSS = "train/loss"
 

@@ -14,10 +14,11 @@ from lora_lightning.errors import ConfigurationError, DataError, LoraLightningEr
 from lora_lightning.runs.record import RunRecord
 from lora_lightning.statistics.study_results import Metric
 from lora_lightning.studies.metric_scale import choose_metric, choose_scale
-from lora_lightning.studies.plan import Configuration, StudyPlan, Trial, make_trial
+from lora_lightning.studies.plan import StudyPlan
 from lora_lightning.studies.search_settings import search_ends
 from lora_lightning.studies.specification import RATE_OPTION, SEED_OPTION
 from lora_lightning.studies.study_folder import StudyFolder
+from lora_lightning.studies.trials import Configuration, Trial, make_trial
 from lora_lightning.training.api import config_arguments, option_arguments, train
 from lora_lightning.training.commands import explain_errors, prepare_command
 from lora_lightning.training.fitting import TrainingRun

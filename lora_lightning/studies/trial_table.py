@@ -8,10 +8,11 @@ from typing import Any
 from lora_lightning.runs.files import atomic_file, write_error
 from lora_lightning.runs.record import RunRecord
 from lora_lightning.studies.journal import TrialStatus
-from lora_lightning.studies.plan import StudyPlan, Trial
+from lora_lightning.studies.plan import StudyPlan
 from lora_lightning.studies.specification import RATE_OPTION, Axis, label_of
 from lora_lightning.studies.study_folder import StudyFolder
 from lora_lightning.studies.trial_numbers import trial_numbers
+from lora_lightning.studies.trials import Trial
 
 TABLE = "results"  # .csv and .parquet, in the study's folder
 Row = dict[str, Any]

@@ -22,12 +22,12 @@ from lora_lightning.lora.merging import merge_targets, merged_adapters
 from lora_lightning.runs.files import write_error, write_text_atomically
 from lora_lightning.runs.record import RunRecord
 from lora_lightning.runs.resources import synchronized_time
-from lora_lightning.studies.plan import Trial
+from lora_lightning.studies.open_study import OpenStudy
 from lora_lightning.studies.study_folder import StudyFolder
-from lora_lightning.studies.study_run import OpenStudy
 from lora_lightning.studies.trial_measurements import COSTS, TrialCosts
 from lora_lightning.studies.trial_numbers import TIMINGS, read_numbers
 from lora_lightning.studies.trial_runs import base_configs, run_options
+from lora_lightning.studies.trials import Trial
 from lora_lightning.tasks import AdaptationTask
 from lora_lightning.tasks.causal_language_modeling import CausalLanguageModelingTask
 from lora_lightning.training.api import run_arguments, train

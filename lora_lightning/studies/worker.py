@@ -14,13 +14,13 @@ from lora_lightning.runs.record import RunRecord
 from lora_lightning.studies.adapter_ranks import AdapterRanks
 from lora_lightning.studies.hparams_tab import write_hparams
 from lora_lightning.studies.journal import Claim, TrialStatus
-from lora_lightning.studies.plan import Trial
+from lora_lightning.studies.open_study import OpenStudy
 from lora_lightning.studies.pruning import PRUNED, Pruning
 from lora_lightning.studies.storage import StorageFailed
-from lora_lightning.studies.study_run import OpenStudy
 from lora_lightning.studies.trial_measurements import TestOutcomes, TrialCosts
 from lora_lightning.studies.trial_progress import TrialProgress
 from lora_lightning.studies.trial_runs import train_trial
+from lora_lightning.studies.trials import Trial
 from lora_lightning.training.fitting import DISK_ERRORS
 
 WAIT = 1.0  # seconds between two looks for a trial while other workers have all that are left

@@ -9,7 +9,8 @@ import pytest
 from scipy import stats
 
 from lora_lightning.cli.main import main
-from lora_lightning.studies.study_run import judge_study, open_study
+from lora_lightning.studies.open_study import open_study
+from lora_lightning.studies.study_run import judge_study
 from tests.cli.test_study_run import run
 from tests.studies.small_study import BASE, save_study
 

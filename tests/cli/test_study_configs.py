@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from lora_lightning.cli.main import main
-from lora_lightning.studies.study_run import judge_study, open_study
+from lora_lightning.studies.open_study import open_study
+from lora_lightning.studies.study_run import judge_study
 from tests.conftest import TinyBackbone
 from tests.test_configs import STUDIES, VARIANTS, data_words, family_of
 from tests.tiny_data import save_tiny_clinc150

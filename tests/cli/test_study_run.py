@@ -20,9 +20,10 @@ from lora_lightning import RunRecord, train
 from lora_lightning.cli.main import main
 from lora_lightning.cli.study_run import EPILOG
 from lora_lightning.cli.study_work import own_gpu, visible_gpus
+from lora_lightning.studies.open_study import open_study
 from lora_lightning.studies.plan import plan_study
 from lora_lightning.studies.study_file import read_study_file
-from lora_lightning.studies.study_run import judge_study, open_study
+from lora_lightning.studies.study_run import judge_study
 from lora_lightning.studies.trial_measurements import COSTS
 from lora_lightning.studies.trial_numbers import read_numbers
 from lora_lightning.tasks import PlantedRankTask

@@ -10,7 +10,8 @@ import pytest
 
 from lora_lightning import RunRecord
 from lora_lightning.cli.main import main
-from lora_lightning.studies.study_run import judge_study, open_study
+from lora_lightning.studies.open_study import open_study
+from lora_lightning.studies.study_run import judge_study
 from tests.cli.test_study_run import here, patch_step, run
 from tests.studies.small_study import save_study
 

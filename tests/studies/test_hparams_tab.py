@@ -11,7 +11,7 @@ from lora_lightning.cli.main import main
 from lora_lightning.runs.layout import EVENTS, HPARAMS_SUFFIX
 from lora_lightning.runs.record import RunRecord
 from lora_lightning.studies.hparams_tab import write_hparams
-from lora_lightning.studies.study_run import open_study
+from lora_lightning.studies.open_study import open_study
 from tests.studies.small_study import save_study
 
 

@@ -9,8 +9,8 @@ import pytest
 from lora_lightning.cli.main import main
 from lora_lightning.errors import DataError
 from lora_lightning.runs.record import RunRecord
-from lora_lightning.studies.plan import Trial
 from lora_lightning.studies.same_inputs import Runs, check_same_inputs, note_on_versions
+from lora_lightning.studies.trials import Trial
 from tests.conftest import TinyBackbone
 from tests.studies.small_study import save_study
 from tests.tiny_data import save_tiny_table

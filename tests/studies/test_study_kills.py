@@ -12,7 +12,7 @@ from study_kills import kill_workers, random_kills
 
 from lora_lightning import RunRecord
 from lora_lightning.cli.main import main
-from lora_lightning.studies.study_run import open_study
+from lora_lightning.studies.open_study import open_study
 from lora_lightning.tasks import SequenceClassificationTask
 from tests.conftest import TinyBackbone
 from tests.tiny_data import save_tiny_clinc150

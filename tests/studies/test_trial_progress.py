@@ -9,10 +9,10 @@ from rich.console import Console
 
 from lora_lightning.cli.study_progress import StudyProgress
 from lora_lightning.studies.journal import StudyJournal, TrialStatus
+from lora_lightning.studies.open_study import OpenStudy
 from lora_lightning.studies.plan import plan_study
 from lora_lightning.studies.study_file import read_study_file
 from lora_lightning.studies.study_folder import StudyFolder
-from lora_lightning.studies.study_run import OpenStudy
 from lora_lightning.studies.trial_progress import Progress, TrialProgress, estimate_seconds_left, read_progress
 from lora_lightning.training.api import train
 from tests.studies.small_study import BASE, save_study

@@ -13,7 +13,8 @@ from lora_lightning.cli.main import main
 from lora_lightning.runs.record import RunRecord
 from lora_lightning.studies import trial_timings
 from lora_lightning.studies.journal import TrialStatus
-from lora_lightning.studies.study_run import OpenStudy, judge_study, open_study
+from lora_lightning.studies.open_study import OpenStudy, open_study
+from lora_lightning.studies.study_run import judge_study
 from lora_lightning.studies.trial_measurements import COSTS
 from lora_lightning.studies.trial_numbers import TIMINGS, read_numbers
 from lora_lightning.studies.trial_timings import LOCK, round_seconds, time_inference, time_trials
