@@ -38,13 +38,13 @@ def recommend(
         smallest_sufficient: Last configuration of the fixed sequence that is proven.
 
     Returns:
-        The cheapest proven configuration; the reference if none is proven, or none that costs less.
+        The cheapest proven configuration; the reference if none is proven, or none that costs less. If costs are
+        missing, the last proven configuration of the fixed sequence, or none.
     """
     proven = {each.name: each for each in comparisons if each.verdict.proven}
     if not proven:
         return Recommendation(results.reference, proven=False, answer=_nothing_proven(results, comparisons))
-    costs = {name: results.configuration(name).mean_of(cost) for name in proven for cost in results.costs[:1]}
-    known = {name: cost for name, cost in costs.items() if not math.isnan(cost)}
+    known = _known_costs(results, [*proven, results.reference])
     if not known and smallest_sufficient is not None:
         answer = f"{_proof(results, proven[smallest_sufficient], smallest_sufficient)} It is the last configuration "
         answer += "with that proof in the order of the study, which starts with the most expensive one."
@@ -52,17 +52,33 @@ def recommend(
     if not known:
         names = ", ".join(proven)
         answer = f"{_proof(results, next(iter(proven.values())), smallest_sufficient)} Nothing says which of "
-        answer += f"{names} and {results.reference} costs less, so no configuration is recommended."
+        answer += f"{names} and {results.reference} costs less{_missing_costs(results, [*proven, results.reference])}, "
+        answer += "so no configuration is recommended."
         return Recommendation(None, proven=True, answer=answer)
     sign = 1.0 if results.metric.higher_is_better else -1.0
-    best = min(known, key=lambda name: (known[name], -sign * results.configuration(name).mean_value))
-    own = results.configuration(results.reference).mean_of(results.costs[0])
+    best = min(proven, key=lambda name: (known[name], -sign * results.configuration(name).mean_value))
+    own = known[results.reference]
     if own <= known[best]:
         answer = f"{results.reference} is recommended: no cheaper configuration is proven at least as good as it minus "
         answer += f"{shown_margin(results.metric)}. {_proof(results, proven[best], smallest_sufficient)}"
         return Recommendation(results.reference, proven=False, answer=answer)
     answer = f"{_proof(results, proven[best], smallest_sufficient)} {_cost_sentence(results, known[best], own)}"
     return Recommendation(best, proven=True, answer=answer)
+
+
+def _known_costs(results: StudyResults, names: Sequence[str]) -> dict[str, float]:
+    """The first cost by configuration; empty unless all have it, since one that lacks it may be the cheapest."""
+    costs = {name: results.configuration(name).mean_of(cost) for name in names for cost in results.costs[:1]}
+    return {} if any(map(math.isnan, costs.values())) else costs
+
+
+def _missing_costs(results: StudyResults, names: Sequence[str]) -> str:
+    """Says which configurations lack the first cost, in parentheses; empty for a study without costs."""
+    if not results.costs:
+        return ""
+    cost = results.costs[0]
+    missing = [name for name in names if math.isnan(results.configuration(name).mean_of(cost))]
+    return f" ({cost.replace('_', ' ')} was not measured for {', '.join(missing)})"
 
 
 def recommend_winner(results: StudyResults, analysis: "StudyAnalysis") -> Recommendation:

@@ -10,6 +10,7 @@ from lora_lightning.statistics.analysis import analyze_study
 from lora_lightning.statistics.study_results import ConfigurationResults, StudyResults
 from lora_lightning.studies.audit import StudyAudit, unpaired_runs_note
 from lora_lightning.studies.open_study import OpenStudy, open_study
+from lora_lightning.studies.same_inputs import check_same_rows
 from lora_lightning.studies.trial_results import collect_results
 from lora_lightning.studies.trial_runs import study_metric
 
@@ -23,12 +24,14 @@ class Side:
         results: What the study measured.
         name: The configuration.
         notes: What the study lacks.
+        rows: Title and `rows_identity` of each run.
     """
 
     study: OpenStudy
     results: StudyResults
     name: str
     notes: tuple[str, ...]
+    rows: tuple[tuple[str, str], ...]
 
     @property
     def title(self) -> str:
@@ -110,7 +113,7 @@ def _read_side(study: OpenStudy, name: str | None) -> Side:
     if not found.results.configuration(name).values:
         msg = f"no run of {name!r} in the study {path} is finished and tested; run the study first"
         raise ConfigurationError(msg)
-    return Side(study, found.results, name, found.notes)
+    return Side(study, found.results, name, found.notes, found.rows)
 
 
 def _check_comparable(first: Side, second: Side, margin: float | None) -> None:
@@ -130,3 +133,4 @@ def _check_comparable(first: Side, second: Side, margin: float | None) -> None:
         msg = f"the runs {runs[0]} and {runs[-1]} were tested on other rows in the split {split!r}, so that their "
         msg += "difference says nothing about the configurations; repeat one of the studies on the data of the other"
         raise DataError(msg)
+    check_same_rows([*first.rows, *second.rows])

@@ -15,6 +15,7 @@ from optuna.pruners import MedianPruner
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from lora_lightning.errors import TrainingError
 from lora_lightning.runs.files import write_error
 from lora_lightning.studies.search import SearchRun, search_distributions
 from lora_lightning.studies.specification import Study
@@ -68,22 +69,36 @@ class StudyJournal:
 
     Args:
         folder: The study's folder, which exists.
+        name: Name of the study.
         storage: URL of a database that has the trials instead of the journal file.
         higher_is_better: Whether larger values of the metric are better; counts when the journal is created.
+        create: Whether to create the journal if there is none.
 
     Raises:
         ConfigurationError: If the database does not answer, or has a study of this name with another folder.
-        TrainingError: If the journal cannot be read or written.
+        TrainingError: If the journal cannot be read or written, or is gone.
     """
 
-    def __init__(self, folder: StudyFolder, storage: str | None = None, *, higher_is_better: bool = True) -> None:
+    def __init__(
+        self,
+        folder: StudyFolder,
+        name: str,
+        storage: str | None = None,
+        *,
+        higher_is_better: bool = True,
+        create: bool = True,
+    ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.folder = folder
         self._storage = open_storage(folder, storage)
         direction = StudyDirection.MAXIMIZE if higher_is_better else StudyDirection.MINIMIZE
         with storage_errors(folder):
+            if not create and name not in optuna.get_all_study_names(self._storage):
+                msg = f"the trials of the study {name} are gone from {storage or folder.journal}; restore it, or run "
+                msg += "the study again with `study run`"
+                raise TrainingError(msg)
             self._study = optuna.create_study(
-                storage=self._storage, study_name=folder.path.name, load_if_exists=True, direction=direction
+                storage=self._storage, study_name=name, load_if_exists=True, direction=direction
             )
         if storage is not None:
             check_shared_folder(self._study, folder)
@@ -99,7 +114,7 @@ class StudyJournal:
         """Adds finished trials whose run folders are gone once more. To be called while the folder is locked."""
         known = self._newest()
         for trial in trials:
-            lost = trial.id in known and known[trial.id].state == TrialState.COMPLETE
+            lost = trial.id in known and known[trial.id].state in {TrialState.COMPLETE, TrialState.PRUNED}
             if lost and not self.folder.run(trial).exists():
                 self._add(trial, known[trial.id].params, known[trial.id].distributions)
 

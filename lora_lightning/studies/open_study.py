@@ -172,11 +172,12 @@ def start_study(
     """
     with folder.locked():
         folder.save(plan, checked.tag, checked.validation_tag)
+        plan = load_plan(folder.path)  # with the content of the base configs, whose files may change while it runs
         better = study_metric(plan, checked.tag).higher_is_better
         study = OpenStudy(
             plan,
             folder,
-            StudyJournal(folder, plan.study.storage, higher_is_better=better),
+            StudyJournal(folder, plan.study.name, plan.study.storage, higher_is_better=better),
             checked.tag,
             checked.validation_tag,
         )
@@ -198,8 +199,9 @@ def open_study(path: Path) -> OpenStudy:
 
     Raises:
         ConfigurationError: If it is not the folder of a study.
-        TrainingError: If its journal is damaged.
+        TrainingError: If its journal is damaged or gone.
     """
     plan = load_plan(path)
-    folder = StudyFolder(path)
-    return OpenStudy(plan, folder, StudyJournal(folder, plan.study.storage), *load_tags(path))
+    folder = StudyFolder(path if path.name else path.resolve())  # a run's folder is named by its parent and its name
+    journal = StudyJournal(folder, plan.study.name, plan.study.storage, create=False)
+    return OpenStudy(plan, folder, journal, *load_tags(path))

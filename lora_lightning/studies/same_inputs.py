@@ -1,7 +1,11 @@
 """Runs are comparable only if they had the same test rows, and repeated runs only if nothing but the seed differs."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lora_lightning.errors import DataError
 from lora_lightning.runs.record import RunRecord
@@ -30,6 +34,38 @@ def check_same_inputs(runs: Runs, split: str) -> None:
     }
     for name in dict.fromkeys(trial.configuration for trial, _ in runs):
         _compare([run for run in runs if run[0].configuration == name], facts)
+
+
+def rows_identity(rows: Mapping[str, NDArray[Any]]) -> str:
+    """Identifies which test examples a run has outcomes of, and with how many tokens each.
+
+    Args:
+        rows: The columns `index` and `weight` of its outcomes; other columns do not count.
+
+    Returns:
+        SHA-256 as hexadecimal digits; empty without rows.
+    """
+    columns = [rows[name].astype(np.float64).tobytes() for name in ("index", "weight") if name in rows]
+    return hashlib.sha256(b"".join(columns)).hexdigest() if columns else ""
+
+
+def check_same_rows(identities: Sequence[tuple[str, str]]) -> None:
+    """Refuses to compare runs that were tested on different parts of the same data.
+
+    Args:
+        identities: Title and `rows_identity` of each run.
+
+    Raises:
+        DataError: If two of them differ, for example because a batch limit left out other rows, a shorter context cut
+            other records, or another tokenizer made other tokens.
+    """
+    known = [(title, found) for title, found in identities if found]
+    for title, found in known[1:]:
+        if found != known[0][1]:
+            msg = f"the outcomes of {title!r} are of other test examples or tokens than those of {known[0][0]!r}, so "
+            msg += "they cannot be compared. Test all rows (trainer.limit_test_batches), choose lengths that cut no "
+            msg += "test record, and compare language models with the same tokenizer"
+            raise DataError(msg)
 
 
 def _compare(runs: Runs, facts: Mapping[str, Fact]) -> None:

@@ -14,7 +14,7 @@ from lora_lightning.studies.metric_outcomes import metric_outcomes, read_outcome
 from lora_lightning.studies.metric_scale import choose_scale
 from lora_lightning.studies.plan import RANK, StudyPlan
 from lora_lightning.studies.results_table import few_names
-from lora_lightning.studies.same_inputs import check_same_inputs, note_on_versions
+from lora_lightning.studies.same_inputs import check_same_inputs, check_same_rows, note_on_versions, rows_identity
 from lora_lightning.studies.study_folder import StudyFolder
 from lora_lightning.studies.trial_measurements import OUTCOMES
 from lora_lightning.studies.trial_numbers import trial_numbers
@@ -31,10 +31,12 @@ class StudyNotes:
     Attributes:
         results: The results.
         notes: Sentences on what was left out.
+        rows: Title and `rows_identity` of each run.
     """
 
     results: StudyResults
     notes: tuple[str, ...]
+    rows: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass
@@ -77,21 +79,22 @@ def collect_results(plan: StudyPlan, folder: StudyFolder, tag: str, statuses: Ma
             )
         )
     check_same_inputs(reader.runs, reader.split)
+    check_same_rows(reader.rows)
     measured = {name for each in configurations for name in each.measurements}
     results = StudyResults(
         name=plan.study.name,
         metric=study_metric(plan, tag),
         configurations=configurations,
         reference=plan.reference,
-        costs=[cost for cost in plan.study.costs if cost in measured] or list(plan.study.costs[:1]),
+        # The first one decides, even if it was not measured; then nothing is said to be cheaper.
+        costs=[*plan.study.costs[:1], *(cost for cost in plan.study.costs[1:] if cost in measured)],
         sequence=plan.sequence,
         rank_setting=RANK if RANK in {axis.name for axis in plan.study.axes} else None,
         full_fine_tuning=plan.study.full_fine_tuning,
         unfinished=_unfinished(plan, statuses),
     )
-    return StudyNotes(
-        results, tuple(filter(None, [_failed(plan, statuses), reader.note, note_on_versions(reader.runs)]))
-    )
+    notes = (_failed(plan, statuses), reader.note, note_on_versions(reader.runs))
+    return StudyNotes(results, tuple(filter(None, notes)), tuple(reader.rows))
 
 
 class _TrialReader:
@@ -107,6 +110,7 @@ class _TrialReader:
         self.split, _, self.metric = tag.partition("/")
         self.scale = choose_scale(self.metric, [])
         self.runs: list[tuple[Trial, RunRecord]] = []
+        self.rows: list[tuple[str, str]] = []
         self.without_outcomes: list[str] = []
 
     def load(self, trial: Trial) -> RunRecord:
@@ -124,7 +128,9 @@ class _TrialReader:
         value = record.metric(self.tag)
         self.runs.append((trial, record))
         stored = found.values[seed] = self.scale.stored_value(value)
-        outcomes = metric_outcomes(self.metric, read_outcome_rows(run / OUTCOMES, self.split), stored)
+        rows = read_outcome_rows(run / OUTCOMES, self.split)
+        self.rows.append((trial.title, rows_identity(rows)))
+        outcomes = metric_outcomes(self.metric, rows, stored)
         if outcomes is None:
             self.without_outcomes.append(trial.title)
         else:

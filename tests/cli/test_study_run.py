@@ -1,6 +1,7 @@
 """`lora-lightning study run`, `status` and `report` on runs of a fraction of a second."""
 
 import csv
+import gc
 import json
 import re
 import signal
@@ -190,6 +191,53 @@ def test_each_worker_has_a_gpu_of_its_own() -> None:
     gpus = ["5", "GPU-ab"]
     assert [own_gpu(gpus, number)["CUDA_VISIBLE_DEVICES"] for number in range(4)] == ["5", "GPU-ab", "5", "GPU-ab"]
     assert own_gpu([], 1) == {}
+
+
+def test_a_base_that_changes_while_a_study_runs_changes_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = here / "base.yaml"
+    base.write_text(yaml.safe_dump(BASE))
+
+    def edit(task: PlantedRankTask) -> None:
+        base.write_text(base.read_text().replace("max_epochs: 2", "max_epochs: 5"))
+
+    path = save_study(here, base=str(base), axes={"model.lora.r": [2, 4]}, seeds=[0])
+    with monkeypatch.context() as patch:
+        patch_step(patch, edit)
+        assert run(path) == 0
+    assert "max_epochs: 5" in base.read_text()
+    records = [RunRecord.load(each) for each in (here / "lightning_logs/studies/small").glob("r_*")]
+    assert [record.steps for record in records] == [8, 8]
+
+
+def test_a_study_is_found_from_its_own_folder_and_under_another_name(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(save_study(here, axes={"model.lora.r": [2, 4]}, seeds=[0])) == 0
+    folder = (here / "lightning_logs/studies/small").rename(here / "moved")
+    for place in (".", str(folder)):
+        monkeypatch.chdir(folder)
+        capsys.readouterr()
+        assert main(["study", "status", place]) == 0
+        assert "2 of 2 trials are finished" in capsys.readouterr().out
+    (folder / "journal.jsonl").unlink()
+    for command in ("status", "work", "report"):
+        assert main(["study", command, str(folder)]) == 2
+        assert "the trials of the study small are gone from" in capsys.readouterr().err
+    assert not (folder / "journal.jsonl").exists() or not (folder / "journal.jsonl").read_text()
+
+
+def test_models_of_earlier_trials_are_freed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[int] = []
+
+    def count(task: PlantedRankTask) -> None:
+        if task.trainer.global_step == 0:
+            alive.append(sum(isinstance(each, PlantedRankTask) for each in gc.get_objects()))
+
+    path = save_study(here, seeds=[0])
+    with monkeypatch.context() as patch:
+        patch_step(patch, count)
+        assert run(path) == 0
+    assert len(set(alive)) == 1
 
 
 def test_a_failing_trial_stops_nothing_else(

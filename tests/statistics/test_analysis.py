@@ -142,6 +142,23 @@ def test_without_costs_the_order_decides_or_nothing() -> None:
     assert "so no configuration is recommended" in unordered.answer
 
 
+@pytest.mark.parametrize("without", ["r = 4", "r = 64"])  # a proven configuration, and the reference
+def test_a_cost_that_was_not_measured_for_all_decides_nothing(without: str) -> None:
+    study = rank_study()
+    cost = study.costs[0]
+    configurations = [
+        replace(each, measurements={name: found for name, found in each.measurements.items() if name != cost})
+        if each.name == without
+        else each
+        for each in study.configurations
+    ]
+    study = replace(study, configurations=configurations)
+    assert analyze_study(study).recommendation.name == "r = 4"  # the order says which costs less
+    found = analyze_study(replace(study, sequence=())).recommendation
+    assert found.name is None
+    assert f"costs less ({cost.replace('_', ' ')} was not measured for {without})" in found.answer
+
+
 def test_against_full_fine_tuning() -> None:
     rows = {"lora": [0.95, 0.96, 0.955], "bad": [0.8, 0.81, 0.815], "full": [0.96, 0.97, 0.966]}
     found = analyze_study(seeds_only(rows, full_fine_tuning="full")).against_full

@@ -26,24 +26,24 @@ def folder(plan: StudyPlan, tmp_path: Path) -> StudyFolder:
     """A folder whose journal has the trials."""
     folder = StudyFolder(tmp_path / "studies" / "small")
     with folder.locked():
-        StudyJournal(folder).add_trials(plan.trials)
+        StudyJournal(folder, folder.path.name).add_trials(plan.trials)
     return folder
 
 
 def states(folder: StudyFolder, plan: StudyPlan) -> list[str]:
-    found = StudyJournal(folder).statuses(plan.trials)
+    found = StudyJournal(folder, folder.path.name).statuses(plan.trials)
     return [found[trial.id].state for trial in plan.trials]
 
 
 def test_trials_are_added_once(folder: StudyFolder, plan: StudyPlan) -> None:
     with folder.locked():
-        StudyJournal(folder).add_trials(plan.trials)
+        StudyJournal(folder, folder.path.name).add_trials(plan.trials)
     assert states(folder, plan) == ["waiting"] * 6
     assert folder.journal.read_text().count('"id"') == 6
 
 
 def test_two_workers_share_the_trials(folder: StudyFolder, plan: StudyPlan) -> None:
-    workers = [StudyJournal(folder), StudyJournal(folder)]
+    workers = [StudyJournal(folder, folder.path.name), StudyJournal(folder, folder.path.name)]
     claims = [workers[number % 2].claim_next(plan.trials) for number in range(7)]
     assert [claim.trial.id if claim else None for claim in claims] == [*(trial.id for trial in plan.trials), None]
     assert states(folder, plan) == ["running"] * 6
@@ -56,12 +56,12 @@ def test_two_workers_share_the_trials(folder: StudyFolder, plan: StudyPlan) -> N
 
 
 def test_an_interrupted_trial_is_taken_over_first(folder: StudyFolder, plan: StudyPlan) -> None:
-    journal = StudyJournal(folder)
+    journal = StudyJournal(folder, folder.path.name)
     claim = journal.claim_next(plan.trials)
     assert claim
     claim.lock.release()  # as the system does for a killed process
     assert states(folder, plan)[:2] == ["interrupted", "waiting"]
-    other = StudyJournal(folder)
+    other = StudyJournal(folder, folder.path.name)
     again = other.claim_next(plan.trials)
     assert again
     assert (again.trial, again.number) == (claim.trial, claim.number)
@@ -70,7 +70,7 @@ def test_an_interrupted_trial_is_taken_over_first(folder: StudyFolder, plan: Stu
 
 
 def test_a_failed_trial_says_why_and_is_repeated_only_if_asked(folder: StudyFolder, plan: StudyPlan) -> None:
-    journal = StudyJournal(folder)
+    journal = StudyJournal(folder, folder.path.name)
     claim = journal.claim_next(plan.trials)
     assert claim
     journal.fail(claim, "the loss is NaN")
@@ -83,7 +83,7 @@ def test_a_failed_trial_says_why_and_is_repeated_only_if_asked(folder: StudyFold
         journal.add_again(plan.trials)
         journal.add_again(plan.trials)  # it is waiting now
     assert states(folder, plan)[:3] == ["waiting", "running", "waiting"]
-    again = StudyJournal(folder).claim_next(plan.trials)
+    again = StudyJournal(folder, folder.path.name).claim_next(plan.trials)
     assert again
     assert again.trial == claim.trial
     assert again.number != claim.number
@@ -95,7 +95,7 @@ from pathlib import Path
 from lora_lightning.studies.journal import StudyJournal
 from lora_lightning.studies.study_folder import StudyFolder, load_plan
 folder = StudyFolder(Path(sys.argv[1]))
-claim = StudyJournal(folder).claim_next(load_plan(folder.path).trials)
+claim = StudyJournal(folder, folder.path.name).claim_next(load_plan(folder.path).trials)
 with folder.journal.open("a") as journal:
     journal.write('{"op_code": 6, "worker_id": "x", "tri')
     journal.flush()
@@ -113,7 +113,7 @@ def test_a_worker_killed_while_it_wrote_loses_nothing(folder: StudyFolder, plan:
     assert ended.stdout.strip() == plan.trials[0].id
     assert not folder.journal.read_text().endswith("\n")
     assert states(folder, plan) == ["interrupted", *["waiting"] * 5]
-    journal = StudyJournal(folder)
+    journal = StudyJournal(folder, folder.path.name)
     claim = journal.claim_next(plan.trials)
     assert claim
     assert claim.trial == plan.trials[0]
@@ -125,7 +125,7 @@ def test_a_damaged_journal_is_a_sentence(folder: StudyFolder) -> None:
     lines = folder.journal.read_text().splitlines(keepends=True)
     folder.journal.write_text("".join([*lines[:2], "no JSON\n", *lines[2:]]))
     with pytest.raises(TrainingError, match=r"journal\.jsonl is damaged .*; restore it"):
-        StudyJournal(folder)
+        StudyJournal(folder, folder.path.name)
 
 
 @pytest.mark.parametrize(

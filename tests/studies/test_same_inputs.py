@@ -4,12 +4,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lora_lightning.cli.main import main
 from lora_lightning.errors import DataError
 from lora_lightning.runs.record import RunRecord
-from lora_lightning.studies.same_inputs import Runs, check_same_inputs, note_on_versions
+from lora_lightning.studies.same_inputs import (
+    Runs,
+    check_same_inputs,
+    check_same_rows,
+    note_on_versions,
+    rows_identity,
+)
 from lora_lightning.studies.trials import Trial
 from tests.conftest import TinyBackbone
 from tests.studies.small_study import save_study
@@ -54,6 +61,18 @@ def test_what_may_differ() -> None:
     check_same_inputs(other, "test")
 
 
+def test_runs_on_other_examples_or_tokens_are_not_compared() -> None:
+    rows = {"index": np.arange(4), "weight": np.array([3.0, 0.0, 5.0, 1.0]), "score": np.zeros(4)}
+    same = rows_identity(rows)
+    assert same == rows_identity(rows | {"score": np.ones(4)}) != ""
+    check_same_rows([("a", same), ("b", same), ("of an older release", rows_identity({}))])
+    for other in ({"index": np.array([0, 1, 2, 9])}, {"weight": np.array([3.0, 0.0, 4.0, 1.0])}):
+        with pytest.raises(
+            DataError, match="the outcomes of 'b' are of other test examples or tokens than those of 'a'"
+        ):
+            check_same_rows([("a", same), ("b", rows_identity(rows | other))])
+
+
 def test_other_versions_are_named() -> None:
     assert note_on_versions(runs(versions={"torch": "2.13.0"})) == ""
     found = runs(versions={"torch": "2.13.0", "peft": "0.21.2"})
@@ -87,6 +106,28 @@ def test_data_that_changes_during_a_study_is_noticed(
     assert main(["study", "report", "lightning_logs/studies/small"]) == 2
     assert "the folder of the finished run 'r = 1, seed 0' is gone" in capsys.readouterr().err
     assert main(["study", "run", str(grown)]) == 0  # trains them again
+
+
+def test_a_batch_limit_that_leaves_out_other_rows_is_noticed(
+    tmp_path: Path, tiny_backbone: TinyBackbone, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Batches have rows of similar length, so that which rows are in the first ones depends on `max_length`."""
+    monkeypatch.chdir(tmp_path)
+    rows = "".join(f"{'w1 ' * (1 + number % 7)}w{number},{number % 2}\n" for number in range(24))
+    (tmp_path / "train.csv").write_text(f"text,label\n{rows}")
+    data = {"train_file": "train.csv", "test_file": "train.csv", "cache_dir": str(tmp_path / "cache"), "batch_size": 4}
+    base = {
+        "model": {"class_path": "SequenceClassificationTask", "init_args": {"backbone": str(tiny_backbone("bert"))}},
+        "data": {"class_path": "TextClassificationDataModule", "init_args": data | {"eval_batch_size": 4}},
+        "trainer": {"max_steps": 1, "accelerator": "cpu", "limit_test_batches": 2},
+        "checkpoint": {"monitor": "val/accuracy", "mode": "max"},
+    }
+    axes = {"data.max_length": [4, 30]}
+    study = save_study(
+        tmp_path, base=base, objective="accuracy", axes=axes, derived=None, seeds=[0], reference={"max_length": 30}
+    )
+    assert main(["study", "run", str(study)]) == 2
+    assert "are of other test examples or tokens than those of" in capsys.readouterr().err
 
 
 def test_configurations_with_tests_of_their_own_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

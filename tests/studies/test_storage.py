@@ -36,7 +36,7 @@ def plan(tmp_path: Path) -> StudyPlan:
 def open_journal(path: Path, plan: StudyPlan, url: str) -> StudyJournal:
     folder = StudyFolder(path)
     with folder.locked():
-        journal = StudyJournal(folder, url)
+        journal = StudyJournal(folder, folder.path.name, url)
         journal.add_trials(plan.trials)
     return journal
 
@@ -131,7 +131,7 @@ def test_an_unknown_database_or_a_missing_driver_is_a_sentence(tmp_path: Path) -
     with folder.locked():
         for url in ("nodatabase://host/study", "mysql+oursql://host/study"):
             with pytest.raises(ConfigurationError, match=r"the storage .*://host/study "):
-                StudyJournal(folder, url)
+                StudyJournal(folder, folder.path.name, url)
 
 
 def test_another_storage_is_refused(tmp_path: Path, plan: StudyPlan) -> None:

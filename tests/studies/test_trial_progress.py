@@ -27,7 +27,7 @@ def study(tmp_path: Path) -> OpenStudy:
     folder = StudyFolder(tmp_path / "small")
     with folder.locked():
         folder.save(plan, "test/loss", "val/loss")
-        journal = StudyJournal(folder)
+        journal = StudyJournal(folder, folder.path.name)
         journal.add_trials(plan.trials)
     return OpenStudy(plan, folder, journal, "test/loss", "val/loss")
 
