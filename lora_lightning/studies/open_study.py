@@ -84,7 +84,10 @@ class OpenStudy:
     def is_alone(self, trial: Trial, since: float = math.inf) -> bool:
         """Whether no other trial is running, or has ended since a time, in seconds since 1970."""
         others = (status for name, status in self.statuses().items() if name != trial.id)
-        return all(status.state != "running" and (status.ended_at or 0.0) <= since for status in others)
+        if any(status.state == "running" or (status.ended_at or 0.0) > since for status in others):
+            return False
+        # A trial that was stopped or killed meanwhile has not ended, but it has written how far it was.
+        return not any(time > since for name, time in self.folder.progress_times().items() if name != trial.id)
 
     def claim_next(self) -> Claim | None:
         """Claims the next trial: runs that help to choose first, then those that are tested.

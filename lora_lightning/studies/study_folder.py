@@ -53,6 +53,10 @@ class StudyFolder:
         """How far a running trial is."""
         return self.path / CLAIMS / f"{trial.id}.json"
 
+    def progress_times(self) -> dict[str, float]:
+        """When each trial last wrote how far it is, in seconds since 1970, by id."""
+        return {path.stem: path.stat().st_mtime for path in (self.path / CLAIMS).glob("*.json")}
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Lets one process at a time change what the study consists of."""

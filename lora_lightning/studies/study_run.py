@@ -120,7 +120,9 @@ def write_recommendation(study: OpenStudy, audit: StudyAudit) -> Path | None:
         TrainingError: If the file cannot be written.
     """
     name = audit.analysis.recommendation.name
+    path = study.folder.path / RECOMMENDED
     if name is None:
+        path.unlink(missing_ok=True)  # what an earlier report recommended
         return None
     trials = [trial for trial in study.plan.tested if trial.configuration == name]
     finished = [trial for trial in trials if trial.seed in audit.results.configuration(name).values]
@@ -129,7 +131,6 @@ def write_recommendation(study: OpenStudy, audit: StudyAudit) -> Path | None:
     text = (study.folder.run(finished[0]) / CONFIG).read_text(encoding="utf-8")
     config = _as_own_run(yaml.safe_load(text), study.plan.study.name)
     head = f"# {name}: recommended by the study {study.plan.study.name}\n"
-    path = study.folder.path / RECOMMENDED
     try:
         write_text_atomically(path, head + yaml.safe_dump(config, sort_keys=False))
     except OSError as error:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from lora_lightning.datamodules.base import VALIDATION
 from lora_lightning.errors import DataError
 from lora_lightning.runs.record import RunRecord
 from lora_lightning.statistics.study_results import ConfigurationResults, StudyResults
@@ -138,8 +139,9 @@ class _TrialReader:
         for name, number in trial_numbers(record).items():
             if name != self.tag:
                 found.measurements.setdefault(name, {})[seed] = number
-        for name in (TRAINING_LOSS, f"val/{self.metric}"):
-            if curve := record.curves.get(name):
+        for name, curve in record.curves.items():
+            split, _, metric = name.partition("/")
+            if name == TRAINING_LOSS or (split.startswith(VALIDATION) and metric == self.metric):
                 points = np.array([curve.steps, curve.values], dtype=np.float64)
                 found.curves.setdefault(name, {})[seed] = points
 

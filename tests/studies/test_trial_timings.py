@@ -1,5 +1,6 @@
 """The last pass of a study: times with the adapter and merged, none that were measured in company."""
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,11 @@ def test_times_in_company_are_left_out(here: Path, monkeypatch: pytest.MonkeyPat
     assert problems == 4 * ["another run of the study was training, which slows it down"]
     assert not list(study.folder.path.glob(f"*/{TIMINGS}"))
     monkeypatch.setattr(OpenStudy, "statuses", lambda _: others(TrialStatus("finished", ended_at=time.time() - 60)))
+    interrupted = study.folder.path / ".claims/other.json"  # began and was killed meanwhile
+    interrupted.touch()
+    os.utime(interrupted, (time.time() + 60, time.time() + 60))
+    assert time_trials(study) == {}
+    interrupted.unlink()
     assert len(time_trials(study)) == 2
 
 
