@@ -203,7 +203,8 @@ def _sequence(study: Study, configurations: tuple[Configuration, ...], reference
     if study.sequence is not None:
         return study.sequence
     ranks = {each.name: each.options.get(RANK) for each in configurations}
-    largest_first = sorted(ranks, key=lambda name: -float(ranks[name] or 0))
-    if [axis.name for axis in study.axes] != [RANK] or largest_first[0] != reference:
+    are_numbers = all(isinstance(rank, int | float) for rank in ranks.values())  # or else the check as `fit` refuses
+    if [axis.name for axis in study.axes] != [RANK] or not are_numbers:
         return ()
-    return tuple(largest_first[1:])
+    largest_first = sorted(ranks, key=lambda name: -float(ranks[name] or 0))
+    return tuple(largest_first[1:]) if largest_first[0] == reference else ()

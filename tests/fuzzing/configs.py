@@ -72,7 +72,7 @@ def config_cases(
         base = with_stand_ins(path, folder, tiny_backbone)
     for number in range(count):
         random = np.random.default_rng([seed, zlib.crc32(name.encode()), number])
-        mutation, content = _changed(base, random) if change else ("unchanged", yaml.safe_dump(base).encode())
+        mutation, content = changed_config(base, random) if change else ("unchanged", yaml.safe_dump(base).encode())
         file = folder / f"{number}.yaml"
         file.write_bytes(content)
         yield Case(name, mutation, ("fit", *first, f"--config={file}"), folder)
@@ -99,7 +99,8 @@ def _parted(word: str) -> tuple[str, str, str]:
     return word.removeprefix("--data.").partition("=")
 
 
-def _changed(base: Config, random: np.random.Generator) -> tuple[str, bytes]:
+def changed_config(base: Config, random: np.random.Generator) -> tuple[str, bytes]:
+    """What was changed, and the YAML with the change."""
     if random.random() < 0.15:
         return _changed_text(yaml.safe_dump(base, sort_keys=False, allow_unicode=True), random)
     config = copy.deepcopy(base)

@@ -1,17 +1,24 @@
 """A slice of `benchmarks/fuzz.py`: changed input is refused in a sentence, or runs."""
 
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
 
+from lora_lightning.errors import LoraLightningError
+from lora_lightning.studies.plan import plan_study
+from lora_lightning.studies.study_file import read_study_file
+from lora_lightning.studies.study_folder import study_as_json
 from tests.conftest import TinyBackbone
-from tests.fuzzing.configs import config_cases
+from tests.fuzzing.configs import changed_config, config_cases
 from tests.fuzzing.data_files import FORMATS, data_cases
 from tests.fuzzing.meanings import chat_cases, damage_cases, label_cases, validation_cases, vocabulary_cases
 from tests.fuzzing.model_files import backbone_cases, checkpoint_cases, prediction_cases
 from tests.fuzzing.outcome import FAILED, LATE, RAN, REFUSED, Case, judged, outcome_of
-from tests.test_configs import CONFIGS, by_path
+from tests.test_configs import CONFIGS, STUDIES, by_path
 
 
 def check(case: Case) -> None:
@@ -20,10 +27,27 @@ def check(case: Case) -> None:
 
 
 # A third of the configs, half of the formats: `benchmarks/fuzz.py` takes all of them.
-@by_path(sorted(CONFIGS.rglob("*.yaml"))[::3])
+@by_path(sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent != STUDIES)[::3])
 def test_changed_configs(path: Path, tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
     for case in config_cases(path, tmp_path, tiny_backbone, count=1):
         check(case)
+
+
+@by_path(STUDIES.glob("*.yaml"))
+def test_changed_studies(path: Path, tmp_path: Path) -> None:
+    """Reading and planning alone: `study run` then checks each configuration as `fit` does."""
+    file = tmp_path / "study.yaml"
+    for number in range(60):
+        content = yaml.safe_load(path.read_text()) | {"base": str(CONFIGS / "quickstart.yaml")}
+        mutation, changed = changed_config(content, np.random.default_rng([zlib.crc32(path.name.encode()), number]))
+        file.write_bytes(changed)
+        try:
+            study_as_json(plan_study(read_study_file(file)).study)
+        except LoraLightningError:
+            continue
+        except Exception as error:
+            error.add_note(mutation)
+            raise
 
 
 @pytest.mark.parametrize("name", list(FORMATS)[::2])
