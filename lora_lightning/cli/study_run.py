@@ -138,10 +138,6 @@ def _read_plan(options: argparse.Namespace) -> "StudyPlan":
     if not 1 <= options.workers <= MOST_WORKERS:
         msg = f"--workers is {options.workers}, but it must be in [1, {MOST_WORKERS}]"
         raise ConfigurationError(msg)
-    for base in options.base:
-        if not base.is_file():
-            msg = f"there is no base config {base}; check the path"
-            raise ConfigurationError(msg)
     return plan_study(read_study_file(options.study, options.base, options.settings))
 
 

@@ -75,7 +75,7 @@ def check_config_file(path: Path) -> None:
     except RecursionError as error:
         msg = f"the config {path} is nested deeper than {DEEPEST} levels, but no option is; fix its brackets."
         raise ConfigurationError(msg) from error
-    _check_form(content, str(path))
+    check_config_form(content, str(path))
 
 
 def _check_nodes(root: yaml.Node | None, name: str) -> None:
@@ -121,8 +121,16 @@ def _check_keys(node: yaml.MappingNode, name: str) -> None:
         seen[key.value] = line
 
 
-def _check_form(content: Any, name: str) -> None:
-    """Refuses what holds no options by name where they are needed, before the parser words it as it can."""
+def check_config_form(content: Any, name: str) -> None:
+    """Refuses what holds no options by name where they are needed, before the parser words it as it can.
+
+    Args:
+        content: Of the config.
+        name: Of the config, for messages.
+
+    Raises:
+        ConfigurationError: If it cannot be a config.
+    """
     if not isinstance(content, dict):
         msg = f"the config {name} contains {_kind(content)}, but named options are needed, such as `model:`."
         raise ConfigurationError(msg)

@@ -101,7 +101,7 @@ class StudyJournal:
                 storage=self._storage, study_name=name, load_if_exists=True, direction=direction
             )
         if storage is not None:
-            check_shared_folder(self._study, folder)
+            check_shared_folder(self._study, folder, storage)
 
     def add_trials(self, trials: Iterable[Trial]) -> None:
         """Adds the trials that the journal lacks. To be called while the folder is locked."""

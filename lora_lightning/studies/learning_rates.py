@@ -57,7 +57,7 @@ def notes_on_rates(plan: StudyPlan, rates: Mapping[str, float]) -> list[str]:
     if at_edge := [name for name, rate in rates.items() if rate in edges]:
         notes.append(
             f"The learning rate of {', '.join(at_edge)} is the smallest or the largest one that was tried, so that a "
-            "better one may lie beyond; add values to learning_rate."
+            "better one may lie beyond; add values to learning_rate in a study with another name."
         )
     return notes
 

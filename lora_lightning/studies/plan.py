@@ -6,7 +6,7 @@ from itertools import product
 from typing import Any
 
 from lora_lightning.errors import ConfigurationError, suggest_names
-from lora_lightning.studies.option_conflicts import check_options_are_set_once
+from lora_lightning.studies.option_conflicts import check_options_are_set_once, parts_of
 from lora_lightning.studies.specification import RATE_OPTION, Study, label_of
 from lora_lightning.studies.trials import Configuration, Trial, make_configuration, make_trial
 
@@ -202,9 +202,21 @@ def _sequence(study: Study, configurations: tuple[Configuration, ...], reference
     """The sequence that the study gives; for a study of ranks alone, from the largest rank down."""
     if study.sequence is not None:
         return study.sequence
-    ranks = {each.name: each.options.get(RANK) for each in configurations}
-    are_numbers = all(isinstance(rank, int | float) for rank in ranks.values())  # or else the check as `fit` refuses
-    if [axis.name for axis in study.axes] != [RANK] or not are_numbers:
+    rank = rank_axis(study)
+    if rank is None or len(study.axes) > 1:
         return ()
-    largest_first = sorted(ranks, key=lambda name: -float(ranks[name] or 0))
+    numbers = {each.name: each.options.get(rank) for each in configurations}
+    ranks = {name: number for name, number in numbers.items() if isinstance(number, int | float)}
+    if len(ranks) < len(numbers):
+        return ()  # the check of the options refuses it
+    largest_first = sorted(ranks, key=lambda name: -ranks[name])
     return tuple(largest_first[1:]) if largest_first[0] == reference else ()
+
+
+def rank_axis(study: Study) -> str | None:
+    """Returns the name of the axis that varies the rank, `model.lora.r` or `model.init_args.lora.r`.
+
+    Args:
+        study: The study.
+    """
+    return next((axis.name for axis in study.axes if parts_of(axis.name) == parts_of(RANK)), None)

@@ -40,7 +40,7 @@ def read_range(axis: str, content: Mapping[str, Any], refuse: Refuse) -> Range:
             refuse(
                 f"{where} has {key} {number!r}, but a number is needed, such as {{low: 1e-4, high: 3e-3, log: true}}"
             )
-    if log not in {None, True, False}:
+    if log is not None and not isinstance(log, bool):
         refuse(f"{where} has log {log!r}, but it must be true or false")
     if low >= high:
         refuse(f"{where} goes from low {low} to high {high}, but low must be below high")

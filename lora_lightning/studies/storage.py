@@ -1,6 +1,7 @@
 """Where the trials of a study are recorded: a journal file in its folder, or a database that many machines reach."""
 
 import secrets
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -97,12 +98,13 @@ def _open_database(url: str) -> BaseStorage:
         raise ConfigurationError(msg) from error
 
 
-def check_shared_folder(study: optuna.Study, folder: StudyFolder) -> None:
+def check_shared_folder(study: optuna.Study, folder: StudyFolder, url: str) -> None:
     """Checks that all workers of a study in a database share its folder, by a token in both.
 
     Args:
         study: The study in the database.
         folder: The folder of this worker.
+        url: Of the database, for messages.
 
     Raises:
         ConfigurationError: If the study was started with another folder.
@@ -114,7 +116,8 @@ def check_shared_folder(study: optuna.Study, folder: StudyFolder) -> None:
         if study.user_attrs[TOKEN] != token:
             msg = f"the storage has a study {study.study_name!r} whose workers use another folder than {folder.path}, "
             msg += "but all workers must share one; use the same folder on a shared file system, give the study "
-            msg += f"another name, or remove the former one with `optuna delete-study --study-name {study.study_name}`"
+            msg += "another name, or remove the former one with "
+            msg += f"`optuna delete-study --study-name {study.study_name} --storage {shlex.quote(url)}`"
             raise ConfigurationError(msg)
 
 

@@ -1,5 +1,6 @@
 """Reads a study's YAML: what is varied, over which seeds, and what decides. Every key is used or refused."""
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -8,7 +9,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from lora_lightning.configuration.yaml_files import check_config_file
+from lora_lightning.configuration.yaml_files import check_config_file, check_config_form
 from lora_lightning.errors import ConfigurationError, suggest_names
 from lora_lightning.studies.search_settings import (
     SEARCH_KEYS,
@@ -28,10 +29,11 @@ from lora_lightning.studies.specification import (
     Study,
     label_of,
 )
+from lora_lightning.studies.study_yaml import parse_yaml, read_yaml
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+DIRECTIONS = ("higher", "lower")
 OPTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 # What the study sets itself.
 OWN_OPTIONS = (SEED_OPTION, "trainer.logger", "resume", "ckpt_path", "test_after_fit", "config")
 
@@ -66,7 +68,7 @@ def read_study_file(path: Path, base: Sequence[Path] = (), settings: Sequence[st
     reader.check_search()
     return Study(
         name=reader.name(),
-        base=tuple(base) or reader.base(),
+        base=reader.base(base),
         axes=reader.axes(),
         seeds=reader.seeds(),
         objective=reader.text("objective"),
@@ -74,7 +76,7 @@ def read_study_file(path: Path, base: Sequence[Path] = (), settings: Sequence[st
         options=reader.options("options") | dict(map(reader.setting, settings)),
         derived={name: str(text) for name, text in reader.options("derived").items()},
         margin=reader.margin(),
-        direction=content.get("direction"),
+        direction=reader.direction(),
         costs=reader.costs(),
         sequence=reader.sequence(),
         full_fine_tuning=None if content.get("full_fine_tuning") is None else reader.text("full_fine_tuning"),
@@ -83,19 +85,6 @@ def read_study_file(path: Path, base: Sequence[Path] = (), settings: Sequence[st
         budget=read_budget(content.get("budget"), reader.refuse),
         storage=reader.storage(),
     )
-
-
-def read_yaml(path: Path) -> Any:
-    """Reads a YAML file in which `1e-3` is a number, as for the options of `fit`; in YAML 1.1 it is a text."""
-    return _with_numbers(yaml.safe_load(path.read_text(encoding="utf-8-sig")))
-
-
-def _with_numbers(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _with_numbers(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_with_numbers(entry) for entry in value]
-    return float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value
 
 
 class _Reader:
@@ -130,17 +119,24 @@ class _Reader:
             self.refuse(f"the name {name!r} must be up to 100 letters, digits, dots, dashes and underscores")
         return name
 
-    def base(self) -> tuple[Path | Mapping[str, Any], ...]:
-        found = self.needed("base", "../quickstart.yaml")
+    def base(self, replacement: Sequence[Path]) -> tuple[Path | Mapping[str, Any], ...]:
+        found = None if replacement else self.needed("base", "../quickstart.yaml")
         if isinstance(found, dict):
+            check_config_form(found, f"base of {self.path}")
             return (found,)
+        paths = replacement or self.base_files(found)
+        if missing := [path for path in paths if not path.is_file()]:
+            where = "check the path of --base" if replacement else "paths are relative to the study, or use --base"
+            self.refuse(f"there is no base config {missing[0]}; {where}")
+        for path in paths:
+            check_config_file(path)
+        return tuple(paths)
+
+    def base_files(self, found: Any) -> list[Path]:
         files = found if isinstance(found, list) else [found]
         if not files or not all(isinstance(file, str) for file in files):
             self.refuse(f"base is {found!r}, but a config, a list of configs or their options are needed")
-        paths = [self.path.parent / Path(file).expanduser() for file in files]
-        if missing := [path for path in paths if not path.is_file()]:
-            self.refuse(f"there is no base config {missing[0]}; paths are relative to the study's file, or use --base")
-        return tuple(paths)
+        return [self.path.parent / Path(file).expanduser() for file in files]
 
     def options(self, key: str) -> dict[str, Any]:
         found = self.content.get(key) or {}
@@ -156,9 +152,14 @@ class _Reader:
             self.refuse(f"--set {words!r} has no value; write OPTION=VALUE, such as data.data_dir=FOLDER")
         self.check_option(name, "--set")
         try:
-            return name, _with_numbers(yaml.safe_load(value))
+            found = parse_yaml(value)
         except yaml.YAMLError:
             return name, value
+        try:
+            json.dumps(found)
+        except (TypeError, ValueError):  # tags such as !!set; an alias of itself
+            self.refuse(f"--set {words!r} has no plain value; write a text, a number, a list or a mapping without tags")
+        return name, found
 
     def check_option(self, name: str, where: str) -> None:
         if not OPTION.fullmatch(name):
@@ -226,13 +227,17 @@ class _Reader:
         rates = found["values"]
         if not isinstance(rates, list) or not rates or not all(_is_positive(rate) for rate in rates):
             self.refuse(f"learning_rate.values is {rates!r}, but a list of numbers above 0 is needed")
+        if len(set(map(float, rates))) < len(rates):
+            self.refuse(f"learning_rate.values is {rates!r}, but each learning rate may occur once; leave one out")
+        if not isinstance(shared := found.get("shared", False), bool):
+            self.refuse(f"learning_rate.shared is {shared!r}, but it must be true or false")
         seeds = self.seeds_in(found["seeds"], "learning_rate.seeds")
         if both := sorted({*seeds} & {*self.seeds()}):
             self.refuse(
                 f"the seed {both[0]} is in seeds and in learning_rate.seeds, but runs that chose a learning rate favor "
                 "it; give other seeds"
             )
-        return LearningRates(tuple(map(float, rates)), seeds, bool(found.get("shared", False)))
+        return LearningRates(tuple(map(float, rates)), seeds, shared)
 
     def seeds(self) -> tuple[int, ...]:
         return self.seeds_in(self.needed("seeds", "[0, 1, 2]"), "seeds")
@@ -261,6 +266,12 @@ class _Reader:
         found = self.needed("reference", "{r: 16}")
         if not isinstance(found, str | dict):
             self.refuse(f"reference is {found!r}, but the name of a configuration or its values are needed")
+        return found
+
+    def direction(self) -> str | None:
+        found = self.content.get("direction")
+        if found is not None and found not in DIRECTIONS:
+            self.refuse(f"direction is {found!r}; {suggest_names(str(found), DIRECTIONS)}")
         return found
 
     def costs(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from lora_lightning.runs.files import write_error, write_text_atomically
 from lora_lightning.runs.settings import flatten, list_differences
 from lora_lightning.studies.plan import StudyPlan, plan_study
 from lora_lightning.studies.specification import Axis, LearningRates, Range, Search, Study
-from lora_lightning.studies.study_file import read_yaml
+from lora_lightning.studies.study_yaml import read_yaml
 from lora_lightning.studies.trials import Trial, make_trial
 
 SAVE_DIR = Path("lightning_logs/studies")
@@ -24,6 +24,7 @@ RECOMMENDED = "recommended.yaml"
 SCHEMA_VERSION = 1
 DECIDED_BEFOREHAND = ("objective", "direction", "margin", "reference", "costs", "sequence", "full_fine_tuning")
 MOST_NAMED = 3
+REMEDY = "restore the YAML, --base and --set, or give the study another name"
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,6 @@ def check_only_adds(former: StudyPlan, plan: StudyPlan, path: Path) -> None:
     Raises:
         ConfigurationError: If they contradict each other.
     """
-    remedy = "restore the YAML, or give the study another name"
     old, new = study_as_json(former.study), study_as_json(plan.study)
     here, there = ({key: json.loads(json.dumps(each[key])) for key in DECIDED_BEFOREHAND} for each in (new, old))
     changed = [
@@ -222,11 +222,11 @@ def check_only_adds(former: StudyPlan, plan: StudyPlan, path: Path) -> None:
         *list_differences(here, there, "there"),
     ]
     if changed:
-        msg = f"the folder {path} has a study with other settings: {'; '.join(changed[:MOST_NAMED])}; {remedy}"
+        msg = f"the folder {path} has a study with other settings: {'; '.join(changed[:MOST_NAMED])}; {REMEDY}"
         raise ConfigurationError(msg)
     if old["storage"] != new["storage"]:
         now, before = (each["storage"] or "its journal file" for each in (new, old))
-        msg = f"the folder {path} has a study whose trials are in {before}, and not in {now}; {remedy}"
+        msg = f"the folder {path} has a study whose trials are in {before}, and not in {now}; {REMEDY}"
         raise ConfigurationError(msg)
     _check_rates(former, plan, path)
     _check_search(old, new, path)
@@ -236,7 +236,7 @@ def check_only_adds(former: StudyPlan, plan: StudyPlan, path: Path) -> None:
             f"; and {len(lost) - MOST_NAMED} more" if len(lost) > MOST_NAMED else ""
         )
         msg = f"the folder {path} has {len(lost)} runs that the study no longer contains ({named}); a study may only "
-        msg += f"gain values and seeds: {remedy}"
+        msg += f"gain values and seeds: {REMEDY}"
         raise ConfigurationError(msg)
 
 
@@ -245,7 +245,7 @@ def _check_rates(former: StudyPlan, plan: StudyPlan, path: Path) -> None:
     old, new = former.study.learning_rate, plan.study.learning_rate
     if old != new:
         msg = f"the folder {path} has a study whose learning_rate is {_rates_as_json(old)}, and not "
-        msg += f"{_rates_as_json(new)}; restore the YAML, or give the study another name"
+        msg += f"{_rates_as_json(new)}; {REMEDY}"
         raise ConfigurationError(msg)
 
 
@@ -260,7 +260,7 @@ def _check_search(old: Mapping[str, Any], new: Mapping[str, Any], path: Path) ->
     fewer = old["search"] and new["search"] and (new["search"]["trials"] or 0) < (old["search"]["trials"] or 0)
     if json.loads(json.dumps(here)) != json.loads(json.dumps(there)) or fewer:
         msg = f"the folder {path} has a study with another search ({old['search']} with the axes {old['axes']}), which "
-        msg += "may only gain trials; restore the YAML, or give the study another name"
+        msg += f"may only gain trials; {REMEDY}"
         raise ConfigurationError(msg)
 
 

@@ -54,7 +54,8 @@ def warn_about_loggers(plan: StudyPlan) -> None:
     """
     loggers = [(config.get("trainer") or {}).get("logger") for config in base_contents(plan.study)]
     entries = [entry for logger in loggers for entry in (logger if isinstance(logger, list) else [logger])]
-    names = {str(entry["class_path"]).rpartition(".")[2] for entry in entries if isinstance(entry, dict)}
+    paths = [entry.get("class_path") if isinstance(entry, dict) else entry for entry in entries]
+    names = {path.rpartition(".")[2] for path in paths if isinstance(path, str)}
     if replaced := sorted(names - {"TensorBoardLogger"}):
         rank_zero_warn(
             f"the base config logs with {', '.join(replaced)}, but a study logs each run with TensorBoardLogger in its "

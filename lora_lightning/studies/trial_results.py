@@ -13,7 +13,7 @@ from lora_lightning.statistics.study_results import ConfigurationResults, StudyR
 from lora_lightning.studies.journal import ENDED, TrialStatus
 from lora_lightning.studies.metric_outcomes import metric_outcomes, read_outcome_rows
 from lora_lightning.studies.metric_scale import choose_scale
-from lora_lightning.studies.plan import RANK, StudyPlan
+from lora_lightning.studies.plan import StudyPlan, rank_axis
 from lora_lightning.studies.results_table import few_names
 from lora_lightning.studies.same_inputs import check_same_inputs, check_same_rows, note_on_versions, rows_identity
 from lora_lightning.studies.study_folder import StudyFolder
@@ -90,7 +90,7 @@ def collect_results(plan: StudyPlan, folder: StudyFolder, tag: str, statuses: Ma
         # The first one decides, even if it was not measured; then nothing is said to be cheaper.
         costs=[*plan.study.costs[:1], *(cost for cost in plan.study.costs[1:] if cost in measured)],
         sequence=plan.sequence,
-        rank_setting=RANK if RANK in {axis.name for axis in plan.study.axes} else None,
+        rank_setting=rank_axis(plan.study),
         full_fine_tuning=plan.study.full_fine_tuning,
         unfinished=_unfinished(plan, statuses),
     )

@@ -391,6 +391,19 @@ def test_another_logger_is_not_dropped_silently(here: Path, capsys: pytest.Captu
     assert "the base config logs with CSVLogger, but a study logs each run with TensorBoard" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("logger", [{"init_args": {"save_dir": "x"}}, [{"init_args": {}}], True, [True], 3])
+def test_a_logger_without_a_class_ends_in_no_traceback(
+    logger: object, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = {"max_steps": 1, "accelerator": "cpu", "logger": logger}
+    path = save_study(here, base=BASE | {"trainer": trainer}, axes={"model.lora.r": [4]}, seeds=[0])
+    status = run(path, "--dry-run")
+    printed = capsys.readouterr().err
+    assert status in {0, 2}
+    assert "Traceback" not in printed
+    assert status == 0 or len(printed.strip().splitlines()) == 1
+
+
 def test_the_example_in_the_help_is_a_study(here: Path) -> None:
     text = re.search(r"<< END\n(.*?)  END", EPILOG, re.DOTALL)
     assert text

@@ -35,6 +35,7 @@ def test_the_script_runs_the_study_and_requeues(tmp_path: Path, capsys: pytest.C
         (["--sbatch", "time"], "--sbatch 'time' is no option of sbatch"),
         (["--sbatch=--x\nrm -r /"], "is no option of sbatch"),
         (["--set", "trainer.max_epochs"], "has no value"),
+        (["--base", "missing.yaml"], "there is no base config missing.yaml"),
     ],
 )
 def test_mistakes_are_sentences(

@@ -56,6 +56,7 @@ def test_each_configuration_gets_its_best_rate(tmp_path: Path) -> None:
     notes = notes_on_rates(study, {"r = 2": 0.01, "r = 4": 0.1})
     assert notes[0] == "Learning rates, chosen on validation with other seeds (2): 0.01 for r = 2, 0.1 for r = 4."
     assert "The learning rate of r = 4 is the smallest or the largest" in notes[1]
+    assert notes[1].endswith("add values to learning_rate in a study with another name.")
 
 
 def test_a_shared_rate_is_the_best_on_average(tmp_path: Path) -> None:
@@ -93,6 +94,10 @@ def test_equally_good_rates_give_the_smallest(tmp_path: Path) -> None:
         ({"learning_rate": RATES | {"share": True}}, "`values` and `seeds` are needed"),
         ({"learning_rate": RATES | {"seeds": [1, 7]}}, "the seed 1 is in seeds and in learning_rate.seeds"),
         ({"learning_rate": RATES | {"seeds": 7}}, "learning_rate.seeds is 7"),
+        ({"learning_rate": RATES | {"values": [0.1, 0.01, 1e-1]}}, "each learning rate may occur once"),
+        ({"learning_rate": RATES | {"values": [1, 1.0]}}, "each learning rate may occur once"),
+        ({"learning_rate": RATES | {"shared": "no way"}}, "learning_rate.shared is 'no way', but it must be true"),
+        ({"learning_rate": RATES | {"shared": 1}}, "learning_rate.shared is 1, but it must be true"),
         ({"learning_rate": RATES | {"values": [0.0, 1.0]}}, "a list of numbers above 0"),
         (
             {"options": {"model.optimization.learning_rate": 0.1}},

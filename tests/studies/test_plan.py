@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from lora_lightning.errors import ConfigurationError
-from lora_lightning.studies.plan import StudyPlan, plan_study
+from lora_lightning.studies.plan import StudyPlan, plan_study, rank_axis
 from lora_lightning.studies.study_file import read_study_file
 from tests.studies.small_study import save_study
 
@@ -21,6 +21,18 @@ def test_ranks_are_tested_from_the_largest_down(tmp_path: Path) -> None:
     assert [each.options for each in found.configurations][1] == {"model.lora.r": 2, "model.lora.lora_alpha": 2}
     assert found.reference == "r = 4"
     assert found.sequence == ("r = 2", "r = 1")
+
+
+@pytest.mark.parametrize("name", ["model.lora.r", "model.init_args.lora.r"])
+def test_both_names_of_the_rank_give_the_fixed_sequence(name: str, tmp_path: Path) -> None:
+    found = plan(tmp_path, axes={name: [2, 16, 8]}, reference={"r": 16})
+    assert found.sequence == ("r = 8", "r = 2")
+    assert rank_axis(found.study) == name
+
+
+def test_ranks_that_are_no_numbers_are_left_to_the_check_of_options(tmp_path: Path) -> None:
+    assert plan(tmp_path, axes={"model.lora.r": ["a", 4]}, derived=None).sequence == ()
+    assert rank_axis(plan(tmp_path, axes={"model.q": [1, 4]}, derived=None, reference={"q": 4}).study) is None
 
 
 def test_other_axes_have_no_sequence_unless_one_is_given(tmp_path: Path) -> None:

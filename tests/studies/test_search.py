@@ -212,6 +212,7 @@ def axis(**content: Any) -> dict[str, Any]:
         (axis(low="a", high=4), "has low 'a', but a number is needed"),
         (axis(low=1, high=4, lgo=True), "unknown key 'lgo'; did you mean"),
         (axis(low=1, high=4, log="yes"), "has log 'yes'"),
+        (axis(low=1, high=4, log=["yes"]), "has log \\['yes'\\]"),
         (axis(low=1, high=4, log=True, step=1), "has a step and log: true"),
         (axis(low=4, high=33, step=8), "has high 33, which steps of 8 from 4 do not reach; the last value is 28"),
         (axis(low=4, high=8, step=0), "has step 0, but an integer above 0"),

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import optuna
 import pytest
 from study_kills import kill_workers, random_kills
 
@@ -12,7 +13,7 @@ from lora_lightning.cli.main import main
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.studies.journal import StudyJournal
 from lora_lightning.studies.plan import StudyPlan, plan_study
-from lora_lightning.studies.storage import StorageFailed, check_storage_url
+from lora_lightning.studies.storage import StorageFailed, check_shared_folder, check_storage_url
 from lora_lightning.studies.study_file import read_study_file
 from lora_lightning.studies.study_folder import StudyFolder
 from tests.studies.postgresql import Database, is_installed
@@ -70,6 +71,16 @@ def test_workers_that_do_not_share_the_folder_are_refused(tmp_path: Path, plan: 
         open_journal(tmp_path / "there/token", plan, database.url)
     shutil.copytree(tmp_path / "here", tmp_path / "there", dirs_exist_ok=True)  # as on a shared file system
     open_journal(tmp_path / "there/token", plan, database.url)
+
+
+def test_the_remedy_for_another_folder_is_a_complete_command(tmp_path: Path) -> None:
+    study, url = optuna.create_study(study_name="ranks"), "postgresql+psycopg://me@host/study?a=1&b=2"
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    check_shared_folder(study, StudyFolder(tmp_path / "here"), url)
+    with pytest.raises(ConfigurationError) as caught:
+        check_shared_folder(study, StudyFolder(tmp_path / "there"), url)
+    assert str(caught.value).endswith(f"`optuna delete-study --study-name ranks --storage '{url}'`")
 
 
 @needs_postgresql

@@ -1,5 +1,6 @@
 """A study's YAML: every key is used or refused in a sentence, before anything heavy is imported or trained."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.studies.plan import plan_study
 from lora_lightning.studies.study_file import read_study_file
+from lora_lightning.studies.study_folder import study_as_json
 from tests.studies.small_study import save_study
 
 
@@ -43,6 +45,9 @@ from tests.studies.small_study import save_study
         ({"reference": 4}, "reference is 4, but the name of a configuration"),
         ({"objective": None}, "objective is missing"),
         ({"objective": 1}, "objective is 1, but a text"),
+        ({"direction": ["lower"]}, "direction is \\['lower'\\]; "),
+        ({"direction": "up"}, "direction is 'up'; "),
+        ({"base": {"trainer": 3}}, "trainer in base of .*small.yaml is 3, but named options"),
         ({"costs": ["memory"]}, "there is no cost 'memory'"),
         ({"costs": "trainable_parameters"}, "a list is needed"),
         ({"name": "../up"}, "the name '../up' must be"),
@@ -78,7 +83,53 @@ def test_base_configs_are_relative_to_the_study_and_can_be_replaced(tmp_path: Pa
     path = save_study(tmp_path / "configs", base=["base.yaml", "other.yaml"])
     found = read_study_file(path).base
     assert found == (tmp_path / "configs" / "base.yaml", tmp_path / "configs" / "other.yaml")
-    assert read_study_file(path, [Path("mine.yaml")]).base == (Path("mine.yaml"),)
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("model: {}\n")
+    assert read_study_file(path, [mine]).base == (mine,)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: [1\n", "is not YAML"),
+        ("", "contains nothing, but named options"),
+        ("- model\n", "contains a list, but named options"),
+        ("trainer: 3\n", "trainer in .* is 3, but named options"),
+        ("model: {}\nmodel: {}\n", "'model' is a duplicate"),
+    ],
+)
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_broken_base_config_is_a_sentence(text: str, message: str, is_replaced: bool, tmp_path: Path) -> None:
+    base = tmp_path / "base.yaml"
+    base.write_text(text)
+    path = save_study(tmp_path) if is_replaced else save_study(tmp_path, base="base.yaml")
+    with pytest.raises(ConfigurationError, match=message):
+        read_study_file(path, [base] if is_replaced else [])
+
+
+def test_a_missing_base_of_the_command_line_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"there is no base config none\.yaml; check the path of --base"):
+        read_study_file(save_study(tmp_path), [Path("none.yaml")])
+
+
+def test_dates_are_texts_as_in_fit_and_the_study_can_be_saved(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("data: {day: 2024-01-01}\n")
+    path = save_study(tmp_path, base="base.yaml")
+    path.write_text(path.read_text() + "options: {data.first: 2024-01-01, data.last: !!timestamp 2024-01-02}\n")
+    study = read_study_file(path, settings=["data.time=2024-01-01 10:00:00"])
+    assert study.options == {
+        "data.first": "2024-01-01",
+        "data.last": "2024-01-02",
+        "data.time": "2024-01-01 10:00:00",
+    }
+    content = json.loads(json.dumps(study_as_json(study)))
+    assert content["base"] == [{"data": {"day": "2024-01-01"}}]
+
+
+@pytest.mark.parametrize("value", ["!!set {a}", "!!binary aGk=", "[!!set {a}]"])
+def test_a_setting_that_json_cannot_hold_is_a_sentence(value: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="has no plain value"):
+        read_study_file(save_study(tmp_path), settings=[f"data.x={value}"])
 
 
 def test_without_a_name_the_file_names_the_study(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.studies.plan import StudyPlan, plan_study
 from lora_lightning.studies.study_file import read_study_file
-from lora_lightning.studies.study_folder import STUDY, StudyFolder, load_plan, load_tags
+from lora_lightning.studies.study_folder import REMEDY, STUDY, StudyFolder, load_plan, load_tags
 from tests.studies.small_study import BASE, save_study
 
 
@@ -73,7 +73,7 @@ def test_a_study_may_gain_values_and_seeds(folder: StudyFolder, tmp_path: Path) 
 )
 def test_a_contradiction_is_refused(changes: Any, message: str, folder: StudyFolder, tmp_path: Path) -> None:
     before = (folder.path / STUDY).read_bytes()
-    with pytest.raises(ConfigurationError, match=f"{message}.*restore the YAML, or give the study another name"):
+    with pytest.raises(ConfigurationError, match=f"{message}.*{REMEDY}"):
         save(folder, plan(tmp_path, **changes))
     assert (folder.path / STUDY).read_bytes() == before
 
