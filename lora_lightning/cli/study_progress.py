@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -12,6 +12,7 @@ from rich.text import Text
 
 from lora_lightning.cli.study_audit import printable_name
 from lora_lightning.cli.study_output import shown_time
+from lora_lightning.errors import LoraLightningError
 from lora_lightning.studies.journal import ENDED, TrialStatus
 from lora_lightning.studies.open_study import OpenStudy
 from lora_lightning.studies.trial_progress import Progress, estimate_seconds_left, read_progress
@@ -31,6 +32,7 @@ class StudyProgress:
     def __init__(self, study: OpenStudy) -> None:
         self.study = study
         self.measured: list[float] = []  # seconds of the trials that have ended here
+        self._last: RenderableType = ""
 
     @contextmanager
     def shown_on(self, console: Console) -> Iterator[None]:
@@ -54,7 +56,16 @@ class StudyProgress:
         return self._running(self.study.statuses())
 
     def draw(self) -> RenderableType:
-        """Draws a bar of all trials, and one for each that is running."""
+        """Draws a bar of all trials, and one for each that is running.
+
+        While the storage does not answer, the last drawing remains: an error would end the thread that refreshes the
+        display, or hide the error that ends the study. The worker meets the same error, and reports it.
+        """
+        with suppress(LoraLightningError):
+            self._last = self._draw()
+        return self._last
+
+    def _draw(self) -> RenderableType:
         statuses, size = self.study.statuses(), self.study.plan.size
         ended = sum(status.state in ENDED for status in statuses.values())
         table = Table.grid(padding=(0, 1))

@@ -3,6 +3,7 @@
 import argparse
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,8 @@ from pathlib import Path
 from lora_lightning.cli.study_output import each_warning_once, run_trials
 from lora_lightning.errors import ExitStatus, TrainingStopped
 
+ENDS = (ExitStatus.DONE, ExitStatus.CHECK_FAILED)  # nothing is left to run; some trials may have failed
+STOPS = (ExitStatus.STOPPED, ExitStatus.INTERRUPTED)
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 WORK, HELP = "work", "train trials of a study that `study run` has started, here or on another machine"
 EPILOG = """\
@@ -92,17 +95,37 @@ def further_workers(folder: Path, count: int) -> Iterator[None]:
     workers = [
         start_worker(command, environment | own_gpu(gpus, number), log) for number, log in enumerate(logs, start=1)
     ]
+    is_stopping = False
     try:
         yield
     except BaseException:
+        is_stopping = True
         for worker in workers:
             worker.terminate()  # finishes the step, and saves it
         raise
     finally:
         torch.set_num_threads(own_threads)
         for worker, log in zip(workers, logs, strict=True):
-            if worker.wait() == ExitStatus.INTERNAL_ERROR:
-                rank_zero_warn(f"a worker ended early with an internal error; see {log}. The others did its trials.")
+            if warning := describe_early_end(worker.wait(), log, is_stopping=is_stopping):
+                rank_zero_warn(warning)
+
+
+def describe_early_end(status: int, log: Path, *, is_stopping: bool) -> str:
+    """Says that a worker ended before the study did.
+
+    Args:
+        status: Its exit status; negative if a signal killed it.
+        log: What it printed.
+        is_stopping: Whether this process has stopped it.
+
+    Returns:
+        A warning; empty if the worker ended as it should.
+    """
+    if status in ENDS or (is_stopping and status in {*STOPS, -signal.SIGTERM, -signal.SIGINT}):
+        return ""
+    if is_stopping:
+        return f"a worker ended with exit status {status} instead of saving its step; see {log}."
+    return f"a worker ended early with exit status {status}; see {log}. Other workers ran its trials."
 
 
 def visible_gpus(environment: Mapping[str, str], count: int) -> list[str]:

@@ -193,6 +193,7 @@ def _new_values(study: Study, found: Mapping[int, Sequence[SearchRun]], higher_i
     if search.sampler == "grid":
         return next(values for values in _grid(study.axes) if values not in tried)
     past = [_as_trial(study, own) for own in found.values()]
+    drawn: dict[str, Any] = {}
     for attempt in range(ATTEMPTS):
         seed = int(np.random.SeedSequence((search.seeds[0], len(found), attempt)).generate_state(1)[0])
         sampler: BaseSampler = TPESampler(seed=seed) if search.sampler == "tpe" else RandomSampler(seed=seed)
@@ -204,7 +205,7 @@ def _new_values(study: Study, found: Mapping[int, Sequence[SearchRun]], higher_i
         if values not in tried:
             return values
     rest = (values for values in _grid(study.axes) if values not in tried)  # few are left
-    return next(rest)
+    return next(rest, drawn)  # rounded values are used up in a narrow range of floats, of which there is no grid
 
 
 def _as_trial(study: Study, own: Sequence[SearchRun]) -> FrozenTrial:

@@ -102,6 +102,17 @@ def test_a_grid_and_a_small_space_are_tried_once_each(tmp_path: Path) -> None:
         assert len(runs) == 9
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize("log", [False, True])
+def test_a_range_narrower_than_the_rounding_is_not_used_up(sampler: str, log: bool, tmp_path: Path) -> None:
+    axes = {RATE: {"low": 0.10001, "high": 0.10002, "log": log}}
+    search = {"trials": 6, "seeds": [7], "sampler": sampler}
+    plan = search_plan(tmp_path, axes=axes, reference={"learning_rate": 0.1}, derived=None, search=search)
+    rates = [run.values[RATE] for run in search_alone(plan, lambda values: values[RATE])]
+    assert len(set(rates)) == 6
+    assert all(0.10001 <= rate <= 0.10002 for rate in rates)
+
+
 def test_each_seed_of_a_suggestion_follows_unless_it_was_ended_early(tmp_path: Path) -> None:
     plan = search_plan(tmp_path, search={"trials": 2, "seeds": [7, 8]})
 
