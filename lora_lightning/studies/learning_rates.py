@@ -38,21 +38,43 @@ def chosen_rates(plan: StudyPlan, statuses: Mapping[str, TrialStatus], *, higher
     return dict.fromkeys(scores, _best(means))
 
 
+def configurations_without_rate(plan: StudyPlan, statuses: Mapping[str, TrialStatus]) -> tuple[str, ...]:
+    """Finds configurations whose runs have ended, and for which no learning rate can be chosen.
+
+    Args:
+        plan: The study.
+        statuses: The state of each trial, by id.
+
+    Returns:
+        Their names. With a shared learning rate all of them, if each rate has failed for one of them.
+    """
+    rates = plan.study.learning_rate
+    if rates is None:
+        return ()
+    scores = {each.name: _scores(plan, each.name, statuses, sign=1.0) for each in plan.configurations}
+    if not rates.shared:
+        return tuple(name for name, found in scores.items() if found == {})
+    is_open = any(found is None for found in scores.values())
+    is_usable = any(all(found and rate in found for found in scores.values()) for rate in rates.values)
+    return () if is_open or is_usable else tuple(scores)
+
+
 def notes_on_rates(plan: StudyPlan, rates: Mapping[str, float]) -> list[str]:
     """Says which learning rates were chosen, and which of them lie at the edge of those that were tried.
 
     Args:
-        plan: The study.
+        plan: The study, with what is chosen so far.
         rates: Learning rate by configuration.
 
     Returns:
         Sentences; empty for a study that chooses none.
     """
     tried = plan.study.learning_rate
+    without = _notes_on_failed_rates(plan)
     if tried is None or not rates:
-        return []
+        return without
     chosen = ", ".join(f"{rate:g} for {name}" for name, rate in rates.items())
-    notes = [f"Learning rates, chosen on validation with other seeds ({len(tried.seeds)}): {chosen}."]
+    notes = [f"Learning rates, chosen on validation with other seeds ({len(tried.seeds)}): {chosen}.", *without]
     edges = {min(tried.values), max(tried.values)} if len(tried.values) > 1 else set()
     if at_edge := [name for name, rate in rates.items() if rate in edges]:
         notes.append(
@@ -60,6 +82,13 @@ def notes_on_rates(plan: StudyPlan, rates: Mapping[str, float]) -> list[str]:
             "better one may lie beyond; add values to learning_rate in a study with another name."
         )
     return notes
+
+
+def _notes_on_failed_rates(plan: StudyPlan) -> list[str]:
+    if not plan.without_rate:
+        return []
+    note = f"{', '.join(plan.without_rate)}: each learning rate has a failed run, so that none is chosen, and nothing "
+    return [f"{note}is tested. Give smaller learning rates in a study with another name."]
 
 
 def _scores(plan: StudyPlan, name: str, statuses: Mapping[str, TrialStatus], sign: float) -> dict[float, float] | None:

@@ -9,7 +9,7 @@ from typing import Any
 from optuna.trial import TrialState
 
 from lora_lightning.studies.journal import ENDED, Claim, StudyJournal, TrialStatus
-from lora_lightning.studies.learning_rates import chosen_rates
+from lora_lightning.studies.learning_rates import chosen_rates, configurations_without_rate
 from lora_lightning.studies.plan import StudyPlan
 from lora_lightning.studies.search import (
     SearchRun,
@@ -48,7 +48,7 @@ class OpenStudy:
     def plan(self) -> StudyPlan:
         """The study with what is chosen so far: learning rates, or suggestions of its search and their winner."""
         if self.planned.study.search is None:
-            return self.planned.with_rates(self.rates())
+            return self.planned.with_rates(self.rates(), self.without_rate())
         runs = self.journal.search_runs()
         suggested = [Suggestion(run.suggestion, run.values, run.seed) for run in runs]
         tried = [search_trial(self.planned.study, each) for each in suggested]
@@ -66,6 +66,12 @@ class OpenStudy:
             return {}
         statuses = self.journal.statuses(self.planned.trials)
         return chosen_rates(self.planned, statuses, higher_is_better=self.higher_is_better)
+
+    def without_rate(self) -> tuple[str, ...]:
+        """The configurations for which no learning rate will be chosen."""
+        if self.planned.study.learning_rate is None:
+            return ()
+        return configurations_without_rate(self.planned, self.journal.statuses(self.planned.trials))
 
     def is_search_over(self, runs: Sequence[SearchRun]) -> bool:
         """Whether all runs of a search have ended, and no other one will be suggested."""

@@ -27,6 +27,8 @@ class StudyPlan:
         reference: Name of the reference.
         sequence: Names of configurations in the order of a fixed sequence of tests; empty without one.
         further: Number of runs of a search and of its winner that are not known yet, at most.
+        without_rate: Names of configurations of which no learning rate was trained to its end, so that they are not
+            tested.
     """
 
     study: Study
@@ -35,6 +37,7 @@ class StudyPlan:
     reference: str
     sequence: tuple[str, ...]
     further: int = 0
+    without_rate: tuple[str, ...] = ()
 
     @property
     def tested(self) -> tuple[Trial, ...]:
@@ -46,13 +49,15 @@ class StudyPlan:
         """Number of all runs, also of those that are not known yet; for a search at most."""
         if self.study.search is not None:
             return len(self.trials) + self.further
-        return len(self.study.seeds) * len(self.configurations) + sum(trial.rate is not None for trial in self.trials)
+        tested = len(self.study.seeds) * (len(self.configurations) - len(self.without_rate))
+        return tested + sum(trial.rate is not None for trial in self.trials)
 
-    def with_rates(self, rates: Mapping[str, float]) -> "StudyPlan":
+    def with_rates(self, rates: Mapping[str, float], without_rate: Sequence[str] = ()) -> "StudyPlan":
         """Adds the tested runs of configurations whose learning rate is chosen.
 
         Args:
             rates: Learning rate by configuration.
+            without_rate: Names of configurations for which none will be chosen.
 
         Returns:
             The plan; for a study that chooses no learning rates the same.
@@ -66,7 +71,7 @@ class StudyPlan:
             for each in self.configurations
             if each.name in rates
         )
-        return replace(self, trials=tried + tested)
+        return replace(self, trials=tried + tested, without_rate=tuple(without_rate))
 
     def with_search(self, tried: Sequence[Trial], winner: Mapping[str, Any] | None, *, is_over: bool) -> "StudyPlan":
         """Adds the runs of a search, and the tested runs of its winner.

@@ -12,7 +12,7 @@ from lora_lightning.errors import ConfigurationError
 from lora_lightning.runs.files import write_error, write_text_atomically
 from lora_lightning.runs.layout import CONFIG
 from lora_lightning.statistics.analysis import analyze_study
-from lora_lightning.statistics.recommendation import recommend_winner
+from lora_lightning.statistics.recommendation import Recommendation, recommend_winner
 from lora_lightning.studies.audit import StudyAudit
 from lora_lightning.studies.journal import ENDED
 from lora_lightning.studies.learning_rates import notes_on_rates
@@ -86,7 +86,19 @@ def judge_study(study: OpenStudy) -> StudyAudit:
     analysis = analyze_study(found.results)
     if plan.study.search is not None:
         analysis = replace(analysis, recommendation=recommend_winner(found.results, analysis))
+    if not found.results.configuration(plan.reference).values:
+        analysis = replace(analysis, recommendation=without_reference(plan.reference))
     return StudyAudit(found.results, analysis, tuple(note for note in notes if note))
+
+
+def without_reference(name: str) -> Recommendation:
+    """Recommends nothing, because the reference has no finished run.
+
+    Args:
+        name: Of the reference.
+    """
+    answer = f"Nothing is recommended: the reference {name} has no finished and tested run to compare others with."
+    return Recommendation(None, proven=False, answer=answer)
 
 
 def budget_note(study: OpenStudy) -> str:

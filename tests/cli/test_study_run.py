@@ -391,6 +391,26 @@ def test_another_logger_is_not_dropped_silently(here: Path, capsys: pytest.Captu
     assert "the base config logs with CSVLogger, but a study logs each run with TensorBoard" in capsys.readouterr().err
 
 
+def test_a_reference_without_a_learning_rate_is_neither_waited_for_nor_recommended(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(task: PlantedRankTask) -> None:
+        if "r_4_rate" in str(task.trainer.log_dir):
+            msg = "the loss diverged"
+            raise ArithmeticError(msg)
+
+    patch_step(monkeypatch, fail)
+    rates = {"values": [0.01], "seeds": [5]}
+    path = save_study(here, axes={"model.lora.r": [2, 4]}, seeds=[0], learning_rate=rates)
+    assert run(path) == 3
+    printed = capsys.readouterr().out
+    assert "The report is partial" not in printed
+    assert "(3 of 3)" in printed
+    assert "note: r = 4: each learning rate has a failed run" in printed
+    assert "Nothing is recommended: the reference r = 4 has no finished and tested run" in printed
+    assert not (here / "lightning_logs/studies/small/recommended.yaml").exists()
+
+
 @pytest.mark.parametrize("logger", [{"init_args": {"save_dir": "x"}}, [{"init_args": {}}], True, [True], 3])
 def test_a_logger_without_a_class_ends_in_no_traceback(
     logger: object, here: Path, capsys: pytest.CaptureFixture[str]

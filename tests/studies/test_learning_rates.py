@@ -7,7 +7,7 @@ import pytest
 
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.studies.journal import TrialStatus
-from lora_lightning.studies.learning_rates import chosen_rates, notes_on_rates
+from lora_lightning.studies.learning_rates import chosen_rates, configurations_without_rate, notes_on_rates
 from lora_lightning.studies.plan import StudyPlan, plan_study
 from lora_lightning.studies.study_file import read_study_file
 from tests.studies.small_study import save_study
@@ -79,6 +79,38 @@ def test_only_ended_runs_count_and_a_failed_one_rules_its_rate_out(tmp_path: Pat
     assert chosen_rates(study, found | failed, higher_is_better=False) == {"r = 4": 0.1}
     shared = plan(tmp_path, learning_rate=RATES | {"shared": True})
     assert chosen_rates(shared, found | failed, higher_is_better=False) == {}
+
+
+def fail_rates(study: StudyPlan, found: dict[str, TrialStatus], name: str) -> dict[str, TrialStatus]:
+    """All runs of a configuration with one seed have failed."""
+    failed = [trial for trial in study.trials if trial.configuration == name and trial.seed == 8]
+    return found | {trial.id: TrialStatus("failed") for trial in failed}
+
+
+def test_a_configuration_whose_rates_all_failed_is_not_waited_for(tmp_path: Path) -> None:
+    study = plan(tmp_path)
+    found = statuses(study, LOSSES)
+    assert configurations_without_rate(study, found) == ()
+    failed = fail_rates(study, found, "r = 2")
+    assert configurations_without_rate(study, failed) == ("r = 2",)
+    first = next(trial for trial in study.trials if trial.configuration == "r = 2" and trial.seed == 7)
+    assert configurations_without_rate(study, failed | {first.id: TrialStatus("running")}) == ()
+    rates = chosen_rates(study, failed, higher_is_better=False)
+    grown = study.with_rates(rates, configurations_without_rate(study, failed))
+    assert grown.size == len(grown.trials) == 12 + 2
+    assert any(note.startswith("r = 2: each learning rate has a failed run") for note in notes_on_rates(grown, rates))
+    assert not any("failed run" in note for note in notes_on_rates(study, rates))
+
+
+def test_a_shared_rate_that_none_survives_leaves_all_configurations_untested(tmp_path: Path) -> None:
+    study = plan(tmp_path, learning_rate=RATES | {"shared": True})
+    failed = fail_rates(study, statuses(study, LOSSES), "r = 2")
+    assert configurations_without_rate(study, failed) == ("r = 2", "r = 4")
+    grown = study.with_rates({}, ("r = 2", "r = 4"))
+    assert grown.size == len(grown.trials) == 12
+    (note,) = notes_on_rates(grown, {})
+    assert note.startswith("r = 2, r = 4: each learning rate has a failed run")
+    assert configurations_without_rate(study, failed | {study.trials[-1].id: TrialStatus("waiting")}) == ()
 
 
 def test_equally_good_rates_give_the_smallest(tmp_path: Path) -> None:
