@@ -25,6 +25,7 @@ from lora_lightning.studies.trials import Trial
 
 ID, CONFIGURATION, SEED, OPTIONS, ERROR = "id", "configuration", "seed", "options", "error"
 SUGGESTION, SECONDS = "suggestion", "seconds"
+SEARCH_BUDGET = "search_ended_by_budget"  # an attribute of the study
 State = Literal["waiting", "running", "interrupted", "finished", "pruned", "failed"]
 ENDED = frozenset({"finished", "pruned", "failed"})  # the states that no worker changes any more
 
@@ -153,9 +154,30 @@ class StudyJournal:
         """Reads the runs of a search, in the order in which they were suggested."""
         return [_search_run(found) for found in self._newest().values() if SUGGESTION in found.user_attrs]
 
-    def spent_seconds(self) -> list[float]:
-        """Reads the seconds of each trial that has ended."""
-        return [float(found.user_attrs[SECONDS]) for found in self._newest().values() if SECONDS in found.user_attrs]
+    def spent_seconds(self, *, only_complete: bool = False) -> list[float]:
+        """Reads the seconds of each trial that has ended.
+
+        Args:
+            only_complete: Whether to leave out trials that failed or were ended early.
+        """
+        ended = [found for found in self._newest().values() if SECONDS in found.user_attrs]
+        kept = [found for found in ended if not only_complete or found.state == TrialState.COMPLETE]
+        return [float(found.user_attrs[SECONDS]) for found in kept]
+
+    @property
+    def search_budget(self) -> float:
+        """The budget in hours that has ended the search, so that a winner was chosen; 0 if none has."""
+        with storage_errors(self.folder):
+            return float(self._study.user_attrs.get(SEARCH_BUDGET, 0.0))
+
+    def end_search(self, budget: float) -> None:
+        """Records that a budget has ended the search. To be called while the folder is locked.
+
+        Args:
+            budget: In hours; a larger one continues the search.
+        """
+        with storage_errors(self.folder):
+            self._study.set_user_attr(SEARCH_BUDGET, budget)
 
     def claim_next(self, trials: Sequence[Trial], *, only_interrupted: bool = False) -> Claim | None:
         """Claims the first trial that is waiting or was interrupted.

@@ -128,11 +128,22 @@ class OpenStudy:
 
     def _known_trials(self) -> tuple[Trial, ...]:
         """The trials that can run now; the journal has them afterwards."""
-        trials = self.plan.trials
-        if self.planned.study.learning_rate is not None or self.planned.study.search is not None:
-            with self.folder.locked():
-                self.journal.add_trials(trials)
+        if self.planned.study.learning_rate is None and self.planned.study.search is None:
+            return self.plan.trials
+        with self.folder.locked():
+            self._end_search_by_budget()
+            trials = self.plan.trials
+            self.journal.add_trials(trials)
         return trials
+
+    def _end_search_by_budget(self) -> None:
+        """Records that the budget ends the search: tested runs that are short or fail do not continue it."""
+        budget = self.planned.study.budget
+        if self.planned.study.search is None or budget is None or self.journal.search_budget >= budget:
+            return
+        runs = self.journal.search_runs()
+        if self.is_search_over(runs) and not is_exhausted(self.planned.study, runs):
+            self.journal.end_search(budget)
 
     def _suggest(self) -> Trial | None:
         """Adds the next run of a search to the journal."""
@@ -157,8 +168,14 @@ class OpenStudy:
         spent = self.journal.spent_seconds()
         if budget is None or not runs or not spent:
             return True
-        tested = 2 * len(self.planned.study.seeds)
-        return sum(spent) + (tested + 1) * sum(spent) / len(spent) <= budget * HOUR
+        if self.journal.search_budget >= budget:
+            return False
+        complete = self.journal.spent_seconds(only_complete=True) or spent  # those ended early are shorter
+        reference = self.journal.statuses(self.planned.tested).values()
+        tested = 2 * len(self.planned.study.seeds) - sum(status.state in ENDED for status in reference)
+        running = sum(run.state == TrialState.RUNNING for run in runs)
+        expected = (running + 1 + tested) * sum(complete) / len(complete)
+        return sum(spent) + expected <= budget * HOUR
 
 
 def start_study(

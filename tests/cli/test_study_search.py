@@ -136,7 +136,7 @@ def test_no_further_run_is_started_when_the_budget_is_spent(here: Path, capsys: 
     assert "(6 of 6)" in capsys.readouterr().out
 
 
-def test_a_search_keeps_time_for_its_winner(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_search_keeps_time_for_its_winner(here: Path) -> None:
     search = {"seeds": [7]}  # as many as the budget allows
     path = save_study(here, **SEARCH | {"search": search}, seeds=[0], budget=15 / 3600)
     assert run(path) == 0
@@ -144,7 +144,7 @@ def test_a_search_keeps_time_for_its_winner(here: Path, capsys: pytest.CaptureFi
     assert {status.state for status in study.statuses().values()} == {"finished"}
     assert len(study.plan.tested) == 2
     assert len(suggested()) >= 1
-    del capsys
+    assert study.journal.search_budget == 15 / 3600  # the budget has ended the search, and not an empty space
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,73 @@
+"""With a budget, a search leaves time for the runs that are tested, and does not continue once a winner is chosen."""
+
+from pathlib import Path
+
+from lora_lightning.studies.journal import Claim, StudyJournal
+from lora_lightning.studies.open_study import HOUR, OpenStudy
+from lora_lightning.studies.study_folder import StudyFolder
+from tests.studies.test_search import search_plan
+
+SEEDS = [0, 1, 2]
+
+
+def open_search(folder: Path, seconds: float) -> OpenStudy:
+    plan = search_plan(folder, search={"seeds": [7], "sampler": "random"}, seeds=SEEDS, budget=seconds / HOUR)
+    place = StudyFolder(folder / "studies/small")
+    with place.locked():
+        journal = StudyJournal(place, higher_is_better=False)
+        journal.add_trials(plan.trials)
+    return OpenStudy(plan, place, journal, "test/loss", "val/loss")
+
+
+def claim(study: OpenStudy) -> Claim:
+    found = study.claim_next()
+    assert found is not None
+    return found
+
+
+def search(study: OpenStudy, count: int, seconds: float, *, pruned: bool = False) -> None:
+    """Ends further runs of the search."""
+    for number in range(count):
+        found = claim(study)
+        assert not found.trial.is_tested
+        study.journal.finish(found, float(number), seconds, pruned=pruned)
+
+
+def test_time_for_tested_runs_is_that_of_complete_runs(tmp_path: Path) -> None:
+    study = open_search(tmp_path, 1215)
+    search(study, 5, 100.0)
+    search(study, 2, 10.0, pruned=True)  # 520 s; another run and 6 tested ones need 700 s
+    assert claim(study).trial.is_tested
+
+
+def test_runs_of_other_workers_are_counted(tmp_path: Path) -> None:
+    study = open_search(tmp_path, 950)
+    search(study, 1, 100.0)
+    claims = [claim(study) for _ in range(4)]  # with two running: 100 s, and 900 s for nine runs
+    assert [each.trial.is_tested for each in claims] == [False, False, True, True]
+
+
+def test_tested_runs_that_are_done_need_no_time(tmp_path: Path) -> None:
+    study = open_search(tmp_path, 950)
+    search(study, 1, 100.0)
+    claims = [claim(study) for _ in range(4)]
+    assert sum(each.trial.is_tested for each in claims) == 2
+    for each in claims:
+        study.journal.finish(each, 1.0, 100.0)  # 500 s; another run and 4 tested ones need 500 s
+    assert not claim(open_search(tmp_path, 1000)).trial.is_tested
+
+
+def test_a_search_that_is_over_stays_over_until_the_budget_is_raised(tmp_path: Path) -> None:
+    study = open_search(tmp_path, 1690)
+    search(study, 10, 100.0)
+    first = claim(study)
+    study.journal.fail(first, "the loss is NaN", 1.0)  # 1001 s; another run and 5 tested ones would need 600 s
+    others = [claim(study) for _ in range(5)]
+    assert all(each.trial.is_tested for each in (first, *others))
+    assert len({each.trial.configuration for each in others}) == 2
+    for each in others:
+        study.journal.finish(each, 1.0, 1.0)
+    assert study.claim_next() is None
+    assert study.is_complete
+    assert study.plan.size == 10 + 6
+    assert not claim(open_search(tmp_path, 2000)).trial.is_tested
