@@ -98,15 +98,17 @@ def print_timings(study: "OpenStudy") -> None:
 
 
 def report(study: "OpenStudy", output: Path | None = None) -> None:
-    """Prints the verdicts, and writes the report and the recommended config."""
+    """Prints the verdicts, and writes the report and the recommended config.
+
+    Raises:
+        ConfigurationError: If no trial is finished and tested.
+    """
     from lora_lightning.reports.study_report import write_study_report  # noqa: PLC0415
     from lora_lightning.studies.study_folder import REPORT  # noqa: PLC0415
     from lora_lightning.studies.study_run import judge_study, write_recommendation  # noqa: PLC0415
     from lora_lightning.studies.trial_table import TABLE, write_trial_table  # noqa: PLC0415
 
     plan, statuses = study.plan, study.statuses()  # in this order: other workers may add trials
-    if not any(statuses[trial.id].state == "finished" for trial in plan.tested):
-        return
     audit = judge_study(study)
     with study.folder.locked():  # workers that end together write the same files
         page = write_study_report(audit.results, audit.analysis, output or study.folder.path / REPORT, audit.notes)

@@ -124,7 +124,8 @@ def run_study_file(options: argparse.Namespace) -> object:
         if options.timings:
             with resume_hint(command):
                 print_timings(study)
-    report(study)
+    if any(statuses[trial.id].state == "finished" for trial in study.plan.tested):
+        report(study)
     from lora_lightning.studies.worker import check_all_finished  # noqa: PLC0415
 
     check_all_finished([(trial, statuses[trial.id]) for trial in study.plan.trials])

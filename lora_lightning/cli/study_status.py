@@ -51,11 +51,8 @@ def run_report(options: argparse.Namespace) -> None:
         options: The parsed options.
     """
     from lora_lightning.studies.open_study import open_study  # noqa: PLC0415  # imports torch
-    from lora_lightning.studies.study_run import judge_study  # noqa: PLC0415  # imports torch
 
-    study = open_study(options.folder)
-    judge_study(study)  # raises an error if nothing is finished
-    report(study, options.output)
+    report(open_study(options.folder), options.output)
 
 
 def run_status(options: argparse.Namespace) -> None:

@@ -90,7 +90,19 @@ def is_locked(run: Path) -> bool:
     Returns:
         False if none is, or if the lock cannot be checked because of missing permissions.
     """
-    path = run / LOCK
+    return is_lock_held(run / LOCK, if_unknown=False)
+
+
+def is_lock_held(path: Path, *, if_unknown: bool) -> bool:
+    """Returns whether a process holds a lock at the moment.
+
+    Args:
+        path: The file of the lock.
+        if_unknown: What to return if the lock cannot be checked because of missing permissions.
+
+    Returns:
+        False if no process holds it, or if its file does not exist or is a symbolic link.
+    """
     if path.is_symlink() or not path.is_file():
         return False
     lock = FileLock(path)
@@ -99,6 +111,6 @@ def is_locked(run: Path) -> bool:
     except Timeout:
         return True
     except OSError:
-        return False
+        return if_unknown
     lock.release()
     return False

@@ -6,7 +6,6 @@ journal files have no heartbeat. A worker takes the claim first, then the trial,
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import optuna
@@ -17,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from lora_lightning.errors import TrainingError
 from lora_lightning.runs.files import write_error
+from lora_lightning.runs.lock import is_lock_held
 from lora_lightning.studies.search import SearchRun, search_distributions
 from lora_lightning.studies.specification import Study
 from lora_lightning.studies.storage import check_shared_folder, open_storage, storage_errors
@@ -36,12 +36,10 @@ class Claim:
 
     Attributes:
         trial: The trial.
-        number: Its number in the journal.
         lock: Held until the claim is released.
     """
 
     trial: Trial
-    number: int
     lock: FileLock
 
 
@@ -213,7 +211,7 @@ class StudyJournal:
             return None
         if found.state == TrialState.WAITING:
             self._set_state(found, TrialState.RUNNING)
-        return Claim(trial, found.number, lock)
+        return Claim(trial, lock)
 
     def report(self, claim: Claim, step: int, value: float) -> bool:
         """Records the metric of a run of a search after a validation.
@@ -288,7 +286,7 @@ class StudyJournal:
             return TrialStatus("pruned", found.value, seconds=seconds, ended_at=ended_at)
         if found.state == TrialState.WAITING:
             return TrialStatus("waiting")
-        return TrialStatus("running" if is_held(self.folder.claim(trial)) else "interrupted")
+        return TrialStatus("running" if is_lock_held(self.folder.claim(trial), if_unknown=True) else "interrupted")
 
     def _newest(self) -> Mapping[str, FrozenTrial]:
         """The newest attempt of each trial, by id."""
@@ -313,16 +311,3 @@ def _search_run(found: FrozenTrial) -> SearchRun:
         value=found.value if found.state == TrialState.COMPLETE else None,
         reports=found.intermediate_values,
     )
-
-
-def is_held(path: Path) -> bool:
-    """Returns whether a process holds a lock at the moment; false if its file does not exist."""
-    if not path.is_file():
-        return False
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except (Timeout, OSError):
-        return True
-    lock.release()
-    return False

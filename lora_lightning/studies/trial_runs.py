@@ -23,8 +23,6 @@ from lora_lightning.training.api import config_arguments, option_arguments, trai
 from lora_lightning.training.commands import explain_errors, prepare_command
 from lora_lightning.training.fitting import TrainingRun
 
-LOGGERS = ("TensorBoardLogger", "CSVLogger")
-
 
 @dataclass(frozen=True)
 class CheckedStudy:
@@ -148,7 +146,7 @@ def _trials_to_check(plan: StudyPlan, configuration: Configuration) -> list[Tria
 
 
 def _check_run(plan: StudyPlan, configuration: str, run: TrainingRun) -> CheckedStudy:
-    if run.is_fast_dev_run or run.options.trainer.get("fast_dev_run"):
+    if run.is_fast_dev_run:
         msg = (
             "trainer.fast_dev_run writes no results; leave it out, and lower trainer.max_epochs or limit_train_batches"
         )

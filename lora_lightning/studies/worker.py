@@ -34,14 +34,10 @@ class TrialEnd:
 
     Attributes:
         trial: The trial.
-        value: The metric that decides; `None` if it failed.
-        error: Why it failed; empty if it did not.
         seconds: Of this worker.
     """
 
     trial: Trial
-    value: float | None
-    error: str
     seconds: float
 
 
@@ -88,7 +84,6 @@ class Worker:
         trial = claim.trial
         self.on_start(trial)
         start = time.monotonic()
-        value, error, pruned = None, "", False
         try:
             value, pruned = self._train(claim)
         except Exception as failure:
@@ -102,7 +97,7 @@ class Worker:
             self.journal.finish(claim, value, time.monotonic() - start, pruned=pruned)
         finally:
             claim.lock.release()
-        self.on_end(TrialEnd(trial, value, error, time.monotonic() - start))
+        self.on_end(TrialEnd(trial, time.monotonic() - start))
 
     def _train(self, claim: Claim) -> tuple[float, bool]:
         """Trains a trial, and returns the metric that decides and whether the search ended it early."""
