@@ -139,6 +139,7 @@ class GlueDataModule(ClassificationDataModule):
             raise DataError(msg)
         splits |= {TRAIN: rows.take(~chosen), TEST: rows.take(chosen)}
         self.warn_about_repeated_texts(splits)
+        self.warn_about_shared_texts(splits)
         return splits
 
     def load_prediction_splits(self) -> dict[str, LabeledTexts]:

@@ -18,6 +18,7 @@ from lora_lightning.datamodules.chat_records import Example, has_empty_response,
 from lora_lightning.datamodules.instruction_format import ChatFormat, learnt_tokens, plain_prompt, render_plain
 from lora_lightning.datamodules.packing import one_document_a_row, pack_documents
 from lora_lightning.datamodules.records import Record, hub_records, read_records
+from lora_lightning.datamodules.repeated_texts import warn_about_shared_texts
 from lora_lightning.datamodules.special_tokens import note_on_control_tokens
 from lora_lightning.datamodules.tokenizing import chunks_of
 from lora_lightning.datamodules.validation_share import check_no_other_test, held_out
@@ -128,6 +129,8 @@ class InstructionDataModule(CausalLMDataModule):
             check_no_other_test(self.test_share, self.files[TEST] or f"{self.dataset_name}, {TEST}")
         elif self.test_share is not None:
             splits[TRAIN], splits[TEST] = self._hold_out(splits[TRAIN], self.test_share, "test")
+            train, test = ([(repr((each.messages, each.context)),) for each in splits[name]] for name in (TRAIN, TEST))
+            warn_about_shared_texts(train, test)
         if VALIDATION not in splits:
             splits[TRAIN], splits[VALIDATION] = self._hold_out(splits[TRAIN], self.validation_share, "validation")
         return {name: splits[name] for name in (TRAIN, VALIDATION, TEST) if name in splits}

@@ -15,6 +15,7 @@ from lora_lightning.datamodules.documents import document_starts
 from lora_lightning.datamodules.long_texts import tokenize_long_texts, tokenize_with_places
 from lora_lightning.datamodules.packing import cut_stream
 from lora_lightning.datamodules.records import RECORD_FILES, Record, hub_records, read_records, text_field
+from lora_lightning.datamodules.repeated_texts import warn_about_shared_texts
 from lora_lightning.datamodules.special_tokens import note_on_control_tokens
 from lora_lightning.datamodules.validation_share import check_no_other_test, held_out
 from lora_lightning.errors import ConfigurationError, DataError
@@ -125,6 +126,8 @@ class PlainTextDataModule(CausalLMDataModule):
             check_no_other_test(self.test_share, splits[TEST].where)
         elif self.test_share is not None:
             splits[TRAIN], splits[TEST] = self._hold_out(splits[TRAIN], self.test_share, "test")
+            train, test = ([(text,) for text in splits[name].texts] for name in (TRAIN, TEST))
+            warn_about_shared_texts(train, test)
         if VALIDATION not in splits:
             splits[TRAIN], splits[VALIDATION] = self._hold_out(splits[TRAIN], self.validation_share, "validation")
         return {name: splits[name] for name in (TRAIN, VALIDATION, TEST) if name in splits}

@@ -34,6 +34,36 @@ def warn_about_repeated_texts(
         )
 
 
+def warn_about_shared_texts(train: Iterable[Texts], test: Sequence[Texts]) -> None:
+    """Counts held-out test rows that have a text in common with a training row, such as the premise of a pair.
+
+    Args:
+        train: The texts of each training row.
+        test: The same of the rows that `test_share` holds out.
+    """
+    shared = rows_with_a_known_text(train, test)
+    if shared:
+        rank_zero_warn(
+            f"{len(shared)} of {len(test)} rows that data.test_share holds out have a text in common with a training "
+            f"row, such as {test[shared[0]][0][:SHOWN]!r}; scores on them may be too high for new texts. Remove "
+            "duplicates, or give test data whose texts are new."
+        )
+
+
+def rows_with_a_known_text(train: Iterable[Texts], other: Iterable[Texts]) -> list[int]:
+    """Finds rows of which a text occurs in the training data, in any place of a pair.
+
+    Args:
+        train: The text, or both texts, of each training row.
+        other: The same of other rows.
+
+    Returns:
+        Row numbers in `other`; spaces around a text do not count, and empty texts are not compared.
+    """
+    seen = {text for row in train for text in _stripped(row) if text}
+    return [number for number, row in enumerate(other) if seen.intersection(_stripped(row))]
+
+
 def rows_in_both(train: Iterable[Texts], other: Iterable[Texts]) -> list[int]:
     """Finds the rows of an evaluation split whose text occurs in the training data.
 

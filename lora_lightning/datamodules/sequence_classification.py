@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_lightning.backbones import uses_token_types
-from lora_lightning.datamodules.base import PREDICT
+from lora_lightning.datamodules.base import PREDICT, TEST, TRAIN
 from lora_lightning.datamodules.batching import EncodedSplit
 from lora_lightning.datamodules.queries import read_queries
-from lora_lightning.datamodules.repeated_texts import warn_about_repeated_texts
+from lora_lightning.datamodules.repeated_texts import warn_about_repeated_texts, warn_about_shared_texts
 from lora_lightning.datamodules.special_tokens import note_on_control_tokens, note_on_split_tokens
 from lora_lightning.datamodules.text_base import TextDataModule
 from lora_lightning.datamodules.tokenizing import TokenizedTexts, tokenize_texts
@@ -121,6 +121,15 @@ class ClassificationDataModule(TextDataModule):
         else:
             labels = {name: self._readable(rows.labels or ()) for name, rows in splits.items()}
             warn_about_repeated_texts(texts, labels)
+
+    def warn_about_shared_texts(self, splits: Mapping[str, LabeledTexts]) -> None:
+        """Warns about held-out test pairs that share one of both texts with a training pair.
+
+        Args:
+            splits: With `train`, and `test` from `test_share`.
+        """
+        if splits[TEST].pairs is not None:  # equal single texts are repeated ones
+            warn_about_shared_texts(splits[TRAIN].keys(), splits[TEST].keys())
 
     def _readable(self, labels: Sequence[Any]) -> list[str]:
         """The name, or the names, of each row's label."""

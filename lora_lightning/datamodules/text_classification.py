@@ -152,6 +152,8 @@ class TextClassificationDataModule(ClassificationDataModule):
         if VALIDATION not in splits:
             splits = self._with_held_out(splits, VALIDATION, self.validation_share)
         self.warn_about_repeated_texts(splits)
+        if self.test_share is not None:
+            self.warn_about_shared_texts(splits)
         return {name: splits[name] for name in (TRAIN, VALIDATION, TEST) if name in splits}
 
     def _with_held_out(self, splits: dict[str, LabeledTexts], name: str, share: float) -> dict[str, LabeledTexts]:

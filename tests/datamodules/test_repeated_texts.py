@@ -4,6 +4,7 @@ import pytest
 
 from lora_lightning.datamodules.repeated_texts import (
     rows_in_both,
+    rows_with_a_known_text,
     texts_with_different_labels,
     warn_about_repeated_texts,
 )
@@ -35,3 +36,8 @@ def test_the_warnings_count_rows_and_texts() -> None:
         "1 of 2 rows of the test split are also in the training data, such as 'a'; scores on them will be too high.",
         "1 text occurs with different labels, such as 'a' with 'x' and 'y'; correct or remove the rows.",
     ]
+
+
+def test_rows_with_a_known_text_share_any_place_of_a_pair() -> None:
+    train = [("a", "b"), ("c", "")]
+    assert rows_with_a_known_text(train, [("x", " a "), ("b", "y"), ("x", ""), ("x", "y"), ("c", "z")]) == [0, 1, 4]

@@ -200,3 +200,41 @@ def test_articles_of_squad(tmp_path: Path) -> None:
     assert [len(articles[name]) for name in SPLITS] == [3, 1, 2]
     with pytest.raises(DataError, match=r"data\.test_share takes articles from the training data"):
         _ = SquadV2DataModule(validation_file=str(folder / "dev-v2.0.json"), test_share=0.3).raw_splits
+
+
+def save_pairs(path: Path) -> Path:
+    """Three hypotheses for each of 20 premises, as MNLI has them."""
+    rows = [f"premise {number // 3},hypothesis {number},{'ab'[number % 2]}" for number in range(60)]
+    path.write_text("\n".join(["text,pair,label", *rows]))
+    return path
+
+
+def test_pairs_that_share_a_text_with_a_training_pair_are_counted(tmp_path: Path) -> None:
+    module = TextClassificationDataModule(str(save_pairs(tmp_path / "p.csv")), text_pair_column="pair", test_share=0.2)
+    with pytest.warns(UserWarning, match="of 12 rows that data.test_share holds out have a text in common") as found:
+        splits = module.raw_splits
+    premises = set(splits["train"].texts)
+    expected = sum(text in premises for text in splits["test"].texts)
+    assert [str(each.message).split()[0] for each in found if "in common" in str(each.message)] == [str(expected)]
+
+
+def test_equal_records_and_documents_on_both_sides_are_counted(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
+    gpt2: dict[str, Any] = {"backbone": str(tiny_backbone("gpt2")), "context_length": 20, "test_share": 0.25}
+    documents, records = tmp_path / "documents.jsonl", tmp_path / "records.jsonl"
+    documents.write_text("\n".join(json.dumps({"text": f"w{number % 2}"}) for number in range(40)))
+    row = {"instruction": "say", "input": "", "output": "yes"}
+    records.write_text("\n".join([json.dumps(row)] * 40))
+    for module in (
+        PlainTextDataModule(train_file=str(documents), **gpt2),
+        InstructionDataModule(train_file=str(records), **gpt2),
+    ):
+        with pytest.warns(UserWarning, match="10 of 10 rows that data.test_share holds out have a text in common"):
+            _ = module.raw_splits
+
+
+@pytest.mark.parametrize("kind", ["table", "documents", "lines"])
+def test_different_texts_cause_no_warning(
+    kind: str, modules: dict[str, Make], recwarn: pytest.WarningsRecorder
+) -> None:
+    _ = modules[kind](test_share=0.25, validation_share=0.1).raw_splits
+    assert not [each for each in recwarn if "in common" in str(each.message)]
