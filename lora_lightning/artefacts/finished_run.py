@@ -101,7 +101,10 @@ def opened_task(
     auto_class = auto_class_of(task.transformers_model)
     if not isinstance(network, PeftModel) or not adapted_layers(network) or auto_class is None:
         kind = type(task.transformers_model).__name__
-        msg = f"{source} holds a {kind}, which transformers has no AutoModel for; only adapters of such can be merged."
+        msg = (
+            f"{source} holds a {kind}, but merge takes text classifiers, question answerers and causal language models "
+            "of transformers."
+        )
         raise ConfigurationError(msg)
     batches = held_out_batches(trainer, ALL)
     rows = sum(len(next(iter(batch.values()))) for batch in batches)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import BitsAndBytesConfig
+from transformers import AutoTokenizer, BitsAndBytesConfig
 
 from lora_lightning.artefacts import merge, merge_job, plain_model
 from lora_lightning.errors import VerificationError
@@ -162,5 +162,17 @@ def test_the_fresh_process_catches_what_is_written_wrongly(
 
     monkeypatch.setattr(merge_job, "run_in_fresh_process", after_damage)
     with pytest.raises(VerificationError, match="in a fresh process with transformers alone"):
+        merge(adapter, tmp_path / "out" / "merged")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_needs_peft_does_not_load_in_the_fresh_process(
+    tiny_backbone: TinyBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = save_random_adapter(tiny_backbone("llama"), tmp_path / "adapter", "CAUSAL_LM", target_modules=["q_proj"])
+    AutoTokenizer.from_pretrained(tiny_backbone("llama")).save_pretrained(adapter)
+    run = merge_job.run_in_fresh_process
+    monkeypatch.setattr(merge_job, "run_in_fresh_process", lambda _, *rest: run(adapter, *rest))
+    with pytest.raises(VerificationError, match="transformers alone cannot load the merged folder"):
         merge(adapter, tmp_path / "out" / "merged")
     assert not (tmp_path / "out").exists()

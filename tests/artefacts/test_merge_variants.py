@@ -9,9 +9,11 @@ from peft import AdaLoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoTokenizer,
     BartConfig,
     BartForConditionalGeneration,
     BitsAndBytesConfig,
+    GenerationConfig,
     pipeline,
 )
 
@@ -207,3 +209,17 @@ def test_the_merged_model_trains_further_and_works_in_a_pipeline(
         optimizer.zero_grad()
         losses.append(float(loss))
     assert losses[-1] < losses[0]
+
+
+def test_the_chat_template_of_the_adapter_goes_into_the_folder(
+    merge_here: Merge, tiny_backbone: TinyBackbone, tmp_path: Path
+) -> None:
+    base = tiny_backbone("llama")
+    adapter = save_random_adapter(base, tmp_path / "adapter", "CAUSAL_LM", target_modules=["q_proj"])
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = "{% for message in messages %}w1 {{ message.content }} w2{% endfor %}"
+    tokenizer.save_pretrained(adapter)
+    output = merge_here(adapter).output
+    merged = AutoTokenizer.from_pretrained(output)
+    assert merged.apply_chat_template([{"role": "user", "content": "w3"}], tokenize=False) == "w1 w3 w2"
+    assert GenerationConfig.from_pretrained(output).eos_token_id == [tokenizer.eos_token_id]
