@@ -147,7 +147,8 @@ class MergeJob:
         write_model(model, opened.tokenizer, folder, opened.files)
         if target == "requantized":
             quantized = load_merged(folder, self.auto_class, opened.observer.device, quantization_of(opened.model))
-            quantized.generation_config = model.generation_config
+            if model.can_generate():
+                quantized.generation_config = model.generation_config
             write_model(quantized, opened.tokenizer, folder, opened.files)
 
     def _check_measurements(self) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCardData
 from transformers import PreTrainedModel
 
+from lora_lightning.analysis.outputs import OutputDifference
 from lora_lightning.artefacts.opened import OpenedAdapter
 from lora_lightning.artefacts.results import MergeMeasurement
 from lora_lightning.backbones.model_card import AUTO_CLASSES, CLASSIFIER, QUESTION_ANSWERER, model_card
@@ -79,6 +80,16 @@ def _results(opened: OpenedAdapter, measured: MergeMeasurement) -> list[EvalResu
     ]
 
 
+def _divergence_and_flips(difference: OutputDifference) -> str:
+    """Both, for models that have them; a regression has neither."""
+    if not difference.decisions:
+        return ""
+    return (
+        f", the Kullback-Leibler divergence is {difference.kl_divergence:.2g} nats, and "
+        f"{100 * difference.flipped_share:.3g} % of {difference.decisions} decisions flip"
+    )
+
+
 def _ends(interval: Interval) -> str:
     return "unknown" if math.isnan(interval.low) else f"{interval.low:.4g} to {interval.high:.4g}"
 
@@ -103,8 +114,7 @@ def _measurements(opened: OpenedAdapter, measured: MergeMeasurement) -> str:
         f"The adapter was merged into the {measured.target} weights and saved "
         f"in {measured.dtype}. The folder was loaded again by transformers alone and compared with the adapter beside "
         f"its base on {opened.measured_on}: logits move by up to {difference.max_logit_difference:.2g} (largest logit "
-        f"{difference.largest_logit:.3g}), the Kullback-Leibler divergence is {difference.kl_divergence:.2g} nats, and "
-        f"{100 * difference.flipped_share:.3g} % of {difference.decisions} decisions flip{recovered}."
+        f"{difference.largest_logit:.3g}){_divergence_and_flips(difference)}{recovered}."
     )
     lines = ["## Merge check", "", summary, ""]
     if measured.metrics:

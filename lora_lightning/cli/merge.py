@@ -15,6 +15,7 @@ from lora_lightning.metrics.direction import LOWER_IS_BETTER
 from lora_lightning.reports.study_json import json_text
 
 if TYPE_CHECKING:
+    from lora_lightning.analysis.outputs import OutputDifference
     from lora_lightning.artefacts.results import MergeMeasurement, MergeResult
     from lora_lightning.statistics import Interval
 
@@ -180,16 +181,22 @@ def _merges_table(result: "MergeResult") -> Table:
             found.dtype,
             f"{found.size / MEBIBYTE:.1f}",
             f"{difference.max_logit_difference:.1e}",
-            f"{difference.kl_divergence:.1e}",
-            f"{100 * difference.flipped_share:.3g} % of {difference.decisions}",
+            *_divergence_and_flips(difference),
             _recovery(found),
             ("passes" if found.failure is None else "fails") + (", written" if is_written else ""),
         )
     effect = result.written.adapter_effect
-    flips = f"{100 * effect.flipped_share:.3g} % of {effect.decisions}"
-    cells = (f"{effect.max_logit_difference:.1e}", f"{effect.kl_divergence:.1e}", flips)
+    cells = (f"{effect.max_logit_difference:.1e}", *_divergence_and_flips(effect))
     table.add_row("base without adapter", "", "", *cells, "", "")
     return table
+
+
+def _divergence_and_flips(difference: "OutputDifference") -> tuple[str, str]:
+    """Two cells, empty for a regression, which has no probabilities and no decisions."""
+    if not difference.decisions:
+        return "", ""
+    flips = f"{100 * difference.flipped_share:.3g} % of {difference.decisions}"
+    return f"{difference.kl_divergence:.1e}", flips
 
 
 def _recovery(found: "MergeMeasurement") -> str:

@@ -4,14 +4,19 @@ from pathlib import Path
 from typing import Any
 
 from lora_lightning import RunRecord, train
-from tests.tiny_data import save_tiny_clinc150, save_tiny_squad, save_tiny_wikitext
+from tests.tiny_data import save_tiny_clinc150, save_tiny_squad, save_tiny_table, save_tiny_wikitext
+
+LABELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "multi_label_classification": ("set", {"label_separator": ","}),
+    "regression": ("number", {}),
+}
 
 
 def train_tiny_run(kind: str, backbone: Path, folder: Path, **options: Any) -> RunRecord:
     """Trains for a few steps.
 
     Args:
-        kind: `intents`, `questions` or `text`.
+        kind: `intents`, `questions`, `text` or one of `LABELS`.
         backbone: A tiny model.
         folder: For data and run.
         options: Options by dotted name, with `__` for the dots.
@@ -26,6 +31,12 @@ def train_tiny_run(kind: str, backbone: Path, folder: Path, **options: Any) -> R
     elif kind == "questions":
         task, module = "QuestionAnsweringTask", "SquadV2DataModule"
         data |= {"data_dir": str(save_tiny_squad(folder / "data")), "max_length": 32, "doc_stride": 8}
+    elif kind in LABELS:
+        task, module = "SequenceClassificationTask", "TextClassificationDataModule"
+        label, more = LABELS[kind]
+        (folder / "data").mkdir(parents=True)
+        table = save_tiny_table(folder / "data" / "train.csv", label=label)
+        data |= {"train_file": str(table), "problem_type": kind, **more}
     else:
         task, module = "CausalLanguageModelingTask", "PlainTextDataModule"
         data |= {"data_dir": str(save_tiny_wikitext(folder / "data")), "context_length": 30}

@@ -173,8 +173,6 @@ def test_a_folder_that_needs_peft_does_not_load_in_the_fresh_process(
     AutoTokenizer.from_pretrained(tiny_backbone("llama")).save_pretrained(adapter)
     run = merge_job.run_in_fresh_process
     monkeypatch.setattr(merge_job, "run_in_fresh_process", lambda _, *rest: run(adapter, *rest))
-    with pytest.raises(
-        VerificationError, match=r"transformers alone cannot load the merged folder .* Unrecognized model"
-    ):
+    with pytest.raises(VerificationError, match=r"transformers alone cannot load .* Unrecognized model"):
         merge(adapter, tmp_path / "out" / "merged")
     assert not (tmp_path / "out").exists()

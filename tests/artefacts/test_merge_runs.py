@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForQuestionAnswering, Au
 
 from lora_lightning import RunRecord, evaluate, predict
 from lora_lightning.artefacts import MergeResult, merge
+from lora_lightning.cli.merge import print_merge
 from lora_lightning.errors import CheckpointError, VerificationError
 from tests.artefacts.conftest import Merge
 from tests.artefacts.runs import train_tiny_run
@@ -161,3 +162,16 @@ def test_an_untrained_run_changes_nothing(merge_here: Merge, tiny_backbone: Tiny
     run = train_tiny_run("intents", tiny_backbone("bert"), tmp_path / "run", model__optimization__learning_rate=1e-12)
     with pytest.raises(VerificationError, match="the adapter changes nothing"):
         merge_here(run.folder)
+
+
+@pytest.mark.parametrize("kind", ["multi_label_classification", "regression"])
+def test_several_labels_and_numbers(kind: str, tiny_backbone: TinyBackbone, merge_here: Merge, tmp_path: Path) -> None:
+    run = train_tiny_run(kind, tiny_backbone("bert"), tmp_path / "run", trainer__max_epochs=4)
+    result = merge_here(run.folder)
+    assert result.written.difference.max_logit_difference < 1e-5
+    assert bool(result.written.difference.decisions) is (kind != "regression")
+    print_merge(result)
+    card = (result.output / "README.md").read_text()
+    assert "nan" not in card
+    assert "decisions flip" in card or kind == "regression"
+    assert json.loads((result.output / "config.json").read_text())["problem_type"] == kind

@@ -181,6 +181,20 @@ def test_all_targets_of_a_quantized_base_are_measured(
         assert torch.equal(plain.get_parameter(name), base.get_parameter(name))
 
 
+@pytest.mark.parametrize("bits", BITS)
+def test_a_classifier_on_a_quantized_base(
+    bits: str, merge_here: Merge, tiny_backbone: TinyBackbone, tmp_path: Path
+) -> None:
+    quantization = BITS[bits]()
+    quantization.llm_int8_skip_modules = ["classifier", "bert.pooler"]
+    settings = {**POOLER, "target_modules": ["query"], "quantization": quantization}
+    result = merge_here(save_random_adapter(tiny_backbone("bert"), tmp_path / "adapter", "SEQ_CLS", **settings))
+    assert {found.target for found in result.measurements} == {"dequantized", "original", "requantized"}
+    assert result.written.target == "dequantized"
+    model = AutoModelForSequenceClassification.from_pretrained(result.output)
+    assert not getattr(model, "is_quantized", False)
+
+
 def test_a_requantized_folder_loads_in_a_fresh_process(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
     adapter = save_random_adapter(
         tiny_backbone("llama"), tmp_path / "adapter", "CAUSAL_LM", target_modules=["q_proj"], quantization=BITS["nf4"]()
