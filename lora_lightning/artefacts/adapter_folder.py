@@ -168,6 +168,7 @@ def _load(
 ) -> PeftModel:
     loaded = _load_base(config, labels, tokenizer)
     _check_head(config, loaded.lacked, loaded.model, weights)
+    _resize_vocabulary(loaded.model, weights)
     loaded.model.requires_grad_(requires_grad=False)
     try:
         with warnings.catch_warnings(record=True) as said:
@@ -221,6 +222,15 @@ def _check_head(
                     "too, so the merged model would have a random head; name it in modules_to_save and train again."
                 )
                 raise VerificationError(msg)
+
+
+def _resize_vocabulary(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:
+    """Gives the base as many tokens as the embeddings in the adapter have, such as those of a chat template."""
+    embeddings = model.get_input_embeddings()
+    name = next(name for name, module in model.named_modules() if module is embeddings)
+    saved = next((tensor for key, tensor in weights.items() if pretrained_name(key) == f"{name}.weight"), None)
+    if saved is not None and len(saved) != len(cast("Tensor", embeddings.weight)):
+        model.resize_token_embeddings(len(saved), mean_resizing=False)
 
 
 def _check_same_layers(

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import AdaLoraConfig, PeftModel, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -113,6 +113,32 @@ def test_classifiers_that_read_the_token_at_the_end_of_a_text(merge_here: Merge,
     found = merge_here(adapter).written
     assert found.adapter_effect.max_logit_difference > 1e-3
     assert found.difference.max_logit_difference < 1e-5
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_an_adapter_with_more_tokens_than_its_base(
+    family: str, merge_here: Merge, tiny_backbone: TinyBackbone, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(tiny_backbone(family), dtype=torch.float32)
+    base.resize_token_embeddings(203, mean_resizing=False)
+    embeddings, layer = ("embed_tokens", "q_proj") if family == "llama" else ("wte", "c_attn")
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=[layer], modules_to_save=[embeddings, "lm_head"])
+    network = get_peft_model(base, config).eval()
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(0.3 * torch.randn_like(parameter))
+    network.save_pretrained(str(tmp_path / "adapter"))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_backbone(family))
+    tokenizer.add_tokens(["<|a|>", "<|b|>", "<|c|>"])
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    output = merge_here(tmp_path / "adapter").output
+    tokens = torch.tensor([[5, 200, 202, 7]])
+    with torch.no_grad():
+        found, expected = AutoModelForCausalLM.from_pretrained(output)(tokens).logits, network(tokens).logits
+    assert found.shape == (1, 4, 203)
+    assert (found - expected).abs().max() < 1e-5 * max(1, expected.abs().max())
+    assert AutoTokenizer.from_pretrained(output).convert_tokens_to_ids("<|c|>") == 202
 
 
 def test_an_adapter_that_peft_trained_with_adalora(
