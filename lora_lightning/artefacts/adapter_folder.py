@@ -98,8 +98,16 @@ def open_adapter_folder(folder: Path, arguments: Sequence[str] = ()) -> OpenedAd
         use_distributed_sampler=False,
     )
     trainer.validate(task, datamodule=datamodule, verbose=False)
-    opened = opened_task(folder, task, trainer, datamodule)
+    notes = _tokenizer_notes(tokenizer, datamodule.tokenizer)
+    opened = opened_task(folder, task, trainer, datamodule, notes=notes)
     return replace(opened, backbone=config.base, tokenizer=tokenizer, files={**opened.files, **files})
+
+
+def _tokenizer_notes(own: PreTrainedTokenizerBase, of_base: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """The data module knows the base model alone."""
+    if own.get_vocab() == of_base.get_vocab() and own.chat_template == of_base.chat_template:
+        return ()
+    return ("the data was read with the base model's tokenizer, and the adapter has another one.",)
 
 
 def _prepare_task(config: AdapterConfig, words: Sequence[str]) -> tuple[AdaptationTask, Any]:

@@ -24,6 +24,7 @@ from lora_lightning.training.evaluation import score_split
 ALL = sys.maxsize
 # How the run was trained must not decide how its adapter is compared: one process, float32, nothing but the model.
 PLAIN_TRAINER = {
+    "trainer.accelerator": "auto",  # the run's GPU may not be here
     "trainer.callbacks": None,
     "trainer.devices": 1,
     "trainer.enable_progress_bar": False,

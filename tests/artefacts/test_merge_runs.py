@@ -175,3 +175,27 @@ def test_several_labels_and_numbers(kind: str, tiny_backbone: TinyBackbone, merg
     assert "nan" not in card
     assert "decisions flip" in card or kind == "regression"
     assert json.loads((result.output / "config.json").read_text())["problem_type"] == kind
+
+
+def test_how_a_run_was_trained_does_not_decide_how_it_is_merged(
+    run: RunRecord, merged: MergeResult, merge_here: Merge, tmp_path: Path
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(run.folder, moved)
+    settings = yaml.safe_load((moved / "config.yaml").read_text())
+    elsewhere = {"accelerator": "tpu", "devices": 8, "strategy": "ddp", "precision": "bf16-mixed", "num_nodes": 2}
+    settings["trainer"] |= elsewhere | {"limit_val_batches": 0, "callbacks": ["RankUtilizationMonitor"]}
+    (moved / "config.yaml").write_text(yaml.safe_dump(settings))
+    assert merge_here(moved).written.metrics == merged.written.metrics
+
+
+def test_a_tokenizer_that_the_data_is_not_read_with_is_named(run: RunRecord, merge_here: Merge, tmp_path: Path) -> None:
+    assert run.adapter is not None
+    other = tmp_path / "adapter"
+    shutil.copytree(run.adapter, other)
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    tokenizer.chat_template = "{{ messages }}"
+    tokenizer.save_pretrained(other)
+    data = {"data": run.settings["data"]}
+    assert any("the adapter has another one" in note for note in merge_here(other, config=data).notes)
+    assert not any("another one" in note for note in merge_here(run.adapter, config=data, overwrite=True).notes)
