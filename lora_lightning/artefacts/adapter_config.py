@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from packaging.version import InvalidVersion, Version
+from transformers import BitsAndBytesConfig
 
 from lora_lightning.backbones.base_identity import BaseIdentity, identify_base
+from lora_lightning.backbones.export import QUANTIZATION
 from lora_lightning.backbones.model_card import CLASSIFIER, LANGUAGE_MODEL, QUESTION_ANSWERER
 from lora_lightning.errors import CheckpointError, ConfigurationError
 from lora_lightning.tasks.saved_base import BASE_MODEL, check_base
@@ -15,6 +17,8 @@ from lora_lightning.tasks.saved_base import BASE_MODEL, check_base
 ADAPTER_CONFIG = "adapter_config.json"
 AUTO_CLASS_OF_TASK = {"SEQ_CLS": CLASSIFIER, "QUESTION_ANS": QUESTION_ANSWERER, "CAUSAL_LM": LANGUAGE_MODEL}
 MERGEABLE = ("LORA", "ADALORA")
+BASE_UNCHANGED = ("true", "false", "none", "gaussian", "orthogonal", "eva", "mica")  # values of init_lora_weights
+BASE_REBUILT = ("pissa", "olora")  # take a part out of the base, the same whenever the adapter is loaded
 EXPERTS_SINCE = Version("0.19")  # PEFT has kept the factors of experts in another order before
 
 
@@ -26,15 +30,43 @@ class AdapterConfig:
         folder: The folder.
         base: Hub id, folder or `package://` name of the base model.
         auto_class: Name of the transformers class that the adapter is for.
+        changes_base: Whether PEFT takes a part out of the base weights while it loads the adapter.
     """
 
     folder: Path
     base: str
     auto_class: str
+    changes_base: bool = False
 
     def file(self, name: str) -> dict[str, Any] | None:
         """A JSON file of the folder; `None` if there is none."""
         return read_json_file(self.folder / name) if (self.folder / name).is_file() else None
+
+    def quantization(self) -> BitsAndBytesConfig | None:
+        """How the base is quantized; `None` if it is not.
+
+        Raises:
+            CheckpointError: If the file holds anything but a configuration of bitsandbytes.
+        """
+        if (saved := self.file(QUANTIZATION)) is None:
+            return None
+        try:
+            settings: BitsAndBytesConfig = BitsAndBytesConfig.from_dict(saved)
+        except Exception as error:  # wrong types make transformers and torch raise many kinds
+            raise self._not_bitsandbytes(str(error)) from error
+        method = saved.get("quant_method", "bitsandbytes")
+        if method != "bitsandbytes":
+            raise self._not_bitsandbytes("quant_method is " + str(method))
+        if not (settings.load_in_4bit or settings.load_in_8bit):
+            why = "neither load_in_4bit nor load_in_8bit is true"
+            raise self._not_bitsandbytes(why)
+        return settings
+
+    def _not_bitsandbytes(self, why: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self.folder / QUANTIZATION} is not a configuration of bitsandbytes in 4 or 8 bits "
+            f"({' '.join(why.split())[:150]}); correct it, or delete it if the base is not quantized."
+        )
 
 
 def read_adapter_config(folder: Path) -> AdapterConfig:
@@ -47,7 +79,8 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         What is needed to load it.
 
     Raises:
-        ConfigurationError: If it is no LoRA, or its experts were saved by an old PEFT.
+        ConfigurationError: If it is no LoRA, if PEFT cannot rebuild the base that it was trained on, or if its experts
+            were saved by an old PEFT.
         CheckpointError: If the file is damaged, names no base model, or belongs to another base model.
     """
     content = read_json_file(folder / ADAPTER_CONFIG)
@@ -56,6 +89,7 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         msg = f"{folder} holds an adapter of type {kind}, which has no weights to merge; merge takes {MERGEABLE[0]}."
         raise ConfigurationError(msg)
     _check_experts(folder, content)
+    start = _check_initialization(folder, content)
     base = content.get("base_model_name_or_path")
     if not base:
         msg = f"{folder / ADAPTER_CONFIG} does not name the base model; set base_model_name_or_path in it."
@@ -67,7 +101,9 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
             f"adapter is for; set it to one of {', '.join(AUTO_CLASS_OF_TASK)}."
         )
         raise ConfigurationError(msg)
-    config = AdapterConfig(folder, str(base), auto_class)
+    config = AdapterConfig(folder, str(base), auto_class, changes_base=start in BASE_REBUILT)
+    _check_revision(config, content)
+    config.quantization()
     _check_same_base(config)
     return config
 
@@ -87,6 +123,33 @@ def _check_experts(folder: Path, content: dict[str, Any]) -> None:
             "it with the PEFT that saved it and merge it there, or train it again."
         )
         raise ConfigurationError(msg)
+
+
+def _check_initialization(folder: Path, content: dict[str, Any]) -> str:
+    """Some initializations change the base, and PEFT changes it otherwise when the adapter is loaded again."""
+    value = content.get("init_lora_weights", True)
+    start, is_quantized = str(value).lower(), (folder / QUANTIZATION).is_file()
+    if start in BASE_UNCHANGED or (start in BASE_REBUILT and not is_quantized):
+        return start
+    why = "the quantized base" if start in BASE_REBUILT else "the base"
+    msg = (
+        f"{folder / ADAPTER_CONFIG} has init_lora_weights {value!r}, with which PEFT cannot rebuild {why} that the "
+        "adapter was trained on; save the adapter with path_initial_model_for_weight_conversion of PEFT's "
+        "save_pretrained, which makes it plain LoRA, or set base_model_name_or_path to that base, saved as a folder of "
+        "its own, and init_lora_weights to true."
+    )
+    raise ConfigurationError(msg)
+
+
+def _check_revision(config: AdapterConfig, content: dict[str, Any]) -> None:
+    revision = content.get("revision")
+    if revision in {None, "main"} or Path(config.base).expanduser().is_dir():
+        return
+    msg = (
+        f"{config.folder / ADAPTER_CONFIG} names revision {revision!r} of {config.base}, but merge loads the newest; "
+        "download that revision into a folder, and set base_model_name_or_path to the folder."
+    )
+    raise ConfigurationError(msg)
 
 
 def _check_same_base(config: AdapterConfig) -> None:

@@ -69,7 +69,11 @@ def open_run(folder: Path, arguments: Sequence[str] = ()) -> OpenedAdapter:
         )
         raise CheckpointError(msg)
     score_split(cli, "validate")
-    notes = () if cli.start.base is not None else (f"it is not known whether {cli.model.backbone} is still the same.",)
+    notes = (
+        ()
+        if cli.start.base is not None
+        else (f"it is not known whether {cli.model.backbone} is still the base model that the adapter was trained on.",)
+    )
     return opened_task(folder, cli.model, cli.trainer, cli.datamodule, record.monitor, notes)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lora_lightning.analysis.outputs import Outputs, top_margins
+from lora_lightning.metrics import MULTI_LABEL, REGRESSION
 from lora_lightning.tasks import AdaptationTask
 from lora_lightning.tasks.base import MODEL_INPUTS
 from lora_lightning.tasks.held_out_batches import (
@@ -199,18 +200,26 @@ class RandomTokenObserver(Observer):
             yield
 
     def observe(self, numbers: Sequence[int], metrics: JackknifeMetrics | None = None) -> list[Outputs]:
-        """Logits and the most likely choices."""
+        """Logits, and the decisions that follow from them."""
         del metrics
         outputs = []
         for number in numbers:
             logits = raw_logits(self.current, self.batches[number], self.device).float()
-            outputs.append(Outputs(logits, "categorical", logits.argmax(dim=-1), top_margins(logits)).on_host())
+            outputs.append(_outputs(logits, self.network.config.problem_type).on_host())
         return outputs
 
     @property
     def device(self) -> torch.device:
         """The adapter model's."""
         return cast("torch.device", self.network.device)
+
+
+def _outputs(logits: Tensor, problem_type: str | None) -> Outputs:
+    if problem_type == REGRESSION:
+        return Outputs(logits, "number", logits.new_empty(0, dtype=torch.int64))
+    if problem_type == MULTI_LABEL:
+        return Outputs(logits, "bernoulli", (logits > 0).long(), margins=logits.abs())
+    return Outputs(logits, "categorical", logits.argmax(dim=-1), margins=top_margins(logits))
 
 
 def raw_inputs(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

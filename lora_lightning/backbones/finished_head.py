@@ -63,7 +63,11 @@ def match_head_to_labels(loaded: LoadedBackbone, backbone: str) -> LoadedBackbon
         _reorder_rows(layer, order)
     elif not is_new:
         initialize_again(model, layer)
-    notice = _notice(saved, model.config, backbone) if order is None and (_is_classifier(saved) or not is_new) else ""
+    notice = (
+        _notice(saved, model.config, backbone)
+        if order is None and (is_finished_classifier(saved) or not is_new)
+        else ""
+    )
     return replace(loaded, lacked=loaded.lacked if is_new else [*loaded.lacked, name], notice=notice)
 
 
@@ -93,7 +97,8 @@ def is_sequence_classifier(model: nn.Module) -> bool:
     return type(model).__name__.endswith(CLASSIFIER)
 
 
-def _is_classifier(config: PretrainedConfig) -> bool:
+def is_finished_classifier(config: PretrainedConfig) -> bool:
+    """Whether a model was saved as one of transformers' `...ForSequenceClassification`."""
     return any(name.endswith(CLASSIFIER) for name in config.architectures or [])
 
 
@@ -101,7 +106,7 @@ def _order_of_rows(saved: PretrainedConfig, wanted: PretrainedConfig) -> list[in
     """Which row of the saved head each label has; `None` if the labels or the kind of labels differ."""
     old, new = _plain_names(saved), _plain_names(wanted)
     same_names = sorted(old) == sorted(new) and len(set(new)) == len(new)
-    if not _is_classifier(saved) or not same_names or _kind(saved) not in {None, _kind(wanted)}:
+    if not is_finished_classifier(saved) or not same_names or _kind(saved) not in {None, _kind(wanted)}:
         return None
     return [old.index(name) for name in new]
 
@@ -127,7 +132,7 @@ def _reorder_rows(layer: nn.Module, order: list[int]) -> None:
 
 
 def _notice(saved: PretrainedConfig, wanted: PretrainedConfig, backbone: str) -> str:
-    old = f"{saved.num_labels} labels ({_listed(saved)})" if _is_classifier(saved) else "another task"
+    old = f"{saved.num_labels} labels ({_listed(saved)})" if is_finished_classifier(saved) else "another task"
     return (
         f"the backbone {backbone!r} has a finished head for {old}, which does not match the labels of the data "
         f"({_listed(wanted)}); its last layer is newly initialized."

@@ -102,12 +102,25 @@ def load_tokenizer(backbone: str) -> PreTrainedTokenizerBase:
         msg = f"the backbone {backbone!r} has no tokenizer; save one next to the model with save_pretrained."
         raise BackboneError(msg)
     tokenizer.padding_side = "right"
+    set_padding_token(tokenizer, backbone)
+    return tokenizer
+
+
+def set_padding_token(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    """Lets the end-of-text or unknown token pad if a tokenizer has no padding token.
+
+    Args:
+        tokenizer: Changed in place.
+        source: What it was loaded from, for the message.
+
+    Raises:
+        BackboneError: If it has none of these tokens.
+    """
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token is None:
-        msg = f"the tokenizer of {backbone!r} has no padding, end or unknown token; add one and save it again."
+        msg = f"the tokenizer of {source!r} has no padding, end or unknown token; add one and save it again."
         raise BackboneError(msg)
-    return tokenizer
 
 
 def load_config(backbone: str) -> PretrainedConfig:

@@ -32,6 +32,23 @@ def keep_initial_factors(layer: LoraLayer, a: Tensor, b: Tensor) -> None:
         cast("nn.Module", layer).register_buffer(name, factor.detach().clone())
 
 
+@torch.no_grad()
+def derive_initial_factors(layer: LoraLayer, pretrained: Tensor) -> None:
+    """Keeps the factors that PEFT took out of a base, for an adapter that was saved without them.
+
+    Args:
+        layer: PEFT's, whose base is W - s B0 A0.
+        pretrained: W, in the shape in which the base stores its weight, floating dtype.
+    """
+    lacked = pretrained.float() - cast("Tensor", layer.get_base_layer().weight).float()
+    if getattr(layer, "fan_in_fan_out", False):
+        lacked = lacked.T
+    ((name, scaling),) = layer.scaling.items()  # there is only one adapter
+    left, values, right = torch.linalg.svd(lacked / scaling, full_matrices=False)
+    rank = layer.r[name]  # of B0 A0; what is beyond is rounding
+    keep_initial_factors(layer, right[:rank], left[:, :rank] * values[:rank])
+
+
 def initial_factors(layer: nn.Module | LoraLayer) -> tuple[Tensor, Tensor] | None:
     """The factors that an adapter started with.
 

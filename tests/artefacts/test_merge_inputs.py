@@ -42,9 +42,18 @@ def changed_config(adapter: Path, folder: Path, **values: Any) -> Path:
         ({"base_model_name_or_path": "/nowhere/at/all"}, "'/nowhere/at/all' is not a folder"),
         ({"target_parameters": ["experts.down_proj"], "peft_version": "0.18.1"}, "saved by PEFT 0.18.1"),
         ({"target_parameters": ["experts.down_proj"], "peft_version": None}, "saved by PEFT before 0.18"),
+        (
+            {"init_lora_weights": "pissa_niter_4"},
+            "has init_lora_weights 'pissa_niter_4'.*path_initial_model",
+        ),
+        ({"init_lora_weights": "lora_ga"}, "has init_lora_weights 'lora_ga'"),
+        ({"init_lora_weights": "corda"}, "has init_lora_weights 'corda'"),
+        ({"init_lora_weights": "loftq"}, "has init_lora_weights 'loftq'"),
+        ({"init_lora_weights": "of tomorrow"}, "has init_lora_weights 'of tomorrow'"),
+        ({"base_model_name_or_path": "org/name", "revision": "v2"}, "names revision 'v2' of org/name"),
         ({"r": 3}, "does not fit its base model"),
         ({"target_modules": ["q_proj", "v_proj"]}, "lacks weights of layers"),
-        ({"target_modules": ["layers.0.self_attn.q_proj"]}, "holds updates of 2 layers, of which its base .* has 1"),
+        ({"target_modules": ["layers.0.self_attn.q_proj"]}, "holds 2 weights that have no place in its base model"),
     ],
 )
 def test_an_adapter_that_cannot_be_merged(
@@ -53,6 +62,82 @@ def test_an_adapter_that_cannot_be_merged(
     with pytest.raises(LoraLightningError, match=message):
         merge_here(changed_config(adapter, tmp_path / "changed", **values))
     assert not (tmp_path / "out").exists()
+
+
+LAYER = "base_model.model.model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        (f"{LAYER}.lora_magnitude_vector", (32,)),
+        (f"{LAYER}.lora_B.bias", (32,)),
+        (f"{LAYER}.lora_embedding_A", (4, 200)),
+        ("base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta", (2, 32)),
+        ("base_model.model.model.layers.0.self_attn.q_proj.invented", (3,)),
+        ("anything", (1,)),
+    ],
+)
+def test_a_weight_that_the_configuration_has_no_place_for_is_refused(
+    name: str, shape: tuple[int, ...], adapter: Path, tmp_path: Path, merge_here: Merge
+) -> None:
+    other = changed_config(adapter, tmp_path / "other")
+    weights = load_file(other / "adapter_model.safetensors")
+    save_file({**weights, name: torch.ones(shape)}, other / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match="have no place in its base model"):
+        merge_here(other)
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_the_base_in_the_file_of_the_adapter_are_named(
+    adapter: Path, tmp_path: Path, merge_here: Merge, tiny_backbone: TinyBackbone
+) -> None:
+    other = changed_config(adapter, tmp_path / "other")
+    weights = load_file(other / "adapter_model.safetensors")
+    base = load_file(tiny_backbone("llama") / "model.safetensors")
+    equal, new = (f"model.layers.{number}.mlp.up_proj.weight" for number in (0, 1))
+    more = {f"base_model.model.{equal}": base[equal].clone(), f"base_model.model.{new}": base[new] * 2}
+    save_file({**weights, **more}, other / "adapter_model.safetensors")
+    assert f"the adapter's file replaces 1 weights of the base model ({new})." in merge_here(other).notes
+    assert not any("replaces" in note for note in merge_here(adapter, overwrite=True).notes)
+
+
+def test_a_base_that_may_have_changed_is_named(adapter: Path, tmp_path: Path, merge_here: Merge) -> None:
+    assert any("is still the base model that the adapter was trained on" in note for note in merge_here(adapter).notes)
+
+
+DAMAGE = {
+    "tokenizer_config.json": "{",
+    "quantization_config.json": json.dumps({"quant_method": "gptq", "bits": 4}),
+    "quantization_config.json ": json.dumps({"load_in_4bit": "perhaps"}),
+    "quantization_config.json  ": json.dumps({"bnb_4bit_quant_type": "nf4"}),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_file_of_the_folder_is_refused_in_a_sentence(
+    name: str, adapter: Path, tmp_path: Path, merge_here: Merge
+) -> None:
+    other = changed_config(adapter, tmp_path / "other")
+    (other / name.strip()).write_text(DAMAGE[name])
+    with pytest.raises(CheckpointError, match=name.strip().partition("_")[0]):
+        merge_here(other)
+
+
+def test_code_in_the_folder_of_an_adapter_never_runs(
+    adapter: Path, tmp_path: Path, merge_here: Merge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # transformers asks whether to run it
+    other = changed_config(adapter, tmp_path / "other")
+    ran = tmp_path / "ran"
+    (other / "theirs.py").write_text(
+        f"open({str(ran)!r}, 'w').close()\nfrom transformers import BertTokenizer\nclass Theirs(BertTokenizer): pass\n"
+    )
+    content = {"tokenizer_class": "Theirs", "auto_map": {"AutoTokenizer": ["theirs.Theirs", None]}}
+    (other / "tokenizer_config.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"tokenizer in .* cannot be loaded"):
+        merge_here(other)
+    assert not ran.exists()
 
 
 def test_a_base_of_another_size_or_of_other_content_is_refused(
@@ -96,6 +181,8 @@ def test_damaged_weights_are_refused(adapter: Path, tmp_path: Path, merge_here: 
         ({"target": "dequantised"}, "--target is 'dequantised'; did you mean 'dequantized'"),
         ({"target": "requantized"}, "--target is requantized, but the base is not quantized"),
         ({"base_model_id": " "}, "--base_model_id is ' '"),
+        ({"base_model_id": "/nowhere/secret/path"}, "--base_model_id is '/nowhere/secret/path'"),
+        ({"base_model_id": "./model"}, "--base_model_id is './model'"),
         ({"overrides": {"model.lora.r": 3}}, "--model.lora.r is not an option of merge"),
         ({"config": {"model": {}}}, "has no data"),
         ({"config": "nothing.yaml"}, "nothing.yaml"),
@@ -108,6 +195,14 @@ def test_a_wrong_option(
     with pytest.raises(LoraLightningError, match=message):
         merge_here(adapter, **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_the_same_name_does_not_forbid_an_id_on_the_hub(
+    adapter: Path, tmp_path: Path, merge_here: Merge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gpt2").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert merge_here(adapter, base_model_id="gpt2").base_model == "gpt2"
 
 
 def test_an_existing_output_is_replaced_only_with_overwrite_and_only_if_it_is_a_model(
