@@ -15,7 +15,7 @@ def load_and_run(request: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         request: `folder`, `again` (where to save), `auto_class`, `device`, `threads`, `inputs` and `outputs` (files of
-            tensors), `text` (to tokenize; `null` without a tokenizer) and `trust_remote_code`.
+            tensors) and `text` (to tokenize; `null` without a tokenizer).
 
     Returns:
         `missing`, names of weights that were newly initialized; `labels`; `tokens`; `modules`, the packages that
@@ -30,7 +30,6 @@ def load_and_run(request: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(request["threads"])
     inputs = load_file(request["inputs"])
     auto_class = getattr(transformers, request["auto_class"])
-    options = {"trust_remote_code": True} if request["trust_remote_code"] else {}
     outputs: dict[str, torch.Tensor] = {}
     missing: list[str] = []
     labels: dict[str, str] = {}
@@ -38,7 +37,7 @@ def load_and_run(request: dict[str, Any]) -> dict[str, Any]:
     for place, source in (("first", request["folder"]), ("again", request["again"])):
         if not saved_again:
             break
-        model, info = auto_class.from_pretrained(source, output_loading_info=True, **options)
+        model, info = auto_class.from_pretrained(source, output_loading_info=True, trust_remote_code=False)
         is_quantized = getattr(model, "is_quantized", False)
         model = (model if is_quantized else model.to(request["device"])).eval()
         missing += sorted({*info["missing_keys"], *(str(key[0]) for key in info["mismatched_keys"])})
@@ -53,10 +52,12 @@ def load_and_run(request: dict[str, Any]) -> dict[str, Any]:
             for key in ("logits", "start_logits", "end_logits"):
                 if key in output:
                     outputs[f"{place}.{number}.{key}"] = output[key].float().cpu().contiguous()
+        del model  # before the next one takes as much memory
     save_file(outputs, request["outputs"])
     tokens = None
     if request["text"] is not None:
-        tokens = transformers.AutoTokenizer.from_pretrained(request["folder"], **options)(request["text"])["input_ids"]
+        tokenizer = transformers.AutoTokenizer.from_pretrained(request["folder"], trust_remote_code=False)
+        tokens = tokenizer(request["text"])["input_ids"]
     unwanted = [name for name in ("peft", "lora_lightning") if sys.modules.get(name) is not None]
     return {"missing": missing, "labels": labels, "tokens": tokens, "modules": unwanted, "saved_again": saved_again}
 

@@ -11,7 +11,6 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenize
 
 from lora_lightning.artefacts.results import DtypeName
 from lora_lightning.backbones.export import export_model
-from lora_lightning.backbones.remote_code import runs_remote_code
 from lora_lightning.compat.transformers import Conv1D, quantization_config, tied_weights
 from lora_lightning.errors import VerificationError
 from lora_lightning.lora.merged_state import merged_state, quantized_modules
@@ -106,9 +105,7 @@ def load_merged(
     Returns:
         The model in evaluation mode.
     """
-    options: dict[str, Any] = {"local_files_only": True}
-    if runs_remote_code(str(folder)):
-        options["trust_remote_code"] = True
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     if quantization is not None:
         options |= {"quantization_config": quantization, "device_map": {"": device}}
     model: PreTrainedModel = auto_class.from_pretrained(str(folder), **options)

@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,8 +21,7 @@ from lora_lightning.artefacts import fresh_process
 from lora_lightning.artefacts.observers import Observer, raw_inputs, raw_logits, rows_of_output
 from lora_lightning.artefacts.output_folder import scratch_folder
 from lora_lightning.artefacts.results import FreshProcessCheck
-from lora_lightning.backbones.remote_code import runs_remote_code
-from lora_lightning.errors import VerificationError
+from lora_lightning.errors import ConfigurationError, VerificationError
 from lora_lightning.tasks.held_out_batches import Batch
 
 BATCHES = 4  # spread over all
@@ -49,6 +49,7 @@ def run_in_fresh_process(
 
     Raises:
         VerificationError: If the folder does not load, lacks weights or tokenizes otherwise.
+        ConfigurationError: If the process was killed, as it is if memory runs out.
         OSError: If the disk is full.
     """
     batches = _some_batches(observer.batches)
@@ -100,7 +101,6 @@ def _write_request(
         "outputs": str((scratch / "outputs.safetensors").absolute()),
         "result": str((scratch / "result.json").absolute()),
         "text": None if tokenizer is None else PROBE,
-        "trust_remote_code": runs_remote_code(str(folder)),
     }
     (scratch / "request.json").write_text(json.dumps(request), encoding="utf-8")
     return request
@@ -110,11 +110,23 @@ def _run(scratch: Path, request: dict[str, Any]) -> dict[str, Any]:
     command = [sys.executable, "-P", fresh_process.__file__, str((scratch / "request.json").absolute())]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(  # noqa: S603  # this interpreter and our own file
-        command, env=environment, capture_output=True, text=True, check=False, cwd=scratch
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=scratch,
     )
     if done.returncode == 0:
         answer: dict[str, Any] = json.loads(Path(request["result"]).read_text(encoding="utf-8"))
         return answer
+    if done.returncode == -signal.SIGKILL:
+        msg = (
+            "the fresh process that loads the merged folder was killed, probably because memory ran out; merge on a "
+            "machine with more memory, or end other programs."
+        )
+        raise ConfigurationError(msg)
     lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit status {done.returncode}"]
     if os.strerror(errno.ENOSPC) in lines[-1]:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), request["folder"])
