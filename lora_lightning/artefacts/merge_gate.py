@@ -48,7 +48,7 @@ def find_merge_failure(measured: MergeMeasurement, tolerance: float = LOGIT_TOLE
             which the adapter model computes. On an 8-bit base it rounds its activations to 8 bits.
 
     Returns:
-        A clause; `None` if it passes. A gain that is not judged does not fail.
+        A clause; `None` if it passes. If the gain is not judged, the adapter's effect on the logits decides.
     """
     difference, recovery = measured.difference, measured.recovery
     if not difference.max_logit_difference < math.inf:
@@ -61,8 +61,27 @@ def find_merge_failure(measured: MergeMeasurement, tolerance: float = LOGIT_TOLE
     ):
         kept = 100 * (1 - difference.lost_share)
         return f"{kept:.4g} % of the adapter's effect on the logits is there"
-    if recovery is not None and recovery.judged and not recovery.ratio.low > LEAST_RECOVERY:
+    if recovery is None or not recovery.judged:
+        return _find_lost_effect(measured)
+    if not recovery.ratio.low > LEAST_RECOVERY:
         return f"{recovery}, and its lower bound must be above {LEAST_RECOVERY}"
+    return None
+
+
+def _find_lost_effect(measured: MergeMeasurement) -> str | None:
+    """The limit of a merge that rounds if no gain says what rounding costs."""
+    difference, effect = measured.difference, measured.adapter_effect.rms_logit_difference
+    if not abs(difference.lost_share) <= 1 - LEAST_RECOVERY:
+        kept = 100 * (1 - difference.lost_share)
+        return (
+            f"{kept:.4g} % of the adapter's effect on the logits is there, and without a gain that can be judged "
+            f"{100 * LEAST_RECOVERY:.3g} to {100 * (2 - LEAST_RECOVERY):.3g} % must be"
+        )
+    if not difference.rms_logit_difference < effect:
+        return (
+            f"logits move by {difference.rms_logit_difference:.1e} (root mean square), and the adapter itself moves "
+            f"them by {effect:.1e} only"
+        )
     return None
 
 

@@ -29,6 +29,7 @@ from lora_lightning.errors import BackboneError, ConfigurationError, Verificatio
 from lora_lightning.lora.merged_state import quantized_modules
 from lora_lightning.lora.merging import MergeTarget
 
+EFFECT = "The adapter's effect on the logits was judged instead."
 Candidate = tuple[MergeTarget, DtypeName]
 
 
@@ -93,9 +94,13 @@ class MergeJob:
             self.notes.append("this transformers version cannot save a model that it loaded in 4 bits once more.")
         recovery = self.measurements[self.chosen].recovery
         if recovery is None:
-            self.notes.append("the adapter's gain is not judged without data; give it with --config or --data.")
+            self.notes.append(
+                "the adapter's gain is not judged without data; give it with --config or --data. " + EFFECT"
+            )
         elif not recovery.judged:
-            self.notes.append("the recovery ratio is not judged, because the adapter's gain over its base may be 0.")
+            self.notes.append(
+                f"the recovery ratio is not judged, because the adapter's gain over its base may be 0. {EFFECT}"
+            )
         return MergeResult(
             source=self.opened.source,
             output=self.output,
@@ -161,7 +166,8 @@ class MergeJob:
                 continue
             advice = "keep the adapter beside its base, and look for what is wrong"
             if is_chosen and passed:
-                advice = f"--target {passed[0].target} --dtype {passed[0].dtype} passes"
+                target = f"--target {passed[0].target} " if self.quantized else ""
+                advice = f"{target}--dtype {passed[0].dtype} passes"
             msg = (
                 f"merging into the {each.target} weights in {each.dtype} changes the model: {each.failure}; nothing "
                 f"was written; {advice}."

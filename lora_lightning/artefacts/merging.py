@@ -4,6 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils._validators import validate_repo_id
+
 from lora_lightning.artefacts.adapter_config import ADAPTER_CONFIG
 from lora_lightning.artefacts.adapter_folder import open_adapter_folder
 from lora_lightning.artefacts.finished_run import open_run
@@ -85,9 +88,16 @@ def check_choices(target: str | None, dtype: str, base_model_id: str | None) -> 
         if value is not None and value not in allowed:
             msg = f"--{name} is {value!r}; {suggest_names(str(value), allowed)}"
             raise ConfigurationError(msg)
-    if base_model_id is not None and (not base_model_id.strip() or Path(base_model_id).exists()):
-        msg = f"--base_model_id is {base_model_id!r}, but it must be a model's id on the hub, such as org/name."
-        raise ConfigurationError(msg)
+    if base_model_id is not None:
+        _check_hub_id(base_model_id)
+
+
+def _check_hub_id(name: str) -> None:
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        msg = f"--base_model_id is {name!r}, but it must be a model's id on the hub, such as org/name."
+        raise ConfigurationError(msg) from error
 
 
 def _opener(source: Path) -> Callable[[Path, Sequence[str]], OpenedAdapter]:

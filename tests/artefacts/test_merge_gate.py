@@ -17,11 +17,13 @@ from lora_lightning.statistics import Interval, Recovery
 
 FULL = Interval(1.0, 0.99, 1.01)
 JUDGED = Recovery(FULL, Interval(0.5, 0.4, 0.6), Interval(0.0, 0.0, 0.0), judged=True)
+UNJUDGED = replace(JUDGED, ratio=Interval(0.1, 0.0, 0.2), judged=False)
+EFFECT = OutputDifference(1e-2, 1e-3, 1e-3, 1e-4, 0.0, 20.0, 100)
 DIFFERENCE = OutputDifference(1e-6, 1e-7, 1e-7, 1e-12, 0.0, 20.0, 100, lost_share=0.0, effect_norm=50.0)
 
 
 def measurement(target: Any = "base", dtype: Any = "float32", recovery: Any = JUDGED, **difference: float) -> Any:
-    return MergeMeasurement(target, dtype, replace(DIFFERENCE, **difference), DIFFERENCE, recovery, (), 1)
+    return MergeMeasurement(target, dtype, replace(DIFFERENCE, **difference), EFFECT, recovery, (), 1)
 
 
 @pytest.mark.parametrize(
@@ -40,8 +42,16 @@ def measurement(target: Any = "base", dtype: Any = "float32", recovery: Any = JU
         (measurement(lost_share=0.01, effect_norm=1e-2), None),  # rounding by chance
         (measurement(recovery=replace(JUDGED, ratio=Interval(0.97, 0.951, 0.99))), None),
         (measurement(recovery=replace(JUDGED, ratio=Interval(0.97, 0.949, 0.99))), "must be above 0.95"),
-        (measurement(recovery=replace(JUDGED, ratio=Interval(0.1, 0.0, 0.2), judged=False)), None),
+        (measurement(recovery=UNJUDGED), None),
         (measurement(recovery=None), None),
+        (measurement("requantized", recovery=None, lost_share=0.049), None),
+        (measurement("requantized", recovery=None, lost_share=0.27), "73 % of the adapter's effect"),
+        (measurement("requantized", recovery=None, lost_share=-0.06), "106 % of the adapter's effect"),
+        (measurement("original", recovery=UNJUDGED, lost_share=0.06), "95 to 105 % must be"),
+        (measurement("original", recovery=UNJUDGED, lost_share=float("nan")), "of the adapter's effect"),
+        (measurement("requantized", lost_share=0.27), None),  # the gain decides
+        (measurement(dtype="bfloat16", recovery=None, rms_logit_difference=0.9e-3), None),
+        (measurement(dtype="bfloat16", recovery=None, rms_logit_difference=1.1e-3), "moves them by 1.0e-03 only"),
     ],
 )
 def test_each_limit(measured: MergeMeasurement, failure: str | None) -> None:
