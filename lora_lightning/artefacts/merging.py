@@ -12,8 +12,9 @@ from lora_lightning.artefacts.adapter_folder import open_adapter_folder
 from lora_lightning.artefacts.finished_run import open_run
 from lora_lightning.artefacts.merge_job import MergeJob
 from lora_lightning.artefacts.opened import OpenedAdapter
-from lora_lightning.artefacts.output_folder import check_output
+from lora_lightning.artefacts.output_folder import check_not_read, check_output
 from lora_lightning.artefacts.results import DtypeName, MergeResult
+from lora_lightning.backbones.source import resolve_backbone
 from lora_lightning.errors import CheckpointError, ConfigurationError, suggest_names
 from lora_lightning.lora.merging import MergeTarget
 from lora_lightning.runs.layout import CONFIG
@@ -66,7 +67,8 @@ def merge(
     with explain_errors():
         report(f"loading {source}")
         opened = open_source(source, [*config_arguments(config), *option_arguments(overrides or {})])
-        return MergeJob(opened, output, target, dtype, base_model_id, report).run()
+        check_not_read(output, Path(resolve_backbone(opened.backbone)))
+        return MergeJob(opened, output, target, dtype, base_model_id, report, overwrite=overwrite).run()
 
 
 def _ignore(line: str) -> None:

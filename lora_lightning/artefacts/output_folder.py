@@ -1,5 +1,6 @@
 """The folder that a command writes: refused if it exists, complete or absent, and replaced only after success."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -8,6 +9,8 @@ from pathlib import Path
 
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.runs.files import DRAFT, atomic_folder
+
+OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)
 
 
 def check_output(output: Path, source: Path, *, overwrite: bool) -> None:
@@ -21,15 +24,28 @@ def check_output(output: Path, source: Path, *, overwrite: bool) -> None:
     Raises:
         ConfigurationError: If the folder exists and may not be replaced, or cannot be written.
     """
-    here, there = output.resolve(), source.resolve()
-    if here == there or here in there.parents:
-        msg = f"--output {output} would replace {source}, which is being read; choose another folder."
-        raise ConfigurationError(msg)
+    check_not_read(output, source)
     if output.exists() or output.is_symlink():
         _check_existing(output, overwrite=overwrite)
-    parent = next(path for path in here.parents if path.exists())
+    parent = next(path for path in output.resolve().parents if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         msg = f"--output {output} cannot be written, because {parent} is not a writable folder; choose another folder."
+        raise ConfigurationError(msg)
+
+
+def check_not_read(output: Path, source: Path) -> None:
+    """Refuses to replace what is being read.
+
+    Args:
+        output: Where to write.
+        source: A run, an adapter or a base model; a hub id is no path.
+
+    Raises:
+        ConfigurationError: If `source` is the output folder or inside it.
+    """
+    here, there = output.resolve(), source.resolve()
+    if source.exists() and (here == there or here in there.parents):
+        msg = f"--output {output} would replace {source}, which is being read; choose another folder."
         raise ConfigurationError(msg)
 
 
@@ -49,18 +65,19 @@ def _check_existing(output: Path, *, overwrite: bool) -> None:
 
 
 @contextmanager
-def new_folder(output: Path) -> Iterator[Path]:
+def new_folder(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Creates a draft next to the output folder, and renames it once it is complete.
 
     Args:
-        output: The final name; an existing folder is replaced at the end. Its parents are created, and those that are
-            new are removed again if the work fails.
+        output: The final name. Its parents are created, and those that are new are removed again if the work fails.
+        overwrite: Whether a model folder that has this name at the end may be replaced.
 
     Yields:
         The empty draft.
 
     Raises:
-        ConfigurationError: If the disk is full or the folder cannot be written; nothing is left of it then.
+        ConfigurationError: If the disk is full, if the folder cannot be written, or if somebody else has created one of
+            this name meanwhile; nothing is left of the draft then.
     """
     output = output.absolute()
     created = [path for path in output.parents if not path.exists()]
@@ -68,6 +85,8 @@ def new_folder(output: Path) -> Iterator[Path]:
         output.parent.mkdir(parents=True, exist_ok=True)
         with atomic_folder(output) as draft:
             yield draft
+            if output.exists() or output.is_symlink():  # the work took minutes
+                _check_existing(output, overwrite=overwrite)
     except BaseException as error:
         for folder in created:  # the innermost first
             if folder.is_dir() and not any(folder.iterdir()):
@@ -102,5 +121,7 @@ def scratch_folder(output: Path) -> Iterator[Path]:
 
 
 def _is_about(error: OSError, folder: Path) -> bool:
-    """Whether an error may be about a file in a folder; some libraries do not name the file."""
+    """Whether an error may be about writing into a folder; some libraries do not name the file."""
+    if error.errno not in OF_WRITING:
+        return False
     return error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(folder)

@@ -95,6 +95,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     draft, former = path.with_name(f".{path.name}{DRAFT}"), path.with_name(f".{path.name}.former{DRAFT}")
     try:
+        if former.exists() and not path.exists():  # a killed process had not come to the second rename
+            former.replace(path)
         for leftover in (draft, former):
             shutil.rmtree(leftover, ignore_errors=True)
         draft.mkdir()

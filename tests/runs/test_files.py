@@ -117,6 +117,21 @@ def test_tensors_that_do_not_fit_are_an_error_of_the_system(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_a_killed_process_was_about_to_replace_survives_another_failure(tmp_path: Path) -> None:
+    former = tmp_path / ".adapter.former.draft"
+    former.mkdir()
+    (former / "kept").write_text("")
+
+    def fail() -> None:
+        with atomic_folder(tmp_path / "adapter"):
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert (tmp_path / "adapter" / "kept").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
 def test_an_error_of_another_kind_stays_what_it_is(tmp_path: Path) -> None:
     def write() -> None:
         with atomic_folder(tmp_path / "adapter"):
