@@ -43,6 +43,7 @@ class MergeJob:
         dtype: As in `merge`.
         base_model_id: As in `merge`.
         report: Is called with a line about each step.
+        overwrite: As in `merge`.
 
     Raises:
         ConfigurationError: If the target needs a quantized base.
@@ -56,8 +57,10 @@ class MergeJob:
         dtype: DtypeName,
         base_model_id: str | None,
         report: Callable[[str], None],
+        *,
+        overwrite: bool = False,
     ) -> None:
-        self.opened, self.output, self.report = opened, output, report
+        self.opened, self.output, self.report, self.overwrite = opened, output, report, overwrite
         self.base_model = base_model_name(opened.backbone, base_model_id)
         self.notes = list(opened.notes)
         self.auto_class = getattr(transformers, opened.auto_class)
@@ -84,7 +87,7 @@ class MergeJob:
         Raises:
             VerificationError: If a check fails; nothing is written.
         """
-        with new_folder(self.output) as draft:
+        with new_folder(self.output, overwrite=self.overwrite) as draft:
             for candidate in self._candidates():
                 self._write_and_measure(candidate, draft if candidate == self.chosen else None)
             self._check_measurements()
@@ -95,7 +98,7 @@ class MergeJob:
         recovery = self.measurements[self.chosen].recovery
         if recovery is None:
             self.notes.append(
-                "the adapter's gain is not judged without data; give it with --config or --data. " + EFFECT"
+                f"the adapter's gain is not judged without data; give it with --config or --data. {EFFECT}"
             )
         elif not recovery.judged:
             self.notes.append(

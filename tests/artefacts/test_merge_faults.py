@@ -97,6 +97,40 @@ def test_a_planted_fault_is_caught_and_nothing_is_written(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("quantized", "chosen", "broken", "advice"),
+    [
+        (False, {"dtype": "bfloat16"}, 2, "; --dtype float32 passes"),
+        (True, {"target": "requantized"}, 3, "; --target dequantized --dtype float32 passes"),
+    ],
+)
+def test_a_fault_in_the_chosen_folder_alone_names_one_that_passes(
+    quantized: bool,
+    chosen: dict[str, Any],
+    broken: int,
+    advice: str,
+    merge_here: Merge,
+    tiny_backbone: TinyBackbone,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = {"target_modules": ["q_proj"], **({"quantization": NF4} if quantized else {})}
+    adapter = save_random_adapter(tiny_backbone("llama"), tmp_path / "adapter", "CAUSAL_LM", **settings)
+    load, loaded = merge_job.load_merged, []
+
+    def load_with_noise(*arguments: Any) -> Any:
+        model = load(*arguments)
+        loaded.append(model)
+        if len(arguments) == 3 and len(loaded) >= broken:  # the fourth argument quantizes
+            model.lm_head.weight.data.add_(torch.randn_like(model.lm_head.weight))
+        return model
+
+    monkeypatch.setattr(merge_job, "load_merged", load_with_noise)
+    with pytest.raises(VerificationError, match=f"{advice}[.]$"):
+        merge_here(adapter, **chosen)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_small_effect_does_not_hide_a_fault(
     merge_here: Merge, tiny_backbone: TinyBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
