@@ -19,9 +19,10 @@ from lora_lightning.backbones import (
     load_sequence_classifier,
 )
 from lora_lightning.backbones.causal_language_modeling import load_causal_lm_config
+from lora_lightning.backbones.export import QUANTIZATION
 from lora_lightning.backbones.loading import load_model, load_quantized_model
 from lora_lightning.backbones.model_card import CLASSIFIER, QUESTION_ANSWERER
-from lora_lightning.errors import CheckpointError, VerificationError
+from lora_lightning.errors import CheckpointError, ConfigurationError, VerificationError
 from lora_lightning.lora.delta import adapted_layers
 from lora_lightning.lora.initial_factors import derive_initial_factors
 from lora_lightning.lora.parameter_names import ADAPTER, name_without_copies, name_without_wrappers, pretrained_name
@@ -48,6 +49,7 @@ def load_adapter(
 
     Raises:
         BackboneError: If the base cannot be loaded.
+        ConfigurationError: If the weights of the base are saved quantized.
         CheckpointError: If the adapter does not fit it, if it lacks weights, or if it has more than the model.
         VerificationError: If the head of a classifier or question answerer is missing.
     """
@@ -89,6 +91,7 @@ def _load_base(config: AdapterConfig, labels: LabelSpace | None, tokenizer: PreT
         base_config = load_question_answering_config(config.base, pad)
     else:
         base_config = load_causal_lm_config(config.base)
+    _check_floating_base(config, base_config)
     if (settings := config.quantization()) is not None:
         return load_quantized_model(getattr(transformers, config.auto_class), config.base, base_config, settings)
     if config.auto_class == CLASSIFIER:
@@ -96,6 +99,20 @@ def _load_base(config: AdapterConfig, labels: LabelSpace | None, tokenizer: PreT
     if config.auto_class == QUESTION_ANSWERER:
         return load_question_answerer(config.base, base_config)
     return load_model(transformers.AutoModelForCausalLM, config.base, base_config)
+
+
+def _check_floating_base(config: AdapterConfig, base_config: PretrainedConfig) -> None:
+    saved = getattr(base_config, "quantization_config", None)
+    if saved is None:
+        return
+    settings = saved if isinstance(saved, Mapping) else vars(saved)
+    method = settings.get("quant_method", "an unknown method")
+    msg = (
+        f"the weights of the base model {config.base} are saved quantized ({getattr(method, 'value', method)}), and "
+        "merge takes floating weights; set base_model_name_or_path to the model before quantization, and save how to "
+        f"quantize it with bitsandbytes as {QUANTIZATION} in {config.folder}."
+    )
+    raise ConfigurationError(msg)
 
 
 def _check_head(

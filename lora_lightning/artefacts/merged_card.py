@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from lora_lightning.analysis.outputs import OutputDifference
 from lora_lightning.artefacts.opened import OpenedAdapter
+from lora_lightning.artefacts.plain_model import quantization_of
 from lora_lightning.artefacts.results import MergeMeasurement
 from lora_lightning.backbones.model_card import AUTO_CLASSES, CLASSIFIER, QUESTION_ANSWERER, model_card
 from lora_lightning.metrics.direction import LOWER_IS_BETTER
@@ -58,7 +59,7 @@ def base_model_name(backbone: str, given: str | None) -> str | None:
     """
     if given is not None:
         return given
-    return None if Path(backbone).is_dir() or "://" in backbone else backbone
+    return None if Path(backbone).expanduser().is_dir() or "://" in backbone else backbone
 
 
 def _results(opened: OpenedAdapter, measured: MergeMeasurement) -> list[EvalResult]:
@@ -110,11 +111,15 @@ def _pipeline(auto_class: str) -> str:
 def _measurements(opened: OpenedAdapter, measured: MergeMeasurement) -> str:
     difference = measured.difference
     recovered = "" if measured.recovery is None else f"; {measured.recovery}"
+    saved = f"saved in {measured.dtype}"
+    if measured.target == "requantized":
+        bits = 4 if quantization_of(opened.model).load_in_4bit else 8
+        saved = f"quantized again to {bits} bits; weights that are not quantized are saved in {measured.dtype}"
     summary = (
-        f"The adapter was merged into the {measured.target} weights and saved "
-        f"in {measured.dtype}. The folder was loaded again by transformers alone and compared with the adapter beside "
-        f"its base on {opened.measured_on}: logits move by up to {difference.max_logit_difference:.2g} (largest logit "
-        f"{difference.largest_logit:.3g}){_divergence_and_flips(difference)}{recovered}."
+        f"The adapter was merged into the {measured.target} weights and {saved}. The folder was loaded again by "
+        f"transformers alone and compared with the adapter beside its base on {opened.measured_on}: logits move by up "
+        f"to {difference.max_logit_difference:.2g} (largest logit {difference.largest_logit:.3g})"
+        f"{_divergence_and_flips(difference)}{recovered}."
     )
     lines = ["## Merge check", "", summary, ""]
     if measured.metrics:

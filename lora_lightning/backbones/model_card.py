@@ -166,7 +166,8 @@ def _saved_settings(base: str) -> dict[str, Any]:
     """The base model's own config.json, from its folder or the hub's cache, without network; empty if there is none."""
     if not base:
         return {}
-    path = Path(base) / "config.json" if Path(base).is_dir() else try_to_load_from_cache(base, "config.json")
+    folder = Path(base).expanduser()
+    path = folder / "config.json" if folder.is_dir() else try_to_load_from_cache(base, "config.json")
     if not isinstance(path, str | Path) or not Path(path).is_file():
         return {}
     settings: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -176,7 +177,7 @@ def _saved_settings(base: str) -> dict[str, Any]:
 def _front_matter(model: PreTrainedModel, auto_class: str, is_adapter: bool) -> str:
     """The Hub refuses a model card that names a local folder as the base model (transformers#33922)."""
     base = str(model.config.name_or_path)
-    is_local = not base or Path(base).is_dir()
+    is_local = not base or Path(base).expanduser().is_dir()
     lines = ["---", f"library_name: {'peft' if is_adapter else 'transformers'}"]
     lines += [] if is_local else [f"base_model: {base}"]
     lines += [f"pipeline_tag: {AUTO_CLASSES[auto_class][1]}", *(["tags:", "- lora"] if is_adapter else []), "---"]

@@ -42,6 +42,7 @@ tokens, and its gain over the base is not judged.
 
 a merge passes if
   - the lower bound of the recovery ratio, the share of the adapter's gain in log-likelihood that is left, is above 0.95
+  - without data, or if that gain may be 0, 95 to 105 % of the adapter's effect on the logits are left
   - in float32, no logit moves by more than 1e-4 of max(1, largest logit), in this and in the fresh process
 Otherwise, and for an adapter that changes nothing or lacks its head, the exit status is 3 and nothing is written.
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from lora_lightning.artefacts import merge, merge_job
 from lora_lightning.errors import CheckpointError, ConfigurationError, LoraLightningError
@@ -124,6 +125,33 @@ def test_a_damaged_file_of_the_folder_is_refused_in_a_sentence(
         merge_here(other)
 
 
+def test_the_card_names_no_folder_in_the_home_directory(
+    adapter: Path, tmp_path: Path, merge_here: Merge, tiny_backbone: TinyBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(tiny_backbone("llama"), tmp_path / "mine")
+    result = merge_here(changed_config(adapter, tmp_path / "other", base_model_name_or_path="~/mine"))
+    assert result.base_model is None
+    assert "base_model" not in (result.output / "README.md").read_text()
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "gptq"])
+def test_a_base_that_is_saved_quantized_is_refused(
+    method: str, adapter: Path, tmp_path: Path, merge_here: Merge, tiny_backbone: TinyBackbone
+) -> None:
+    base = shutil.copytree(tiny_backbone("llama"), tmp_path / "base")
+    if method == "bitsandbytes":
+        bits = BitsAndBytesConfig(load_in_4bit=True)
+        AutoModelForCausalLM.from_pretrained(base, quantization_config=bits, device_map="cpu").save_pretrained(base)
+    else:
+        config = json.loads((base / "config.json").read_text())
+        quantization = {"quant_method": "gptq", "bits": 4}
+        (base / "config.json").write_text(json.dumps({**config, "quantization_config": quantization}))
+    other = changed_config(adapter, tmp_path / "other", base_model_name_or_path=str(base))
+    with pytest.raises(ConfigurationError, match=rf"are saved quantized \({method}\)"):
+        merge_here(other)
+
+
 def test_code_in_the_folder_of_an_adapter_never_runs(
     adapter: Path, tmp_path: Path, merge_here: Merge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,6 +254,35 @@ def test_an_existing_output_is_replaced_only_with_overwrite_and_only_if_it_is_a_
     assert (output / "model.safetensors").exists()
 
 
+def test_a_folder_that_appears_during_the_merge_is_not_replaced(
+    adapter: Path, tmp_path: Path, merge_here: Merge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, output = merge_job.write_model, tmp_path / "out" / "merged"
+
+    def write_while_another_does(*arguments: Any) -> None:
+        write(*arguments)
+        output.mkdir(exist_ok=True)
+        (output / "config.json").write_text("theirs")
+
+    monkeypatch.setattr(merge_job, "write_model", write_while_another_does)
+    with pytest.raises(ConfigurationError, match="exists; choose another folder"):
+        merge_here(adapter)
+    assert (output / "config.json").read_text() == "theirs"
+    assert left_beside(output) == ["merged"]
+
+
+def test_the_base_model_is_never_replaced(tmp_path: Path, merge_here: Merge) -> None:
+    base = save_tiny_backbone("llama", tmp_path / "out" / "merged")
+    adapter = save_random_adapter(base, tmp_path / "adapter", "CAUSAL_LM", target_modules=["q_proj"])
+    with pytest.raises(ConfigurationError, match=r"would replace .*merged, which is being read"):
+        merge_here(adapter, overwrite=True)
+    inside = save_tiny_backbone("llama", tmp_path / "out" / "merged" / "inside")
+    other = changed_config(adapter, tmp_path / "other", base_model_name_or_path=str(inside))
+    with pytest.raises(ConfigurationError, match=r"would replace .*inside, which is being read"):
+        merge_here(other, overwrite=True)
+    assert (base / "model.safetensors").is_file()
+
+
 def test_the_source_is_never_replaced(adapter: Path, tmp_path: Path) -> None:
     for output in (adapter, adapter.parent):
         with pytest.raises(ConfigurationError, match="would replace"):
@@ -239,6 +296,22 @@ def test_the_source_is_never_replaced(adapter: Path, tmp_path: Path) -> None:
         merge(adapter, tmp_path / "file")
     with pytest.raises(ConfigurationError, match="is not a writable folder"):
         merge(adapter, tmp_path / "file" / "merged")
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("error no file named model.safetensors found"), FileNotFoundError(2, "No such")]
+)
+def test_an_error_that_is_not_about_the_disk_is_not_called_one(
+    error: OSError, adapter: Path, tmp_path: Path, merge_here: Merge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(merge_job, "load_merged", fails)
+    with pytest.raises(OSError, match=r"No|no file") as raised:
+        merge_here(adapter)
+    assert raised.value is error
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_full_disk_leaves_nothing(
