@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Trainer
-from peft import load_peft_weights
+from peft import PeftModel, load_peft_weights
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -22,6 +22,7 @@ from lora_lightning.backbones.base_identity import BaseIdentity
 from lora_lightning.backbones.loading import set_padding_token
 from lora_lightning.backbones.model_card import CLASSIFIER, LANGUAGE_MODEL, QUESTION_ANSWERER
 from lora_lightning.errors import CheckpointError, ConfigurationError
+from lora_lightning.lora.parameter_names import ADAPTER
 from lora_lightning.metrics import LabelSpace
 from lora_lightning.tasks import AdaptationTask
 from lora_lightning.tasks.saved_base import BASE_MODEL
@@ -121,7 +122,7 @@ def _prepare_task(config: AdapterConfig, words: Sequence[str]) -> tuple[Adaptati
 def _open_without_data(config: AdapterConfig, weights: Mapping[str, Tensor], files: Mapping[str, Any]) -> OpenedAdapter:
     tokenizer = _tokenizer(config)
     network, notes = load_adapter(config, weights, read_label_space(config, weights), tokenizer)
-    observer = RandomTokenObserver(network, tokenizer.all_special_ids)
+    observer = RandomTokenObserver(network, {*_added_token_ids(tokenizer), *_trained_token_ids(network)})
     rows = sum(len(batch["input_ids"]) for batch in observer.batches)
     return OpenedAdapter(
         source=config.folder,
@@ -134,6 +135,18 @@ def _open_without_data(config: AdapterConfig, weights: Mapping[str, Tensor], fil
         measured_on=f"{rows} rows of random tokens",
         notes=(*_base_notes(config), *notes),
     )
+
+
+def _added_token_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Ids of special tokens and of those that were added, such as a chat template's."""
+    return {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+
+
+def _trained_token_ids(network: PeftModel) -> set[int]:
+    """Ids of the adapter's `trainable_token_indices`, which are a list, or lists by the name of the embedding."""
+    found = getattr(network.peft_config[ADAPTER], "trainable_token_indices", None) or []
+    lists = found.values() if isinstance(found, Mapping) else [found]
+    return {int(token) for each in lists for token in each}
 
 
 def _tokenizer(config: AdapterConfig) -> PreTrainedTokenizerBase:

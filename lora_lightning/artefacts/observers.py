@@ -3,7 +3,7 @@
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -168,19 +168,23 @@ class RandomTokenObserver(Observer):
 
     Args:
         network: The adapter model.
-        special: Ids that no text contains.
+        certain: Ids that occur at least once, such as special tokens, whose embeddings the adapter may have trained.
     """
 
-    def __init__(self, network: PeftModel, special: Sequence[int] = ()) -> None:
+    def __init__(self, network: PeftModel, certain: Collection[int] = ()) -> None:
         size = int(network.config.get_text_config().vocab_size)
-        allowed = torch.tensor([token for token in range(size) if token not in set(special)] or list(range(size)))
-        generator = torch.Generator().manual_seed(0)
         limit = getattr(network.config, "max_position_embeddings", None) or RANDOM_TOKENS
-        shape = (RANDOM_ROWS, min(RANDOM_TOKENS, max(2, limit - 2)))
-        rows = [allowed[torch.randint(len(allowed), shape, generator=generator)] for _ in range(RANDOM_BATCHES)]
-        if network.config.is_encoder_decoder and network.config.eos_token_id is not None:
-            for ids in rows:  # whose classifiers read the hidden state of the token that ends a text
-                ids[:, -1] = network.config.eos_token_id
+        shape = (RANDOM_BATCHES, RANDOM_ROWS, min(RANDOM_TOKENS, max(2, limit - 2)))
+        generator = torch.Generator().manual_seed(0)
+        tokens = torch.randint(size, shape, generator=generator)
+        wanted = torch.tensor(sorted({token for token in certain if 0 <= token < size}), dtype=torch.int64)
+        places = torch.randperm(tokens.numel(), generator=generator)[: len(wanted)]
+        tokens.view(-1)[places] = wanted[: len(places)]
+        end = network.config.eos_token_id
+        if network.config.is_encoder_decoder and end is not None:
+            tokens[tokens == end] = 0 if end else 1  # whose classifiers read the hidden state of the token that ends a
+            tokens[..., -1] = end  # text, of which there has to be one
+        rows = list(tokens)
         super().__init__(network, [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in rows])
         self.current: nn.Module = network
 

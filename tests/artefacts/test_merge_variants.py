@@ -144,6 +144,19 @@ def test_an_adapter_with_more_tokens_than_its_base(
     assert AutoTokenizer.from_pretrained(output).convert_tokens_to_ids("<|c|>") == 202
 
 
+def test_random_tokens_hold_special_and_trained_ones(
+    merge_here: Merge, tiny_backbone: TinyBackbone, tmp_path: Path
+) -> None:
+    base = tiny_backbone("llama")
+    special = AutoTokenizer.from_pretrained(base).all_special_ids
+    for trained in ([special[0], 171], {"embed_tokens": [172]}):
+        settings = {"target_modules": ["q_proj"], "trainable_token_indices": trained}
+        adapter = save_random_adapter(base, tmp_path / f"adapter{len(trained)}", "CAUSAL_LM", **settings)
+        tokens = torch.cat([batch["input_ids"].flatten() for batch in open_adapter_folder(adapter).observer.batches])
+        expected = trained if isinstance(trained, list) else trained["embed_tokens"]
+        assert {*special, *expected} <= set(tokens.tolist())
+
+
 def test_an_adapter_that_peft_trained_with_adalora(
     merge_here: Merge, tiny_backbone: TinyBackbone, tmp_path: Path
 ) -> None:
