@@ -154,8 +154,17 @@ def _check_revision(config: AdapterConfig, content: dict[str, Any]) -> None:
 
 def _check_same_base(config: AdapterConfig) -> None:
     saved = config.file(f"{BASE_MODEL}.json")
-    if BaseIdentity.from_saved(saved) is not None:
-        check_base({BASE_MODEL: saved}, identify_base(config.base), str(config.folder), is_frozen=True, allowed=False)
+    if BaseIdentity.from_saved(saved) is None:
+        return
+    remedy = f"Set base_model_name_or_path in its {ADAPTER_CONFIG} to the model that it was trained on."
+    check_base(
+        {BASE_MODEL: saved},
+        identify_base(config.base),
+        str(config.folder),
+        is_frozen=True,
+        allowed=False,
+        remedy=remedy,
+    )
 
 
 def read_json_file(path: Path) -> dict[str, Any]:

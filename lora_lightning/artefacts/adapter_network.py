@@ -134,7 +134,7 @@ def _resize_vocabulary(model: PreTrainedModel, weights: Mapping[str, Tensor]) ->
     """Gives the base as many tokens as the embeddings in the adapter have, such as those of a chat template."""
     embeddings = model.get_input_embeddings()
     name = next(name for name, module in model.named_modules() if module is embeddings)
-    saved = next((tensor for key, tensor in weights.items() if pretrained_name(key) == f"{name}.weight"), None)
+    saved = next((tensor for key, tensor in weights.items() if name_without_wrappers(key) == f"{name}.weight"), None)
     if saved is not None and len(saved) != len(cast("Tensor", embeddings.weight)):
         model.resize_token_embeddings(len(saved), mean_resizing=False)
 

@@ -37,7 +37,7 @@ from lora_lightning.backbones.remote_code import runs_remote_code
 from lora_lightning.backbones.rotary_frequencies import reset_frequencies_after_each_pass
 from lora_lightning.backbones.source import gguf_file_of, hub_is_reachable, not_found, resolve_backbone
 from lora_lightning.backbones.vocabulary import text_config_of, vocabulary_size
-from lora_lightning.compat.transformers import Conv1D, forget_quantization
+from lora_lightning.compat.transformers import Conv1D, forget_quantization, forget_renamed_weights
 from lora_lightning.errors import BackboneError, LoraLightningError
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.families import FAMILIES
@@ -385,18 +385,22 @@ def load_quantized_model(
     Raises:
         BackboneError: If the weights cannot be found or do not fit the architecture.
     """
-    lacked = load_model(auto_class, backbone, config, values=False).lacked
+    renamed = renamed_weights(build_without_storage(auto_class, config))
+    lacked = load_model(auto_class, backbone, config, key_mapping=renamed, values=False).lacked
     source = resolve_backbone(backbone)
     settings = {
         "config": config,
         "dtype": torch.float32,
         "ignore_mismatched_sizes": True,
         "quantization_config": quantization,
+        "key_mapping": renamed,
         "device_map": {"": "cuda:0" if torch.cuda.is_available() else "cpu"},
         **_where(source),
     }
     loader: Any = auto_class.from_pretrained
     model: PreTrainedModel = _load(backbone, lambda: loader(source, **settings))
+    if renamed is not None:
+        forget_renamed_weights(model)
     keep_biases_as_they_are(model)
     del model.config.quantization_config
     reset_frequencies_after_each_pass(model)

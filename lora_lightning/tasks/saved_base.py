@@ -6,11 +6,18 @@ from typing import Any
 from lora_lightning.backbones.base_identity import BaseIdentity
 from lora_lightning.errors import CheckpointError
 
+REMEDY = "Set model.backbone to the model that it was trained on, or set --allow_other_base true."
 BASE_MODEL = "base_model"  # in a checkpoint and in run.json; the name of the adapter folder's file
 
 
 def check_base(
-    checkpoint: Mapping[str, Any], base: BaseIdentity | None, where: str, *, is_frozen: bool, allowed: bool
+    checkpoint: Mapping[str, Any],
+    base: BaseIdentity | None,
+    where: str,
+    *,
+    is_frozen: bool,
+    allowed: bool,
+    remedy: str = REMEDY,
 ) -> bool:
     """Refuses a checkpoint that was trained on a base model of other content.
 
@@ -21,6 +28,7 @@ def check_base(
         is_frozen: Whether the base's weights are used as they are; those of a model that was trained in full are in
             its checkpoint, so that only configuration and tokenizer of the base matter.
         allowed: Whether the user allows another base.
+        remedy: How to give the right one, as a sentence.
 
     Returns:
         Whether the checkpoint knows its base by content, so that the base's name does not matter; False for those of
@@ -33,9 +41,6 @@ def check_base(
     if saved is None or base is None:
         return False
     if not allowed and (found := saved.differences(base, weights=is_frozen)):
-        msg = (
-            f"{where} was trained on another base model: different {' and '.join(found)}. Set model.backbone to the "
-            "model that it was trained on, or set --allow_other_base true."
-        )
+        msg = f"{where} was trained on another base model: different {' and '.join(found)}. {remedy}"
         raise CheckpointError(msg)
     return True

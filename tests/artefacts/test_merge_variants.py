@@ -8,6 +8,7 @@ import torch
 from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BartConfig,
@@ -144,9 +145,25 @@ def test_an_adapter_with_more_tokens_than_its_base(
     assert AutoTokenizer.from_pretrained(output).convert_tokens_to_ids("<|c|>") == 202
 
 
-def test_random_tokens_hold_special_and_trained_ones(
+def test_an_adapter_on_the_embeddings_of_more_tokens_than_its_base_has(
     merge_here: Merge, tiny_backbone: TinyBackbone, tmp_path: Path
 ) -> None:
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(tiny_backbone("llama"), dtype=torch.float32)
+    base.resize_token_embeddings(203, mean_resizing=False)
+    network = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", target_modules=["embed_tokens", "lm_head"])).eval()
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(0.3 * torch.randn_like(parameter))
+    network.save_pretrained(str(tmp_path / "adapter"))
+    output = merge_here(tmp_path / "adapter").output
+    tokens = torch.tensor([[5, 200, 202, 7]])
+    with torch.no_grad():
+        found, expected = AutoModelForCausalLM.from_pretrained(output)(tokens).logits, network(tokens).logits
+    assert (found - expected).abs().max() < 1e-5 * max(1, expected.abs().max())
+
+
+def test_random_tokens_hold_special_and_trained_ones(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
     base = tiny_backbone("llama")
     special = AutoTokenizer.from_pretrained(base).all_special_ids
     for trained in ([special[0], 171], {"embed_tokens": [172]}):
@@ -272,6 +289,31 @@ def test_a_classifier_on_a_quantized_base(
     assert result.written.target == "dequantized"
     model = AutoModelForSequenceClassification.from_pretrained(result.output)
     assert not getattr(model, "is_quantized", False)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_a_question_answerer_on_a_quantized_base(
+    family: str, merge_here: Merge, tiny_backbone: TinyBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(AUTO_CLASSES, "QUESTION_ANS", _RenamingQuestionAnswerer)
+    quantization = BITS["nf4"]()
+    quantization.llm_int8_skip_modules = ["qa_outputs"]
+    settings = {"target_modules": ["q_proj"], "modules_to_save": ["qa_outputs"], "quantization": quantization}
+    result = merge_here(save_random_adapter(tiny_backbone(family), tmp_path / "adapter", "QUESTION_ANS", **settings))
+    assert result.written.target == "dequantized"
+    assert (
+        AutoModelForQuestionAnswering.from_pretrained(result.output, output_loading_info=True)[1]["missing_keys"]
+        == set()
+    )
+
+
+class _RenamingQuestionAnswerer:
+    """Loads the base of a checkpoint that calls it otherwise (transformers#30381)."""
+
+    @staticmethod
+    def from_pretrained(*arguments: Any, **options: Any) -> Any:
+        names = {"^model[.]": "transformer."}
+        return AutoModelForQuestionAnswering.from_pretrained(*arguments, key_mapping=names, **options)
 
 
 def test_a_requantized_folder_loads_in_a_fresh_process(
