@@ -14,7 +14,7 @@ def open_search(folder: Path, seconds: float) -> OpenStudy:
     plan = search_plan(folder, search={"seeds": [7], "sampler": "random"}, seeds=SEEDS, budget=seconds / HOUR)
     place = StudyFolder(folder / "studies/small")
     with place.locked():
-        journal = StudyJournal(place, higher_is_better=False)
+        journal = StudyJournal(place, plan.study.name, higher_is_better=False)
         journal.add_trials(plan.trials)
     return OpenStudy(plan, place, journal, "test/loss", "val/loss")
 
