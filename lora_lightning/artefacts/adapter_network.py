@@ -25,7 +25,14 @@ from lora_lightning.backbones.model_card import CLASSIFIER, QUESTION_ANSWERER
 from lora_lightning.errors import CheckpointError, ConfigurationError, VerificationError
 from lora_lightning.lora.delta import adapted_layers
 from lora_lightning.lora.initial_factors import derive_initial_factors
-from lora_lightning.lora.parameter_names import ADAPTER, name_without_copies, name_without_wrappers, pretrained_name
+from lora_lightning.lora.parameter_names import (
+    ADAPTER,
+    is_trained_copy,
+    name_saved_once,
+    name_without_copies,
+    name_without_wrappers,
+    pretrained_name,
+)
 from lora_lightning.lora.quantized import keep_4bit_weights_in_order
 from lora_lightning.metrics import LabelSpace
 
@@ -155,9 +162,7 @@ def _replaced_weights_note(
 ) -> tuple[str, ...]:
     """Names the base weights in the adapter's file that its configuration does not train, such as new embeddings."""
     trained = {
-        name_without_copies(pretrained_name(name))
-        for name, _ in network.named_parameters()
-        if f".modules_to_save.{ADAPTER}." in name
+        name_without_copies(pretrained_name(name)) for name, _ in network.named_parameters() if is_trained_copy(name)
     }
     has_biases = getattr(network.peft_config[ADAPTER], "bias", "none") != "none"
     replaced = [
@@ -176,7 +181,7 @@ def _replaced_weights_note(
 
 def _is_copy(name: str, weights: Mapping[str, Tensor]) -> bool:
     """Whether PEFT has saved a weight twice, as it does with biases and resized embeddings of modules_to_save."""
-    other = name.replace(".modules_to_save.", ".")
+    other = name_saved_once(name)
     return name != other and other in weights and torch.equal(weights[name], weights[other])
 
 

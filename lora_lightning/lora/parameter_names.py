@@ -108,6 +108,16 @@ def name_without_copies(name: str) -> str | None:
     return None if ".original_module." in name else name.replace(f".modules_to_save.{ADAPTER}.", ".")
 
 
+def is_trained_copy(name: str) -> bool:
+    """Whether a parameter belongs to the copy of a module that PEFT trains in full."""
+    return f".modules_to_save.{ADAPTER}." in name
+
+
+def name_saved_once(name: str) -> str:
+    """The name under which an adapter's file holds a copied module's weight, which PEFT may have saved twice."""
+    return name.replace(".modules_to_save.", ".")
+
+
 def plain_name(name: str) -> str | None:
     """The name that a parameter or buffer has in a plain transformers model, once PEFT is out of it.
 
