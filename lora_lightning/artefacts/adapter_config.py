@@ -181,7 +181,7 @@ def read_json_file(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         msg = f"{path} cannot be read ({' '.join(str(error).split())[:100]}); export the adapter again."
         raise CheckpointError(msg) from error
     if not isinstance(content, dict):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils._validators import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not in __all__
 
 from lora_lightning.artefacts.adapter_config import ADAPTER_CONFIG
 from lora_lightning.artefacts.adapter_folder import open_adapter_folder
