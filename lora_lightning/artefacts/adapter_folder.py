@@ -6,26 +6,27 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Trainer
-from peft import PeftModel, load_peft_weights
+from peft import PeftModel
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lora_lightning.artefacts.adapter_config import AdapterConfig, read_adapter_config
-from lora_lightning.artefacts.adapter_labels import has_numbered_names, read_label_space
 from lora_lightning.artefacts.adapter_network import load_adapter
 from lora_lightning.artefacts.data_options import check_data_module, keep_data_options
 from lora_lightning.artefacts.finished_run import opened_task
 from lora_lightning.artefacts.observers import RandomTokenObserver
 from lora_lightning.artefacts.opened import OpenedAdapter
 from lora_lightning.backbones import load_tokenizer
+from lora_lightning.backbones.adapter_config import ANSWERS, AdapterConfig, read_adapter_config
+from lora_lightning.backbones.adapter_labels import LABELS, has_numbered_names, read_label_space
+from lora_lightning.backbones.adapter_weights import read_adapter_weights
 from lora_lightning.backbones.base_identity import BaseIdentity
 from lora_lightning.backbones.loading import set_padding_token
 from lora_lightning.backbones.model_card import CLASSIFIER, LANGUAGE_MODEL, QUESTION_ANSWERER
+from lora_lightning.backbones.saved_base import BASE_MODEL
 from lora_lightning.errors import CheckpointError, ConfigurationError
 from lora_lightning.lora.parameter_names import ADAPTER
 from lora_lightning.metrics import LabelSpace
 from lora_lightning.tasks import AdaptationTask
-from lora_lightning.tasks.saved_base import BASE_MODEL
 from lora_lightning.training.commands import prepare_command, silence_other_packages
 from lora_lightning.training.fitting import check_same_labels
 
@@ -34,7 +35,7 @@ TASKS = {
     QUESTION_ANSWERER: "QuestionAnsweringTask",
     LANGUAGE_MODEL: "CausalLanguageModelingTask",
 }
-FILES = ("labels.json", "question_answering.json")  # of a run's export, for whoever serves the model
+FILES = (LABELS, ANSWERS)  # of a run's export, for whoever serves the model
 
 
 def open_adapter_folder(folder: Path, arguments: Sequence[str] = ()) -> OpenedAdapter:
@@ -53,7 +54,7 @@ def open_adapter_folder(folder: Path, arguments: Sequence[str] = ()) -> OpenedAd
     """
     silence_other_packages()
     config = read_adapter_config(folder)
-    weights = _read_weights(folder)
+    weights = read_adapter_weights(folder)
     files = {name: content for name in FILES if (content := config.file(name)) is not None}
     words = keep_data_options(arguments)
     if not words:
@@ -165,16 +166,3 @@ def _tokenizer(config: AdapterConfig) -> PreTrainedTokenizerBase:
         raise CheckpointError(msg) from error
     set_padding_token(tokenizer, str(config.folder))
     return tokenizer
-
-
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    try:
-        weights: dict[str, Tensor] = load_peft_weights(str(folder), device="cpu", local_files_only=True)
-    except Exception as error:  # a damaged or missing file makes safetensors, torch and the hub's client raise anything
-        why = " ".join(str(error).split())[:150]
-        msg = f"the weights in {folder} cannot be read ({why}); export the adapter again."
-        raise CheckpointError(msg) from error
-    if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
-        msg = f"{folder}: {broken[0]} is not finite; use another adapter."
-        raise CheckpointError(msg)
-    return weights

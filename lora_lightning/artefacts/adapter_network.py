@@ -10,7 +10,6 @@ from peft import PeftModel, set_peft_model_state_dict
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lora_lightning.artefacts.adapter_config import AdapterConfig
 from lora_lightning.backbones import (
     LoadedBackbone,
     load_classification_config,
@@ -18,17 +17,18 @@ from lora_lightning.backbones import (
     load_question_answering_config,
     load_sequence_classifier,
 )
+from lora_lightning.backbones.adapter_config import AdapterConfig
 from lora_lightning.backbones.causal_language_modeling import load_causal_lm_config
 from lora_lightning.backbones.export import QUANTIZATION
 from lora_lightning.backbones.loading import load_model, load_quantized_model
 from lora_lightning.backbones.model_card import CLASSIFIER, QUESTION_ANSWERER
 from lora_lightning.errors import CheckpointError, ConfigurationError, VerificationError
+from lora_lightning.lora.adapter_state import is_saved_twice
 from lora_lightning.lora.delta import adapted_layers
 from lora_lightning.lora.initial_factors import derive_initial_factors
 from lora_lightning.lora.parameter_names import (
     ADAPTER,
     is_trained_copy,
-    name_saved_once,
     name_without_copies,
     name_without_wrappers,
     pretrained_name,
@@ -74,7 +74,9 @@ def load_adapter(
         msg = f"{config.folder} does not fit its base model {config.base}: {' '.join(str(error).split())[:250]}"
         raise CheckpointError(msg) from error
     lost = [str(warning.message) for warning in said if "missing adapter keys" in str(warning.message)]
-    _check_same_weights(config, lost, [name for name in loaded_again.unexpected_keys if not _is_copy(name, weights)])
+    _check_same_weights(
+        config, lost, [name for name in loaded_again.unexpected_keys if not is_saved_twice(name, weights)]
+    )
     if config.changes_base:
         for name, layer in adapted_layers(network).items():
             derive_initial_factors(layer, before[f"{name}.weight"])
@@ -177,12 +179,6 @@ def _replaced_weights_note(
         return ()
     names = ", ".join(replaced[:3]) + (", ..." if len(replaced) > 3 else "")  # noqa: PLR2004  # named ones
     return (f"the adapter's file replaces {len(replaced)} weights of the base model ({names}).",)
-
-
-def _is_copy(name: str, weights: Mapping[str, Tensor]) -> bool:
-    """Whether PEFT has saved a weight twice, as it does with biases and resized embeddings of modules_to_save."""
-    other = name_saved_once(name)
-    return name != other and other in weights and torch.equal(weights[name], weights[other])
 
 
 def _check_same_weights(config: AdapterConfig, lost: Sequence[str], unexpected: Sequence[str]) -> None:

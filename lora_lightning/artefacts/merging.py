@@ -7,13 +7,13 @@ from typing import Any, get_args
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not in __all__
 
-from lora_lightning.artefacts.adapter_config import ADAPTER_CONFIG
 from lora_lightning.artefacts.adapter_folder import open_adapter_folder
 from lora_lightning.artefacts.finished_run import open_run
 from lora_lightning.artefacts.merge_job import MergeJob
 from lora_lightning.artefacts.opened import OpenedAdapter
 from lora_lightning.artefacts.output_folder import check_not_read, check_output
 from lora_lightning.artefacts.results import DtypeName, MergeResult
+from lora_lightning.backbones.adapter_config import ADAPTER_CONFIG
 from lora_lightning.backbones.source import resolve_backbone
 from lora_lightning.errors import CheckpointError, ConfigurationError, suggest_names
 from lora_lightning.lora.merging import MergeTarget

@@ -29,6 +29,7 @@ def export_model(
     folder: Path,
     extra_files: Mapping[str, Any],
     state: Mapping[str, Tensor] | None = None,
+    continued_from: Mapping[str, str | None] | None = None,
 ) -> None:
     """Writes an adapter as a PEFT folder, a model without adapters as a transformers folder.
 
@@ -45,12 +46,13 @@ def export_model(
         folder: Where to write; replaced if it exists.
         extra_files: Values to write as JSON, by file name.
         state: The full tensors of a sharded network's trainable parameters, by name.
+        continued_from: The run's `continued_from`, for the model card.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(folder) as draft:
         _write_model(network, draft, state)
         _write_generation_config(network, tokenizer, draft)
-        _write_model_card(network, draft)
+        _write_model_card(network, draft, continued_from)
         if tokenizer is not None:
             _write_tokenizer(tokenizer, draft)
         for name, value in extra_files.items():
@@ -79,13 +81,14 @@ def _write_generation_config(network: nn.Module, tokenizer: PreTrainedTokenizerB
         generation_config(model, tokenizer).to_json_file(folder / GENERATION)
 
 
-def _write_model_card(network: nn.Module, folder: Path) -> None:
+def _write_model_card(network: nn.Module, folder: Path, continued_from: Mapping[str, str | None] | None) -> None:
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's blank form of a model card
     is_adapter = isinstance(network, PeftModel)
     model = cast("PeftModel", network).get_base_model() if is_adapter else network
     if isinstance(model, PreTrainedModel):
         files = {name for name in (QUANTIZATION, GENERATION) if (folder / name).is_file()}
-        if (card := model_card(model, is_adapter=is_adapter, files=files)) is not None:
+        card = model_card(model, is_adapter=is_adapter, files=files, continued_from=continued_from)
+        if card is not None:
             (folder / "README.md").write_text(card, encoding="utf-8")
 
 

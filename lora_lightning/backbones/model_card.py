@@ -1,7 +1,7 @@
 """The README.md of an exported folder: the lines with which plain transformers and plain PEFT load it."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -77,13 +77,20 @@ this base model needs to tell the question from the context.
 """
 
 
-def model_card(model: PreTrainedModel, *, is_adapter: bool, files: Collection[str] = ()) -> str | None:
+def model_card(
+    model: PreTrainedModel,
+    *,
+    is_adapter: bool,
+    files: Collection[str] = (),
+    continued_from: Mapping[str, str | None] | None = None,
+) -> str | None:
     """Writes how to load an exported folder.
 
     Args:
         model: The transformers model, with or without adapters in place.
         is_adapter: Whether the folder holds a PEFT adapter; otherwise a complete transformers model.
         files: Names of the folder's files, of which quantization_config.json and generation_config.json are loaded too.
+        continued_from: The run's `continued_from`, if training continued an existing adapter.
 
     Returns:
         Markdown with the front matter of a model card; `None` for a model that no auto class loads.
@@ -101,7 +108,9 @@ def model_card(model: PreTrainedModel, *, is_adapter: bool, files: Collection[st
         words["peft_class"] = "AutoPeftModelForQuestionAnswering"
     code = (QUANTIZED if is_quantized else PLAIN) + LOAD
     code += STOPPING if is_adapter and "generation_config.json" in files else ""
-    parts = [_front_matter(model, auto_class, is_adapter), f"```python\n{code}```\n".format(**words)]
+    parts = [_front_matter(model, auto_class, is_adapter)]
+    parts += [_origin(continued_from)] if continued_from else []
+    parts += [f"```python\n{code}```\n".format(**words)]
     if is_adapter:
         parts.append(NOTES[auto_class].format(**words))
         parts += [PIPELINE_NOTE] if auto_class == LANGUAGE_MODEL and arguments == ["folder"] else []
@@ -160,6 +169,13 @@ def _span_arguments(model: PreTrainedModel, base: dict[str, Any]) -> dict[str, A
     if (renamed := renamed_weights(model)) is not None:
         arguments["key_mapping"] = renamed
     return arguments
+
+
+def _origin(continued_from: Mapping[str, str | None]) -> str:
+    """Names the adapter that training continued; a local path means nothing to others."""
+    name, commit = continued_from.get("adapter"), continued_from.get("commit")
+    origin = f"[{name}](https://huggingface.co/{name}) (commit {commit})" if commit else "in a local folder"
+    return f"Training continued the adapter {origin}; the SHA-256 of its weights is {continued_from.get('weights')}.\n"
 
 
 def _saved_settings(base: str) -> dict[str, Any]:

@@ -9,6 +9,8 @@ PEFT_PREFIX = "base_model.model."  # where PEFT keeps the pretrained model
 
 WRAPPERS = re.compile(rf"^({re.escape(TASK_PREFIX)})?({re.escape(PEFT_PREFIX)})?")
 ADAPTER_PARAMETER = re.compile(r"(^|\.)lora_")
+EMBEDDING_FACTOR = re.compile(r"(^|\.)lora_embedding_[AB]\b")
+UPDATED_TOKENS = re.compile(r"(^|\.)trainable_tokens_delta\b")
 FACTOR_B = re.compile(r"(^|\.)lora_B\.")
 TRAINABLE_PARAMETER = re.compile(r"(^|\.)(lora_|modules_to_save\.|trainable_tokens_delta\.)")
 ADDED_PARAMETER = re.compile(r"\.(original_module|lora_\w+|ranknum|trainable_tokens_delta)\b")
@@ -74,6 +76,28 @@ def adalora_rank_key(module: str) -> str:
 def is_adapter_parameter(name: str) -> bool:
     """Whether a parameter belongs to an adapter: a factor, AdaLoRA's singular values, or DoRA's magnitudes."""
     return ADAPTER_PARAMETER.search(name) is not None
+
+
+def is_embedding_factor(name: str) -> bool:
+    """Whether a parameter is a factor of an adapter on an embedding."""
+    return EMBEDDING_FACTOR.search(name) is not None
+
+
+def is_token_update(name: str) -> bool:
+    """Whether a parameter holds the embeddings of `trainable_token_indices`."""
+    return UPDATED_TOKENS.search(name) is not None
+
+
+def saved_module_name(name: str) -> str:
+    """The module of the pretrained model that a parameter in an adapter's file adapts.
+
+    Args:
+        name: Of a parameter of an adapter, in a file.
+
+    Returns:
+        The module's dotted name.
+    """
+    return name_without_wrappers(ADAPTER_PARAMETER.split(name)[0])
 
 
 def is_factor_b(name: str) -> bool:

@@ -53,6 +53,8 @@ class RunRecord:
         data_fingerprint: SHA-256 of each split's rows, by split.
         base_model: SHA-256 of the base model's `weights`, `config` and `tokenizer`, and its `commit` on the hub; `None`
             if it was not recorded.
+        continued_from: The adapter in `model.adapter`: its folder or hub id `adapter`, the SHA-256 of its `weights` and
+            its `commit` on the hub; `None` for a run that started a new adapter.
         git: `commit` and `changed` of the folder that the run was started in; `None` outside a git repository.
         sessions: Each time a process trained in this folder: `started`, `ended`, `ending`, `reason`, and the hashes
             `data` and `base_model`, which differ between sessions only if the user allowed it.
@@ -70,6 +72,7 @@ class RunRecord:
     versions: Mapping[str, str] = field(default_factory=dict)
     data_fingerprint: Mapping[str, str] = field(default_factory=dict)
     base_model: Mapping[str, str | None] | None = None
+    continued_from: Mapping[str, str | None] | None = None
     git: Mapping[str, Any] | None = None
     sessions: tuple[Mapping[str, Any], ...] = ()
 
@@ -110,6 +113,7 @@ class RunRecord:
             versions=run.get("versions", {}),
             data_fingerprint=run.get("data", {}),
             base_model=run.get("base_model"),
+            continued_from=run.get("continued_from"),
             git=run.get("git"),
             sessions=sessions,
         )

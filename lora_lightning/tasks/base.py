@@ -1,7 +1,8 @@
 """What every task shares: the adapted backbone, its training steps and its optimizer."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, cast
+from collections.abc import Callable, Collection, Mapping
+from functools import cached_property
+from typing import Any, ClassVar, cast
 
 import torch
 from lightning import Trainer
@@ -10,7 +11,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
@@ -21,11 +22,15 @@ from lora_lightning.backbones.quantization import Quantization, compute_dtype_on
 from lora_lightning.compat.lightning import trainer_of
 from lora_lightning.compat.torch import HookedConversion, convert_tensors
 from lora_lightning.errors import ConfigurationError
+from lora_lightning.lora.adapter_state import load_adapter_state
 from lora_lightning.lora.combinations import check_combinations, check_lora_and_quantization, check_sharding
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
+from lora_lightning.lora.parameter_names import ADAPTER
 from lora_lightning.lora.quantized import keep_4bit_weights_in_order, keep_8bit_scales_beside_weights
 from lora_lightning.lora.sharding import is_sharded, shard_model
 from lora_lightning.lora.variants import chosen_variants
+from lora_lightning.runs.settings import to_plain_values
+from lora_lightning.tasks.continued_adapter import ContinuedAdapter
 from lora_lightning.tasks.hyperparameters import as_settings
 from lora_lightning.tasks.optimization import OptimizationSettings, build_optimizer, build_schedule
 from lora_lightning.tasks.saving import SavedTask
@@ -50,7 +55,10 @@ class AdaptationTask(HookedConversion, SavedTask):
         gradient_checkpointing: Store only the input of each layer, and recompute the rest in the backward pass: much
             less memory for long texts, about a third more time.
         freeze_backbone: With `lora: null`, train only the head and other modules that the pretrained checkpoint lacks.
+        adapter: An existing PEFT adapter to continue, a folder or a hub id; it decides all of `lora` but the dropout.
     """
+
+    auto_class: ClassVar[str | None] = None  # name of the transformers class that it trains
 
     def __init__(
         self,
@@ -62,6 +70,7 @@ class AdaptationTask(HookedConversion, SavedTask):
         base_dropout: float | None = None,
         gradient_checkpointing: bool = False,
         freeze_backbone: bool = False,
+        adapter: str | None = None,
     ) -> None:
         super().__init__()
         self.metrics = nn.ModuleDict()
@@ -79,6 +88,10 @@ class AdaptationTask(HookedConversion, SavedTask):
         if freeze_backbone and self.lora is not None:
             msg = "model.freeze_backbone trains the head alone, but model.lora asks for adapters; write `lora: null`."
             raise ConfigurationError(msg)
+        if adapter is not None and self.lora is None:
+            msg = "model.adapter continues an adapter, but model.lora is null; leave model.lora out."
+            raise ConfigurationError(msg)
+        self.adapter = adapter
         check_combinations(self.lora, self.optimization)
         self.variants = chosen_variants(self.lora, self.optimization)
         self._step_weighting = StepWeighting()
@@ -116,6 +129,50 @@ class AdaptationTask(HookedConversion, SavedTask):
         if self.gradient_checkpointing:
             enable_gradient_checkpointing(model)
         return network
+
+    @cached_property
+    def continued_adapter(self) -> ContinuedAdapter | None:
+        """The adapter in `model.adapter`; `None` without one."""
+        if self.adapter is None or self.auto_class is None:
+            return None
+        return ContinuedAdapter.find(self.adapter, self.backbone, self.auto_class)
+
+    def check_adapter(self) -> None:
+        """Refuses to continue an adapter of another base model, of other labels or other settings.
+
+        Raises:
+            LoraLightningError: If the adapter is not there, or does not fit.
+        """
+        if self.continued_adapter is None:
+            return
+        self.continued_adapter.settings(to_plain_values(self.lora))
+        self.continued_adapter.check_base(self.base_identity, allowed=self.allows_other_base)
+        self.continued_adapter.check_quantization(self.quantization)
+        self.continued_adapter.check_tokenizer()
+        self.weights_to_continue()
+
+    def weights_to_continue(self) -> Mapping[str, Tensor]:
+        """The weights of the adapter in `model.adapter`, as this task's model takes them."""
+        return cast("ContinuedAdapter", self.continued_adapter).weights
+
+    def load_adapter(self, network: PeftModel, lacked: Collection[str]) -> None:
+        """Loads the adapter in `model.adapter`, unless a checkpoint is loaded instead.
+
+        Args:
+            network: With adapters that have just been attached; changed in place.
+            lacked: Modules that the backbone's checkpoint lacked.
+
+        Raises:
+            CheckpointError: If its weights do not fit.
+        """
+        trainer = trainer_of(self)
+        evaluates = trainer is not None and trainer.state.fn != TrainerFn.FITTING
+        if self.adapter is None or self.resumes or evaluates or not self.loads_values:
+            return
+        in_full = cast("LoraConfig", network.peft_config[ADAPTER]).modules_to_save or []
+        own = [name for name in in_full if name not in lacked]
+        load_adapter_state(network, self.weights_to_continue(), self.adapter, own)
+        self.__dict__.pop("continued_adapter", None)  # its weights
 
     def load_plain_base(self) -> PreTrainedModel:
         """The pretrained model once more, without adapters, quantized as this one is; a new head in it is random.

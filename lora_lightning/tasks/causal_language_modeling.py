@@ -19,6 +19,7 @@ from lora_lightning.backbones.causal_language_modeling import (
     output_head_name,
 )
 from lora_lightning.backbones.miniature import build_miniature
+from lora_lightning.backbones.model_card import LANGUAGE_MODEL
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.dropout import use_fast_dropout
@@ -45,6 +46,7 @@ class CausalLanguageModelingTask(AdaptationTask):
     Args:
         backbone: A hub id, a local folder, or `package://<installed package>/<folder>`.
         lora: Settings of the adapter; `null` for full fine-tuning.
+        adapter: An existing PEFT adapter to continue, a folder or a hub id; it decides all of `lora` but the dropout.
         quantization: Loads the frozen backbone in 4 or 8 bits; `null` for float32.
         optimization: Learning rate, schedule, decay.
         base_dropout: Probability for every dropout of the pretrained model; `null` leaves it unchanged.
@@ -53,18 +55,23 @@ class CausalLanguageModelingTask(AdaptationTask):
         generation: How `predict` and sample texts are generated.
     """
 
+    auto_class = LANGUAGE_MODEL
+
     def __init__(
         self,
         backbone: str,
         *,
         lora: LoraSettings | None = LoraSettings(),  # noqa: B008  # jsonargparse shows it; never changed
+        adapter: str | None = None,
         quantization: QuantizationSettings | None = None,
         optimization: OptimizationSettings = OptimizationSettings(),  # noqa: B008
         base_dropout: float | None = None,
         gradient_checkpointing: bool = False,
         generation: GenerationSettings = GenerationSettings(),  # noqa: B008
     ) -> None:
-        super().__init__(backbone, lora, quantization, optimization, base_dropout, gradient_checkpointing)
+        super().__init__(
+            backbone, lora, quantization, optimization, base_dropout, gradient_checkpointing, adapter=adapter
+        )
         self.generation = as_settings(GenerationSettings, generation) or GenerationSettings()
         self._documents_kept_apart_by: Way | None = None
         self.metrics = nn.ModuleDict(
@@ -76,6 +83,7 @@ class CausalLanguageModelingTask(AdaptationTask):
         self.save_task_hyperparameters(
             backbone=backbone,
             lora=lora,
+            adapter=adapter,
             quantization=quantization,
             optimization=optimization,
             base_dropout=base_dropout,
@@ -149,6 +157,7 @@ class CausalLanguageModelingTask(AdaptationTask):
         network: nn.Module = model
         if self.lora is not None:
             network = attach_lora(model, self.lora, [], "CAUSAL_LM", [output_head_name(model)])
+            self.load_adapter(network, [])
         use_fast_dropout(network)
         fuse_lora_layers(network)
         return network.train()  # from_pretrained leaves it in eval mode, and Lightning keeps modes as they are

@@ -19,6 +19,7 @@ from lora_lightning.backbones import (
     uses_token_types,
 )
 from lora_lightning.backbones.attention import use_dropout_attention
+from lora_lightning.backbones.model_card import QUESTION_ANSWERER
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.dropout import use_fast_dropout
@@ -59,6 +60,7 @@ class QuestionAnsweringTask(AdaptationTask):
     Args:
         backbone: A hub id, a local folder, or `package://<installed package>/<folder>`.
         lora: Settings of the adapter; `null` for full fine-tuning.
+        adapter: An existing PEFT adapter to continue, a folder or a hub id; it decides all of `lora` but the dropout.
         quantization: Loads the frozen backbone in 4 or 8 bits; `null` for float32.
         optimization: Learning rate, schedule, decay.
         base_dropout: Probability for every dropout of the pretrained model; `null` leaves it unchanged.
@@ -71,11 +73,14 @@ class QuestionAnsweringTask(AdaptationTask):
 
     null_threshold: Tensor
 
+    auto_class = QUESTION_ANSWERER
+
     def __init__(
         self,
         backbone: str,
         *,
         lora: LoraSettings | None = LoraSettings(),  # noqa: B008  # jsonargparse shows it; never changed
+        adapter: str | None = None,
         quantization: QuantizationSettings | None = None,
         optimization: OptimizationSettings = OptimizationSettings(),  # noqa: B008
         base_dropout: float | None = None,
@@ -92,6 +97,7 @@ class QuestionAnsweringTask(AdaptationTask):
             base_dropout=base_dropout,
             gradient_checkpointing=gradient_checkpointing,
             freeze_backbone=freeze_backbone,
+            adapter=adapter,
         )
         for name, value in (("max_answer_length", max_answer_length), ("n_best", n_best)):
             if value < 1:
@@ -105,6 +111,7 @@ class QuestionAnsweringTask(AdaptationTask):
         self.save_task_hyperparameters(
             backbone=backbone,
             lora=lora,
+            adapter=adapter,
             quantization=quantization,
             optimization=optimization,
             base_dropout=base_dropout,
@@ -155,6 +162,7 @@ class QuestionAnsweringTask(AdaptationTask):
             # PEFT's wrapper for QUESTION_ANS silently drops token_type_ids (seen with 0.21.2).
             task_type = None if uses_token_types(config) else "QUESTION_ANS"
             network = attach_lora(loaded.model, self.lora, loaded.lacked, task_type)
+            self.load_adapter(network, loaded.lacked)
         elif self.freeze_backbone:
             train_head_only(loaded.model, loaded.lacked)
         use_fast_dropout(network)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lora_lightning.backbones.base_identity import BaseIdentity, identify_base
+from lora_lightning.backbones.saved_base import BASE_MODEL, check_base
 from lora_lightning.errors import CheckpointError, ConfigurationError
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.parameter_names import TASK_PREFIX, is_adapter_parameter
@@ -17,7 +18,6 @@ from lora_lightning.runs.checkpoint import check_state, trainable_state
 from lora_lightning.runs.settings import to_plain_values
 from lora_lightning.tasks.contract import TaskContract
 from lora_lightning.tasks.hyperparameters import hyperparameter_conflicts
-from lora_lightning.tasks.saved_base import BASE_MODEL, check_base
 
 
 class SavedTask(TaskContract):

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig
+from transformers import AutoModelForSequenceClassification, PretrainedConfig
 
 from lora_lightning.analysis.outputs import Outputs
 from lora_lightning.backbones import (
@@ -21,6 +21,8 @@ from lora_lightning.backbones import (
 from lora_lightning.backbones.attention import use_dropout_attention
 from lora_lightning.backbones.finished_head import output_layer_name
 from lora_lightning.backbones.first_token import keep_first_token_only
+from lora_lightning.backbones.loading import build_without_storage
+from lora_lightning.backbones.model_card import CLASSIFIER
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.dropout import use_fast_dropout
@@ -43,6 +45,7 @@ from lora_lightning.tasks.classification_outputs import (
     readable_prediction,
     row_scores,
 )
+from lora_lightning.tasks.continued_adapter import ContinuedAdapter
 from lora_lightning.tasks.hyperparameters import as_settings
 from lora_lightning.tasks.optimization import OptimizationSettings
 
@@ -60,6 +63,7 @@ class SequenceClassificationTask(AdaptationTask):
     Args:
         backbone: A hub id, a local folder, or `package://<installed package>/<folder>`.
         lora: Settings of the adapter; `null` for full fine-tuning.
+        adapter: An existing PEFT adapter to continue, a folder or a hub id; it decides all of `lora` but the dropout.
         quantization: Loads the frozen backbone in 4 or 8 bits; `null` for float32.
         optimization: Learning rate, schedule, decay.
         base_dropout: Probability for every dropout of the pretrained model; `null` leaves it unchanged.
@@ -72,11 +76,14 @@ class SequenceClassificationTask(AdaptationTask):
 
     out_of_scope_threshold: Tensor
 
+    auto_class = CLASSIFIER
+
     def __init__(
         self,
         backbone: str,
         *,
         lora: LoraSettings | None = LoraSettings(),  # noqa: B008  # jsonargparse shows it; never changed
+        adapter: str | None = None,
         quantization: QuantizationSettings | None = None,
         optimization: OptimizationSettings = OptimizationSettings(),  # noqa: B008
         base_dropout: float | None = None,
@@ -93,6 +100,7 @@ class SequenceClassificationTask(AdaptationTask):
             base_dropout=base_dropout,
             gradient_checkpointing=gradient_checkpointing,
             freeze_backbone=freeze_backbone,
+            adapter=adapter,
         )
         if not 0 <= label_smoothing < 1:
             msg = f"model.label_smoothing is {label_smoothing}, but it must be in [0, 1)."
@@ -105,6 +113,7 @@ class SequenceClassificationTask(AdaptationTask):
         self.save_task_hyperparameters(
             backbone=backbone,
             lora=lora,
+            adapter=adapter,
             quantization=quantization,
             optimization=optimization,
             base_dropout=base_dropout,
@@ -167,6 +176,14 @@ class SequenceClassificationTask(AdaptationTask):
             check_adapter_settings(config, self.lora, self.quantization)
             check_idle_options(config, self.lora, self.quantization)
 
+    def weights_to_continue(self) -> Mapping[str, Tensor]:
+        """The weights of the adapter in `model.adapter`, the rows of its head in the order of the labels."""
+        adapter = cast("ContinuedAdapter", self.continued_adapter)
+        if (order := adapter.order_of_labels(self.labels)) is None:
+            return adapter.weights
+        config = self._load_config()
+        return adapter.weights_in_order(order, build_without_storage(AutoModelForSequenceClassification, config))
+
     def build_network(self) -> nn.Module:
         """Loads the backbone and attaches the adapters."""
         self.check_settings()
@@ -182,6 +199,7 @@ class SequenceClassificationTask(AdaptationTask):
         trained_in_full = list(dict.fromkeys([*loaded.lacked, *([] if head is None else [head])]))
         if self.lora is not None:
             network = attach_lora(loaded.model, self.lora, trained_in_full, "SEQ_CLS")
+            self.load_adapter(network, loaded.lacked)
         elif self.freeze_backbone:
             train_head_only(loaded.model, trained_in_full)
         use_fast_dropout(network)

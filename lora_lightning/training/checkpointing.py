@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lora_lightning.backbones.export import export_model
+from lora_lightning.backbones.saved_base import BASE_MODEL
 from lora_lightning.callbacks.adapter_monitor import AdapterMonitor, Export
 from lora_lightning.compat.lightning import HookedCheckpoint, batch_progress, take_back_batch
 from lora_lightning.datamodules import AdaptationDataModule
@@ -17,9 +18,9 @@ from lora_lightning.errors import ConfigurationError, suggest_names
 from lora_lightning.lora.sharding import full_state_dict, is_sharded
 from lora_lightning.runs.checkpoint import read_checkpoint
 from lora_lightning.runs.files import write_error
-from lora_lightning.runs.layout import ADAPTER_FOLDER, BEST, COMPLETE_STEP, EVENT_SIZES, event_sizes, run_folder_of
+from lora_lightning.runs.history import read_json
+from lora_lightning.runs.layout import ADAPTER_FOLDER, BEST, COMPLETE_STEP, EVENT_SIZES, RUN, event_sizes, run_folder_of
 from lora_lightning.tasks import AdaptationTask
-from lora_lightning.tasks.saved_base import BASE_MODEL
 from lora_lightning.training.checkpoint_weights import temporary_weights
 
 
@@ -219,8 +220,9 @@ class AdapterCheckpoint(HookedCheckpoint):
         files = task.export_files()
         if task.lora is not None and task.base_identity is not None:
             files |= {f"{BASE_MODEL}.json": task.base_identity.as_dict()}
+        origin = read_json(run_folder_of(trainer) / RUN).get("continued_from")
         with nullcontext() if sharded else temporary_weights(task, state):
-            export_model(network, datamodule.tokenizer, self.adapter_folder, files, full if sharded else None)
+            export_model(network, datamodule.tokenizer, self.adapter_folder, files, full if sharded else None, origin)
 
     def _measure_export(self, trainer: Trainer, task: AdaptationTask) -> None:
         """Lets every monitor measure the exported weights, which are rarely those of the last step."""

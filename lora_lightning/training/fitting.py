@@ -4,7 +4,7 @@ import errno
 import os
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lora_lightning.backbones.saved_base import BASE_MODEL, check_base
 from lora_lightning.compat.lightning import keep_signal_handlers
 from lora_lightning.errors import (
     CheckpointError,
@@ -33,7 +34,6 @@ from lora_lightning.runs.record import RunRecord
 from lora_lightning.runs.resume import check_folder_is_unused, check_not_started, first_logger, rewind_run_folder
 from lora_lightning.tasks.hyperparameters import hyperparameter_conflicts
 from lora_lightning.tasks.optimization import count_trainable_parameters
-from lora_lightning.tasks.saved_base import BASE_MODEL, check_base
 from lora_lightning.training.announcements import announce_run, announce_skipped_test
 from lora_lightning.training.checkpointing import AdapterCheckpoint
 from lora_lightning.training.ending import check_at_least_one_step, early_end_reason, no_best_reason
@@ -106,6 +106,8 @@ class TrainingRun:
         check_same_labels(self.start.labels, space, self.options.ckpt_path)
         self.task.check_settings()
         self.task.resumes = self.options.ckpt_path is not None
+        if not self.task.resumes:
+            self.task.check_adapter()
         check_monitor_mode(self.options.checkpoint.monitor, self.options.checkpoint.mode)
         self.datamodule.check_splits("fit")  # reads and checks the data, unless reading the labels has done so
         self._check_same_data()
@@ -193,6 +195,7 @@ class TrainingRun:
     def _session_facts(self) -> dict[str, Any]:
         device = self.trainer.strategy.root_device
         return {
+            "continued_from": self._continued_from(),
             "versions": package_versions(),
             "git": git_state(Path.cwd()),
             "data": self.datamodule.fingerprint,
@@ -200,6 +203,12 @@ class TrainingRun:
             "device": str(device.type),
             "processes": self.trainer.world_size,
         }
+
+    def _continued_from(self) -> Mapping[str, str | None] | None:
+        """Which adapter the run started from; a resumed run's adapter may be gone or may have changed since."""
+        if self.start.interrupted is not None and self.task.resumes:
+            return RunRecord.load(self.folder).continued_from
+        return None if self.task.continued_adapter is None else self.task.continued_adapter.provenance()
 
     def fit(self) -> None:
         """Trains. If a check of the trained model fails, the error is kept until the results are written.

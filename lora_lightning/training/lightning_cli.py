@@ -17,12 +17,13 @@ from lora_lightning.configuration.null_values import check_nulls
 from lora_lightning.configuration.parser import ArgumentParser
 from lora_lightning.configuration.yaml_files import GROUPS
 from lora_lightning.datamodules import AdaptationDataModule
-from lora_lightning.errors import ConfigurationError
+from lora_lightning.errors import ConfigurationError, LoraLightningError
 from lora_lightning.runs.checkpoint_io import AtomicCheckpointIO
 from lora_lightning.runs.processes import watch_processes
 from lora_lightning.runs.settings import settings_in
 from lora_lightning.tasks import AdaptationTask
 from lora_lightning.training.adapter_ranks import AdapterRanks
+from lora_lightning.training.adapter_settings import adopt_adapter_settings
 from lora_lightning.training.checkpointing import AdapterCheckpoint
 from lora_lightning.training.confusion import ConfusionFigure
 from lora_lightning.training.early_stopping import AdapterEarlyStopping
@@ -101,7 +102,20 @@ class LoraLightningCLI(LightningCLI):
         check_seed(self.options.seed_everything)
         if self.command == "fit" and self.options.ckpt_path == "last":  # Lightning's name for --resume auto
             self.options.ckpt_path, self.options.resume = None, "auto"
+        problem = self._adopt_adapter(args)
         self.start = find_starting_point(self.command, self.options, self.settings_text(), self.fill_defaults)
+        if problem is not None and self.options.ckpt_path is None:
+            raise problem
+
+    def _adopt_adapter(self, words: Sequence[str]) -> LoraLightningError | None:
+        """Takes the settings of the adapter in `model.adapter`; returns why it cannot, since a checkpoint has them."""
+        if self.command != "fit" or self.options.model.init_args.get("adapter") is None:
+            return None
+        try:
+            adopt_adapter_settings(self.options, words, self.parser.parse_args)
+        except LoraLightningError as error:
+            return error
+        return None
 
     @property
     def options(self) -> Any:

@@ -8,12 +8,12 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lora_lightning.backbones.base_identity import BaseIdentity, identify_base
+from lora_lightning.backbones.saved_base import BASE_MODEL, check_base
 from lora_lightning.errors import CheckpointError, ConfigurationError
 from lora_lightning.metrics import LabelSpace
 from lora_lightning.runs.checkpoint import check_resumable, read_checkpoint
 from lora_lightning.runs.resume import InterruptedRun, find_interrupted_run
 from lora_lightning.tasks.hyperparameters import hyperparameter_conflicts
-from lora_lightning.tasks.saved_base import BASE_MODEL, check_base
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""Reads the configuration of a PEFT folder and refuses what cannot be merged, before any weights load."""
+"""Reads the configuration of a PEFT folder and refuses what cannot be loaded correctly, before any weights load."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ from transformers import BitsAndBytesConfig
 from lora_lightning.backbones.base_identity import BaseIdentity, identify_base
 from lora_lightning.backbones.export import QUANTIZATION
 from lora_lightning.backbones.model_card import CLASSIFIER, LANGUAGE_MODEL, QUESTION_ANSWERER
+from lora_lightning.backbones.saved_base import BASE_MODEL, check_base
 from lora_lightning.errors import CheckpointError, ConfigurationError
-from lora_lightning.tasks.saved_base import BASE_MODEL, check_base
 
 ADAPTER_CONFIG = "adapter_config.json"
+ANSWERS = "question_answering.json"  # of a run's export
 AUTO_CLASS_OF_TASK = {"SEQ_CLS": CLASSIFIER, "QUESTION_ANS": QUESTION_ANSWERER, "CAUSAL_LM": LANGUAGE_MODEL}
-MERGEABLE = ("LORA", "ADALORA")
+SUPPORTED = ("LORA", "ADALORA")
 BASE_UNCHANGED = ("true", "false", "none", "gaussian", "orthogonal", "eva", "mica")  # values of init_lora_weights
 BASE_REBUILT = ("pissa", "olora")  # take a part out of the base, the same whenever the adapter is loaded
 EXPERTS_SINCE = Version("0.19")  # PEFT has kept the factors of experts in another order before
@@ -31,12 +33,14 @@ class AdapterConfig:
         base: Hub id, folder or `package://` name of the base model.
         auto_class: Name of the transformers class that the adapter is for.
         changes_base: Whether PEFT takes a part out of the base weights while it loads the adapter.
+        content: PEFT's settings by name, as in the file.
     """
 
     folder: Path
     base: str
     auto_class: str
     changes_base: bool = False
+    content: Mapping[str, Any] = field(default_factory=dict)
 
     def file(self, name: str) -> dict[str, Any] | None:
         """A JSON file of the folder; `None` if there is none."""
@@ -69,43 +73,59 @@ class AdapterConfig:
         )
 
 
-def read_adapter_config(folder: Path) -> AdapterConfig:
+def read_adapter_config(folder: Path, auto_class: str | None = None, backbone: str | None = None) -> AdapterConfig:
     """Reads and checks `adapter_config.json`.
 
     Args:
         folder: The PEFT folder.
+        auto_class: Name of the transformers class that the adapter is needed for; `None` if the folder decides.
+        backbone: The base model to load it on, which the caller compares with the adapter's own; `None` for its own.
 
     Returns:
         What is needed to load it.
 
     Raises:
-        ConfigurationError: If it is no LoRA, if PEFT cannot rebuild the base that it was trained on, or if its experts
-            were saved by an old PEFT.
+        ConfigurationError: If it is no LoRA, if PEFT cannot rebuild the base that it was trained on, if its experts
+            were saved by an old PEFT, or if it is for another class.
         CheckpointError: If the file is damaged, names no base model, or belongs to another base model.
     """
     content = read_json_file(folder / ADAPTER_CONFIG)
     kind = content.get("peft_type")
-    if kind not in MERGEABLE:
-        msg = f"{folder} holds an adapter of type {kind}, which has no weights to merge; merge takes {MERGEABLE[0]}."
+    if kind not in SUPPORTED:
+        msg = f"{folder} holds an adapter of type {kind}, which is not supported; give one of type {SUPPORTED[0]}."
         raise ConfigurationError(msg)
     _check_experts(folder, content)
     start = _check_initialization(folder, content)
-    base = content.get("base_model_name_or_path")
+    base = backbone or content.get("base_model_name_or_path")
     if not base:
         msg = f"{folder / ADAPTER_CONFIG} does not name the base model; set base_model_name_or_path in it."
         raise CheckpointError(msg)
-    auto_class = AUTO_CLASS_OF_TASK.get(str(content.get("task_type")))
-    if auto_class is None:
+    config = AdapterConfig(folder, str(base), _auto_class(folder, content, auto_class), start in BASE_REBUILT, content)
+    config.quantization()
+    if backbone is None:
+        _check_revision(config, content)
+        _check_same_base(config)
+    return config
+
+
+def _auto_class(folder: Path, content: Mapping[str, Any], wanted: str | None) -> str:
+    task_type = content.get("task_type")
+    found = AUTO_CLASS_OF_TASK.get(str(task_type))
+    if task_type is None and (folder / ANSWERS).is_file():  # PEFT's wrapper for the task drops token_type_ids
+        found = QUESTION_ANSWERER
+    if found is None and (wanted is None or task_type is not None):
         msg = (
-            f"{folder / ADAPTER_CONFIG} has task_type {content.get('task_type')}, so it is not known which model the "
-            f"adapter is for; set it to one of {', '.join(AUTO_CLASS_OF_TASK)}."
+            f"{folder / ADAPTER_CONFIG} has task_type {task_type}, so it is not known which model the adapter is for; "
+            f"set it to one of {', '.join(AUTO_CLASS_OF_TASK)}."
         )
         raise ConfigurationError(msg)
-    config = AdapterConfig(folder, str(base), auto_class, changes_base=start in BASE_REBUILT)
-    _check_revision(config, content)
-    config.quantization()
-    _check_same_base(config)
-    return config
+    if wanted is not None and found not in {None, wanted}:
+        msg = (
+            f"the adapter {folder} is for {found} (task_type {task_type}), but this task needs one for {wanted}; "
+            "choose the task that it was trained for, or another adapter."
+        )
+        raise ConfigurationError(msg)
+    return wanted or str(found)
 
 
 def _check_experts(folder: Path, content: dict[str, Any]) -> None:
@@ -119,7 +139,7 @@ def _check_experts(folder: Path, content: dict[str, Any]) -> None:
     if is_old:
         msg = (
             f"{folder} adapts experts (target_parameters) and was saved by PEFT {saved or 'before 0.18'}, which "
-            f"ordered their factors otherwise than PEFT {EXPERTS_SINCE} and later, so it would be merged wrongly; load "
+            f"ordered their factors otherwise than PEFT {EXPERTS_SINCE} and later, so it would be loaded wrongly; load "
             "it with the PEFT that saved it and merge it there, or train it again."
         )
         raise ConfigurationError(msg)
@@ -146,7 +166,7 @@ def _check_revision(config: AdapterConfig, content: dict[str, Any]) -> None:
     if revision in {None, "main"} or Path(config.base).expanduser().is_dir():
         return
     msg = (
-        f"{config.folder / ADAPTER_CONFIG} names revision {revision!r} of {config.base}, but merge loads the newest; "
+        f"{config.folder / ADAPTER_CONFIG} names revision {revision!r} of {config.base}, but the newest is loaded; "
         "download that revision into a folder, and set base_model_name_or_path to the folder."
     )
     raise ConfigurationError(msg)

@@ -6,8 +6,8 @@ from typing import Any, get_args
 import transformers
 from torch import Tensor
 
-from lora_lightning.artefacts.adapter_config import AdapterConfig
 from lora_lightning.backbones import load_config
+from lora_lightning.backbones.adapter_config import AdapterConfig
 from lora_lightning.backbones.export import CONFIG_FOLDER
 from lora_lightning.backbones.finished_head import is_finished_classifier, output_layer_name
 from lora_lightning.backbones.loading import build_without_storage
