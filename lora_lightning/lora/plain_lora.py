@@ -15,6 +15,7 @@ from peft import LoraConfig, PeftModel
 from torch import Tensor
 
 from lora_lightning.lora.delta import adapted_layers
+from lora_lightning.lora.initial_factors import initial_factor_names
 from lora_lightning.lora.parameter_names import ADAPTER, adalora_weight_names, weight_name
 from lora_lightning.lora.variants import needs_conversion, variant_of_layer
 
@@ -34,7 +35,8 @@ def as_plain_lora(network: PeftModel) -> Iterator[dict[str, Tensor] | None]:
     if not needs_conversion(network):
         yield None
         return
-    state = network.state_dict()
+    starts = initial_factor_names(network)  # which PEFT would save with the layer
+    state = {name: tensor for name, tensor in network.state_dict().items() if name not in starts}
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
     old = cast("LoraConfig", network.peft_config[ADAPTER])

@@ -104,8 +104,6 @@ def test_the_model_starts_as_peft_loads_the_adapter(case: str, tiny_backbone: Ti
     assert (logits_of(network) - expected).abs().max() < 1e-5 * max(1, expected.abs().max())
     plain = logits_of(AUTO_CLASSES[task_type].from_pretrained(base, dtype=torch.float32, **more))
     assert (expected - plain).abs().max() > 1e-3
-    trainable = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
-    assert len(trainable) >= len(load_file(adapter / "adapter_model.safetensors"))
 
 
 def test_an_adapter_on_a_base_in_4_bits(
