@@ -12,10 +12,11 @@ from lora_lightning.backbones.loading import (
 from lora_lightning.backbones.quantization import Quantization, check_quantization
 from lora_lightning.backbones.unused_options import check_idle_options
 from lora_lightning.compat.transformers import is_masked_language_model
-from lora_lightning.errors import BackboneError, ConfigurationError
+from lora_lightning.errors import BackboneError
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.injection import modules_trained_in_full
 from lora_lightning.lora.targets import find_targets
+from lora_lightning.lora.weight_tying import check_weight_tying
 
 
 def load_causal_lm_config(backbone: str, base_dropout: float | None = None) -> PretrainedConfig:
@@ -67,15 +68,7 @@ def check_causal_lm_settings(
     """
     model = build_without_storage(AutoModelForCausalLM, config)
     in_full = modules_trained_in_full(model, settings, [])
-    embeddings = model.get_input_embeddings()
-    tied = {name for name, module in model.named_modules() if module is embeddings} | {output_head_name(model)}
-    for name in in_full:
-        if config.tie_word_embeddings and name in tied:
-            msg = (
-                f"model.lora.modules_to_save: {name} shares its weights with {', '.join(sorted(tied - {name}))}, and "
-                "training a copy of them would part the two; leave it out, or write `lora: null`."
-            )
-            raise ConfigurationError(msg)
+    check_weight_tying(model, settings, in_full)
     targets = find_targets(model, settings, exclude=[*in_full, output_head_name(model)])
     if quantization is not None:
         check_quantization(model, quantization, in_full, targets.parameters)

@@ -44,6 +44,7 @@ from lora_lightning.lora.families import FAMILIES
 from lora_lightning.lora.injection import modules_trained_in_full
 from lora_lightning.lora.quantized import keep_biases_as_they_are
 from lora_lightning.lora.targets import find_targets
+from lora_lightning.lora.weight_tying import check_weight_tying
 from lora_lightning.metrics.label_space import SINGLE_LABEL, ProblemType
 
 # Probabilities that a configuration keeps for a head of its own, or for leaving out complete layers.
@@ -275,6 +276,7 @@ def check_adapter_settings(
     """
     model = build_without_storage(auto_class, config)
     in_full = modules_trained_in_full(model, settings, modules_beside_base(model))
+    check_weight_tying(model, settings, in_full)
     targets = find_targets(model, settings, exclude=in_full)
     if quantization is not None:
         check_quantization(model, quantization, in_full, targets.parameters)

@@ -46,6 +46,8 @@ class LoraSettings:
         modules_to_save: Modules that are fully trained in addition to the adapters, for example `[pooler]`, or the
             embeddings of an encoder, `[word_embeddings]`. The head, and whatever else the pretrained checkpoint lacked,
             always trains in full.
+        ensure_weight_tying: Train embeddings and the output layer that shares their weights as one if `modules_to_save`
+            names either of them; without it, to name one of them is refused.
         use_dora: Train the magnitude of each row beside its direction (Liu et al. 2024, arXiv 2402.09353).
         init_lora_weights: `true` (B = 0), `gaussian` or `orthogonal`, which also start at dW = 0; `pissa`,
             `pissa_niter_4` (faster, randomized) or `olora`, which take the principal directions of W0 out of the base
@@ -72,6 +74,7 @@ class LoraSettings:
     bias: Literal["none", "all", "lora_only"] = "none"
     use_rslora: bool = False
     modules_to_save: list[str] | None = None
+    ensure_weight_tying: bool = False
     use_dora: bool = False
     init_lora_weights: bool | str = True
     eva_config: EvaSettings | None = None

@@ -22,6 +22,7 @@ from lora_lightning.lora.target_modules import (
 from lora_lightning.lora.target_parameters import parameters_to_suggest
 from lora_lightning.lora.targets import Targets, find_targets, initial_rank, rank_of, smaller_sides
 from lora_lightning.lora.variants import chosen_variants
+from lora_lightning.lora.weight_tying import modules_tied_with_embeddings
 
 # PEFT trains modules of these names in any case, whether the checkpoint has them or not.
 HEADS = ("classifier", "score", "qa_outputs")
@@ -75,6 +76,8 @@ def modules_trained_in_full(model: nn.Module, settings: LoraSettings, lacked: Co
             msg = f"model.lora.modules_to_save: the model has no module {wanted!r}; {suggest_names(wanted, choices)}"
             raise ConfigurationError(msg)
         chosen += [name for name in matches if name not in chosen]
+    if settings.ensure_weight_tying and set(tied := modules_tied_with_embeddings(model)).intersection(chosen):
+        chosen += [name for name in tied if name not in chosen]
     return [name for name in chosen if not any(name.startswith(f"{other}.") for other in chosen)]
 
 
@@ -168,6 +171,7 @@ def _peft_config(
         "trainable_token_indices": settings.trainable_token_indices,
         "use_rslora": settings.use_rslora,
         "use_dora": settings.use_dora,
+        "ensure_weight_tying": settings.ensure_weight_tying,
         "init_lora_weights": settings.init_lora_weights,
         "rank_pattern": dict(settings.rank_pattern or {}),
         "alpha_pattern": dict(settings.alpha_pattern or {}),

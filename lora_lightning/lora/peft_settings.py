@@ -21,7 +21,8 @@ from lora_lightning.lora.parameter_names import (
 from lora_lightning.lora.target_modules import PRESETS, ends_with, linear_layers
 from lora_lightning.lora.targets import Targets, find_targets, rank_of
 
-SAME = ("r", "lora_alpha", "lora_dropout", "bias", "use_rslora", "use_dora")
+SAME = ("r", "lora_alpha", "lora_dropout", "bias", "use_rslora", "use_dora", "ensure_weight_tying")
+COMPARED = ("bias", "use_rslora", "use_dora", "init_lora_weights", "ensure_weight_tying")
 STARTS_KEPT = ("pissa", "olora")  # the adapter's start is a part of the base, and stays there
 # Read elsewhere, or of no effect once an adapter is trained.
 OTHERS = {
@@ -136,7 +137,7 @@ class SavedAdapter:
                 name: alphas.get(first_matching_pattern(list(alphas), name), settings.lora_alpha) for name in names
             },
             "trainable_token_indices": sorted(settings.trainable_token_indices or []),
-            **{name: getattr(settings, name) for name in ("bias", "use_rslora", "use_dora", "init_lora_weights")},
+            **{name: getattr(settings, name) for name in COMPARED},
         }
 
     def _in_full(self, settings: LoraSettings) -> list[str]:

@@ -19,7 +19,15 @@ from lora_lightning.lora.initial_factors import initial_factor_names
 from lora_lightning.lora.parameter_names import ADAPTER, adalora_weight_names, weight_name
 from lora_lightning.lora.variants import needs_conversion, variant_of_layer
 
-SHARED = ("task_type", "base_model_name_or_path", "bias", "modules_to_save", "fan_in_fan_out", "lora_dropout")
+SHARED = (
+    "task_type",
+    "base_model_name_or_path",
+    "bias",
+    "modules_to_save",
+    "fan_in_fan_out",
+    "lora_dropout",
+    "ensure_weight_tying",
+)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ OTHER_VALUES = {
     "bias": "all",
     "use_rslora": True,
     "use_dora": True,
+    "ensure_weight_tying": True,
     "init_lora_weights": "gaussian",
 }
 Parse = Callable[[Sequence[str]], Any]

@@ -48,6 +48,16 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "CAUSAL_LM",
         {"target_modules": ["c_attn"], "modules_to_save": ["lm_head"]},
     ),
+    "tied weights trained as one": (
+        "opt",
+        "CAUSAL_LM",
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    ),
+    "an adapter on tied weights as one": (
+        "opt",
+        "CAUSAL_LM",
+        {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True},
+    ),
     "trained embeddings": ("llama", "CAUSAL_LM", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}),
     "trained tokens": ("llama", "CAUSAL_LM", {"target_modules": ["q_proj"], "trainable_token_indices": [5, 12]}),
     "trained tied tokens": ("gpt2", "CAUSAL_LM", {"target_modules": ["c_attn"], "trainable_token_indices": [5, 12]}),
@@ -85,6 +95,8 @@ def test_the_folder_computes_what_peft_computes(
     plain, info = AUTO_CLASSES[task_type].from_pretrained(result.output, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
+    if settings.get("ensure_weight_tying"):
+        assert plain.config.tie_word_embeddings
     more: dict[str, Any] = (
         {"num_labels": 3, "pad_token_id": plain.config.pad_token_id} if task_type == "SEQ_CLS" else {}
     )

@@ -9,12 +9,14 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from lora_lightning.artefacts.plain_model import build_plain_model
 from lora_lightning.backbones.export import export_model
 from lora_lightning.datamodules import InstructionDataModule
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.variants.adalora import AdaLoraSettings, ranks_in_use
 from lora_lightning.lora.variants.eva import EvaSettings
 from lora_lightning.tasks import CausalLanguageModelingTask, OptimizationSettings
+from lora_lightning.tasks.continued_adapter import ContinuedAdapter
 from tests.conftest import TinyBackbone
 from tests.tiny_data import save_tiny_instructions
 
@@ -23,6 +25,11 @@ VARIANTS = {
     "eva": LoraSettings(r=2, init_lora_weights="eva", eva_config=EvaSettings(rho=2.0)),
     "adalora": LoraSettings(adalora=AdaLoraSettings(target_r=1, init_r=3, tinit=1, tfinal=1)),
     "pissa": LoraSettings(r=2, init_lora_weights="pissa"),
+    "tied embeddings": LoraSettings(r=2, modules_to_save=["wte"], ensure_weight_tying=True),
+    "tied head": LoraSettings(r=2, modules_to_save=["lm_head"], ensure_weight_tying=True),
+    "tied and pissa": LoraSettings(
+        r=2, modules_to_save=["lm_head"], ensure_weight_tying=True, init_lora_weights="pissa"
+    ),
 }
 
 
@@ -33,7 +40,16 @@ def logits_of(model: nn.Module) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("family", "variant"), [("gpt2", "tokens"), ("gpt2", "eva"), ("llama", "adalora"), ("gpt2", "pissa")]
+    ("family", "variant"),
+    [
+        ("gpt2", "tokens"),
+        ("gpt2", "eva"),
+        ("llama", "adalora"),
+        ("gpt2", "pissa"),
+        ("gpt2", "tied embeddings"),
+        ("opt", "tied head"),
+        ("gpt2", "tied and pissa"),
+    ],
 )
 def test_a_variant_trains_reloads_and_is_exported(
     tiny_backbone: TinyBackbone, tmp_path: Path, family: str, variant: str
@@ -77,5 +93,20 @@ def test_a_variant_trains_reloads_and_is_exported(
         assert torch.equal(*rows)
         changed = (rows[0] != embedding).any(dim=1).nonzero().flatten().tolist()
         assert changed == [5, 12]
+    if variant.startswith("tied"):
+        taught = model.get_input_embeddings().modules_to_save["default"].weight
+        assert taught is model.get_output_embeddings().modules_to_save["default"].weight
+        assert (taught != embedding).any()
+        merged = build_plain_model(model, "float32")
+        assert merged.config.tie_word_embeddings
+        merged.save_pretrained(tmp_path / "merged")
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+        assert loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight
+        torch.testing.assert_close(logits_of(loaded), expected, rtol=0, atol=1e-5)
+        found = ContinuedAdapter.find(str(tmp_path / "adapter"), backbone, "AutoModelForCausalLM").settings({})
+        assert found.ensure_weight_tying
+        more = CausalLanguageModelingTask(backbone, lora=found, adapter=str(tmp_path / "adapter"))
+        more.configure_model()
+        torch.testing.assert_close(logits_of(more.built_network), expected, rtol=0, atol=1e-5)
     if variant == "adalora":
         assert sum(ranks_in_use(task).values()) == len(ranks_in_use(task))
