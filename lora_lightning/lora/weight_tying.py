@@ -67,7 +67,7 @@ def _check_effect(model: PreTrainedModel, settings: LoraSettings, tied: Sequence
         )
         raise ConfigurationError(msg)
     if trained and (why := _why_not_tied(model, tied)):
-        msg = f"{option} {why}; leave {trained[0]} out of model.lora.modules_to_save."
+        msg = f"{option} {why}; leave both out: it, and {trained[0]} in model.lora.modules_to_save (or write `lora: null`)."
         raise ConfigurationError(msg)
 
 
