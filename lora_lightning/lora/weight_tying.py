@@ -67,7 +67,7 @@ def _check_effect(model: PreTrainedModel, settings: LoraSettings, tied: Sequence
         )
         raise ConfigurationError(msg)
     if trained and (why := _why_not_tied(model, tied)):
-        msg = f"{option} {why}; leave both out: it, and {trained[0]} in model.lora.modules_to_save (or write `lora: null`)."
+        msg = f"{option} {why}; leave it out, and {trained[0]} in model.lora.modules_to_save as well."
         raise ConfigurationError(msg)
 
 
