@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lora_lightning.reports.claim_rows import claim_rows
 from lora_lightning.reports.study_json import json_text, study_as_json
 from lora_lightning.reports.verdict_rows import chance_sentence, shown_value_unit, verdict_rows
 from lora_lightning.statistics.analysis import StudyAnalysis
@@ -121,6 +122,8 @@ def print_audit(audit: StudyAudit) -> None:
     console.print(verdicts_table(audit.results, analysis))
     for paragraph in (analysis.recommendation.answer, chance_sentence(analysis)):
         console.print(f"\n{printable_name(paragraph)}")
+    for row in claim_rows(analysis.claims, metric):
+        console.print(f"\n{printable_name(row.sentence)}")
     console.print()
     for comparison in analysis.comparisons:
         console.print(printable_name(f"- {comparison.sentence} {variance_sentence(comparison.difference)}".rstrip()))

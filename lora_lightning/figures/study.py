@@ -15,6 +15,7 @@ from scipy.special import stdtrit
 from lora_lightning.figures.cards import evenly_spaced
 from lora_lightning.statistics.analysis import StudyAnalysis
 from lora_lightning.statistics.jackknife import CONFIDENCE, Interval
+from lora_lightning.statistics.learning_rate_optimum import mean_scores, rate_optimum
 from lora_lightning.statistics.paired import seeds_estimate
 from lora_lightning.statistics.study_results import ConfigurationResults, Metric, Scale, StudyResults
 from lora_lightning.statistics.verdicts import Verdict, shown_margin
@@ -84,7 +85,7 @@ def rank_figure(results: StudyResults, name: str | None = None) -> "Figure":
     """Draws the metric or a measurement against the rank, with 95 % t intervals over seeds.
 
     Args:
-        results: What a study of ranks measured, with `rank_setting`.
+        results: What a study of several ranks measured.
         name: A measurement; `None` for the metric.
 
     Returns:
@@ -94,12 +95,11 @@ def rank_figure(results: StudyResults, name: str | None = None) -> "Figure":
     figure, axes = new_figure()
     ranked, others = [], []
     for each in results.configurations:
-        rank = each.settings.get(str(results.rank_setting))
         interval = mean_interval(numbers_by_seed(each, name, results.metric))
         if math.isnan(interval.value):
             continue
-        if isinstance(rank, int | float) and rank > 0:
-            ranked.append((float(rank), interval))
+        if each.rank is not None:
+            ranked.append((each.rank, interval))
         else:
             others.append((each.name, interval.value))
     ranked.sort(key=lambda point: point[0])
@@ -119,6 +119,48 @@ def rank_figure(results: StudyResults, name: str | None = None) -> "Figure":
     axes.set_ylabel(axis_label(name, results.metric), fontsize=FONT, parse_math=False)
     show_legend(axes)
     return figure
+
+
+def learning_rates_figure(results: StudyResults) -> "Figure":
+    """Draws the validation metric against the learning rates that were tried.
+
+    Args:
+        results: What a study measured that chooses learning rates.
+
+    Returns:
+        A matplotlib figure that belongs to no window; a triangle marks the best rate of each configuration, filled
+        unless it is at the edge of those that were tried.
+    """
+    figure, axes = new_figure()
+    sign = 1.0 if results.metric.higher_is_better else -1.0
+    for number, each in enumerate(each for each in results.configurations if each.tried_rates):
+        seeds = sorted({seed for values in each.tried_rates.values() for seed in values})
+        scores = mean_scores(each.tried_rates, seeds, higher_is_better=results.metric.higher_is_better)
+        finite = {rate: score for rate, score in sorted(scores.items()) if math.isfinite(score)}
+        if not finite:
+            continue
+        color, style = series_style(number)
+        values = [results.metric.shown_value(sign * score) for score in finite.values()]
+        axes.plot([*finite], values, style, color=color, marker=".", linewidth=1.2, label=shown_name(each.name))
+        optimum = rate_optimum(scores)
+        fill = "none" if optimum.at_edge else "full"
+        axes.plot(
+            [math.exp(optimum.log_rate)],
+            [max(values, key=lambda value: sign * value)],
+            "^",
+            color=color,
+            fillstyle=fill,
+        )
+    axes.set_xscale("log")
+    axes.set_xlabel("learning rate", fontsize=FONT)
+    axes.set_ylabel(f"validation {axis_label(None, results.metric)}", fontsize=FONT, parse_math=False)
+    show_legend(axes)
+    return figure
+
+
+def series_style(number: int) -> tuple[str, str]:
+    """The color and the line style of a series; both differ among the first ten and beyond."""
+    return SERIES[number % len(SERIES)], ("-", "--", ":", "-.")[number // len(SERIES) % 4]
 
 
 def trade_off_figure(results: StudyResults, analysis: StudyAnalysis, cost: str) -> "Figure":
@@ -177,7 +219,7 @@ def curves_figure(results: StudyResults, name: str) -> "Figure":
     """
     figure, axes = new_figure()
     for number, each in enumerate(results.configurations):
-        color, style = SERIES[number % len(SERIES)], ("-", "--", ":", "-.")[number // len(SERIES) % 4]
+        color, style = series_style(number)
         for place, curve in enumerate(averaged_curves(each.curves.get(name, {}))):
             label = None if place else shown_name(each.name)
             axes.plot(curve[0], curve[1], style, color=color, linewidth=1.2, label=label)

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_lightning.errors import DataError
-from lora_lightning.figures.study import curves_figure, differences_figure, rank_figure, trade_off_figure, words
+from lora_lightning.figures.study import (
+    curves_figure,
+    differences_figure,
+    learning_rates_figure,
+    rank_figure,
+    trade_off_figure,
+    words,
+)
+from lora_lightning.reports.claim_rows import claim_rows
 from lora_lightning.reports.drawing import inline_svg, png_bytes, svg_text
 from lora_lightning.reports.study_json import json_text, study_as_json
 from lora_lightning.reports.verdict_rows import chance_sentence, shown_value_unit, verdict_rows
@@ -101,7 +109,11 @@ def study_figures(results: StudyResults, analysis: StudyAnalysis) -> list[Report
     if any(not math.isnan(each.difference.interval.value) for each in analysis.comparisons):
         text = f"Differences from {reference} with 95 % intervals, in the order of the table of verdicts."
         found.append(ReportFigure("differences", "Differences", text, differences_figure(results, analysis)))
-    if results.rank_setting is not None and any(each.values for each in results.configurations):
+    if any(each.tried_rates for each in results.configurations):
+        text = "The validation metric of the runs that tried learning rates, averaged over seeds; the best one of each "
+        text += "configuration, by a parabola, is marked."
+        found.append(ReportFigure("learning_rates", "Learning rates", text, learning_rates_figure(results)))
+    if results.has_ranks and any(each.values for each in results.configurations):
         text = f"{metric} against rank, with 95 % intervals over seeds."
         found.append(ReportFigure("rank_quality", f"{metric} against rank", text, rank_figure(results)))
     for cost, front in analysis.pareto.items():
@@ -118,7 +130,7 @@ def study_figures(results: StudyResults, analysis: StudyAnalysis) -> list[Report
 def _further_figures(results: StudyResults) -> list[Further]:
     """Measurements against rank, and curves: kind, title, description, how to draw it, and name."""
     measured = list(dict.fromkeys(name for each in results.configurations for name in each.measurements))
-    measured = measured if results.rank_setting is not None else []
+    measured = measured if results.has_ranks else []
     costs = [_against_rank(name) for name in measured if "/" not in name]
     metrics = [_against_rank(name) for name in measured if "/" in name]  # of splits; they may be many, so come last
     curves = dict.fromkeys(name for each in results.configurations for name in each.curves)
@@ -182,6 +194,7 @@ def study_page(
         better="larger" if metric.higher_is_better else "smaller",
         chance=chance_sentence(analysis),
         pairs=pairs,
+        claims=claim_rows(analysis.claims, metric),
         sentences=[(each.sentence, variance_sentence(each.difference)) for each in analysis.comparisons],
         notes=[note for note in dict.fromkeys([results.unfinished, *notes, _left_out_figures(results)]) if note],
         figures=[

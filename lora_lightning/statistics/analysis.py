@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
 
+from lora_lightning.statistics.claims import ClaimFinding, judge_claims
 from lora_lightning.statistics.jackknife import Interval
 from lora_lightning.statistics.multiple_tests import ERROR_RATE, fixed_sequence, holm
 from lora_lightning.statistics.paired import PairedDifference
@@ -75,6 +76,7 @@ class StudyAnalysis:
         pairs: All pairs of configurations; recommends nothing.
         pareto: By cost: names of the configurations that no other one beats in quality and cost at once.
         against_full: Comparisons with full fine-tuning, if the study has it.
+        claims: What the runs show about the claims of the study.
     """
 
     comparisons: tuple[Comparison, ...]
@@ -83,6 +85,7 @@ class StudyAnalysis:
     pairs: tuple[Pair, ...]
     pareto: Mapping[str, tuple[str, ...]]
     against_full: tuple[AgainstFull, ...]
+    claims: tuple[ClaimFinding, ...] = ()
 
     @property
     def indistinguishable(self) -> tuple[Pair, ...]:
@@ -113,6 +116,7 @@ def analyze_study(results: StudyResults) -> StudyAnalysis:
         pairs=compare_all_pairs(results),
         pareto={cost: _front(results, cost) for cost in results.costs},
         against_full=compare_with_full(results),
+        claims=judge_claims(results),
     )
 
 

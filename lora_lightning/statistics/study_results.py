@@ -8,9 +8,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from lora_lightning.statistics.claims import Claim
 
 MARGIN_IN_POINTS = 0.5
 MARGIN_IN_PERCENT = 1.0
@@ -74,6 +78,19 @@ class Metric:
             return -100 * math.expm1(-difference)
         return 100 * difference if self.scale is Scale.FRACTION else difference
 
+    def stored_difference(self, shown: float) -> float:
+        """Converts a difference from the unit of the margin into that of the values; the inverse of the other one.
+
+        Args:
+            shown: A difference as shown; for `Scale.LOG` below 100.
+
+        Returns:
+            The difference, signed so that larger is better.
+        """
+        if self.scale is Scale.LOG:
+            return -math.log1p(-shown / 100)
+        return shown / 100 if self.scale is Scale.FRACTION else shown
+
     def shown_value(self, value: float) -> float:
         """Converts a value into the one that is shown: percent for a fraction, the quantity itself for its logarithm.
 
@@ -103,6 +120,9 @@ class ConfigurationResults:
         measurements: Other numbers by name and seed: costs such as `"trainable_parameters"`, and further metrics. A
             number that was not measured is left out.
         curves: Curves by name and seed, shape (2, points), float64: steps or epochs, and values.
+        rank: r of its LoRA layers, if the study says it; `None` for full fine-tuning.
+        tried_rates: Validation metric by learning rate and seed, of the runs that tried learning rates. Those that
+            failed are left out; empty until all of them have ended.
     """
 
     name: str
@@ -111,6 +131,8 @@ class ConfigurationResults:
     outcomes: Mapping[int, NDArray[np.float64]] = field(default_factory=dict)
     measurements: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     curves: Mapping[str, Mapping[int, NDArray[np.float64]]] = field(default_factory=dict)
+    rank: float | None = None
+    tried_rates: Mapping[float, Mapping[int, float]] = field(default_factory=dict)
 
     @property
     def mean_value(self) -> float:
@@ -143,9 +165,9 @@ class StudyResults:
         sequence: Names of configurations in the order in which a fixed-sequence test takes them, the most expensive
             first, without the reference; for a study of ranks from the largest down. Other configurations are tested
             with Holm's correction.
-        rank_setting: The key in `settings` that holds the rank, for figures against it; `None` without ranks.
         full_fine_tuning: Name of the configuration without LoRA, if there is one.
         unfinished: What is missing, such as `"3 of 40 trials have not finished"`; empty for a complete study.
+        claims: Claims of others that the study checks, which were fixed before it ran.
     """
 
     name: str
@@ -154,9 +176,14 @@ class StudyResults:
     reference: str
     costs: Sequence[str] = ("trainable_parameters",)
     sequence: Sequence[str] = ()
-    rank_setting: str | None = None
     full_fine_tuning: str | None = None
     unfinished: str = ""
+    claims: Sequence["Claim"] = ()
+
+    @property
+    def has_ranks(self) -> bool:
+        """Whether configurations differ in rank, so that figures against it make sense."""
+        return len({each.rank for each in self.configurations if each.rank is not None}) > 1
 
     def configuration(self, name: str) -> ConfigurationResults:
         """Finds a configuration.

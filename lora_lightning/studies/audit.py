@@ -88,7 +88,6 @@ def audit_results(
         reference=reference,
         costs=costs,
         sequence=tuple(sequence),
-        rank_setting=reader.rank_setting,
         full_fine_tuning=full_fine_tuning,
         unfinished=_missing_values(table, metric, values),
     )
@@ -138,14 +137,15 @@ class _RunReader:
             for column, numbers in self.measurements.items()
         }
         settings: dict[str, object] = {name: str(self.table.table.columns[name][rows[0]]) for name in self.settings}
-        if self.rank_setting:
-            settings[self.rank_setting] = self.table.numbers(self.rank_setting)[rows[0]]
+        rank = self.table.numbers(self.rank_setting)[rows[0]] if self.rank_setting else None
+        settings |= {self.rank_setting: rank} if self.rank_setting else {}
         return ConfigurationResults(
             name,
             settings,
             {seeds[row]: self.scale.stored_value(self.values[row]) for row in kept},
             {seeds[row]: self.outcomes[row] for row in kept if row in self.outcomes},
             {column: numbers for column, numbers in measurements.items() if numbers},
+            rank=rank if rank is not None and rank > 0 else None,
         )
 
     def _describes(self, column: str) -> bool:

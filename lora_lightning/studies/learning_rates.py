@@ -1,13 +1,96 @@
 """Chooses learning rates from runs that try them, by the mean of the validation metric over their seeds."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from lora_lightning.studies.journal import ENDED, TrialStatus
 from lora_lightning.studies.plan import StudyPlan
+from lora_lightning.studies.specification import RATE_OPTION
+from lora_lightning.studies.trials import Configuration, Trial, make_trial
 
 Scores = Mapping[float, float]
+Statuses = Callable[[Sequence[Trial]], Mapping[str, TrialStatus]]
+
+
+def rate_trials(plan: StudyPlan, configuration: Configuration, rate: float) -> list[Trial]:
+    """Makes the runs that try a learning rate.
+
+    Args:
+        plan: A study that chooses learning rates.
+        configuration: The configuration.
+        rate: The learning rate.
+
+    Returns:
+        A run for each of the seeds that try learning rates.
+    """
+    seeds = plan.study.learning_rate.seeds if plan.study.learning_rate is not None else ()
+    return [make_trial(plan.study, configuration, seed, {RATE_OPTION: rate}, rate) for seed in seeds]
+
+
+def further_trials(plan: StudyPlan, statuses_of: Statuses, *, higher_is_better: bool) -> tuple[Trial, ...]:
+    """Makes the runs that try learning rates beyond an end of the study's, while the best one lies there.
+
+    The next rate is as far away as the two at that end are from each other.
+
+    Args:
+        plan: The study.
+        statuses_of: Returns the state of trials, by id.
+        higher_is_better: Whether larger values of the metric are better.
+
+    Returns:
+        The runs, also those that have ended; empty unless the study's `learning_rate` has `extend`.
+    """
+    rates = plan.study.learning_rate
+    if rates is None or not rates.extend:
+        return ()
+    statuses = statuses_of(plan.trials)
+    found: list[Trial] = []
+    for configuration in plan.configurations:
+        tried = [trial for trial in plan.trials if trial.configuration == configuration.name]
+        own: list[Trial] = []
+        for _ in range(rates.extend):
+            known = {**statuses, **statuses_of(own)} if own else statuses
+            scores = _scores([*tried, *own], known, 1.0 if higher_is_better else -1.0)
+            further = _rate_beyond([trial.rate for trial in (*tried, *own) if trial.rate is not None], scores)
+            if further is None:
+                break
+            own += rate_trials(plan, configuration, further)
+        found += own
+    return tuple(found)
+
+
+def _rate_beyond(tried: Sequence[float], scores: Scores | None) -> float | None:
+    """The next rate beyond the best one, if that is the smallest or the largest; otherwise `None`."""
+    rates = sorted(set(tried))
+    if not scores or len(rates) < 2:  # noqa: PLR2004  # one rate has no distance to the next
+        return None
+    best = _best(scores)
+    if best == rates[0]:
+        return float(f"{rates[0] ** 2 / rates[1]:.6g}")
+    return float(f"{rates[-1] ** 2 / rates[-2]:.6g}") if best == rates[-1] else None
+
+
+def tried_rates(plan: StudyPlan, name: str, statuses: Mapping[str, TrialStatus]) -> dict[float, dict[int, float]]:
+    """Collects the validation metric of the runs of a configuration that tried learning rates.
+
+    Args:
+        plan: The study.
+        name: The configuration.
+        statuses: The state of each trial, by id.
+
+    Returns:
+        Values by learning rate and seed, without those of runs that failed; empty until all runs have ended.
+    """
+    trials = [trial for trial in plan.trials if trial.rate is not None and trial.configuration == name]
+    if any(statuses[trial.id].state not in ENDED for trial in trials):
+        return {}
+    found: dict[float, dict[int, float]] = {}
+    for trial in trials:
+        values = found.setdefault(float(trial.rate or 0), {})
+        if (value := statuses[trial.id].value) is not None:
+            values[trial.seed] = value
+    return found
 
 
 def chosen_rates(plan: StudyPlan, statuses: Mapping[str, TrialStatus], *, higher_is_better: bool) -> dict[str, float]:
@@ -26,7 +109,7 @@ def chosen_rates(plan: StudyPlan, statuses: Mapping[str, TrialStatus], *, higher
     if rates is None:
         return {}
     sign = 1.0 if higher_is_better else -1.0
-    scores = {each.name: _scores(plan, each.name, statuses, sign) for each in plan.configurations}
+    scores = _scores_by_name(plan, statuses, sign)
     if not rates.shared:
         return {name: _best(found) for name, found in scores.items() if found}
     if any(found is None for found in scores.values()):
@@ -51,7 +134,7 @@ def configurations_without_rate(plan: StudyPlan, statuses: Mapping[str, TrialSta
     rates = plan.study.learning_rate
     if rates is None:
         return ()
-    scores = {each.name: _scores(plan, each.name, statuses, sign=1.0) for each in plan.configurations}
+    scores = _scores_by_name(plan, statuses, sign=1.0)
     if not rates.shared:
         return tuple(name for name, found in scores.items() if found == {})
     is_open = any(found is None for found in scores.values())
@@ -75,11 +158,11 @@ def notes_on_rates(plan: StudyPlan, rates: Mapping[str, float]) -> list[str]:
         return without
     chosen = ", ".join(f"{rate:g} for {name}" for name, rate in rates.items())
     notes = [f"Learning rates, chosen on validation with other seeds ({len(tried.seeds)}): {chosen}.", *without]
-    edges = {min(tried.values), max(tried.values)} if len(tried.values) > 1 else set()
-    if at_edge := [name for name, rate in rates.items() if rate in edges]:
+    if at_edge := [name for name, rate in rates.items() if _is_at_edge(plan, name, rate)]:
         notes.append(
             f"The learning rate of {', '.join(at_edge)} is the smallest or the largest one that was tried, so that a "
-            "better one may lie beyond; add values to learning_rate in a study with another name."
+            "better one may lie beyond; give more values or a larger `extend` in learning_rate, in a study with "
+            "another name."
         )
     return notes
 
@@ -91,16 +174,29 @@ def _notes_on_failed_rates(plan: StudyPlan) -> list[str]:
     return [f"{note}is tested. Give smaller learning rates in a study with another name."]
 
 
-def _scores(plan: StudyPlan, name: str, statuses: Mapping[str, TrialStatus], sign: float) -> dict[float, float] | None:
+def _is_at_edge(plan: StudyPlan, name: str, rate: float) -> bool:
+    tried = {trial.rate for trial in plan.trials if trial.rate is not None and trial.configuration == name}
+    return len(tried) > 1 and rate in {min(tried), max(tried)}
+
+
+def _scores_by_name(
+    plan: StudyPlan, statuses: Mapping[str, TrialStatus], sign: float
+) -> dict[str, dict[float, float] | None]:
+    trials = {
+        each.name: [trial for trial in plan.trials if trial.configuration == each.name] for each in plan.configurations
+    }
+    return {name: _scores(own, statuses, sign) for name, own in trials.items()}
+
+
+def _scores(trials: Sequence[Trial], statuses: Mapping[str, TrialStatus], sign: float) -> dict[float, float] | None:
     """The mean of the metric by rate, larger is better; `None` while a run has not ended."""
-    trials = [trial for trial in plan.trials if trial.rate is not None and trial.configuration == name]
-    found = [(trial.rate, statuses[trial.id]) for trial in trials]
+    found = [(trial.rate, statuses[trial.id]) for trial in trials if trial.rate is not None]
     if any(status.state not in ENDED for _, status in found):
         return None
     values: dict[float, list[float]] = {}
     failed = {rate for rate, status in found if status.value is None}
     for rate, status in found:
-        if rate is not None and rate not in failed and status.value is not None:
+        if rate not in failed and status.value is not None:
             values.setdefault(rate, []).append(sign * status.value)
     return {rate: float(np.mean(numbers)) for rate, numbers in values.items()}
 

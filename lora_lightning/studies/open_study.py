@@ -9,7 +9,7 @@ from typing import Any
 from optuna.trial import TrialState
 
 from lora_lightning.studies.journal import ENDED, Claim, StudyJournal, TrialStatus
-from lora_lightning.studies.learning_rates import chosen_rates, configurations_without_rate
+from lora_lightning.studies.learning_rates import chosen_rates, configurations_without_rate, further_trials
 from lora_lightning.studies.plan import StudyPlan
 from lora_lightning.studies.search import (
     SearchRun,
@@ -48,7 +48,7 @@ class OpenStudy:
     def plan(self) -> StudyPlan:
         """The study with what is chosen so far: learning rates, or suggestions of its search and their winner."""
         if self.planned.study.search is None:
-            return self.planned.with_rates(self.rates(), self.without_rate())
+            return self._with_rates()
         runs = self.journal.search_runs()
         suggested = [Suggestion(run.suggestion, run.values, run.seed) for run in runs]
         tried = [search_trial(self.planned.study, each) for each in suggested]
@@ -64,14 +64,24 @@ class OpenStudy:
         """The chosen learning rates by configuration; empty for a study that chooses none."""
         if self.planned.study.learning_rate is None:
             return {}
-        statuses = self.journal.statuses(self.planned.trials)
-        return chosen_rates(self.planned, statuses, higher_is_better=self.higher_is_better)
+        plan = self._with_further_rates()
+        return chosen_rates(plan, self.journal.statuses(plan.trials), higher_is_better=self.higher_is_better)
 
-    def without_rate(self) -> tuple[str, ...]:
-        """The configurations for which no learning rate will be chosen."""
+    def _with_further_rates(self) -> StudyPlan:
+        """The study with the runs that try learning rates beyond its own."""
+        better = self.higher_is_better
+        return self.planned.with_further_rates(
+            further_trials(self.planned, self.journal.statuses, higher_is_better=better)
+        )
+
+    def _with_rates(self) -> StudyPlan:
+        """The study with the tested runs of the configurations whose learning rate is chosen."""
         if self.planned.study.learning_rate is None:
-            return ()
-        return configurations_without_rate(self.planned, self.journal.statuses(self.planned.trials))
+            return self.planned
+        plan = self._with_further_rates()
+        statuses = self.journal.statuses(plan.trials)
+        rates = chosen_rates(plan, statuses, higher_is_better=self.higher_is_better)
+        return plan.with_rates(rates, configurations_without_rate(plan, statuses))
 
     def is_search_over(self, runs: Sequence[SearchRun]) -> bool:
         """Whether all runs of a search have ended, and no other one will be suggested."""

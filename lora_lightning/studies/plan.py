@@ -6,6 +6,7 @@ from itertools import product
 from typing import Any
 
 from lora_lightning.errors import ConfigurationError, suggest_names
+from lora_lightning.studies.claim_settings import check_claims
 from lora_lightning.studies.option_conflicts import check_options_are_set_once, parts_of
 from lora_lightning.studies.specification import RATE_OPTION, Study, label_of
 from lora_lightning.studies.trials import Configuration, Trial, make_configuration, make_trial
@@ -73,6 +74,17 @@ class StudyPlan:
         )
         return replace(self, trials=tried + tested, without_rate=tuple(without_rate))
 
+    def with_further_rates(self, further: Sequence[Trial]) -> "StudyPlan":
+        """Adds runs that try learning rates beyond those of the study.
+
+        Args:
+            further: The runs.
+
+        Returns:
+            The plan.
+        """
+        return replace(self, trials=(*self.trials, *further)) if further else self
+
     def with_search(self, tried: Sequence[Trial], winner: Mapping[str, Any] | None, *, is_over: bool) -> "StudyPlan":
         """Adds the runs of a search, and the tested runs of its winner.
 
@@ -128,7 +140,9 @@ def plan_study(study: Study) -> StudyPlan:
     if len(set(sequence)) < len(sequence) or reference in sequence:
         msg = f"the sequence {list(sequence)} must name each configuration once, and not the reference {reference!r}"
         raise ConfigurationError(msg)
+    ranks = {each.name: rank_of(each) for each in configurations}
     rates = study.learning_rate
+    check_claims(study.claims, ranks, reference, tries_rates=rates is not None)
     if rates is None:
         trials = tuple(make_trial(study, each, seed) for seed in study.seeds for each in configurations)
     else:
@@ -216,6 +230,17 @@ def _sequence(study: Study, configurations: tuple[Configuration, ...], reference
         return ()  # the check of the options refuses it
     largest_first = sorted(ranks, key=lambda name: -ranks[name])
     return tuple(largest_first[1:]) if largest_first[0] == reference else ()
+
+
+def rank_of(configuration: Configuration) -> float | None:
+    """Returns the rank that the options of a configuration set; `None` if they set none.
+
+    Args:
+        configuration: The configuration.
+    """
+    found = [value for option, value in configuration.options.items() if parts_of(option) == parts_of(RANK)]
+    numbers = [float(value) for value in found if isinstance(value, int | float) and value > 0]
+    return numbers[0] if numbers else None
 
 
 def rank_axis(study: Study) -> str | None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from lora_lightning.statistics.claims import Claim
+
 SEED_OPTION, RATE_OPTION = "seed_everything", "model.optimization.learning_rate"
 COSTS = (
     "trainable_parameters",
@@ -66,11 +68,14 @@ class LearningRates:
         values: The learning rates.
         seeds: Each is tried with each of them.
         shared: Whether all configurations get the rate that is best on average; otherwise each gets its own.
+        extend: How many further rates are tried, one after the other, for a configuration whose best rate is the
+            smallest or the largest one.
     """
 
     values: tuple[float, ...]
     seeds: tuple[int, ...]
     shared: bool = False
+    extend: int = 0
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,7 @@ class Study:
         search: How to look for one configuration that is compared with the reference; `None` to compare all of them.
         storage: URL of a database that has the trials; `None` for a journal file in the study's folder.
         budget: Hours of training, of all workers together, after which no further run is started; `None` without limit.
+        claims: Claims of others that the study checks.
     """
 
     name: str
@@ -132,6 +138,7 @@ class Study:
     search: Search | None = None
     budget: float | None = None
     storage: str | None = None
+    claims: tuple[Claim, ...] = ()
 
 
 def label_of(value: object) -> str:

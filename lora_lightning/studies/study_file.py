@@ -11,6 +11,7 @@ import yaml
 
 from lora_lightning.configuration.yaml_files import check_config_file, check_config_form
 from lora_lightning.errors import ConfigurationError, suggest_names
+from lora_lightning.studies.claim_settings import read_claims
 from lora_lightning.studies.search_settings import (
     SEARCH_KEYS,
     check_search,
@@ -33,6 +34,8 @@ from lora_lightning.studies.study_yaml import parse_yaml, read_yaml
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 DIRECTIONS = ("higher", "lower")
+RATE_KEYS = {"values", "seeds", "shared", "extend"}
+MOST_FURTHER = 10  # learning rates beyond those of the study
 OPTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 # What the study sets itself.
 OWN_OPTIONS = (SEED_OPTION, "trainer.logger", "resume", "ckpt_path", "test_after_fit", "config")
@@ -84,6 +87,7 @@ def read_study_file(path: Path, base: Sequence[Path] = (), settings: Sequence[st
         search=reader.search(),
         budget=read_budget(content.get("budget"), reader.refuse),
         storage=reader.storage(),
+        claims=read_claims(content.get("claims"), reader.refuse),
     )
 
 
@@ -211,7 +215,7 @@ class _Reader:
     def check_search(self) -> None:
         search, budget = self.search(), read_budget(self.content.get("budget"), self.refuse)
         check_search(search, self.axes(), self.seeds(), budget, self.refuse)
-        for key in ("learning_rate", "sequence", "full_fine_tuning") if search is not None else ():
+        for key in ("learning_rate", "sequence", "full_fine_tuning", "claims") if search is not None else ():
             if self.content.get(key) is not None:
                 self.refuse(f"{key} and search cannot be used together; leave out one of both")
 
@@ -219,10 +223,10 @@ class _Reader:
         found = self.content.get("learning_rate")
         if found is None:
             return None
-        if not isinstance(found, dict) or not {"values", "seeds"} <= found.keys() <= {"values", "seeds", "shared"}:
+        if not isinstance(found, dict) or not {"values", "seeds"} <= found.keys() <= RATE_KEYS:
             self.refuse(
-                f"learning_rate is {found!r}, but `values` and `seeds` are needed, and maybe `shared: true`; for a "
-                f"single rate, set {RATE_OPTION} in options"
+                f"learning_rate is {found!r}, but `values` and `seeds` are needed, and maybe `shared: true`, or "
+                f"`extend: 3`; for a single rate, set {RATE_OPTION} in options"
             )
         rates = found["values"]
         if not isinstance(rates, list) or not rates or not all(_is_positive(rate) for rate in rates):
@@ -231,13 +235,21 @@ class _Reader:
             self.refuse(f"learning_rate.values is {rates!r}, but each learning rate may occur once; leave one out")
         if not isinstance(shared := found.get("shared", False), bool):
             self.refuse(f"learning_rate.shared is {shared!r}, but it must be true or false")
+        extend = found.get("extend", 0)
+        if isinstance(extend, bool) or not isinstance(extend, int) or not 0 <= extend <= MOST_FURTHER:
+            self.refuse(f"learning_rate.extend is {extend!r}, but an integer from 0 to {MOST_FURTHER} is needed")
+        if extend and (shared or len(rates) < 2):  # noqa: PLR2004  # two have a distance
+            self.refuse(
+                f"learning_rate.extend is {extend}, but only the rates of each configuration can be extended, and two "
+                "values are needed for their distance; leave out extend or shared, or give more values"
+            )
         seeds = self.seeds_in(found["seeds"], "learning_rate.seeds")
         if both := sorted({*seeds} & {*self.seeds()}):
             self.refuse(
                 f"the seed {both[0]} is in seeds and in learning_rate.seeds, but runs that chose a learning rate favor "
                 "it; give other seeds"
             )
-        return LearningRates(tuple(map(float, rates)), seeds, shared)
+        return LearningRates(tuple(map(float, rates)), seeds, shared, extend)
 
     def seeds(self) -> tuple[int, ...]:
         return self.seeds_in(self.needed("seeds", "[0, 1, 2]"), "seeds")

@@ -12,6 +12,7 @@ from filelock import FileLock
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.runs.files import write_error, write_text_atomically
 from lora_lightning.runs.settings import flatten, list_differences
+from lora_lightning.studies.claim_settings import claims_as_json, claims_from_json
 from lora_lightning.studies.plan import StudyPlan, plan_study
 from lora_lightning.studies.specification import Axis, LearningRates, Range, Search, Study
 from lora_lightning.studies.study_yaml import read_yaml
@@ -19,7 +20,7 @@ from lora_lightning.studies.trials import Trial, make_trial
 
 SAVE_DIR = Path("lightning_logs/studies")
 STUDY, JOURNAL, LOCK, CLAIMS, REPORT = "study.json", "journal.jsonl", "study.lock", ".claims", "report"
-TAG, VALIDATION_TAG = "tag", "validation_tag"  # in the study's file
+TAG, VALIDATION_TAG, CLAIMED = "tag", "validation_tag", "claims"  # in the study's file
 RECOMMENDED = "recommended.yaml"
 SCHEMA_VERSION = 1
 DECIDED_BEFOREHAND = ("objective", "direction", "margin", "reference", "costs", "sequence", "full_fine_tuning")
@@ -137,6 +138,7 @@ def study_as_json(study: Study) -> dict[str, Any]:
         "search": None if study.search is None else {**asdict(study.search), "seeds": list(study.search.seeds)},
         "budget": study.budget,
         "storage": study.storage,
+        CLAIMED: claims_as_json(study.claims),
         **{key: getattr(study, key) for key in DECIDED_BEFOREHAND},
     }
 
@@ -172,6 +174,7 @@ def load_plan(path: Path) -> StudyPlan:
             search=_search_from_json(content.get("search")),
             budget=content.get("budget"),
             storage=content.get("storage"),
+            claims=claims_from_json(content.get(CLAIMED, [])),
             **{key: content[key] for key in DECIDED_BEFOREHAND} | lists,
         )
     )
@@ -180,7 +183,7 @@ def load_plan(path: Path) -> StudyPlan:
 def _rates_from_json(content: Mapping[str, Any] | None) -> LearningRates | None:
     if content is None:
         return None
-    return LearningRates(tuple(content["values"]), tuple(content["seeds"]), content["shared"])
+    return LearningRates(tuple(content["values"]), tuple(content["seeds"]), content["shared"], content.get("extend", 0))
 
 
 def load_tags(path: Path) -> tuple[str, str]:
@@ -216,7 +219,8 @@ def check_only_adds(former: StudyPlan, plan: StudyPlan, path: Path) -> None:
         ConfigurationError: If they contradict each other.
     """
     old, new = study_as_json(former.study), study_as_json(plan.study)
-    here, there = ({key: json.loads(json.dumps(each[key])) for key in DECIDED_BEFOREHAND} for each in (new, old))
+    kept = (*DECIDED_BEFOREHAND, CLAIMED)
+    here, there = ({key: json.loads(json.dumps(each[key])) for key in kept} for each in (new, old))
     changed = [
         *list_differences(flatten(_numbered(new["base"])), flatten(_numbered(old["base"])), "there"),
         *list_differences(here, there, "there"),

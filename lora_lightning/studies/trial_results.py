@@ -1,6 +1,6 @@
 """From the finished trials of a study to what its analysis takes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,11 +9,13 @@ from numpy.typing import NDArray
 from lora_lightning.datamodules.base import VALIDATION
 from lora_lightning.errors import DataError
 from lora_lightning.runs.record import RunRecord
+from lora_lightning.statistics.equal_loss import VALIDATION_LOSS
 from lora_lightning.statistics.study_results import ConfigurationResults, StudyResults
 from lora_lightning.studies.journal import ENDED, TrialStatus
+from lora_lightning.studies.learning_rates import tried_rates
 from lora_lightning.studies.metric_outcomes import metric_outcomes, read_outcome_rows
-from lora_lightning.studies.metric_scale import choose_scale
-from lora_lightning.studies.plan import StudyPlan, rank_axis
+from lora_lightning.studies.metric_scale import TableScale, choose_scale
+from lora_lightning.studies.plan import StudyPlan, rank_of
 from lora_lightning.studies.results_table import few_names
 from lora_lightning.studies.same_inputs import check_same_inputs, check_same_rows, note_on_versions, rows_identity
 from lora_lightning.studies.study_folder import StudyFolder
@@ -65,7 +67,7 @@ def collect_results(plan: StudyPlan, folder: StudyFolder, tag: str, statuses: Ma
     Raises:
         LoraLightningError: If a run folder is damaged or gone, or runs had different data or base models.
     """
-    reader = _TrialReader(folder, tag)
+    reader = _TrialReader(folder, tag, [VALIDATION_LOSS, *(claim.measurement for claim in plan.study.claims)])
     configurations = []
     for configuration in plan.configurations:
         trials = [trial for trial in plan.tested if trial.configuration == configuration.name]
@@ -76,7 +78,14 @@ def collect_results(plan: StudyPlan, folder: StudyFolder, tag: str, statuses: Ma
         settings = {axis.name: _setting(axis.name, configuration) for axis in plan.study.axes}
         configurations.append(
             ConfigurationResults(
-                configuration.name, settings, found.values, found.outcomes, found.measurements, found.curves
+                configuration.name,
+                settings,
+                found.values,
+                found.outcomes,
+                found.measurements,
+                found.curves,
+                rank=rank_of(configuration),
+                tried_rates=_as_stored(tried_rates(plan, configuration.name, statuses), reader.scale),
             )
         )
     check_same_inputs(reader.runs, reader.split)
@@ -90,9 +99,9 @@ def collect_results(plan: StudyPlan, folder: StudyFolder, tag: str, statuses: Ma
         # The first one decides, even if it was not measured; then nothing is said to be cheaper.
         costs=[*plan.study.costs[:1], *(cost for cost in plan.study.costs[1:] if cost in measured)],
         sequence=plan.sequence,
-        rank_setting=rank_axis(plan.study),
         full_fine_tuning=plan.study.full_fine_tuning,
         unfinished=_unfinished(plan, statuses),
+        claims=plan.study.claims,
     )
     notes = (_failed(plan, statuses), reader.note, note_on_versions(reader.runs))
     return StudyNotes(results, tuple(filter(None, notes)), tuple(reader.rows))
@@ -104,10 +113,11 @@ class _TrialReader:
     Args:
         folder: The study's folder.
         tag: The metric that decides, with its split.
+        curves: Names of curves that claims need.
     """
 
-    def __init__(self, folder: StudyFolder, tag: str) -> None:
-        self.folder, self.tag = folder, tag
+    def __init__(self, folder: StudyFolder, tag: str, curves: Sequence[str] = ()) -> None:
+        self.folder, self.tag, self.curves = folder, tag, curves
         self.split, _, self.metric = tag.partition("/")
         self.scale = choose_scale(self.metric, [])
         self.runs: list[tuple[Trial, RunRecord]] = []
@@ -141,7 +151,7 @@ class _TrialReader:
                 found.measurements.setdefault(name, {})[seed] = number
         for name, curve in record.curves.items():
             split, _, metric = name.partition("/")
-            if name == TRAINING_LOSS or (split.startswith(VALIDATION) and metric == self.metric):
+            if name in {TRAINING_LOSS, *self.curves} or (split.startswith(VALIDATION) and metric == self.metric):
                 points = np.array([curve.steps, curve.values], dtype=np.float64)
                 found.curves.setdefault(name, {})[seed] = points
 
@@ -157,6 +167,10 @@ class _TrialReader:
                 "and intervals do not count the uncertainty of the test set."
             )
         return f"{count} runs have no test examples and are compared by seed only: {few_names(self.without_outcomes)}."
+
+
+def _as_stored(tried: Mapping[float, Mapping[int, float]], scale: TableScale) -> dict[float, dict[int, float]]:
+    return {rate: {seed: scale.stored_value(value) for seed, value in values.items()} for rate, values in tried.items()}
 
 
 def _setting(axis: str, configuration: Configuration) -> object:

@@ -107,7 +107,7 @@ def test_names_of_strangers_are_escaped_everywhere(tmp_path: Path) -> None:
     second = replace(
         second, name=HOSTILE, measurements={**second.measurements, HOSTILE: {0: 1.0}}, curves={HOSTILE: {}}
     )
-    study = StudyResults(HOSTILE, Metric(HOSTILE), [first, second], "r = 64", (HOSTILE,), (), "model.lora.r")
+    study = StudyResults(HOSTILE, Metric(HOSTILE), [first, second], "r = 64", (HOSTILE,))
     page = write_study_report(study, analyze_study(study), tmp_path, [HOSTILE]).read_text()
     assert "<script" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
@@ -121,7 +121,7 @@ def test_studies_with_little_in_them(seeds: int, tmp_path: Path) -> None:
     alone = ConfigurationResults("only", {}, dict.fromkeys(range(seeds), 0.9))
     empty = ConfigurationResults("empty", {"r": "?"}, {})
     for rows in ([alone], [alone, empty], [empty, alone]):
-        study = StudyResults("s", Metric("accuracy"), rows, "only", rank_setting="r")
+        study = StudyResults("s", Metric("accuracy"), rows, "only")
         assert write_study_report(study, analyze_study(study), tmp_path).exists()
 
 

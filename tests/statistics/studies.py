@@ -34,10 +34,16 @@ def rank_study(
         settings = {"model.lora.r": rank}
         configurations.append(
             ConfigurationResults(
-                f"r = {rank}", settings, accuracy, outcomes, measurements, {"validation accuracy": epochs}
+                f"r = {rank}",
+                settings,
+                accuracy,
+                outcomes,
+                measurements,
+                {"validation accuracy": epochs},
+                rank=float(rank),
             )
         )
     names = [each.name for each in configurations]
     costs = ("trainable_parameters", "peak_memory_mib")
     metric = Metric("in_scope_accuracy")
-    return StudyResults("rank", metric, configurations, names[0], costs, names[1:], "model.lora.r")
+    return StudyResults("rank", metric, configurations, names[0], costs, names[1:])

@@ -75,7 +75,7 @@ def test_a_study_saved_as_a_table_gets_its_own_verdicts(tmp_path: Path) -> None:
         found = audit_results(path, "r = 64", sequence=study.sequence)
         assert found.analysis.comparisons == expected.comparisons
         assert found.analysis.recommendation == expected.recommendation
-        assert found.results.rank_setting == "model.lora.r"
+        assert found.results.configuration("r = 8").rank == 8
         assert found.results.configuration("r = 8").settings == {"model.lora.r": 8.0}
 
 

@@ -1,0 +1,261 @@
+"""Claims of others that a study checks: a quantity, the range that is claimed for it, and what the runs show."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lora_lightning.statistics.equal_loss import differences_at_equal_loss
+from lora_lightning.statistics.jackknife import CONFIDENCE, Interval, jackknife_interval
+from lora_lightning.statistics.learning_rate_optimum import log_log_slope, mean_scores, rate_optimum
+from lora_lightning.statistics.multiple_tests import ERROR_RATE
+from lora_lightning.statistics.pairing import compare
+from lora_lightning.statistics.study_results import ConfigurationResults, StudyResults
+from lora_lightning.statistics.verdicts import ClaimVerdict, claim_verdict
+
+EDGE = (
+    "The best learning rate of {names} is the smallest or the largest one that was tried, so that nothing is decided."
+)
+NOTHING = "The runs that it needs have not finished."
+
+
+class Quantity(StrEnum):
+    """What a claim is about.
+
+    Attributes:
+        DIFFERENCE: Of the metric that decides: each configuration minus `against`, in the unit of the margin, larger is
+            better.
+        EXPONENT: b, if a measurement of the tested runs grows as r^b.
+        LEARNING_RATE_EXPONENT: b, if the best learning rate grows as r^b.
+        LEARNING_RATE_RATIO: The best learning rate, as a geometric mean over configurations, divided by that of
+            `against`.
+        DIFFERENCE_AT_EQUAL_LOSS: Of a measurement that was taken at each validation: each configuration minus
+            `against`, at the lowest validation loss that both reach.
+    """
+
+    DIFFERENCE = "difference"
+    EXPONENT = "exponent"
+    LEARNING_RATE_EXPONENT = "learning_rate_exponent"
+    LEARNING_RATE_RATIO = "learning_rate_ratio"
+    DIFFERENCE_AT_EQUAL_LOSS = "difference_at_equal_loss"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim as a study states it before it runs.
+
+    Attributes:
+        claim: In a sentence.
+        source: Who claims it.
+        quantity: What it is about.
+        low: Lower end of the claimed range.
+        high: Upper end of the claimed range.
+        configurations: Which configurations; empty for all but `against`, or for all that have a rank.
+        against: What they are compared with; empty for the reference.
+        measurement: What is measured, for an exponent or a difference at equal loss.
+    """
+
+    claim: str
+    source: str
+    quantity: Quantity
+    low: float = -math.inf
+    high: float = math.inf
+    configurations: tuple[str, ...] = ()
+    against: str = ""
+    measurement: str = ""
+
+
+@dataclass(frozen=True)
+class ClaimFinding:
+    """What the runs show about a claim.
+
+    Attributes:
+        claim: The claim.
+        verdict: PASS if all intervals are inside the claimed range, FAIL if one is entirely outside, otherwise
+            UNDECIDED.
+        intervals: The quantity with its 95 % interval; by configuration if there are several.
+        seeds: Number of seeds.
+        note: Why nothing is decided; empty otherwise.
+    """
+
+    claim: Claim
+    verdict: ClaimVerdict
+    intervals: Mapping[str, Interval]
+    seeds: int
+    note: str = ""
+
+
+def judge_claims(results: StudyResults) -> tuple[ClaimFinding, ...]:
+    """Judges the claims of a study.
+
+    Args:
+        results: What it measured.
+
+    Returns:
+        A finding for each claim, in the order of the study.
+    """
+    judges: Mapping[Quantity, Callable[[Claim, StudyResults], ClaimFinding]] = {
+        Quantity.DIFFERENCE: _judge_difference,
+        Quantity.EXPONENT: _judge_exponent,
+        Quantity.LEARNING_RATE_EXPONENT: _judge_rate_exponent,
+        Quantity.LEARNING_RATE_RATIO: _judge_rate_ratio,
+        Quantity.DIFFERENCE_AT_EQUAL_LOSS: _judge_at_equal_loss,
+    }
+    return tuple(judges[each.quantity](each, results) for each in results.claims)
+
+
+def _judge_difference(claim: Claim, results: StudyResults) -> ClaimFinding:
+    """Any of several differences may refute a claim about all of them, so each has its share of the error rate."""
+    against = results.configuration(claim.against or results.reference)
+    found = {
+        each.name: compare(each, against, results.metric) for each in _configurations(claim, results, against.name)
+    }
+    shown = results.metric.shown_difference
+    intervals = {
+        name: Interval(*(shown(end) for end in (each.interval.value, each.interval.low, each.interval.high)))
+        for name, each in found.items()
+    }
+    seeds = min((each.seeds for each in found.values()), default=0)
+    if any(math.isnan(each.low) for each in intervals.values()) or not intervals:
+        return ClaimFinding(claim, ClaimVerdict.UNDECIDED, intervals, seeds, NOTHING if not seeds else "")
+    low, high = (_stored(results, end) for end in (claim.low, claim.high))
+    share = ERROR_RATE / 2 / len(found)
+    outside = any(each.p_value_below(low) <= share or each.p_value_above(high) <= share for each in found.values())
+    verdicts = [claim_verdict(each, claim.low, claim.high) for each in intervals.values()]
+    verdict = ClaimVerdict.FAIL if outside else _common_verdict(verdicts)
+    return ClaimFinding(claim, verdict, intervals, seeds)
+
+
+def _stored(results: StudyResults, shown: float) -> float:
+    """A difference in the unit of the values, from one in the unit of the margin."""
+    if not math.isfinite(shown):
+        return shown
+    return results.metric.stored_difference(shown)
+
+
+def _judge_exponent(claim: Claim, results: StudyResults) -> ClaimFinding:
+    chosen = [each for each in _with_rank(claim, results) if claim.measurement in each.measurements]
+    seeds = sorted(set.intersection(*(set(each.measurements[claim.measurement]) for each in chosen)) if chosen else [])
+    ranks = np.array([each.rank for each in chosen], dtype=np.float64)
+
+    def exponent(kept: list[int]) -> float:
+        means = [float(np.mean([each.measurements[claim.measurement][seed] for seed in kept])) for each in chosen]
+        return log_log_slope(ranks, np.array(means)) if min(means) > 0 else math.nan
+
+    return _judge_by_jackknife(claim, exponent, seeds if _has_several(ranks) else [])
+
+
+def _judge_rate_exponent(claim: Claim, results: StudyResults) -> ClaimFinding:
+    chosen = _with_rank(claim, results)
+    ranks = np.array([each.rank for each in chosen], dtype=np.float64)
+    seeds, edges = _tried_seeds(chosen), _at_edge(chosen, results)
+
+    def exponent(kept: list[int]) -> float:
+        return log_log_slope(ranks, np.exp([_log_optimum(each, kept, results) for each in chosen]))
+
+    return _judge_by_jackknife(claim, exponent, seeds if _has_several(ranks) else [], edges)
+
+
+def _judge_rate_ratio(claim: Claim, results: StudyResults) -> ClaimFinding:
+    against = results.configuration(claim.against or results.reference)
+    chosen = _configurations(claim, results, against.name)
+    seeds, edges = _tried_seeds([*chosen, against]), _at_edge([*chosen, against], results)
+
+    def log_ratio(kept: list[int]) -> float:
+        mean = float(np.mean([_log_optimum(each, kept, results) for each in chosen]))
+        return mean - _log_optimum(against, kept, results)
+
+    return _judge_by_jackknife(claim, log_ratio, seeds, edges, math.exp)
+
+
+def _judge_at_equal_loss(claim: Claim, results: StudyResults) -> ClaimFinding:
+    against = results.configuration(claim.against or results.reference)
+    found = {
+        each.name: differences_at_equal_loss(each, against, claim.measurement)
+        for each in _configurations(claim, results, against.name)
+    }
+    seeds = min(map(len, found.values()), default=0)
+    if not seeds:
+        return ClaimFinding(claim, ClaimVerdict.UNDECIDED, {}, 0, NOTHING)
+    intervals = {name: _mean_interval(numbers, CONFIDENCE) for name, numbers in found.items()}
+    share = 1 - ERROR_RATE / len(found)
+    wide = [_mean_interval(numbers, share) for numbers in found.values()]
+    verdicts = [claim_verdict(each, claim.low, claim.high) for each in intervals.values()]
+    refuted = any(claim_verdict(each, claim.low, claim.high) is ClaimVerdict.FAIL for each in wide)
+    verdict = ClaimVerdict.FAIL if refuted else _common_verdict(verdicts)
+    return ClaimFinding(claim, verdict, intervals, seeds)
+
+
+def _common_verdict(verdicts: Sequence[ClaimVerdict]) -> ClaimVerdict:
+    """PASS if all pass, otherwise UNDECIDED: what refutes is tested with a share of the error rate."""
+    return ClaimVerdict.PASS if set(verdicts) == {ClaimVerdict.PASS} else ClaimVerdict.UNDECIDED
+
+
+def _mean_interval(numbers: Sequence[float], confidence: float) -> Interval:
+    values = np.asarray(numbers, dtype=np.float64)
+    without_one = (values.sum() - values) / max(1, len(values) - 1)
+    return jackknife_interval(float(values.mean()), without_one, confidence)
+
+
+def _judge_by_jackknife(
+    claim: Claim,
+    statistic: Callable[[list[int]], float],
+    seeds: list[int],
+    edges: Sequence[str] = (),
+    shown: Callable[[float], float] = float,
+) -> ClaimFinding:
+    """Judges a quantity by its jackknife interval over seeds.
+
+    Args:
+        claim: The claim.
+        statistic: The quantity of some seeds.
+        seeds: All seeds; empty if the runs that it needs are missing.
+        edges: Configurations whose best learning rate is at the edge of those that were tried.
+        shown: Converts the quantity and the ends of its interval into the unit of the claim.
+    """
+    if not seeds:
+        return ClaimFinding(claim, ClaimVerdict.UNDECIDED, {}, 0, NOTHING)
+    without_one = [statistic([seed for seed in seeds if seed != left_out]) for left_out in seeds if len(seeds) > 1]
+    found = jackknife_interval(statistic(seeds), np.array(without_one, dtype=np.float64))
+    interval = Interval(shown(found.value), shown(found.low), shown(found.high))
+    note = EDGE.format(names=", ".join(edges)) if edges else ""
+    verdict = ClaimVerdict.UNDECIDED if edges else claim_verdict(interval, claim.low, claim.high)
+    return ClaimFinding(claim, verdict, {"": interval}, len(seeds), note)
+
+
+def _configurations(claim: Claim, results: StudyResults, against: str) -> list[ConfigurationResults]:
+    names = claim.configurations or [each.name for each in results.configurations if each.name != against]
+    return [results.configuration(name) for name in names]
+
+
+def _with_rank(claim: Claim, results: StudyResults) -> list[ConfigurationResults]:
+    names = claim.configurations or [each.name for each in results.configurations]
+    return [each for each in map(results.configuration, names) if each.rank is not None]
+
+
+def _has_several(ranks: NDArray[np.float64]) -> bool:
+    return len(set(ranks.tolist())) > 1
+
+
+def _tried_seeds(configurations: Sequence[ConfigurationResults]) -> list[int]:
+    """The seeds that tried learning rates; empty while runs are missing, or if each rate of a configuration failed."""
+    seeds = {seed for each in configurations for values in each.tried_rates.values() for seed in values}
+    complete = [any(seeds <= set(values) for values in each.tried_rates.values()) for each in configurations]
+    return sorted(seeds) if all(complete) else []
+
+
+def _log_optimum(configuration: ConfigurationResults, seeds: list[int], results: StudyResults) -> float:
+    better = results.metric.higher_is_better
+    return rate_optimum(mean_scores(configuration.tried_rates, seeds, higher_is_better=better)).log_rate
+
+
+def _at_edge(configurations: Sequence[ConfigurationResults], results: StudyResults) -> list[str]:
+    found = []
+    for each in configurations:
+        scores = mean_scores(each.tried_rates, _tried_seeds([each]), higher_is_better=results.metric.higher_is_better)
+        if not scores or rate_optimum(scores).at_edge:
+            found.append(each.name)
+    return found

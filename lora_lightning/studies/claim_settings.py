@@ -1,0 +1,139 @@
+"""Reads the claims of a study, and checks that it has what they need."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from lora_lightning.errors import ConfigurationError, suggest_names
+from lora_lightning.statistics.claims import Claim, Quantity
+
+Refuse = Callable[[str], NoReturn]
+KEYS = ("claim", "source", "quantity", "between", "configurations", "against", "measurement")
+MEASURED = (Quantity.EXPONENT, Quantity.DIFFERENCE_AT_EQUAL_LOSS)
+OF_RATES = (Quantity.LEARNING_RATE_EXPONENT, Quantity.LEARNING_RATE_RATIO)
+OF_RANKS = (Quantity.EXPONENT, Quantity.LEARNING_RATE_EXPONENT)
+EXAMPLE = "{claim: TEXT, source: TEXT, quantity: difference, between: [-0.5, 0.5]}"
+
+
+def read_claims(content: object, refuse: Refuse) -> tuple[Claim, ...]:
+    """Reads the claims of a study.
+
+    Args:
+        content: The value of `claims`.
+        refuse: Raises the error with a message.
+
+    Returns:
+        The claims; empty if there are none.
+    """
+    if content is None:
+        return ()
+    if not isinstance(content, list) or not all(isinstance(each, dict) for each in content):
+        refuse(f"claims is {content!r}, but a list is needed, such as [{EXAMPLE}]")
+    return tuple(_read_claim(each, refuse) for each in content)
+
+
+def _read_claim(content: Mapping[str, Any], refuse: Refuse) -> Claim:
+    if unknown := [key for key in content if key not in KEYS]:
+        refuse(f"a claim has the unknown key {unknown[0]!r}; {suggest_names(str(unknown[0]), KEYS)}")
+    for key in ("claim", "source", "quantity"):
+        if not isinstance(content.get(key), str) or not content[key]:
+            refuse(f"a claim has {key} {content.get(key)!r}, but a text is needed, as in {EXAMPLE}")
+    name = content["claim"]
+    if content["quantity"] not in [*Quantity]:
+        allowed = suggest_names(content["quantity"], [*Quantity])
+        refuse(f"the claim {name!r} has the quantity {content['quantity']!r}; {allowed}")
+    quantity = Quantity(content["quantity"])
+    low, high = _read_range(content.get("between"), name, refuse)
+    texts = {key: content.get(key) or "" for key in ("against", "measurement")}
+    for key, text in texts.items():
+        if not isinstance(text, str):
+            refuse(f"the claim {name!r} has {key} {text!r}, but a text is needed")
+    if bool(texts["measurement"]) != (quantity in MEASURED):
+        remedy = "add one, such as stable_rank" if quantity in MEASURED else "leave it out"
+        refuse(f"the claim {name!r} on {quantity} has measurement {texts['measurement']!r}; {remedy}")
+    if texts["against"] and quantity in OF_RANKS:
+        refuse(f"the claim {name!r} on {quantity} compares nothing; leave out against")
+    chosen = content.get("configurations") or []
+    if not isinstance(chosen, list) or not all(isinstance(each, str) for each in chosen):
+        refuse(f"the claim {name!r} has configurations {chosen!r}, but a list of their names is needed")
+    return Claim(name, content["source"], quantity, low, high, tuple(chosen), **texts)
+
+
+def _read_range(content: object, name: str, refuse: Refuse) -> tuple[float, float]:
+    wrong = (
+        f"the claim {name!r} has between {content!r}, but two numbers are needed, the smaller one first, of which one "
+    )
+    wrong += "may be null, such as [-0.5, 0.5] or [0, null]"
+    if not isinstance(content, list) or len(content) != 2:  # noqa: PLR2004  # two ends
+        refuse(wrong)
+    numbers = [math.copysign(math.inf, place - 0.5) if end is None else end for place, end in enumerate(content)]
+    if not all(isinstance(end, int | float) and not isinstance(end, bool) and not math.isnan(end) for end in numbers):
+        refuse(wrong)
+    low, high = map(float, numbers)
+    if low >= high or (math.isinf(low) and math.isinf(high)):
+        refuse(wrong)
+    return low, high
+
+
+def check_claims(
+    claims: Sequence[Claim], ranks: Mapping[str, float | None], reference: str, *, tries_rates: bool
+) -> None:
+    """Checks claims against the configurations of their study.
+
+    Args:
+        claims: The claims.
+        ranks: Rank by configuration; `None` for one without.
+        reference: Name of the reference.
+        tries_rates: Whether the study tries learning rates.
+
+    Raises:
+        ConfigurationError: If a claim names an unknown configuration, or needs ranks or learning rates that the study
+            does not vary.
+    """
+    for each in claims:
+        named = [*each.configurations, *([each.against] if each.against else [])]
+        if unknown := [name for name in named if name not in ranks]:
+            msg = f"the claim {each.claim!r} names {unknown[0]!r}, which is no configuration; "
+            raise ConfigurationError(msg + suggest_names(unknown[0], [*ranks]))
+        if each.quantity not in OF_RANKS and (each.against or reference) in each.configurations:
+            msg = f"the claim {each.claim!r} compares {each.against or reference!r} with itself; leave it out of "
+            msg += "configurations, or name another one in against"
+            raise ConfigurationError(msg)
+        if each.quantity in OF_RATES and not tries_rates:
+            msg = (
+                f"the claim {each.claim!r} is about learning rates, but the study tries none; add learning_rate, such "
+            )
+            msg += "as {values: [1.0e-3, 2.0e-3], seeds: [100, 101]}"
+            raise ConfigurationError(msg)
+        chosen = {ranks[name] for name in each.configurations or ranks} - {None}
+        if each.quantity in OF_RANKS and len(chosen) < 2:  # noqa: PLR2004  # a slope needs two
+            msg = (
+                f"the claim {each.claim!r} is about ranks, but its configurations have {len(chosen)} of them; give at "
+            )
+            msg += "least two configurations that set model.lora.r"
+            raise ConfigurationError(msg)
+
+
+def claims_as_json(claims: Sequence[Claim]) -> list[dict[str, Any]]:
+    """Returns claims as they are written in a study's YAML."""
+    return [
+        {
+            "claim": each.claim,
+            "source": each.source,
+            "quantity": str(each.quantity),
+            "between": [end if math.isfinite(end) else None for end in (each.low, each.high)],
+            "configurations": list(each.configurations),
+            "against": each.against,
+            "measurement": each.measurement,
+        }
+        for each in claims
+    ]
+
+
+def claims_from_json(content: Sequence[Mapping[str, Any]]) -> tuple[Claim, ...]:
+    """Reads what `claims_as_json` returned."""
+
+    def refuse(message: str) -> NoReturn:
+        raise ConfigurationError(message)
+
+    return tuple(_read_claim(each, refuse) for each in content)

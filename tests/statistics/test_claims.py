@@ -1,0 +1,218 @@
+"""Claims are judged by planted exponents, ratios and differences."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lora_lightning.statistics.analysis import analyze_study
+from lora_lightning.statistics.claims import Claim, ClaimFinding, Quantity, judge_claims
+from lora_lightning.statistics.equal_loss import differences_at_equal_loss
+from lora_lightning.statistics.learning_rate_optimum import log_log_slope, mean_scores, rate_optimum
+from lora_lightning.statistics.study_results import ConfigurationResults, Metric, Scale, StudyResults
+from lora_lightning.statistics.verdicts import ClaimVerdict
+from tests.statistics.studies import rank_study
+
+RATES = [1e-3 * 2.0**power for power in range(-4, 5)]
+
+
+def found(quantity: Quantity, results: StudyResults, low: float, high: float, **further: object) -> ClaimFinding:
+    claim = Claim("claim", "source", quantity, low, high, **further)  # type: ignore[arg-type]
+    return judge_claims(replace(results, claims=[claim]))[0]
+
+
+def tried(optimum: float, seeds: int = 3, spread: float = 0.02) -> dict[float, dict[int, float]]:
+    """Validation accuracies on a parabola in log rate; the optimum of each seed differs."""
+    random = np.random.default_rng(0)
+    shifts = random.normal(0, spread, seeds)
+    return {
+        rate: {seed: 0.9 - 0.01 * (math.log(rate / optimum) - shift) ** 2 for seed, shift in enumerate(shifts)}
+        for rate in RATES
+    }
+
+
+def study_of_rates(optima: Mapping[str, float], ranks: Mapping[str, float]) -> StudyResults:
+    configurations = [
+        ConfigurationResults(name, {}, {0: 0.9}, rank=ranks.get(name), tried_rates=tried(optimum))
+        for name, optimum in optima.items()
+    ]
+    return StudyResults("rates", Metric("accuracy"), configurations, next(iter(optima)))
+
+
+@pytest.mark.parametrize("optimum", [3e-4, 1e-3, 1.7e-3, 6e-3])
+def test_the_vertex_of_a_parabola_is_found_between_rates(optimum: float) -> None:
+    scores = mean_scores(tried(optimum, spread=0), [0, 1, 2], higher_is_better=True)
+    assert math.exp(rate_optimum(scores).log_rate) == pytest.approx(optimum, rel=1e-9)
+    assert not rate_optimum(scores).at_edge
+
+
+def test_losses_count_the_other_way_round() -> None:
+    losses = {
+        rate: {seed: -score for seed, score in scores.items()} for rate, scores in tried(1.7e-3, spread=0).items()
+    }
+    scores = mean_scores(losses, [0], higher_is_better=False)
+    assert math.exp(rate_optimum(scores).log_rate) == pytest.approx(1.7e-3, rel=1e-9)
+
+
+def test_an_optimum_at_the_edge_or_beside_failed_runs_stays_within_what_was_tried() -> None:
+    assert rate_optimum({1e-3: 0.5, 2e-3: 0.6, 4e-3: 0.7}).at_edge
+    assert rate_optimum({1e-3: 0.5}) == rate_optimum({1e-3: 0.4})
+    diverged = rate_optimum({1e-3: 0.5, 2e-3: 0.6, 4e-3: 0.7, 8e-3: -math.inf})
+    assert not diverged.at_edge
+    assert 2e-3 <= math.exp(diverged.log_rate) <= 8e-3
+    flat = rate_optimum({1e-3: 0.5, 2e-3: 0.7, 4e-3: -math.inf})
+    assert math.exp(flat.log_rate) == pytest.approx(2e-3)
+    # A parabola through noise whose vertex is far away is cut off at the neighbors of the best rate.
+    noisy = rate_optimum({1e-3: 0.70, 2e-3: 0.71, 4e-3: 0.7001, 8e-3: 0.7099, 16e-3: 0.70})
+    assert 1e-3 <= math.exp(noisy.log_rate) <= 4e-3 * (1 + 1e-9)
+
+
+def test_a_rate_without_one_of_the_seeds_cannot_be_the_best() -> None:
+    scores = mean_scores({1e-3: {0: 0.5, 1: 0.5}, 2e-3: {0: 0.9}}, [0, 1], higher_is_better=True)
+    assert scores == {1e-3: 0.5, 2e-3: -math.inf}
+
+
+def test_an_exponent_is_that_of_a_power_law() -> None:
+    x = np.array([1.0, 2, 4, 8, 32])
+    assert log_log_slope(x, 3.0 * x**-0.37) == pytest.approx(-0.37)
+
+
+@pytest.mark.parametrize(
+    ("exponent", "verdict"),
+    [(0.0, ClaimVerdict.PASS), (-1.0, ClaimVerdict.FAIL), (0.8, ClaimVerdict.FAIL)],
+)
+def test_whether_the_best_rate_depends_on_rank(exponent: float, verdict: ClaimVerdict) -> None:
+    ranks = {f"r = {r}": float(r) for r in (1, 2, 4, 8)}
+    study = study_of_rates({name: 1e-3 * (r / 2) ** exponent for name, r in ranks.items()}, ranks)
+    finding = found(Quantity.LEARNING_RATE_EXPONENT, study, -0.25, 0.25)
+    assert finding.intervals[""].value == pytest.approx(exponent, abs=1e-6)
+    assert finding.verdict is verdict
+    assert finding.seeds == 3
+
+
+def test_the_interval_of_an_exponent_is_that_of_the_seeds() -> None:
+    """A shift of all optima of a seed leaves the slope; shifts that differ by rank do not."""
+    ranks = {"r = 1": 1.0, "r = 8": 8.0}
+    study = study_of_rates(dict.fromkeys(ranks, 1e-3), ranks)
+    slopes = np.array([-0.1, 0.05, 0.2])
+    tilted = {
+        rate: {s: 0.9 - 0.01 * (math.log(rate / 1e-3) - slope * math.log(8)) ** 2 for s, slope in enumerate(slopes)}
+        for rate in RATES
+    }
+    base = {rate: dict.fromkeys(range(3), values[0]) for rate, values in tried(1e-3, 1, spread=0).items()}
+    first, second = study.configurations
+    study = replace(study, configurations=[replace(first, tried_rates=base), replace(second, tried_rates=tilted)])
+    interval = found(Quantity.LEARNING_RATE_EXPONENT, study, -0.25, 0.25).intervals[""]
+    half = 4.302653 * slopes.std(ddof=1) / math.sqrt(3)  # Student's t with 2 degrees of freedom
+    assert interval.value == pytest.approx(slopes.mean(), abs=1e-9)
+    assert interval.high - interval.value == pytest.approx(half, rel=1e-6)
+
+
+def test_a_ratio_of_rates_is_a_geometric_mean_over_ranks() -> None:
+    ranks = {"r = 1": 1.0, "r = 4": 4.0}
+    study = study_of_rates({"full": 1e-4 * 2, "r = 1": 1e-3, "r = 4": 4e-3}, ranks)
+    finding = found(Quantity.LEARNING_RATE_RATIO, study, 5, 20, against="full")
+    assert finding.intervals[""].value == pytest.approx(10)
+    assert finding.verdict is ClaimVerdict.PASS
+    assert found(Quantity.LEARNING_RATE_RATIO, study, 11, 20).verdict is ClaimVerdict.FAIL
+
+
+def test_an_optimum_at_the_edge_decides_nothing() -> None:
+    ranks = {"r = 1": 1.0, "r = 4": 4.0}
+    study = study_of_rates({"full": 1e-5, "r = 1": 1e-3, "r = 4": 1e-3}, ranks)
+    finding = found(Quantity.LEARNING_RATE_RATIO, study, 5, 20)
+    assert finding.verdict is ClaimVerdict.UNDECIDED
+    assert finding.note.startswith("The best learning rate of full is the smallest or the largest one")
+    inner = found(Quantity.LEARNING_RATE_EXPONENT, study, -0.25, 0.25)
+    assert inner.verdict is ClaimVerdict.PASS
+
+
+def test_runs_that_are_missing_decide_nothing() -> None:
+    ranks = {"r = 1": 1.0, "r = 4": 4.0}
+    study = study_of_rates({"full": 2e-4, "r = 1": 1e-3, "r = 4": 1e-3}, ranks)
+    rows = [replace(study.configurations[0], tried_rates={}), *study.configurations[1:]]
+    finding = found(Quantity.LEARNING_RATE_RATIO, replace(study, configurations=rows), 5, 20)
+    assert (finding.verdict, finding.intervals, finding.seeds) == (ClaimVerdict.UNDECIDED, {}, 0)
+    assert "not finished" in finding.note
+
+
+def test_how_a_measurement_grows_with_rank() -> None:
+    study = rank_study(seeds=3, examples=50)
+    rows = [
+        replace(each, measurements={"stable_rank": {s: (1 + 0.001 * s) * (each.rank or 0) ** 0.27 for s in range(3)}})
+        for each in study.configurations
+    ]
+    study = replace(study, configurations=rows, costs=())
+    finding = found(Quantity.EXPONENT, study, 0.23, 0.30, measurement="stable_rank")
+    assert finding.intervals[""].value == pytest.approx(0.27)
+    assert finding.verdict is ClaimVerdict.PASS
+    assert found(Quantity.EXPONENT, study, 0.23, 0.30, measurement="other").verdict is ClaimVerdict.UNDECIDED
+
+
+def test_all_differences_must_be_inside_and_any_may_refute() -> None:
+    study = rank_study({64: 0.0, 32: 0.0, 8: 0.0}, seeds=5, examples=4000, spread=0.0)
+    tie = found(Quantity.DIFFERENCE, study, -2, 2)
+    assert tie.verdict is ClaimVerdict.PASS
+    assert tie.intervals.keys() == {"r = 32", "r = 8"}
+    assert found(Quantity.DIFFERENCE, study, -0.01, 0.01).verdict is ClaimVerdict.UNDECIDED
+    apart = rank_study({64: 0.0, 32: 0.0, 8: -0.05}, seeds=5, examples=4000)
+    refuted = found(Quantity.DIFFERENCE, apart, -2, 2)
+    assert refuted.verdict is ClaimVerdict.FAIL
+    expected = 100 * np.mean(
+        [apart.configuration("r = 8").values[s] - apart.configuration("r = 64").values[s] for s in range(5)]
+    )
+    assert refuted.intervals["r = 8"].value == pytest.approx(expected)
+    better = found(Quantity.DIFFERENCE, apart, 0, math.inf, configurations=("r = 64",), against="r = 8")
+    assert better.verdict is ClaimVerdict.PASS
+
+
+def test_chance_refutes_a_true_claim_about_many_configurations_rarely() -> None:
+    """True differences lie on the end of the claimed range; each of ten may refute with its share of 5 % only."""
+    random = np.random.default_rng(0)
+    refuted = 0
+    for _ in range(300):
+        values = [{seed: float(value) for seed, value in enumerate(random.normal(0.9, 0.01, 4))} for _ in range(11)]
+        rows = [ConfigurationResults(str(place), {}, each) for place, each in enumerate(values)]
+        study = StudyResults("s", Metric("accuracy"), rows, "0")
+        refuted += found(Quantity.DIFFERENCE, study, 0, 100).verdict is ClaimVerdict.FAIL
+    assert refuted / 300 <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 300)
+
+
+def test_one_seed_decides_nothing() -> None:
+    study = rank_study({64: 0.0, 8: -0.2}, seeds=1, examples=500)
+    assert found(Quantity.DIFFERENCE, study, -1, 1).verdict is ClaimVerdict.UNDECIDED
+
+
+def with_curves(name: str, losses: list[float], others: list[float]) -> ConfigurationResults:
+    steps = np.arange(1.0, len(losses) + 1)
+    curves = {"val/loss": {0: np.stack([steps, losses])}, "other": {0: np.stack([steps, others])}}
+    return ConfigurationResults(name, {}, {0: 1.0}, curves=curves)
+
+
+def test_a_measurement_at_equal_loss_is_interpolated() -> None:
+    full = with_curves("full", [4.0, 2.0, 1.0], [3.0, 3.4, 3.8])
+    lora = with_curves("lora", [4.0, 3.0, 1.5], [3.0, 3.1, 3.2])
+    # Both reach 1.5: LoRA at its last validation, full fine-tuning halfway between its last two.
+    assert differences_at_equal_loss(lora, full, "other") == [pytest.approx(3.2 - 3.6)]
+    assert differences_at_equal_loss(lora, full, "unknown") == []
+
+
+def test_claims_on_perplexity_are_in_percent() -> None:
+    rows = [
+        ConfigurationResults("a", {}, {s: math.log(20) for s in range(3)}),
+        ConfigurationResults("b", {}, {s: math.log(20.2) + 1e-5 * s for s in range(3)}),
+    ]
+    metric = Metric("perplexity", 1.0, higher_is_better=False, scale=Scale.LOG)
+    study = StudyResults("s", metric, rows, "a")
+    finding = found(Quantity.DIFFERENCE, study, -2, 0)
+    assert finding.intervals["b"].value == pytest.approx(-1.0, abs=0.01)
+    assert finding.verdict is ClaimVerdict.PASS
+    assert found(Quantity.DIFFERENCE, study, -0.5, 0).verdict is ClaimVerdict.FAIL
+
+
+def test_an_analysis_has_the_findings() -> None:
+    claim = Claim("tie", "someone", Quantity.DIFFERENCE, -2, 2)
+    study = replace(rank_study({64: 0.0, 8: 0.0}, seeds=3, examples=100), claims=[claim])
+    assert [each.claim for each in analyze_study(study).claims] == [claim]
