@@ -87,7 +87,9 @@ def by_path(paths: Iterable[Path]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("path", sorted(paths), ids=lambda path: str(path.relative_to(CONFIGS)))
 
 
-@by_path(path for path in CONFIGS.rglob("*.yaml") if path.parent not in (PARTIAL, TRAINERS, STUDIES))
+@by_path(
+    path for path in CONFIGS.rglob("*.yaml") if path.parent not in (PARTIAL, TRAINERS) and STUDIES not in path.parents
+)
 def test_config_trains(path: Path, tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
     train([path], tiny_backbone, tmp_path)
 
@@ -128,7 +130,7 @@ def test_all_monitors_are_all_that_have_a_config() -> None:
     together = [callback["class_path"] for callback in files.pop("all_monitors")]
     assert sorted(together) == sorted(callback["class_path"] for added in files.values() for callback in added)
     monitors = {name for name in callbacks.__all__ if issubclass(getattr(callbacks, name), AdapterMonitor)}
-    assert monitors <= set(together)
+    assert monitors - {"OtherTextLoss"} <= set(together)  # which needs a file, and a language model
 
 
 def train(paths: list[Path], tiny_backbone: TinyBackbone, tmp_path: Path) -> Path:

@@ -8,6 +8,7 @@ from lora_lightning.callbacks.frozen_base import FrozenBaseCheck
 from lora_lightning.callbacks.generated_samples import GeneratedSamples
 from lora_lightning.callbacks.intruder_dimensions import IntruderDimensions
 from lora_lightning.callbacks.merge_equivalence import MergeEquivalence
+from lora_lightning.callbacks.other_text_loss import OtherTextLoss
 from lora_lightning.callbacks.parameter_efficiency import ParameterEfficiency
 from lora_lightning.callbacks.rank_utilization import RankUtilizationMonitor
 from lora_lightning.callbacks.representation_drift import RepresentationDrift
@@ -18,6 +19,7 @@ __all__ = [
     "GeneratedSamples",
     "IntruderDimensions",
     "MergeEquivalence",
+    "OtherTextLoss",
     "ParameterEfficiency",
     "RankUtilizationMonitor",
     "RepresentationDrift",

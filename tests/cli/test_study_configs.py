@@ -16,7 +16,7 @@ from tests.tiny_data import save_tiny_clinc150
 SMALL_LENGTHS = [8, 16, 30]  # a tiny backbone has 40 positions
 
 
-@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(STUDIES.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_study_config_runs(
     path: Path, tiny_backbone: TinyBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -27,6 +27,9 @@ def test_study_config_runs(
     study |= {"base": str(base), "seeds": study["seeds"][:1], "name": path.stem}
     if "search" in study:
         study["search"]["trials"] = 2
+    if "learning_rate" in study:  # extended at most once
+        rates = study["learning_rate"]
+        study["learning_rate"] = {"values": rates["values"][:2], "seeds": rates["seeds"][:1], "extend": 1}
     stand_in_axes(study, tiny_backbone)
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
     backbone = tiny_backbone(family_of(config["model"]["init_args"]["backbone"]))
@@ -43,7 +46,9 @@ def test_study_config_runs(
     assert main(["study", "run", str(tmp_path / "study.yaml"), *settings, f"--save_dir={tmp_path / 'studies'}"]) == 0
     found = open_study(tmp_path / "studies" / path.stem)
     assert {status.state for status in found.statuses().values()} == {"finished"}
-    for each in judge_study(found).results.configurations:
+    audit = judge_study(found)
+    assert [each.claim for each in audit.analysis.claims] == list(found.planned.study.claims)
+    for each in audit.results.configurations:
         assert each.values.keys() == set(study["seeds"])
         assert each.outcomes.keys() == each.values.keys()
 
@@ -51,6 +56,9 @@ def test_study_config_runs(
 def stand_in_axes(study: dict[str, Any], tiny_backbone: TinyBackbone) -> None:
     """Replaces what does not fit tiny backbones: their names, and lengths of texts."""
     axes = study["axes"]
+    for callback in study.get("options", {}).get("trainer.callbacks", []):
+        text = Path(__file__).parents[2] / "README.md"
+        callback["init_args"] |= {"text_file": str(text), "context_length": 16, "max_tokens": 64}
     if "data.context_length" in axes:
         axes["data.context_length"] = SMALL_LENGTHS
         study["reference"] = {"context_length": SMALL_LENGTHS[-1]}

@@ -27,13 +27,13 @@ def check(case: Case) -> None:
 
 
 # A third of the configs, half of the formats: `benchmarks/fuzz.py` takes all of them.
-@by_path(sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent != STUDIES)[::3])
+@by_path(sorted(path for path in CONFIGS.rglob("*.yaml") if STUDIES not in path.parents)[::3])
 def test_changed_configs(path: Path, tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
     for case in config_cases(path, tmp_path, tiny_backbone, count=1):
         check(case)
 
 
-@by_path(STUDIES.glob("*.yaml"))
+@by_path(STUDIES.rglob("*.yaml"))
 def test_changed_studies(path: Path, tmp_path: Path) -> None:
     """Reading and planning alone: `study run` then checks each configuration as `fit` does."""
     file = tmp_path / "study.yaml"
