@@ -10,7 +10,7 @@ from lora_lightning.cli.main import main
 from lora_lightning.studies.open_study import open_study
 from lora_lightning.studies.study_run import judge_study
 from tests.conftest import TinyBackbone
-from tests.test_configs import STUDIES, VARIANTS, data_words, family_of
+from tests.test_configs import STUDIES, VARIANTS, data_words, family_of, stand_in
 from tests.tiny_data import save_tiny_clinc150
 
 SMALL_LENGTHS = [8, 16, 30]  # a tiny backbone has 40 positions
@@ -32,7 +32,7 @@ def test_study_config_runs(
         study["learning_rate"] = {"values": rates["values"][:2], "seeds": rates["seeds"][:1], "extend": 1}
     stand_in_axes(study, tiny_backbone)
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
-    backbone = tiny_backbone(family_of(config["model"]["init_args"]["backbone"]))
+    backbone = stand_in(config, tiny_backbone, tmp_path)
     words = data_words(config["data"], tmp_path / "data")
     if config["data"]["class_path"] == "Clinc150DataModule":
         words = [f"--data.data_dir={save_tiny_clinc150(tmp_path / 'data', VARIANTS)}"]
@@ -40,7 +40,8 @@ def test_study_config_runs(
     words += [] if "backbone" in study["axes"] else [f"--model.backbone={backbone}"]
     words += ["--trainer.accelerator=cpu", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
     if config["model"]["class_path"] == "CausalLanguageModelingTask":
-        words = [word for word in words if not word.startswith("--data.context_length")]
+        if "data.context_length" in study["axes"]:
+            words = [word for word in words if not word.startswith("--data.context_length")]
         words += ["--model.generation.max_new_tokens=2"]
     settings = [f"--set={word.removeprefix('--')}" for word in words]
     assert main(["study", "run", str(tmp_path / "study.yaml"), *settings, f"--save_dir={tmp_path / 'studies'}"]) == 0
