@@ -1,4 +1,4 @@
-"""Keep the results of studies in docs/results: what a later session needs to continue them, and the page that shows them.
+"""Keep the results of studies in docs/results: what is needed to continue them, and the page that shows them.
 
 `keep` copies a study without its weights, curves and logs: its settings and journal, and of each run the settings, the
 metrics, the costs and the outcome of each test example. Copied back, `lora-lightning study run` continues it. `page`
@@ -74,11 +74,12 @@ def keep_run(source: Path, target: Path) -> None:
             shutil.copyfile(source / name, target / name)
     if (source / OUTCOMES).is_file():
         table = parquet.read_table(source / OUTCOMES).drop_columns(list(FLOATS))
-        whole = [name for name, kind in zip(table.column_names, table.schema.types, strict=True) if kind == "int64"]
+        integers = [field.name for field in table.schema if field.type == "int64"]
+        others = [name for name in table.column_names if name not in integers]
+        encoding = dict.fromkeys(integers, "DELTA_BINARY_PACKED")
         parquet.write_table(
-            table, target / OUTCOMES, compression="zstd", use_dictionary=[n for n in table.column_names if n not in whole],
-            column_encoding=dict.fromkeys(whole, "DELTA_BINARY_PACKED"),
-        )  # fmt: skip
+            table, target / OUTCOMES, compression="zstd", use_dictionary=others, column_encoding=encoding
+        )
 
 
 def page() -> Path:
@@ -91,9 +92,9 @@ def page() -> Path:
     lines = [
         "# Results of studies",
         "",
-        "Written by `python benchmarks/study_results.py page`. Each study was run by its command on two CPU cores that it",
-        "shared with other work, which changes times but not quality; so no times are compared here. Each folder has the",
-        "settings, the journal, the metrics and the test outcomes of all runs, without weights.",
+        "Written by `python benchmarks/study_results.py page`. Each study was run by its command on two CPU cores that",
+        "it shared with other work, which changes times but not quality, so no times are compared. Each folder has",
+        "the settings, the journal, the metrics and the test outcomes of all runs, without weights.",
         "",
         *claims_section(kept),
     ]

@@ -70,7 +70,7 @@ def _row(finding: ClaimFinding, metric: Metric) -> ClaimRow:
     quantity = WORDS[claim.quantity].format(measurement=claim.measurement.replace("_", " "))
 
     def shown(number: float) -> str:
-        return shown_number(number, metric) if of_metric else f"{number:.3g}"
+        return shown_number(number, metric) if of_metric else f"{round(number, 9) + 0.0:.3g}"
 
     found = tuple(f"{name}{': ' if name else ''}{_interval(each, shown)}" for name, each in finding.intervals.items())
     return ClaimRow(

@@ -19,6 +19,7 @@ from lora_lightning.statistics.verdicts import (
     Comparison,
     Verdict,
     claim_verdict,
+    shown_difference,
     variance_shares,
     verdict_sentence,
     what_is_missing,
@@ -117,6 +118,38 @@ def analyze_study(results: StudyResults) -> StudyAnalysis:
         pareto={cost: _front(results, cost) for cost in results.costs},
         against_full=compare_with_full(results),
         claims=judge_claims(results),
+    )
+
+
+def weak_reference_note(results: StudyResults, analysis: StudyAnalysis) -> str:
+    """Says that the reference is worse than a cheaper configuration, so that being as good as it proves little.
+
+    Args:
+        results: What the study measured.
+        analysis: Its verdicts.
+
+    Returns:
+        A sentence on the configuration that is the furthest above the reference; empty if none that costs less is
+        better by more than chance.
+    """
+    if not results.costs:
+        return ""
+    cost = {each.name: each.mean_of(results.costs[0]) for each in results.configurations}
+    told_apart = [{pair.first, pair.second} for pair in analysis.pairs if pair.told_apart]
+    apart = set().union(*(pair for pair in told_apart if results.reference in pair))
+    better = [
+        each
+        for each in analysis.comparisons
+        if each.name in apart and each.difference.interval.value > 0 and cost[each.name] < cost[results.reference]
+    ]
+    if not better:
+        return ""
+    best = max(better, key=lambda each: each.difference.interval.value)
+    numbers = shown_difference(best.difference, results.metric)
+    return (
+        f"{best.name} is better than the reference {results.reference}, which costs more ({numbers}). Such a reference "
+        "may not have had the settings that suit it, such as its learning rate, and then being as good as it proves "
+        "little; `learning_rate` in a study chooses one for each configuration."
     )
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lora_lightning.errors import DataError, suggest_names
 from lora_lightning.metrics.direction import higher_is_better
-from lora_lightning.statistics.analysis import StudyAnalysis, analyze_study
+from lora_lightning.statistics.analysis import StudyAnalysis, analyze_study, weak_reference_note
 from lora_lightning.statistics.pairing import unpaired_seeds
 from lora_lightning.statistics.study_results import ConfigurationResults, StudyResults
 from lora_lightning.studies.example_outcomes import read_outcomes
@@ -92,7 +92,7 @@ def audit_results(
         unfinished=_missing_values(table, metric, values),
     )
     analysis = analyze_study(results)
-    notes = [results.unfinished, *reader.notes, unpaired_runs_note(results)]
+    notes = [results.unfinished, *reader.notes, unpaired_runs_note(results), weak_reference_note(results, analysis)]
     return StudyAudit(results, analysis, tuple(note for note in notes if note))
 
 

@@ -40,7 +40,7 @@ def _read_claim(content: Mapping[str, Any], refuse: Refuse) -> Claim:
             refuse(f"a claim has {key} {content.get(key)!r}, but a text is needed, as in {EXAMPLE}")
     name = content["claim"]
     if content["quantity"] not in [*Quantity]:
-        allowed = suggest_names(content["quantity"], [*Quantity])
+        allowed = suggest_names(content["quantity"], [*map(str, Quantity)])
         refuse(f"the claim {name!r} has the quantity {content['quantity']!r}; {allowed}")
     quantity = Quantity(content["quantity"])
     low, high = _read_range(content.get("between"), name, refuse)

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.runs.files import write_error, write_text_atomically
 from lora_lightning.runs.layout import CONFIG
-from lora_lightning.statistics.analysis import analyze_study
+from lora_lightning.statistics.analysis import analyze_study, weak_reference_note
 from lora_lightning.statistics.recommendation import Recommendation, recommend_winner
 from lora_lightning.studies.audit import StudyAudit
 from lora_lightning.studies.journal import ENDED
@@ -84,7 +84,9 @@ def judge_study(study: OpenStudy) -> StudyAudit:
     notes = (found.results.unfinished, budget_note(study), *found.notes, *notes_on_rates(plan, study.rates()))
     notes = (*notes, *_search_notes(study))
     analysis = analyze_study(found.results)
-    if plan.study.search is not None:
+    if plan.study.search is None:
+        notes = (*notes, weak_reference_note(found.results, analysis))
+    else:
         analysis = replace(analysis, recommendation=recommend_winner(found.results, analysis))
     if not found.results.configuration(plan.reference).values:
         analysis = replace(analysis, recommendation=without_reference(plan.reference))

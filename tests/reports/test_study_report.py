@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -16,8 +17,10 @@ import pytest
 
 from lora_lightning.errors import DataError
 from lora_lightning.figures.study import separate_ticks, trade_off_figure
+from lora_lightning.reports.claim_rows import claim_rows
 from lora_lightning.reports.study_report import results_csv, study_figures, study_page, write_study_report
 from lora_lightning.statistics.analysis import analyze_study
+from lora_lightning.statistics.claims import Claim, Quantity
 from lora_lightning.statistics.study_results import ConfigurationResults, Metric, Scale, StudyResults
 from lora_lightning.studies import audit_results
 from tests.statistics.studies import rank_study
@@ -195,3 +198,32 @@ def test_a_browser_shows_the_page_without_scrolling_sideways(folder: Path, tmp_p
     assert title
     assert int(title[1]) <= int(title[2])
     assert int(title[3]) == 10
+
+
+def test_claims_and_the_rates_that_were_tried_are_shown(tmp_path: Path) -> None:
+    study = rank_study({64: 0.0, 8: 0.0}, seeds=3, examples=400)
+    rates = {
+        rate: {7: 0.9 - 0.01 * place**2, 8: 0.9 - 0.01 * (place - 0.1) ** 2}
+        for place, rate in enumerate((1e-4, 1e-3, 1e-2), -1)
+    }
+    rows = [replace(each, tried_rates=rates) for each in study.configurations]
+    claims = [
+        Claim("They tie <b>", "someone", Quantity.DIFFERENCE, -20, 20),
+        Claim("The rate grows", "someone else", Quantity.LEARNING_RATE_EXPONENT, 0.5, math.inf),
+        Claim("Something grows", "nobody", Quantity.EXPONENT, 0, 1, measurement="unknown"),
+    ]
+    study = replace(study, configurations=rows, claims=claims)
+    analysis = analyze_study(study)
+    page = write_study_report(study, analysis, tmp_path).read_text()
+    assert "They tie &lt;b&gt;" in page
+    for verdict in ("PASS", "FAIL", "UNDECIDED"):
+        assert f'claim-{verdict.lower()}">{verdict}<' in page
+    assert (tmp_path / "figures" / "learning_rates.svg").is_file()
+    sentences = [row.sentence for row in claim_rows(analysis.claims, study.metric)]
+    assert sentences[1] == (
+        "FAIL: The rate grows (someone else): exponent of the best learning rate over r 0 (95 % interval 0 to 0), 2 "
+        "seeds, claimed above 0.5."
+    )
+    assert sentences[2].endswith("0 seeds, claimed 0 to 1. The runs that it needs have not finished.")
+    found = json.loads((tmp_path / "analysis.json").read_text())["analysis"]["claims"]
+    assert [each["verdict"] for each in found] == ["PASS", "FAIL", "UNDECIDED"]

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from lora_lightning.errors import ConfigurationError
-from lora_lightning.statistics.analysis import analyze_study, as_json
+from lora_lightning.statistics.analysis import analyze_study, as_json, weak_reference_note
 from lora_lightning.statistics.jackknife import Interval
 from lora_lightning.statistics.recommendation import Recommendation, recommend_winner
 from lora_lightning.statistics.study_results import ConfigurationResults, Metric, Scale, StudyResults
@@ -220,3 +220,13 @@ def test_the_winner_of_a_search_must_be_better_or_cheaper() -> None:
     assert answer({8: 0.0, 64: -0.03}).name == "r = 8"
     assert answer({64: 0.0, 8: 0.0}).name == "r = 8"  # cheaper, and not worse
     assert answer({64: 0.0}).name == "r = 64"
+
+
+def test_a_reference_that_is_worse_than_what_costs_less_is_named() -> None:
+    study = rank_study({64: -0.04, 8: 0.0, 2: -0.001}, seeds=5)
+    note = weak_reference_note(study, analyze_study(study))
+    assert note.startswith("r = 8 is better than the reference r = 64, which costs more (difference 4.")
+    assert weak_reference_note(rank_study(), analyze_study(rank_study())) == ""
+    dearer = replace(study, reference="r = 8", sequence=())
+    assert weak_reference_note(dearer, analyze_study(dearer)) == ""
+    assert weak_reference_note(replace(study, costs=()), analyze_study(replace(study, costs=()))) == ""

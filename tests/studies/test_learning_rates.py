@@ -1,5 +1,8 @@
 """Learning rates are chosen on validation, from runs that have ended, and never from one that failed."""
 
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +10,16 @@ import pytest
 
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.studies.journal import TrialStatus
-from lora_lightning.studies.learning_rates import chosen_rates, configurations_without_rate, notes_on_rates
+from lora_lightning.studies.learning_rates import (
+    chosen_rates,
+    configurations_without_rate,
+    further_trials,
+    notes_on_rates,
+    tried_rates,
+)
 from lora_lightning.studies.plan import StudyPlan, plan_study
 from lora_lightning.studies.study_file import read_study_file
+from lora_lightning.studies.trials import Trial
 from tests.studies.small_study import save_study
 
 RATES = {"values": [0.001, 0.01, 0.1], "seeds": [7, 8]}
@@ -140,3 +150,74 @@ def test_equally_good_rates_give_the_smallest(tmp_path: Path) -> None:
 def test_a_mistake_is_a_sentence(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=message):
         plan(tmp_path, **changes)
+
+
+def losses_of(best: dict[str, float]) -> Callable[[Sequence[Trial]], dict[str, TrialStatus]]:
+    """Finished trials whose loss is a parabola in log rate with its minimum at `best`."""
+
+    def statuses_of(trials: Sequence[Trial]) -> dict[str, TrialStatus]:
+        return {
+            trial.id: TrialStatus("finished", math.log((trial.rate or 1) / best[trial.configuration]) ** 2)
+            for trial in trials
+        }
+
+    return statuses_of
+
+
+def test_rates_are_tried_beyond_the_end_at_which_the_best_one_lies(tmp_path: Path) -> None:
+    rates = {"values": [0.001, 0.002, 0.004], "seeds": [7, 8], "extend": 3}
+    study = plan(tmp_path, learning_rate=rates)
+    find = partial(further_trials, higher_is_better=False)
+    assert find(study, losses_of({"r = 2": 0.002, "r = 4": 0.002})) == ()
+    further = find(study, losses_of({"r = 2": 0.0005, "r = 4": 0.008}))
+    tried = [(trial.configuration, trial.rate, trial.seed) for trial in further]
+    below = [("r = 2", rate, seed) for rate in (0.0005, 0.00025) for seed in (7, 8)]
+    assert tried == below + [("r = 4", rate, seed) for rate in (0.008, 0.016) for seed in (7, 8)]
+    assert not any(trial.is_tested for trial in further)
+    most = find(study, losses_of({"r = 2": 1e-9, "r = 4": 0.002}))
+    assert [trial.rate for trial in most[::2]] == [0.0005, 0.00025, 0.000125]
+    without = plan(tmp_path, learning_rate=rates | {"extend": 0})
+    assert find(without, losses_of({"r = 2": 1e-9, "r = 4": 1e-9})) == ()
+
+
+def test_a_rate_beyond_is_tried_only_when_all_others_have_ended(tmp_path: Path) -> None:
+    study = plan(tmp_path, learning_rate={"values": [0.001, 0.002], "seeds": [7, 8], "extend": 3})
+    of_all = losses_of({"r = 2": 1e-9, "r = 4": 1e-9})
+    last = study.trials[-1]
+
+    def statuses_of(trials: Sequence[Trial]) -> dict[str, TrialStatus]:
+        known = of_all(trials)
+        return {name: TrialStatus("running") if name == last.id else status for name, status in known.items()}
+
+    assert {trial.configuration for trial in further_trials(study, statuses_of, higher_is_better=False)} == {"r = 2"}
+
+
+def test_a_rate_whose_run_failed_is_no_better_end(tmp_path: Path) -> None:
+    study = plan(tmp_path, learning_rate={"values": [0.001, 0.002], "seeds": [7], "extend": 3})
+    of_all = losses_of({"r = 2": 1.0, "r = 4": 1.0})
+
+    def statuses_of(trials: Sequence[Trial]) -> dict[str, TrialStatus]:
+        failed = {trial.id: TrialStatus("failed") for trial in trials if trial.rate and trial.rate > 0.001}
+        return of_all(trials) | failed
+
+    rates = [trial.rate for trial in further_trials(study, statuses_of, higher_is_better=False)]
+    assert rates == [0.0005, 0.0005]  # 0.001 was the smallest, and is the best beside 0.0005 and a failed rate
+    further = study.with_further_rates(further_trials(study, of_all, higher_is_better=False))
+    found = tried_rates(further, "r = 2", statuses_of(further.trials))
+    assert found[0.002] == {}
+    assert found[0.001].keys() == {7}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"extend": -1}, "an integer from 0 to 10 is needed"),
+        ({"extend": 11}, "an integer from 0 to 10 is needed"),
+        ({"extend": True}, "an integer from 0 to 10 is needed"),
+        ({"extend": 2, "shared": True}, "only the rates of each configuration can be extended"),
+        ({"extend": 2, "values": [0.1]}, "two values are needed"),
+    ],
+)
+def test_an_extension_that_makes_no_sense_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        plan(tmp_path, learning_rate=RATES | change)
