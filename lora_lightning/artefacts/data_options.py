@@ -1,4 +1,4 @@
-"""The options of the data to compare on: only those that say where validation rows come from."""
+"""The options of a comparison: those that say where validation rows come from, and where a run's base model is now."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +10,7 @@ from lora_lightning.configuration.yaml_files import check_config_file
 from lora_lightning.errors import ConfigurationError
 
 CONFIG_OPTION = "--config="
+BACKBONE_OPTION = "--model.backbone="
 
 
 def keep_data_options(arguments: Sequence[str]) -> list[str]:
@@ -31,9 +32,28 @@ def keep_data_options(arguments: Sequence[str]) -> list[str]:
         elif word.startswith(("--data.", "--data=")):
             words.append(word)
         else:
-            msg = f"{word.partition('=')[0]} is not an option of merge; besides --config, only --data.* options exist."
+            msg = (
+                f"{word.partition('=')[0]} is not an option of merge here; besides --config, there are --data.* "
+                "options, and --model.backbone for a run."
+            )
             raise ConfigurationError(msg)
     return words
+
+
+def keep_run_options(arguments: Sequence[str]) -> list[str]:
+    """Like `keep_data_options`, and keeps `--model.backbone`, since the base of a run may have moved.
+
+    Args:
+        arguments: `--config=...`, `--data...=...` and `--model.backbone=...`.
+
+    Returns:
+        The same with the `data` of each config only.
+
+    Raises:
+        ConfigurationError: If there is another option, or if a config has no data.
+    """
+    backbone = [word for word in arguments if word.startswith(BACKBONE_OPTION)]
+    return [*keep_data_options([word for word in arguments if word not in backbone]), *backbone]
 
 
 def check_data_module(words: Sequence[str]) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 
 from peft import PeftModel
 
-from lora_lightning.artefacts.data_options import keep_data_options
+from lora_lightning.artefacts.data_options import keep_run_options
 from lora_lightning.artefacts.observers import ValidationObserver
 from lora_lightning.artefacts.opened import OpenedAdapter
 from lora_lightning.backbones.model_card import auto_class_of
-from lora_lightning.errors import CheckpointError, ConfigurationError
+from lora_lightning.backbones.saved_base import REMEDY
+from lora_lightning.errors import BackboneError, CheckpointError, ConfigurationError
 from lora_lightning.lora.delta import adapted_layers
 from lora_lightning.runs.record import RunRecord
 from lora_lightning.tasks import AdaptationTask
@@ -20,6 +21,7 @@ from lora_lightning.tasks.held_out_batches import held_out_batches
 from lora_lightning.training.api import run_arguments
 from lora_lightning.training.commands import prepare_command
 from lora_lightning.training.evaluation import score_split
+from lora_lightning.training.lightning_cli import LoraLightningCLI
 
 ALL = sys.maxsize
 # How the run was trained must not decide how its adapter is compared: one process, float32, nothing but the model.
@@ -44,7 +46,7 @@ def open_run(folder: Path, arguments: Sequence[str] = ()) -> OpenedAdapter:
 
     Args:
         folder: The run folder.
-        arguments: Options of the data that override those of the run, as on a command line.
+        arguments: Options of the data, and `--model.backbone`, that override those of the run, as on a command line.
 
     Returns:
         The adapter model.
@@ -60,8 +62,8 @@ def open_run(folder: Path, arguments: Sequence[str] = ()) -> OpenedAdapter:
             "is merged.",
             stacklevel=2,
         )
-    words = [*run_arguments(record, PLAIN_TRAINER), *keep_data_options(arguments)]
-    cli = prepare_command("validate", words)
+    words = [*run_arguments(record, PLAIN_TRAINER), *keep_run_options(arguments)]
+    cli = _prepare(words)
     if getattr(cli.model, "lora", None) is None:
         msg = (
             f"the run {folder} has no adapter (model.lora: null); {record.adapter} is a complete transformers folder "
@@ -75,6 +77,20 @@ def open_run(folder: Path, arguments: Sequence[str] = ()) -> OpenedAdapter:
         else (f"it is not known whether {cli.model.backbone} is still the base model that the adapter was trained on.",)
     )
     return opened_task(folder, cli.model, cli.trainer, cli.datamodule, record.monitor, notes)
+
+
+def _prepare(words: Sequence[str]) -> LoraLightningCLI:
+    """Prepares a validation; an error about the base names the option that merge has."""
+    try:
+        return prepare_command("validate", words)
+    except CheckpointError as error:
+        if REMEDY not in str(error):
+            raise
+        remedy = "Give the folder of the model that it was trained on with --model.backbone."
+        raise CheckpointError(str(error).replace(REMEDY, remedy)) from error
+    except BackboneError as error:
+        msg = f"{str(error).removesuffix('.')}. If the base model has moved, give its folder with --model.backbone."
+        raise BackboneError(msg) from error
 
 
 def opened_task(

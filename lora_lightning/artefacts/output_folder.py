@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.runs.files import DRAFT, atomic_folder
 
@@ -76,14 +78,14 @@ def new_folder(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
         The empty draft.
 
     Raises:
-        ConfigurationError: If the disk is full, if the folder cannot be written, or if somebody else has created one of
-            this name meanwhile; nothing is left of the draft then.
+        ConfigurationError: If the disk is full, if the folder cannot be written, if another process is writing it, or
+            if somebody else has created one of this name meanwhile; nothing is left of the draft then.
     """
     output = output.absolute()
     created = [path for path in output.parents if not path.exists()]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_folder(output) as draft:
+        with _only_writer(output), atomic_folder(output) as draft:
             yield draft
             if output.exists() or output.is_symlink():  # the work took minutes
                 _check_existing(output, overwrite=overwrite)
@@ -99,6 +101,23 @@ def new_folder(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
             )
             raise ConfigurationError(msg) from error
         raise
+
+
+@contextmanager
+def _only_writer(output: Path) -> Iterator[None]:
+    """Keeps other processes out, whose drafts would have the same names; the system releases a killed one's lock."""
+    path = output.with_name(f".{output.name}.lock")
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        msg = f"--output {output} is being written by another process; wait for it, or choose another folder."
+        raise ConfigurationError(msg) from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
 
 
 @contextmanager

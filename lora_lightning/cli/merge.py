@@ -36,7 +36,8 @@ examples, complete:
   lora-lightning merge ADAPTER --output merged --config DATA.yaml --data.data_dir FOLDER
   hf upload my-name/my-model merged                              (uploads the folder to the hub)
 
-data: a run is compared on its own validation split, which --data.* options change. A bare adapter needs a YAML file
+data: a run is compared on its own validation split, which --data.* options change, and --model.backbone FOLDER says
+where its base model is now. A bare adapter needs a YAML file
 with `data:` (class_path and init_args), or --data CLASS and --data.* options; without them it is compared on random
 tokens, and its gain over the base is not judged.
 
@@ -114,7 +115,7 @@ def run_merge(arguments: Sequence[str]) -> "MergeResult":
 
 
 def split_data_options(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Separates the options of the data, which depend on the data module, from those of the command.
+    """Separates the options of the data, which depend on the data module, and of the model from those of the command.
 
     Args:
         arguments: As on the command line.
@@ -128,7 +129,7 @@ def split_data_options(arguments: Sequence[str]) -> tuple[list[str], dict[str, s
     while rest:
         word = rest.pop(0)
         name, equals, value = word.partition("=")
-        if name == "--data" or name.startswith("--data."):
+        if name == "--data" or name.startswith(("--data.", "--model.")):
             has_value = bool(equals) or (bool(rest) and not rest[0].startswith("--"))
             data[name[2:]] = value if equals else rest.pop(0) if has_value else "true"
         else:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from lora_lightning.artefacts import merge, merge_job
+from lora_lightning.artefacts.output_folder import new_folder
 from lora_lightning.errors import CheckpointError, ConfigurationError, LoraLightningError
 from tests.artefacts.adapters import left_beside, save_random_adapter
 from tests.artefacts.conftest import Merge
@@ -200,6 +201,10 @@ def test_damaged_weights_are_refused(adapter: Path, tmp_path: Path, merge_here: 
     (broken / "adapter_config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"adapter_config.json cannot be read"):
         merge_here(broken)
+    for text in ("[" * 100_000, '{"a":' * 100_000):
+        (broken / "adapter_config.json").write_text(text)
+        with pytest.raises(CheckpointError, match=r"adapter_config.json cannot be read"):
+            merge_here(broken)
 
 
 @pytest.mark.parametrize(
@@ -231,6 +236,20 @@ def test_a_folder_of_the_same_name_does_not_forbid_an_id_on_the_hub(
     (tmp_path / "gpt2").mkdir()
     monkeypatch.chdir(tmp_path)
     assert merge_here(adapter, base_model_id="gpt2").base_model == "gpt2"
+
+
+def test_two_merges_do_not_write_one_folder_at_the_same_time(adapter: Path, tmp_path: Path, merge_here: Merge) -> None:
+    output = tmp_path / "out" / "merged"
+    with new_folder(output) as draft:
+        (draft / "file").write_text("mine")
+        with pytest.raises(ConfigurationError, match=r"merged is being written by another process"):
+            merge_here(adapter)
+    assert (output / "file").read_text() == "mine"
+    assert [path.name for path in output.parent.iterdir()] == ["merged"]
+    (output / "file").rename(output / "config.json")
+    (output.parent / ".merged.lock").touch()  # of a process that was killed
+    assert merge_here(adapter, overwrite=True).written.failure is None
+    assert [path.name for path in output.parent.iterdir()] == ["merged"]
 
 
 def test_an_existing_output_is_replaced_only_with_overwrite_and_only_if_it_is_a_model(

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForQuestionAnswering, Au
 from lora_lightning import RunRecord, evaluate, predict
 from lora_lightning.artefacts import MergeResult, merge
 from lora_lightning.cli.merge import print_merge
-from lora_lightning.errors import CheckpointError, VerificationError
+from lora_lightning.errors import BackboneError, CheckpointError, VerificationError
 from tests.artefacts.conftest import Merge
 from tests.artefacts.runs import train_tiny_run
 from tests.conftest import TinyBackbone
@@ -137,14 +137,27 @@ def test_runs_that_cannot_be_merged(run: RunRecord, merge_here: Merge, tmp_path:
     shutil.copytree(run.folder, without, ignore=shutil.ignore_patterns("*.ckpt"))
     with pytest.raises(CheckpointError, match="has no checkpoint yet"):
         merge_here(without)
-    full = tmp_path / "full"
-    shutil.copytree(run.folder, full)
-    settings = dict(run.settings)
-    settings["model"]["init_args"]["lora"] = None
-    (full / "config.yaml").write_text(yaml.safe_dump(settings))
-    with pytest.raises(CheckpointError):
-        merge_here(full)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_without_adapters_needs_no_merge(merge_here: Merge, tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
+    full = train_tiny_run("intents", tiny_backbone("bert"), tmp_path / "full", model__lora=None)
+    with pytest.raises(CheckpointError, match=r"has no adapter \(model.lora: null\); .*adapter is a complete"):
+        merge_here(full.folder)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_whose_base_has_moved(merge_here: Merge, tmp_path: Path) -> None:
+    base = save_tiny_backbone("bert", tmp_path / "base")
+    run = train_tiny_run("intents", base, tmp_path / "run", model__lora__r=2)
+    moved = base.rename(tmp_path / "elsewhere")
+    with pytest.raises(BackboneError, match=r"If the base model has moved, give its folder with --model.backbone"):
+        merge_here(run.folder)
+    result = merge_here(run.folder, overrides={"model.backbone": str(moved)})
+    assert result.written.failure is None
+    other = save_tiny_backbone("roberta", tmp_path / "other")
+    with pytest.raises(CheckpointError, match=r"Give the folder of the model .* with --model.backbone"):
+        merge_here(run.folder, overrides={"model.backbone": str(other)}, overwrite=True)
 
 
 def test_a_run_on_a_base_that_has_changed_is_refused(merge_here: Merge, tmp_path: Path) -> None:
@@ -154,7 +167,7 @@ def test_a_run_on_a_base_that_has_changed_is_refused(merge_here: Merge, tmp_path
     with torch.no_grad():
         model.bert.encoder.layer[0].attention.self.query.weight.mul_(1.1)
     model.save_pretrained(base)
-    with pytest.raises(CheckpointError, match="was trained on another base model"):
+    with pytest.raises(CheckpointError, match=r"was trained on another base model: .* with --model.backbone[.]$"):
         merge_here(run.folder)
 
 

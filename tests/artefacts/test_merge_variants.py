@@ -22,6 +22,7 @@ from lora_lightning.artefacts import merge, merge_gate
 from lora_lightning.artefacts.adapter_folder import open_adapter_folder
 from lora_lightning.artefacts.plain_model import build_plain_model
 from lora_lightning.errors import VerificationError
+from lora_lightning.lora.config import QuantizationSettings
 from lora_lightning.lora.merging import without_adapters
 from tests.artefacts.adapters import AUTO_CLASSES, left_beside, save_random_adapter
 from tests.artefacts.conftest import Merge
@@ -242,6 +243,43 @@ def test_variants_that_this_package_trains(variant: str, tiny_backbone: TinyBack
     assert (found - adapted).abs().max() < 1e-5 * max(1, adapted.abs().max())
     if variant not in {"embeddings", "tokens"}:
         assert effect > 1e-3
+
+
+def test_loftq_is_merged_into_what_it_was_trained_on(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
+    data = save_tiny_clinc150(tmp_path / "data")
+    settings = {**settings_of("loftq"), "quantization": QuantizationSettings(compute_dtype="float32")}
+    task, trainer = train_classifier(tiny_backbone("bert"), data, tmp_path / "cache", settings, steps=3)
+    perturb_trainable_parameters(task)
+    task.eval()
+    build_plain_model(task.transformers_model, "float32").save_pretrained(tmp_path / "plain")
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "plain").eval()
+    batch = next(iter(trainer.datamodule.val_dataloader()))  # type: ignore[attr-defined]
+    with torch.no_grad():
+        adapted, found = task(batch), plain(**task.model_inputs(batch)).logits
+        with without_adapters(task):
+            assert (task(batch) - adapted).abs().max() > 1e-3
+    assert (found - adapted).abs().max() < 1e-5 * max(1, adapted.abs().max())
+
+
+REALLY_LOADED: dict[str, tuple[dict[str, Any], str]] = {  # weights that a process of its own has to find
+    "an adapter on tied embeddings": ({}, "float32"),
+    "experts": ({}, "float32"),
+    "trained tied tokens": ({}, "float32"),
+    "Conv1D": ({"dtype": "bfloat16"}, "bfloat16"),
+}
+
+
+@pytest.mark.parametrize("case", REALLY_LOADED)
+def test_a_fresh_process_loads_it(case: str, tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
+    options, dtype = REALLY_LOADED[case]
+    family, task_type, settings = CASES[case]
+    adapter = save_random_adapter(tiny_backbone(family), tmp_path / "adapter", task_type, **settings)
+    result = merge(adapter, tmp_path / "merged", **options)
+    assert result.written.dtype == dtype
+    assert result.fresh_process.largest_logit > 0
+    limit = 1e-5 if dtype == "float32" else 5e-2
+    assert result.fresh_process.max_logit_difference < limit * max(1, result.fresh_process.largest_logit)
+    assert left_beside(result.output) == ["adapter", "merged"]
 
 
 BITS = {
