@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lora_lightning.analysis.metric_scale import TableScale
 from lora_lightning.reports.claim_rows import claim_rows
 from lora_lightning.reports.study_json import json_text, study_as_json
 from lora_lightning.reports.verdict_rows import chance_sentence, shown_value_unit, verdict_rows
@@ -15,7 +16,6 @@ from lora_lightning.statistics.analysis import StudyAnalysis
 from lora_lightning.statistics.study_results import StudyResults
 from lora_lightning.statistics.verdicts import shown_margin, variance_sentence
 from lora_lightning.studies.audit import StudyAudit, audit_results
-from lora_lightning.studies.metric_scale import TableScale
 
 WIDTH = 200  # at most, of tables: a narrow terminal wraps their lines
 HELP = "judge a table of results: which differences between configurations are noise"

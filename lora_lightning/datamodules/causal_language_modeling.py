@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_lightning.datamodules.base import PREDICT, TEST
+from lora_lightning.datamodules.base import PREDICT, TRAIN
 from lora_lightning.datamodules.batching import EncodedSplit, TokenizedDataset
 from lora_lightning.datamodules.queries import read_queries
 from lora_lightning.datamodules.records import RECORD_FILES, Record, read_records
@@ -162,7 +162,7 @@ class CausalLMDataModule(TextDataModule):
             encoded = self._encode_prompts(rows)
             notes = self._note_on_long_prompts(encoded.lengths)
             return replace(encoded, notes=notes + note_on_control_tokens(self.tokenizer, [row.shown for row in rows]))
-        return self.encode_examples(rows, by_document=split == TEST)
+        return self.encode_examples(rows, by_document=split != TRAIN)
 
     def _note_on_long_prompts(self, lengths: NDArray[np.int64]) -> tuple[str, ...]:
         if not (count := int((lengths > self.context_length).sum())):

@@ -24,7 +24,7 @@ from lora_lightning.datamodules.batching import EncodedSplit
 from lora_lightning.runs.files import atomic_file
 from lora_lightning.runs.user_cache import user_cache_folder
 
-LAYOUT = 4  # of the file; part of its name, so that another release does not read it
+LAYOUT = 5  # of the file; part of its name, so that another release does not read it
 NO_CACHE = "so every start tokenizes the data again; set --data.cache_dir to a folder that you can write to."
 
 Tensors = Mapping[str, NDArray[Any]]

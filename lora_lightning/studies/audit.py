@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lora_lightning.analysis.metric_scale import TableScale, choose_metric, choose_scale
 from lora_lightning.errors import DataError, suggest_names
 from lora_lightning.metrics.direction import higher_is_better
 from lora_lightning.statistics.analysis import StudyAnalysis, analyze_study, weak_reference_note
 from lora_lightning.statistics.pairing import unpaired_seeds
 from lora_lightning.statistics.study_results import ConfigurationResults, StudyResults
 from lora_lightning.studies.example_outcomes import read_outcomes
-from lora_lightning.studies.metric_scale import TableScale, choose_metric, choose_scale
 from lora_lightning.studies.results_table import ResultsTable, few_names, read_results_table
 
 COSTS = ("trainable_parameters",)  # columns of which less is better, if the table has them

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from lora_lightning.analysis.metric_outcomes import TOLERANCE
+from lora_lightning.analysis.metric_scale import TableScale
 from lora_lightning.errors import DataError
-from lora_lightning.studies.metric_scale import TableScale
 from lora_lightning.studies.results_table import ResultsTable
-
-TOLERANCE = 1e-3  # between a metric, which may be rounded, and the mean of its test examples
 
 
 def read_outcomes(table: ResultsTable, values: Sequence[float], scale: TableScale) -> dict[int, NDArray[np.float64]]:

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any, cast
 
 from lightning import Callback, LightningModule, Trainer
+from numpy.typing import NDArray
 from torch import Tensor
 
+from lora_lightning.errors import DataError
 from lora_lightning.runs.files import atomic_file, write_error, write_text_atomically
 from lora_lightning.runs.layout import run_folder_of
 from lora_lightning.runs.resources import peak_memory_since_reset, reset_peak_memory, synchronized_time
-from lora_lightning.studies.outcome_rows import INDEX, batch_rows, split_rows
 from lora_lightning.tasks import AdaptationTask
+from lora_lightning.tasks.outcome_rows import INDEX, batch_rows, split_rows
 
 OUTCOMES, COSTS = "test_outcomes.parquet", "costs.json"
 SPLIT = "split"
@@ -88,6 +90,32 @@ def write_outcomes(path: Path, rows: Mapping[str, Mapping[str, Tensor]]) -> None
             parquet.write_table(pa.concat_tables(tables), file)
     except OSError as error:
         raise write_error(path, error) from error
+
+
+def read_outcome_rows(path: Path, split: str) -> dict[str, NDArray[Any]]:
+    """Reads what a trial wrote for each example of a test split.
+
+    Args:
+        path: The Parquet file.
+        split: The test split.
+
+    Returns:
+        Columns of shape (examples,); empty if there is no file.
+
+    Raises:
+        DataError: If the file is damaged.
+    """
+    if not path.is_file():
+        return {}
+    from pyarrow import compute, parquet  # noqa: PLC0415  # half a second
+
+    try:
+        table = parquet.read_table(path)
+    except (OSError, ValueError) as error:
+        msg = f"{path} is damaged ({str(error).splitlines()[0]}); delete the run folder, and run the study again"
+        raise DataError(msg) from error
+    rows = table.filter(compute.equal(table["split"], split))
+    return {name: rows[name].to_numpy() for name in rows.column_names if name != "split"}
 
 
 class TrialCosts(Callback):

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from lora_lightning.analysis.metric_outcomes import metric_outcomes
+from lora_lightning.analysis.metric_scale import choose_scale
 from lora_lightning.datamodules.base import VALIDATION
 from lora_lightning.errors import DataError
 from lora_lightning.runs.record import RunRecord
@@ -13,13 +15,11 @@ from lora_lightning.statistics.equal_loss import VALIDATION_LOSS
 from lora_lightning.statistics.study_results import ConfigurationResults, StudyResults
 from lora_lightning.studies.journal import ENDED, TrialStatus
 from lora_lightning.studies.learning_rates import tried_rates
-from lora_lightning.studies.metric_outcomes import metric_outcomes, read_outcome_rows
-from lora_lightning.studies.metric_scale import TableScale, choose_scale
 from lora_lightning.studies.plan import StudyPlan, rank_of
 from lora_lightning.studies.results_table import few_names
 from lora_lightning.studies.same_inputs import check_same_inputs, check_same_rows, note_on_versions, rows_identity
 from lora_lightning.studies.study_folder import StudyFolder
-from lora_lightning.studies.trial_measurements import OUTCOMES
+from lora_lightning.studies.trial_measurements import OUTCOMES, read_outcome_rows
 from lora_lightning.studies.trial_numbers import trial_numbers
 from lora_lightning.studies.trial_runs import study_metric
 from lora_lightning.studies.trials import Configuration, Trial

@@ -9,11 +9,11 @@ from typing import Any
 from lightning import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lora_lightning.analysis.metric_scale import choose_metric, choose_scale
 from lora_lightning.datamodules.base import TEST, VALIDATION
 from lora_lightning.errors import ConfigurationError, DataError, LoraLightningError, suggest_names
 from lora_lightning.runs.record import RunRecord
 from lora_lightning.statistics.study_results import Metric
-from lora_lightning.studies.metric_scale import choose_metric, choose_scale
 from lora_lightning.studies.plan import StudyPlan
 from lora_lightning.studies.search_settings import search_ends
 from lora_lightning.studies.specification import RATE_OPTION, SEED_OPTION

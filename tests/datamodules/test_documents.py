@@ -42,7 +42,7 @@ def test_articles_of_the_real_wikitext(shared_data: Path) -> None:
     assert found == {"valid": 60, "test": 60}
 
 
-def test_records_number_their_tokens_and_only_those_of_the_test(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
+def test_records_number_their_tokens_but_not_those_to_learn_from(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "w1 w2"}\n{"text": "w3"}\n{"text": "w4 w5 w6"}\n')
     file, backbone = str(tmp_path / "a.jsonl"), str(tiny_backbone("gpt2"))
     files = dict.fromkeys(("train_file", "validation_file", "test_file"), file)
@@ -51,7 +51,7 @@ def test_records_number_their_tokens_and_only_those_of_the_test(tiny_backbone: T
     assert module.cache_file is not None
     splits = read_splits(module.cache_file)
     assert splits is not None
-    assert ["document" in splits[name].tokens for name in ("train", "val", "test")] == [False, False, True]
+    assert ["document" in splits[name].tokens for name in ("train", "val", "test")] == [False, True, True]
     # Each document ends with the end of the text, which is its own; the first token of all has no label.
     assert splits["test"].tokens["document"].tolist() == [0, 0, 1, 1, 2, 2, 2, 2]
     assert module.document_count("test") == 3

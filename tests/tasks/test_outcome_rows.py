@@ -10,16 +10,16 @@ import torch
 from lightning import Trainer
 from numpy.typing import NDArray
 
+from lora_lightning.analysis.metric_outcomes import metric_outcomes
 from lora_lightning.datamodules import InstructionDataModule, PlainTextDataModule, SquadV2DataModule
 from lora_lightning.datamodules.batching import EncodedSplit
 from lora_lightning.errors import DataError
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.metrics.squad_v2 import squad_v2_report
-from lora_lightning.studies.metric_outcomes import metric_outcomes, read_outcome_rows
-from lora_lightning.studies.outcome_rows import batch_rows, split_rows
-from lora_lightning.studies.trial_measurements import OUTCOMES, TestOutcomes
+from lora_lightning.studies.trial_measurements import OUTCOMES, TestOutcomes, read_outcome_rows
 from lora_lightning.tasks import AdaptationTask, CausalLanguageModelingTask, QuestionAnsweringTask
 from lora_lightning.tasks.next_token import IGNORED
+from lora_lightning.tasks.outcome_rows import batch_rows, split_rows
 from tests.conftest import TinyBackbone
 from tests.tiny_data import save_tiny_squad
 

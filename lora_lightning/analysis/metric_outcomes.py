@@ -1,13 +1,11 @@
-"""From what a trial wrote for each test example to one number per example whose mean is the metric."""
+"""From what a task knows of each example to one number per example whose mean is the metric."""
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_lightning.errors import DataError
 from lora_lightning.metrics.squad_v2 import GROUPS, VALUES
 from lora_lightning.statistics.pseudo_values import (
     auroc_pseudo_values,
@@ -17,40 +15,14 @@ from lora_lightning.statistics.pseudo_values import (
     pearson_pseudo_values,
     weighted_mean_pseudo_values,
 )
-from lora_lightning.studies.example_outcomes import TOLERANCE
 
+TOLERANCE = 1e-3  # between a metric, which may be rounded, and the mean of its examples
 Rows = Mapping[str, NDArray[Any]]
 Outcomes = NDArray[np.float64] | None
 
 
-def read_outcome_rows(path: Path, split: str) -> dict[str, NDArray[Any]]:
-    """Reads what a trial wrote for each example of a test split.
-
-    Args:
-        path: The Parquet file.
-        split: The test split.
-
-    Returns:
-        Columns of shape (examples,); empty if there is no file.
-
-    Raises:
-        DataError: If the file is damaged.
-    """
-    if not path.is_file():
-        return {}
-    from pyarrow import compute, parquet  # noqa: PLC0415  # half a second
-
-    try:
-        table = parquet.read_table(path)
-    except (OSError, ValueError) as error:
-        msg = f"{path} is damaged ({str(error).splitlines()[0]}); delete the run folder, and run the study again"
-        raise DataError(msg) from error
-    rows = table.filter(compute.equal(table["split"], split))
-    return {name: rows[name].to_numpy() for name in rows.column_names if name != "split"}
-
-
 def metric_outcomes(metric: str, rows: Rows, value: float) -> Outcomes:
-    """Computes one number per test example.
+    """Computes one number per example.
 
     Args:
         metric: Name of the metric, without a split.

@@ -8,11 +8,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from lora_lightning.analysis.metric_outcomes import OUTCOMES, metric_outcomes
 from lora_lightning.metrics import LabelSpace
 from lora_lightning.metrics.intents import classification_metrics
 from lora_lightning.metrics.out_of_scope import out_of_scope_score
-from lora_lightning.studies.metric_outcomes import OUTCOMES, metric_outcomes, read_outcome_rows
-from lora_lightning.studies.trial_measurements import write_outcomes
+from lora_lightning.studies.trial_measurements import read_outcome_rows, write_outcomes
 
 NAMES = ["a", "b", "c"]
 

@@ -1,4 +1,4 @@
-"""What each test example contributes to the metrics of its task: a text, a document, or a question."""
+"""What each example of a split contributes to the metrics of its task: a text, a document, or a question."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -21,12 +21,13 @@ DOCUMENT = "document"  # in a batch
 Columns = dict[str, Tensor]
 
 
-def batch_rows(task: AdaptationTask, batch: dict[str, Tensor]) -> Columns:
+def batch_rows(task: AdaptationTask, batch: dict[str, Tensor], found: Any = None) -> Columns:
     """Returns what the rows of a batch contribute to the metrics.
 
     Args:
         task: The task, in evaluation mode.
         batch: A batch with labels.
+        found: What `task.evaluate` returned for the batch; `None` evaluates it here.
 
     Returns:
         Columns of shape (examples,), on the CPU; for a language model sums over the labels that the batch has of each
@@ -36,8 +37,8 @@ def batch_rows(task: AdaptationTask, batch: dict[str, Tensor]) -> Columns:
     if isinstance(task, QuestionAnsweringTask):
         return {}
     if isinstance(task, CausalLanguageModelingTask):
-        return _document_rows(task, batch) if DOCUMENT in batch else {}
-    found = task.evaluate(batch)
+        return _document_rows(task, batch, found) if DOCUMENT in batch else {}
+    found = task.evaluate(batch) if found is None else found
     if isinstance(task, SequenceClassificationTask):
         return _on_cpu(_classification_rows(task, batch, found[0]))
     outputs = task.outputs(batch, found)
@@ -48,12 +49,12 @@ def batch_rows(task: AdaptationTask, batch: dict[str, Tensor]) -> Columns:
 
 
 def split_rows(task: AdaptationTask, datamodule: Any, split: str, batches: Sequence[Columns]) -> Columns:
-    """Returns what the examples of a test split contribute to the metrics, after its last batch.
+    """Returns what the examples of a split contribute to the metrics, after its last batch.
 
     Args:
         task: The task, whose metrics still hold the split.
         datamodule: Its data.
-        split: The test split.
+        split: Its name.
         batches: The rows of each batch.
 
     Returns:
@@ -89,8 +90,8 @@ def _classification_rows(task: SequenceClassificationTask, batch: dict[str, Tens
     return rows
 
 
-def _document_rows(task: CausalLanguageModelingTask, batch: dict[str, Tensor]) -> Columns:
-    losses, hits = task.next_token.score_labels(batch, task.evaluate(batch))
+def _document_rows(task: CausalLanguageModelingTask, batch: dict[str, Tensor], found: Any) -> Columns:
+    losses, hits = task.next_token.score_labels(batch, task.evaluate(batch) if found is None else found)
     documents = batch[DOCUMENT][batch["labels"] != IGNORED].cpu().numpy()
     numbers, places = map(torch.from_numpy, np.unique(documents, return_inverse=True))
     scores, ones = -losses.cpu().double(), torch.ones(len(losses), dtype=torch.float64)
