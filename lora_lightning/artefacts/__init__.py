@@ -3,7 +3,18 @@
 Nothing here trains, and nothing here parses a command line; a folder is written completely or not at all.
 """
 
+from lora_lightning.artefacts.compress_results import CompressResult, RankMeasurement
+from lora_lightning.artefacts.compressing import compress
 from lora_lightning.artefacts.merging import merge
 from lora_lightning.artefacts.results import FreshProcessCheck, MergeMeasurement, MergeResult, MetricEstimate
 
-__all__ = ["FreshProcessCheck", "MergeMeasurement", "MergeResult", "MetricEstimate", "merge"]
+__all__ = [
+    "CompressResult",
+    "FreshProcessCheck",
+    "MergeMeasurement",
+    "MergeResult",
+    "MetricEstimate",
+    "RankMeasurement",
+    "compress",
+    "merge",
+]

@@ -33,8 +33,8 @@ def keep_data_options(arguments: Sequence[str]) -> list[str]:
             words.append(word)
         else:
             msg = (
-                f"{word.partition('=')[0]} is not an option of merge here; besides --config, there are --data.* "
-                "options, and --model.backbone for a run."
+                f"{word.partition('=')[0]} is not an option here; besides --config, there are --data.* options, and "
+                "--model.backbone for a run."
             )
             raise ConfigurationError(msg)
     return words

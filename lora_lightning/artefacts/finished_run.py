@@ -41,28 +41,33 @@ PLAIN_TRAINER = {
 }
 
 
-def open_run(folder: Path, arguments: Sequence[str] = ()) -> OpenedAdapter:
-    """Loads the best checkpoint of a run and validates it.
+def open_run(
+    folder: Path, arguments: Sequence[str] = (), *, validates: bool = True, needs_test: bool = False
+) -> OpenedAdapter:
+    """Loads the best checkpoint of a run.
 
     Args:
         folder: The run folder.
         arguments: Options of the data, and `--model.backbone`, that override those of the run, as on a command line.
+        validates: Whether the adapter is validated; otherwise thresholds are those of the checkpoint.
+        needs_test: Whether data without test rows is refused, before any weights load.
 
     Returns:
         The adapter model.
 
     Raises:
         LoraLightningError: If the run has no checkpoint or no adapter, or if its base or its data is not there any
-            more or has changed.
+            more, has changed or lacks rows.
     """
     record = RunRecord.load(folder)
     if record.state != "finished":
         warnings.warn(
             f"the run {folder} is {record.state}{record.reason and ': ' + record.reason}; its best checkpoint so far "
-            "is merged.",
+            "is used.",
             stacklevel=2,
         )
-    words = [*run_arguments(record, PLAIN_TRAINER), *keep_run_options(arguments)]
+    settings = PLAIN_TRAINER | {"trainer.limit_val_batches": 1.0 if validates else 0}
+    words = [*run_arguments(record, settings), *keep_run_options(arguments)]
     cli = _prepare(words)
     if getattr(cli.model, "lora", None) is None:
         msg = (
@@ -70,6 +75,9 @@ def open_run(folder: Path, arguments: Sequence[str] = ()) -> OpenedAdapter:
             "already."
         )
         raise CheckpointError(msg)
+    if needs_test:
+        cli.datamodule.check_splits("validate")
+        cli.datamodule.check_splits("test")
     score_split(cli, "validate")
     notes = (
         ()
@@ -123,8 +131,8 @@ def opened_task(
     if not isinstance(network, PeftModel) or not adapted_layers(network) or auto_class is None:
         kind = type(task.transformers_model).__name__
         msg = (
-            f"{source} holds a {kind}, but merge takes text classifiers, question answerers and causal language models "
-            "of transformers."
+            f"{source} holds a {kind} without an adapter, or of another kind than text classifiers, question answerers "
+            "and causal language models of transformers; choose another run."
         )
         raise ConfigurationError(msg)
     batches = held_out_batches(trainer, ALL)

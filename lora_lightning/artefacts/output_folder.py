@@ -12,23 +12,26 @@ from filelock import FileLock, Timeout
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.runs.files import DRAFT, atomic_folder
 
+MODEL = "config.json"  # what a folder with a model has
+ADAPTER = "adapter_config.json"  # what a folder with an adapter has
 OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)
 
 
-def check_output(output: Path, source: Path, *, overwrite: bool) -> None:
+def check_output(output: Path, source: Path, *, overwrite: bool, marker: str = MODEL) -> None:
     """Refuses an output folder before any work is done.
 
     Args:
         output: Where to write.
         source: What is read; must not be replaced.
-        overwrite: Whether an existing model folder may be replaced.
+        overwrite: Whether an existing folder may be replaced.
+        marker: The file that such a folder has; others are not deleted.
 
     Raises:
         ConfigurationError: If the folder exists and may not be replaced, or cannot be written.
     """
     check_not_read(output, source)
     if output.exists() or output.is_symlink():
-        _check_existing(output, overwrite=overwrite)
+        _check_existing(output, overwrite=overwrite, marker=marker)
     parent = next(path for path in output.resolve().parents if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         msg = f"--output {output} cannot be written, because {parent} is not a writable folder; choose another folder."
@@ -51,28 +54,30 @@ def check_not_read(output: Path, source: Path) -> None:
         raise ConfigurationError(msg)
 
 
-def _check_existing(output: Path, *, overwrite: bool) -> None:
+def _check_existing(output: Path, *, overwrite: bool, marker: str) -> None:
     if not output.is_dir() or output.is_symlink():
         msg = f"--output {output} is not a folder; choose the name of a folder that does not exist yet."
         raise ConfigurationError(msg)
     if not overwrite:
         msg = f"--output {output} exists; choose another folder, or replace it with --overwrite."
         raise ConfigurationError(msg)
-    if any(output.iterdir()) and not (output / "config.json").is_file():
+    if any(output.iterdir()) and not (output / marker).is_file():
+        kind = "an adapter" if marker == ADAPTER else "a model"
         msg = (
-            f"--output {output} holds other files than a model (it has no config.json), so --overwrite does not delete "
+            f"--output {output} holds other files than {kind} (it has no {marker}), so --overwrite does not delete "
             "it; choose another folder."
         )
         raise ConfigurationError(msg)
 
 
 @contextmanager
-def new_folder(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def new_folder(output: Path, *, overwrite: bool = False, marker: str = MODEL) -> Iterator[Path]:
     """Creates a draft next to the output folder, and renames it once it is complete.
 
     Args:
         output: The final name. Its parents are created, and those that are new are removed again if the work fails.
-        overwrite: Whether a model folder that has this name at the end may be replaced.
+        overwrite: Whether a folder that has this name at the end may be replaced.
+        marker: As in `check_output`.
 
     Yields:
         The empty draft.
@@ -88,7 +93,7 @@ def new_folder(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
         with _only_writer(output), atomic_folder(output) as draft:
             yield draft
             if output.exists() or output.is_symlink():  # the work took minutes
-                _check_existing(output, overwrite=overwrite)
+                _check_existing(output, overwrite=overwrite, marker=marker)
     except BaseException as error:
         for folder in created:  # the innermost first
             if folder.is_dir() and not any(folder.iterdir()):

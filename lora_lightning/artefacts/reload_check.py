@@ -52,7 +52,7 @@ def run_in_fresh_process(
         ConfigurationError: If the process was killed, as it is if memory runs out.
         OSError: If the disk is full.
     """
-    batches = _some_batches(observer.batches)
+    batches = some_batches(observer.batches)
     with scratch_folder(folder) as scratch:
         request = _write_request(scratch, folder, auto_class, batches, observer.device, tokenizer)
         answer = _run(scratch, request)
@@ -71,7 +71,8 @@ def run_in_fresh_process(
     return found if answer["saved_again"] else replace(found, max_difference_after_saving_again=None)
 
 
-def _some_batches(batches: Sequence[Batch]) -> list[Batch]:
+def some_batches(batches: Sequence[Batch]) -> list[Batch]:
+    """At most four batches, evenly spread."""
     places = torch.linspace(0, len(batches) - 1, min(BATCHES, len(batches)), dtype=torch.float64).round().long()
     return [batches[place] for place in places.tolist()]
 

@@ -45,14 +45,33 @@ def open_export(trainer: Trainer, task: AdaptationTask, folder: Path) -> PreTrai
         BackboneError: If the base cannot be found any more.
         Exception: Whatever PEFT raises for a folder that it cannot load.
     """
-    base = cast("PreTrainedModel", trainer.precision_plugin.convert_module(task.load_plain_base()))
-    base.requires_grad_(requires_grad=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what is missing in the folder shows in the weights
-        model = PeftModel.from_pretrained(base, str(folder), torch_device="cpu")
+    model = load_exported_adapter(trainer, task, folder)
     if any(quantized_bits(layer.get_base_layer()) for layer in adapted_layers(model).values()):
         return model.to(task.device).eval()
     return cast("PreTrainedModel", model.merge_and_unload().to(task.device).eval())
+
+
+def load_exported_adapter(trainer: Trainer, task: AdaptationTask, folder: Path) -> PeftModel:
+    """Loads the base again and an exported adapter beside it.
+
+    Args:
+        trainer: Whose precision counts.
+        task: Its model's class and its settings say how the base is loaded.
+        folder: The exported one.
+
+    Returns:
+        The adapter model, on the device where the base was loaded.
+
+    Raises:
+        BackboneError: If the base cannot be found any more.
+        Exception: Whatever PEFT raises for a folder that it cannot load.
+    """
+    base = cast("PreTrainedModel", trainer.precision_plugin.convert_module(task.load_plain_base()))
+    base.requires_grad_(requires_grad=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is missing in the folder shows in weights and outputs
+        model: PeftModel = PeftModel.from_pretrained(base, str(folder), torch_device="cpu")
+    return model
 
 
 @torch.no_grad()

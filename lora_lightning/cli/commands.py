@@ -14,8 +14,8 @@ def run_command(arguments: Sequence[str]) -> Any:
         arguments: The command and its options.
 
     Returns:
-        An object with the attributes `trainer` and `datamodule`, and the task as `model` (`fit`: `task`); for `study`
-        and `merge` their results.
+        An object with the attributes `trainer` and `datamodule`, and the task as `model` (`fit`: `task`); for `study`,
+        `merge` and `compress` their results.
 
     Raises:
         LoraLightningError: If the input is wrong.
@@ -30,6 +30,10 @@ def run_command(arguments: Sequence[str]) -> Any:
         from lora_lightning.cli.merge import run_merge  # noqa: PLC0415
 
         return run_merge(words)
+    if command == "compress":
+        from lora_lightning.cli.compress import run_compress  # noqa: PLC0415
+
+        return run_compress(words)
     return _run_with_model(command, words)
 
 

@@ -31,6 +31,7 @@ COMMANDS = {
     "test": "evaluate a checkpoint on the test split",
     "predict": "classify, answer or continue the texts in a file with a checkpoint",
     "merge": "merge an adapter into its base, check the result, and write it for plain transformers",
+    "compress": "truncate an adapter to the least rank that is enough, and write it for every loader",
     "study": "compare configurations over seeds, and say which differences are noise",
 }
 
@@ -43,6 +44,7 @@ examples:
   lora-lightning predict --config RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt \\
       --data.predict_file queries.txt --predictions.file answers.csv
   lora-lightning merge RUN --output merged
+  lora-lightning compress RUN --output compressed
   lora-lightning study run STUDY.yaml
   lora-lightning study audit results.csv --reference "r = 64"
 

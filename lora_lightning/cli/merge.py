@@ -2,7 +2,6 @@
 
 import argparse
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from lora_lightning.cli.data_options import print_progress, split_data_options
 from lora_lightning.cli.sentence_parser import SentenceParser
 from lora_lightning.metrics.direction import LOWER_IS_BETTER
 from lora_lightning.reports.study_json import json_text
@@ -112,34 +112,6 @@ def run_merge(arguments: Sequence[str]) -> "MergeResult":
     else:
         print_merge(result)
     return result
-
-
-def split_data_options(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Separates the options of the data, which depend on the data module, and of the model from those of the command.
-
-    Args:
-        arguments: As on the command line.
-
-    Returns:
-        The other words, and values by name, such as `{"data.data_dir": "DIR"}`.
-    """
-    words: list[str] = []
-    data: dict[str, str] = {}
-    rest = list(arguments)
-    while rest:
-        word = rest.pop(0)
-        name, equals, value = word.partition("=")
-        if name == "--data" or name.startswith(("--data.", "--model.")):
-            has_value = bool(equals) or (bool(rest) and not rest[0].startswith("--"))
-            data[name[2:]] = value if equals else rest.pop(0) if has_value else "true"
-        else:
-            words.append(word)
-    return words, data
-
-
-def print_progress(line: str) -> None:
-    """Prints a step on standard error, since standard output is for results."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def print_merge(result: "MergeResult") -> None:

@@ -9,6 +9,7 @@ PEFT_PREFIX = "base_model.model."  # where PEFT keeps the pretrained model
 
 WRAPPERS = re.compile(rf"^({re.escape(TASK_PREFIX)})?({re.escape(PEFT_PREFIX)})?")
 ADAPTER_PARAMETER = re.compile(r"(^|\.)lora_")
+FACTOR = re.compile(r"(^|\.)(lora_[AB]|lora_embedding_[AB])(\.|$)")
 EMBEDDING_FACTOR = re.compile(r"(^|\.)lora_embedding_[AB]\b")
 UPDATED_TOKENS = re.compile(r"(^|\.)trainable_tokens_delta\b")
 FACTOR_B = re.compile(r"(^|\.)lora_B\.")
@@ -76,6 +77,11 @@ def adalora_rank_key(module: str) -> str:
 def is_adapter_parameter(name: str) -> bool:
     """Whether a parameter belongs to an adapter: a factor, AdaLoRA's singular values, or DoRA's magnitudes."""
     return ADAPTER_PARAMETER.search(name) is not None
+
+
+def is_factor(name: str) -> bool:
+    """Whether a tensor is a factor A or B of an adapter, of a linear layer or of an embedding."""
+    return FACTOR.search(name) is not None and not name.endswith(".bias")
 
 
 def is_embedding_factor(name: str) -> bool:

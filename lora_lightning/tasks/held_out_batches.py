@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from lightning import Trainer
@@ -35,7 +35,19 @@ class Observation(NamedTuple):
 
 def held_out_batches(trainer: Trainer, count: int) -> list[Batch]:
     """Some of this process's validation batches, spread evenly, on the host; collated without workers."""
-    loaders = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
+    return some_batches(trainer.datamodule.val_dataloader(), count)  # type: ignore[attr-defined]
+
+
+def some_batches(loaders: Any, count: int) -> list[Batch]:
+    """Some batches of the first loader, spread evenly, on the host; collated without workers.
+
+    Args:
+        loaders: A data module's loader, or a list of them.
+        count: How many at most.
+
+    Returns:
+        The batches; empty without a loader.
+    """
     if not loaders:
         return []
     loader = loaders[0] if isinstance(loaders, list) else loaders

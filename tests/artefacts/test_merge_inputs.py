@@ -216,7 +216,7 @@ def test_damaged_weights_are_refused(adapter: Path, tmp_path: Path, merge_here: 
         ({"base_model_id": " "}, "--base_model_id is ' '"),
         ({"base_model_id": "/nowhere/secret/path"}, "--base_model_id is '/nowhere/secret/path'"),
         ({"base_model_id": "./model"}, "--base_model_id is './model'"),
-        ({"overrides": {"model.lora.r": 3}}, "--model.lora.r is not an option of merge"),
+        ({"overrides": {"model.lora.r": 3}}, "--model.lora.r is not an option here"),
         ({"config": {"model": {}}}, "has no data"),
         ({"config": "nothing.yaml"}, "nothing.yaml"),
         ({"overrides": {"data": "Clinc150Datamodule"}}, "Clinc150Datamodule"),

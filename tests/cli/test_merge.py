@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from lora_lightning.artefacts import FreshProcessCheck, merge_gate, merge_job
+from lora_lightning.cli.data_options import split_data_options
 from lora_lightning.cli.main import main
-from lora_lightning.cli.merge import EPILOG, split_data_options
+from lora_lightning.cli.merge import EPILOG
 from tests.artefacts.adapters import save_random_adapter
 from tests.conftest import TinyBackbone
 

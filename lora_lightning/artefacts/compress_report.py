@@ -1,0 +1,174 @@
+"""What a compressed folder says of itself: numbers as JSON, a picture, and a section of its model card."""
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_lightning.artefacts.compress_results import CompressResult, RankMeasurement
+from lora_lightning.artefacts.rank_trials import shown_ends
+from lora_lightning.figures.compression import RankPoint, compression_figure
+from lora_lightning.lora.config import LoraSettings
+from lora_lightning.reports.drawing import png_bytes
+from lora_lightning.statistics import Metric, Verdict
+from lora_lightning.statistics.verdicts import shown_margin
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+JSON, PICTURE = "compression.json", "compression.png"
+
+
+def verdict_sentences(result: CompressResult) -> tuple[str, str]:
+    """What was found, in words.
+
+    Args:
+        result: The compression.
+
+    Returns:
+        What the validation split says, and whether the test split confirms it.
+    """
+    margin, chosen = shown_margin(result.metric), result.chosen
+    if chosen is result.full:
+        found = result.sequence[0]
+        first = (
+            f"No rank below {result.r} is proven enough for this adapter: {found.name} is {_in_words(found)} on "
+            f"{result.measured_on} (difference {shown_ends(found.difference, result.metric)}, margin {margin})."
+        )
+        more = _missing(found, result.metric)
+        return first, f"The folder holds rank {result.r}, as it was trained. {more}".rstrip()
+    what = f"k = {result.k}" if chosen.rule == "uniform" else chosen.name
+    first = (
+        f"{what} is enough for this adapter: {result.metric.name} is not worse than that of the full adapter by more "
+        f"than {margin} (difference {shown_ends(chosen.difference, result.metric)}, 95 % interval) on "
+        f"{result.measured_on}."
+    )
+    state = "Confirmed" if result.confirmed else "Not confirmed: undecided"
+    return first, f"{state} on {result.tested_on}: difference {shown_ends(result.test.difference, result.metric)}."
+
+
+def _missing(found: RankMeasurement, metric: Metric) -> str:
+    """What would decide, if that is known."""
+    if found.verdict is not Verdict.UNDECIDED or found.missing_examples is None:
+        return ""
+    return (
+        f"At a margin of {shown_margin(metric)} a proof takes about {found.missing_examples:,} examples; a larger "
+        "--margin takes fewer."
+    )
+
+
+def _in_words(found: RankMeasurement) -> str:
+    return {Verdict.WORSE: "worse by more than the margin", Verdict.UNDECIDED: "undecided"}.get(
+        found.verdict or Verdict.UNDECIDED, str(found.verdict)
+    )
+
+
+def result_notes(result: CompressResult, lora: LoraSettings | None) -> list[str]:
+    """Sentences about what a user might not expect.
+
+    Args:
+        result: The compression.
+        lora: The settings of the run.
+
+    Returns:
+        The sentences.
+    """
+    notes = []
+    if result.sizes.written >= result.sizes.full:
+        notes.append(
+            f"the written folder is not smaller than the run's own ({result.sizes.written:,} against "
+            f"{result.sizes.full:,} bytes), because portable ranks are 8, 16, 32, 64, 128 and 256; --layout exact "
+            f"writes {result.sizes.kept:,} bytes."
+        )
+    if result.layout == "mixed":
+        notes.append("mixed ranks are right in PEFT only: other loaders read one alpha and one r.")
+    if lora is not None and lora.use_dora:
+        notes.append(
+            "under DoRA the low-rank part of the direction was truncated, and the trained magnitudes were kept; DoRA "
+            "is right in PEFT only."
+        )
+    if not result.rivals:
+        notes.append(
+            "no other choice of ranks was compared, because there is no lower rank or the adapter is on experts."
+        )
+    return notes
+
+
+def write_report(result: CompressResult, folder: Path) -> None:
+    """Writes JSON, picture and card into an adapter folder.
+
+    Args:
+        result: The compression.
+        folder: Has a README.md if the model has a card.
+
+    Raises:
+        OSError: If the disk is full.
+    """
+    (folder / JSON).write_text(json.dumps(result.as_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    (folder / PICTURE).write_bytes(png_bytes(result_figure(result)))
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8").rstrip() if card.is_file() else "# LoRA adapter"
+    card.write_text(f"{text}\n\n{card_section(result)}", encoding="utf-8")
+
+
+def result_figure(result: CompressResult) -> "Figure":
+    """Draws quality against k."""
+    return compression_figure(
+        result.metric,
+        _point(result.full, result.r),
+        [_point(found, found.k) for found in result.sequence],
+        [_point(found) for found in result.rivals],
+        result.k,
+    )
+
+
+def _point(found: RankMeasurement, rank: float | None = None) -> RankPoint:
+    """A rival stands at the mean rank of its layers."""
+    place = sum(found.ranks.values()) / len(found.ranks) if rank is None else rank
+    return RankPoint(place, found.value, found.difference, found.verdict)
+
+
+def card_section(result: CompressResult) -> str:
+    """The section of the model card about the compression.
+
+    Args:
+        result: The compression.
+
+    Returns:
+        Markdown.
+    """
+    layout = (
+        f"Every layer has rank {result.rank}, padded with zeros, `lora_alpha` = r, and the scaling is in the factors."
+        if result.layout == "portable"
+        else f"`lora_alpha` = r everywhere; ranks are {min(result.chosen.ranks.values())} to {result.rank}."
+    )
+    rows = [_table_row(found, result) for found in result.validation]
+    loaders = [
+        f"| {found.target} | {found.outcome} | {'; '.join(found.reasons)} | {found.read_on} |"
+        for found in result.loaders
+    ]
+    lines = [
+        "## Compression",
+        "",
+        "The adapter of a training run was truncated by singular value decomposition of each update.",
+        *verdict_sentences(result),
+        layout,
+        "",
+        f"![quality against rank]({PICTURE})",
+        "",
+        f"| ranks | parameters | {result.metric.name} | difference (95 % interval) | verdict |",
+        "| --- | ---: | ---: | --- | --- |",
+        *rows,
+        "",
+        "| loader | loads it | why | rules of |",
+        "| --- | --- | --- | --- |",
+        *loaders,
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _table_row(found: RankMeasurement, result: CompressResult) -> str:
+    value = result.metric.shown_value(found.value)
+    difference = "" if math.isnan(found.difference.value) else shown_ends(found.difference, result.metric)
+    verdict = "" if found.verdict is None else str(found.verdict)
+    return f"| {found.name} | {found.parameters:,} | {value:.4g} | {difference} | {verdict} |"

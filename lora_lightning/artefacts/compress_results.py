@@ -1,0 +1,146 @@
+"""What `compress` measured and decided."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from lora_lightning.artefacts.loader_rules import LoaderCheck
+from lora_lightning.statistics import Metric, Verdict
+from lora_lightning.statistics.analysis import as_json
+from lora_lightning.statistics.jackknife import Interval
+
+Layout = Literal["portable", "exact", "mixed"]
+Rule = Literal["full", "uniform", "budget", "energy", "cumulative", "trained"]
+
+
+@dataclass(frozen=True)
+class RankMeasurement:
+    """An adapter of some ranks on a split, compared with the full adapter on the same examples.
+
+    Attributes:
+        name: Such as `k = 8`.
+        rule: How the ranks were chosen: `full` as trained; `uniform` one for all layers; `budget` one budget of
+            parameters over all layers; `energy` and `cumulative` a share of each layer's squared or plain singular
+            values; `trained` another run.
+        k: The rank of a uniform adapter, or the one whose parameters are the budget; `None` for other rules.
+        ranks: By layer; empty for `trained`.
+        parameters: Of the factors.
+        examples: How many it was measured on; what gets no verdict is measured on some of them only.
+        value: The metric on them (of a perplexity its logarithm).
+        difference: From the full adapter, signed so that larger is better, in the unit of the value; without ends for
+            the full adapter.
+        verdict: `None` for those that are only compared.
+        p_value: One-sided, of "worse by the margin or more"; NaN if there is none.
+        missing_examples: With about how many examples of this kind the observed difference would be proven; `None` if
+            it is decided or beyond the margin.
+    """
+
+    name: str
+    rule: Rule
+    k: int | None
+    ranks: Mapping[str, int]
+    parameters: int
+    examples: int
+    value: float
+    difference: Interval
+    verdict: Verdict | None = None
+    p_value: float = float("nan")
+    missing_examples: int | None = None
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of the weight file.
+
+    Attributes:
+        full: Of the adapter as it was trained.
+        kept: Of the ranks that are enough, without padding.
+        written: Of the folder that was written.
+    """
+
+    full: int
+    kept: int
+    written: int
+
+
+@dataclass(frozen=True)
+class CompressResult:
+    """A finished compression.
+
+    Attributes:
+        source: The run.
+        output: The folder that was written.
+        metric: What decides, with its margin.
+        r: The largest rank of the adapter as it was trained.
+        k: The least rank that is proven enough, or the rank whose size the budget has; `r` if no lower one is.
+        rank: The largest rank in the written folder, padding included.
+        layout: `portable`, `exact` or `mixed`.
+        validation: The full adapter, all ranks that were measured from the largest down, and the rivals.
+        test: The written folder, loaded again, on the test split.
+        full_test: The full adapter on the test split.
+        sizes: Bytes.
+        loaders: What other programs make of the folder.
+        max_logit_difference: Between the model that was judged and the folder, loaded again.
+        largest_logit: Absolute.
+        measured_on: What the validation examples are.
+        tested_on: What the test examples are.
+        seconds: Of everything after loading.
+        notes: Sentences for the user.
+    """
+
+    source: Path
+    output: Path
+    metric: Metric
+    r: int
+    k: int
+    rank: int
+    layout: Layout
+    validation: tuple[RankMeasurement, ...]
+    test: RankMeasurement
+    full_test: RankMeasurement
+    sizes: Sizes
+    loaders: tuple[LoaderCheck, ...]
+    max_logit_difference: float
+    largest_logit: float
+    measured_on: str
+    tested_on: str
+    seconds: float
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def full(self) -> RankMeasurement:
+        """The full adapter on the validation split."""
+        return self.validation[0]
+
+    @property
+    def sequence(self) -> tuple[RankMeasurement, ...]:
+        """The candidates of the test sequence, from the largest down."""
+        return tuple(found for found in self.validation[1:] if found.verdict is not None)
+
+    @property
+    def rivals(self) -> tuple[RankMeasurement, ...]:
+        """What is only compared."""
+        return tuple(found for found in self.validation[1:] if found.verdict is None)
+
+    @property
+    def chosen(self) -> RankMeasurement:
+        """The candidate that was written."""
+        return next((found for found in self.sequence if found.k == self.k), self.full)
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether the test split proves, too, that the written adapter is not worse by more than the margin."""
+        return self.test.verdict is not None and self.test.verdict.proven
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as JSON can hold it; what is not finite is null."""
+        content: dict[str, Any] = as_json(
+            {
+                **vars(self),
+                "source": str(self.source),
+                "output": str(self.output),
+                "confirmed": self.confirmed,
+            }
+        )
+        return content

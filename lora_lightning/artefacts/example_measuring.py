@@ -1,0 +1,160 @@
+"""Runs a task with one model after the other over a split, and keeps one number per example."""
+
+import copy
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from lightning import Trainer
+from numpy.typing import NDArray
+from torch import nn
+
+from lora_lightning.analysis.metric_outcomes import ANSWER_OUTCOMES, OUTCOMES, metric_outcomes
+from lora_lightning.analysis.metric_scale import choose_scale
+from lora_lightning.errors import ConfigurationError, suggest_names
+from lora_lightning.tasks import AdaptationTask
+from lora_lightning.tasks.held_out_batches import (
+    Batch,
+    isolated_evaluation,
+    network_replaced,
+    on_device,
+    reset_metrics,
+    some_batches,
+    validation_precision,
+)
+from lora_lightning.tasks.outcome_rows import INDEX, batch_rows, split_rows
+
+Rows = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a model made of a split.
+
+    Attributes:
+        metrics: By name.
+        rows: Columns of shape (examples,), in the order of the data.
+    """
+
+    metrics: dict[str, float]
+    rows: Rows
+
+    def outcomes(self, metric: str) -> NDArray[np.float64] | None:
+        """One number per example whose mean is the metric (its logarithm for a perplexity); `None` if there is none."""
+        if metric not in self.metrics:
+            return None
+        value = self.metrics[metric]
+        return metric_outcomes(metric, self.rows, choose_scale(metric, [value]).stored_value(value))
+
+    @property
+    def examples(self) -> int:
+        """Their number."""
+        return len(next(iter(self.rows.values()), []))
+
+    @property
+    def comparable_metrics(self) -> list[str]:
+        """The metrics that are means over examples, or are linearized as such."""
+        known = OUTCOMES.keys() | ANSWER_OUTCOMES.keys()
+        return [name for name in self.metrics if name in known and self.outcomes(name) is not None]
+
+
+class SplitExamples:
+    """All examples of a split.
+
+    Args:
+        task: The task; its own model does not matter.
+        trainer: Has validated it.
+        kind: `val` or `test`; of several splits of the kind the first.
+    """
+
+    def __init__(self, task: AdaptationTask, trainer: Trainer, kind: str) -> None:
+        self.task, self.trainer = task, trainer
+        self.datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if kind == "test":
+            self.datamodule.setup("test")
+            task.setup("test")
+            task.to(trainer.strategy.root_device)
+            loaders = self.datamodule.test_dataloader()
+        else:
+            loaders = self.datamodule.val_dataloader()
+        self.split: str = self.datamodule.split_names(kind)[0]
+        self.batches: list[Batch] = some_batches(loaders, sys.maxsize)
+
+    def spread(self, rows: int) -> "SplitExamples":
+        """Some batches of the split, evenly spread, for what needs no verdict.
+
+        Args:
+            rows: About how many to keep.
+
+        Returns:
+            The split itself if it has no more.
+        """
+        total = sum(len(next(iter(batch.values()))) for batch in self.batches)
+        if total <= rows:
+            return self
+        few = copy.copy(self)
+        count = max(1, len(self.batches) * rows // total)
+        places = np.linspace(0, len(self.batches) - 1, count).round().astype(int)
+        few.batches = [self.batches[place] for place in places]
+        return few
+
+    def measure(self, network: nn.Module) -> Measured:
+        """Runs a model over the split.
+
+        Args:
+            network: In evaluation mode, on the task's device.
+
+        Returns:
+            Its metrics and its examples.
+        """
+        task = self.task
+        with isolated_evaluation(task), network_replaced(task, network):
+            reset_metrics(task.metrics)
+            rows = []
+            for batch in self.batches:
+                moved = on_device(self.trainer, batch)
+                with validation_precision(self.trainer):
+                    found = task.evaluate(moved)
+                    task.add_to_metrics(self.split, moved, found)
+                    rows.append(batch_rows(task, moved, found))
+            columns = split_rows(task, self.datamodule, self.split, rows)
+            metrics = task.metric_values(self.split)
+        order = columns[INDEX].argsort(stable=True) if columns else None
+        return Measured(metrics, {name: column[order].numpy() for name, column in columns.items()})
+
+    def in_words(self, measured: Measured) -> str:
+        """What the examples are, such as `val of Clinc150DataModule, 3,100 examples`."""
+        return f"{self.split} of {type(self.datamodule).__name__}, {measured.examples:,} examples"
+
+
+def choose_compared_metric(found: Measured, wanted: str | None, monitor: str | None) -> str:
+    """Chooses the metric that decides.
+
+    Args:
+        found: Of the full adapter.
+        wanted: The user's; `None` for the one that chose the run's best checkpoint.
+        monitor: That one, with its split; `None` if unknown.
+
+    Returns:
+        Its name, without a split.
+
+    Raises:
+        ConfigurationError: If it has no numbers per example.
+    """
+    name = (wanted or monitor or "").rpartition("/")[2] if wanted is None else wanted.removeprefix("val/")
+    comparable = found.comparable_metrics
+    if name in comparable:
+        return name
+    if not comparable:
+        msg = "this data has no metric with numbers per example, so ranks cannot be compared; choose other data."
+        raise ConfigurationError(msg)
+    if wanted is None:
+        msg = (
+            f"the run's best checkpoint was chosen by {monitor or 'no metric'}, which has no numbers per example to "
+            f"compare; give --metric, one of {', '.join(comparable)}."
+        )
+        raise ConfigurationError(msg)
+    problem = "has no numbers per example to compare" if name in found.metrics else "is unknown"
+    msg = f"--metric {name!r} {problem}; {suggest_names(name, comparable)}"
+    raise ConfigurationError(msg)
