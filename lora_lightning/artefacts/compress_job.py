@@ -10,7 +10,7 @@ from lightning import Trainer
 from peft import PeftModel
 
 from lora_lightning.analysis.merge_verdict import default_tolerance
-from lora_lightning.analysis.metric_scale import choose_metric, choose_scale
+from lora_lightning.analysis.metric_scale import TableScale, choose_metric, choose_scale
 from lora_lightning.analysis.rank_choices import adapter_parameters, candidate_ranks, portable_rank
 from lora_lightning.artefacts.compress_report import result_notes, write_report
 from lora_lightning.artefacts.compress_results import CompressResult, Layout, RankMeasurement, Sizes
@@ -206,7 +206,15 @@ class CompressJob:
 
     def _choose_metric(self, full: Measured) -> Metric:
         name = choose_compared_metric(full, self.options.metric, self.opened.monitor)
-        return choose_metric(name, choose_scale(name, [full.metrics[name]]), None, self.options.margin)
+        scale = choose_scale(name, [full.metrics[name]])
+        if self.options.margin is None and scale is TableScale.PLAIN:
+            others = [each for each in full.comparable_metrics if choose_scale(each, []) is not TableScale.PLAIN]
+            msg = (
+                f"{name} has no usual margin; give --margin, the largest loss in its unit that does not matter, or "
+                f"another --metric{', such as ' if others else ''}{', '.join(others[:3])}."
+            )
+            raise ConfigurationError(msg)
+        return choose_metric(name, scale, None, self.options.margin)
 
     def _measure_trained_runs(self, examples: SplitExamples, comparison: Comparison) -> list[RankMeasurement]:
         return [

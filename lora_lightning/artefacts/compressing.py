@@ -114,10 +114,11 @@ def check_ranks(ranks: Sequence[int] | Literal["all"] | None) -> tuple[int, ...]
     """
     if ranks is None:
         return ()
+    if isinstance(ranks, str):
+        return ranks
     if not ranks or min(ranks) < 1:
-        msg = (
-            f"--ranks is {','.join(map(str, ranks)) or 'empty'}, but each must be at least 1; leave it out to test all."
-        )
+        given = ",".join(map(str, ranks)) or "empty"
+        msg = f"--ranks is {given}, but each rank must be at least 1; give all, or leave it out for the usual ones."
         raise ConfigurationError(msg)
     return tuple(sorted(set(ranks), reverse=True))
 

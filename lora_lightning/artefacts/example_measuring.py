@@ -144,6 +144,8 @@ def choose_compared_metric(found: Measured, wanted: str | None, monitor: str | N
     """
     name = (wanted or monitor or "").rpartition("/")[2] if wanted is None else wanted.removeprefix("val/")
     comparable = found.comparable_metrics
+    if wanted is None and name == "loss" and "perplexity" in comparable:
+        return "perplexity"  # the same, with a usual margin
     if name in comparable:
         return name
     if not comparable:

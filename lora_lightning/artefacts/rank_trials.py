@@ -23,7 +23,7 @@ from lora_lightning.artefacts.compress_results import Layout, RankMeasurement, R
 from lora_lightning.artefacts.example_measuring import Measured, SplitExamples
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.compression import DecomposedLayer, set_adapter_ranks
-from lora_lightning.statistics import Interval, Metric, PairedDifference, Scale, Verdict
+from lora_lightning.statistics import Interval, Metric, PairedDifference, Verdict
 from lora_lightning.statistics.multiple_tests import ERROR_RATE
 from lora_lightning.statistics.one_model import example_difference, missing_examples
 from lora_lightning.statistics.verdicts import shown_number
@@ -87,9 +87,8 @@ class Comparison:
         outcomes = self._outcomes(measured)
         sign, margin = 1.0 if self.metric.higher_is_better else -1.0, self.metric.stored_margin
         differences = sign * (outcomes - self._outcomes(self.full))
-        found = example_difference(differences, 1.0 if self.metric.scale is Scale.FRACTION else 0.0)
-        interval = Interval(float(differences.mean()), found.interval.low, found.interval.high)
-        measurement = RankMeasurement(*choice, measured.examples, float(outcomes.mean()), interval)
+        found = example_difference(differences, are_hits=_are_hits(outcomes))
+        measurement = RankMeasurement(*choice, measured.examples, float(outcomes.mean()), found.interval)
         if not is_tested:
             return measurement
         p_value = found.p_value_above(-margin)
@@ -251,6 +250,10 @@ def shown_ends(difference: Interval, metric: Metric) -> str:
         for end in (difference.value, difference.low, difference.high)
     )
     return f"{value} ({low} to {high}){metric.unit}"
+
+
+def _are_hits(outcomes: NDArray[np.float64]) -> bool:
+    return bool(np.isin(outcomes, (0.0, 1.0)).all())
 
 
 def _verdict(difference: PairedDifference, p_value: float, margin: float) -> Verdict:

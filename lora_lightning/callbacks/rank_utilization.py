@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lora_lightning.analysis.rank_advice import Validation, rank_advice, rank_to_truncate_to
 from lora_lightning.analysis.spectrum import common_energy_rank, rank_numbers, singular_values
+from lora_lightning.backbones.model_card import auto_class_of
 from lora_lightning.callbacks.adapter_monitor import (
     TOTAL,
     AdapterMonitor,
@@ -33,6 +34,7 @@ from lora_lightning.tasks import AdaptationTask
 
 PANELS = 16  # of spectra in one picture
 REPORT = "rank_utilization.json"
+MEASURED = "Which rank is enough for this adapter, only `lora-lightning compress RUN --output DIR` can tell."
 
 
 class RankUtilizationMonitor(AdapterMonitor):
@@ -127,6 +129,8 @@ class RankUtilizationMonitor(AdapterMonitor):
         if not self._spectra:
             return
         advice = rank_advice(self._spectra, self._ranks, task.lora, validation)
+        if max(self._ranks.values()) > 1 and auto_class_of(task.transformers_model) is not None:
+            advice += f" {MEASURED}"
         print(f"rank ({describe_weights(export)}): {advice}")
         path = run_folder_of(trainer) / REPORT
         path.parent.mkdir(parents=True, exist_ok=True)

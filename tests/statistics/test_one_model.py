@@ -1,0 +1,87 @@
+"""Differences of two states of one model: against NumPy, and against the error rate that they promise."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import optimize, stats
+from scipy.special import xlogy
+
+from lora_lightning.statistics.jackknife import Interval
+from lora_lightning.statistics.multiple_tests import ERROR_RATE
+from lora_lightning.statistics.one_model import HitsDifference, example_difference, missing_examples
+
+
+def likelihood_score(gains: int, losses: int, examples: int, difference: float) -> float:
+    """The score test with the share of losses found by a search for the largest likelihood."""
+
+    def surprise(lost: float) -> float:
+        gained, same = lost + difference, 1 - 2 * lost - difference
+        return -(xlogy(gains, gained) + xlogy(losses, lost) + xlogy(examples - gains - losses, same))
+
+    ends = max(0.0, -difference), (1 - difference) / 2
+    lost = optimize.minimize_scalar(surprise, bounds=ends, method="bounded", options={"xatol": 1e-12}).x
+    variance = examples * (2 * lost + difference - difference**2)
+    return float((gains - losses - examples * difference) / np.sqrt(variance))
+
+
+def hits(gains: int, losses: int, examples: int) -> NDArray[np.float64]:
+    return np.repeat([1.0, -1.0, 0.0], [gains, losses, examples - gains - losses])
+
+
+@pytest.mark.parametrize(
+    ("gains", "losses", "examples"), [(3, 7, 500), (0, 4, 90), (12, 5, 60), (1, 0, 44), (2, 2, 30)]
+)
+@pytest.mark.parametrize("bound", [-0.02, -0.1, 0.05])
+def test_hits_are_compared_by_the_score_test(gains: int, losses: int, examples: int, bound: float) -> None:
+    found = example_difference(hits(gains, losses, examples), are_hits=True)
+    expected = stats.norm.sf(likelihood_score(gains, losses, examples, bound))
+    assert found.p_value_above(bound) == pytest.approx(expected, rel=1e-3)
+    assert found.p_value_below(bound) == pytest.approx(1 - expected, rel=1e-3)
+    assert found.interval.low < found.interval.value < found.interval.high
+    for end in (found.interval.low, found.interval.high):
+        assert abs(likelihood_score(gains, losses, examples, end)) == pytest.approx(1.96, abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("examples", "is_proven"), [(24, False), (435, False), (538, False), (540, True), (3000, True)]
+)
+def test_no_change_on_few_examples_is_no_proof(examples: int, is_proven: bool) -> None:
+    found = example_difference(np.zeros(examples), are_hits=True)
+    assert (found.p_value_above(-0.005) <= ERROR_RATE) is is_proven
+
+
+@pytest.mark.parametrize("discordant", [0.0051, 0.006, 0.02, 0.1])
+@pytest.mark.parametrize("examples", [300, 1000, 3000])
+def test_a_loss_of_the_margin_is_rarely_proven_to_be_less(discordant: float, examples: int) -> None:
+    margin, repeats = 0.005, 4000
+    loss, gain = (discordant + margin) / 2, (discordant - margin) / 2
+    counts = np.random.default_rng(0).multinomial(examples, [gain, loss, 1 - gain - loss], size=repeats)
+    interval = Interval(0.0, 0.0, 0.0)
+    proven = sum(
+        HitsDifference(interval, 1, examples, gains=int(gains), losses=int(losses)).p_value_above(-margin) <= ERROR_RATE
+        for gains, losses, _ in counts
+    )
+    assert proven / repeats <= ERROR_RATE + 0.012  # counts are whole numbers, and the test is not exact
+
+
+def test_outcomes_without_bounds_are_not_adjusted() -> None:
+    differences = np.array([0.01, -0.02, 0.005, 0.0, 0.01])
+    found = example_difference(differences)
+    low, high = stats.t.interval(0.95, 4, differences.mean(), stats.sem(differences))
+    assert (found.interval.low, found.interval.high) == pytest.approx((low, high), rel=1e-12)
+    assert example_difference(np.zeros(9)).identical
+    assert example_difference(np.full(9, 0.25)).note
+    assert example_difference(np.array([0.1])).note
+
+
+def test_missing_examples_have_the_power_that_they_promise() -> None:
+    rng = np.random.default_rng(1)
+    first = example_difference(rng.normal(0.0, 1.0, 50))
+    needed = missing_examples(first, 0.5)
+    assert needed is not None
+    error, mean = first.estimates[0][0] * np.sqrt(50), min(0.0, first.interval.value)
+    power = np.mean(
+        [example_difference(rng.normal(mean, error, needed)).p_value_above(-0.5) <= ERROR_RATE for _ in range(2000)]
+    )
+    assert 0.75 < power < 0.87
+    assert missing_examples(example_difference(rng.normal(-3.0, 1.0, 50)), 0.5) is None
