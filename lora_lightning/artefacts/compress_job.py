@@ -34,7 +34,7 @@ from lora_lightning.statistics.verdicts import shown_margin
 from lora_lightning.tasks import AdaptationTask
 
 FLOAT32 = 4  # bytes
-ROWS_WITHOUT_VERDICT = 768  # at most, for what is only shown: rivals, and ranks that the tests did not come to
+ROWS_WITHOUT_VERDICT = 512  # at most, for what is only shown: rivals, and ranks that the tests did not come to
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from lora_lightning.artefacts.adapter_config import ADAPTER_CONFIG
 from lora_lightning.artefacts.compress_job import CompressJob, CompressOptions
 from lora_lightning.artefacts.compress_results import CompressResult, Layout
 from lora_lightning.artefacts.finished_run import open_run
 from lora_lightning.artefacts.loader_rules import check_target_names
 from lora_lightning.artefacts.output_folder import ADAPTER, check_not_read, check_output
+from lora_lightning.backbones.adapter_config import ADAPTER_CONFIG
 from lora_lightning.backbones.source import resolve_backbone
 from lora_lightning.errors import CheckpointError, ConfigurationError, suggest_names
 from lora_lightning.runs.layout import ADAPTER_FOLDER, CONFIG

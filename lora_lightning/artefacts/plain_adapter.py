@@ -15,11 +15,13 @@ from lora_lightning.artefacts.opened import OpenedAdapter
 from lora_lightning.artefacts.reload_check import some_batches
 from lora_lightning.backbones.export import export_model
 from lora_lightning.backbones.first_token import keep_first_token_only
+from lora_lightning.backbones.saved_base import BASE_MODEL
 from lora_lightning.callbacks.exported_model import load_exported_adapter
 from lora_lightning.lora.fused import fuse_lora_layers
 from lora_lightning.lora.quantized import keep_8bit_scales_beside_weights
+from lora_lightning.runs.history import read_json
+from lora_lightning.runs.layout import RUN
 from lora_lightning.tasks import AdaptationTask, SequenceClassificationTask
-from lora_lightning.tasks.saved_base import BASE_MODEL
 
 
 def write_adapter(opened: OpenedAdapter, task: AdaptationTask, network: PeftModel, folder: Path) -> int:
@@ -40,7 +42,8 @@ def write_adapter(opened: OpenedAdapter, task: AdaptationTask, network: PeftMode
     files = dict(opened.files)
     if task.base_identity is not None:
         files[f"{BASE_MODEL}.json"] = task.base_identity.as_dict()
-    export_model(network, opened.tokenizer, folder, files)
+    origin = read_json(opened.source / RUN).get("continued_from")
+    export_model(network, opened.tokenizer, folder, files, continued_from=origin)
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
