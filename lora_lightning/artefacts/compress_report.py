@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from lora_lightning.artefacts.compress_results import CompressResult, RankMeasurement
 from lora_lightning.artefacts.rank_trials import shown_ends
 from lora_lightning.figures.compression import RankPoint, compression_figure
+from lora_lightning.figures.png import png_bytes
 from lora_lightning.lora.config import LoraSettings
-from lora_lightning.reports.drawing import png_bytes
 from lora_lightning.statistics import Metric, Verdict
 from lora_lightning.statistics.verdicts import shown_margin
 

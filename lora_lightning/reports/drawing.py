@@ -1,19 +1,16 @@
-"""Matplotlib figures as SVG inside a page, and as SVG and PNG files."""
+"""Matplotlib figures as SVG inside a page, and as SVG files."""
 
 import io
 import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from html import escape
 from typing import TYPE_CHECKING
 
+from lora_lightning.figures.png import missing_letters_ignored
 from lora_lightning.figures.study import INK
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DOTS_PER_INCH = 160
 NO_DATE = {"Date": None}  # the same figure is the same file
 BACKGROUND = re.compile(r'(<g id="patch_1">\s*<path[^>]*style=")fill: (?:#ffffff|white)')
 ID = re.compile(r'(\bid="|url\(#|href="#)')
@@ -24,17 +21,9 @@ def svg_text(figure: "Figure") -> str:
     import matplotlib as mpl  # noqa: PLC0415
 
     text = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "lora_lightning"}), _missing_letters_ignored():
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "lora_lightning"}), missing_letters_ignored():
         figure.savefig(text, format="svg", metadata=NO_DATE, facecolor="white")
     return text.getvalue()
-
-
-def png_bytes(figure: "Figure") -> bytes:
-    """Draws a figure as a PNG file."""
-    content = io.BytesIO()
-    with _missing_letters_ignored():
-        figure.savefig(content, format="png", dpi=DOTS_PER_INCH, facecolor="white")
-    return content.getvalue()
 
 
 def inline_svg(svg: str, prefix: str, description: str) -> str:
@@ -58,11 +47,3 @@ def inline_svg(svg: str, prefix: str, description: str) -> str:
     element = re.sub(r'^<svg([^>]*?) width="[^"]*"', r"<svg\1", element)
     element = re.sub(r'^<svg([^>]*?) height="[^"]*"', r"<svg\1", element)
     return element.replace("<svg", f'<svg role="img" aria-label="{escape(description)}"', 1)
-
-
-@contextmanager
-def _missing_letters_ignored() -> Iterator[None]:
-    """Browsers have letters that matplotlib's own font lacks."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"Glyph .* missing from font")
-        yield

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_lightning.errors import DataError
+from lora_lightning.figures.png import png_bytes
 from lora_lightning.figures.study import (
     curves_figure,
     differences_figure,
@@ -18,7 +19,7 @@ from lora_lightning.figures.study import (
     words,
 )
 from lora_lightning.reports.claim_rows import claim_rows
-from lora_lightning.reports.drawing import inline_svg, png_bytes, svg_text
+from lora_lightning.reports.drawing import inline_svg, svg_text
 from lora_lightning.reports.study_json import json_text, study_as_json
 from lora_lightning.reports.verdict_rows import chance_sentence, shown_value_unit, verdict_rows
 from lora_lightning.runs.files import atomic_file

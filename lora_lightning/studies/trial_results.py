@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_lightning.analysis.metric_outcomes import metric_outcomes
-from lora_lightning.analysis.metric_scale import choose_scale
+from lora_lightning.analysis.metric_scale import TableScale, choose_scale
 from lora_lightning.datamodules.base import VALIDATION
 from lora_lightning.errors import DataError
 from lora_lightning.runs.record import RunRecord
