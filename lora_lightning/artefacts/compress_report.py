@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -116,10 +117,16 @@ def result_figure(result: CompressResult) -> "Figure":
     return compression_figure(
         result.metric,
         _point(result.full, result.r),
-        [_point(found, found.k) for found in result.sequence],
-        [_point(found) for found in result.rivals],
+        [_point(_on_all_examples(found, result), found.k) for found in result.sequence],
+        [_point(_on_all_examples(found, result)) for found in result.rivals],
         result.k,
     )
+
+
+def _on_all_examples(found: RankMeasurement, result: CompressResult) -> RankMeasurement:
+    """What was measured on some examples stands at its difference from the full adapter, which is on the same ones."""
+    sign = 1.0 if result.metric.higher_is_better else -1.0
+    return replace(found, value=result.full.value + sign * found.difference.value)
 
 
 def _point(found: RankMeasurement, rank: float | None = None) -> RankPoint:
