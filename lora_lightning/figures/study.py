@@ -152,10 +152,19 @@ def learning_rates_figure(results: StudyResults) -> "Figure":
             fillstyle=fill,
         )
     axes.set_xscale("log")
+    ticks = separate_ticks(sorted({rate for each in results.configurations for rate in each.tried_rates}))
+    axes.set_xticks(ticks, [scientific(tick) for tick in ticks], fontsize=FONT)
+    axes.minorticks_off()
     axes.set_xlabel("learning rate", fontsize=FONT)
     axes.set_ylabel(f"validation {axis_label(None, results.metric)}", fontsize=FONT, parse_math=False)
     show_legend(axes)
     return figure
+
+
+def scientific(number: float) -> str:
+    """Formats a number above 0, such as `1.25e-4`."""
+    mantissa, exponent = f"{number:.2e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
 
 
 def series_style(number: int) -> tuple[str, str]:

@@ -149,7 +149,7 @@ def weak_reference_note(results: StudyResults, analysis: StudyAnalysis) -> str:
     return (
         f"{best.name} is better than the reference {results.reference}, which costs more ({numbers}). Such a reference "
         "may not have had the settings that suit it, such as its learning rate, and then being as good as it proves "
-        "little; `learning_rate` in a study chooses one for each configuration."
+        "little. A study can choose a learning rate for each configuration."
     )
 
 
