@@ -168,6 +168,7 @@ class StudyResults:
         full_fine_tuning: Name of the configuration without LoRA, if there is one.
         unfinished: What is missing, such as `"3 of 40 trials have not finished"`; empty for a complete study.
         claims: Claims of others that the study checks, which were fixed before it ran.
+        truncated: The same trained adapters after truncation to lower ranks; only claims are about them.
     """
 
     name: str
@@ -179,6 +180,7 @@ class StudyResults:
     full_fine_tuning: str | None = None
     unfinished: str = ""
     claims: Sequence["Claim"] = ()
+    truncated: Sequence[ConfigurationResults] = ()
 
     @property
     def has_ranks(self) -> bool:
@@ -186,7 +188,7 @@ class StudyResults:
         return len({each.rank for each in self.configurations if each.rank is not None}) > 1
 
     def configuration(self, name: str) -> ConfigurationResults:
-        """Finds a configuration.
+        """Finds a configuration, truncated or not.
 
         Args:
             name: Its name.
@@ -197,4 +199,4 @@ class StudyResults:
         Raises:
             KeyError: If there is none.
         """
-        return {each.name: each for each in self.configurations}[name]
+        return {each.name: each for each in (*self.configurations, *self.truncated)}[name]

@@ -75,6 +75,55 @@ def _read_range(content: object, name: str, refuse: Refuse) -> tuple[float, floa
     return low, high
 
 
+def truncated_name(configuration: str, r: int) -> str:
+    """What a configuration is called after truncation to a rank, such as `r = 32 truncated to 8`."""
+    return f"{configuration} truncated to {r}"
+
+
+def read_truncations(content: object, refuse: Refuse) -> dict[str, tuple[int, ...]]:
+    """Reads to which ranks the adapters of configurations are truncated.
+
+    Args:
+        content: The value of `truncations`.
+        refuse: Raises the error with a message.
+
+    Returns:
+        Ranks by configuration; empty if there are none.
+    """
+    if content is None:
+        return {}
+    wrong = f"truncations is {content!r}, but ranks by configuration are needed, such as {{r = 32: [4, 8]}}"
+    if not isinstance(content, dict):
+        refuse(wrong)
+    for ranks in content.values():
+        if not isinstance(ranks, list) or not ranks or len({*map(str, ranks)}) < len(ranks):
+            refuse(wrong)
+        if not all(isinstance(r, int) and not isinstance(r, bool) and r > 0 for r in ranks):
+            refuse(wrong)
+    return {str(name): tuple(ranks) for name, ranks in content.items()}
+
+
+def check_truncations(truncations: Mapping[str, Sequence[int]], ranks: Mapping[str, float | None]) -> None:
+    """Checks truncations against the configurations of their study.
+
+    Args:
+        truncations: Ranks by configuration.
+        ranks: Rank by configuration; `None` for one that sets none.
+
+    Raises:
+        ConfigurationError: If a configuration is unknown, or a rank is not below its own.
+    """
+    for name, truncated in truncations.items():
+        if name not in ranks:
+            msg = f"truncations names {name!r}, which is no configuration; {suggest_names(name, [*ranks])}"
+            raise ConfigurationError(msg)
+        own = ranks[name]
+        if own is None or max(truncated) >= own:
+            what = "sets no model.lora.r" if own is None else f"has rank {own:g}"
+            msg = f"truncations has {max(truncated)} for {name!r}, which {what}; give ranks below its own"
+            raise ConfigurationError(msg)
+
+
 def check_claims(
     claims: Sequence[Claim], ranks: Mapping[str, float | None], reference: str, *, tries_rates: bool
 ) -> None:

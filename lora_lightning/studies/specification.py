@@ -119,6 +119,7 @@ class Study:
         storage: URL of a database that has the trials; `None` for a journal file in the study's folder.
         budget: Hours of training, of all workers together, after which no further run is started; `None` without limit.
         claims: Claims of others that the study checks.
+        truncations: By configuration: ranks to which its tested adapters are truncated, to be tested once more.
     """
 
     name: str
@@ -139,6 +140,7 @@ class Study:
     budget: float | None = None
     storage: str | None = None
     claims: tuple[Claim, ...] = ()
+    truncations: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def label_of(value: object) -> str:

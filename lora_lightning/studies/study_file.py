@@ -11,7 +11,7 @@ import yaml
 
 from lora_lightning.configuration.yaml_files import check_config_file, check_config_form
 from lora_lightning.errors import ConfigurationError, suggest_names
-from lora_lightning.studies.claim_settings import read_claims
+from lora_lightning.studies.claim_settings import read_claims, read_truncations
 from lora_lightning.studies.search_settings import (
     SEARCH_KEYS,
     check_search,
@@ -88,6 +88,7 @@ def read_study_file(path: Path, base: Sequence[Path] = (), settings: Sequence[st
         budget=read_budget(content.get("budget"), reader.refuse),
         storage=reader.storage(),
         claims=read_claims(content.get("claims"), reader.refuse),
+        truncations=read_truncations(content.get("truncations"), reader.refuse),
     )
 
 
@@ -215,7 +216,9 @@ class _Reader:
     def check_search(self) -> None:
         search, budget = self.search(), read_budget(self.content.get("budget"), self.refuse)
         check_search(search, self.axes(), self.seeds(), budget, self.refuse)
-        for key in ("learning_rate", "sequence", "full_fine_tuning", "claims") if search is not None else ():
+        for key in (
+            ("learning_rate", "sequence", "full_fine_tuning", "claims", "truncations") if search is not None else ()
+        ):
             if self.content.get(key) is not None:
                 self.refuse(f"{key} and search cannot be used together; leave out one of both")
 

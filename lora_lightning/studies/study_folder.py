@@ -20,7 +20,7 @@ from lora_lightning.studies.trials import Trial, make_trial
 
 SAVE_DIR = Path("lightning_logs/studies")
 STUDY, JOURNAL, LOCK, CLAIMS, REPORT = "study.json", "journal.jsonl", "study.lock", ".claims", "report"
-TAG, VALIDATION_TAG, CLAIMED = "tag", "validation_tag", "claims"  # in the study's file
+TAG, VALIDATION_TAG, CLAIMED, TRUNCATED = "tag", "validation_tag", "claims", "truncations"  # in the study's file
 RECOMMENDED = "recommended.yaml"
 SCHEMA_VERSION = 1
 DECIDED_BEFOREHAND = ("objective", "direction", "margin", "reference", "costs", "sequence", "full_fine_tuning")
@@ -139,6 +139,7 @@ def study_as_json(study: Study) -> dict[str, Any]:
         "budget": study.budget,
         "storage": study.storage,
         CLAIMED: claims_as_json(study.claims),
+        TRUNCATED: {name: list(ranks) for name, ranks in study.truncations.items()},
         **{key: getattr(study, key) for key in DECIDED_BEFOREHAND},
     }
 
@@ -175,6 +176,7 @@ def load_plan(path: Path) -> StudyPlan:
             budget=content.get("budget"),
             storage=content.get("storage"),
             claims=claims_from_json(content.get(CLAIMED, [])),
+            truncations={name: tuple(ranks) for name, ranks in content.get(TRUNCATED, {}).items()},
             **{key: content[key] for key in DECIDED_BEFOREHAND} | lists,
         )
     )
@@ -219,7 +221,7 @@ def check_only_adds(former: StudyPlan, plan: StudyPlan, path: Path) -> None:
         ConfigurationError: If they contradict each other.
     """
     old, new = study_as_json(former.study), study_as_json(plan.study)
-    kept = (*DECIDED_BEFOREHAND, CLAIMED)
+    kept = (*DECIDED_BEFOREHAND, CLAIMED, TRUNCATED)
     here, there = ({key: json.loads(json.dumps(each[key])) for key in kept} for each in (new, old))
     changed = [
         *list_differences(flatten(_numbered(new["base"])), flatten(_numbered(old["base"])), "there"),

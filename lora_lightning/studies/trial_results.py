@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from lora_lightning.errors import DataError
 from lora_lightning.runs.record import RunRecord
 from lora_lightning.statistics.equal_loss import VALIDATION_LOSS
 from lora_lightning.statistics.study_results import ConfigurationResults, StudyResults
+from lora_lightning.studies.claim_settings import truncated_name
 from lora_lightning.studies.journal import ENDED, TrialStatus
 from lora_lightning.studies.learning_rates import tried_rates
 from lora_lightning.studies.plan import StudyPlan, rank_of
@@ -23,6 +25,7 @@ from lora_lightning.studies.trial_measurements import OUTCOMES, read_outcome_row
 from lora_lightning.studies.trial_numbers import trial_numbers
 from lora_lightning.studies.trial_runs import study_metric
 from lora_lightning.studies.trials import Configuration, Trial
+from lora_lightning.studies.truncated_trials import truncated_metric, truncated_outcomes
 
 TRAINING_LOSS = "train/loss"
 
@@ -102,6 +105,7 @@ def collect_results(plan: StudyPlan, folder: StudyFolder, tag: str, statuses: Ma
         full_fine_tuning=plan.study.full_fine_tuning,
         unfinished=_unfinished(plan, statuses),
         claims=plan.study.claims,
+        truncated=reader.truncated(plan, statuses),
     )
     notes = (_failed(plan, statuses), reader.note, note_on_versions(reader.runs))
     return StudyNotes(results, tuple(filter(None, notes)), tuple(reader.rows))
@@ -154,6 +158,25 @@ class _TrialReader:
             if name in {TRAINING_LOSS, *self.curves} or (split.startswith(VALIDATION) and metric == self.metric):
                 points = np.array([curve.steps, curve.values], dtype=np.float64)
                 found.curves.setdefault(name, {})[seed] = points
+
+    def truncated(self, plan: StudyPlan, statuses: Mapping[str, TrialStatus]) -> list[ConfigurationResults]:
+        """Reads what the trials measured after truncation."""
+        found = []
+        for name, ranks in plan.study.truncations.items():
+            runs = [
+                (trial.seed, self.folder.run(trial))
+                for trial in plan.tested
+                if trial.configuration == name and statuses[trial.id].state == "finished"
+            ]
+            for r in ranks:
+                values = {seed: self.scale.stored_value(truncated_metric(run, r, self.tag)) for seed, run in runs}
+                outcomes = {seed: self._truncated_outcomes(run, r, values[seed]) for seed, run in runs}
+                known = {seed: rows for seed, rows in outcomes.items() if rows is not None}
+                found.append(ConfigurationResults(truncated_name(name, r), {}, values, known))
+        return found
+
+    def _truncated_outcomes(self, run: Path, r: int, value: float) -> NDArray[np.float64] | None:
+        return metric_outcomes(self.metric, read_outcome_rows(run / truncated_outcomes(r), self.split), value)
 
     @property
     def note(self) -> str:

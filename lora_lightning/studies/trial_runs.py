@@ -155,6 +155,8 @@ def _check_run(plan: StudyPlan, configuration: str, run: TrainingRun) -> Checked
         msg = f"it would train in {run.trainer.world_size} processes, but a study trains each run in one; "
         msg += "set trainer.devices to 1"
         raise ConfigurationError(msg)
+    if configuration in plan.study.truncations:
+        _check_can_be_truncated(run)
     tests = run.datamodule.split_names(TEST)
     if not tests:
         why = run.datamodule.without_test
@@ -170,6 +172,17 @@ def _check_run(plan: StudyPlan, configuration: str, run: TrainingRun) -> Checked
     validation_tag = f"{run.datamodule.split_names(VALIDATION)[0]}/{tag.partition('/')[2]}"
     rows = run.datamodule.fingerprint[tag.partition("/")[0]]
     return CheckedStudy(tag, validation_tag, configuration, epochs, steps, rows)
+
+
+def _check_can_be_truncated(run: TrainingRun) -> None:
+    """Refuses adapters whose dW is no product of A and B, or whose rank changes during training."""
+    lora = run.task.lora
+    if lora is None or lora.adalora is not None or lora.changes_base:
+        msg = (
+            "it is in truncations, but only LoRA and DoRA that start from a change of 0 can be truncated, and not full "
+        )
+        msg += "fine-tuning, AdaLoRA, PiSSA, OLoRA or LoftQ; leave it out there"
+        raise ConfigurationError(msg)
 
 
 def _warn_of_selection_on_test(run: TrainingRun) -> None:

@@ -23,6 +23,7 @@ from lora_lightning.studies.trial_measurements import TestOutcomes, TrialCosts
 from lora_lightning.studies.trial_progress import TrialProgress
 from lora_lightning.studies.trial_runs import train_trial
 from lora_lightning.studies.trials import Trial
+from lora_lightning.studies.truncated_trials import TruncatedTests
 from lora_lightning.training.fitting import DISK_ERRORS
 
 WAIT = 1.0  # seconds between two looks for a trial while other workers have all that are left
@@ -106,6 +107,8 @@ class Worker:
         progress = TrialProgress(self.study.folder.progress(trial))
         costs = TrialCosts(lambda since: self.study.is_alone(trial, since))
         callbacks: list[Callback] = [costs, TestOutcomes(), AdapterRanks(), progress]
+        if trial.is_tested and (ranks := self.study.planned.study.truncations.get(trial.configuration)):
+            callbacks.append(TruncatedTests(ranks))
         if search is not None and search.pruning and trial.suggestion is not None:
             report = partial(self.journal.report, claim)
             callbacks.append(Pruning(self.study.validation_tag, report))

@@ -1,0 +1,93 @@
+"""Tests a trained adapter once more after truncation to lower ranks, for claims about training high and truncating."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+from lightning import Callback, LightningModule, Trainer
+
+from lora_lightning.errors import DataError
+from lora_lightning.lora.truncation import truncated_adapters
+from lora_lightning.runs.files import write_error, write_text_atomically
+from lora_lightning.runs.layout import run_folder_of
+from lora_lightning.studies.outcome_rows import batch_rows, split_rows
+from lora_lightning.studies.trial_measurements import write_outcomes
+from lora_lightning.tasks import AdaptationTask
+from lora_lightning.tasks.held_out_batches import isolated_evaluation, on_device, reset_metrics
+
+METRICS = "truncated_metrics.json"  # metrics of each test split by rank
+
+
+def truncated_outcomes(r: int) -> str:
+    """The file of the outcomes after truncation to a rank."""
+    return f"test_outcomes_truncated_to_{r}.parquet"
+
+
+class TruncatedTests(Callback):
+    """Tests the adapter after truncation of dW to each of some ranks, and writes metrics and outcomes.
+
+    The adapter itself, its test and its export do not change.
+
+    Args:
+        ranks: The ranks.
+    """
+
+    def __init__(self, ranks: Sequence[int]) -> None:
+        self.ranks = ranks
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tests, with the weights of the best checkpoint, and writes the files."""
+        task = cast("AdaptationTask", pl_module)
+        found: dict[int, dict[str, float]] = {}
+        for r in self.ranks:
+            with isolated_evaluation(task), truncated_adapters(task.built_network, r):
+                found[r] = self._test(trainer, task, run_folder_of(trainer) / truncated_outcomes(r))
+        path = run_folder_of(trainer) / METRICS
+        try:
+            write_text_atomically(path, json.dumps(found) + "\n")
+        except OSError as error:
+            raise write_error(path, error) from error
+
+    def _test(self, trainer: Trainer, task: AdaptationTask, path: Path) -> dict[str, float]:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        loaders = trainer.test_dataloaders
+        reset_metrics(task.metrics)
+        rows = {}
+        metrics: dict[str, float] = {}
+        for split, loader in zip(
+            data.split_names("test"), loaders if isinstance(loaders, list) else [loaders], strict=True
+        ):
+            batches = []
+            for batch in loader:
+                moved = on_device(trainer, batch)
+                with trainer.precision_plugin.test_step_context():
+                    task.add_to_metrics(split, moved, task.evaluate(moved))
+                    batches.append(batch_rows(task, moved))
+            rows[split] = split_rows(task, data, split, batches)
+            metrics |= {f"{split}/{name}": value for name, value in task.metric_values(split).items()}
+        if any(rows.values()):
+            write_outcomes(path, rows)
+        return metrics
+
+
+def truncated_metric(run: Path, r: int, tag: str) -> float:
+    """Reads a test metric of a run after truncation.
+
+    Args:
+        run: The run folder.
+        r: The rank.
+        tag: The metric with its split.
+
+    Returns:
+        Its value.
+
+    Raises:
+        DataError: If the file is damaged or gone.
+    """
+    path = run / METRICS
+    try:
+        return float(json.loads(path.read_text(encoding="utf-8"))[str(r)][tag])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        msg = f"{path} is damaged or gone ({error}); delete the run folder, and run the study again"
+        raise DataError(msg) from error
