@@ -15,6 +15,7 @@ from lora_lightning.runs.files import atomic_file, write_error, write_text_atomi
 from lora_lightning.runs.layout import run_folder_of
 from lora_lightning.runs.resources import peak_memory_since_reset, reset_peak_memory, synchronized_time
 from lora_lightning.tasks import AdaptationTask
+from lora_lightning.tasks.base import EVALUATED
 from lora_lightning.tasks.outcome_rows import INDEX, batch_rows, split_rows
 
 OUTCOMES, COSTS = "test_outcomes.parquet", "costs.json"
@@ -51,12 +52,12 @@ class TestOutcomes(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Evaluates the batch once more, and keeps what each example contributes to the metrics."""
-        del outputs, batch_idx
+        """Keeps what each example of the batch contributes to the metrics."""
+        del batch_idx
         task = cast("AdaptationTask", pl_module)
         split = trainer.datamodule.split_names("test")[dataloader_idx]  # type: ignore[attr-defined]
         with trainer.precision_plugin.test_step_context():
-            rows = batch_rows(task, batch)
+            rows = batch_rows(task, batch, outputs[EVALUATED])
         self._batches.setdefault(split, []).append(rows)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -11,10 +11,10 @@ from lora_lightning.errors import DataError
 from lora_lightning.lora.truncation import truncated_adapters
 from lora_lightning.runs.files import write_error, write_text_atomically
 from lora_lightning.runs.layout import run_folder_of
-from lora_lightning.studies.outcome_rows import batch_rows, split_rows
 from lora_lightning.studies.trial_measurements import write_outcomes
 from lora_lightning.tasks import AdaptationTask
 from lora_lightning.tasks.held_out_batches import isolated_evaluation, on_device, reset_metrics
+from lora_lightning.tasks.outcome_rows import batch_rows, split_rows
 
 METRICS = "truncated_metrics.json"  # metrics of each test split by rank
 
@@ -62,8 +62,9 @@ class TruncatedTests(Callback):
             for batch in loader:
                 moved = on_device(trainer, batch)
                 with trainer.precision_plugin.test_step_context():
-                    task.add_to_metrics(split, moved, task.evaluate(moved))
-                    batches.append(batch_rows(task, moved))
+                    evaluated = task.evaluate(moved)
+                    task.add_to_metrics(split, moved, evaluated)
+                    batches.append(batch_rows(task, moved, evaluated))
             rows[split] = split_rows(task, data, split, batches)
             metrics |= {f"{split}/{name}": value for name, value in task.metric_values(split).items()}
         if any(rows.values()):

@@ -40,6 +40,9 @@ from lora_lightning.tasks.training_facts import training_facts
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
+EVALUATED = "evaluated"  # what `test_step` returns: the result of `evaluate`, for callbacks
+
+
 class AdaptationTask(HookedConversion, SavedTask):
     """Base of the tasks: a pretrained model, with adapters or trained in full, and how it trains.
 

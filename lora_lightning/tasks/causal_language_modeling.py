@@ -26,7 +26,7 @@ from lora_lightning.lora.dropout import use_fast_dropout
 from lora_lightning.lora.fused import fuse_lora_layers
 from lora_lightning.lora.injection import attach_lora
 from lora_lightning.metrics.all_rows import WeightedMean
-from lora_lightning.tasks.base import AdaptationTask
+from lora_lightning.tasks.base import EVALUATED, AdaptationTask
 from lora_lightning.tasks.generation import GenerationSettings, complete
 from lora_lightning.tasks.hyperparameters import as_settings
 from lora_lightning.tasks.next_token import IGNORED, NextTokenModel, spread_positions
@@ -198,10 +198,12 @@ class CausalLanguageModelingTask(AdaptationTask):
         del batch_idx
         self.add_to_metrics("val", batch, self.evaluate(batch))
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds a batch to the test metrics."""
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Adds a batch to the test metrics, and returns what the model found for callbacks."""
         del batch_idx
-        self.add_to_metrics("test", batch, self.evaluate(batch))
+        found = self.evaluate(batch)
+        self.add_to_metrics("test", batch, found)
+        return {EVALUATED: found}
 
     def evaluate(self, batch: Batch) -> Tensor:
         """What the head takes at each label."""

@@ -15,7 +15,7 @@ from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.fused import fuse_lora_layers
 from lora_lightning.lora.injection import attach_lora
 from lora_lightning.metrics.all_rows import WeightedMean
-from lora_lightning.tasks.base import AdaptationTask
+from lora_lightning.tasks.base import EVALUATED, AdaptationTask
 from lora_lightning.tasks.hyperparameters import as_settings
 from lora_lightning.tasks.optimization import OptimizationSettings
 
@@ -117,10 +117,12 @@ class PlantedRankTask(AdaptationTask):
         del batch_idx
         self.add_to_metrics("val", batch, self.evaluate(batch))
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds a batch to the test loss."""
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Adds a batch to the test loss, and returns what the model found for callbacks."""
         del batch_idx
-        self.add_to_metrics("test", batch, self.evaluate(batch))
+        found = self.evaluate(batch)
+        self.add_to_metrics("test", batch, found)
+        return {EVALUATED: found}
 
     def add_to_metrics(self, split: str, batch: Batch, found: Tensor) -> None:
         """Adds the squared errors of a batch."""

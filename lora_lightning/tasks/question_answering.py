@@ -41,7 +41,7 @@ from lora_lightning.metrics.squad_v2 import (
     scores_at,
     squad_v2_report,
 )
-from lora_lightning.tasks.base import AdaptationTask
+from lora_lightning.tasks.base import EVALUATED, AdaptationTask
 from lora_lightning.tasks.optimization import OptimizationSettings
 
 Batch = dict[str, Tensor]
@@ -208,10 +208,12 @@ class QuestionAnsweringTask(AdaptationTask):
         del batch_idx
         self.add_to_metrics("val", batch, self.evaluate(batch))
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds a batch to the test metrics."""
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Adds a batch to the test metrics, and returns what the model found for callbacks."""
         del batch_idx
-        self.add_to_metrics("test", batch, self.evaluate(batch))
+        found = self.evaluate(batch)
+        self.add_to_metrics("test", batch, found)
+        return {EVALUATED: found}
 
     def constant_answer(self, batches: Sequence[Batch]) -> Callable[[Batch], tuple[Tensor, Tensor, Tensor]]:
         """No answer to any question, as likely as that is right."""

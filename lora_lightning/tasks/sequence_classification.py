@@ -36,7 +36,7 @@ from lora_lightning.metrics import (
     chosen_metrics,
     classification_metrics,
 )
-from lora_lightning.tasks.base import AdaptationTask
+from lora_lightning.tasks.base import EVALUATED, AdaptationTask
 from lora_lightning.tasks.classification_outputs import (
     classification_loss,
     constant_logits,
@@ -237,10 +237,12 @@ class SequenceClassificationTask(AdaptationTask):
         del batch_idx
         self.add_to_metrics(self.scored_splits[dataloader_idx], batch, self.evaluate(batch))
 
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Adds a batch to the metrics of its test split."""
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Adds a batch to the metrics of its test split, and returns what the model found for callbacks."""
         del batch_idx
-        self.add_to_metrics(self.scored_splits[dataloader_idx], batch, self.evaluate(batch))
+        found = self.evaluate(batch)
+        self.add_to_metrics(self.scored_splits[dataloader_idx], batch, found)
+        return {EVALUATED: found}
 
     def constant_answer(self, batches: Sequence[Batch]) -> Callable[[Batch], tuple[Tensor, Tensor]]:
         """The labels' shares, and so the most frequent class; the mean of a regression."""
