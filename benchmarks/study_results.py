@@ -1,8 +1,9 @@
 """Keep the results of studies in docs/results: what is needed to continue them, and the page that shows them.
 
 `keep` copies a study without its weights, curves and logs: its settings and journal, and of each run the settings, the
-metrics, the costs and the outcome of each test example. Copied back, `lora-lightning study run` continues it. `page`
-writes docs/results/README.md from all that is kept. Both print what they wrote.
+metrics, the costs and the outcome of each test example. It writes the study's report and its part of the page. Copied
+back, `lora-lightning study run` continues the study. `page` writes docs/results/README.md from all parts, and the
+claims whose studies have not been run. Both print what they wrote.
 
 Example:
     python benchmarks/study_results.py keep lightning_logs/studies/rank
@@ -29,136 +30,115 @@ from lora_lightning.studies.journal import ENDED
 from lora_lightning.studies.open_study import OpenStudy, open_study
 from lora_lightning.studies.study_folder import JOURNAL, STUDY
 from lora_lightning.studies.study_run import judge_study
-from lora_lightning.studies.trial_measurements import COSTS, OUTCOMES
+from lora_lightning.studies.trial_measurements import COSTS
 from lora_lightning.studies.trial_numbers import TIMINGS
 from lora_lightning.studies.trial_table import write_trial_table
+from lora_lightning.studies.truncated_trials import METRICS
 
 ROOT = Path(__file__).parents[1]
 RESULTS, STUDIES = ROOT / "docs" / "results", ROOT / "configs" / "studies"
-SMALL_FILES = (RUN, SUMMARY, CONFIG, COSTS, RANKS, TIMINGS)
-FLOATS = ("score", "out_of_scope_score")  # of outcomes: 60 of 99 kB, which no accuracy needs
-FIGURES = ("rank_quality", "differences", "learning_rates")  # in this order, the first that a report has
+SMALL_FILES = (RUN, SUMMARY, CONFIG, COSTS, RANKS, TIMINGS, METRICS)
+SCORES = ("score", "out_of_scope_score")  # of outcomes: 60 of 99 kB, which an accuracy does not need
+FIGURES = ("rank_quality", "differences", "learning_rates")  # the first that a report has is shown
 HARDWARE = "two CPU cores, shared with other work"
+PART, CLAIMS = "page.md", "claims.md"  # of a study, for the page
+HEADINGS = ("claim", "source", "verdict", "found, with 95 % interval", "claimed", "study")
 
 
-def keep(source: Path) -> Path:
-    """Copies a study into docs/results, and writes its report.
+def keep(source: Path, results: Path = RESULTS) -> Path:
+    """Copies a study, and writes its report and its part of the page.
 
     Args:
-        source: The folder of the study.
+        source: The folder of the study, with at least one tested run.
+        results: Where to.
 
     Returns:
         The folder of the copy.
     """
-    study = open_study(source)
-    target = RESULTS / source.name
-    target.mkdir(parents=True, exist_ok=True)
+    study, target = open_study(source), results / source.name
+    shutil.rmtree(target, ignore_errors=True)  # runs of a former copy may be gone
+    target.mkdir(parents=True)
     for name in (STUDY, JOURNAL):
-        shutil.copyfile(source / name, target / name)
-    statuses = study.statuses()
-    for trial in study.plan.trials:
+        if (source / name).is_file():  # a database may have the trials
+            shutil.copyfile(source / name, target / name)
+    plan = study.plan
+    statuses = study.journal.statuses(plan.trials)
+    for trial in plan.trials:
         if statuses[trial.id].state in ENDED:
-            keep_run(source / trial.id, target / trial.id)
+            keep_run(source / trial.id, target / trial.id, study.tag)
     audit = judge_study(study)
     write_study_report(audit.results, audit.analysis, target / "report", audit.notes)
-    write_trial_table(study.plan, study.folder, statuses)
+    write_trial_table(plan, study.folder, statuses)
     shutil.copyfile(source / "results.csv", target / "results.csv")
+    (target / CLAIMS).write_text("".join(f"{line}\n" for line in claim_lines(source.name, audit)))
+    (target / PART).write_text("".join(f"{line}\n" for line in study_lines(source.name, study, audit, target)))
     return target
 
 
-def keep_run(source: Path, target: Path) -> None:
-    """Copies the small files of a run, and what accuracies need of its outcomes."""
-    target.mkdir(exist_ok=True)
+def keep_run(source: Path, target: Path, tag: str) -> None:
+    """Copies the small files of a run, and what the metric that decides needs of its outcomes."""
+    if not source.is_dir():
+        return  # it failed before it had a folder
+    target.mkdir()
     for name in SMALL_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
-    if (source / OUTCOMES).is_file():
-        table = parquet.read_table(source / OUTCOMES).drop_columns(list(FLOATS))
+    for path in source.glob("test_outcomes*.parquet"):
+        table = parquet.read_table(path)
+        if tag.endswith("accuracy"):
+            table = table.drop_columns([name for name in SCORES if name in table.column_names])
         integers = [field.name for field in table.schema if field.type == "int64"]
         others = [name for name in table.column_names if name not in integers]
         encoding = dict.fromkeys(integers, "DELTA_BINARY_PACKED")
         parquet.write_table(
-            table, target / OUTCOMES, compression="zstd", use_dictionary=others, column_encoding=encoding
+            table, target / path.name, compression="zstd", use_dictionary=others, column_encoding=encoding
         )
 
 
-def page() -> Path:
-    """Writes the page of all studies that are kept.
-
-    Returns:
-        docs/results/README.md.
-    """
-    kept = {path.parent.name: open_study(path.parent) for path in sorted(RESULTS.glob(f"*/{STUDY}"))}
-    lines = [
-        "# Results of studies",
-        "",
-        "Written by `python benchmarks/study_results.py page`. Each study was run by its command on two CPU cores that",
-        "it shared with other work, which changes times but not quality, so no times are compared. Each folder has",
-        "the settings, the journal, the metrics and the test outcomes of all runs, without weights.",
-        "",
-        *claims_section(kept),
-    ]
-    for name in sorted(kept, key=lambda each: (each != "rank", each)):
-        lines += study_section(name, kept[name])
-    path = RESULTS / "README.md"
-    path.write_text("\n".join(lines).rstrip() + "\n")
-    return path
+def claim_lines(name: str, audit: StudyAudit) -> Iterator[str]:
+    """A row of a table for each claim of a study."""
+    for row in claim_rows(audit.analysis.claims, audit.results.metric):
+        found = "<br>".join([row.quantity, *row.found, *([row.note] if row.note else [])])
+        yield table_row(row.claim, row.source, f"**{row.verdict}**", found, row.claimed, f"[{name}](#{name})")
 
 
-def claims_section(kept: dict[str, OpenStudy]) -> Iterator[str]:
-    """The verdicts on all claims, also those whose studies have not been run."""
-    yield from ("## Claims of others", "")
-    yield "PASS: the 95 % interval lies inside the claimed range. FAIL: it lies entirely outside. UNDECIDED: neither."
-    yield from ("", "| claim | source | verdict | found, with 95 % interval | claimed | study |", "| --- " * 6 + "|")
-    for path in sorted((STUDIES / "replications").glob("*.yaml")):
-        study = kept.get(path.stem)
-        link = f"[{path.stem}](../../configs/studies/replications/{path.name})"
-        if study is None or not any(status.value is not None for status in study.statuses().values()):
-            for claim in yaml.safe_load(path.read_text())["claims"]:
-                yield f"| {claim['claim']} | {claim['source']} | not run | | | {link} |"
-            continue
-        audit = judge_study(study)
-        for row in claim_rows(audit.analysis.claims, audit.results.metric):
-            found = "<br>".join([row.quantity, *row.found, *([row.note] if row.note else [])])
-            yield f"| {row.claim} | {row.source} | **{row.verdict}** | {found} | {row.claimed} | {link} |"
-    yield ""
-
-
-def study_section(name: str, study: OpenStudy) -> Iterator[str]:
+def study_lines(name: str, study: OpenStudy, audit: StudyAudit, folder: Path) -> Iterator[str]:
     """The question, the answer, a figure and a table of a study."""
-    audit, path = judge_study(study), next(STUDIES.rglob(f"{name}.yaml"))
-    comments = [line.removeprefix("# ") for line in path.read_text().splitlines() if line.startswith("#")]
-    question = " ".join(comments[:-1])
-    seconds, ended = study.journal.spent_seconds(), len(study.journal.spent_seconds())
-    yield from (f"## {name}", "", question, "", audit.analysis.recommendation.answer, "")
-    figures = [each for each in FIGURES if (RESULTS / name / "report" / "figures" / f"{each}.png").is_file()]
+    path = next(STUDIES.rglob(f"{name}.yaml"), None)
+    comments = [line.removeprefix("# ") for line in path.read_text().splitlines() if line[:1] == "#"] if path else []
+    commands = [line for line in comments if line.startswith("lora-lightning")]
+    yield from (f"## {name}", "", " ".join(line for line in comments if line not in commands), "")
+    yield from (audit.analysis.recommendation.answer, "")
+    figures = [each for each in FIGURES if (folder / "report" / "figures" / f"{each}.png").is_file()]
     for figure in figures[:1]:
         yield from (f"![{figure.replace('_', ' ')}]({name}/report/figures/{figure}.png)", "")
-    yield from results_rows(audit)
-    yield ""
-    yield f"`{comments[-1]}`"
-    yield ""
-    hours = sum(seconds) / 3600
-    yield f"{ended} of {study.plan.size} runs, {hours:.1f} hours of training in all, {HARDWARE}; {versions(study)}."
-    yield f"[All runs]({name}/results.csv), [numbers]({name}/report/analysis.json), [page]({name}/report/report.html)."
-    yield from (f"{note}" for note in audit.notes)
-    yield ""
+    yield from results_lines(audit)
+    yield from ("", *(f"`{command}`" for command in commands), "")
+    seconds = study.journal.spent_seconds()
+    yield f"{len(seconds)} of {study.plan.size} runs, {sum(seconds) / 3600:.1f} hours of training in all; {HARDWARE}; "
+    yield f"{versions(study)}. [All runs]({name}/results.csv), [numbers]({name}/report/analysis.json),"
+    yield f"[report]({name}/report/report.html)."
+    yield from ("", *(f"- {note}" for note in audit.notes), "")
 
 
-def results_rows(audit: StudyAudit) -> Iterator[str]:
+def results_lines(audit: StudyAudit) -> Iterator[str]:
     """A row for each configuration: means over seeds."""
     metric = audit.results.metric
     verdicts = {each.name: str(each.verdict) for each in audit.analysis.comparisons}
-    yield f"| configuration | {metric.name} | SD over seeds | verdict | trainable parameters | seeds |"
-    yield "| --- " * 6 + "|"
+    yield table_row("configuration", metric.name, "SD over seeds", "verdict", "trainable parameters", "seeds")
+    yield table_row(*["---"] * 6)
     for each in audit.results.configurations:
-        if not each.values:
-            continue
-        shown = [metric.shown_value(value) for value in each.values.values()]
-        spread = f"{np.std(shown, ddof=1):.2f}" if len(shown) > 1 else ""
-        verdict = verdicts.get(each.name, "reference")
-        size = each.mean_of("trainable_parameters")
-        yield f"| {each.name} | {np.mean(shown):.2f} | {spread} | {verdict} | {size:,.0f} | {len(shown)} |"
+        if each.values:
+            shown = [metric.shown_value(value) for value in each.values.values()]
+            spread = f"{np.std(shown, ddof=1):.2f}" if len(shown) > 1 else ""
+            size = f"{each.mean_of('trainable_parameters'):,.0f}"
+            verdict = verdicts.get(each.name, "reference")
+            yield table_row(each.name, f"{np.mean(shown):.2f}", spread, verdict, size, str(len(shown)))
+
+
+def table_row(*cells: str) -> str:
+    """A row of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
 
 
 def versions(study: OpenStudy) -> str:
@@ -166,6 +146,45 @@ def versions(study: OpenStudy) -> str:
     ended = [trial for trial in study.plan.trials if (study.folder.run(trial) / RUN).is_file()]
     run: dict[str, Any] = json.loads((study.folder.run(ended[0]) / RUN).read_text())
     return ", ".join(f"{name} {run['versions'][name]}" for name in ("torch", "transformers", "peft"))
+
+
+def page(results: Path = RESULTS) -> Path:
+    """Writes the page of all studies that are kept.
+
+    Args:
+        results: Where they are.
+
+    Returns:
+        Its README.md.
+    """
+    kept = sorted((path.parent.name for path in results.glob(f"*/{PART}")), key=lambda name: (name != "rank", name))
+    lines = [
+        "# Results of studies",
+        "",
+        "Written by `python benchmarks/study_results.py page`. Each study was run by its command on two CPU cores that",
+        "it shared with other work, which changes times but not quality, so no times are compared. Each folder has",
+        "the settings, the journal, the metrics and the test outcomes of all runs, without weights.",
+        "",
+        "## Claims of others",
+        "",
+        "PASS: the 95 % intervals of all quantities lie inside the claimed range. FAIL: one lies entirely outside,",
+        "with its share of the error rate. UNDECIDED: neither.",
+        "",
+        table_row(*HEADINGS),
+        table_row(*["---"] * 6),
+    ]
+    for path in sorted((STUDIES / "replications").glob("*.yaml")):
+        if path.stem in kept:
+            lines += (results / path.stem / CLAIMS).read_text().splitlines()
+            continue
+        link = f"[{path.stem}](../../configs/studies/replications/{path.name})"
+        for claim in yaml.safe_load(path.read_text())["claims"]:
+            lines.append(table_row(claim["claim"], claim["source"], "not run", "", "", link))
+    for name in kept:
+        lines += ["", *(results / name / PART).read_text().splitlines()]
+    path = results / "README.md"
+    path.write_text("\n".join(lines).rstrip() + "\n")
+    return path
 
 
 def main() -> None:

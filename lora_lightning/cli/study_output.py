@@ -108,7 +108,8 @@ def report(study: "OpenStudy", output: Path | None = None) -> None:
     from lora_lightning.studies.study_run import judge_study, write_recommendation  # noqa: PLC0415
     from lora_lightning.studies.trial_table import TABLE, write_trial_table  # noqa: PLC0415
 
-    plan, statuses = study.plan, study.statuses()  # in this order: other workers may add trials
+    plan = study.plan  # once: other workers may add trials
+    statuses = study.journal.statuses(plan.trials)
     audit = judge_study(study)
     with study.folder.locked():  # workers that end together write the same files
         page = write_study_report(audit.results, audit.analysis, output or study.folder.path / REPORT, audit.notes)

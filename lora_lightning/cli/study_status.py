@@ -65,7 +65,8 @@ def run_status(options: argparse.Namespace) -> None:
     from lora_lightning.studies.open_study import open_study  # noqa: PLC0415
 
     study = open_study(options.folder)
-    plan, statuses = study.plan, study.statuses()  # in this order: other workers may add trials
+    plan = study.plan  # once: other workers may add trials
+    statuses = study.journal.statuses(plan.trials)
     console = Console(highlight=False, markup=False, soft_wrap=True, width=WIDTH)
     table = Table(show_edge=False, pad_edge=False)
     table.add_column("configuration")

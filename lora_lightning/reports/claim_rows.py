@@ -92,7 +92,7 @@ def _interval(interval: Interval, shown: Callable[[float], str]) -> str:
 
 
 def claimed_range(claim: Claim) -> str:
-    """Formats the range of a claim, such as `-0.5 to 0.5` or `above 0`."""
+    """Formats the range of a claim, such as `-0.5 to 0.5` or `at least 0`."""
     if math.isinf(claim.high):
-        return f"above {claim.low:g}"
-    return f"below {claim.high:g}" if math.isinf(claim.low) else f"{claim.low:g} to {claim.high:g}"
+        return f"at least {claim.low:g}"
+    return f"at most {claim.high:g}" if math.isinf(claim.low) else f"{claim.low:g} to {claim.high:g}"

@@ -146,11 +146,13 @@ def weak_reference_note(results: StudyResults, analysis: StudyAnalysis) -> str:
         return ""
     best = max(better, key=lambda each: each.difference.interval.value)
     numbers = shown_difference(best.difference, results.metric)
-    return (
+    note = (
         f"{best.name} is better than the reference {results.reference}, which costs more ({numbers}). Such a reference "
         "may not have had the settings that suit it, such as its learning rate, and then being as good as it proves "
-        "little. A study can choose a learning rate for each configuration."
+        "little."
     )
+    tuned = any(each.tried_rates for each in results.configurations)
+    return note if tuned else f"{note} A study can choose a learning rate for each configuration."
 
 
 def compare_with_reference(results: StudyResults) -> tuple[Comparison, ...]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -10,16 +10,23 @@ from numpy.typing import NDArray
 
 from lora_lightning.statistics.equal_loss import differences_at_equal_loss
 from lora_lightning.statistics.jackknife import CONFIDENCE, Interval, jackknife_interval
-from lora_lightning.statistics.learning_rate_optimum import log_log_slope, mean_scores, rate_optimum
+from lora_lightning.statistics.learning_rate_optimum import RateOptimum, log_log_slope, mean_scores, rate_optimum
 from lora_lightning.statistics.multiple_tests import ERROR_RATE
 from lora_lightning.statistics.pairing import compare
 from lora_lightning.statistics.study_results import ConfigurationResults, StudyResults
 from lora_lightning.statistics.verdicts import ClaimVerdict, claim_verdict
 
 EDGE = (
-    "The best learning rate of {names} is the smallest or the largest one that was tried, so that nothing is decided."
+    "The best learning rate of {names} is the smallest or the largest one that was tried and did not fail, or would be "
+    "without one of the seeds, so that nothing is decided."
 )
-NOTHING = "The runs that it needs have not finished."
+NOTHING = "The runs that it needs have not finished, have failed, or lack the measurement."
+LACKING = "No run of {names} has {measurement}, so that nothing is decided."
+NO_SPREAD = "All seeds give the same value, so that there is no interval."
+LEFT_OUT = "{count} pairs of runs are left out: they lack a curve, or one was below that loss from the start."
+
+
+ROUNDING = 1e-9  # of a statistic of logarithms
 
 
 class Quantity(StrEnum):
@@ -119,14 +126,12 @@ def _judge_difference(claim: Claim, results: StudyResults) -> ClaimFinding:
         for name, each in found.items()
     }
     seeds = min((each.seeds for each in found.values()), default=0)
-    if any(math.isnan(each.low) for each in intervals.values()) or not intervals:
-        return ClaimFinding(claim, ClaimVerdict.UNDECIDED, intervals, seeds, NOTHING if not seeds else "")
     low, high = (_stored(results, end) for end in (claim.low, claim.high))
-    share = ERROR_RATE / 2 / len(found)
+    share = ERROR_RATE / 2 / max(1, len(found))
     outside = any(each.p_value_below(low) <= share or each.p_value_above(high) <= share for each in found.values())
     verdicts = [claim_verdict(each, claim.low, claim.high) for each in intervals.values()]
     verdict = ClaimVerdict.FAIL if outside else _common_verdict(verdicts)
-    return ClaimFinding(claim, verdict, intervals, seeds)
+    return ClaimFinding(claim, verdict, intervals, seeds, "" if seeds else NOTHING)
 
 
 def _stored(results: StudyResults, shown: float) -> float:
@@ -137,56 +142,119 @@ def _stored(results: StudyResults, shown: float) -> float:
 
 
 def _judge_exponent(claim: Claim, results: StudyResults) -> ClaimFinding:
-    chosen = [each for each in _with_rank(claim, results) if claim.measurement in each.measurements]
-    seeds = sorted(set.intersection(*(set(each.measurements[claim.measurement]) for each in chosen)) if chosen else [])
-    ranks = np.array([each.rank for each in chosen], dtype=np.float64)
+    chosen = _with_rank(claim, results)
+    ranks = _ranks(chosen)
+    if lacking := [each.name for each in chosen if not each.measurements.get(claim.measurement)]:
+        note = LACKING.format(names=", ".join(lacking), measurement=claim.measurement)
+        return ClaimFinding(claim, ClaimVerdict.UNDECIDED, {}, 0, note)
+    seeds = sorted(set.intersection(*(set(each.measurements[claim.measurement]) for each in chosen)))
 
     def exponent(kept: list[int]) -> float:
         means = [float(np.mean([each.measurements[claim.measurement][seed] for seed in kept])) for each in chosen]
         return log_log_slope(ranks, np.array(means)) if min(means) > 0 else math.nan
 
-    return _judge_by_jackknife(claim, exponent, seeds if _has_several(ranks) else [])
+    return _judge_by_jackknife(claim, exponent, seeds)
 
 
 def _judge_rate_exponent(claim: Claim, results: StudyResults) -> ClaimFinding:
     chosen = _with_rank(claim, results)
-    ranks = np.array([each.rank for each in chosen], dtype=np.float64)
-    seeds, edges = _tried_seeds(chosen), _at_edge(chosen, results)
+    ranks, tried = _ranks(chosen), _TriedRates(chosen, results)
 
     def exponent(kept: list[int]) -> float:
-        return log_log_slope(ranks, np.exp([_log_optimum(each, kept, results) for each in chosen]))
+        return log_log_slope(ranks, np.exp([tried.optimum(each, kept).log_rate for each in chosen]))
 
-    return _judge_by_jackknife(claim, exponent, seeds if _has_several(ranks) else [], edges)
+    return _judge_rates(claim, exponent, tried)
 
 
 def _judge_rate_ratio(claim: Claim, results: StudyResults) -> ClaimFinding:
     against = results.configuration(claim.against or results.reference)
     chosen = _configurations(claim, results, against.name)
-    seeds, edges = _tried_seeds([*chosen, against]), _at_edge([*chosen, against], results)
+    tried = _TriedRates([*chosen, against], results)
 
     def log_ratio(kept: list[int]) -> float:
-        mean = float(np.mean([_log_optimum(each, kept, results) for each in chosen]))
-        return mean - _log_optimum(against, kept, results)
+        mean = float(np.mean([tried.optimum(each, kept).log_rate for each in chosen]))
+        return mean - tried.optimum(against, kept).log_rate
 
-    return _judge_by_jackknife(claim, log_ratio, seeds, edges, math.exp)
+    return _judge_rates(claim, log_ratio, tried, math.exp)
+
+
+def _judge_rates(
+    claim: Claim,
+    statistic: Callable[[list[int]], float],
+    tried: "_TriedRates",
+    shown: Callable[[float], float] = float,
+) -> ClaimFinding:
+    """Judges a quantity of best learning rates, which an optimum at the edge or without spread leaves undecided."""
+    found = _judge_by_jackknife(claim, statistic, tried.seeds, shown)
+    if not tried.seeds:
+        return found
+    note = EDGE.format(names=", ".join(tried.at_edge)) if tried.at_edge else ""
+    interval = found.intervals[""]
+    if not note and interval.high - interval.low <= ROUNDING * max(1.0, abs(interval.value)):
+        note = NO_SPREAD
+    return replace(found, verdict=ClaimVerdict.UNDECIDED, note=note) if note else found
+
+
+class _TriedRates:
+    """The validation metrics of the learning rates that configurations tried.
+
+    Args:
+        configurations: All that are compared.
+        results: What the study measured.
+    """
+
+    def __init__(self, configurations: Sequence[ConfigurationResults], results: StudyResults) -> None:
+        self.higher_is_better = results.metric.higher_is_better
+        seeds = {seed for each in configurations for values in each.tried_rates.values() for seed in values}
+        # A rate of which a run failed is out, also where that seed is left out.
+        self.rates = {
+            each.name: {rate: values if seeds <= {*values} else {} for rate, values in each.tried_rates.items()}
+            for each in configurations
+        }
+        known = all(any(values for values in tried.values()) for tried in self.rates.values())
+        self.seeds = sorted(seeds) if known else []
+
+    def optimum(self, configuration: ConfigurationResults, seeds: list[int]) -> RateOptimum:
+        """The best rate of a configuration by some seeds."""
+        scores = mean_scores(self.rates[configuration.name], seeds, higher_is_better=self.higher_is_better)
+        return rate_optimum(scores)
+
+    @property
+    def at_edge(self) -> list[str]:
+        """Configurations whose optimum is at the edge, by all seeds or without one of them."""
+        subsets = [self.seeds, *_without_each(self.seeds)]
+        better = self.higher_is_better
+        return [
+            name
+            for name, tried in self.rates.items()
+            if any(rate_optimum(mean_scores(tried, kept, higher_is_better=better)).at_edge for kept in subsets)
+        ]
+
+
+def _without_each(seeds: list[int]) -> list[list[int]]:
+    """All seeds but one, for each of them; empty for a single seed."""
+    return [[seed for seed in seeds if seed != left_out] for left_out in seeds] if len(seeds) > 1 else []
 
 
 def _judge_at_equal_loss(claim: Claim, results: StudyResults) -> ClaimFinding:
     against = results.configuration(claim.against or results.reference)
-    found = {
+    compared = {
         each.name: differences_at_equal_loss(each, against, claim.measurement)
         for each in _configurations(claim, results, against.name)
     }
+    found = {name: numbers for name, (numbers, _) in compared.items()}
+    left_out = sum(count for _, count in compared.values())
+    note = LEFT_OUT.format(count=left_out) if left_out else ""
     seeds = min(map(len, found.values()), default=0)
     if not seeds:
-        return ClaimFinding(claim, ClaimVerdict.UNDECIDED, {}, 0, NOTHING)
+        return ClaimFinding(claim, ClaimVerdict.UNDECIDED, {}, 0, note or NOTHING)
     intervals = {name: _mean_interval(numbers, CONFIDENCE) for name, numbers in found.items()}
     share = 1 - ERROR_RATE / len(found)
     wide = [_mean_interval(numbers, share) for numbers in found.values()]
     verdicts = [claim_verdict(each, claim.low, claim.high) for each in intervals.values()]
     refuted = any(claim_verdict(each, claim.low, claim.high) is ClaimVerdict.FAIL for each in wide)
     verdict = ClaimVerdict.FAIL if refuted else _common_verdict(verdicts)
-    return ClaimFinding(claim, verdict, intervals, seeds)
+    return ClaimFinding(claim, verdict, intervals, seeds, note)
 
 
 def _common_verdict(verdicts: Sequence[ClaimVerdict]) -> ClaimVerdict:
@@ -201,11 +269,7 @@ def _mean_interval(numbers: Sequence[float], confidence: float) -> Interval:
 
 
 def _judge_by_jackknife(
-    claim: Claim,
-    statistic: Callable[[list[int]], float],
-    seeds: list[int],
-    edges: Sequence[str] = (),
-    shown: Callable[[float], float] = float,
+    claim: Claim, statistic: Callable[[list[int]], float], seeds: list[int], shown: Callable[[float], float] = float
 ) -> ClaimFinding:
     """Judges a quantity by its jackknife interval over seeds.
 
@@ -213,17 +277,14 @@ def _judge_by_jackknife(
         claim: The claim.
         statistic: The quantity of some seeds.
         seeds: All seeds; empty if the runs that it needs are missing.
-        edges: Configurations whose best learning rate is at the edge of those that were tried.
         shown: Converts the quantity and the ends of its interval into the unit of the claim.
     """
     if not seeds:
         return ClaimFinding(claim, ClaimVerdict.UNDECIDED, {}, 0, NOTHING)
-    without_one = [statistic([seed for seed in seeds if seed != left_out]) for left_out in seeds if len(seeds) > 1]
-    found = jackknife_interval(statistic(seeds), np.array(without_one, dtype=np.float64))
+    without_one = np.array([statistic(kept) for kept in _without_each(seeds)], dtype=np.float64)
+    found = jackknife_interval(statistic(seeds), without_one)
     interval = Interval(shown(found.value), shown(found.low), shown(found.high))
-    note = EDGE.format(names=", ".join(edges)) if edges else ""
-    verdict = ClaimVerdict.UNDECIDED if edges else claim_verdict(interval, claim.low, claim.high)
-    return ClaimFinding(claim, verdict, {"": interval}, len(seeds), note)
+    return ClaimFinding(claim, claim_verdict(interval, claim.low, claim.high), {"": interval}, len(seeds))
 
 
 def _configurations(claim: Claim, results: StudyResults, against: str) -> list[ConfigurationResults]:
@@ -236,26 +297,5 @@ def _with_rank(claim: Claim, results: StudyResults) -> list[ConfigurationResults
     return [each for each in map(results.configuration, names) if each.rank is not None]
 
 
-def _has_several(ranks: NDArray[np.float64]) -> bool:
-    return len(set(ranks.tolist())) > 1
-
-
-def _tried_seeds(configurations: Sequence[ConfigurationResults]) -> list[int]:
-    """The seeds that tried learning rates; empty while runs are missing, or if each rate of a configuration failed."""
-    seeds = {seed for each in configurations for values in each.tried_rates.values() for seed in values}
-    complete = [any(seeds <= set(values) for values in each.tried_rates.values()) for each in configurations]
-    return sorted(seeds) if all(complete) else []
-
-
-def _log_optimum(configuration: ConfigurationResults, seeds: list[int], results: StudyResults) -> float:
-    better = results.metric.higher_is_better
-    return rate_optimum(mean_scores(configuration.tried_rates, seeds, higher_is_better=better)).log_rate
-
-
-def _at_edge(configurations: Sequence[ConfigurationResults], results: StudyResults) -> list[str]:
-    found = []
-    for each in configurations:
-        scores = mean_scores(each.tried_rates, _tried_seeds([each]), higher_is_better=results.metric.higher_is_better)
-        if not scores or rate_optimum(scores).at_edge:
-            found.append(each.name)
-    return found
+def _ranks(configurations: Sequence[ConfigurationResults]) -> NDArray[np.float64]:
+    return np.array([each.rank for each in configurations], dtype=np.float64)

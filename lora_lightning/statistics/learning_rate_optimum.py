@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-NEIGHBORS = 2  # rates on each side of the best one that the parabola is fitted to
-
 
 @dataclass(frozen=True)
 class RateOptimum:
@@ -16,8 +14,8 @@ class RateOptimum:
 
     Attributes:
         log_rate: Its natural logarithm.
-        at_edge: Whether the best rate that was tried is the smallest or the largest one, so that a better one may lie
-            beyond.
+        at_edge: Whether the best rate that was tried is the smallest or the largest one that did not fail, so that a
+            better one may lie beyond.
     """
 
     log_rate: float
@@ -27,31 +25,25 @@ class RateOptimum:
 def rate_optimum(scores: Mapping[float, float]) -> RateOptimum:
     """Finds the best learning rate by a parabola in its logarithm.
 
-    The parabola is fitted by least squares to the best rate that was tried and up to two on each side of it, and its
-    vertex counts, at most as far away as the neighbors of the best rate. If fewer than three of them have a score, or
-    the parabola has no maximum, the best rate that was tried counts.
+    The parabola goes through the best rate that was tried and its two neighbors, so that its vertex lies between them;
+    rates far away, where the training may fail, do not count.
 
     Args:
         scores: Score by learning rate, larger is better; -inf for a rate whose runs failed. At least one is finite.
 
     Returns:
-        The optimum.
+        The optimum; the best rate that was tried if it lacks a neighbor with a score.
     """
     rates = sorted(scores)
     logs = np.log(np.asarray(rates, dtype=np.float64))
     values = np.asarray([scores[rate] for rate in rates], dtype=np.float64)
     best = int(values.argmax())
-    if best in {0, len(rates) - 1}:
+    near = slice(max(0, best - 1), best + 2)
+    if np.isfinite(values[near]).sum() < 3:  # noqa: PLR2004  # the best one and two neighbors
         return RateOptimum(float(logs[best]), at_edge=True)
-    near = slice(max(0, best - NEIGHBORS), best + NEIGHBORS + 1)
-    finite = np.isfinite(values[near])
-    if finite.sum() < 3:  # noqa: PLR2004  # points of a parabola
-        return RateOptimum(float(logs[best]), at_edge=False)
-    curvature, slope, _ = np.polyfit((logs[near] - logs[best])[finite], values[near][finite], 2)
-    if curvature >= 0:
-        return RateOptimum(float(logs[best]), at_edge=False)
-    vertex = logs[best] - slope / (2 * curvature)
-    return RateOptimum(float(np.clip(vertex, logs[best - 1], logs[best + 1])), at_edge=False)
+    curvature, slope, _ = np.polyfit(logs[near] - logs[best], values[near], 2)
+    vertex = logs[best] - slope / (2 * curvature) if curvature < 0 else logs[best]  # all three may be equal
+    return RateOptimum(float(vertex), at_edge=False)
 
 
 def mean_scores(
@@ -69,7 +61,7 @@ def mean_scores(
     """
     sign = 1.0 if higher_is_better else -1.0
     return {
-        rate: float(np.mean([sign * values[seed] for seed in seeds])) if set(seeds) <= set(values) else -math.inf
+        rate: float(np.mean([sign * values[seed] for seed in seeds])) if seeds and {*seeds} <= {*values} else -math.inf
         for rate, values in tried.items()
     }
 

@@ -81,7 +81,7 @@ def check_study_results(results: StudyResults) -> None:
     if len(set(results.sequence)) < len(results.sequence) or results.reference in results.sequence:
         msg = f"the sequence of tests {list(results.sequence)} must name each configuration once, and not the reference"
         raise ConfigurationError(msg)
-    for each in results.configurations:
+    for each in (*results.configurations, *results.truncated):
         _check_values(each.name, each.values, each.outcomes)
 
 

@@ -79,16 +79,17 @@ class Metric:
         return 100 * difference if self.scale is Scale.FRACTION else difference
 
     def stored_difference(self, shown: float) -> float:
-        """Converts a difference from the unit of the margin into that of the values; the inverse of the other one.
+        """Converts a difference from the unit of the margin into that of the values; inverts `shown_difference`.
 
         Args:
-            shown: A difference as shown; for `Scale.LOG` below 100.
+            shown: A difference as shown.
 
         Returns:
-            The difference, signed so that larger is better.
+            The difference, signed so that larger is better; infinite for `Scale.LOG` from 100 % on, which nothing
+            reaches.
         """
         if self.scale is Scale.LOG:
-            return -math.log1p(-shown / 100)
+            return math.inf if shown >= 100 else -math.log1p(-shown / 100)  # noqa: PLR2004  # percent
         return shown / 100 if self.scale is Scale.FRACTION else shown
 
     def shown_value(self, value: float) -> float:

@@ -109,7 +109,7 @@ def _read_side(study: OpenStudy, name: str | None) -> Side:
     if name not in names:
         msg = f"the study {path} has no configuration {name!r}; {suggest_names(name, names)}"
         raise ConfigurationError(msg)
-    found = collect_results(plan, study.folder, study.tag, study.statuses())
+    found = collect_results(plan, study.folder, study.tag, study.journal.statuses(plan.trials))
     if not found.results.configuration(name).values:
         msg = f"no run of {name!r} in the study {path} is finished and tested; run the study first"
         raise ConfigurationError(msg)

@@ -75,7 +75,8 @@ def estimate_study(plan: StudyPlan, checked: CheckedStudy) -> StudyEstimate:
         return StudyEstimate(why_unknown="a run has no last step, or the data is too small to measure one")
     validations = steps / probe.steps_per_epoch
     step, batch = (_mean(seconds) for seconds in (probe.train_seconds, probe.validation_seconds))
-    evaluated = validations * probe.validation_batches + 2 * probe.test_batches  # outcomes are a second pass
+    tests = 1 + len(plan.study.truncations.get(plan.reference, ()))
+    evaluated = validations * probe.validation_batches + tests * probe.test_batches
     seconds = other + steps * probe.batches_per_step * step + evaluated * batch
     return StudyEstimate(seconds, size, int(steps), record.steps or 0)
 

@@ -4,7 +4,7 @@ A trial is alive while its worker holds its claim, a lock that the system releas
 journal files have no heartbeat. A worker takes the claim first, then the trial, so that no trial has two workers.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -269,7 +269,18 @@ class StudyJournal:
         Returns:
             By id; `waiting` for a trial that is not in the journal yet.
         """
+        return self._statuses(trials, self._newest())
+
+    def snapshot(self) -> Callable[[Sequence[Trial]], dict[str, TrialStatus]]:
+        """Reads the journal once, for decisions that depend on several trials.
+
+        Returns:
+            A function like `statuses`, of the trials as they were at one moment.
+        """
         known = self._newest()
+        return lambda trials: self._statuses(trials, known)
+
+    def _statuses(self, trials: Sequence[Trial], known: Mapping[str, FrozenTrial]) -> dict[str, TrialStatus]:
         return {
             trial.id: self._status(trial, known[trial.id]) if trial.id in known else TrialStatus("waiting")
             for trial in trials

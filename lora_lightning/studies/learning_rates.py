@@ -6,7 +6,7 @@ import numpy as np
 
 from lora_lightning.studies.journal import ENDED, TrialStatus
 from lora_lightning.studies.plan import StudyPlan
-from lora_lightning.studies.specification import RATE_OPTION
+from lora_lightning.studies.specification import RATE_OPTION, LearningRates
 from lora_lightning.studies.trials import Configuration, Trial, make_trial
 
 Scores = Mapping[float, float]
@@ -44,31 +44,53 @@ def further_trials(plan: StudyPlan, statuses_of: Statuses, *, higher_is_better: 
     rates = plan.study.learning_rate
     if rates is None or not rates.extend:
         return ()
-    statuses = statuses_of(plan.trials)
-    found: list[Trial] = []
-    for configuration in plan.configurations:
-        tried = [trial for trial in plan.trials if trial.configuration == configuration.name]
-        own: list[Trial] = []
-        for _ in range(rates.extend):
-            known = {**statuses, **statuses_of(own)} if own else statuses
-            scores = _scores([*tried, *own], known, 1.0 if higher_is_better else -1.0)
-            further = _rate_beyond([trial.rate for trial in (*tried, *own) if trial.rate is not None], scores)
-            if further is None:
-                break
-            own += rate_trials(plan, configuration, further)
-        found += own
-    return tuple(found)
+    sign = 1.0 if higher_is_better else -1.0
+    return tuple(
+        trial
+        for configuration in plan.configurations
+        for trial in _further_of(plan, configuration, rates, statuses_of, sign)
+    )
 
 
-def _rate_beyond(tried: Sequence[float], scores: Scores | None) -> float | None:
+def _further_of(
+    plan: StudyPlan, configuration: Configuration, rates: LearningRates, statuses_of: Statuses, sign: float
+) -> list[Trial]:
+    """The further runs of a configuration: those that were started before, and what follows from all of them."""
+    tried = [trial for trial in plan.trials if trial.configuration == configuration.name]
+    beyond = [rate for ratios in _rates_beyond_ends(rates) for rate in ratios]
+    runs = {rate: rate_trials(plan, configuration, rate) for rate in beyond}
+    statuses = statuses_of([*tried, *(trial for trials in runs.values() for trial in trials)])
+    own = [rate for rate, trials in runs.items() if any(statuses[trial.id].state != "waiting" for trial in trials)]
+    while len(own) < rates.extend:
+        known = [*tried, *(trial for rate in own for trial in runs[rate])]
+        further = _rate_beyond(
+            {trial.rate for trial in known if trial.rate is not None}, _scores(known, statuses, sign), beyond
+        )
+        if further is None:
+            break
+        own.append(further)
+    return [trial for rate in own for trial in runs[rate]]
+
+
+def _rates_beyond_ends(rates: LearningRates) -> tuple[list[float], list[float]]:
+    """The rates below the smallest, and above the largest, each as far from the next as the two at that end."""
+    ordered = sorted(rates.values)
+    down, up = ordered[0] / ordered[1], ordered[-1] / ordered[-2]
+    steps = range(1, rates.extend + 1)
+    return (
+        [float(f"{ordered[0] * down**step:.6g}") for step in steps],
+        [float(f"{ordered[-1] * up**step:.6g}") for step in steps],
+    )
+
+
+def _rate_beyond(tried: set[float], scores: Scores | None, beyond: Sequence[float]) -> float | None:
     """The next rate beyond the best one, if that is the smallest or the largest; otherwise `None`."""
-    rates = sorted(set(tried))
-    if not scores or len(rates) < 2:  # noqa: PLR2004  # one rate has no distance to the next
-        return None
+    if not scores:
+        return None  # runs are missing, or all have failed
     best = _best(scores)
-    if best == rates[0]:
-        return float(f"{rates[0] ** 2 / rates[1]:.6g}")
-    return float(f"{rates[-1] ** 2 / rates[-2]:.6g}") if best == rates[-1] else None
+    if best == min(tried):
+        return max((rate for rate in beyond if rate < best), default=None)
+    return min((rate for rate in beyond if rate > best), default=None) if best == max(tried) else None
 
 
 def tried_rates(plan: StudyPlan, name: str, statuses: Mapping[str, TrialStatus]) -> dict[float, dict[int, float]]:

@@ -9,7 +9,7 @@ from typing import Any
 from optuna.trial import TrialState
 
 from lora_lightning.studies.journal import ENDED, Claim, StudyJournal, TrialStatus
-from lora_lightning.studies.learning_rates import chosen_rates, configurations_without_rate, further_trials
+from lora_lightning.studies.learning_rates import Statuses, chosen_rates, configurations_without_rate, further_trials
 from lora_lightning.studies.plan import StudyPlan
 from lora_lightning.studies.search import (
     SearchRun,
@@ -64,22 +64,26 @@ class OpenStudy:
         """The chosen learning rates by configuration; empty for a study that chooses none."""
         if self.planned.study.learning_rate is None:
             return {}
-        plan = self._with_further_rates()
-        return chosen_rates(plan, self.journal.statuses(plan.trials), higher_is_better=self.higher_is_better)
+        statuses_of = self.journal.snapshot()
+        plan = self._with_further_rates(statuses_of)
+        return chosen_rates(plan, statuses_of(plan.trials), higher_is_better=self.higher_is_better)
 
-    def _with_further_rates(self) -> StudyPlan:
+    def _with_further_rates(self, statuses_of: Statuses) -> StudyPlan:
         """The study with the runs that try learning rates beyond its own."""
-        better = self.higher_is_better
-        return self.planned.with_further_rates(
-            further_trials(self.planned, self.journal.statuses, higher_is_better=better)
-        )
+        further = further_trials(self.planned, statuses_of, higher_is_better=self.higher_is_better)
+        return self.planned.with_further_rates(further)
 
     def _with_rates(self) -> StudyPlan:
-        """The study with the tested runs of the configurations whose learning rate is chosen."""
+        """The study with the tested runs of the configurations whose learning rate is chosen.
+
+        One look at the journal decides both whether a configuration tries further rates and which one it gets: a run
+        that ends in between could otherwise make a rate the best one before those beyond it are tried.
+        """
         if self.planned.study.learning_rate is None:
             return self.planned
-        plan = self._with_further_rates()
-        statuses = self.journal.statuses(plan.trials)
+        statuses_of = self.journal.snapshot()
+        plan = self._with_further_rates(statuses_of)
+        statuses = statuses_of(plan.trials)
         rates = chosen_rates(plan, statuses, higher_is_better=self.higher_is_better)
         return plan.with_rates(rates, configurations_without_rate(plan, statuses))
 

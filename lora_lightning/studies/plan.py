@@ -6,7 +6,7 @@ from itertools import product
 from typing import Any
 
 from lora_lightning.errors import ConfigurationError, suggest_names
-from lora_lightning.studies.claim_settings import check_claims, check_truncations, truncated_name
+from lora_lightning.studies.claim_settings import check_claims, check_truncations
 from lora_lightning.studies.option_conflicts import check_options_are_set_once, parts_of
 from lora_lightning.studies.specification import RATE_OPTION, Study, label_of
 from lora_lightning.studies.trials import Configuration, Trial, make_configuration, make_trial
@@ -143,8 +143,7 @@ def plan_study(study: Study) -> StudyPlan:
     ranks = {each.name: rank_of(each) for each in configurations}
     rates = study.learning_rate
     check_truncations(study.truncations, ranks)
-    truncated = {truncated_name(name, r): None for name, each in study.truncations.items() for r in each}
-    check_claims(study.claims, ranks | truncated, reference, tries_rates=rates is not None)
+    check_claims(study, ranks, reference)
     if rates is None:
         trials = tuple(make_trial(study, each, seed) for seed in study.seeds for each in configurations)
     else:

@@ -76,7 +76,8 @@ def judge_study(study: OpenStudy) -> StudyAudit:
         ConfigurationError: If no trial is finished.
         LoraLightningError: If a run folder is damaged.
     """
-    plan, statuses = study.plan, study.statuses()
+    plan = study.plan
+    statuses = study.journal.statuses(plan.trials)
     if not any(statuses[trial.id].state == "finished" for trial in plan.tested):
         msg = f"none of the {plan.size} trials of {study.folder.path} is finished and tested; run the study first"
         raise ConfigurationError(msg)

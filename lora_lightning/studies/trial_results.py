@@ -1,8 +1,8 @@
 """From the finished trials of a study to what its analysis takes."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,6 +91,7 @@ def collect_results(plan: StudyPlan, folder: StudyFolder, tag: str, statuses: Ma
                 tried_rates=_as_stored(tried_rates(plan, configuration.name, statuses), reader.scale),
             )
         )
+    truncated = reader.truncated(plan, statuses)
     check_same_inputs(reader.runs, reader.split)
     check_same_rows(reader.rows)
     measured = {name for each in configurations for name in each.measurements}
@@ -105,9 +106,9 @@ def collect_results(plan: StudyPlan, folder: StudyFolder, tag: str, statuses: Ma
         full_fine_tuning=plan.study.full_fine_tuning,
         unfinished=_unfinished(plan, statuses),
         claims=plan.study.claims,
-        truncated=reader.truncated(plan, statuses),
+        truncated=truncated,
     )
-    notes = (_failed(plan, statuses), reader.note, note_on_versions(reader.runs))
+    notes = (_failed(plan, statuses), reader.note, reader.note_on_truncated, note_on_versions(reader.runs))
     return StudyNotes(results, tuple(filter(None, notes)), tuple(reader.rows))
 
 
@@ -127,6 +128,7 @@ class _TrialReader:
         self.runs: list[tuple[Trial, RunRecord]] = []
         self.rows: list[tuple[str, str]] = []
         self.without_outcomes: list[str] = []
+        self.not_finite: list[str] = []
 
     def load(self, trial: Trial) -> RunRecord:
         """Reads the run of a finished trial."""
@@ -160,23 +162,38 @@ class _TrialReader:
                 found.curves.setdefault(name, {})[seed] = points
 
     def truncated(self, plan: StudyPlan, statuses: Mapping[str, TrialStatus]) -> list[ConfigurationResults]:
-        """Reads what the trials measured after truncation."""
+        """Reads what the trials measured after truncation; what is not finite then is left out."""
         found = []
         for name, ranks in plan.study.truncations.items():
-            runs = [
-                (trial.seed, self.folder.run(trial))
-                for trial in plan.tested
-                if trial.configuration == name and statuses[trial.id].state == "finished"
+            trials = [
+                trial for trial in plan.tested if trial.configuration == name and statuses[trial.id].state == "finished"
             ]
             for r in ranks:
-                values = {seed: self.scale.stored_value(truncated_metric(run, r, self.tag)) for seed, run in runs}
-                outcomes = {seed: self._truncated_outcomes(run, r, values[seed]) for seed, run in runs}
-                known = {seed: rows for seed, rows in outcomes.items() if rows is not None}
-                found.append(ConfigurationResults(truncated_name(name, r), {}, values, known))
+                collected = _Collected()
+                for trial in trials:
+                    self._read_truncated(trial, r, collected)
+                found.append(ConfigurationResults(truncated_name(name, r), {}, collected.values, collected.outcomes))
         return found
 
-    def _truncated_outcomes(self, run: Path, r: int, value: float) -> NDArray[np.float64] | None:
-        return metric_outcomes(self.metric, read_outcome_rows(run / truncated_outcomes(r), self.split), value)
+    def _read_truncated(self, trial: Trial, r: int, found: _Collected) -> None:
+        run, title = self.folder.run(trial), f"{trial.title}, truncated to {r}"
+        value = truncated_metric(run, r, self.tag)
+        if not math.isfinite(value):
+            self.not_finite.append(title)
+            return
+        stored = found.values[trial.seed] = self.scale.stored_value(value)
+        rows = read_outcome_rows(run / truncated_outcomes(r), self.split)
+        self.rows.append((title, rows_identity(rows)))
+        outcomes = metric_outcomes(self.metric, rows, stored)
+        if outcomes is not None:
+            found.outcomes[trial.seed] = outcomes
+
+    @property
+    def note_on_truncated(self) -> str:
+        """What is said about truncated adapters whose metric is undefined; empty if there are none."""
+        if not self.not_finite:
+            return ""
+        return f"{self.metric} is not finite and left out after truncation: {few_names(self.not_finite)}."
 
     @property
     def note(self) -> str:

@@ -1,7 +1,9 @@
 """Tests a trained adapter once more after truncation to lower ranks, for claims about training high and truncating."""
 
 import json
+import math
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import cast
 
@@ -55,11 +57,11 @@ class TruncatedTests(Callback):
         reset_metrics(task.metrics)
         rows = {}
         metrics: dict[str, float] = {}
-        for split, loader in zip(
-            data.split_names("test"), loaders if isinstance(loaders, list) else [loaders], strict=True
-        ):
+        loaders = loaders if isinstance(loaders, list) else [loaders]
+        limits = trainer.num_test_batches  # trainer.limit_test_batches counts here, too
+        for split, loader, limit in zip(data.split_names("test"), loaders, limits, strict=True):
             batches = []
-            for batch in loader:
+            for batch in islice(loader, None if limit == math.inf else int(limit)):
                 moved = on_device(trainer, batch)
                 with trainer.precision_plugin.test_step_context():
                     evaluated = task.evaluate(moved)

@@ -1,5 +1,6 @@
 """Every YAML in configs/studies is found by itself and runs on tiny stand-ins, with one seed."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,9 @@ def test_study_config_runs(
     assert {status.state for status in found.statuses().values()} == {"finished"}
     audit = judge_study(found)
     assert [each.claim for each in audit.analysis.claims] == list(found.planned.study.claims)
+    for finding in audit.analysis.claims:  # one seed decides nothing, but all quantities are known
+        assert finding.seeds == 1, finding.note
+        assert all(math.isfinite(each.value) for each in finding.intervals.values())
     for each in audit.results.configurations:
         assert each.values.keys() == set(study["seeds"])
         assert each.outcomes.keys() == each.values.keys()

@@ -56,17 +56,27 @@ def test_losses_count_the_other_way_round() -> None:
     assert math.exp(rate_optimum(scores).log_rate) == pytest.approx(1.7e-3, rel=1e-9)
 
 
-def test_an_optimum_at_the_edge_or_beside_failed_runs_stays_within_what_was_tried() -> None:
-    assert rate_optimum({1e-3: 0.5, 2e-3: 0.6, 4e-3: 0.7}).at_edge
-    assert rate_optimum({1e-3: 0.5}) == rate_optimum({1e-3: 0.4})
-    diverged = rate_optimum({1e-3: 0.5, 2e-3: 0.6, 4e-3: 0.7, 8e-3: -math.inf})
-    assert not diverged.at_edge
-    assert 2e-3 <= math.exp(diverged.log_rate) <= 8e-3
-    flat = rate_optimum({1e-3: 0.5, 2e-3: 0.7, 4e-3: -math.inf})
-    assert math.exp(flat.log_rate) == pytest.approx(2e-3)
-    # A parabola through noise whose vertex is far away is cut off at the neighbors of the best rate.
-    noisy = rate_optimum({1e-3: 0.70, 2e-3: 0.71, 4e-3: 0.7001, 8e-3: 0.7099, 16e-3: 0.70})
-    assert 1e-3 <= math.exp(noisy.log_rate) <= 4e-3 * (1 + 1e-9)
+def test_an_optimum_at_the_edge_is_the_best_rate_that_was_tried() -> None:
+    """Also beside rates that failed: nobody knows how good one just below them would be."""
+    for scores, best in (
+        ({1e-3: 0.5, 2e-3: 0.6, 4e-3: 0.7}, 4e-3),
+        ({1e-3: 0.5}, 1e-3),
+        ({1e-3: 0.5, 2e-3: 0.6, 4e-3: 0.7, 8e-3: -math.inf}, 4e-3),
+        ({1e-3: -math.inf, 2e-3: 0.7, 4e-3: 0.6}, 2e-3),
+        ({1e-3: 0.5, 2e-3: 0.7, 4e-3: -math.inf}, 2e-3),
+    ):
+        found = rate_optimum(scores)
+        assert found.at_edge
+        assert math.exp(found.log_rate) == pytest.approx(best)
+
+
+def test_rates_far_away_do_not_move_the_optimum() -> None:
+    scores = {1e-3: 0.70, 2e-3: 0.72, 4e-3: 0.71, 8e-3: 0.3, 16e-3: 0.0}
+    near = rate_optimum({rate: scores[rate] for rate in (1e-3, 2e-3, 4e-3)})
+    assert rate_optimum(scores) == near
+    assert not near.at_edge
+    flat = rate_optimum({1e-3: 0.7, 2e-3: 0.7, 4e-3: 0.7, 5e-4: 0.6})
+    assert 5e-4 <= math.exp(flat.log_rate) <= 2e-3
 
 
 def test_a_rate_without_one_of_the_seeds_cannot_be_the_best() -> None:
@@ -129,6 +139,49 @@ def test_an_optimum_at_the_edge_decides_nothing() -> None:
     assert inner.verdict is ClaimVerdict.PASS
 
 
+def test_an_optimum_at_the_edge_without_one_seed_decides_nothing() -> None:
+    ranks = {"r = 1": 1.0, "r = 4": 4.0}
+    study = study_of_rates({"r = 1": 1e-3, "r = 4": 1e-3}, ranks)
+    first, second = study.configurations
+    steep = {rate: {**values, 0: -5.0 * math.log(rate / 1e-3) ** 2} for rate, values in second.tried_rates.items()}
+    alone = {rate: {**values, 1: 10 * rate, 2: 10 * rate} for rate, values in steep.items()}
+    study = replace(study, configurations=[first, replace(second, tried_rates=alone)])
+    finding = found(Quantity.LEARNING_RATE_EXPONENT, study, -2, 2)
+    assert finding.verdict is ClaimVerdict.UNDECIDED
+    assert finding.note.startswith("The best learning rate of r = 4")
+
+
+def test_a_rate_with_a_failed_run_is_out_in_every_part_of_the_jackknife() -> None:
+    """Without the seed that failed, the rate would be the best."""
+    ranks = {"r = 1": 1.0, "r = 4": 4.0}
+    study = study_of_rates({"r = 1": 1e-3, "r = 4": 1e-3}, ranks)
+    first, second = study.configurations
+    rates = {rate: dict(values) for rate, values in second.tried_rates.items()}
+    rates[8e-3] = {0: 1.0, 1: 1.0}
+    with_failed = replace(study, configurations=[first, replace(second, tried_rates=rates)])
+    plain = found(Quantity.LEARNING_RATE_EXPONENT, study, -0.25, 0.25).intervals
+    assert found(Quantity.LEARNING_RATE_EXPONENT, with_failed, -0.25, 0.25).intervals == plain
+
+
+def test_best_rates_that_all_seeds_share_have_no_interval() -> None:
+    ranks = {"r = 1": 1.0, "r = 4": 4.0}
+    study = study_of_rates(dict.fromkeys(ranks, 1e-3), ranks)
+    same = {rate: dict.fromkeys(range(3), values[0]) for rate, values in study.configurations[0].tried_rates.items()}
+    study = replace(study, configurations=[replace(each, tried_rates=same) for each in study.configurations])
+    finding = found(Quantity.LEARNING_RATE_EXPONENT, study, -0.25, 0.25)
+    assert (finding.verdict, finding.note[:9]) == (ClaimVerdict.UNDECIDED, "All seeds")
+
+
+def test_configurations_whose_rates_all_failed_decide_nothing(recwarn: pytest.WarningsRecorder) -> None:
+    ranks = {"r = 1": 1.0, "r = 4": 4.0}
+    study = study_of_rates({"full": 2e-4, "r = 1": 1e-3, "r = 4": 1e-3}, ranks)
+    failed = {rate: {} for rate in RATES}
+    rows = [replace(study.configurations[0], tried_rates=failed), *study.configurations[1:]]
+    finding = found(Quantity.LEARNING_RATE_RATIO, replace(study, configurations=rows), 5, 20)
+    assert (finding.verdict, finding.seeds) == (ClaimVerdict.UNDECIDED, 0)
+    assert not recwarn.list
+
+
 def test_runs_that_are_missing_decide_nothing() -> None:
     ranks = {"r = 1": 1.0, "r = 4": 4.0}
     study = study_of_rates({"full": 2e-4, "r = 1": 1e-3, "r = 4": 1e-3}, ranks)
@@ -148,7 +201,15 @@ def test_how_a_measurement_grows_with_rank() -> None:
     finding = found(Quantity.EXPONENT, study, 0.23, 0.30, measurement="stable_rank")
     assert finding.intervals[""].value == pytest.approx(0.27)
     assert finding.verdict is ClaimVerdict.PASS
-    assert found(Quantity.EXPONENT, study, 0.23, 0.30, measurement="other").verdict is ClaimVerdict.UNDECIDED
+    other = found(Quantity.EXPONENT, study, 0.23, 0.30, measurement="other")
+    assert other.verdict is ClaimVerdict.UNDECIDED
+    assert other.note.startswith("No run of r = 64, r = 32")
+    lacking = replace(study, configurations=[replace(rows[0], measurements={}), *rows[1:]])
+    without = found(Quantity.EXPONENT, lacking, 0.23, 0.30, measurement="stable_rank")
+    assert (without.verdict, without.note) == (
+        ClaimVerdict.UNDECIDED,
+        "No run of r = 64 has stable_rank, so that nothing is decided.",
+    )
 
 
 def test_all_differences_must_be_inside_and_any_may_refute() -> None:
@@ -195,8 +256,29 @@ def test_a_measurement_at_equal_loss_is_interpolated() -> None:
     full = with_curves("full", [4.0, 2.0, 1.0], [3.0, 3.4, 3.8])
     lora = with_curves("lora", [4.0, 3.0, 1.5], [3.0, 3.1, 3.2])
     # Both reach 1.5: LoRA at its last validation, full fine-tuning halfway between its last two.
-    assert differences_at_equal_loss(lora, full, "other") == [pytest.approx(3.2 - 3.6)]
-    assert differences_at_equal_loss(lora, full, "unknown") == []
+    found, left_out = differences_at_equal_loss(lora, full, "other")
+    assert found == [pytest.approx(3.2 - 3.6)]
+    assert left_out == 0
+    assert differences_at_equal_loss(lora, full, "unknown") == ([], 1)
+
+
+def test_a_loss_that_was_lower_from_the_start_cannot_be_compared() -> None:
+    full = with_curves("full", [1.2, 1.0, 0.9], [3.0, 3.4, 3.8])
+    lora = with_curves("lora", [2.0, 1.7, 1.5], [3.0, 3.1, 3.2])
+    assert differences_at_equal_loss(lora, full, "other") == ([], 1)
+    study = StudyResults("s", Metric("loss", higher_is_better=False, scale=Scale.PLAIN), [full, lora], "full")
+    finding = found(Quantity.DIFFERENCE_AT_EQUAL_LOSS, study, -1, 0, measurement="other")
+    assert (finding.verdict, finding.seeds) == (ClaimVerdict.UNDECIDED, 0)
+    assert finding.note.startswith("1 pairs of runs are left out")
+
+
+def test_curves_without_common_or_finite_points_are_left_out() -> None:
+    full, lora = (with_curves(name, [4.0, 2.0, 1.0], [3.0, 3.4, 3.8]) for name in ("full", "lora"))
+    elsewhere = replace(lora, curves={**lora.curves, "other": {0: np.array([[7.0, 8.0], [1.0, 2.0]])}})
+    assert differences_at_equal_loss(elsewhere, full, "other") == ([], 1)
+    broken = with_curves("lora", [4.0, 2.0, math.nan], [3.0, 3.1, 3.2])
+    for pair, sign in (((broken, full), 1), ((full, broken), -1)):  # both reach 2.0 at their second validation
+        assert differences_at_equal_loss(*pair, "other") == ([pytest.approx(sign * (3.1 - 3.4))], 0)
 
 
 def test_claims_on_perplexity_are_in_percent() -> None:
@@ -210,6 +292,17 @@ def test_claims_on_perplexity_are_in_percent() -> None:
     assert finding.intervals["b"].value == pytest.approx(-1.0, abs=0.01)
     assert finding.verdict is ClaimVerdict.PASS
     assert found(Quantity.DIFFERENCE, study, -0.5, 0).verdict is ClaimVerdict.FAIL
+    assert found(Quantity.DIFFERENCE, study, -150, 150).verdict is ClaimVerdict.PASS  # no perplexity is 100 % better
+
+
+def test_one_refuted_difference_is_enough_beside_one_that_is_unknown() -> None:
+    rows = [
+        ConfigurationResults("a", {}, {s: 0.9 + 0.001 * s for s in range(4)}),
+        ConfigurationResults("b", {}, {s: 0.5 + 0.002 * s for s in range(4)}),
+        ConfigurationResults("c", {}, {0: 0.9}),
+    ]
+    study = StudyResults("s", Metric("accuracy"), rows, "a")
+    assert found(Quantity.DIFFERENCE, study, -1, 1).verdict is ClaimVerdict.FAIL
 
 
 def test_an_analysis_has_the_findings() -> None:

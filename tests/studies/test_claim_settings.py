@@ -66,6 +66,13 @@ def test_a_claim_is_read_and_kept_in_the_folder(tmp_path: Path) -> None:
         ({"quantity": "exponent"}, "add one, such as stable_rank"),
         ({"quantity": "exponent", "measurement": "stable_rank", "against": "r = 4"}, "leave out against"),
         ({"quantity": "exponent", "measurement": "stable_rank", "configurations": ["r = 4"]}, "have 1 of them"),
+        ({"quantity": "exponent", "measurement": "stabel_rank"}, "did you mean 'stable_rank'"),
+        ({"quantity": "exponent", "measurement": "test/loss"}, "which is the objective"),
+        ({"quantity": "difference_at_equal_loss", "measurement": "loss"}, "a curve is needed"),
+        ({"quantity": "difference_at_equal_loss", "measurement": []}, "a text is needed"),
+        ({"against": 0}, "a text is needed"),
+        ({"configurations": 0}, "a list of their names"),
+        ({"between": [0, 10**400]}, "two numbers are needed"),
         ({"quantity": "learning_rate_ratio"}, "the study tries none"),
         ({"quantity": "learning_rate_exponent"}, "the study tries none"),
     ],
@@ -84,3 +91,22 @@ def test_claims_that_are_no_list_are_refused(claims: Any, tmp_path: Path) -> Non
 def test_claims_about_rates_need_a_study_that_tries_them(tmp_path: Path) -> None:
     exponent = TIE | {"quantity": "learning_rate_exponent"}
     assert plan(tmp_path, exponent, learning_rate=RATES).study.claims[0].quantity is Quantity.LEARNING_RATE_EXPONENT
+
+
+def test_claims_about_truncated_adapters_are_about_differences_alone(tmp_path: Path) -> None:
+    cut = {"r = 4": [2]}
+    named = TIE | {"configurations": ["r = 4 truncated to 2"], "against": "r = 2"}
+    assert plan(tmp_path, named, truncations=cut).study.claims[0].configurations == ("r = 4 truncated to 2",)
+    for quantity in ("learning_rate_ratio", "learning_rate_exponent"):
+        with pytest.raises(ConfigurationError, match="of which only differences"):
+            plan(tmp_path, named | {"quantity": quantity, "against": ""}, truncations=cut, learning_rate=RATES)
+
+
+def test_a_claim_about_ranks_names_configurations_with_ranks(tmp_path: Path) -> None:
+    axes = {"method": {"full": {"model.lora": None}, "a": {"model.lora.r": 2}, "b": {"model.lora.r": 4}}}
+    claim = TIE | {"quantity": "exponent", "measurement": "stable_rank"}
+    file = {"axes": axes, "derived": None, "reference": "full"}
+    assert plan_study(read_study_file(save_study(tmp_path, claims=[claim], **file))).study.claims
+    named = claim | {"configurations": ["full", "a", "b"]}
+    with pytest.raises(ConfigurationError, match=r"'full' sets no model\.lora\.r"):
+        plan_study(read_study_file(save_study(tmp_path, claims=[named], **file)))

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,10 @@ from lora_lightning.studies.learning_rates import (
     notes_on_rates,
     tried_rates,
 )
+from lora_lightning.studies.open_study import OpenStudy
 from lora_lightning.studies.plan import StudyPlan, plan_study
 from lora_lightning.studies.study_file import read_study_file
+from lora_lightning.studies.study_folder import StudyFolder
 from lora_lightning.studies.trials import Trial
 from tests.studies.small_study import save_study
 
@@ -152,60 +153,91 @@ def test_a_mistake_is_a_sentence(changes: dict[str, Any], message: str, tmp_path
         plan(tmp_path, **changes)
 
 
-def losses_of(best: dict[str, float]) -> Callable[[Sequence[Trial]], dict[str, TrialStatus]]:
-    """Finished trials whose loss is a parabola in log rate with its minimum at `best`."""
+class FakeJournal:
+    """Runs what a study adds, until it adds nothing; the loss is a parabola in log rate with its minimum at `best`."""
 
-    def statuses_of(trials: Sequence[Trial]) -> dict[str, TrialStatus]:
-        return {
-            trial.id: TrialStatus("finished", math.log((trial.rate or 1) / best[trial.configuration]) ** 2)
-            for trial in trials
-        }
+    def __init__(self, study: StudyPlan, best: dict[str, float], states: dict[str, TrialStatus] | None = None) -> None:
+        self.study, self.best, self.states = study, best, states or {}
+        self.known = {trial.id for trial in study.trials}
 
-    return statuses_of
+    def statuses_of(self, trials: Sequence[Trial]) -> dict[str, TrialStatus]:
+        return {trial.id: self.status(trial) if trial.id in self.known else TrialStatus("waiting") for trial in trials}
+
+    def status(self, trial: Trial) -> TrialStatus:
+        loss = math.log((trial.rate or 1) / self.best[trial.configuration]) ** 2
+        return self.states.get(trial.id, TrialStatus("finished", loss))
+
+    def run(self) -> list[tuple[str, float | None, int]]:
+        further: tuple[Trial, ...] = ()
+        for _ in range(20):
+            further = further_trials(self.study, self.statuses_of, higher_is_better=False)
+            if {trial.id for trial in further} <= self.known:
+                return [(trial.configuration, trial.rate, trial.seed) for trial in further]
+            assert not any(trial.is_tested for trial in further)
+            self.known |= {trial.id for trial in further}
+        raise AssertionError
 
 
 def test_rates_are_tried_beyond_the_end_at_which_the_best_one_lies(tmp_path: Path) -> None:
     rates = {"values": [0.001, 0.002, 0.004], "seeds": [7, 8], "extend": 3}
     study = plan(tmp_path, learning_rate=rates)
-    find = partial(further_trials, higher_is_better=False)
-    assert find(study, losses_of({"r = 2": 0.002, "r = 4": 0.002})) == ()
-    further = find(study, losses_of({"r = 2": 0.0005, "r = 4": 0.008}))
-    tried = [(trial.configuration, trial.rate, trial.seed) for trial in further]
+    assert FakeJournal(study, {"r = 2": 0.002, "r = 4": 0.002}).run() == []
     below = [("r = 2", rate, seed) for rate in (0.0005, 0.00025) for seed in (7, 8)]
-    assert tried == below + [("r = 4", rate, seed) for rate in (0.008, 0.016) for seed in (7, 8)]
-    assert not any(trial.is_tested for trial in further)
-    most = find(study, losses_of({"r = 2": 1e-9, "r = 4": 0.002}))
-    assert [trial.rate for trial in most[::2]] == [0.0005, 0.00025, 0.000125]
+    above = [("r = 4", rate, seed) for rate in (0.008, 0.016) for seed in (7, 8)]
+    assert FakeJournal(study, {"r = 2": 0.0005, "r = 4": 0.008}).run() == below + above
+    most = FakeJournal(study, {"r = 2": 1e-9, "r = 4": 0.002}).run()
+    assert [rate for _, rate, _ in most[::2]] == [0.0005, 0.00025, 0.000125]
     without = plan(tmp_path, learning_rate=rates | {"extend": 0})
-    assert find(without, losses_of({"r = 2": 1e-9, "r = 4": 1e-9})) == ()
+    assert FakeJournal(without, {"r = 2": 1e-9, "r = 4": 1e-9}).run() == []
 
 
 def test_a_rate_beyond_is_tried_only_when_all_others_have_ended(tmp_path: Path) -> None:
     study = plan(tmp_path, learning_rate={"values": [0.001, 0.002], "seeds": [7, 8], "extend": 3})
-    of_all = losses_of({"r = 2": 1e-9, "r = 4": 1e-9})
-    last = study.trials[-1]
-
-    def statuses_of(trials: Sequence[Trial]) -> dict[str, TrialStatus]:
-        known = of_all(trials)
-        return {name: TrialStatus("running") if name == last.id else status for name, status in known.items()}
-
-    assert {trial.configuration for trial in further_trials(study, statuses_of, higher_is_better=False)} == {"r = 2"}
+    running = {study.trials[-1].id: TrialStatus("running")}
+    found = FakeJournal(study, {"r = 2": 1e-9, "r = 4": 1e-9}, running).run()
+    assert {name for name, _, _ in found} == {"r = 2"}
 
 
 def test_a_rate_whose_run_failed_is_no_better_end(tmp_path: Path) -> None:
     study = plan(tmp_path, learning_rate={"values": [0.001, 0.002], "seeds": [7], "extend": 3})
-    of_all = losses_of({"r = 2": 1.0, "r = 4": 1.0})
-
-    def statuses_of(trials: Sequence[Trial]) -> dict[str, TrialStatus]:
-        failed = {trial.id: TrialStatus("failed") for trial in trials if trial.rate and trial.rate > 0.001}
-        return of_all(trials) | failed
-
-    rates = [trial.rate for trial in further_trials(study, statuses_of, higher_is_better=False)]
-    assert rates == [0.0005, 0.0005]  # 0.001 was the smallest, and is the best beside 0.0005 and a failed rate
-    further = study.with_further_rates(further_trials(study, of_all, higher_is_better=False))
-    found = tried_rates(further, "r = 2", statuses_of(further.trials))
+    failed = {trial.id: TrialStatus("failed") for trial in study.trials if trial.rate == 0.002}
+    journal = FakeJournal(study, {"r = 2": 1.0, "r = 4": 1.0}, failed)
+    # 0.001 was the smallest, and is the best beside 0.0005 and a failed rate.
+    assert journal.run() == [("r = 2", 0.0005, 7), ("r = 4", 0.0005, 7)]
+    further = study.with_further_rates(further_trials(study, journal.statuses_of, higher_is_better=False))
+    found = tried_rates(further, "r = 2", journal.statuses_of(further.trials))
     assert found[0.002] == {}
     assert found[0.001].keys() == {7}
+
+
+def test_rates_that_were_tried_beyond_stay_when_a_failed_run_is_repeated(tmp_path: Path) -> None:
+    """At first the largest rate fails, and a smaller one is tried; repeated, the largest is the best of the study's."""
+    study = plan(tmp_path, learning_rate={"values": [0.001, 0.002], "seeds": [7], "extend": 3})
+    failed = {trial.id: TrialStatus("failed") for trial in study.trials if trial.rate == 0.002}
+    journal = FakeJournal(study, {"r = 2": 0.003, "r = 4": 0.003}, failed)
+    assert [rate for _, rate, _ in journal.run()] == [0.0005, 0.0005]
+    journal.states = {}
+    assert journal.run() == [(name, rate, 7) for name in ("r = 2", "r = 4") for rate in (0.0005, 0.004, 0.008)]
+
+
+def test_one_look_at_the_journal_decides_on_rates(tmp_path: Path) -> None:
+    """A run that ends between two looks would be the best before the rates beyond it are tried."""
+    study = plan(tmp_path, learning_rate={"values": [0.001, 0.002, 0.004], "seeds": [7], "extend": 3})
+    looks = [{study.trials[-1].id: TrialStatus("running")}, {}]
+
+    class Journal:
+        def snapshot(self) -> Callable[[Sequence[Trial]], dict[str, TrialStatus]]:
+            states = looks.pop(0)
+            return FakeJournal(study, {"r = 2": 0.002, "r = 4": 1.0}, states).statuses_of
+
+    class Study(OpenStudy):
+        higher_is_better = False  # type: ignore[assignment]
+
+    opened = Study(study, StudyFolder(tmp_path), Journal(), "test/loss", "val/loss")  # type: ignore[arg-type]
+    assert {trial.configuration for trial in opened.plan.tested} == {"r = 2"}
+    second = opened.plan
+    assert {trial.configuration for trial in second.tested} == {"r = 2"}
+    assert 0.008 in {trial.rate for trial in second.trials}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 """Tested adapters are tested once more after truncation, and claims compare that with training at the lower rank."""
 
+import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from lora_lightning.studies.open_study import open_study
 from lora_lightning.studies.plan import plan_study
 from lora_lightning.studies.study_file import read_study_file
 from lora_lightning.studies.study_run import judge_study
-from lora_lightning.studies.truncated_trials import truncated_metric
+from lora_lightning.studies.truncated_trials import METRICS, truncated_metric
 from tests.studies.small_study import save_study
 
 CLAIM = {
@@ -104,3 +107,26 @@ def test_adapters_that_are_no_plain_product_are_refused_before_training(
     file = save_study(tmp_path, truncations={"r = 4": [2]}, options={"model.lora.init_lora_weights": "pissa"})
     assert main(["study", "run", str(file), f"--save_dir={tmp_path}"]) == 2
     assert "truncations" in capsys.readouterr().err
+
+
+def test_batch_limits_of_the_test_count_after_truncation_too(tmp_path: Path) -> None:
+    options = {"trainer.limit_test_batches": 1}
+    file = save_study(tmp_path, truncations={"r = 4": [2]}, claims=[CLAIM], options=options)
+    assert main(["study", "run", str(file), f"--save_dir={tmp_path}"]) == 0
+    results = judge_study(open_study(tmp_path / "small")).results
+    sizes = {len(rows) for each in (*results.configurations, *results.truncated) for rows in each.outcomes.values()}
+    assert sizes == {16}
+
+
+def test_a_truncated_metric_that_is_undefined_is_left_out_and_named(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "small"
+    shutil.copytree(folder, copy)
+    study = open_study(copy)
+    trial = next(trial for trial in study.plan.tested if trial.configuration == "r = 4")
+    path = copy / trial.id / METRICS
+    path.write_text(
+        json.dumps({r: dict.fromkeys(found, math.nan) for r, found in json.loads(path.read_text()).items()})
+    )
+    audit = judge_study(study)
+    assert audit.results.configuration("r = 4 truncated to 2").values.keys() == {0, 1} - {trial.seed}
+    assert any("not finite and left out after truncation" in note for note in audit.notes)

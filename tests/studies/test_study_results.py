@@ -1,0 +1,50 @@
+"""Kept results have no weights, can be reported and continued, and the page shows their verdicts."""
+
+from pathlib import Path
+
+import pytest
+import study_results
+
+from lora_lightning.cli.main import main
+from lora_lightning.studies.open_study import open_study
+from lora_lightning.studies.study_run import judge_study
+from tests.studies.small_study import save_study
+from tests.studies.test_truncated_trials import CLAIM
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("study")
+    file = save_study(path, truncations={"r = 4": [2]}, claims=[CLAIM])
+    assert main(["study", "run", str(file), f"--save_dir={path}"]) == 0
+    return path
+
+
+def test_what_is_kept_gives_the_same_verdicts_without_weights(folder: Path, tmp_path: Path) -> None:
+    kept = study_results.keep(folder / "small", tmp_path)
+    files = [path for path in kept.rglob("*") if path.is_file()]
+    assert not [path for path in files if path.suffix in {".ckpt", ".safetensors"} or "events" in path.name]
+    assert sum(path.stat().st_size for path in files if "report" not in path.parts) < 200_000
+    first, second = (judge_study(open_study(path)) for path in (folder / "small", kept))
+    assert second.analysis == first.analysis
+    assert second.results.configuration("r = 4 truncated to 2").outcomes.keys() == {0, 1}
+
+
+def test_the_page_has_answers_claims_and_what_was_not_run(folder: Path, tmp_path: Path) -> None:
+    study_results.keep(folder / "small", tmp_path)
+    study_results.keep(folder / "small", tmp_path)  # again, when the study has gone on
+    page = study_results.page(tmp_path).read_text()
+    answer = judge_study(open_study(folder / "small")).analysis.recommendation.answer
+    assert answer in page
+    assert "## small" in page
+    assert "6 of 6 runs" in page
+    assert page.count("| not run |") == 10
+
+
+def test_a_kept_study_continues(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = study_results.keep(folder / "small", tmp_path)
+    file = save_study(tmp_path, truncations={"r = 4": [2]}, claims=[CLAIM], seeds=[0, 1, 2])
+    assert main(["study", "run", str(file), f"--save_dir={tmp_path}"]) == 0
+    assert "(6 of 9 trials are finished)" in capsys.readouterr().out
+    statuses = open_study(kept).statuses()
+    assert [status.state for status in statuses.values()] == ["finished"] * 9
