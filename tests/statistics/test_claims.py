@@ -23,9 +23,9 @@ def found(quantity: Quantity, results: StudyResults, low: float, high: float, **
     return judge_claims(replace(results, claims=[claim]))[0]
 
 
-def tried(optimum: float, seeds: int = 3, spread: float = 0.02) -> dict[float, dict[int, float]]:
+def tried(optimum: float, seeds: int = 3, spread: float = 0.002, key: int = 0) -> dict[float, dict[int, float]]:
     """Validation accuracies on a parabola in log rate; the optimum of each seed differs."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(key)
     shifts = random.normal(0, spread, seeds)
     return {
         rate: {seed: 0.9 - 0.01 * (math.log(rate / optimum) - shift) ** 2 for seed, shift in enumerate(shifts)}
@@ -35,8 +35,8 @@ def tried(optimum: float, seeds: int = 3, spread: float = 0.02) -> dict[float, d
 
 def study_of_rates(optima: Mapping[str, float], ranks: Mapping[str, float]) -> StudyResults:
     configurations = [
-        ConfigurationResults(name, {}, {0: 0.9}, rank=ranks.get(name), tried_rates=tried(optimum))
-        for name, optimum in optima.items()
+        ConfigurationResults(name, {}, {0: 0.9}, rank=ranks.get(name), tried_rates=tried(optimum, key=place))
+        for place, (name, optimum) in enumerate(optima.items())
     ]
     return StudyResults("rates", Metric("accuracy"), configurations, next(iter(optima)))
 
@@ -97,7 +97,7 @@ def test_whether_the_best_rate_depends_on_rank(exponent: float, verdict: ClaimVe
     ranks = {f"r = {r}": float(r) for r in (1, 2, 4, 8)}
     study = study_of_rates({name: 1e-3 * (r / 2) ** exponent for name, r in ranks.items()}, ranks)
     finding = found(Quantity.LEARNING_RATE_EXPONENT, study, -0.25, 0.25)
-    assert finding.intervals[""].value == pytest.approx(exponent, abs=1e-6)
+    assert finding.intervals[""].value == pytest.approx(exponent, abs=0.003)
     assert finding.verdict is verdict
     assert finding.seeds == 3
 
@@ -124,7 +124,7 @@ def test_a_ratio_of_rates_is_a_geometric_mean_over_ranks() -> None:
     ranks = {"r = 1": 1.0, "r = 4": 4.0}
     study = study_of_rates({"full": 1e-4 * 2, "r = 1": 1e-3, "r = 4": 4e-3}, ranks)
     finding = found(Quantity.LEARNING_RATE_RATIO, study, 5, 20, against="full")
-    assert finding.intervals[""].value == pytest.approx(10)
+    assert finding.intervals[""].value == pytest.approx(10, rel=0.01)
     assert finding.verdict is ClaimVerdict.PASS
     assert found(Quantity.LEARNING_RATE_RATIO, study, 11, 20).verdict is ClaimVerdict.FAIL
 

@@ -110,7 +110,7 @@ def test_adapters_that_are_no_plain_product_are_refused_before_training(
 
 
 def test_batch_limits_of_the_test_count_after_truncation_too(tmp_path: Path) -> None:
-    options = {"trainer.limit_test_batches": 1}
+    options = {"trainer.limit_test_batches": 1, "data.eval_batch_size": 16}
     file = save_study(tmp_path, truncations={"r = 4": [2]}, claims=[CLAIM], options=options)
     assert main(["study", "run", str(file), f"--save_dir={tmp_path}"]) == 0
     results = judge_study(open_study(tmp_path / "small")).results
