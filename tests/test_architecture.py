@@ -21,6 +21,7 @@ LAYERS = (
     {"configuration"},
     {"training"},
     {"artefacts", "reports"},
+    {"planning"},
     {"studies"},
     {"diagnosis"},
     {"cli"},

@@ -135,24 +135,11 @@ def test_all_monitors_are_all_that_have_a_config() -> None:
 
 def train(paths: list[Path], tiny_backbone: TinyBackbone, tmp_path: Path) -> Path:
     """Trains with the configs, one of them a full one, on tiny data; the run's folder."""
-    config = next(content for content in (yaml.safe_load(path.read_text()) for path in paths) if "model" in content)
-    assert config["seed_everything"] == 0
-    words = ["fit", *(f"--config={path}" for path in paths), "--data.batch_size=4"]
-    if "backbone" in config["model"]["init_args"]:
-        words += [f"--model.backbone={stand_in(config, tiny_backbone, tmp_path)}", f"--data.cache_dir={tmp_path}"]
-    words += [f"--trainer.logger.save_dir={tmp_path}", "--trainer.accelerator=cpu", "--trainer.max_epochs=1"]
-    words += ["--trainer.limit_train_batches=3", "--trainer.enable_progress_bar=false"]
-    words += data_words(config["data"], tmp_path / "data")
-    lora = config["model"]["init_args"].get("lora", {})
-    if lora and "adalora" in lora:  # three steps
-        words += [f"--model.lora.adalora.{name}=1" for name in ("tinit", "tfinal", "deltaT")]
-    if lora and "layers_to_transform" in lora:  # two layers
-        words += ["--model.lora.layers_to_transform=[1]", "--model.lora.rank_pattern={query: 4}"]
-    if config["model"]["class_path"] == "CausalLanguageModelingTask":
-        words += ["--model.generation.max_new_tokens=2"]
-    assert main(words) == 0
+    config, words = tiny_training(paths, tiny_backbone, tmp_path)
+    assert main(["fit", *words]) == 0
     run = tmp_path / config["trainer"]["logger"]["init_args"]["name"] / "version_0"
-    weights = "model.safetensors" if lora is None else "adapter_model.safetensors"
+    is_full = config["model"]["init_args"].get("lora", {}) is None
+    weights = "model.safetensors" if is_full else "adapter_model.safetensors"
     assert (run / "adapter" / weights).exists()
     assert (run / "summary.json").exists()
     return run
@@ -168,3 +155,23 @@ def test_every_config_says_how_to_run_it() -> None:
             continue
         before = "--config configs/quickstart.yaml " if path.parent in (PARTIAL, TRAINERS) else ""
         assert f"# lora-lightning fit {before}--config {relative}" in path.read_text(), relative
+
+
+def tiny_training(paths: list[Path], tiny_backbone: TinyBackbone, tmp_path: Path) -> tuple[dict[str, Any], list[str]]:
+    """The content of the full config among some, and options of `fit` that train with them on tiny data."""
+    config = next(content for content in (yaml.safe_load(path.read_text()) for path in paths) if "model" in content)
+    assert config["seed_everything"] == 0
+    words = [*(f"--config={path}" for path in paths), "--data.batch_size=4"]
+    if "backbone" in config["model"]["init_args"]:
+        words += [f"--model.backbone={stand_in(config, tiny_backbone, tmp_path)}", f"--data.cache_dir={tmp_path}"]
+    words += [f"--trainer.logger.save_dir={tmp_path}", "--trainer.accelerator=cpu", "--trainer.max_epochs=1"]
+    words += ["--trainer.limit_train_batches=3", "--trainer.enable_progress_bar=false"]
+    words += data_words(config["data"], tmp_path / "data")
+    lora = config["model"]["init_args"].get("lora", {})
+    if lora and "adalora" in lora:  # three steps
+        words += [f"--model.lora.adalora.{name}=1" for name in ("tinit", "tfinal", "deltaT")]
+    if lora and "layers_to_transform" in lora:  # two layers
+        words += ["--model.lora.layers_to_transform=[1]", "--model.lora.rank_pattern={query: 4}"]
+    if config["model"]["class_path"] == "CausalLanguageModelingTask":
+        words += ["--model.generation.max_new_tokens=2"]
+    return config, words

@@ -17,19 +17,20 @@ ADAPTER = "adapter_config.json"  # what a folder with an adapter has
 OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)
 
 
-def check_output(output: Path, source: Path, *, overwrite: bool, marker: str = MODEL) -> None:
+def check_output(output: Path, source: Path | None, *, overwrite: bool, marker: str = MODEL) -> None:
     """Refuses an output folder before any work is done.
 
     Args:
         output: Where to write.
-        source: What is read; must not be replaced.
+        source: What is read; must not be replaced. `None` for nothing.
         overwrite: Whether an existing folder may be replaced.
         marker: The file that such a folder has; others are not deleted.
 
     Raises:
         ConfigurationError: If the folder exists and may not be replaced, or cannot be written.
     """
-    check_not_read(output, source)
+    if source is not None:
+        check_not_read(output, source)
     if output.exists() or output.is_symlink():
         _check_existing(output, overwrite=overwrite, marker=marker)
     parent = next(path for path in output.resolve().parents if path.exists())
@@ -62,7 +63,7 @@ def _check_existing(output: Path, *, overwrite: bool, marker: str) -> None:
         msg = f"--output {output} exists; choose another folder, or replace it with --overwrite."
         raise ConfigurationError(msg)
     if any(output.iterdir()) and not (output / marker).is_file():
-        kind = "an adapter" if marker == ADAPTER else "a model"
+        kind = {ADAPTER: "an adapter", MODEL: "a model"}.get(marker, "what this command writes")
         msg = (
             f"--output {output} holds other files than {kind} (it has no {marker}), so --overwrite does not delete "
             "it; choose another folder."

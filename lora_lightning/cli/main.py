@@ -26,6 +26,7 @@ from lora_lightning.runs.signals import (
 
 TRAINING = ("fit", "study")  # commands that a signal stops after the current step
 COMMANDS = {
+    "plan": "show trainable parameters, adapter size and peak memory of a training before any weights load",
     "fit": "train from a YAML config, then test the best checkpoint",
     "validate": "evaluate a checkpoint on the validation split",
     "test": "evaluate a checkpoint on the test split",
@@ -37,6 +38,7 @@ COMMANDS = {
 
 EPILOG = """\
 examples:
+  lora-lightning plan --config configs/quickstart.yaml --memory 4GiB
   lora-lightning fit --config configs/quickstart.yaml
   lora-lightning fit --config configs/quickstart.yaml --model.lora.r 4 --trainer.max_epochs 2
   lora-lightning fit --config configs/quickstart.yaml --resume auto    (repeat until it exits with 0)

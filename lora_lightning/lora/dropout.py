@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lora_lightning.compat.fake_tensors import is_fake
+
 LEVELS = 256  # on a CPU a probability is kept to 1 / 256
 
 
@@ -26,6 +28,8 @@ def inverted_mask(x: Tensor, p: float) -> Tensor:
     """
     if x.device.type != "cpu":
         return functional.dropout(torch.ones_like(x), p)
+    if is_fake(x):
+        return torch.empty_like(x)
     kept, factor = _kept(x.numel(), p)
     return torch.from_numpy(kept.astype(np.float32)).mul_(factor).view(x.shape).to(x.dtype)
 
@@ -41,6 +45,8 @@ def random_signs(x: Tensor, p: float) -> tuple[Tensor, float]:
         Shape and dtype of x: -1 for dropped elements, which are those that `inverted_mask` drops, and 1 for all others;
         and the factor of the kept elements, 1 / (1 - p) with the rounded p.
     """
+    if is_fake(x):
+        return torch.empty_like(x), 1.0
     kept, factor = _kept(x.numel(), p)
     signs = kept.view(np.int8) * np.int8(2) - np.int8(1)
     return torch.from_numpy(signs.astype(np.float32)).view(x.shape).to(x.dtype), factor

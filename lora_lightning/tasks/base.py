@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import Any, ClassVar, cast
 
 import torch
+import transformers
 from lightning import Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins.precision import MixedPrecision
@@ -14,9 +15,9 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
-from lora_lightning.backbones import load_original_weights
+from lora_lightning.backbones import LoadedBackbone, load_original_weights, load_tokenizer
 from lora_lightning.backbones.plain_base import load_plain_base
 from lora_lightning.backbones.quantization import Quantization, compute_dtype_on
 from lora_lightning.compat.lightning import trainer_of
@@ -172,10 +173,41 @@ class AdaptationTask(HookedConversion, SavedTask):
         evaluates = trainer is not None and trainer.state.fn != TrainerFn.FITTING
         if self.adapter is None or self.resumes or evaluates or not self.loads_values:
             return
+        if next(network.parameters()).is_meta:  # of a plan, which needs no values
+            return
         in_full = cast("LoraConfig", network.peft_config[ADAPTER]).modules_to_save or []
         own = [name for name in in_full if name not in lacked]
         load_adapter_state(network, self.weights_to_continue(), self.adapter, own)
         self.__dict__.pop("continued_adapter", None)  # its weights
+
+    @property
+    def model_class(self) -> Any:
+        """transformers' `AutoModelFor...` with the task's head; `None` for a task that makes its base itself."""
+        return None if self.auto_class is None else getattr(transformers, self.auto_class)
+
+    @cached_property
+    def pad_token_id(self) -> int:
+        """The id of the token that pads rows, which the model has to know."""
+        return int(cast("int", load_tokenizer(self.backbone).pad_token_id))
+
+    def load_config(self) -> PretrainedConfig:
+        """The architecture of the backbone, with the task's settings; reads no weights.
+
+        Raises:
+            BackboneError: If it cannot be found, or has no such head.
+        """
+        raise NotImplementedError
+
+    def adapt(self, loaded: LoadedBackbone) -> nn.Module:
+        """Attaches the adapters to a backbone, and prepares it for training.
+
+        Args:
+            loaded: With the task's head, changed in place; may be on the meta device.
+
+        Returns:
+            The network, in training mode.
+        """
+        raise NotImplementedError
 
     def load_plain_base(self) -> PreTrainedModel:
         """The pretrained model once more, without adapters, quantized as this one is; a new head in it is random.

@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 
 from lora_lightning.analysis.outputs import Outputs, top_margins
-from lora_lightning.backbones import load_tokenizer, position_limit
+from lora_lightning.backbones import LoadedBackbone, load_tokenizer, position_limit
 from lora_lightning.backbones.causal_language_modeling import (
     check_causal_lm_settings,
     load_causal_lm,
@@ -132,9 +132,18 @@ class CausalLanguageModelingTask(AdaptationTask):
         model = build_miniature(AutoModelForCausalLM, self._config)
         return None if model is None else NextTokenModel(model)
 
+    @property
+    def head_is_linear(self) -> bool:
+        """Whether the architecture's logits are a linear layer of the last hidden state, found out without weights."""
+        return self._miniature is None or self._miniature.head_is_linear
+
     @cached_property
     def _config(self) -> PretrainedConfig:
         return load_causal_lm_config(self.backbone, self.base_dropout)  # a GGUF file takes seconds to look into
+
+    def load_config(self) -> PretrainedConfig:
+        """The architecture of the language model."""
+        return self._config
 
     def check_settings(self) -> None:
         """Finds settings that do not fit the backbone's architecture, before any weights load.
@@ -154,6 +163,11 @@ class CausalLanguageModelingTask(AdaptationTask):
         self.check_settings()
         self.__dict__.pop("_miniature", None)  # up to 1 GiB
         model = load_causal_lm(self.backbone, self._config, self.quantization_on_device(), self.loads_values)
+        return self.adapt(LoadedBackbone(model, []))
+
+    def adapt(self, loaded: LoadedBackbone) -> nn.Module:
+        """Attaches the adapters."""
+        model = loaded.model
         network: nn.Module = model
         if self.lora is not None:
             network = attach_lora(model, self.lora, [], "CAUSAL_LM", [output_head_name(model)])

@@ -56,7 +56,7 @@ class NextTokenModel:
         Returns:
             The sum over all labels, float32 scalar, in nats; and the number of labels.
         """
-        if not self._head_is_linear:
+        if not self.head_is_linear:
             return self._loss_of_logits(batch)
         return run_as_forward(self.model, self._loss, batch, self.inputs(batch))
 
@@ -149,7 +149,7 @@ class NextTokenModel:
         return run_as_forward(self.model, self._logits, features[places])
 
     def _logits(self, features: Tensor) -> Tensor:
-        return self._head_of(features) if self._head_is_linear else features
+        return self._head_of(features) if self.head_is_linear else features
 
     @property
     def _head(self) -> nn.Linear:
@@ -157,7 +157,7 @@ class NextTokenModel:
 
     def _features(self, inputs: Inputs) -> Tensor:
         """(rows, positions, features) of arguments of the model's `forward`."""
-        if self._head_is_linear:
+        if self.head_is_linear:
             return run_as_forward(self.model, self._hidden_states, inputs)
         logits: Tensor = self.model(**inputs).logits
         return logits
@@ -204,7 +204,7 @@ class NextTokenModel:
             return how_documents_are_kept_apart(self.model, self._features)
 
     @cached_property
-    def _head_is_linear(self) -> bool:
+    def head_is_linear(self) -> bool:
         """Whether the logits are a linear layer of the last hidden state and nothing else; Gemma 2 squashes them."""
         if type(self._head) is not nn.Linear or self.model.base_model is self.model:  # as Llama 4's is
             return False

@@ -12,10 +12,10 @@ from transformers import PretrainedConfig
 
 from lora_lightning.analysis.outputs import Outputs
 from lora_lightning.backbones import (
+    LoadedBackbone,
     check_question_answering_settings,
     load_question_answerer,
     load_question_answering_config,
-    load_tokenizer,
     uses_token_types,
 )
 from lora_lightning.backbones.attention import use_dropout_attention
@@ -142,25 +142,30 @@ class QuestionAnsweringTask(AdaptationTask):
         if hasattr(datamodule, "check_answer_lengths"):  # a data module of a user's own may only have `questions`
             datamodule.check_answer_lengths(self.max_answer_length, stage)
 
-    def _load_config(self) -> PretrainedConfig:
-        pad_token_id = int(load_tokenizer(self.backbone).pad_token_id)
-        return load_question_answering_config(self.backbone, pad_token_id, self.base_dropout)
+    def load_config(self) -> PretrainedConfig:
+        """The architecture, with a head of two outputs a token."""
+        return load_question_answering_config(self.backbone, self.pad_token_id, self.base_dropout)
 
     def check_settings(self) -> None:
         """Refuses settings that do not fit the backbone's architecture, before any weights load."""
         if self.lora is not None:
-            check_question_answering_settings(self._load_config(), self.lora, self.quantization)
+            check_question_answering_settings(self.load_config(), self.lora, self.quantization)
 
     def build_network(self) -> nn.Module:
         """Loads the backbone and attaches the adapters."""
         self.check_settings()
-        config = self._load_config()
-        loaded = load_question_answerer(self.backbone, config, self.quantization_on_device(), self.loads_values)
+        config = self.load_config()
+        return self.adapt(
+            load_question_answerer(self.backbone, config, self.quantization_on_device(), self.loads_values)
+        )
+
+    def adapt(self, loaded: LoadedBackbone) -> nn.Module:
+        """Attaches the adapters."""
         use_dropout_attention(loaded.model)
         network: nn.Module = loaded.model
         if self.lora is not None:
             # PEFT's wrapper for QUESTION_ANS silently drops token_type_ids (seen with 0.21.2).
-            task_type = None if uses_token_types(config) else "QUESTION_ANS"
+            task_type = None if uses_token_types(loaded.model.config) else "QUESTION_ANS"
             network = attach_lora(loaded.model, self.lora, loaded.lacked, task_type)
             self.load_adapter(network, loaded.lacked)
         elif self.freeze_backbone:

@@ -8,15 +8,15 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PretrainedConfig
+from transformers import PretrainedConfig
 
 from lora_lightning.analysis.outputs import Outputs
 from lora_lightning.backbones import (
+    LoadedBackbone,
     check_adapter_settings,
     check_idle_options,
     load_classification_config,
     load_sequence_classifier,
-    load_tokenizer,
 )
 from lora_lightning.backbones.attention import use_dropout_attention
 from lora_lightning.backbones.finished_head import output_layer_name
@@ -74,9 +74,8 @@ class SequenceClassificationTask(AdaptationTask):
         label_space: The labels; filled in from the data module, or from the checkpoint in `predict`.
     """
 
-    out_of_scope_threshold: Tensor
-
     auto_class = CLASSIFIER
+    out_of_scope_threshold: Tensor
 
     def __init__(
         self,
@@ -158,10 +157,10 @@ class SequenceClassificationTask(AdaptationTask):
             raise ConfigurationError(msg)
         return self.label_space
 
-    def _load_config(self) -> PretrainedConfig:
-        pad_token_id = int(load_tokenizer(self.backbone).pad_token_id)
+    def load_config(self) -> PretrainedConfig:
+        """The architecture, with the labels."""
         return load_classification_config(
-            self.backbone, self.labels.names, pad_token_id, self.base_dropout, self.labels.problem_type
+            self.backbone, self.labels.names, self.pad_token_id, self.base_dropout, self.labels.problem_type
         )
 
     def check_settings(self) -> None:
@@ -172,7 +171,7 @@ class SequenceClassificationTask(AdaptationTask):
             msg = f"model.label_smoothing is {self.label_smoothing}, but this data is {kind}; set it to 0."
             raise ConfigurationError(msg)
         if self.lora is not None:
-            config = self._load_config()
+            config = self.load_config()
             check_adapter_settings(config, self.lora, self.quantization)
             check_idle_options(config, self.lora, self.quantization)
 
@@ -181,17 +180,21 @@ class SequenceClassificationTask(AdaptationTask):
         adapter = cast("ContinuedAdapter", self.continued_adapter)
         if (order := adapter.order_of_labels(self.labels)) is None:
             return adapter.weights
-        config = self._load_config()
+        config = self.load_config()
         return adapter.weights_in_order(order, build_without_storage(AutoModelForSequenceClassification, config))
 
     def build_network(self) -> nn.Module:
         """Loads the backbone and attaches the adapters."""
         self.check_settings()
         loaded = load_sequence_classifier(
-            self.backbone, self._load_config(), self.quantization_on_device(), self.loads_values
+            self.backbone, self.load_config(), self.quantization_on_device(), self.loads_values
         )
         if loaded.notice and not self.resumes and self.is_fitting:
             warnings.warn(loaded.notice, stacklevel=2)
+        return self.adapt(loaded)
+
+    def adapt(self, loaded: LoadedBackbone) -> nn.Module:
+        """Attaches the adapters."""
         keep_first_token_only(loaded.model)
         use_dropout_attention(loaded.model)
         network: nn.Module = loaded.model

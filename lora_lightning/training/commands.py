@@ -14,12 +14,15 @@ from lora_lightning.training.lightning_cli import Command, LoraLightningCLI
 from lora_lightning.training.user_errors import explain_option_error, explain_run_error, replace_errors
 
 
-def prepare_command(command: Command, arguments: Sequence[str]) -> LoraLightningCLI:
+def prepare_command(
+    command: Command, arguments: Sequence[str], cli_class: type[LoraLightningCLI] = LoraLightningCLI
+) -> LoraLightningCLI:
     """Parses the arguments of a command and creates its trainer, task and data module. No weights are loaded yet.
 
     Args:
         command: The name of the command.
         arguments: Its options, as on a command line.
+        cli_class: What parses them.
 
     Returns:
         The trainer, task, data module and options.
@@ -29,16 +32,16 @@ def prepare_command(command: Command, arguments: Sequence[str]) -> LoraLightning
     """
     silence_other_packages()
     with replace_errors(explain_option_error):
-        return _parse_command(command, arguments)
+        return _parse_command(command, arguments, cli_class)
 
 
-def _parse_command(command: Command, arguments: Sequence[str]) -> LoraLightningCLI:
+def _parse_command(command: Command, arguments: Sequence[str], cli_class: type[LoraLightningCLI]) -> LoraLightningCLI:
     for word in arguments:
         if word.startswith(("--data.backbone", "--data.init_args.backbone")):
             msg = "data.backbone is always the same as model.backbone; set --model.backbone instead."
             raise ConfigurationError(msg)
     check_config_files(arguments)
-    return LoraLightningCLI(command, with_current_names(arguments))
+    return cli_class(command, with_current_names(arguments))
 
 
 @contextmanager

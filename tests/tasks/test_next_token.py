@@ -132,7 +132,7 @@ def test_a_model_whose_base_cannot_be_called_alone_is_asked_for_logits() -> None
 
 @pytest.mark.parametrize("family", MODELS)
 def test_only_gemma_squashes_its_logits(family: str) -> None:
-    assert NextTokenModel(make(family))._head_is_linear == (family != "gemma2")
+    assert NextTokenModel(make(family)).head_is_linear == (family != "gemma2")
 
 
 @pytest.mark.parametrize("family", MODELS)

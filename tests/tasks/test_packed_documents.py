@@ -165,7 +165,7 @@ def test_weights_that_round_by_the_shape_of_the_input_hide_nothing(family: str) 
 
     model.base_model.register_forward_hook(rounded)
     ours = NextTokenModel(model)
-    ours.__dict__["_head_is_linear"] = True  # the noise would hide it
+    ours.__dict__["head_is_linear"] = True  # the noise would hide it
     if family in REFUSED:
         with pytest.raises(BackboneError):
             _ = ours.documents_kept_apart_by

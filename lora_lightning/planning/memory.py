@@ -1,0 +1,181 @@
+"""Peak memory of a training: weights and optimizer are counted, activations are traced, overhead is fitted."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from lora_lightning.compat.torch import convert_tensors
+from lora_lightning.lora.parameter_names import is_adapter_parameter
+from lora_lightning.planning.layers import cut_to, depths_to_trace, layer_lists
+from lora_lightning.planning.outline import build_outline
+from lora_lightning.planning.overhead import overhead_of
+from lora_lightning.planning.precisions import Precision, in_precision, why_unavailable
+from lora_lightning.planning.results import MemoryRow
+from lora_lightning.planning.settings import PlannedTraining
+from lora_lightning.planning.step import BatchShape, StepTrace, StepTracer
+from lora_lightning.planning.storage import Peak, storages_of
+
+MOMENTS = 2  # of AdamW
+IMPORTANCES = 3  # of AdaLoRA
+MOST_ROWS = 2**20
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A number of bytes that is linear in the rows of a batch."""
+
+    start: float
+    slope: float
+
+    def at(self, rows: int) -> int:
+        """The value at a number of rows."""
+        return max(0, round(self.start + self.slope * rows))
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a training in one precision holds, in bytes.
+
+    Attributes:
+        weights: Parameters and buffers.
+        gradients: Of all trainable parameters.
+        optimizer: Moments and importances.
+        forward: Activations of the forward pass.
+        backward: Activations at the peak of the backward pass.
+        backward_gradients: Gradients at that moment.
+        validation: Activations of a batch in validation.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    forward: Linear
+    backward: Linear
+    backward_gradients: int
+    validation: int
+
+    def parts(self, rows: int) -> tuple[str, int, int]:
+        """When the peak of a step of some rows is, and its activations and gradients."""
+        phases = [
+            (
+                "forward",
+                self.forward.at(rows),
+                self.gradients,
+            ),  # Lightning frees the last step's after the forward pass
+            ("backward", self.backward.at(rows), self.backward_gradients),
+            ("validation", self.validation, self.gradients),
+        ]
+        return max(phases, key=lambda phase: phase[1] + phase[2])
+
+
+def memory_row(
+    training: PlannedTraining, precision: Precision, device: str, limit: int | None, head_is_linear: bool
+) -> MemoryRow:
+    """Plans the memory of a training in one precision.
+
+    Args:
+        training: The settings; its task gets another network for a while.
+        precision: How weights are kept.
+        device: `cpu` or `cuda`.
+        limit: Memory that there is, in bytes; `None` if nobody asked.
+        head_is_linear: Of a language model: whether its logits are a linear layer of the last hidden state.
+
+    Returns:
+        The row of the table.
+    """
+    task = training.task
+    if why := why_unavailable(task, precision):
+        return MemoryRow(precision.name, precision.options, precision.is_config, unavailable=why)
+    with in_precision(task, precision):
+        measure = _measure(training, precision, device, head_is_linear, needs_slope=limit is not None)
+
+    def row(rows: int) -> MemoryRow:
+        phase, activations, gradients = measure.parts(rows)
+        return MemoryRow(
+            precision.name,
+            precision.options,
+            precision.is_config,
+            weights=measure.weights,
+            gradients=gradients,
+            optimizer=measure.optimizer,
+            activations=activations,
+            overhead=overhead_of(device, measure.weights, activations),
+            phase=phase,
+        )
+
+    found = row(training.rows)
+    if limit is None:
+        return found
+    largest = _largest(lambda rows: row(rows).peak <= limit)
+    return MemoryRow(**{**vars(found), "largest_batch": largest, "fits": found.peak <= limit})
+
+
+def _largest(fits: Callable[[int], bool]) -> int:
+    """The largest number of rows that fits, by bisection; 0 for none."""
+    low, high = 0, MOST_ROWS
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _measure(
+    training: PlannedTraining, precision: Precision, device: str, head_is_linear: bool, *, needs_slope: bool
+) -> Measure:
+    task = training.task
+    network = build_outline(task, precision.compute_dtype(device)).network
+    if (dtype := precision.weights) is not None:
+        convert_tensors(network, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+    trainable = [(name, each) for name, each in network.named_parameters() if each.requires_grad]
+    gradients = sum(_size(each) for _, each in trainable)
+    optimizer = MOMENTS * gradients
+    if task.lora is not None and task.lora.adalora is not None:
+        optimizer += IMPORTANCES * sum(_size(each) for name, each in trainable if is_adapter_parameter(name))
+    weights = sum(_size(tensor) for tensor in storages_of(network))
+    model, lora = task.transformers_model, task.lora
+    depths = depths_to_trace(model, lora)
+    depth = max((len(each) for each in layer_lists(model)), default=0)
+    tracer = StepTracer(task, precision.autocast, head_is_linear, device)
+    rows = training.rows
+    traces = {key: _trace(tracer, training, model, *key) for key in [(each, rows) for each in depths]}
+    if needs_slope:
+        traces[depths[0], 2 * rows] = _trace(tracer, training, model, depths[0], 2 * rows)
+
+    def grow(value: Callable[[StepTrace], int]) -> tuple[float, float]:
+        """The value at the config's rows for all layers, and its share that does not depend on rows."""
+        first = value(traces[depths[0], rows])
+        total = first + (depth - depths[0]) * _per_layer(depths, [value(traces[each, rows]) for each in depths])
+        more = value(traces[depths[0], 2 * rows]) if needs_slope else 2 * first
+        return total, 2 * first - more
+
+    def linear(peak: Callable[[StepTrace], Peak]) -> Linear:
+        total, constant = grow(lambda trace: peak(trace).activations)
+        return Linear(constant, (total - constant) / rows)
+
+    return Measure(
+        weights,
+        gradients,
+        optimizer,
+        forward=linear(lambda trace: trace.forward),
+        backward=linear(lambda trace: trace.backward),
+        backward_gradients=min(gradients, round(grow(lambda trace: trace.backward.gradients)[0])),
+        validation=round(grow(lambda trace: trace.validation.activations)[0]),
+    )
+
+
+def _per_layer(depths: tuple[int, ...], values: list[int]) -> float:
+    return 0.0 if len(depths) == 1 else (values[1] - values[0]) / (depths[1] - depths[0])
+
+
+def _trace(tracer: StepTracer, training: PlannedTraining, model: nn.Module, depth: int, rows: int) -> StepTrace:
+    shapes = [
+        BatchShape(count, training.tokens, training.has_padding, training.is_packed)
+        for count in (rows, training.evaluation_rows)
+    ]
+    with cut_to(model, depth):
+        return tracer.trace(shapes[0], shapes[1])
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -1,0 +1,139 @@
+"""Plans a training from its config: what would be trained, how large the adapter is, and how much memory it takes."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, cast
+
+from peft import PeftModel
+
+from lora_lightning.analysis.parameter_counts import ParameterCounts, count_by_kind
+from lora_lightning.errors import ConfigurationError, suggest_names
+from lora_lightning.lora.delta import adapted_layers
+from lora_lightning.planning.counts import count_modules, default_rank, exported_bytes, rank_table
+from lora_lightning.planning.layers import depths_to_trace, layer_lists
+from lora_lightning.planning.memory import memory_row
+from lora_lightning.planning.outline import build_outline
+from lora_lightning.planning.precisions import precisions_of
+from lora_lightning.planning.results import Batch, MemoryRow, TrainingPlan
+from lora_lightning.planning.settings import PlannedTraining, read_settings
+from lora_lightning.planning.sizes import parse_size
+from lora_lightning.tasks import CausalLanguageModelingTask
+from lora_lightning.training.api import Config, config_arguments, option_arguments
+from lora_lightning.training.commands import explain_errors
+
+Device = Literal["cpu", "cuda"]
+DEVICES = ("cpu", "cuda")
+
+
+def plan_training(
+    config: Config | Sequence[Config],
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    device: Device = "cpu",
+    memory: str | int | None = None,
+    num_labels: int | None = None,
+) -> TrainingPlan:
+    """Plans a training before any weights are downloaded or loaded, like `lora-lightning plan`.
+
+    Args:
+        config: A YAML file for `fit`, its content as a mapping, or a sequence of them.
+        overrides: Options that override the config, named as on the command line: `{"model.lora.r": 4}`.
+        device: Where the training would run.
+        memory: How much memory there is, such as `24GiB` or a number of bytes, for the largest batch that fits.
+        num_labels: Number of labels, if the data is not there.
+
+    Returns:
+        The plan.
+
+    Raises:
+        LoraLightningError: If an option is wrong or does not fit the architecture, or if the backbone's `config.json`
+            cannot be found.
+    """
+    return plan_from_arguments(
+        [*config_arguments(config), *option_arguments(overrides or {})],
+        device=device,
+        memory=memory,
+        num_labels=num_labels,
+    )
+
+
+def plan_from_arguments(
+    arguments: Sequence[str],
+    *,
+    device: str = "cpu",
+    memory: str | int | None = None,
+    num_labels: int | None = None,
+) -> TrainingPlan:
+    """Plans a training from the options of `fit` as on a command line; otherwise like `plan_training`."""
+    if device not in DEVICES:
+        msg = f"--device is {device!r}; {suggest_names(device, DEVICES)}"
+        raise ConfigurationError(msg)
+    limit = parse_size(memory) if isinstance(memory, str) else memory
+    with explain_errors():
+        training = read_settings(arguments, num_labels)
+        training.task.check_settings()
+        return _plan(training, device, limit)
+
+
+def _plan(training: PlannedTraining, device: str, limit: int | None) -> TrainingPlan:
+    task, lora = training.task, training.task.lora
+    outline = build_outline(task)
+    network = outline.network
+    counts = sum(count_by_kind(network).values(), start=ParameterCounts())
+    exported = exported_bytes(network, lora)
+    is_adapted = isinstance(network, PeftModel) and lora is not None
+    plan = TrainingPlan(
+        backbone=task.backbone,
+        model=type(task.transformers_model).__name__,
+        device=device,
+        batch=Batch(training.rows, training.evaluation_rows, training.tokens),
+        modules=count_modules(network),
+        adapted_modules=list(adapted_layers(network)),
+        trainable=counts.trained,
+        total=counts.total,
+        pretrained=counts.pretrained,
+        adapter_bytes=exported,
+        ranks=rank_table(cast("PeftModel", network), lora, exported) if is_adapted and lora is not None else [],
+        r=default_rank(lora) if lora is not None else None,
+        memory_limit=limit,
+        notes=[*training.notes, *outline.notes],
+    )
+    rows, notes = _memory(training, device, limit)
+    return replace(plan, memory=rows, notes=[*plan.notes, *notes])
+
+
+def _memory(training: PlannedTraining, device: str, limit: int | None) -> tuple[list[MemoryRow], list[str]]:
+    """The memory in each precision, and what to say about it."""
+    task = training.task
+    head_is_linear = not isinstance(task, CausalLanguageModelingTask) or task.head_is_linear
+    depths = depths_to_trace(task.transformers_model, task.lora)
+    layers = max((len(each) for each in layer_lists(task.transformers_model)), default=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # each network would warn again
+        rows = [
+            memory_row(training, precision, device, limit, head_is_linear)
+            for precision in precisions_of(task, training.options.trainer.precision)
+        ]
+    return rows, _memory_notes(training, device, depths, layers)
+
+
+def _memory_notes(training: PlannedTraining, device: str, depths: Sequence[int], layers: int) -> list[str]:
+    notes = []
+    if len(depths) > 1:
+        few = " and ".join(map(str, depths))
+        notes.append(f"Activations are traced with {few} layers and extrapolated to {layers}; all else is counted.")
+    if device == "cuda":
+        notes.append(
+            "Memory on CUDA is derived from shapes, with fused attention that keeps no scores, and was not compared "
+            "with a GPU: it is what PyTorch allocates for tensors, without the context of CUDA and scratch space."
+        )
+    else:
+        notes.append("Memory on a CPU is what the process takes beyond its state before the weights load.")
+    strategy, devices = str(training.options.trainer.strategy), str(training.options.trainer.devices)
+    if strategy != "auto" or devices not in {"auto", "1"}:
+        notes.append(
+            f"Memory is that of one process without sharding (trainer.strategy is {strategy}, trainer.devices is "
+            f"{devices})."
+        )
+    return notes
