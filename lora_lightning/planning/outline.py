@@ -88,7 +88,8 @@ def _assumed_backbone(task: AdaptationTask, config: PretrainedConfig, notes: lis
     is_finished = type(model).__name__ in (config.architectures or [])
     if task.model_class is AutoModelForCausalLM or is_finished:
         return LoadedBackbone(model, [])
-    lacked = modules_beside_base(model)
+    # Without dropout and whatever else has nothing to train: PEFT would look for modules of such a name.
+    lacked = [name for name in modules_beside_base(model) if any(True for _ in model.get_submodule(name).parameters())]
     notes.append(
         "The weights are not on this machine; they are assumed to lack only the head "
         f"({', '.join(lacked) or 'none'}), which is trained in full."

@@ -1,6 +1,6 @@
-"""What a training takes beside the tensors that PyTorch's operations allocate: fitted on measured runs."""
+"""What a training takes beside the tensors that PyTorch's operations allocate."""
 
-# Fitted by benchmarks/plan_memory.py; see docs/plan.md.
+# Not fitted yet: docs/plan.md has the runs that were measured, and by how much they exceed the tensors.
 CPU_BYTES, CPU_SHARE_OF_WEIGHTS, CPU_SHARE_OF_ACTIVATIONS = 0, 0.0, 0.0
 
 
