@@ -44,10 +44,8 @@ def make_files(folder: Path) -> None:
     vocabulary = {word: index for index, word in enumerate(["<unk>", "<|endoftext|>", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))  # noqa: S106
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        **{"unk_token": "<unk>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
-    ).save_pretrained(folder / "decoder")
+    special = {"unk_token": "<unk>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder / "decoder")
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=8000, hidden_size=512, intermediate_size=1376, num_hidden_layers=8, num_attention_heads=8,

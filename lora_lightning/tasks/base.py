@@ -182,7 +182,7 @@ class AdaptationTask(HookedConversion, SavedTask):
 
     @property
     def model_class(self) -> Any:
-        """transformers' `AutoModelFor...` with the task's head; `None` for a task that makes its base itself."""
+        """Transformers' `AutoModelFor...` with the task's head; `None` for a task that makes its base itself."""
         return None if self.auto_class is None else getattr(transformers, self.auto_class)
 
     @cached_property

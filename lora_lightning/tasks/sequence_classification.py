@@ -181,7 +181,7 @@ class SequenceClassificationTask(AdaptationTask):
         if (order := adapter.order_of_labels(self.labels)) is None:
             return adapter.weights
         config = self.load_config()
-        return adapter.weights_in_order(order, build_without_storage(AutoModelForSequenceClassification, config))
+        return adapter.weights_in_order(order, build_without_storage(self.model_class, config))
 
     def build_network(self) -> nn.Module:
         """Loads the backbone and attaches the adapters."""
