@@ -1,13 +1,29 @@
 """Private names of PyTorch 2.13: tensors that have a shape, a dtype and a device, and no values; modes that see all."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["FakeTensorMode", "TorchDispatchMode", "is_fake", "tree_leaves"]
+__all__ = ["FakeTensorMode", "TorchDispatchMode", "errors_of_shapes_hidden", "is_fake", "tree_leaves"]
 
 
 def is_fake(tensor: Tensor) -> bool:
     """Returns whether a tensor has no values, so that nothing may be drawn for it in NumPy."""
     return type(tensor) is FakeTensor
+
+
+@contextmanager
+def errors_of_shapes_hidden() -> Iterator[None]:
+    """Keeps PyTorch from printing an operation's error before it raises it."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from lora_lightning.compat.fake_tensors import errors_of_shapes_hidden
 from lora_lightning.compat.torch import convert_tensors
+from lora_lightning.errors import LoraLightningError
 from lora_lightning.lora.parameter_names import is_adapter_parameter
 from lora_lightning.planning.layers import cut_to, depths_to_trace, layer_lists
 from lora_lightning.planning.outline import build_outline
@@ -87,8 +89,14 @@ def memory_row(
     task = training.task
     if why := why_unavailable(task, precision):
         return MemoryRow(precision.name, precision.options, precision.is_config, unavailable=why)
-    with in_precision(task, precision):
-        measure = _measure(training, precision, device, head_is_linear, needs_slope=limit is not None)
+    with in_precision(task, precision), errors_of_shapes_hidden():
+        try:
+            measure = _measure(training, precision, device, head_is_linear, needs_slope=limit is not None)
+        except LoraLightningError:
+            raise
+        except Exception as error:  # noqa: BLE001  # an architecture that looks at values raises anything
+            why = f"a step of this model cannot be traced without values ({type(error).__name__})"
+            return MemoryRow(precision.name, precision.options, precision.is_config, unavailable=why)
 
     def row(rows: int) -> MemoryRow:
         phase, activations, gradients = measure.parts(rows)

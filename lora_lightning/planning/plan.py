@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 from peft import PeftModel
 
 from lora_lightning.analysis.parameter_counts import ParameterCounts, count_by_kind
-from lora_lightning.errors import ConfigurationError, suggest_names
+from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.delta import adapted_layers
 from lora_lightning.planning.counts import count_modules, default_rank, exported_bytes, rank_table
 from lora_lightning.planning.layers import depths_to_trace, layer_lists
@@ -67,7 +67,7 @@ def plan_from_arguments(
 ) -> TrainingPlan:
     """Plans a training from the options of `fit` as on a command line; otherwise like `plan_training`."""
     if device not in DEVICES:
-        msg = f"--device is {device!r}; {suggest_names(device, DEVICES)}"
+        msg = f"--device is {device!r}, but it must be {' or '.join(DEVICES)}."
         raise ConfigurationError(msg)
     limit = parse_size(memory) if isinstance(memory, str) else memory
     with explain_errors():

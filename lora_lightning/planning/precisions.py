@@ -95,6 +95,8 @@ def why_unavailable(task: AdaptationTask, precision: Precision) -> str:
         return ""
     if task.auto_class is None or task.lora is None:
         return "needs LoRA on a pretrained model, since quantized weights are frozen"
+    if task.lora.use_dora:
+        return "DoRA on quantized weights looks at their values, so its steps cannot be traced without them"
     try:
         check_lora_and_quantization(task.lora, precision.quantization)
     except LoraLightningError as error:
