@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from lora_lightning.artefacts.output_folder import new_folder
 from lora_lightning.figures.plan import PARTS, MemoryBar, memory_figure, rank_figure
+from lora_lightning.figures.png import png_bytes
 from lora_lightning.planning.results import TrainingPlan
-from lora_lightning.reports.drawing import png_bytes, svg_text
+from lora_lightning.reports.drawing import svg_text
 from lora_lightning.reports.study_json import json_text
 
 if TYPE_CHECKING:
