@@ -141,12 +141,12 @@ def test_a_folder_with_only_its_config_is_planned_like_the_complete_one(
     assert not any("assumed" in note for note in complete.notes)
 
 
-def test_a_finished_classifier_has_no_new_head_beside_its_output(tmp_path: Path, tiny_backbone: TinyBackbone) -> None:
-    """DistilBERT's first head layer is frozen if the checkpoint has it, and trains if it does not."""
-    config = json.loads((tiny_backbone("distilbert") / "config.json").read_text())
+def test_a_finished_classifier_has_a_pooler(tmp_path: Path, tiny_backbone: TinyBackbone) -> None:
+    """DeBERTa's pooler trains in full if the checkpoint lacks it, and gets an adapter if the checkpoint has it."""
+    config = json.loads((tiny_backbone("deberta-v2") / "config.json").read_text())
     words = [f"--config={CONFIGS / 'quickstart.yaml'}", f"--model.backbone={tmp_path}"]
     found = []
-    for architecture in ("DistilBertForMaskedLM", "DistilBertForSequenceClassification"):
+    for architecture in ("DebertaV2ForMaskedLM", "DebertaV2ForSequenceClassification"):
         (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": [architecture]}))
         found.append({kind.kind for kind in plan_from_arguments(words).modules if kind.adapted == 0})
-    assert found == [{"pre_classifier", "classifier"}, {"classifier"}]
+    assert found == [{"pooler.dense", "classifier"}, {"classifier"}]
