@@ -58,6 +58,8 @@ def cumulative_ranks(spectra: Mapping[str, Tensor], share: float) -> Ranks:
 def budget_ranks(spectra: Mapping[str, Tensor], costs: Mapping[str, int], budget: int) -> Ranks:
     """One budget of parameters for all layers: the directions with the largest sigma^2 per parameter.
 
+    Among equal gains the layer of the lowest rank comes first, then the first layer.
+
     Args:
         spectra: As above.
         costs: Parameters of one rank, in_features + out_features, by layer.
@@ -68,16 +70,20 @@ def budget_ranks(spectra: Mapping[str, Tensor], costs: Mapping[str, int], budget
     """
     ranks = dict.fromkeys(spectra, 1)
     left = budget - adapter_parameters(ranks, costs)
-    queue = [(-_gain(spectrum, 1, costs[name]), name) for name, spectrum in spectra.items() if len(spectrum) > 1]
+    names = list(spectra)
+    queue = [
+        (-_gain(spectra[name], 1, costs[name]), 1, place) for place, name in enumerate(names) if len(spectra[name]) > 1
+    ]
     heapq.heapify(queue)
     while queue:
-        _, name = heapq.heappop(queue)
+        _, rank, place = heapq.heappop(queue)
+        name = names[place]
         if costs[name] > left:
             continue
         left -= costs[name]
-        ranks[name] += 1
-        if ranks[name] < len(spectra[name]):
-            heapq.heappush(queue, (-_gain(spectra[name], ranks[name], costs[name]), name))
+        ranks[name] = rank + 1
+        if rank + 1 < len(spectra[name]):
+            heapq.heappush(queue, (-_gain(spectra[name], rank + 1, costs[name]), rank + 1, place))
     return ranks
 
 

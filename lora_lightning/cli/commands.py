@@ -15,7 +15,7 @@ def run_command(arguments: Sequence[str]) -> Any:
 
     Returns:
         An object with the attributes `trainer` and `datamodule`, and the task as `model` (`fit`: `task`); for `study`,
-        `merge`, `compress` and `plan` their results.
+        `merge`, `compress`, `allocate` and `plan` their results.
 
     Raises:
         LoraLightningError: If the input is wrong.
@@ -38,6 +38,10 @@ def run_command(arguments: Sequence[str]) -> Any:
         from lora_lightning.cli.plan import run_plan  # noqa: PLC0415
 
         return run_plan(words)
+    if command == "allocate":
+        from lora_lightning.cli.allocate import run_allocate  # noqa: PLC0415
+
+        return run_allocate(words)
     return _run_with_model(command, words)
 
 

@@ -64,7 +64,7 @@ def check_patterns(targets: Collection[str], patterns: Mapping[str, Mapping[str,
         keys = list(pattern or {})
         applied = {first_matching_pattern(keys, name) for name in targets}
         for key in keys:
-            matched = [name for name in targets if _matches(key, name)]
+            matched = [name for name in targets if key_matches(key, name)]
             if not matched:
                 ends = {name.rsplit(".", 1)[-1] for name in targets}
                 remedy = suggest_names(key, ends if "." not in key else {*ends, *targets})
@@ -80,8 +80,8 @@ def check_patterns(targets: Collection[str], patterns: Mapping[str, Mapping[str,
                 raise ConfigurationError(msg)
 
 
-def _matches(key: str, name: str) -> bool:
-    """Whether a key is the end of a dotted name, as PEFT compares them."""
+def key_matches(key: str, name: str) -> bool:
+    """Whether a key of a pattern matches the end of a dotted name, as PEFT compares them."""
     return re.match(rf"(.*\.)?({key})$", name) is not None
 
 

@@ -1,0 +1,93 @@
+"""What `allocate` chose: ranks by layer, as JSON and as a partial config of `fit`."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lora_lightning.lora.rank_patterns import most_common, shortest_patterns
+
+
+@dataclass(frozen=True)
+class LayerRank:
+    """One layer's share of the budget.
+
+    Attributes:
+        name: Full dotted name in the pretrained model.
+        rank: Its rank.
+        alpha: Its lora_alpha, which keeps the scaling of the base config.
+        parameters: Trainable adapter parameters that depend on the rank.
+        kept: Share of its measured squared singular values that the rank keeps, in [0, 1].
+    """
+
+    name: str
+    rank: int
+    alpha: float
+    parameters: int
+    kept: float
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """Ranks of all layers under one budget.
+
+    Attributes:
+        output: The partial config.
+        measured_by: What decided, in words.
+        shuffled: The seed with which the ranks were shuffled over layers of the same shape; `None` if they were not.
+        budget: Trainable adapter parameters that were allowed.
+        parameters: Trainable adapter parameters that there are; at most the budget.
+        layers: In the model's order.
+        kept: Share of all measured squared singular values that the ranks keep, in [0, 1].
+        uniform: The largest rank for all layers within the budget; 0 if a layer's smaller side or the budget is below 1.
+        uniform_kept: What it keeps.
+    """
+
+    output: Path
+    measured_by: str
+    shuffled: int | None
+    budget: int
+    parameters: int
+    layers: tuple[LayerRank, ...]
+    kept: float
+    uniform: int
+    uniform_kept: float
+
+    @property
+    def picture(self) -> Path:
+        """The picture beside the config."""
+        return self.output.with_suffix(".png")
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """By layer."""
+        return {layer.name: layer.rank for layer in self.layers}
+
+    def settings(self) -> dict[str, Any]:
+        """The options of `model.lora` that give each layer its rank and its alpha; patterns of the base are replaced."""
+        alphas = {layer.name: layer.alpha for layer in self.layers}
+        r, alpha = most_common(self.ranks), most_common(alphas)
+        return {
+            "r": r,
+            "lora_alpha": alpha,
+            "rank_pattern": shortest_patterns(self.ranks, r) or None,
+            "alpha_pattern": shortest_patterns(alphas, alpha) or None,
+        }
+
+    def config(self) -> str:
+        """The partial config, YAML."""
+        shuffled = "" if self.shuffled is None else f", shuffled over layers of the same shape (seed {self.shuffled})"
+        lines = [
+            f"Ranks by {self.measured_by}{shuffled}: {self.parameters:,} trainable adapter parameters of {self.budget:,}.",
+            "Every layer keeps the scaling that the base config gives it.",
+            f"lora-lightning fit --config BASE.yaml --config {self.output.name}",
+        ]
+        comment = "".join(f"# {line}\n" for line in lines)
+        return comment + yaml.safe_dump({"model": {"lora": self.settings()}}, sort_keys=False)
+
+    def as_json(self) -> dict[str, Any]:
+        """All numbers, for JSON."""
+        found: Mapping[str, Any] = asdict(self)
+        return {**found, "output": str(self.output), "picture": str(self.picture), "settings": self.settings()}
