@@ -1,9 +1,9 @@
 """Singular values of the loss's gradients with respect to frozen weights, without forming any gradient.
 
-The gradient of a linear layer's weight is G = sum over tokens of (dL/dy) x^T. Products of G with a few columns need only
-the layer's inputs and output gradients, so the largest singular values come from a randomized subspace iteration (Halko,
-Martinsson & Tropp 2011, arXiv 0909.4061, algorithm 4.4 with one power iteration). It takes three passes over the same
-batches, and holds (in_features + out_features) * (rank + 8) numbers per layer.
+The gradient of a linear layer's weight is G = sum over tokens of (dL/dy) x^T. Products of G with a few columns need
+only the layer's inputs and output gradients, so the largest singular values come from a randomized subspace iteration
+(Halko, Martinsson & Tropp 2011, arXiv 0909.4061, algorithm 4.4 with one power iteration). It takes three passes over
+the same batches, and holds (in_features + out_features) * (rank + 8) numbers per layer.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -79,8 +79,8 @@ def _add_products(
     for name, product in products.items():
         if not product.isfinite().all():
             msg = (
-                f"the gradient of {name} is not finite in these batches; check the data, or use another "
-                "--trainer.precision, such as 32-true."
+                f"the gradient of {name} is not finite in these batches; check the data, or set "
+                "trainer.precision in the config to 32-true."
             )
             raise ConfigurationError(msg)
     return products

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from lora_lightning.analysis.rank_choices import Ranks, adapter_parameters, budget_ranks, uniform_ranks
 from lora_lightning.artefacts.allocation import Allocation, LayerRank
-from lora_lightning.artefacts.compressing import check_run
 from lora_lightning.artefacts.measured_layers import MeasuredLayers, measure_gradients, measure_run
 from lora_lightning.errors import ConfigurationError, VerificationError
 from lora_lightning.figures.allocation import rank_map_figure
@@ -68,7 +67,7 @@ def allocate(
     check_output_file(output, configs, overwrite=overwrite)
     with explain_errors():
         if run is not None:
-            measured = measure_run(check_run(Path(run)))
+            measured = measure_run(Path(run))
         else:
             words = [*configs, *option_arguments(overrides or {})]
             count = BATCHES if batches is None else batches
@@ -221,7 +220,7 @@ def _choose(measured: MeasuredLayers, budget: int | str, output: Path, shuffled:
 
 
 def _layer(name: str, rank: int, measured: MeasuredLayers) -> LayerRank:
-    alpha = layer_scaling(name, measured.lora) * scaling_divisor(rank, measured.lora)
+    alpha = float(f"{layer_scaling(name, measured.lora) * scaling_divisor(rank, measured.lora):.12g}")
     kept = _kept({name: measured.spectra[name]}, {name: rank})
     return LayerRank(name, rank, alpha, rank * measured.costs[name], kept)
 

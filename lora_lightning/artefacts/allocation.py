@@ -41,7 +41,7 @@ class Allocation:
         parameters: Trainable adapter parameters that there are; at most the budget.
         layers: In the model's order.
         kept: Share of all measured squared singular values that the ranks keep, in [0, 1].
-        uniform: The largest rank for all layers within the budget; 0 if a layer's smaller side or the budget is below 1.
+        uniform: The largest rank for all layers within the budget, not in layers that have fewer.
         uniform_kept: What it keeps.
     """
 
@@ -66,7 +66,7 @@ class Allocation:
         return {layer.name: layer.rank for layer in self.layers}
 
     def settings(self) -> dict[str, Any]:
-        """The options of `model.lora` that give each layer its rank and its alpha; patterns of the base are replaced."""
+        """The options of `model.lora` that give each layer its rank and alpha; they replace those of the base."""
         alphas = {layer.name: layer.alpha for layer in self.layers}
         r, alpha = most_common(self.ranks), most_common(alphas)
         return {
@@ -80,7 +80,8 @@ class Allocation:
         """The partial config, YAML."""
         shuffled = "" if self.shuffled is None else f", shuffled over layers of the same shape (seed {self.shuffled})"
         lines = [
-            f"Ranks by {self.measured_by}{shuffled}: {self.parameters:,} trainable adapter parameters of {self.budget:,}.",
+            f"Ranks by {self.measured_by}{shuffled}.",
+            f"Trainable adapter parameters: {self.parameters:,} of a budget of {self.budget:,}.",
             "Every layer keeps the scaling that the base config gives it.",
             f"lora-lightning fit --config BASE.yaml --config {self.output.name}",
         ]

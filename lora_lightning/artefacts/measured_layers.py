@@ -133,7 +133,7 @@ def _read_factors(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def _saved_scalings(folder: Path, ranks: Ranks) -> dict[str, float]:
-    """The scaling of each layer as PEFT computes it from the folder's own configuration, which may be a converted one."""
+    """The scaling of each layer as the folder says, whose configuration may be a converted one."""
     config = read_json_file(folder / ADAPTER_CONFIG)
     pattern = config.get("alpha_pattern") or {}
     power = 0.5 if config.get("use_rslora") else 1.0
