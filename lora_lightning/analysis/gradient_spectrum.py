@@ -87,7 +87,7 @@ def _add_products(
 
 
 @contextmanager
-def _observed(layers: Mapping[str, nn.Module], add: Observation) -> Iterator[None]:
+def _observed(layers: Mapping[str, Any], add: Observation) -> Iterator[None]:
     """Reports the inputs and output gradients of every call of the layers."""
     handles = [layer.register_forward_hook(partial(_watch_output, name, add)) for name, layer in layers.items()]
     try:
@@ -100,4 +100,4 @@ def _observed(layers: Mapping[str, nn.Module], add: Observation) -> Iterator[Non
 def _watch_output(name: str, add: Observation, _layer: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
     if output.requires_grad:
         inputs = arguments[0].detach()
-        output.register_hook(lambda gradient: add(name, inputs, gradient))
+        output.register_hook(lambda gradient: add(name, inputs, gradient))  # type: ignore[no-untyped-call]

@@ -86,7 +86,8 @@ class Allocation:
             f"lora-lightning fit --config BASE.yaml --config {self.output.name}",
         ]
         comment = "".join(f"# {line}\n" for line in lines)
-        return comment + yaml.safe_dump({"model": {"lora": self.settings()}}, sort_keys=False)
+        options: str = yaml.safe_dump({"model": {"lora": self.settings()}}, sort_keys=False)
+        return comment + options
 
     def as_json(self) -> dict[str, Any]:
         """All numbers, for JSON."""

@@ -210,8 +210,8 @@ class _GradientMeter(Callback):
 def _run_backward(trainer: Trainer, task: AdaptationTask, batches: Sequence[Batch]) -> None:
     for number, batch in enumerate(batches):
         with trainer.precision_plugin.forward_context():
-            loss = task.training_step(on_device(trainer, batch), number)
-        loss.backward()
+            loss = cast("Tensor", task.training_step(on_device(trainer, batch), number))
+        loss.backward()  # type: ignore[no-untyped-call]
         task.zero_grad(set_to_none=True)
 
 

@@ -1,10 +1,10 @@
 """The ranks of all layers as a heat map."""
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lora_lightning.lora.delta import split_layer_number
 
@@ -26,14 +26,9 @@ def rank_map_figure(ranks: Mapping[str, int]) -> "Figure":
     """
     from matplotlib.figure import Figure  # noqa: PLC0415  # a second of import, needed only where something is drawn
 
-    places = {module: split_layer_number(module) for module in ranks}
-    kinds = list(dict.fromkeys(kind for _, kind in places.values()))
-    layers = sorted({layer for layer, _ in places.values()}, key=lambda layer: math.inf if layer is None else layer)
-    grid = np.full((len(layers), len(kinds)), np.nan)
-    for module, (layer, kind) in places.items():
-        grid[layers.index(layer), kinds.index(kind)] = ranks[module]
-    width = max(3.5, 1.6 + CELL_WIDTH * len(kinds))
-    height = 0.9 + CELL_HEIGHT * len(layers) + LETTER * max(map(len, kinds))
+    grid, rows, kinds = _as_grid(ranks)
+    width = max(3.5, 1.6 + CELL_WIDTH * len(kinds) + LETTER * max(map(len, rows)))
+    height = 0.9 + CELL_HEIGHT * len(rows) + LETTER * max(map(len, kinds))
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     most = max(ranks.values())
@@ -43,9 +38,34 @@ def rank_map_figure(ranks: Mapping[str, int]) -> "Figure":
         value = grid[row, column]
         color = "black" if value > 0.6 * most else "white"  # viridis is bright there
         axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=color, fontsize=FONT)
-    axes.set_yticks(range(len(layers)), ["other" if layer is None else str(layer) for layer in layers], fontsize=FONT)
+    axes.set_yticks(range(len(rows)), rows, fontsize=FONT, parse_math=False)
     axes.set_xticks(range(len(kinds)), kinds, fontsize=FONT, rotation=90, parse_math=False)
     axes.set_ylabel("layer", fontsize=FONT)
     axes.set_title("rank by layer and module", fontsize=FONT + 1)
-    figure.colorbar(image, ax=axes, label="rank").ax.tick_params(labelsize=FONT)
+    bar = figure.colorbar(image, ax=axes)
+    bar.ax.tick_params(labelsize=FONT)
+    bar.set_label("rank", fontsize=FONT)
     return figure
+
+
+def _as_grid(ranks: Mapping[str, int]) -> tuple[NDArray[np.float64], list[str], list[str]]:
+    """Ranks by row and column, NaN where there is no adapter, with the names of both.
+
+    A row is a number, or with several stacks of layers, as in an encoder-decoder, the name that ends in it.
+    """
+    places = {module: _row_and_kind(module) for module in ranks}
+    prefixes = list(dict.fromkeys(row for row, _ in places.values()))
+    prefixes = [row for row in prefixes if row] + [row for row in prefixes if not row]
+    kinds = list(dict.fromkeys(kind for _, kind in places.values()))
+    grid = np.full((len(prefixes), len(kinds)), np.nan)
+    for module, (row, kind) in places.items():
+        grid[prefixes.index(row), kinds.index(kind)] = ranks[module]
+    stacks = {row.rpartition(".")[0] for row in prefixes if row}
+    rows = [(row if len(stacks) > 1 else row.rpartition(".")[2]) or "other" for row in prefixes]
+    return grid, rows, kinds
+
+
+def _row_and_kind(module: str) -> tuple[str, str]:
+    """`("encoder.layer.3", "attention.self.query")`; no row for a module without a number."""
+    number, kind = split_layer_number(module)
+    return ("", kind) if number is None else (module.removesuffix(kind).removesuffix("."), kind)

@@ -67,10 +67,10 @@ def test_fit_trains_what_was_announced(base: Path, tmp_path: Path, capsys: pytes
     [
         (["--budget=r=3"], "the following arguments are required: --output"),
         (["--budget=r=3", "--output=out.yaml"], "neither RUN nor --config are given"),
-        (["--config=BASE", "--output=out.yaml", "--budgit=3"], "--budgit"),
+        (["--config=BASE", "--output=out.yaml", "--budget=3", "--bathces=3"], "--bathces=3"),
         (["--config=BASE", "--output=out.yaml", "--budget=3", "--batches=x"], "argument --batches: invalid int"),
         (["--config=BASE", "--output=out.yaml", "--budget=5"], "--budget is 5 trainable adapter parameters, below"),
-        (["--config=BASE", "--output=out.yaml", "--budget=r=1", "--model.lora.q=3"], "model.lora.q"),
+        (["--config=BASE", "--output=out.yaml", "--budget=r=1", "--model.lora.q=3"], "model.lora has no option 'q'"),
         (["--config=BASE", "--output=BASE", "--overwrite", "--budget=r=1"], "is the config that is read"),
     ],
 )
