@@ -98,3 +98,8 @@ def test_candidates_and_portable_ranks() -> None:
     assert candidate_ranks(2) == [1]
     assert candidate_ranks(1) == []
     assert [portable_rank(k) for k in (1, 8, 9, 200, 256, 300)] == [8, 8, 16, 256, 256, 300]
+
+
+def test_equal_gains_go_to_the_lowest_rank_then_to_the_first_layer() -> None:
+    equal = {name: torch.ones(4) for name in ("layer.2", "layer.10", "layer.1")}
+    assert budget_ranks(equal, dict.fromkeys(equal, 10), 75) == {"layer.2": 3, "layer.10": 2, "layer.1": 2}
