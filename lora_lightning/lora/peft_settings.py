@@ -118,8 +118,8 @@ class SavedAdapter:
             name = next((name for name in members if getattr(asked, name) != getattr(settings, name)), group)
             msg = (
                 f"model.lora.{name} is {_short(getattr(asked, name))}, but the adapter {self.source} has "
-                f"{_short(getattr(settings, name))}, and model.adapter continues it as it is; leave model.lora.{name} "
-                "out, or start a new adapter without model.adapter."
+                f"{_short(getattr(settings, name))}, and model.adapter continues it as it is; set model.lora.{name} to "
+                "that or leave it out, or start a new adapter without model.adapter."
             )
             raise ConfigurationError(msg)
 

@@ -1,8 +1,8 @@
 """What every task shares: the adapted backbone, its training steps and its optimizer."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 import transformers
@@ -12,7 +12,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PretrainedConfig, PreTrainedModel
@@ -23,18 +23,14 @@ from lora_lightning.backbones.quantization import Quantization, compute_dtype_on
 from lora_lightning.compat.lightning import trainer_of
 from lora_lightning.compat.torch import HookedConversion, convert_tensors
 from lora_lightning.errors import ConfigurationError
-from lora_lightning.lora.adapter_state import load_adapter_state
 from lora_lightning.lora.combinations import check_combinations, check_lora_and_quantization, check_sharding
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
-from lora_lightning.lora.parameter_names import ADAPTER
 from lora_lightning.lora.quantized import keep_4bit_weights_in_order, keep_8bit_scales_beside_weights
 from lora_lightning.lora.sharding import is_sharded, shard_model
 from lora_lightning.lora.variants import chosen_variants
-from lora_lightning.runs.settings import to_plain_values
-from lora_lightning.tasks.continued_adapter import ContinuedAdapter
+from lora_lightning.tasks.continuing import ContinuingTask
 from lora_lightning.tasks.hyperparameters import as_settings
 from lora_lightning.tasks.optimization import OptimizationSettings, build_optimizer, build_schedule
-from lora_lightning.tasks.saving import SavedTask
 from lora_lightning.tasks.step_weighting import StepWeighting
 from lora_lightning.tasks.training_facts import training_facts
 
@@ -44,7 +40,7 @@ MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 EVALUATED = "evaluated"  # what `test_step` returns: the result of `evaluate`, for callbacks
 
 
-class AdaptationTask(HookedConversion, SavedTask):
+class AdaptationTask(HookedConversion, ContinuingTask):
     """Base of the tasks: a pretrained model, with adapters or trained in full, and how it trains.
 
     The model is built in `configure_model`, so making a task loads no weights. A checkpoint holds the trainable
@@ -61,8 +57,6 @@ class AdaptationTask(HookedConversion, SavedTask):
         freeze_backbone: With `lora: null`, train only the head and other modules that the pretrained checkpoint lacks.
         adapter: An existing PEFT adapter to continue, a folder or a hub id; it decides all of `lora` but the dropout.
     """
-
-    auto_class: ClassVar[str | None] = None  # name of the transformers class that it trains
 
     def __init__(
         self,
@@ -121,7 +115,11 @@ class AdaptationTask(HookedConversion, SavedTask):
             torch.set_rng_state(self.trainer.strategy.broadcast(torch.get_rng_state()))
 
     def _build_with_starts(self) -> nn.Module:
+        if self.starts_from_adapter:
+            self.check_adapter()
         network = self.build_network()
+        if self.starts_from_adapter:
+            self.check_adapter_is_loaded()
         model = cast("PreTrainedModel", network.get_base_model() if isinstance(network, PeftModel) else network)
         # A trainer that only evaluates loads a checkpoint, which holds the adapters.
         trainer = trainer_of(self)
@@ -133,52 +131,6 @@ class AdaptationTask(HookedConversion, SavedTask):
         if self.gradient_checkpointing:
             enable_gradient_checkpointing(model)
         return network
-
-    @cached_property
-    def continued_adapter(self) -> ContinuedAdapter | None:
-        """The adapter in `model.adapter`; `None` without one."""
-        if self.adapter is None or self.auto_class is None:
-            return None
-        return ContinuedAdapter.find(self.adapter, self.backbone, self.auto_class)
-
-    def check_adapter(self) -> None:
-        """Refuses to continue an adapter of another base model, of other labels or other settings.
-
-        Raises:
-            LoraLightningError: If the adapter is not there, or does not fit.
-        """
-        if self.continued_adapter is None:
-            return
-        self.continued_adapter.settings(to_plain_values(self.lora))
-        self.continued_adapter.check_base(self.base_identity, allowed=self.allows_other_base)
-        self.continued_adapter.check_quantization(self.quantization)
-        self.continued_adapter.check_tokenizer()
-        self.weights_to_continue()
-
-    def weights_to_continue(self) -> Mapping[str, Tensor]:
-        """The weights of the adapter in `model.adapter`, as this task's model takes them."""
-        return cast("ContinuedAdapter", self.continued_adapter).weights
-
-    def load_adapter(self, network: PeftModel, lacked: Collection[str]) -> None:
-        """Loads the adapter in `model.adapter`, unless a checkpoint is loaded instead.
-
-        Args:
-            network: With adapters that have just been attached; changed in place.
-            lacked: Modules that the backbone's checkpoint lacked.
-
-        Raises:
-            CheckpointError: If its weights do not fit.
-        """
-        trainer = trainer_of(self)
-        evaluates = trainer is not None and trainer.state.fn != TrainerFn.FITTING
-        if self.adapter is None or self.resumes or evaluates or not self.loads_values:
-            return
-        if next(network.parameters()).is_meta:  # of a plan, which needs no values
-            return
-        in_full = cast("LoraConfig", network.peft_config[ADAPTER]).modules_to_save or []
-        own = [name for name in in_full if name not in lacked]
-        load_adapter_state(network, self.weights_to_continue(), self.adapter, own)
-        self.__dict__.pop("continued_adapter", None)  # its weights
 
     @property
     def model_class(self) -> Any:
@@ -216,17 +168,6 @@ class AdaptationTask(HookedConversion, SavedTask):
             BackboneError: If it cannot be found any more.
         """
         return load_plain_base(self.transformers_model, self.backbone, self.quantization_on_device())
-
-    @property
-    def is_fitting(self) -> bool:
-        """Whether a trainer is training the model."""
-        trainer = trainer_of(self)
-        return trainer is not None and trainer.state.fn == TrainerFn.FITTING
-
-    @property
-    def loads_values(self) -> bool:
-        """Whether this process reads the backbone's weights; if the model is sharded, the main process alone does."""
-        return self.device_mesh is None or self.trainer.is_global_zero
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Lets variants add to the gradients, which are unscaled and not clipped yet.

@@ -24,7 +24,7 @@ from lora_lightning.backbones.loading import build_without_storage
 from lora_lightning.backbones.model_card import LANGUAGE_MODEL
 from lora_lightning.backbones.saved_base import BASE_MODEL, check_base
 from lora_lightning.backbones.source import backbone_identity, resolve_backbone
-from lora_lightning.errors import BackboneError, CheckpointError
+from lora_lightning.errors import BackboneError, CheckpointError, ConfigurationError
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.parameter_names import name_saved_once, pretrained_name
 from lora_lightning.lora.peft_settings import SavedAdapter
@@ -49,13 +49,13 @@ class ContinuedAdapter:
     config: AdapterConfig
 
     @classmethod
-    def find(cls, source: str, backbone: str, auto_class: str) -> "ContinuedAdapter":
+    def find(cls, source: str, backbone: str, auto_class: str | None) -> "ContinuedAdapter":
         """Finds an adapter and reads its configuration.
 
         Args:
             source: A folder or a hub id.
             backbone: The base model to continue on.
-            auto_class: Name of the transformers class of the task.
+            auto_class: Name of the transformers class of the task; `None` if the task does not declare it.
 
         Returns:
             The adapter; its weights are not read yet.
@@ -64,6 +64,12 @@ class ContinuedAdapter:
             CheckpointError: If there is no such adapter, or its files are damaged.
             ConfigurationError: If it is of a kind that cannot be continued, or for another class.
         """
+        if auto_class is None:
+            msg = (
+                f"model.adapter is {source!r}, but the task does not declare which transformers class it trains, so it "
+                "cannot continue an adapter; set its class attribute auto_class, or leave model.adapter out."
+            )
+            raise ConfigurationError(msg)
         return cls(source, backbone, read_adapter_config(find_adapter_folder(source), auto_class, backbone))
 
     @cached_property

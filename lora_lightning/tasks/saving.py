@@ -1,8 +1,9 @@
 """The save contract: a checkpoint holds the trainable parameters and all of each adapter, but not the frozen base."""
 
 from collections.abc import Mapping
+from contextvars import ContextVar
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from peft import PeftModel
 from torch import Tensor, nn
@@ -11,13 +12,15 @@ from transformers import PreTrainedModel
 from lora_lightning.backbones.base_identity import BaseIdentity, identify_base
 from lora_lightning.backbones.saved_base import BASE_MODEL, check_base
 from lora_lightning.errors import CheckpointError, ConfigurationError
-from lora_lightning.lora.config import LoraSettings
+from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.parameter_names import TASK_PREFIX, is_adapter_parameter
 from lora_lightning.lora.variants.variant import Variant
 from lora_lightning.runs.checkpoint import check_state, trainable_state
 from lora_lightning.runs.settings import to_plain_values
 from lora_lightning.tasks.contract import TaskContract
 from lora_lightning.tasks.hyperparameters import hyperparameter_conflicts
+
+LOADS_CHECKPOINT = ContextVar("loads_checkpoint", default=False)  # whether a task that is made now gets a checkpoint
 
 
 class SavedTask(TaskContract):
@@ -32,6 +35,7 @@ class SavedTask(TaskContract):
 
     backbone: str
     lora: LoraSettings | None
+    quantization: QuantizationSettings | None
     freeze_backbone: bool
 
     def __init__(self) -> None:
@@ -39,8 +43,25 @@ class SavedTask(TaskContract):
         self.network: nn.Module | None = None
         self.variants: list[Variant] = []
         # Set by whoever resumes a run, before it starts: its adapters have had their start from base or data.
-        self.resumes = False
+        self.resumes = LOADS_CHECKPOINT.get()
         self.allows_other_base = False
+
+    @classmethod
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Self:
+        """As in Lightning, which builds the model before it loads the checkpoint, so that it cannot tell by itself.
+
+        Args:
+            args: As in `LightningModule.load_from_checkpoint`.
+            kwargs: As there.
+
+        Returns:
+            The task; nothing that only new adapters start from, such as the folder in `model.adapter`, is needed.
+        """
+        token = LOADS_CHECKPOINT.set(True)
+        try:
+            return super().load_from_checkpoint(*args, **kwargs)
+        finally:
+            LOADS_CHECKPOINT.reset(token)
 
     def save_task_hyperparameters(self, **hyperparameters: Any) -> None:
         """Saves the task's arguments in every checkpoint, as plain values that load without pickle.
