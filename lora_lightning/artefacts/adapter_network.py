@@ -91,7 +91,7 @@ def _load_base(config: AdapterConfig, labels: LabelSpace | None, tokenizer: PreT
     if config.auto_class == CLASSIFIER:
         if labels is None:
             msg = (
-                f"{config.folder} has no head and no labels, so the merged model would have a random head; name the "
+                f"{config.folder} has no head and no labels, so its model would have a random head; name the "
                 "head in modules_to_save and train again."
             )
             raise VerificationError(msg)
@@ -118,7 +118,7 @@ def _check_floating_base(config: AdapterConfig, base_config: PretrainedConfig) -
     method = settings.get("quant_method", "an unknown method")
     msg = (
         f"the weights of the base model {config.base} are saved quantized ({getattr(method, 'value', method)}), and "
-        "merge takes floating weights; set base_model_name_or_path to the model before quantization, and save how to "
+        "floating weights are needed; set base_model_name_or_path to the model before quantization, and save how to "
         f"quantize it with bitsandbytes as {QUANTIZATION} in {config.folder}."
     )
     raise ConfigurationError(msg)
@@ -134,7 +134,7 @@ def _check_head(
             if f"{module}.{name}" not in saved:
                 msg = (
                     f"{config.folder} has no weights for {module}.{name}, which its base model {config.base} lacks "
-                    "too, so the merged model would have a random head; name it in modules_to_save and train again."
+                    "too, so its model would have a random head; name it in modules_to_save and train again."
                 )
                 raise VerificationError(msg)
 
@@ -193,7 +193,7 @@ def _check_same_weights(config: AdapterConfig, lost: Sequence[str], unexpected: 
         names = ", ".join(pretrained_name(name) for name in unexpected[:3])
         msg = (
             f"{config.folder} holds {len(unexpected)} weights that have no place in its base model {config.base} with "
-            f"its adapter_config.json, such as {names}; PEFT would drop them, and the merged model would not be what "
-            "was trained. Use the base and the adapter_config.json that it was trained with."
+            f"its adapter_config.json, such as {names}; PEFT would drop them, and the model would not be what was "
+            "trained. Use the base and the adapter_config.json that it was trained with."
         )
         raise CheckpointError(msg)

@@ -46,6 +46,12 @@ class AdapterConfig:
         """A JSON file of the folder; `None` if there is none."""
         return read_json_file(self.folder / name) if (self.folder / name).is_file() else None
 
+    @property
+    def revision(self) -> str | None:
+        """The revision of the base on the hub; `None` for the newest, which alone is loaded."""
+        found = self.content.get("revision")
+        return None if found in {None, "", "main"} else str(found)
+
     def quantization(self) -> BitsAndBytesConfig | None:
         """How the base is quantized; `None` if it is not.
 
@@ -103,7 +109,7 @@ def read_adapter_config(folder: Path, auto_class: str | None = None, backbone: s
     config = AdapterConfig(folder, str(base), _auto_class(folder, content, auto_class), start in BASE_REBUILT, content)
     config.quantization()
     if backbone is None:
-        _check_revision(config, content)
+        _check_revision(config)
         _check_same_base(config)
     return config
 
@@ -140,7 +146,7 @@ def _check_experts(folder: Path, content: dict[str, Any]) -> None:
         msg = (
             f"{folder} adapts experts (target_parameters) and was saved by PEFT {saved or 'before 0.18'}, which "
             f"ordered their factors otherwise than PEFT {EXPERTS_SINCE} and later, so it would be loaded wrongly; load "
-            "it with the PEFT that saved it and merge it there, or train it again."
+            "it with the PEFT that saved it, and save it there as a full model (merge_and_unload), or train it again."
         )
         raise ConfigurationError(msg)
 
@@ -161,13 +167,12 @@ def _check_initialization(folder: Path, content: dict[str, Any]) -> str:
     raise ConfigurationError(msg)
 
 
-def _check_revision(config: AdapterConfig, content: dict[str, Any]) -> None:
-    revision = content.get("revision")
-    if revision in {None, "main"} or Path(config.base).expanduser().is_dir():
+def _check_revision(config: AdapterConfig) -> None:
+    if config.revision is None or Path(config.base).expanduser().is_dir():
         return
     msg = (
-        f"{config.folder / ADAPTER_CONFIG} names revision {revision!r} of {config.base}, but the newest is loaded; "
-        "download that revision into a folder, and set base_model_name_or_path to the folder."
+        f"{config.folder / ADAPTER_CONFIG} names revision {config.revision!r} of {config.base}, but the newest is "
+        "loaded; download that revision into a folder, and set base_model_name_or_path to the folder."
     )
     raise ConfigurationError(msg)
 

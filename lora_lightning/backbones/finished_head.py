@@ -92,6 +92,11 @@ def output_layer_name(model: PreTrainedModel) -> str | None:
     return found
 
 
+def plain_label(name: str) -> str:
+    """What of a label's name is compared: neither its case nor the spaces around it."""
+    return name.strip().casefold()
+
+
 def is_sequence_classifier(model: nn.Module) -> bool:
     """Whether a model is one of transformers' `...ForSequenceClassification`."""
     return type(model).__name__.endswith(CLASSIFIER)
@@ -118,7 +123,7 @@ def _kind(config: PretrainedConfig) -> str | None:
 
 
 def _plain_names(config: PretrainedConfig) -> list[str]:
-    return [name.strip().casefold() for name in _names(config)]
+    return [plain_label(name) for name in _names(config)]
 
 
 def _names(config: PretrainedConfig) -> list[str]:

@@ -22,7 +22,7 @@ def load_adapter_state(
         network: With adapters that have just been attached; changed in place.
         weights: Of the file, by PEFT's names, any floating dtype.
         source: What to call the adapter in messages.
-        from_base: Modules that keep the weights of the base if the file has none of theirs.
+        from_base: Modules that keep the weights of the base if the file has none of theirs; a part is refused.
 
     Raises:
         CheckpointError: If the file lacks a weight, or if one of its weights has no place in the network, another
@@ -30,7 +30,9 @@ def load_adapter_state(
     """
     own = _own_state(network)
     saved = {name: tensor for name, tensor in weights.items() if not is_saved_twice(name, weights)}
-    kept = tuple(f"{module}." for module in from_base)
+    held = [pretrained_name(name_saved_once(name)) for name in saved]
+    inside = [f"{module}." for module in from_base]
+    kept = tuple(start for start in inside if not any(name.startswith(start) for name in held))
     lacking = [name for name in own if name not in saved]
     _check_missing([name for name in lacking if not pretrained_name(name).startswith(kept)], len(own), source)
     _check_unexpected(network, {name: saved.pop(name) for name in list(saved) if name not in own}, source)
@@ -41,7 +43,7 @@ def load_adapter_state(
                 f"needs {tuple(own[name].shape)}; {REMEDY}."
             )
             raise CheckpointError(msg)
-    set_peft_model_state_dict(network, saved)
+    set_peft_model_state_dict(network, {**own, **saved})  # PEFT wants weights that the base keeps, too
     arrived = _own_state(network)
     lost = [
         name for name, tensor in saved.items() if not torch.equal(arrived[name].cpu(), tensor.to(arrived[name]).cpu())

@@ -17,7 +17,7 @@ Fact = Callable[[RunRecord], Any]
 
 
 def check_same_inputs(runs: Runs, split: str) -> None:
-    """Refuses to compare runs if their data or their base model has changed between them.
+    """Refuses to compare runs if their data, their base model or the adapter in `model.adapter` changed between them.
 
     Args:
         runs: The finished and tested runs of a study.
@@ -25,12 +25,13 @@ def check_same_inputs(runs: Runs, split: str) -> None:
 
     Raises:
         DataError: If two runs were tested on different rows, or two runs of a configuration were trained on different
-            rows or from different weights.
+            rows or from different weights, be it of the base model or of the adapter in `model.adapter`.
     """
     _compare(runs, {f"tested on other rows of {split}": lambda record: record.data_fingerprint.get(split)})
     facts: dict[str, Fact] = {
         "trained or validated on other rows": lambda record: dict(record.data_fingerprint),
         "trained from another base model": lambda record: _identity(record.base_model),
+        "continued from another adapter": lambda record: (record.continued_from or {}).get("weights"),
     }
     for name in dict.fromkeys(trial.configuration for trial, _ in runs):
         _compare([run for run in runs if run[0].configuration == name], facts)

@@ -1,7 +1,7 @@
 """An existing PEFT adapter that training continues: its settings, its base model, its labels and its weights."""
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from lora_lightning.backbones import load_config, load_tokenizer
 from lora_lightning.backbones.adapter_config import ADAPTER_CONFIG, AdapterConfig, read_adapter_config
-from lora_lightning.backbones.adapter_labels import has_numbered_names, read_label_space
+from lora_lightning.backbones.adapter_labels import read_label_space
 from lora_lightning.backbones.adapter_weights import find_adapter_folder, read_adapter_weights
 from lora_lightning.backbones.base_identity import BaseIdentity, identify_base
 from lora_lightning.backbones.causal_language_modeling import load_causal_lm_config, output_head_name
@@ -30,8 +30,7 @@ from lora_lightning.lora.parameter_names import name_saved_once, pretrained_name
 from lora_lightning.lora.peft_settings import SavedAdapter
 from lora_lightning.metrics import LabelSpace
 from lora_lightning.runs.file_hashes import hash_files
-
-LABELS_SHOWN = 3
+from lora_lightning.tasks.continued_labels import label_order
 
 
 @dataclass(frozen=True)
@@ -136,11 +135,25 @@ class ContinuedAdapter:
                 f"its {ADAPTER_CONFIG}, or set --allow_other_base true."
             )
             raise CheckpointError(msg)
+        else:
+            self._check_revision(base)
         warnings.warn(
             f"the adapter {self.source} does not record the content of its base model, so it is not known whether "
             f"{self.backbone} is still the same.",
             stacklevel=2,
         )
+
+    def _check_revision(self, base: BaseIdentity | None) -> None:
+        """The newest commit of a base on the hub is loaded, or what a folder or package of the same name holds."""
+        revision = self.config.revision
+        if revision is None or (base is not None and base.commit is not None and base.commit == revision):
+            return
+        msg = (
+            f"the adapter {self.source} was trained on revision {revision!r} of {self.backbone}, and other revisions "
+            "cannot be loaded; download that revision into a folder, set model.backbone and base_model_name_or_path in "
+            f"its {ADAPTER_CONFIG} to the folder, or set --allow_other_base true."
+        )
+        raise CheckpointError(msg)
 
     def check_quantization(self, settings: QuantizationSettings | None) -> None:
         """Warns of a base that is quantized otherwise than the one that the adapter was trained on.
@@ -153,7 +166,13 @@ class ContinuedAdapter:
         """
         saved = self.config.quantization()
         if saved is None:
-            return  # other programs do not write one
+            if settings is not None and self.config.file(f"{BASE_MODEL}.json") is not None:  # others write neither file
+                warnings.warn(
+                    f"the adapter {self.source} was trained on a base that is not quantized, but the base of this run "
+                    "is (model.quantization), so the model does not start where the adapter's training ended.",
+                    stacklevel=2,
+                )
+            return
         bits = 4 if saved.load_in_4bit else 8
         there = (bits, saved.bnb_4bit_quant_type if bits == 4 else "", bits == 4 and saved.bnb_4bit_use_double_quant)  # noqa: PLR2004
         here = (
@@ -174,14 +193,22 @@ class ContinuedAdapter:
             )
 
     def check_tokenizer(self) -> None:
-        """Warns of a tokenizer in the folder that the data is not read with."""
+        """Warns of a tokenizer in the folder that is not used: data and export have that of the backbone."""
         if not (self.config.folder / "tokenizer_config.json").is_file():
             return
         try:
             own = AutoTokenizer.from_pretrained(str(self.config.folder), local_files_only=True, trust_remote_code=False)
         except Exception:  # noqa: BLE001  # a damaged file makes transformers raise anything, and it is not used
             return
-        if own.get_vocab() != load_tokenizer(self.backbone).get_vocab():
+        used = load_tokenizer(self.backbone)
+        if own.chat_template and own.chat_template != used.chat_template:
+            warnings.warn(
+                f"the chat template of the adapter {self.source} is not used: this run formats chats with that of the "
+                f"tokenizer of {self.backbone}, and exports that; to keep the adapter's, save its tokenizer into a "
+                "copy of the base model, give the copy as model.backbone, and set --allow_other_base true.",
+                stacklevel=2,
+            )
+        if own.get_vocab() != used.get_vocab():
             warnings.warn(
                 f"the data is read with the tokenizer of {self.backbone}, and the adapter {self.source} has another "
                 "vocabulary.",
@@ -203,24 +230,7 @@ class ContinuedAdapter:
         own = read_label_space(self.config, self.weights)
         if own is None:
             return None  # its file has no head, and neither has the base: refused when it is loaded
-        if own.problem_type != space.problem_type and not has_numbered_names(own):
-            msg = (
-                f"the adapter {self.source} has labels of kind {own.problem_type}, but those of the data are of kind "
-                f"{space.problem_type}; choose other data, or another adapter."
-            )
-            raise CheckpointError(msg)
-        if has_numbered_names(own) and len(own.names) == len(space.names):
-            if own.names != space.names:
-                warnings.warn(
-                    f"the labels of the adapter {self.source} have no names, so they are taken to be in the order of "
-                    f"the data's: {', '.join(space.names)[:200]}.",
-                    stacklevel=2,
-                )
-            return None
-        if sorted(own.names) != sorted(space.names):
-            msg = f"the adapter {self.source} has other labels than the data: {_differences(own.names, space.names)}; "
-            raise CheckpointError(msg + "give data with the adapter's labels, or leave model.adapter out.")
-        return None if own.names == space.names else [own.names.index(name) for name in space.names]
+        return label_order(own, space, self.source)
 
     def weights_in_order(self, order: list[int], model: transformers.PreTrainedModel) -> dict[str, Tensor]:
         """The weights with the rows of the head in the order of the data's labels.
@@ -258,12 +268,3 @@ def _identify(base: str) -> BaseIdentity | None:
         return identify_base(base) if base and Path(resolve_backbone(base)).is_dir() else None
     except BackboneError:
         return None
-
-
-def _differences(own: Collection[str], data: Collection[str]) -> str:
-    parts = []
-    for words, more, less in (("the adapter alone has", own, data), ("the data alone has", data, own)):
-        if alone := [name for name in more if name not in set(less)]:
-            rest = f" and {len(alone) - LABELS_SHOWN} more" if len(alone) > LABELS_SHOWN else ""
-            parts.append(f"{words} {', '.join(alone[:LABELS_SHOWN])}{rest}")
-    return "; ".join(parts) or "some occur several times"

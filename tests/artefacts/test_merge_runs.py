@@ -9,12 +9,13 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForQuestionAnswering, AutoTokenizer, pipeline
 
 from lora_lightning import RunRecord, evaluate, predict
 from lora_lightning.artefacts import MergeResult, merge
 from lora_lightning.cli.merge import print_merge
-from lora_lightning.errors import BackboneError, CheckpointError, VerificationError
+from lora_lightning.errors import BackboneError, CheckpointError, ConfigurationError, VerificationError
 from tests.artefacts.conftest import Merge
 from tests.artefacts.runs import train_tiny_run
 from tests.conftest import TinyBackbone
@@ -130,6 +131,25 @@ def test_other_tasks(kind: str, family: str, tiny_backbone: TinyBackbone, tmp_pa
         assert (result.output / "generation_config.json").is_file()
     else:
         assert (result.output / "question_answering.json").is_file()
+
+
+def test_a_bare_question_answerer_without_a_task_type(
+    tiny_backbone: TinyBackbone, merge_here: Merge, tmp_path: Path
+) -> None:
+    run = train_tiny_run("questions", tiny_backbone("bert"), tmp_path / "run", trainer__max_epochs=1)
+    assert run.adapter is not None
+    assert json.loads((run.adapter / "adapter_config.json").read_text())["task_type"] is None
+    result = merge_here(run.adapter)
+    assert (result.output / "question_answering.json").is_file()
+    config = json.loads((result.output / "config.json").read_text())
+    assert config["architectures"] == ["BertForQuestionAnswering"]
+    plain = AutoModelForQuestionAnswering.from_pretrained(result.output)
+    saved = load_file(run.adapter / "adapter_model.safetensors")
+    assert torch.equal(plain.qa_outputs.weight, saved["base_model.model.qa_outputs.weight"])
+    shutil.copytree(run.adapter, tmp_path / "other")
+    (tmp_path / "other" / "question_answering.json").unlink()
+    with pytest.raises(ConfigurationError, match="has task_type None"):
+        merge_here(tmp_path / "other", overwrite=True)
 
 
 def test_runs_that_cannot_be_merged(run: RunRecord, merge_here: Merge, tmp_path: Path) -> None:

@@ -23,13 +23,14 @@ from tests.studies.small_study import save_study
 from tests.tiny_data import save_tiny_table
 
 ROWS = {"train": "a", "val": "b", "test": "c"}
+ADAPTER = {"adapter": "/a", "weights": "w", "commit": None}
 MODEL = {"weights": "w", "config": "x", "tokenizer": "t", "commit": None}
 
 
 def runs(**changes: Any) -> Runs:
     """Two configurations with two seeds each; the last run differs."""
-    facts: list[dict[str, Any]] = [{"data_fingerprint": ROWS, "base_model": MODEL} for _ in range(3)]
-    facts.append({"data_fingerprint": ROWS, "base_model": MODEL} | changes)
+    common = {"data_fingerprint": ROWS, "base_model": MODEL, "continued_from": ADAPTER}
+    facts: list[dict[str, Any]] = [*[common] * 3, common | changes]
     names = [("r = 1", 0), ("r = 1", 1), ("r = 2", 0), ("r = 2", 1)]
     trials = [Trial(f"{name} {seed}", name, seed, {}) for name, seed in names]
     records = [RunRecord(Path("run"), "finished", **each) for each in facts]
@@ -43,6 +44,7 @@ def runs(**changes: Any) -> Runs:
         ({"data_fingerprint": ROWS | {"train": "d"}}, "was trained or validated on other rows than 'r = 2, seed 0'"),
         ({"base_model": MODEL | {"weights": "v"}}, "was trained from another base model than 'r = 2, seed 0'"),
         ({"base_model": MODEL | {"tokenizer": "v"}}, "was trained from another base model than 'r = 2, seed 0'"),
+        ({"continued_from": ADAPTER | {"weights": "v"}}, "was continued from another adapter than 'r = 2, seed 0'"),
     ],
 )
 def test_runs_that_differ_are_not_compared(changes: dict[str, Any], message: str) -> None:
@@ -53,11 +55,13 @@ def test_runs_that_differ_are_not_compared(changes: dict[str, Any], message: str
 def test_what_may_differ() -> None:
     check_same_inputs(runs(), "test")
     check_same_inputs(runs(base_model=MODEL | {"commit": "abc"}), "test")
+    check_same_inputs(runs(continued_from=ADAPTER | {"adapter": "/moved", "commit": "abc"}), "test")
     check_same_inputs(runs(base_model=None, data_fingerprint={}), "test")  # of an older release
     other = runs()
-    for _, record in other[2:]:  # an axis may vary training data and base, but not the rows of the test
+    for _, record in other[2:]:  # an axis may vary training data, base and adapter, but not the rows of the test
         object.__setattr__(record, "data_fingerprint", ROWS | {"train": "d"})
         object.__setattr__(record, "base_model", MODEL | {"weights": "v"})
+        object.__setattr__(record, "continued_from", ADAPTER | {"weights": "v"})
     check_same_inputs(other, "test")
 
 

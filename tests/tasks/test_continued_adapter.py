@@ -1,6 +1,7 @@
 """Training continues an existing PEFT adapter: everything in its file reaches the model, or it is refused."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from lora_lightning.backbones.base_identity import BaseIdentity
 from lora_lightning.errors import CheckpointError, ConfigurationError, LoraLightningError
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.metrics import LabelSpace
@@ -314,6 +316,76 @@ def test_the_base_model_is_compared(tiny_backbone: TinyBackbone, tmp_path: Path)
     found = ContinuedAdapter.find(str(adapter), str(base), "AutoModelForCausalLM")
     with pytest.raises(CheckpointError, match=r"names the base model 'somebody/else', which is not here"):
         found.check_base(task.base_identity, allowed=False)
+
+
+@pytest.mark.parametrize(
+    ("revision", "commit", "is_refused"),
+    [(None, "abc", False), ("main", "abc", False), ("v2", "abc", True), ("abc", "abc", False), ("v2", None, True)],
+)
+def test_the_revision_of_a_base_on_the_hub_is_compared(
+    revision: str | None, commit: str | None, is_refused: bool, tiny_backbone: TinyBackbone, tmp_path: Path
+) -> None:
+    adapter = save_random_adapter(tiny_backbone("llama"), tmp_path / "a", "CAUSAL_LM", target_modules=["q_proj"])
+    edit_config(adapter, base_model_name_or_path="somebody/model", revision=revision)
+    found = ContinuedAdapter.find(str(adapter), "somebody/model", "AutoModelForCausalLM")
+    base = BaseIdentity("w", "c", "t", commit)
+    found.check_base(base, allowed=True)
+    if is_refused:
+        with pytest.raises(CheckpointError, match="was trained on revision 'v2' of somebody/model"):
+            found.check_base(base, allowed=False)
+    else:
+        with pytest.warns(UserWarning, match="does not record the content"):
+            found.check_base(base, allowed=False)
+    (adapter / "base_model.json").write_text(json.dumps(base.as_dict()))
+    found.check_base(base, allowed=False)  # the content is the same, whatever the revision is called
+
+
+def test_the_revision_of_a_base_in_a_folder_does_not_matter(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
+    base = tiny_backbone("llama")
+    adapter = save_random_adapter(base, tmp_path / "adapter", "CAUSAL_LM", target_modules=["q_proj"])
+    edit_config(adapter, revision="v2")
+    continued_task("CAUSAL_LM", base, adapter)
+
+
+def test_an_adapter_of_this_package_on_a_base_that_is_quantized_only_now(
+    tiny_backbone: TinyBackbone, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    base = tiny_backbone("llama")
+    adapter = save_random_adapter(base, tmp_path / "adapter", "CAUSAL_LM", target_modules=["q_proj"])
+    found = ContinuedAdapter.find(str(adapter), str(base), "AutoModelForCausalLM")
+    found.check_quantization(QuantizationSettings())  # another program's: it is not known
+    (adapter / "base_model.json").write_text("{}")
+    found.check_quantization(None)
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="was trained on a base that is not quantized, but the base of this run is"):
+        found.check_quantization(QuantizationSettings())
+
+
+@pytest.mark.parametrize(
+    ("own", "of_base", "is_reported"),
+    [("{{ messages }}", None, True), ("{{ messages }}", "", True), (None, "{{ messages }}", False), ("a", "a", False)],
+)
+def test_a_chat_template_that_is_not_used_is_reported(
+    own: str | None,
+    of_base: str | None,
+    is_reported: bool,
+    tiny_backbone: TinyBackbone,
+    tmp_path: Path,
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_backbone("llama"), base)
+    adapter = save_random_adapter(base, tmp_path / "adapter", "CAUSAL_LM", target_modules=["q_proj"])
+    for folder, template in ((adapter, own), (base, of_base)):
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        tokenizer.chat_template = template
+        (base / "chat_template.jinja").unlink(missing_ok=True)
+        tokenizer.save_pretrained(folder)
+    recwarn.clear()
+    ContinuedAdapter.find(str(adapter), str(base), "AutoModelForCausalLM").check_tokenizer()
+    found = [str(warning.message) for warning in recwarn if "the chat template of the adapter" in str(warning.message)]
+    assert len(found) == is_reported
+    assert not [warning for warning in recwarn if "vocabulary" in str(warning.message)]
 
 
 @pytest.mark.parametrize("name", ["", "nobody/nothing", "/nowhere/adapter"])
