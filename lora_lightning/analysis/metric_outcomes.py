@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_lightning.metrics.squad_v2 import GROUPS, VALUES
+from lora_lightning.statistics.changed_decisions import largest_f1_loss, largest_macro_f1_loss, largest_matthews_loss
 from lora_lightning.statistics.pseudo_values import (
     auroc_pseudo_values,
     f1_pseudo_values,
@@ -40,6 +41,22 @@ def metric_outcomes(metric: str, rows: Rows, value: float) -> Outcomes:
     return found.astype(np.float64)
 
 
+def largest_change(metric: str, rows: Rows) -> float | None:
+    """Computes by how much one example can change the metric at most, times the number of examples.
+
+    Args:
+        metric: Name of the metric, without a split, of which `metric_outcomes` has numbers for the rows.
+        rows: Columns of the examples.
+
+    Returns:
+        1 for means of numbers from 0 to 1, such as hits; that of a changed decision for F1 and Matthews correlation;
+        `None` for metrics without a limit, such as losses.
+    """
+    if metric in OUTCOMES and OUTCOMES[metric][0] <= rows.keys():
+        return LIMITS[metric](rows) if metric in LIMITS else None
+    return 1.0
+
+
 def _hits(rows: Rows) -> Outcomes:
     return np.asarray((rows["label"] == rows["prediction"])[rows["weight"] > 0], dtype=np.float64)
 
@@ -56,11 +73,23 @@ def _losses(rows: Rows) -> Outcomes:
 
 def _log_perplexity(rows: Rows) -> Outcomes:
     """The mean loss over the tokens of all documents, whose weights are their numbers of tokens."""
-    return weighted_mean_pseudo_values(-rows["score"], rows["weight"])
+    has_label = rows["weight"] > 0
+    return weighted_mean_pseudo_values(-rows["score"][has_label], rows["weight"][has_label])
 
 
 def _next_token_hits(rows: Rows) -> Outcomes:
-    return weighted_mean_pseudo_values(rows["hits"] / np.maximum(rows["weight"], 1), rows["weight"])
+    weights = rows["weight"][rows["weight"] > 0]
+    return weighted_mean_pseudo_values(rows["hits"][rows["weight"] > 0] / weights, weights)
+
+
+def _largest_weight(rows: Rows) -> float:
+    weights = rows["weight"][rows["weight"] > 0]
+    return float(weights.max() / weights.mean())
+
+
+def _largest_pair_share(labels: NDArray[np.bool_]) -> float:
+    """An example may win or lose all its pairs, which is a share of 1 / positive or 1 / negative examples of them."""
+    return float(len(labels) / min(labels.sum(), (~labels).sum()))
 
 
 def _mean_of_questions(column: str, has_answer: bool | None = None) -> Callable[[Rows], Outcomes]:
@@ -109,6 +138,16 @@ OUTCOMES: dict[str, tuple[set[str], Callable[[Rows], Outcomes]]] = {  # the colu
         lambda rows: auroc_pseudo_values(rows["is_out_of_scope"], rows["out_of_scope_score"].astype(np.float64)),
     ),
     "pearson": (CLASSES, _pearson),
+}
+LIMITS: dict[str, Callable[[Rows], float]] = {
+    "accuracy": lambda _: 1.0,
+    "exact_match": lambda _: 1.0,
+    "f1": lambda rows: largest_f1_loss(*(side == 1 for side in _labeled(rows))),
+    "in_scope_accuracy": lambda _: 1.0,
+    "macro_f1": lambda rows: largest_macro_f1_loss(*_labeled(rows)),
+    "matthews_correlation": lambda rows: largest_matthews_loss(*_labeled(rows)),
+    "next_token_accuracy": _largest_weight,
+    "out_of_scope_auroc": lambda rows: _largest_pair_share(rows["is_out_of_scope"]),
 }
 ANSWER_OUTCOMES: dict[str, tuple[set[str], Callable[[Rows], Outcomes]]] = {  # of questions; their f1 is another one
     f"{group}{column}": ({column, "has_answer"}, _mean_of_questions(column, has_answer))

@@ -111,7 +111,7 @@ class CompressJob:
             examples = SplitExamples(self.task, self.trainer, "val")
             search = self._search(trials, examples)
             tests = SplitExamples(self.task, self.trainer, "test")
-            tested = Comparison(search.comparison.metric, tests.measure(trials.truncate(trials.full)))
+            tested = self._compare_on_test(search, tests.measure(trials.truncate(trials.full)))
             rows = [*search.rows, *self._measure_trained_runs(examples, search.comparison)]
             stored = self._stored_ranks(search.chosen)
             sizes = self._write(trials, search.chosen, stored, draft, full_size)
@@ -133,8 +133,9 @@ class CompressJob:
                 loaders=loaders,
                 max_logit_difference=moved,
                 largest_logit=largest,
-                measured_on=examples.in_words(search.comparison.full),
-                tested_on=tests.in_words(tested.full),
+                measured_on=examples.in_words(search.rows[0].examples),
+                tested_on=tests.in_words(test.examples),
+                is_tested_on_validation=tests.fingerprint == examples.fingerprint,
                 seconds=time.monotonic() - start,
             )
             result = replace(result, notes=(*self.opened.notes, *result_notes(result, self.task.lora)))
@@ -186,7 +187,9 @@ class CompressJob:
         """Chooses the rank on the validation split."""
         layout, full = self.options.layout, examples.measure(trials.network)
         comparison = Comparison(self._choose_metric(full), full)
-        self.report(f"full adapter: {comparison.metric.name} on {examples.in_words(full)}")
+        self.report(
+            f"full adapter: {comparison.metric.name} on {examples.in_words(comparison.full_row(trials.full).examples)}"
+        )
         candidates = self._candidates(trials.r)
         rows = trials.run_sequence(examples, comparison, candidates, layout)
         proven = [found.k for found in rows if found.k and found.verdict and found.verdict.proven]
@@ -199,6 +202,18 @@ class CompressJob:
         rows += trials.rivals(k, layout, few, beside) if proven else []
         chosen = trials.candidate(k, layout) if proven else trials.full
         return Search(comparison, [comparison.full_row(trials.full), *rows], k, chosen)
+
+    def _compare_on_test(self, search: Search, full: Measured) -> Comparison:
+        metric = search.comparison.metric
+        if full.outcomes(metric.name) is None:
+            others = [name for name in full.comparable_metrics if name in search.comparison.full.comparable_metrics]
+            msg = (
+                f"{metric.name} of the full adapter is undefined on the test split (too few examples of a class, or "
+                f"equal predictions), so nothing can be confirmed there; give another --metric, one of "
+                f"{', '.join(others)}, or more test rows."
+            )
+            raise ConfigurationError(msg)
+        return Comparison(metric, full)
 
     def _candidates(self, r: int) -> list[int]:
         wanted = self.options.ranks

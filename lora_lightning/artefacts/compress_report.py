@@ -44,8 +44,19 @@ def verdict_sentences(result: CompressResult) -> tuple[str, str]:
         f"than {margin} (difference {shown_ends(chosen.difference, result.metric)}, 95 % interval) on "
         f"{result.measured_on}."
     )
+    return first, _confirmation(result)
+
+
+def _confirmation(result: CompressResult) -> str:
+    difference = shown_ends(result.test.difference, result.metric)
+    if result.is_tested_on_validation:
+        return (
+            f"Not confirmed: {result.tested_on}, has the rows of the validation split, on which the rank was chosen "
+            f"(difference {difference}); train with data.test_share, such as 0.2, to hold out other rows, or give the "
+            "data of another test split."
+        )
     state = "Confirmed" if result.confirmed else "Not confirmed: undecided"
-    return first, f"{state} on {result.tested_on}: difference {shown_ends(result.test.difference, result.metric)}."
+    return f"{state} on {result.tested_on}: difference {difference}."
 
 
 def _missing(found: RankMeasurement, metric: Metric) -> str:
@@ -59,9 +70,11 @@ def _missing(found: RankMeasurement, metric: Metric) -> str:
 
 
 def _in_words(found: RankMeasurement) -> str:
-    return {Verdict.WORSE: "worse by more than the margin", Verdict.UNDECIDED: "undecided"}.get(
-        found.verdict or Verdict.UNDECIDED, str(found.verdict)
-    )
+    return {
+        Verdict.WORSE: "worse by more than the margin",
+        Verdict.UNDECIDED: "undecided",
+        Verdict.NOT_ENOUGH_EVIDENCE: "not proven for lack of evidence",
+    }.get(found.verdict or Verdict.UNDECIDED, str(found.verdict))
 
 
 def result_notes(result: CompressResult, lora: LoraSettings | None) -> list[str]:
@@ -163,8 +176,8 @@ def card_section(result: CompressResult) -> str:
         "",
         f"![quality against rank]({PICTURE})",
         "",
-        f"| ranks | parameters | {result.metric.name} | difference (95 % interval) | verdict |",
-        "| --- | ---: | ---: | --- | --- |",
+        f"| ranks | parameters | examples | {result.metric.name} | difference (95 % interval) | verdict |",
+        "| --- | ---: | ---: | ---: | --- | --- |",
         *rows,
         "",
         "| loader | loads it | why | rules of |",
@@ -175,7 +188,7 @@ def card_section(result: CompressResult) -> str:
 
 
 def _table_row(found: RankMeasurement, result: CompressResult) -> str:
-    value = result.metric.shown_value(found.value)
+    value = "undefined" if math.isnan(found.value) else f"{result.metric.shown_value(found.value):.4g}"
     difference = "" if math.isnan(found.difference.value) else shown_ends(found.difference, result.metric)
     verdict = "" if found.verdict is None else str(found.verdict)
-    return f"| {found.name} | {found.parameters:,} | {value:.4g} | {difference} | {verdict} |"
+    return f"| {found.name} | {found.parameters:,} | {found.examples:,} | {value} | {difference} | {verdict} |"

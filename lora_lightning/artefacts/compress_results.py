@@ -26,10 +26,10 @@ class RankMeasurement:
         k: The rank of a uniform adapter, or the one whose parameters are the budget; `None` for other rules.
         ranks: By layer; empty for `trained`.
         parameters: Of the factors.
-        examples: How many it was measured on; what gets no verdict is measured on some of them only.
+        examples: How many the metric counts, such as those in scope; what gets no verdict is measured on some only.
         value: The metric on them (of a perplexity its logarithm).
         difference: From the full adapter, signed so that larger is better, in the unit of the value; without ends for
-            the full adapter.
+            the full adapter, and if the metric is undefined for one of both on these examples.
         verdict: `None` for those that are only compared.
         p_value: One-sided, of "worse by the margin or more"; NaN if there is none.
         missing_examples: With about how many examples of this kind the observed difference would be proven; `None` if
@@ -85,6 +85,8 @@ class CompressResult:
         largest_logit: Absolute.
         measured_on: What the validation examples are.
         tested_on: What the test examples are.
+        is_tested_on_validation: Whether the test split has the rows of the validation split, on which the rank was
+            chosen; then nothing is confirmed.
         seconds: Of everything after loading.
         notes: Sentences for the user.
     """
@@ -105,6 +107,7 @@ class CompressResult:
     largest_logit: float
     measured_on: str
     tested_on: str
+    is_tested_on_validation: bool
     seconds: float
     notes: tuple[str, ...] = field(default=())
 
@@ -130,8 +133,8 @@ class CompressResult:
 
     @property
     def confirmed(self) -> bool:
-        """Whether the test split proves, too, that the written adapter is not worse by more than the margin."""
-        return self.test.verdict is not None and self.test.verdict.proven
+        """Whether other rows prove, too, that the written adapter is not worse by more than the margin."""
+        return not self.is_tested_on_validation and self.test.verdict is not None and self.test.verdict.proven
 
     def as_json(self) -> dict[str, Any]:
         """The same as JSON can hold it; what is not finite is null."""

@@ -1,6 +1,7 @@
 """Runs a task with one model after the other over a split, and keeps one number per example."""
 
 import copy
+import math
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from lightning import Trainer
 from numpy.typing import NDArray
 from torch import nn
 
-from lora_lightning.analysis.metric_outcomes import ANSWER_OUTCOMES, OUTCOMES, metric_outcomes
+from lora_lightning.analysis.metric_outcomes import ANSWER_OUTCOMES, OUTCOMES, largest_change, metric_outcomes
 from lora_lightning.analysis.metric_scale import choose_scale
 from lora_lightning.errors import ConfigurationError, suggest_names
 from lora_lightning.tasks import AdaptationTask
@@ -42,10 +43,17 @@ class Measured:
 
     def outcomes(self, metric: str) -> NDArray[np.float64] | None:
         """One number per example whose mean is the metric (its logarithm for a perplexity); `None` if there is none."""
-        if metric not in self.metrics:
-            return None
-        value = self.metrics[metric]
-        return metric_outcomes(metric, self.rows, choose_scale(metric, [value]).stored_value(value))
+        value = self.stored_value(metric)
+        return metric_outcomes(metric, self.rows, value) if math.isfinite(value) else None
+
+    def stored_value(self, metric: str) -> float:
+        """The metric itself (its logarithm for a perplexity); NaN if it is undefined on these examples."""
+        value = self.metrics.get(metric, math.nan)
+        return choose_scale(metric, [value]).stored_value(value) if math.isfinite(value) else value
+
+    def largest_change(self, metric: str) -> float | None:
+        """By how much one example can change the metric at most, times their number; `None` without a limit."""
+        return largest_change(metric, self.rows)
 
     @property
     def examples(self) -> int:
@@ -123,9 +131,14 @@ class SplitExamples:
         order = columns[INDEX].argsort(stable=True) if columns else None
         return Measured(metrics, {name: column[order].numpy() for name, column in columns.items()})
 
-    def in_words(self, measured: Measured) -> str:
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the rows of the split."""
+        return str(self.datamodule.fingerprint[self.split])
+
+    def in_words(self, examples: int) -> str:
         """What the examples are, such as `val of Clinc150DataModule, 3,100 examples`."""
-        return f"{self.split} of {type(self.datamodule).__name__}, {measured.examples:,} examples"
+        return f"{self.split} of {type(self.datamodule).__name__}, {examples:,} examples"
 
 
 def choose_compared_metric(found: Measured, wanted: str | None, monitor: str | None) -> str:

@@ -5,8 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
 from peft import PeftModel
 from torch import Tensor
 
@@ -21,7 +19,6 @@ from lora_lightning.analysis.rank_choices import (
 )
 from lora_lightning.artefacts.compress_results import Layout, RankMeasurement, Rule
 from lora_lightning.artefacts.example_measuring import Measured, SplitExamples
-from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.compression import DecomposedLayer, set_adapter_ranks
 from lora_lightning.statistics import Interval, Metric, PairedDifference, Verdict
 from lora_lightning.statistics.multiple_tests import ERROR_RATE
@@ -71,7 +68,7 @@ class Comparison:
         Returns:
             Its measurement.
         """
-        return RankMeasurement(*choice, self.full.examples, float(self._outcomes(self.full).mean()), NO_INTERVAL)
+        return self._row(choice, self.full, NO_INTERVAL)
 
     def compare(self, choice: RankChoice, measured: Measured, *, is_tested: bool) -> RankMeasurement:
         """Puts a model beside the full adapter.
@@ -82,19 +79,28 @@ class Comparison:
             is_tested: Whether it gets a verdict.
 
         Returns:
-            The measurement.
+            The measurement; without an interval if the metric is undefined for one of the models on these examples.
         """
-        outcomes = self._outcomes(measured)
         sign, margin = 1.0 if self.metric.higher_is_better else -1.0, self.metric.stored_margin
-        differences = sign * (outcomes - self._outcomes(self.full))
-        found = example_difference(differences, are_hits=_are_hits(outcomes))
-        measurement = RankMeasurement(*choice, measured.examples, float(outcomes.mean()), found.interval)
+        outcomes, full = measured.outcomes(self.metric.name), self.full.outcomes(self.metric.name)
+        if outcomes is None or full is None:
+            name = self.metric.name
+            difference = sign * (measured.stored_value(name) - self.full.stored_value(name))
+            row = self._row(choice, measured, replace(NO_INTERVAL, value=difference))
+            return replace(row, verdict=Verdict.NOT_ENOUGH_EVIDENCE) if is_tested else row
+        found = example_difference(sign * (outcomes - full), self.full.largest_change(self.metric.name))
+        row = self._row(choice, measured, found.interval)
         if not is_tested:
-            return measurement
+            return row
         p_value = found.p_value_above(-margin)
         verdict = _verdict(found, p_value, margin)
         missing = missing_examples(found, margin) if verdict is Verdict.UNDECIDED else None
-        return replace(measurement, verdict=verdict, p_value=p_value, missing_examples=missing)
+        return replace(row, verdict=verdict, p_value=p_value, missing_examples=missing)
+
+    def _row(self, choice: RankChoice, measured: Measured, difference: Interval) -> RankMeasurement:
+        outcomes = measured.outcomes(self.metric.name)
+        examples = measured.examples if outcomes is None else len(outcomes)
+        return RankMeasurement(*choice, examples, measured.stored_value(self.metric.name), difference)
 
     def identical(self, choice: RankChoice) -> RankMeasurement:
         """A choice that truncates nothing but rounding."""
@@ -107,16 +113,6 @@ class Comparison:
         value = self.metric.shown_value(found.value)
         verdict = "" if found.verdict is None else f", {found.verdict}"
         return f"{self.metric.name} {value:.4g}, difference {shown_ends(found.difference, self.metric)}{verdict}"
-
-    def _outcomes(self, measured: Measured) -> NDArray[np.float64]:
-        found = measured.outcomes(self.metric.name)
-        if found is None:
-            msg = (
-                f"--metric {self.metric.name} cannot be computed for each example at every rank, as an F1 score "
-                f"without predictions; give another, one of {', '.join(measured.comparable_metrics)}."
-            )
-            raise ConfigurationError(msg)
-        return found
 
 
 class RankTrials:
@@ -252,13 +248,7 @@ def shown_ends(difference: Interval, metric: Metric) -> str:
     return f"{value} ({low} to {high}){metric.unit}"
 
 
-def _are_hits(outcomes: NDArray[np.float64]) -> bool:
-    return bool(np.isin(outcomes, (0.0, 1.0)).all())
-
-
 def _verdict(difference: PairedDifference, p_value: float, margin: float) -> Verdict:
-    if difference.identical:
-        return Verdict.IDENTICAL
     if difference.note:
         return Verdict.NOT_ENOUGH_EVIDENCE
     if p_value <= ERROR_RATE:

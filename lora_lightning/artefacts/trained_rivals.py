@@ -53,8 +53,7 @@ def measure_trained_run(
 
 
 def _check_same_examples(folder: Path, own: SplitExamples, other: SplitExamples) -> None:
-    first, second = (each.datamodule.fingerprint[each.split] for each in (own, other))
-    if first != second:
+    if own.fingerprint != other.fingerprint:
         msg = (
             f"the run {folder} was validated on other examples than the compressed one, so they cannot be paired; give "
             "both the same data with --data.* options, or leave it out of --trained_at_k."

@@ -175,7 +175,7 @@ def _ranks_table(result: "CompressResult") -> Table:
     table.add_column("verdict")
     for found in result.validation:
         difference = "" if math.isnan(found.difference.value) else shown_ends(found.difference, result.metric)
-        value = f"{result.metric.shown_value(found.value):.4g}"
+        value = "undefined" if math.isnan(found.value) else f"{result.metric.shown_value(found.value):.4g}"
         cells = (f"{found.parameters:,}", f"{found.examples:,}", value, difference)
         table.add_row(found.name, *cells, _verdict(found, result))
     return table

@@ -4,7 +4,7 @@ Only examples vary here; `paired` is about seeds and examples.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,49 +13,54 @@ from scipy.special import ndtr, ndtri, stdtrit
 
 from lora_lightning.statistics.jackknife import CONFIDENCE, Interval
 from lora_lightning.statistics.multiple_tests import ERROR_RATE
-from lora_lightning.statistics.paired import IDENTICAL, NO_VARIANCE, ROUNDING, PairedDifference
+from lora_lightning.statistics.paired import NO_VARIANCE, ROUNDING, PairedDifference
 from lora_lightning.statistics.power import POWER, round_up
 
 ONE_EXAMPLE = "a single example shows no variation between examples"
+NO_DIFFERENCE = "no example differs, which on some examples does not show that none would on more"
 CRITICAL = float(ndtri((1 + CONFIDENCE) / 2))
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class HitsDifference(PairedDifference):
-    """The difference of two shares of hits, tested by the score test for paired proportions.
+class BoundedDifference(PairedDifference):
+    """The mean of differences that have a known limit, tested by a score test.
 
     Few examples change when a model is changed little, and if none of 24 does, one in ten might still among all there
-    are. The score test takes the variance that there would be if the bound was true, so that it knows this; it keeps
-    its error rate where a t test has up to half as many errors again.
+    are. The score test takes the variance that there would be if the bound was true: that of the most likely
+    distribution with that mean on the observed differences and the largest possible loss. It keeps its error rate
+    where a t test has up to ten times as many errors. For hits, whose differences are -1, 0 and 1, it is the test of
+    Tango.
 
     Source: Tango 1998, "Equivalence test and confidence interval for the difference in proportions for the
-    paired-sample design", Statistics in Medicine 17.
+    paired-sample design", Statistics in Medicine 17; Owen 1988, "Empirical likelihood ratio confidence intervals for a
+    single functional", Biometrika 75, for the most likely distribution with a given mean.
 
     Attributes:
-        gains: Examples that only the first state gets right.
-        losses: Examples that only the second state gets right.
+        values: shape (values,), float64, the differences that occur, ascending.
+        shares: shape (values,), float64, of the examples that have each.
+        limit: The largest possible absolute difference of an example.
     """
 
-    gains: int = 0
-    losses: int = 0
+    values: Array = field(default_factory=lambda: np.zeros(1))
+    shares: Array = field(default_factory=lambda: np.ones(1))
+    limit: float = 1.0
 
     def score(self, difference: float) -> float:
         """How many standard errors the observed difference is above an assumed one.
 
         Args:
-            difference: In (-1, 1).
+            difference: The assumed mean.
 
         Returns:
-            About standard normal if the assumption is true.
+            About standard normal if the assumption is true; infinite if it is impossible.
         """
-        n, b, c, d = self.examples, self.gains, self.losses, difference
-        linear = -b - c + (2 * n - b + c) * d
-        lost = (math.sqrt(max(0.0, linear**2 + 8 * n * c * d * (1 - d))) - linear) / (4 * n)
-        variance = n * (2 * lost + d * (1 - d))
-        distance = b - c - n * d
-        if variance <= 0:
-            return math.copysign(math.inf, distance) if distance else 0.0
-        return distance / math.sqrt(variance)
+        distance = float(self.values @ self.shares) - difference
+        if abs(distance) <= ROUNDING * self.limit:
+            return 0.0
+        sign = math.copysign(1.0, distance)
+        variance = _likely_variance(sign * self.values, self.shares, sign * difference, self.limit)
+        return sign * math.inf if variance <= 0 else distance * math.sqrt(self.examples / variance)
 
     def p_value_above(self, bound: float) -> float:
         """The one-sided p value of "the difference is at most `bound`"."""
@@ -66,26 +71,43 @@ class HitsDifference(PairedDifference):
         return float(ndtr(self.score(bound)))
 
 
-def example_difference(differences: NDArray[np.float64], *, are_hits: bool = False) -> PairedDifference:
+def _likely_variance(values: Array, shares: Array, mean: float, limit: float) -> float:
+    """The variance of the most likely distribution with a mean below the observed one; 0 if there is none."""
+    lowest = limit + mean  # the distance of the largest possible loss from the mean
+    if lowest <= 0:
+        return 0.0
+    distances, above_lowest = values - mean, values + limit
+    with np.errstate(divide="ignore", invalid="ignore"):
+        likely = np.where(shares > 0, shares * lowest / above_lowest, 0.0)
+    unseen = 1 - float(likely.sum())
+    if unseen >= 0:
+        return float(likely @ distances**2) + unseen * lowest**2
+    most = (1 - ROUNDING) / -float(distances.min())
+    slope = float(brentq(lambda slope: float(shares @ (distances / (1 + slope * distances))), 0.0, most))
+    return float((shares / (1 + slope * distances)) @ distances**2)
+
+
+def example_difference(differences: Array, limit: float | None = None) -> PairedDifference:
     """Estimates the mean difference of two states of one model over examples, with a 95 % interval.
 
     Args:
         differences: shape (examples,), float64, finite, signed so that larger is better.
-        are_hits: Whether they are differences of 0 and 1, which the score test compares; a t test compares others.
+        limit: The largest possible absolute difference of an example, such as 1 for hits, which the score test needs;
+            `None` for a t test of differences without bounds, which vary on every example.
 
     Returns:
-        The mean difference and its interval; without one for fewer than two examples, or if all differences are equal
-        and no hits.
+        The mean difference and its interval; without one for fewer than two examples, or if all differences without
+        bounds are equal.
     """
     examples = len(differences)
     mean = float(differences.mean()) if examples else math.nan
     nothing = Interval(mean, math.nan, math.nan)
     if examples < 2:  # noqa: PLR2004
         return PairedDifference(nothing, 1, examples, note=ONE_EXAMPLE)
-    if are_hits:
-        return _hits_difference(differences)
+    if limit is not None:
+        return _bounded_difference(differences, max(limit, float(np.abs(differences).max())))
     if not differences.any():
-        return PairedDifference(Interval(0.0, 0.0, 0.0), 1, examples, note=IDENTICAL)
+        return PairedDifference(nothing, 1, examples, note=NO_DIFFERENCE)
     error = float(differences.std(ddof=1) / math.sqrt(examples))
     if error <= ROUNDING * float(np.abs(differences).max()):
         return PairedDifference(nothing, 1, examples, note=NO_VARIANCE)
@@ -94,16 +116,20 @@ def example_difference(differences: NDArray[np.float64], *, are_hits: bool = Fal
     return PairedDifference(interval, 1, examples, estimates=((error, float(examples - 1)),))
 
 
-def _hits_difference(differences: NDArray[np.float64]) -> HitsDifference:
-    examples, gains, losses = len(differences), int((differences > 0).sum()), int((differences < 0).sum())
-    mean = float(differences.mean())
-    without = HitsDifference(Interval(mean, math.nan, math.nan), 1, examples, gains=gains, losses=losses)
-    low, high = _end(without, -1 + ROUNDING, CRITICAL), _end(without, 1 - ROUNDING, -CRITICAL)
+def _bounded_difference(differences: Array, limit: float) -> BoundedDifference:
+    values, counts = np.unique(differences, return_counts=True)
+    shares = counts / len(differences)
+    mean = float(values @ shares)
+    without = BoundedDifference(
+        Interval(mean, math.nan, math.nan), 1, len(differences), values=values, shares=shares, limit=limit
+    )
+    low = _end(without, -limit * (1 - ROUNDING), CRITICAL)
+    high = _end(without, limit * (1 - ROUNDING), -CRITICAL)
     error = (high - low) / (2 * CRITICAL)
     return replace(without, interval=Interval(mean, low, high), estimates=((error, math.inf),))
 
 
-def _end(found: HitsDifference, limit: float, target: float) -> float:
+def _end(found: BoundedDifference, limit: float, target: float) -> float:
     """Where the score has a value, between the observed difference and a limit."""
     mean = found.interval.value
     if (found.score(limit) - target) * (found.score(mean) - target) >= 0:  # all examples are gains, or losses

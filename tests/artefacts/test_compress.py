@@ -213,7 +213,12 @@ def test_questions(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
     run = train_tiny_run("questions", tiny_backbone("bert"), tmp_path / "run", model__lora__r=3)
     result = compress(run.folder, tmp_path / "out", metric="exact", margin=ANY, ranks=[1])
     assert result.k == 1
-    assert (result.output / "question_answering.json").is_file()
+    assert run.adapter is not None
+    for name in ("question_answering.json",):
+        assert json.loads((result.output / name).read_text()) == json.loads((run.adapter / name).read_text())
+    assert result.is_tested_on_validation  # SQuAD's test split is its validation split by default
+    assert not result.confirmed
+    assert "Not confirmed" in (result.output / "README.md").read_text()
 
 
 def test_a_run_that_was_trained_at_the_rank_is_compared(

@@ -8,7 +8,7 @@ from scipy.special import xlogy
 
 from lora_lightning.statistics.jackknife import Interval
 from lora_lightning.statistics.multiple_tests import ERROR_RATE
-from lora_lightning.statistics.one_model import HitsDifference, example_difference, missing_examples
+from lora_lightning.statistics.one_model import BoundedDifference, example_difference, missing_examples
 
 
 def likelihood_score(gains: int, losses: int, examples: int, difference: float) -> float:
@@ -33,7 +33,7 @@ def hits(gains: int, losses: int, examples: int) -> NDArray[np.float64]:
 )
 @pytest.mark.parametrize("bound", [-0.02, -0.1, 0.05])
 def test_hits_are_compared_by_the_score_test(gains: int, losses: int, examples: int, bound: float) -> None:
-    found = example_difference(hits(gains, losses, examples), are_hits=True)
+    found = example_difference(hits(gains, losses, examples), limit=1.0)
     expected = stats.norm.sf(likelihood_score(gains, losses, examples, bound))
     assert found.p_value_above(bound) == pytest.approx(expected, rel=1e-3)
     assert found.p_value_below(bound) == pytest.approx(1 - expected, rel=1e-3)
@@ -46,7 +46,7 @@ def test_hits_are_compared_by_the_score_test(gains: int, losses: int, examples: 
     ("examples", "is_proven"), [(24, False), (435, False), (538, False), (540, True), (3000, True)]
 )
 def test_no_change_on_few_examples_is_no_proof(examples: int, is_proven: bool) -> None:
-    found = example_difference(np.zeros(examples), are_hits=True)
+    found = example_difference(np.zeros(examples), limit=1.0)
     assert (found.p_value_above(-0.005) <= ERROR_RATE) is is_proven
 
 
@@ -56,10 +56,10 @@ def test_a_loss_of_the_margin_is_rarely_proven_to_be_less(discordant: float, exa
     margin, repeats = 0.005, 4000
     loss, gain = (discordant + margin) / 2, (discordant - margin) / 2
     counts = np.random.default_rng(0).multinomial(examples, [gain, loss, 1 - gain - loss], size=repeats)
-    interval = Interval(0.0, 0.0, 0.0)
+    interval, values = Interval(0.0, 0.0, 0.0), np.array([-1.0, 0.0, 1.0])
     proven = sum(
-        HitsDifference(interval, 1, examples, gains=int(gains), losses=int(losses)).p_value_above(-margin) <= ERROR_RATE
-        for gains, losses, _ in counts
+        BoundedDifference(interval, 1, examples, values=values, shares=shares).p_value_above(-margin) <= ERROR_RATE
+        for shares in counts[:, [1, 2, 0]] / examples
     )
     assert proven / repeats <= ERROR_RATE + 0.012  # counts are whole numbers, and the test is not exact
 
@@ -69,7 +69,10 @@ def test_outcomes_without_bounds_are_not_adjusted() -> None:
     found = example_difference(differences)
     low, high = stats.t.interval(0.95, 4, differences.mean(), stats.sem(differences))
     assert (found.interval.low, found.interval.high) == pytest.approx((low, high), rel=1e-12)
-    assert example_difference(np.zeros(9)).identical
+    nothing = example_difference(np.zeros(9))
+    assert nothing.note
+    assert not nothing.identical
+    assert nothing.p_value_above(-0.5) == 1.0
     assert example_difference(np.full(9, 0.25)).note
     assert example_difference(np.array([0.1])).note
 
