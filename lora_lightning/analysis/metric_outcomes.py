@@ -73,13 +73,11 @@ def _losses(rows: Rows) -> Outcomes:
 
 def _log_perplexity(rows: Rows) -> Outcomes:
     """The mean loss over the tokens of all documents, whose weights are their numbers of tokens."""
-    has_label = rows["weight"] > 0
-    return weighted_mean_pseudo_values(-rows["score"][has_label], rows["weight"][has_label])
+    return weighted_mean_pseudo_values(-rows["score"], rows["weight"])
 
 
 def _next_token_hits(rows: Rows) -> Outcomes:
-    weights = rows["weight"][rows["weight"] > 0]
-    return weighted_mean_pseudo_values(rows["hits"][rows["weight"] > 0] / weights, weights)
+    return weighted_mean_pseudo_values(rows["hits"] / np.maximum(rows["weight"], 1), rows["weight"])
 
 
 def _largest_weight(rows: Rows) -> float:

@@ -24,7 +24,7 @@ from lora_lightning.tasks.held_out_batches import (
     some_batches,
     validation_precision,
 )
-from lora_lightning.tasks.outcome_rows import INDEX, batch_rows, split_rows
+from lora_lightning.tasks.outcome_rows import HITS, INDEX, WEIGHT, batch_rows, split_rows
 
 Rows = dict[str, NDArray[Any]]
 
@@ -129,7 +129,7 @@ class SplitExamples:
             columns = split_rows(task, self.datamodule, self.split, rows)
             metrics = task.metric_values(self.split)
         order = columns[INDEX].argsort(stable=True) if columns else None
-        return Measured(metrics, {name: column[order].numpy() for name, column in columns.items()})
+        return Measured(metrics, labeled_documents({name: column[order].numpy() for name, column in columns.items()}))
 
     @property
     def fingerprint(self) -> str:
@@ -139,6 +139,20 @@ class SplitExamples:
     def in_words(self, examples: int) -> str:
         """What the examples are, such as `val of Clinc150DataModule, 3,100 examples`."""
         return f"{self.split} of {type(self.datamodule).__name__}, {examples:,} examples"
+
+
+def labeled_documents(rows: Rows) -> Rows:
+    """Leaves out documents without labels, which show nothing and must not count as examples.
+
+    Args:
+        rows: Columns of examples of any kind.
+
+    Returns:
+        Those of documents that have labels; others as they are.
+    """
+    if HITS not in rows:
+        return rows
+    return {name: column[rows[WEIGHT] > 0] for name, column in rows.items()}
 
 
 def choose_compared_metric(found: Measured, wanted: str | None, monitor: str | None) -> str:

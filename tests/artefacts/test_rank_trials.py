@@ -9,7 +9,7 @@ import pytest
 
 from lora_lightning.artefacts.compress_report import verdict_sentences
 from lora_lightning.artefacts.compress_results import CompressResult, Sizes
-from lora_lightning.artefacts.example_measuring import Measured
+from lora_lightning.artefacts.example_measuring import Measured, labeled_documents
 from lora_lightning.artefacts.rank_trials import Comparison, RankChoice
 from lora_lightning.statistics import Metric, Verdict
 from lora_lightning.statistics.study_results import Scale
@@ -92,6 +92,17 @@ def test_the_examples_are_those_of_the_metric() -> None:
     }
     model = Measured({"in_scope_accuracy": 2 / 3}, rows)
     assert Comparison(metric("in_scope_accuracy"), model).full_row(FULL).examples == 3
+
+
+def test_documents_without_labels_do_not_count() -> None:
+    rows = {
+        "score": np.array([-1.0, -2.0, 0.0]),
+        "weight": np.array([3.0, 1.0, 0.0]),
+        "hits": np.array([2.0, 1.0, 0.0]),
+    }
+    model = Measured({"perplexity": math.exp(1.25)}, labeled_documents(rows))
+    log = Metric("perplexity", 1.0, higher_is_better=False, scale=Scale.LOG)
+    assert Comparison(log, model).full_row(FULL).examples == 2
 
 
 def result(*, is_tested_on_validation: bool) -> CompressResult:

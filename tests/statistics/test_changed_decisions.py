@@ -156,15 +156,7 @@ def test_no_changed_decision_is_no_proof_on_few_examples(metric: str) -> None:
     assert few.interval.low < -0.01
 
 
-def test_documents_without_labels_do_not_count() -> None:
-    rows = {
-        "score": np.array([-1.0, -2.0, 0.0]),
-        "weight": np.array([3.0, 1.0, 0.0]),
-        "hits": np.array([2.0, 1.0, 0.0]),
-    }
-    for metric, value in {"perplexity": 1.25, "next_token_accuracy": 0.75}.items():
-        outcomes = metric_outcomes(metric, rows, value)
-        assert outcomes is not None
-        assert len(outcomes) == 2
+def test_documents_change_tokens_by_their_length() -> None:
+    rows = {"score": np.array([-1.0, -2.0]), "weight": np.array([3.0, 1.0]), "hits": np.array([2.0, 1.0])}
     assert largest_change("next_token_accuracy", rows) == pytest.approx(1.5)
     assert largest_change("perplexity", rows) is None
