@@ -17,7 +17,7 @@ from lora_lightning.lora.injection import modules_trained_in_full
 from lora_lightning.planning.quantized_stand_ins import quantize_without_storage
 from lora_lightning.planning.settings import has_weights, local_folder
 from lora_lightning.tasks import AdaptationTask
-from lora_lightning.tasks.base import enable_gradient_checkpointing
+from lora_lightning.tasks.gradient_checkpointing import enable_gradient_checkpointing
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import transformers
 from lightning import Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins.precision import MixedPrecision
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from peft import PeftModel
@@ -19,7 +19,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lora_lightning.backbones import LoadedBackbone, load_original_weights, load_tokenizer
 from lora_lightning.backbones.plain_base import load_plain_base
-from lora_lightning.backbones.quantization import Quantization, compute_dtype_on
+from lora_lightning.backbones.quantization import Quantization
 from lora_lightning.compat.lightning import trainer_of
 from lora_lightning.compat.torch import HookedConversion, convert_tensors
 from lora_lightning.errors import ConfigurationError
@@ -29,14 +29,14 @@ from lora_lightning.lora.quantized import keep_4bit_weights_in_order, keep_8bit_
 from lora_lightning.lora.sharding import is_sharded, shard_model
 from lora_lightning.lora.variants import chosen_variants
 from lora_lightning.tasks.continuing import ContinuingTask
+from lora_lightning.tasks.gradient_checkpointing import enable_gradient_checkpointing
 from lora_lightning.tasks.hyperparameters import as_settings
 from lora_lightning.tasks.optimization import OptimizationSettings, build_optimizer, build_schedule
+from lora_lightning.tasks.quantized_training import check_quantized_trainer, quantization_for
 from lora_lightning.tasks.step_weighting import StepWeighting
 from lora_lightning.tasks.training_facts import training_facts
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-
-
 EVALUATED = "evaluated"  # what `test_step` returns: the result of `evaluate`, for callbacks
 
 
@@ -215,34 +215,18 @@ class AdaptationTask(HookedConversion, ContinuingTask):
         """
         if isinstance(trainer.strategy, ModelParallelStrategy):
             check_sharding(self.lora, self.optimization)
-        if self.quantization is None:
-            return
-        if type(trainer.strategy) not in {SingleDeviceStrategy, DDPStrategy}:
-            msg = (
-                f"model.quantization does not work with trainer.strategy {type(trainer.strategy).__name__}, which "
-                "shards weights, and bitsandbytes' weights cannot be sharded; set it to auto or ddp, or write "
-                "`quantization: null`."
-            )
-            raise ConfigurationError(msg)
-        compute_dtype_on(self.quantization, trainer.strategy.root_device, str(trainer.precision))
+        if self.quantization is not None:
+            check_quantized_trainer(self.quantization, trainer)
 
     def quantization_on_device(self) -> Quantization | None:
-        """How to quantize for the trainer's device and precision; without a trainer for the CPU.
+        """How to quantize on the trainer's device; without a trainer on the CPU.
 
         Lightning moves a model only after `configure_model`. Here each process quantizes on its own device right away,
-        so that the full model never has to fit into host memory.
-
-        Raises:
-            ConfigurationError: As `check_trainer`.
+        so that the full model never has to fit into host memory. Raises what `check_trainer` raises.
         """
         if self.quantization is None or self.lora is None:
             return None
-        device, precision = torch.device("cpu"), "32-true"
-        if (trainer := trainer_of(self)) is not None:
-            self.check_trainer(trainer)
-            device, precision = trainer.strategy.root_device, str(trainer.precision)
-        dtype = compute_dtype_on(self.quantization, device, precision)
-        return Quantization(self.quantization, self.lora, device, dtype)
+        return quantization_for(trainer_of(self), self.quantization, self.lora)
 
     def model_inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
         """The part of a batch that the transformers model takes.
@@ -312,21 +296,3 @@ class AdaptationTask(HookedConversion, ContinuingTask):
             convert_tensors(child, convert if name == "network" else move)
         super().convert_tensors(move, recurse=False)
         keep_8bit_scales_beside_weights(self)
-
-
-def enable_gradient_checkpointing(model: nn.Module) -> None:
-    """Switches non-reentrant gradient checkpointing on.
-
-    transformers also lets the embeddings' output require a gradient, as a frozen base under adapters needs.
-
-    Args:
-        model: A transformers model, adapters in place; changed in place.
-
-    Raises:
-        ConfigurationError: If its architecture has no gradient checkpointing.
-    """
-    try:
-        cast("PreTrainedModel", model).activation_checkpointing_enable()
-    except ValueError as error:
-        msg = f"model.gradient_checkpointing is true, but {type(model).__name__} does not support it; set it to false."
-        raise ConfigurationError(msg) from error
