@@ -89,10 +89,15 @@ def result_notes(result: CompressResult, lora: LoraSettings | None) -> list[str]
     """
     notes = []
     if result.sizes.written >= result.sizes.full:
+        reason = ""
+        if result.layout == "portable":
+            reason = (
+                f", because portable ranks are 8, 16, 32, 64, 128 and 256; --layout exact writes "
+                f"{result.sizes.kept:,} bytes"
+            )
         notes.append(
             f"the written folder is not smaller than the run's own ({result.sizes.written:,} against "
-            f"{result.sizes.full:,} bytes), because portable ranks are 8, 16, 32, 64, 128 and 256; --layout exact "
-            f"writes {result.sizes.kept:,} bytes."
+            f"{result.sizes.full:,} bytes){reason}."
         )
     if result.layout == "mixed":
         notes.append("mixed ranks are right in PEFT only: other loaders read one alpha and one r.")

@@ -1,5 +1,6 @@
 """Truncates a trained adapter to the least rank that is enough, and writes it so that every loader reads the same."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -69,6 +70,7 @@ def compress(
     source, output, report = Path(source), Path(output), report or _ignore
     check_layout(layout)
     check_target_names(check_targets)
+    check_margin(margin)
     wanted = check_ranks(ranks)
     runs = [check_run(Path(folder)) for folder in (source, *trained_at_k)]
     check_output(output, source, overwrite=overwrite, marker=ADAPTER)
@@ -100,7 +102,21 @@ def check_layout(layout: str) -> None:
         raise ConfigurationError(msg)
 
 
-def check_ranks(ranks: Sequence[int] | Literal["all"] | None) -> tuple[int, ...] | Literal["all"]:
+def check_margin(margin: float | None) -> None:
+    """Refuses a margin with which nothing can be proven, before anything is loaded.
+
+    Args:
+        margin: As in `compress`.
+
+    Raises:
+        ConfigurationError: If it is not a finite number above 0.
+    """
+    if margin is not None and not 0 < margin < math.inf:
+        msg = f"--margin is {margin:g}, but it must be above 0 and finite; leave it out for the metric's usual margin."
+        raise ConfigurationError(msg)
+
+
+def check_ranks(ranks: Sequence[int] | str | None) -> tuple[int, ...] | Literal["all"]:
     """Puts the ranks to test in order.
 
     Args:
@@ -110,12 +126,15 @@ def check_ranks(ranks: Sequence[int] | Literal["all"] | None) -> tuple[int, ...]
         From the largest down, each once; empty for the default; or `all`.
 
     Raises:
-        ConfigurationError: If there is none, or one is below 1.
+        ConfigurationError: If there is none, one is below 1, or a text is not `all`.
     """
     if ranks is None:
         return ()
     if isinstance(ranks, str):
-        return ranks
+        if ranks != "all":
+            msg = f"--ranks is {ranks!r}, but it must be whole numbers such as 8, 4 and 2, or all."
+            raise ConfigurationError(msg)
+        return "all"
     if not ranks or min(ranks) < 1:
         given = ",".join(map(str, ranks)) or "empty"
         msg = f"--ranks is {given}, but each rank must be at least 1; give all, or leave it out for the usual ones."

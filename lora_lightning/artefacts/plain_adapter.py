@@ -94,6 +94,11 @@ def compare_logits(first: Sequence[Tensor], second: Sequence[Tensor]) -> tuple[f
     Returns:
         The largest absolute difference (infinity if one is NaN), and the largest absolute logit of the first.
     """
-    pairs = [(a[a.isfinite()], b[a.isfinite()]) for a, b in zip(first, second, strict=True)]
-    difference = max(float((a - b).abs().nan_to_num(torch.inf).max()) for a, b in pairs)
-    return difference, max(float(a.abs().max()) for a, _ in pairs)
+    difference = largest = 0.0
+    for before, after in zip(first, second, strict=True):
+        shown = ~before.isinf()  # a start or end at padding is minus infinity in both
+        distance = (before - after)[shown].abs().nan_to_num(torch.inf, posinf=torch.inf)
+        difference = max(difference, float(distance.max()) if distance.numel() else 0.0)
+        finite = before[before.isfinite()]
+        largest = max(largest, float(finite.abs().max()) if finite.numel() else 0.0)
+    return difference, largest

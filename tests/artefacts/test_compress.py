@@ -258,7 +258,9 @@ def test_a_folder_that_is_not_what_was_judged_is_not_written(
     [
         ({"metric": "acuracy"}, ConfigurationError, "--metric 'acuracy' is unknown; did you mean 'accuracy'"),
         ({"metric": "calibration_error"}, ConfigurationError, "has no numbers per example"),
-        ({"margin": -1.0}, ConfigurationError, "the margin is -1"),
+        ({"margin": -1.0}, ConfigurationError, "--margin is -1, but it must be above 0"),
+        ({"margin": float("nan")}, ConfigurationError, "--margin is nan, but it must be above 0"),
+        ({"ranks": "al"}, ConfigurationError, "--ranks is 'al', but it must be whole numbers"),
         ({"metric": "loss"}, ConfigurationError, "loss has no usual margin; give --margin"),
         ({"layout": "portabel"}, ConfigurationError, "--layout is 'portabel'; did you mean 'portable'"),
         ({"check_targets": ["vlm"]}, ConfigurationError, "--check_targets has 'vlm'; did you mean 'vllm'"),
