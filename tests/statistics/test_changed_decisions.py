@@ -74,8 +74,8 @@ def joint_shares(shares: list[float], losses: float, gains: float) -> Floats:
 
 
 def proven_share(metric: str, shares: list[float], gains: float, examples: int, margin: float) -> float:
-    """How often a loss of exactly the margin is proven to be less, in 200 sets of examples."""
-    value, classes, repeats = METRICS[metric], len(shares), 200
+    """How often a loss of exactly the margin is proven to be less, in 400 sets of examples."""
+    value, classes, repeats = METRICS[metric], len(shares), 400
 
     def loss(losses: float) -> float:
         joint = joint_shares(shares, losses, gains)
@@ -110,7 +110,7 @@ def proven_share(metric: str, shares: list[float], gains: float, examples: int, 
 def test_a_loss_of_the_margin_is_rarely_proven_to_be_less(
     metric: str, shares: list[float], gains: float, examples: int, margin: float
 ) -> None:
-    allowed = 0.06 + 2 * np.sqrt(0.06 * 0.94 / 200)
+    allowed = 0.06 + 2 * np.sqrt(0.06 * 0.94 / 400)
     assert proven_share(metric, shares, gains, examples, margin) <= allowed
 
 
