@@ -116,8 +116,8 @@ def rank_table(network: PeftModel, settings: LoraSettings, exported: int) -> lis
     trained = sum(each.numel() // own for each in growing if each.requires_grad)
     added = sum(each.numel() // own for each in growing)
     saved = sum(_size(each) // own for layer in varied.values() for each in factors_to_export(layer))
-    # PiSSA and OLoRA are exported with rank 2 r, and with the r that they started from; AdaLoRA with `target_r`.
-    saved *= 0 if settings.adalora is not None else 3 if settings.changes_base else 1
+    # PiSSA and OLoRA are exported with rank 2 r, AdaLoRA with `target_r`.
+    saved *= 0 if settings.adalora is not None else 2 if settings.changes_base else 1
     sides = {name: _sides(layer) for name, layer in layers.items()}
     allowed = [(min if settings.changes_base else max)(sides[name]) for name in varied]
     largest = (min if settings.changes_base else max)(allowed, default=0)
