@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 from lora_lightning.figures.cards import evenly_spaced
 from lora_lightning.statistics.analysis import StudyAnalysis
-from lora_lightning.statistics.jackknife import CONFIDENCE, Interval
+from lora_lightning.statistics.jackknife import mean_interval
 from lora_lightning.statistics.learning_rate_optimum import mean_scores, rate_optimum
-from lora_lightning.statistics.paired import seeds_estimate
 from lora_lightning.statistics.study_results import ConfigurationResults, Metric, Scale, StudyResults
 from lora_lightning.statistics.verdicts import Verdict, shown_margin
 
@@ -267,25 +265,6 @@ def averaged_curves(curves: Mapping[int, NDArray[np.float64]]) -> list[NDArray[n
     if len(rows) > 1 and all(np.array_equal(row[0], rows[0][0]) for row in rows):
         rows = [np.stack([rows[0][0], np.mean([row[1] for row in rows], axis=0)])]
     return [row[:, evenly_spaced(row.shape[1], POINTS)] for row in rows]
-
-
-def mean_interval(numbers: Sequence[float]) -> Interval:
-    """The mean of some runs with its 95 % t interval; without ends for fewer than two.
-
-    Args:
-        numbers: One per seed.
-
-    Returns:
-        The interval; NaN without numbers.
-    """
-    if not numbers:
-        return Interval(math.nan, math.nan, math.nan)
-    mean = float(np.mean(numbers))
-    if len(numbers) == 1:
-        return Interval(mean, math.nan, math.nan)
-    error, freedom = seeds_estimate(np.asarray(numbers, dtype=np.float64))
-    half = float(stdtrit(freedom, (1 + CONFIDENCE) / 2) * error)
-    return Interval(mean, mean - half, mean + half)
 
 
 def numbers_by_seed(configuration: ConfigurationResults, name: str | None, metric: Metric) -> list[float]:

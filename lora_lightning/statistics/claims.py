@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_lightning.statistics.equal_loss import differences_at_equal_loss
-from lora_lightning.statistics.jackknife import CONFIDENCE, Interval, jackknife_interval
+from lora_lightning.statistics.jackknife import Interval, jackknife_interval, mean_interval
 from lora_lightning.statistics.learning_rate_optimum import RateOptimum, log_log_slope, mean_scores, rate_optimum
 from lora_lightning.statistics.multiple_tests import ERROR_RATE
 from lora_lightning.statistics.pairing import compare
@@ -23,7 +23,7 @@ EDGE = (
 NOTHING = "The runs that it needs have not finished, have failed, or lack the measurement."
 LACKING = "No run of {names} has {measurement}, so that nothing is decided."
 NO_SPREAD = "All seeds give the same value, so that there is no interval."
-LEFT_OUT = "{count} pairs of runs are left out: they lack a curve, or one was below that loss from the start."
+LEFT_OUT = "Pairs of runs that are left out: {count}. They lack a curve, or one was below that loss from the start."
 
 
 ROUNDING = 1e-9  # of a statistic of logarithms
@@ -248,9 +248,9 @@ def _judge_at_equal_loss(claim: Claim, results: StudyResults) -> ClaimFinding:
     seeds = min(map(len, found.values()), default=0)
     if not seeds:
         return ClaimFinding(claim, ClaimVerdict.UNDECIDED, {}, 0, note or NOTHING)
-    intervals = {name: _mean_interval(numbers, CONFIDENCE) for name, numbers in found.items()}
+    intervals = {name: mean_interval(numbers) for name, numbers in found.items()}
     share = 1 - ERROR_RATE / len(found)
-    wide = [_mean_interval(numbers, share) for numbers in found.values()]
+    wide = [mean_interval(numbers, share) for numbers in found.values()]
     verdicts = [claim_verdict(each, claim.low, claim.high) for each in intervals.values()]
     refuted = any(claim_verdict(each, claim.low, claim.high) is ClaimVerdict.FAIL for each in wide)
     verdict = ClaimVerdict.FAIL if refuted else _common_verdict(verdicts)
@@ -260,12 +260,6 @@ def _judge_at_equal_loss(claim: Claim, results: StudyResults) -> ClaimFinding:
 def _common_verdict(verdicts: Sequence[ClaimVerdict]) -> ClaimVerdict:
     """PASS if all pass, otherwise UNDECIDED: what refutes is tested with a share of the error rate."""
     return ClaimVerdict.PASS if set(verdicts) == {ClaimVerdict.PASS} else ClaimVerdict.UNDECIDED
-
-
-def _mean_interval(numbers: Sequence[float], confidence: float) -> Interval:
-    values = np.asarray(numbers, dtype=np.float64)
-    without_one = (values.sum() - values) / max(1, len(values) - 1)
-    return jackknife_interval(float(values.mean()), without_one, confidence)
 
 
 def _judge_by_jackknife(

@@ -1,5 +1,6 @@
 """The delete-one jackknife: how far a statistic of examples may be from its value for all examples there are."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +53,23 @@ def jackknife_interval(value: float, without_one: NDArray[np.float64], confidenc
     variance = (n - 1) / n * np.square(without_one - without_one.mean()).sum()
     half = float(stdtrit(n - 1, (1 + confidence) / 2) * np.sqrt(variance))
     return Interval(value, value - half, value + half)
+
+
+def mean_interval(numbers: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
+    """The mean of some numbers with the interval of Student's t, which is that of the jackknife.
+
+    Args:
+        numbers: Such as one per seed.
+        confidence: In (0, 1).
+
+    Returns:
+        The interval; without ends for fewer than two numbers, NaN for none.
+    """
+    if not len(numbers):
+        return Interval(float("nan"), float("nan"), float("nan"))
+    values = np.asarray(numbers, dtype=np.float64)
+    without_one = (values.sum() - values) / max(1, len(values) - 1)
+    return jackknife_interval(float(values.mean()), without_one, confidence)
 
 
 def weighted_means(values: NDArray[np.float64], weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:

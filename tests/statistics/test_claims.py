@@ -269,7 +269,7 @@ def test_a_loss_that_was_lower_from_the_start_cannot_be_compared() -> None:
     study = StudyResults("s", Metric("loss", higher_is_better=False, scale=Scale.PLAIN), [full, lora], "full")
     finding = found(Quantity.DIFFERENCE_AT_EQUAL_LOSS, study, -1, 0, measurement="other")
     assert (finding.verdict, finding.seeds) == (ClaimVerdict.UNDECIDED, 0)
-    assert finding.note.startswith("1 pairs of runs are left out")
+    assert finding.note.startswith("Pairs of runs that are left out: 1.")
 
 
 def test_curves_without_common_or_finite_points_are_left_out() -> None:
