@@ -6,20 +6,18 @@ only the layer's inputs and output gradients, so the largest singular values com
 the same batches, and holds (in_features + out_features) * (rank + 8) numbers per layer.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from lora_lightning.analysis.layer_gradients import observed_gradients
 from lora_lightning.compat.peft import LoraLayer
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.delta import adapter_factors
 
 OVERSAMPLING = 8  # columns beyond the rank that make the values of the last ones accurate
-Observation = Callable[[str, Tensor, Tensor], None]  # of a layer's name, inputs and output gradients
 
 
 def gradient_spectra(
@@ -74,7 +72,7 @@ def _add_products(
         x, dy = (part.reshape(-1, part.shape[-1]).float() for part in (inputs, gradient))
         products[name] += x.T @ (dy @ factors[name]) if transposed else dy.T @ (x @ factors[name])
 
-    with _observed(layers, add):
+    with observed_gradients(layers, add):
         run_batches()
     for name, product in products.items():
         if not product.isfinite().all():
@@ -84,20 +82,3 @@ def _add_products(
             )
             raise ConfigurationError(msg)
     return products
-
-
-@contextmanager
-def _observed(layers: Mapping[str, Any], add: Observation) -> Iterator[None]:
-    """Reports the inputs and output gradients of every call of the layers."""
-    handles = [layer.register_forward_hook(partial(_watch_output, name, add)) for name, layer in layers.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _watch_output(name: str, add: Observation, _layer: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
-    if output.requires_grad:
-        inputs = arguments[0].detach()
-        output.register_hook(lambda gradient: add(name, inputs, gradient))  # type: ignore[no-untyped-call]

@@ -18,6 +18,20 @@ def original_size(parameter: Tensor) -> int:
     return math.prod(parameter.shape if state is None else state.shape)
 
 
+def tensors_beside_weight(layer: nn.Module) -> list[Tensor]:
+    """Returns what a quantized layer keeps beside its packed weight: scales, and the numbers that codes stand for.
+
+    Args:
+        layer: Of a 4- or 8-bit layer; others keep nothing.
+    """
+    weight, state = cast("Any", layer.weight), getattr(layer, "state", None)
+    quantized = getattr(weight, "quant_state", None)
+    found: list[Any] = [getattr(state, "SCB", None) if getattr(weight, "SCB", None) is None else weight.SCB]
+    for part in (quantized, getattr(quantized, "state2", None)):
+        found += [getattr(part, name, None) for name in ("absmax", "code", "offset")]
+    return [tensor for tensor in found if isinstance(tensor, Tensor)]
+
+
 def dequantized_dtype(weight: Tensor) -> dtype:
     """Returns the dtype from which a weight was quantized and to which it is dequantized.
 

@@ -34,6 +34,19 @@ def parameter_count(parameter: nn.Parameter) -> int:
     return bitsandbytes.original_size(parameter)
 
 
+def weight_bytes(layer: nn.Module) -> int:
+    """The memory of a layer's weight, with the scales of a quantized one.
+
+    Args:
+        layer: With a `weight`.
+
+    Returns:
+        Bytes.
+    """
+    tensors = [cast("Tensor", layer.weight), *bitsandbytes.tensors_beside_weight(layer)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
 def dequantized_weight(layer: nn.Module) -> Tensor:
     """The weight of a layer, and nothing else of it changes.
 
