@@ -79,9 +79,12 @@ def summarize_divergence(
     Returns:
         The summary; values are NaN without rows, errors are NaN for fewer than two examples.
     """
+    median, kl_99, kl_99_9 = _quantiles(divergences, examples)
     return DivergenceSummary(
         _of_mean(divergences, examples),
-        *_quantiles(divergences, examples),
+        median,
+        kl_99,
+        kl_99_9,
         Estimate(float(divergences.max(initial=-np.inf)) if len(divergences) else float("nan")),
         _of_mean(probability_changes, examples),
         _of_mean(probability_changes**2, examples, np.sqrt),

@@ -76,4 +76,4 @@ def _separations(distances: NDArray[np.float64], members: NDArray[np.float64], g
     between = ((members @ distances) * (1 - members)).sum(axis=1)
     within = (distances.sum() - np.trace(distances)) / 2 - between
     pairs = group * (group - 1) / 2 + others * (others - 1) / 2
-    return between / (group * others) - within / pairs
+    return np.asarray(between / (group * others) - within / pairs)
