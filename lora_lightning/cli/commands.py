@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from lora_lightning.cli.first_checks import check_first
 from lora_lightning.errors import DEBUG
 
 
@@ -15,13 +16,18 @@ def run_command(arguments: Sequence[str]) -> Any:
 
     Returns:
         An object with the attributes `trainer` and `datamodule`, and the task as `model` (`fit`: `task`); for `study`,
-        `merge`, `compress`, `allocate` and `plan` their results.
+        `merge`, `compress`, `allocate` and `plan` their results; for `configs` the files.
 
     Raises:
         LoraLightningError: If the input is wrong.
     """
     sys.argv[1:] = list(arguments)  # Lightning starts other processes with the same arguments
     command, *words = [word for word in arguments if word != DEBUG]
+    check_first(command, words)
+    if command == "configs":
+        from lora_lightning.cli.configs import run_configs  # noqa: PLC0415
+
+        return run_configs(words)
     if command == "study":
         from lora_lightning.cli.study import run_study  # noqa: PLC0415
 

@@ -35,6 +35,7 @@ COMMANDS = {
     "compress": "truncate an adapter to the least rank that is enough, and write it for every loader",
     "allocate": "choose the rank of each layer under a budget, by measurement",
     "study": "compare configurations over seeds, and say which differences are noise",
+    "configs": "list the YAML files that come with this package, or copy one to edit it",
 }
 
 EPILOG = """\
@@ -51,6 +52,7 @@ examples:
   lora-lightning allocate --config FIT.yaml --budget r=8 --output ranks.yaml
   lora-lightning study run STUDY.yaml
   lora-lightning study audit results.csv --reference "r = 64"
+  lora-lightning configs --copy quickstart    (into the current folder, to edit it)
 
 all options of a command:    lora-lightning fit --help
 options of a class:          lora-lightning fit --model.help SequenceClassificationTask
