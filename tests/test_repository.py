@@ -8,6 +8,8 @@ import pytest
 import yaml
 
 import lora_lightning
+from lora_lightning.configuration.schema_file import SCHEMA_FILE
+from lora_lightning.training.config_schema import schema_text
 from tests.test_architecture import LEVEL, PACKAGE
 
 ROOT = PACKAGE.parent
@@ -47,6 +49,11 @@ def test_the_changelog_has_this_version() -> None:
     versions = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert versions[0] == "Unreleased"
     assert versions[1] == lora_lightning.__version__
+
+
+def test_the_schema_of_configs_describes_todays_options() -> None:
+    message = "run `python -m lora_lightning.training.config_schema`, and commit fit.schema.json"
+    assert schema_text() == SCHEMA_FILE.read_text(), message
 
 
 def test_every_supported_python_is_tested() -> None:

@@ -1,11 +1,15 @@
 """Runs a command by its name. Each imports only what it needs, so that a command without training starts quickly."""
 
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any, cast
 
 from lora_lightning.cli.first_checks import check_first
-from lora_lightning.errors import DEBUG
+from lora_lightning.cli.fit_help import help_text
+from lora_lightning.errors import DEBUG, ExitStatus
+
+WITH_MODEL = {"fit": "fit", "validate": "evaluate", "test": "evaluate", "predict": "predict"}  # their modules
 
 
 def run_command(arguments: Sequence[str]) -> Any:
@@ -23,43 +27,19 @@ def run_command(arguments: Sequence[str]) -> Any:
     """
     sys.argv[1:] = list(arguments)  # Lightning starts other processes with the same arguments
     command, *words = [word for word in arguments if word != DEBUG]
+    if command in WITH_MODEL and (text := help_text(command, words)) is not None:
+        print(text)
+        raise SystemExit(ExitStatus.DONE)
     check_first(command, words)
-    if command == "configs":
-        from lora_lightning.cli.configs import run_configs  # noqa: PLC0415
-
-        return run_configs(words)
-    if command == "study":
-        from lora_lightning.cli.study import run_study  # noqa: PLC0415
-
-        return run_study(words)
-    if command == "merge":
-        from lora_lightning.cli.merge import run_merge  # noqa: PLC0415
-
-        return run_merge(words)
-    if command == "compress":
-        from lora_lightning.cli.compress import run_compress  # noqa: PLC0415
-
-        return run_compress(words)
-    if command == "plan":
-        from lora_lightning.cli.plan import run_plan  # noqa: PLC0415
-
-        return run_plan(words)
-    if command == "allocate":
-        from lora_lightning.cli.allocate import run_allocate  # noqa: PLC0415
-
-        return run_allocate(words)
-    return _run_with_model(command, words)
-
-
-def _run_with_model(command: str, words: Sequence[str]) -> Any:
-    from lora_lightning.cli import evaluate, fit, predict  # noqa: PLC0415
+    if command not in WITH_MODEL:
+        return _function(command, command)(words)
+    run = _function(WITH_MODEL[command], command)
     from lora_lightning.training.commands import explain_errors  # noqa: PLC0415
 
-    run = {
-        "fit": fit.run_fit,
-        "validate": evaluate.run_validate,
-        "test": evaluate.run_test,
-        "predict": predict.run_predict,
-    }[command]
     with explain_errors():
         return run(words)
+
+
+def _function(module: str, command: str) -> Callable[[Sequence[str]], Any]:
+    run = getattr(import_module(f"lora_lightning.cli.{module}"), f"run_{command}")
+    return cast("Callable[[Sequence[str]], Any]", run)

@@ -7,7 +7,6 @@ from lora_lightning.configuration.shipped_configs import check_config_paths, cop
 from lora_lightning.errors import ConfigurationError
 
 QUICKSTART = "configs/quickstart.yaml"
-FILES = ("--config", "-c", "--base")  # options whose values are configs
 STUDIES = ("run", "slurm")  # subcommands of `study` that read a study
 OF_A_RUN = "--config RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt"
 
@@ -28,22 +27,26 @@ def check_first(command: str, words: Sequence[str]) -> None:
     if command in {"validate", "test", "predict"} and not words:
         msg = f"{command} needs a run and its checkpoint: `lora-lightning {command} {OF_A_RUN}`"
         raise ConfigurationError(msg)
-    check_config_paths([*config_values(words), *(study_values(words) if command == "study" else [])])
+    check_config_paths(values_of(words, "--config", "-c"))
+    check_config_paths(values_of(words, "--base"), "base config")
+    if command == "study":
+        check_config_paths(study_files(words), "study")
 
 
-def config_values(words: Sequence[str]) -> Iterator[str]:
-    """Yields the values of options that name configs.
+def values_of(words: Sequence[str], *names: str) -> Iterator[str]:
+    """Yields the values of an option.
 
     Args:
         words: Of a command line.
+        names: Spellings of the option.
     """
     for place, word in enumerate(words):
         option, equals, value = word.partition("=")
-        if option in FILES and (equals or place + 1 < len(words)):
+        if option in names and (equals or place + 1 < len(words)):
             yield value if equals else words[place + 1]
 
 
-def study_values(words: Sequence[str]) -> list[str]:
+def study_files(words: Sequence[str]) -> list[str]:
     """Returns the file of a study, if it follows the subcommand.
 
     Args:

@@ -1,6 +1,5 @@
 """The command-line parser: a wrong option becomes one sentence with a remedy."""
 
-import dataclasses
 import inspect
 import re
 import sys
@@ -32,14 +31,32 @@ from lora_lightning.compat.jsonargparse import (
     try_int_before_float,
 )
 from lora_lightning.configuration.class_paths import class_path_problem, class_paths_in
+from lora_lightning.configuration.schema_file import option_names
 from lora_lightning.errors import DEBUG, ConfigurationError
 from lora_lightning.lora.config import LoraSettings
 
 CLASSES = [getattr(module, name) for module in (tasks, datamodules, callbacks) for name in module.__all__]
 CLASSES_WITH_OPTIONS = [*CLASSES, LoraSettings, Trainer]
 # What others call our options, and no spelling is close enough to find.
-OTHER_NAMES = {"rank": "r", "lora_r": "r", "lora_rank": "r", "lr": "learning_rate", "epochs": "max_epochs"}
+OTHER_NAMES = {
+    "rank": "r",
+    "lora_r": "r",
+    "lora_rank": "r",
+    "alpha": "lora_alpha",
+    "dropout": "lora_dropout",
+    "lr": "learning_rate",
+    "warmup_ratio": "warmup_share",
+    "epochs": "max_epochs",
+    "num_train_epochs": "max_epochs",
+    "per_device_train_batch_size": "batch_size",
+    "per_device_eval_batch_size": "eval_batch_size",
+    "gradient_accumulation_steps": "accumulate_grad_batches",
+    "max_grad_norm": "gradient_clip_val",
+    "model_name_or_path": "backbone",
+    "seed": "seed_everything",
+}
 MOST_NAMED = 3  # classes in one sentence
+NEAR = 0.6  # similarity of what is probably misspelt
 
 OWN_SENTENCE = re.compile(r"^(?P<where>the configuration|[\w.]+)(?P<rest>:? (?:is|has|must be|there is) .*)$")
 OPTION = re.compile(r"--?[A-Za-z][^\s=]*")
@@ -149,12 +166,25 @@ def _sentence(path: str, text: str) -> str:
 def _no_option(path: str, found: re.Match[str]) -> str:
     name = found["key"] or found["option"] or found["word"]
     where = ".".join(filter(None, (path, found["group"]))) or "the configuration"
-    names, first = _option_names(), name.partition(".")[0]
+    if where == "the configuration" and (similar := _similar_options(name)):
+        dashes = "--" if found["word"] else ""
+        return f"{where} has no option {name!r}; did you mean {' or '.join(dashes + option for option in similar)}?"
     if name in OTHER_NAMES:
         return f"{where} has no option {name!r}; did you mean {OTHER_NAMES[name]!r}?"
-    if where == "the configuration" and first not in names:
-        return f"{where} has no option {name!r}{_suggest(first, names)}"
     return f"{where} has no option {name!r}{_where_it_belongs(name)}"
+
+
+def _similar_options(name: str) -> list[str]:
+    """Options in full that a wrong one may mean; none for one that only the chosen class lacks."""
+    names = sorted(option_names())
+    if name in names:
+        return []
+    last = name.rpartition(".")[2]
+    lasts = {option.rpartition(".")[2] for option in names}
+    wanted = [OTHER_NAMES[last]] if last in OTHER_NAMES else get_close_matches(last, lasts, n=2, cutoff=NEAR)
+    wanted = [last] if last in lasts else wanted
+    found = [[option for option in names if option.rpartition(".")[2] == each] for each in wanted]
+    return [match for same in found for match in get_close_matches(name, same, n=1, cutoff=0)]
 
 
 def _required(_path: str, found: re.Match[str]) -> str:
@@ -226,18 +256,12 @@ def _suggest(name: str, allowed: Iterable[str]) -> str:
     last = name.rsplit(".", 1)[-1]
     if last in OTHER_NAMES:
         return f"; did you mean {OTHER_NAMES[last]!r}?"
-    close = get_close_matches(last, sorted(set(allowed)), n=2, cutoff=0.6)
+    close = get_close_matches(last, sorted(set(allowed)), n=2, cutoff=NEAR)
     if close:
         return f"; did you mean {' or '.join(repr(match) for match in close)}?"
     return "; `lora-lightning fit --help` lists every option."
 
 
-def _option_names() -> list[str]:
-    """Returns every option of this package's classes and of the trainer."""
-    names = [field.name for field in dataclasses.fields(LoraSettings)]
-    names += ["model", "data", "trainer", "checkpoint", "early_stopping", "predictions", "seed_everything"]
-    names += ["class_path", "init_args", "ckpt_path", "test_after_fit", "resume", "trust_remote_code"]
-    names += ["allow_other_base", "allow_changed_data"]
-    for cls in [*CLASSES, Trainer]:
-        names += [name for name in inspect.signature(cls).parameters if name not in ("self", "args", "kwargs")]
-    return names
+def _option_names() -> set[str]:
+    """Returns every part of the name of an option."""
+    return {part for name in option_names() for part in name.split(".")} | {"class_path", "init_args"}

@@ -4,19 +4,20 @@ It imports nothing heavy: a misspelt name of a config is refused before anything
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
 import yaml
 
+from lora_lightning.configuration.schema_file import SCHEMA_FILE
 from lora_lightning.errors import ConfigurationError, suggest_names
 
 PACKAGE = Path(__file__).parents[1]
 FOLDER = "configs"
 COMMAND = "# lora-lightning "  # the comment line that says how to run a config
-SCHEMA_COMMENT = re.compile(r"^# yaml-language-server: \$schema=.*$", re.MULTILINE)
+SCHEMA_COMMENT = re.compile(r"^(# yaml-language-server: \$schema=).*$", re.MULTILINE)
 SENTENCE_END = re.compile(r"(?<=[.?])\s")
 SIMILAR, NEARLY_EQUAL = 0.6, 0.9
 
@@ -125,26 +126,31 @@ def _copied_text(config: ShippedConfig) -> str:
     text = text.replace(f"{FOLDER}/{config.name}.yaml", config.path.name)
     for base in config.bases:
         text = text.replace(base, Path(base).name)
-    return text
+    return SCHEMA_COMMENT.sub(lambda comment: f"{comment[1]}{SCHEMA_FILE}", text)
 
 
-def check_config_paths(names: Sequence[str]) -> None:
+def check_config_paths(names: Iterable[str], kind: str = "config") -> None:
     """Refuses a config that does not exist.
 
     Args:
         names: Values of `--config`, `--base` and the like: files, or the text of a config.
+        kind: What they are, for the message.
 
     Raises:
         ConfigurationError: Names similar files, in the folder of the missing one and among those of this package.
     """
     for name in names:
-        if not _is_text(name) and not Path(name).expanduser().exists():
-            msg = f"there is no config {name}; {_similar_configs(name)}"
+        if not is_config_text(name) and not Path(name).expanduser().exists():
+            msg = f"there is no {kind} {name}; {_similar_configs(name)}"
             raise ConfigurationError(msg)
 
 
-def _is_text(name: str) -> bool:
-    """Whether this is the text of a config and not the name of a file; Python callers give texts."""
+def is_config_text(name: str) -> bool:
+    """Returns whether this is the text of a config, as Python callers give it, and not the name of a file.
+
+    Args:
+        name: The value of `--config`.
+    """
     if "\n" in name or len(name) > 1000 or "\0" in name:  # noqa: PLR2004  # no path is as long
         return True
     try:

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from lora_lightning.configuration.shipped_configs import check_config_paths, is_config_text
 from lora_lightning.errors import ConfigurationError
 
 OPTIONS = ("--config", "-c")
@@ -29,16 +30,17 @@ def check_config_files(words: Sequence[str]) -> None:
     """Checks every file that `--config` names.
 
     Args:
-        words: The command line. What is no file there is left to the parser.
+        words: The command line. What is the text of a config is left to the parser.
 
     Raises:
-        ConfigurationError: If a file is no YAML, or cannot be a config whatever its options are.
+        ConfigurationError: If a file does not exist, is no YAML, or cannot be a config whatever its options are.
     """
     for place, word in enumerate(words):
         option, equals, value = word.partition("=")
         if option in OPTIONS:
             name = value if equals else "".join(words[place + 1 : place + 2])
-            if Path(name).is_file():
+            check_config_paths([name])
+            if not is_config_text(name) and Path(name).is_file():
                 check_config_file(Path(name))
 
 

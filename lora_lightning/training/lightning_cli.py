@@ -40,6 +40,7 @@ from lora_lightning.training.unused_adapters import UnusedAdapters
 LOGS = Path("lightning_logs")
 ALLOWANCES = ("allow_other_base", "allow_changed_data")  # for one command, never in a run's config.yaml
 Command = Literal["fit", "validate", "test", "predict"]
+TRAINER_DEFAULTS = {"enable_model_summary": False, "use_distributed_sampler": False}
 GROUPED = {"checkpoint": AdapterCheckpoint, "early_stopping": AdapterEarlyStopping, "predictions": PredictionWriter}
 
 
@@ -64,7 +65,7 @@ class LoraLightningCLI(LightningCLI):
             AdaptationTask,
             AdaptationDataModule,
             save_config_callback=None,
-            trainer_defaults={"enable_model_summary": False, "use_distributed_sampler": False},
+            trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
             parser_class=ArgumentParser,
             # A typo must not be accepted as the abbreviation of another option.
@@ -79,12 +80,7 @@ class LoraLightningCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the options of the callbacks that every run has, and links options that must be equal."""
-        for group, made_by in GROUPED.items():
-            parser.add_lightning_class_args(made_by, group)
-        # AdapterCheckpoint refuses unknown metrics, and a run without validation has none.
-        parser.set_defaults({"early_stopping.strict": False})
-        # After validation, not at the end of the epoch: a resumed run does not have the metrics any more.
-        parser.set_defaults({"early_stopping.check_on_train_epoch_end": False})
+        add_group_arguments(parser)
         add_run_arguments(parser)
         parser.link_arguments("checkpoint.monitor", "early_stopping.monitor")
         parser.link_arguments("checkpoint.mode", "early_stopping.mode")
@@ -209,6 +205,20 @@ class LoraLightningCLI(LightningCLI):
                 options["devices"] = 1  # enough for a few queries, and only one process can read standard input
         callbacks.append(FinalValidation())
         return {**options, "callbacks": callbacks, "logger": False, "enable_checkpointing": False}
+
+
+def add_group_arguments(parser: LightningArgumentParser) -> None:
+    """Adds the options of the callbacks that every run has.
+
+    Args:
+        parser: The parser of any command.
+    """
+    for group, made_by in GROUPED.items():
+        parser.add_lightning_class_args(made_by, group)
+    # AdapterCheckpoint refuses unknown metrics, and a run without validation has none.
+    parser.set_defaults({"early_stopping.strict": False})
+    # After validation, not at the end of the epoch: a resumed run does not have the metrics any more.
+    parser.set_defaults({"early_stopping.check_on_train_epoch_end": False})
 
 
 def add_run_arguments(parser: LightningArgumentParser) -> None:

@@ -31,7 +31,10 @@ EXPLAINED_INSIDE = """Parser key "data":
         (EXPLAINED_INSIDE, "data has no option 'batch_sizes'; did you mean 'batch_size'?"),
         (
             "Subcommand 'fit' does not accept option 'trainer.max_epoch'",
-            "the configuration has no option 'trainer.max_epoch'; did you mean 'max_epochs' or 'min_epochs'?",
+            (
+                "the configuration has no option 'trainer.max_epoch'; did you mean trainer.max_epochs or "
+                "trainer.min_epochs?"
+            ),
         ),
         (
             "Subcommand 'fit' does not accept option 'data.predict_file'",
@@ -58,7 +61,26 @@ EXPLAINED_INSIDE = """Parser key "data":
         ),
         (
             "Subcommand 'fit' does not accept option 'early_stoppin.patience'",
-            "the configuration has no option 'early_stoppin.patience'; did you mean 'early_stopping'?",
+            "the configuration has no option 'early_stoppin.patience'; did you mean early_stopping.patience?",
+        ),
+        *(
+            (
+                f"Unrecognized arguments: --{wrong}=3",
+                f"the configuration has no option {wrong!r}; did you mean {right}?",
+            )
+            for wrong, right in {
+                "lr": "--model.optimization.learning_rate",
+                "lora.rank": "--model.lora.r",
+                "rank": "--model.lora.r",
+                "epochs": "--trainer.max_epochs",
+                "batch_size": "--data.batch_size",
+                "model.lora_alpha": "--model.lora.lora_alpha",
+                "model.learning_rat": "--model.optimization.learning_rate",
+            }.items()
+        ),
+        (
+            "Key 'lr' is not expected",
+            "the configuration has no option 'lr'; did you mean model.optimization.learning_rate?",
         ),
         (
             "the following arguments are required: fit.data",

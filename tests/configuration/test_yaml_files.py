@@ -104,4 +104,9 @@ def test_every_file_of_a_command_is_checked(tmp_path: Path, form: list[str]) -> 
     words = ["fit", "--config=configs/quickstart.yaml", *(word.format(path) for word in form)]
     with pytest.raises(ConfigurationError, match="trainer in"):
         check_config_files(words)
-    check_config_files(["fit", "--config", "none.yaml", "--config"])  # the parser says that it is not there
+    check_config_files(["fit", "--config"])  # the parser says that the value is missing
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(ConfigurationError, match=r"there is no config none\.yaml;"):
+        check_config_files(["fit", "--config", "none.yaml"])
