@@ -6,9 +6,11 @@ from importlib import import_module
 from typing import Any, cast
 
 from lora_lightning.cli.first_checks import check_first
-from lora_lightning.cli.fit_help import help_text
+from lora_lightning.cli.fit_help import HELP, help_text
 from lora_lightning.errors import DEBUG, ExitStatus
+from lora_lightning.runs.status_line import show_status
 
+TRAINING_STUDIES = ("run", "work")  # subcommands of `study`
 WITH_MODEL = {"fit": "fit", "validate": "evaluate", "test": "evaluate", "predict": "predict"}  # their modules
 
 
@@ -31,6 +33,8 @@ def run_command(arguments: Sequence[str]) -> Any:
         print(text)
         raise SystemExit(ExitStatus.DONE)
     check_first(command, words)
+    if imports_models(command, words):
+        show_status("importing PyTorch and transformers")
     if command not in WITH_MODEL:
         return _function(command, command)(words)
     run = _function(WITH_MODEL[command], command)
@@ -38,6 +42,18 @@ def run_command(arguments: Sequence[str]) -> Any:
 
     with explain_errors():
         return run(words)
+
+
+def imports_models(command: str, words: Sequence[str]) -> bool:
+    """Returns whether a command imports PyTorch and transformers, which takes seconds.
+
+    Args:
+        command: Its name.
+        words: Its options.
+    """
+    if not words or {*HELP} & {*words}:
+        return False
+    return command not in {"configs", "study"} or (command == "study" and words[0] in TRAINING_STUDIES)
 
 
 def _function(module: str, command: str) -> Callable[[Sequence[str]], Any]:

@@ -16,7 +16,7 @@ def metrics_table(metrics: Mapping[str, Mapping[str, float]]) -> Table:
         metrics: Values by split and name, as in `RunRecord.metrics`.
 
     Returns:
-        A table with one row per metric and one column per validation or test split.
+        A table with one row per metric and one column per validation or test split; a dash where a split lacks one.
     """
     splits = sorted(
         (split for split in metrics if split.partition("_")[0] in KINDS),
@@ -30,5 +30,5 @@ def metrics_table(metrics: Mapping[str, Mapping[str, float]]) -> Table:
     for name in dict.fromkeys(name for split in metrics if split in splits for name in metrics[split]):
         values = [metrics[split].get(name) for split in splits]
         arrow = " (lower is better)" if name in LOWER_IS_BETTER else ""
-        table.add_row(name + arrow, *["" if value is None else f"{value:.4f}" for value in values])
+        table.add_row(name + arrow, *["-" if value is None else f"{value:.4f}" for value in values])
     return table

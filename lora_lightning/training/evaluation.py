@@ -9,6 +9,7 @@ from lora_lightning.errors import ConfigurationError
 from lora_lightning.runs.files import write_text_atomically
 from lora_lightning.runs.layout import CHECKPOINTS
 from lora_lightning.runs.processes import end_processes_together
+from lora_lightning.runs.status_line import show_status
 from lora_lightning.training.finite_loss import check_finite_losses
 from lora_lightning.training.fitting import check_same_labels
 from lora_lightning.training.lightning_cli import LoraLightningCLI
@@ -44,7 +45,9 @@ def score_split(cli: LoraLightningCLI, command: Literal["validate", "test"]) -> 
     Raises:
         LoraLightningError: If the data does not match the checkpoint.
     """
+    show_status("reading data")
     check_same_labels(cli.start.labels, cli.datamodule.label_space, cli.options.ckpt_path)
+    show_status("loading weights")
     with end_processes_together(cli.trainer, AGAIN):
         evaluate = cli.trainer.validate if command == "validate" else cli.trainer.test
         evaluate(cli.model, cli.datamodule, ckpt_path=cli.options.ckpt_path, verbose=False, weights_only=True)
@@ -106,6 +109,7 @@ def predict_rows(cli: LoraLightningCLI) -> Mapping[str, Sequence[Mapping[str, An
     Returns:
         Readable rows by split, in the order of the input. Empty on all processes but the main process.
     """
+    show_status("reading data and loading weights")
     with end_processes_together(cli.trainer, AGAIN):
         cli.trainer.predict(
             cli.model,

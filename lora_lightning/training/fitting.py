@@ -32,6 +32,7 @@ from lora_lightning.runs.processes import end_processes_together
 from lora_lightning.runs.provenance import git_state, package_versions
 from lora_lightning.runs.record import RunRecord
 from lora_lightning.runs.resume import check_folder_is_unused, check_not_started, first_logger, rewind_run_folder
+from lora_lightning.runs.status_line import show_status
 from lora_lightning.tasks.hyperparameters import hyperparameter_conflicts
 from lora_lightning.tasks.optimization import count_trainable_parameters
 from lora_lightning.training.announcements import announce_run, announce_skipped_test
@@ -100,6 +101,7 @@ class TrainingRun:
 
     def check_settings_and_data(self) -> None:
         """Checks settings and data before a run folder is created."""
+        show_status("reading data")
         self.task.check_data(self.datamodule)
         if (space := self.datamodule.label_space) is not None:
             self.task.adopt_labels(space)
@@ -218,6 +220,7 @@ class TrainingRun:
             TrainingError: If the disk is full, the run folder has disappeared, or no step was taken.
             KeyboardInterrupt: After a second Ctrl-C; the message says how to resume. Lightning has cleaned up.
         """
+        show_status("loading weights")
         keep_signal_handlers(self.trainer)
         try:
             with self._add_resume_hint(), self._measure_seconds("fit_seconds"):

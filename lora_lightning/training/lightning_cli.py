@@ -7,7 +7,7 @@ from typing import Any, Literal
 from lightning import Trainer
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
@@ -31,6 +31,7 @@ from lora_lightning.training.final_validation import FinalValidation
 from lora_lightning.training.finite_loss import FiniteLoss
 from lora_lightning.training.option_checks import check_no_repeated_monitors, check_seed, check_strategy
 from lora_lightning.training.prediction_writer import PredictionWriter
+from lora_lightning.training.progress_bar import MetricsProgressBar
 from lora_lightning.training.saved_config import RunConfigFile
 from lora_lightning.training.starting_point import StartingPoint, find_starting_point
 from lora_lightning.training.step_boundary import StepBoundary
@@ -174,7 +175,7 @@ class LoraLightningCLI(LightningCLI):
         check_no_repeated_monitors([entry.class_path for entry in as_list(self.options.trainer.callbacks)])
         options = self._training_options(options) if self.command == "fit" else self._evaluation_options(options)
         if options.get("enable_progress_bar") is not False:
-            options["callbacks"].append(RichProgressBar(leave=False))
+            options["callbacks"].append(MetricsProgressBar())
         return Trainer(**options)
 
     def _training_options(self, options: dict[str, Any]) -> dict[str, Any]:
