@@ -73,15 +73,17 @@ def commands_page() -> str:
     words = [[], *([name] for name in COMMANDS), *(["study", name] for name in SUBCOMMANDS)]
     for each in words:
         lines += [f"## lora-lightning {' '.join(each)}".rstrip(), "", "```text", help_of(each).rstrip(), "```", ""]
+    lines += ["## Every option of fit", "", "```text", help_of(["fit"], "--help-all").rstrip(), "```", ""]
     return "\n".join(lines)
 
 
-def help_of(words: list[str]) -> str:
+def help_of(words: list[str], option: str = "--help") -> str:
     """Returns what a command prints with `--help`.
 
     Args:
         words: The command.
+        option: The option that prints it.
     """
-    command = [sys.executable, "-m", "lora_lightning", *words, "--help"]
+    command = [sys.executable, "-m", "lora_lightning", *words, option]
     environment = {**os.environ, "COLUMNS": "100"}
     return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout

@@ -22,6 +22,19 @@ examples, complete:
 """
 
 
+def build_configs_parser() -> SentenceParser:
+    """Returns the parser of `configs`."""
+    parser = SentenceParser(
+        prog="lora-lightning configs",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--copy", metavar="NAME", help="copy the config NAME, as in the list, into the current folder")
+    return parser
+
+
 def run_configs(arguments: Sequence[str]) -> list[Path]:
     """Runs `lora-lightning configs`.
 
@@ -34,15 +47,7 @@ def run_configs(arguments: Sequence[str]) -> list[Path]:
     Raises:
         ConfigurationError: If there is no such config, or its copy would replace a file.
     """
-    parser = SentenceParser(
-        prog="lora-lightning configs",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--copy", metavar="NAME", help="copy the config NAME, as in the list, into the current folder")
-    options = parser.parse_args(arguments)
+    options = build_configs_parser().parse_args(arguments)
     if options.copy is None:
         configs = shipped_configs()
         print(list_of_configs(configs))
