@@ -32,13 +32,16 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 def imports_of(path: Path) -> set[str]:
     """Dotted names of everything a module imports, anywhere in it."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+    return set().union(*map(imported_by, ast.walk(ast.parse(path.read_text()))))
+
+
+def imported_by(node: ast.AST) -> set[str]:
+    """Dotted names that a statement imports; empty if it is no import."""
+    if isinstance(node, ast.Import):
+        return {alias.name for alias in node.names}
+    if isinstance(node, ast.ImportFrom) and node.module:
+        return {f"{node.module}.{alias.name}" for alias in node.names}
+    return set()
 
 
 def room_of(path: Path) -> str:
@@ -56,6 +59,21 @@ def test_nothing_imports_to_the_right(path: Path) -> None:
             there = name.split(".")[1]
             if there in LEVEL:  # otherwise a name of the package itself, such as __version__
                 assert LEVEL[there] < LEVEL[here] or there == here, f"{here} imports {name}"
+
+
+POSIX = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "termios", "tty"}
+POSIX_SIGNALS = {"SIGALRM", "SIGCHLD", "SIGHUP", "SIGKILL", "SIGQUIT", "SIGSTOP", "SIGUSR1", "SIGUSR2"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_importing_needs_no_posix(path: Path) -> None:
+    """Windows lacks these modules and signals: they are imported where they are used, after asking for them."""
+    tree = ast.parse(path.read_text())
+    at_import = {name.partition(".")[0] for node in tree.body for name in imported_by(node)}
+    assert not at_import & POSIX
+    guarded = "hasattr(signal, " in path.read_text()
+    used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)} & POSIX_SIGNALS
+    assert guarded or not used
 
 
 def test_the_root_holds_rooms_alone() -> None:

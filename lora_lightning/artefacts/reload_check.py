@@ -4,7 +4,6 @@ import errno
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from lora_lightning.artefacts.observers import Observer, raw_inputs, raw_logits,
 from lora_lightning.artefacts.output_folder import scratch_folder
 from lora_lightning.artefacts.results import FreshProcessCheck
 from lora_lightning.errors import ConfigurationError, VerificationError
+from lora_lightning.runs.signals import KILLED
 from lora_lightning.tasks.held_out_batches import Batch
 
 BATCHES = 4  # spread over all
@@ -122,7 +122,7 @@ def _run(scratch: Path, request: dict[str, Any]) -> dict[str, Any]:
     if done.returncode == 0:
         answer: dict[str, Any] = json.loads(Path(request["result"]).read_text(encoding="utf-8"))
         return answer
-    if done.returncode == -signal.SIGKILL:
+    if done.returncode == KILLED:
         msg = (
             "the fresh process that loads the merged folder was killed, probably because memory ran out; merge on a "
             "machine with more memory, or end other programs."

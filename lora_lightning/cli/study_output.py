@@ -103,26 +103,17 @@ def report(study: "OpenStudy", output: Path | None = None) -> None:
     Raises:
         ConfigurationError: If no trial is finished and tested.
     """
-    from lora_lightning.reports.study_report import write_study_report  # noqa: PLC0415
-    from lora_lightning.studies.study_folder import REPORT  # noqa: PLC0415
-    from lora_lightning.studies.study_run import judge_study, write_recommendation  # noqa: PLC0415
-    from lora_lightning.studies.trial_table import TABLE, write_trial_table  # noqa: PLC0415
+    from lora_lightning.studies.api import report_study  # noqa: PLC0415
 
-    plan = study.plan  # once: other workers may add trials
-    statuses = study.journal.statuses(plan.trials)
-    audit = judge_study(study)
-    with study.folder.locked():  # workers that end together write the same files
-        page = write_study_report(audit.results, audit.analysis, output or study.folder.path / REPORT, audit.notes)
-        config = write_recommendation(study, audit)
-        write_trial_table(plan, study.folder, statuses)
+    found = report_study(study, output)
     print()
-    print_audit(audit)
-    for note in audit.notes:
+    print_audit(found.audit)
+    for note in found.audit.notes:
         print(printable_name(f"note: {note}"))
-    print(f"\nreport:      {page}")
-    print(f"all trials:  {study.folder.path / TABLE}.csv, {TABLE}.parquet")
-    if config is not None:
-        print(f"recommended: {config}  (lora-lightning fit --config {config})")
+    print(f"\nreport:      {found.page}")
+    print(f"all trials:  {found.table}, {found.table.with_suffix('.parquet').name}")
+    if found.recommended is not None:
+        print(f"recommended: {found.recommended}  (lora-lightning fit --config {found.recommended})")
     print(f"curves:      tensorboard --logdir {study.folder.path}")
 
 

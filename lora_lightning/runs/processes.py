@@ -14,7 +14,7 @@ from torch.distributed import DistError
 
 from lora_lightning.compat.lightning import HookedScriptLauncher, replace_script_launcher
 from lora_lightning.errors import ExitStatus, TrainingError, TrainingStopped
-from lora_lightning.runs.signals import TERMINATION_SIGNALS, set_stop_handler
+from lora_lightning.runs.signals import KILLED, TERMINATION_SIGNALS, set_stop_handler
 
 # Parts of the messages of RuntimeErrors that gloo raises when a connection is lost.
 LOST_CONNECTION = ("gloo", "connection closed by peer", "connection reset by peer", "broken pipe", "connection refused")
@@ -169,5 +169,5 @@ def end_child_processes(launcher: object, patience: float) -> str:
     rank = min(found, key=lambda rank: (found[rank] > 0, rank))
     status = found[rank]
     how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
-    why = ", possibly because the machine ran out of memory" if status == -signal.SIGKILL else ""
+    why = ", possibly because the machine ran out of memory" if status == KILLED else ""
     return f"training process {rank} {how}{why}"

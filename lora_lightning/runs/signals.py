@@ -16,6 +16,7 @@ from lora_lightning.errors import ExitStatus, TrainingStopped
 
 # SLURM and others send SIGUSR1 before a time limit. Windows does not have it.
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+KILLED = -9  # return code of a process that the system or a user has killed; Windows has no SIGKILL
 TERMINATION_SIGNALS = [number for number in STOP_SIGNALS if number != signal.SIGINT]
 
 
