@@ -12,7 +12,7 @@ from lora_lightning.studies.audit import StudyAudit
 from lora_lightning.studies.open_study import OpenStudy, start_study
 from lora_lightning.studies.plan import plan_study
 from lora_lightning.studies.specification import Study
-from lora_lightning.studies.study_file import read_study, read_study_file
+from lora_lightning.studies.study_file import read_study_file, study_from_content
 from lora_lightning.studies.study_folder import REPORT, SAVE_DIR, StudyFolder
 from lora_lightning.studies.study_run import check_study, judge_study, write_recommendation
 from lora_lightning.studies.trial_table import TABLE, write_trial_table
@@ -114,4 +114,4 @@ def _read(study: Path | str | Mapping[str, Any], base: Sequence[Path], settings:
     if "name" not in study:
         msg = "the study has no name, which names its folder; add it, such as 'name': 'ranks'"
         raise ConfigurationError(msg)
-    return read_study(study, Path("given as a mapping"), base, words)
+    return study_from_content(Path("given as a mapping"), study, base, words)

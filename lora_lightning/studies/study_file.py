@@ -56,25 +56,25 @@ def read_study_file(path: Path, base: Sequence[Path] = (), settings: Sequence[st
         ConfigurationError: If the file cannot be read, a key is unknown or missing, or a value is out of range.
     """
     check_config_file(path)
-    return read_study(read_yaml(path), path, base, settings)
+    return study_from_content(path, read_yaml(path), base, settings)
 
 
-def read_study(
-    content: Mapping[str, Any], path: Path, base: Sequence[Path] = (), settings: Sequence[str] = ()
+def study_from_content(
+    path: Path, content: Mapping[str, Any], base: Sequence[Path] = (), settings: Sequence[str] = ()
 ) -> Study:
-    """Reads the content of a study's file.
+    """Reads a study from the content of a file.
 
     Args:
-        content: Of the YAML.
-        path: Names the study in messages; paths in it are relative to its folder.
-        base: Configs in place of those in the content.
+        path: The file, for messages, and because paths in it are relative to its folder.
+        content: Values by key.
+        base: As in `read_study_file`.
         settings: As in `read_study_file`.
 
     Returns:
         The study, whose options are not checked yet.
 
     Raises:
-        ConfigurationError: If a key is unknown or missing, or a value is out of range.
+        ConfigurationError: As `read_study_file` does.
     """
     keys = [*Study.__dataclass_fields__]
     if misplaced := [key for key in content if key in SEARCH_KEYS and key not in keys]:
