@@ -49,7 +49,7 @@ def keep(source: Path, results: Path = RESULTS) -> Path:
     """Copies a study, and writes its report and its part of the page.
 
     Args:
-        source: The folder of the study, with at least one tested run.
+        source: The folder of the study. Before its first tested run there is no report.
         results: Where to.
 
     Returns:
@@ -66,6 +66,10 @@ def keep(source: Path, results: Path = RESULTS) -> Path:
     for trial in plan.trials:
         if statuses[trial.id].state in ENDED:
             keep_run(source / trial.id, target / trial.id, study.tag)
+    if not any(statuses[trial.id].state == "finished" for trial in plan.tested):
+        ended = sum(status.state in ENDED for status in statuses.values())
+        (target / PART).write_text(f"## {source.name}\n\nNot finished: {ended} of {plan.size} runs, none tested.\n")
+        return target
     audit = judge_study(study)
     write_study_report(audit.results, audit.analysis, target / "report", audit.notes)
     write_trial_table(plan, study.folder, statuses)
@@ -174,12 +178,13 @@ def page(results: Path = RESULTS) -> Path:
         table_row(*["---"] * 6),
     ]
     for path in sorted((STUDIES / "replications").glob("*.yaml")):
-        if path.stem in kept:
+        if (results / path.stem / CLAIMS).is_file():
             lines += (results / path.stem / CLAIMS).read_text().splitlines()
             continue
         link = f"[{path.stem}](../../configs/studies/replications/{path.name})"
         for claim in yaml.safe_load(path.read_text())["claims"]:
-            lines.append(table_row(claim["claim"], claim["source"], "not run", "", "", link))
+            state = "not finished" if path.stem in kept else "not run"
+            lines.append(table_row(claim["claim"], claim["source"], state, "", "", link))
     for name in kept:
         lines += ["", *(results / name / PART).read_text().splitlines()]
     path = results / "README.md"
