@@ -134,14 +134,14 @@ def print_plan(plan: StudyPlan, folder: Path, estimate: "StudyEstimate", workers
     for each in plan.configurations:
         options = ", ".join(f"{name}={value}" for name, value in each.options.items())
         name = f"{each.name} (reference)" if each.name == plan.reference else each.name
-        runs = len(plan.study.seeds) if plan.study.search else plan.size // len(plan.configurations)
+        runs = len(plan.study.seeds) if plan.study.search else plan.runs_of(each.name)
         table.add_row(printable_name(name), printable_name(options), str(runs))
     if plan.study.search is not None:
         table.add_row("the winner", ", ".join(map(shown_axis, plan.study.axes)), str(len(plan.study.seeds)))
     console.print(table)
     runs = plan.size
     rates = plan.study.learning_rate
-    tried = "" if rates is None else f" ({runs - len(plan.study.seeds) * len(plan.configurations)} try learning rates)"
+    tried = "" if rates is None else f" ({sum(not trial.is_tested for trial in plan.trials)} try learning rates)"
     if plan.study.search is not None:
         tried = f" ({runs - 2 * len(plan.study.seeds)} of the search)"
     budget = "" if plan.study.budget is None else f", within {plan.study.budget:g} hours"

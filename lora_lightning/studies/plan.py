@@ -50,8 +50,12 @@ class StudyPlan:
         """Number of all runs, also of those that are not known yet; for a search at most."""
         if self.study.search is not None:
             return len(self.trials) + self.further
-        tested = len(self.study.seeds) * (len(self.configurations) - len(self.without_rate))
-        return tested + sum(trial.rate is not None for trial in self.trials)
+        return sum(self.runs_of(each.name) for each in self.configurations)
+
+    def runs_of(self, name: str) -> int:
+        """Number of the runs of a configuration of a study without search, also of those that are not known yet."""
+        tried = sum(trial.rate is not None for trial in self.trials if trial.configuration == name)
+        return tried + (0 if name in self.without_rate else len(self.study.seeds_of(name)))
 
     def with_rates(self, rates: Mapping[str, float], without_rate: Sequence[str] = ()) -> "StudyPlan":
         """Adds the tested runs of configurations whose learning rate is chosen.
@@ -68,8 +72,7 @@ class StudyPlan:
         tried = tuple(trial for trial in self.trials if trial.rate is not None)
         tested = tuple(
             make_trial(self.study, each, seed, {RATE_OPTION: rates[each.name]})
-            for seed in self.study.seeds
-            for each in self.configurations
+            for each, seed in seed_by_seed(self.study, self.configurations)
             if each.name in rates
         )
         return replace(self, trials=tried + tested, without_rate=tuple(without_rate))
@@ -133,7 +136,12 @@ def plan_study(study: Study) -> StudyPlan:
     names = [each.name for each in configurations]
     reference = _find_reference(study, configurations)
     sequence = _sequence(study, configurations, reference)
-    for key, asked in (("sequence", sequence), ("full_fine_tuning", filter(None, [study.full_fine_tuning]))):
+    named = (
+        ("sequence", sequence),
+        ("full_fine_tuning", filter(None, [study.full_fine_tuning])),
+        ("further_seeds", study.further_seeds),
+    )
+    for key, asked in named:
         if unknown := [name for name in asked if name not in names]:
             msg = f"{key} names {unknown[0]!r}, which is no configuration; {suggest_names(unknown[0], names)}"
             raise ConfigurationError(msg)
@@ -145,7 +153,7 @@ def plan_study(study: Study) -> StudyPlan:
     check_truncations(study.truncations, ranks)
     check_claims(study, ranks, reference)
     if rates is None:
-        trials = tuple(make_trial(study, each, seed) for seed in study.seeds for each in configurations)
+        trials = tuple(make_trial(study, each, seed) for each, seed in seed_by_seed(study, configurations))
     else:
         trials = tuple(
             make_trial(study, each, seed, {RATE_OPTION: rate}, rate)
@@ -154,6 +162,20 @@ def plan_study(study: Study) -> StudyPlan:
             for rate in rates.values
         )
     return StudyPlan(study, configurations, trials, reference, sequence)
+
+
+def seed_by_seed(study: Study, configurations: Sequence[Configuration]) -> list[tuple[Configuration, int]]:
+    """Which configuration is tested with which seed: first all with each common seed, then further seeds.
+
+    Args:
+        study: The study.
+        configurations: Its configurations.
+
+    Returns:
+        Pairs in the order in which they are trained.
+    """
+    common = [(each, seed) for seed in study.seeds for each in configurations]
+    return common + [(each, seed) for each in configurations for seed in study.further_seeds.get(each.name, ())]
 
 
 def _runs_of_search(study: Study) -> int:

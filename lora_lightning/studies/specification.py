@@ -120,6 +120,7 @@ class Study:
         budget: Hours of training, of all workers together, after which no further run is started; `None` without limit.
         claims: Claims of others that the study checks.
         truncations: By configuration: ranks to which its tested adapters are truncated, to be tested once more.
+        further_seeds: By configuration: seeds beyond those of all configurations.
     """
 
     name: str
@@ -141,6 +142,11 @@ class Study:
     storage: str | None = None
     claims: tuple[Claim, ...] = ()
     truncations: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    further_seeds: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def seeds_of(self, configuration: str) -> tuple[int, ...]:
+        """The seeds with which a configuration is trained and tested."""
+        return (*self.seeds, *self.further_seeds.get(configuration, ()))
 
 
 def label_of(value: object) -> str:

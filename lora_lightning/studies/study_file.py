@@ -108,6 +108,7 @@ def study_from_content(
         storage=reader.storage(),
         claims=read_claims(content.get("claims"), reader.refuse),
         truncations=read_truncations(content.get("truncations"), reader.refuse),
+        further_seeds=reader.further_seeds(),
     )
 
 
@@ -236,7 +237,9 @@ class _Reader:
         search, budget = self.search(), read_budget(self.content.get("budget"), self.refuse)
         check_search(search, self.axes(), self.seeds(), budget, self.refuse)
         for key in (
-            ("learning_rate", "sequence", "full_fine_tuning", "claims", "truncations") if search is not None else ()
+            ("learning_rate", "sequence", "full_fine_tuning", "claims", "truncations", "further_seeds")
+            if search is not None
+            else ()
         ):
             if self.content.get(key) is not None:
                 self.refuse(f"{key} and search cannot be used together; leave out one of both")
@@ -266,15 +269,28 @@ class _Reader:
                 "values are needed for their distance; leave out extend or shared, or give more values"
             )
         seeds = self.seeds_in(found["seeds"], "learning_rate.seeds")
-        if both := sorted({*seeds} & {*self.seeds()}):
+        further = [seed for each in self.further_seeds().values() for seed in each]
+        if both := sorted({*seeds} & {*self.seeds(), *further}):
             self.refuse(
-                f"the seed {both[0]} is in seeds and in learning_rate.seeds, but runs that chose a learning rate favor "
+                f"the seed {both[0]} is tested and in learning_rate.seeds, but runs that chose a learning rate favor "
                 "it; give other seeds"
             )
         return LearningRates(tuple(map(float, rates)), seeds, shared, extend)
 
     def seeds(self) -> tuple[int, ...]:
         return self.seeds_in(self.needed("seeds", "[0, 1, 2]"), "seeds")
+
+    def further_seeds(self) -> dict[str, tuple[int, ...]]:
+        found = self.content.get("further_seeds")
+        if found is None:
+            return {}
+        if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+            self.refuse(f"further_seeds is {found!r}, but lists of seeds by configuration are needed")
+        seeds = {name: self.seeds_in(each, f"further_seeds of {name}") for name, each in found.items()}
+        for name, each in seeds.items():
+            if both := sorted({*each} & {*self.seeds()}):
+                self.refuse(f"the seed {both[0]} is in seeds and in further_seeds of {name}; leave one out")
+        return seeds
 
     def seeds_in(self, found: Any, name: str) -> tuple[int, ...]:
         if not isinstance(found, list) or not found:

@@ -13,7 +13,7 @@ from lora_lightning.errors import ConfigurationError
 from lora_lightning.runs.files import write_error, write_text_atomically
 from lora_lightning.runs.settings import flatten, list_differences
 from lora_lightning.studies.claim_settings import claims_as_json, claims_from_json
-from lora_lightning.studies.plan import StudyPlan, plan_study
+from lora_lightning.studies.plan import StudyPlan, plan_study, seed_by_seed
 from lora_lightning.studies.specification import Axis, LearningRates, Range, Search, Study
 from lora_lightning.studies.study_yaml import read_yaml
 from lora_lightning.studies.trials import Trial, make_trial
@@ -21,6 +21,7 @@ from lora_lightning.studies.trials import Trial, make_trial
 SAVE_DIR = Path("lightning_logs/studies")
 STUDY, JOURNAL, LOCK, CLAIMS, REPORT = "study.json", "journal.jsonl", "study.lock", ".claims", "report"
 TAG, VALIDATION_TAG, CLAIMED, TRUNCATED = "tag", "validation_tag", "claims", "truncations"  # in the study's file
+FURTHER_SEEDS = "further_seeds"
 RECOMMENDED = "recommended.yaml"
 SCHEMA_VERSION = 1
 DECIDED_BEFOREHAND = ("objective", "direction", "margin", "reference", "costs", "sequence", "full_fine_tuning")
@@ -140,6 +141,7 @@ def study_as_json(study: Study) -> dict[str, Any]:
         "storage": study.storage,
         CLAIMED: claims_as_json(study.claims),
         TRUNCATED: {name: list(ranks) for name, ranks in study.truncations.items()},
+        FURTHER_SEEDS: {name: list(seeds) for name, seeds in study.further_seeds.items()},
         **{key: getattr(study, key) for key in DECIDED_BEFOREHAND},
     }
 
@@ -177,6 +179,7 @@ def load_plan(path: Path) -> StudyPlan:
             storage=content.get("storage"),
             claims=claims_from_json(content.get(CLAIMED, [])),
             truncations={name: tuple(ranks) for name, ranks in content.get(TRUNCATED, {}).items()},
+            further_seeds={name: tuple(seeds) for name, seeds in content.get(FURTHER_SEEDS, {}).items()},
             **{key: content[key] for key in DECIDED_BEFOREHAND} | lists,
         )
     )
@@ -274,7 +277,7 @@ def _without_rates(plan: StudyPlan) -> list[Trial]:
     """The tested runs of a study that chooses learning rates, before it has done so."""
     if plan.study.learning_rate is None:
         return []
-    return [make_trial(plan.study, each, seed) for seed in plan.study.seeds for each in plan.configurations]
+    return [make_trial(plan.study, each, seed) for each, seed in seed_by_seed(plan.study, plan.configurations)]
 
 
 def _numbered(configs: list[Mapping[str, Any]]) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def test_equally_good_rates_give_the_smallest(tmp_path: Path) -> None:
     [
         ({"learning_rate": 0.01}, "learning_rate is 0.01, but `values` and `seeds` are needed"),
         ({"learning_rate": RATES | {"share": True}}, "`values` and `seeds` are needed"),
-        ({"learning_rate": RATES | {"seeds": [1, 7]}}, "the seed 1 is in seeds and in learning_rate.seeds"),
+        ({"learning_rate": RATES | {"seeds": [1, 7]}}, "the seed 1 is tested and in learning_rate.seeds"),
         ({"learning_rate": RATES | {"seeds": 7}}, "learning_rate.seeds is 7"),
         ({"learning_rate": RATES | {"values": [0.1, 0.01, 1e-1]}}, "each learning rate may occur once"),
         ({"learning_rate": RATES | {"values": [1, 1.0]}}, "each learning rate may occur once"),

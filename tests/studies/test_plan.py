@@ -141,3 +141,37 @@ def test_values_of_one_axis_may_set_the_same_options(tmp_path: Path) -> None:
     methods = {"full": {"model.lora": None}, "small": {"model.lora.r": 1}, "large": {"model.lora.r": 4}}
     path = save_study(tmp_path, axes={"method": methods}, derived=None, reference="full")
     assert len(plan_study(read_study_file(path)).configurations) == 3
+
+
+def test_further_seeds_of_a_configuration_come_last(tmp_path: Path) -> None:
+    found = plan(tmp_path, axes={"model.lora.r": [2, 4]}, seeds=[0], further_seeds={"r = 4": [5, 7]})
+    assert [(trial.configuration, trial.seed) for trial in found.trials] == [
+        ("r = 2", 0),
+        ("r = 4", 0),
+        ("r = 4", 5),
+        ("r = 4", 7),
+    ]
+    assert (found.size, found.runs_of("r = 2"), found.runs_of("r = 4")) == (4, 1, 3)
+    rates = {"values": [1e-3, 1e-2], "seeds": [9]}
+    chosen = plan(tmp_path, axes={"model.lora.r": [2, 4]}, seeds=[0], further_seeds={"r = 4": [5]}, learning_rate=rates)
+    assert (len(chosen.trials), chosen.size) == (4, 7)
+    tested = chosen.with_rates({"r = 2": 1e-3, "r = 4": 1e-2}).tested
+    assert [(trial.configuration, trial.seed) for trial in tested] == [("r = 2", 0), ("r = 4", 0), ("r = 4", 5)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"further_seeds": {"r = 3": [5]}}, "further_seeds names 'r = 3', which is no configuration"),
+        ({"further_seeds": {"r = 4": [1]}}, "the seed 1 is in seeds and in further_seeds of r = 4"),
+        ({"further_seeds": {"r = 4": []}}, "further_seeds of r = 4 is \\[\\], but a list of integers is needed"),
+        ({"further_seeds": [1]}, "further_seeds is \\[1\\], but lists of seeds by configuration are needed"),
+        (
+            {"further_seeds": {"r = 4": [9]}, "learning_rate": {"values": [1e-3], "seeds": [9]}},
+            "the seed 9 is tested and in learning_rate.seeds",
+        ),
+    ],
+)
+def test_wrong_further_seeds_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        plan(tmp_path, **changes)

@@ -31,6 +31,7 @@ def folder(tmp_path: Path) -> StudyFolder:
 
 def test_a_study_is_read_back(folder: StudyFolder, tmp_path: Path) -> None:
     changes = {"sequence": ["r = 2"], "costs": ["trainable_parameters", "seconds_per_step"], "direction": "lower"}
+    changes |= {"further_seeds": {"r = 4": [3, 9]}}
     other = StudyFolder(tmp_path / "studies" / "other")
     study = plan(tmp_path, **changes)
     save(other, study)
@@ -53,6 +54,9 @@ def test_a_base_file_is_saved_by_its_content(tmp_path: Path) -> None:
 def test_a_study_may_gain_values_and_seeds(folder: StudyFolder, tmp_path: Path) -> None:
     save(folder, plan(tmp_path, seeds=[5, 1, 0], axes={"model.lora.r": [1, 2, 3, 4]}))
     assert len(load_plan(folder.path).trials) == 12
+    more = {"seeds": [5, 1, 0], "axes": {"model.lora.r": [1, 2, 3, 4]}, "further_seeds": {"r = 4": [9]}}
+    save(folder, plan(tmp_path, **more))
+    assert len(load_plan(folder.path).trials) == 13
 
 
 @pytest.mark.parametrize(
