@@ -31,7 +31,7 @@ from tests.fuzzing.data_files import FORMATS, data_cases
 from tests.fuzzing.meanings import chat_cases, damage_cases, label_cases, validation_cases, vocabulary_cases
 from tests.fuzzing.model_files import backbone_cases, checkpoint_cases, prediction_cases
 from tests.fuzzing.outcome import FAILED, LATE, RAN, REFUSED, Case, Outcome, outcome_of
-from tests.test_configs import CONFIGS, STUDIES
+from tests.test_configs import CONFIGS, OF_FIT
 from tests.tiny_models import save_tiny_backbone
 
 SECONDS = 120
@@ -66,7 +66,7 @@ def _report(sending: Connection, case: Case) -> None:
 
 def all_config_cases(folder: Path, backbones: TinyBackbone, count: int, seed: int) -> Iterator[Case]:
     """About `count` cases, the same number for each config in the repository."""
-    paths = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent != STUDIES)
+    paths = list(OF_FIT)
     for number, path in enumerate(paths):
         yield from config_cases(path, folder / f"config{number}", backbones, -(-count // len(paths)), seed)
 

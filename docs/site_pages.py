@@ -14,10 +14,11 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+from lora_lightning.cli import diagnose, study
 from lora_lightning.cli.main import COMMANDS
-from lora_lightning.cli.study import SUBCOMMANDS
 
 ROOT = Path(__file__).parents[1]
+SUBCOMMANDS = {"study": study.SUBCOMMANDS, "diagnose": diagnose.SUBCOMMANDS}
 ROOT_PAGES = {
     "README.md": "index.md",
     "SECURITY.md": "security.md",
@@ -70,7 +71,8 @@ def in_site(text: str, folder: str) -> str:
 def commands_page() -> str:
     """Returns the help of every command, as the program prints it."""
     lines = ["# Commands", "", "What `lora-lightning --help` and the help of each command print.", ""]
-    words = [[], *([name] for name in COMMANDS), *(["study", name] for name in SUBCOMMANDS)]
+    words = [[], *([name] for name in COMMANDS)]
+    words += [[command, name] for command, own in SUBCOMMANDS.items() for name in own]
     for each in words:
         lines += [f"## lora-lightning {' '.join(each)}".rstrip(), "", "```text", help_of(each).rstrip(), "```", ""]
     lines += ["## Every option of fit", "", "```text", help_of(["fit"], "--help-all").rstrip(), "```", ""]

@@ -26,6 +26,9 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 PARTIAL = CONFIGS / "callbacks"  # added to a full config
 TRAINERS = CONFIGS / "trainer"  # before or after a full config
 STUDIES = CONFIGS / "studies"  # tests/cli/test_study_configs.py runs them
+DIAGNOSES = CONFIGS / "diagnosis"  # tests/diagnosis/test_diagnosis_configs.py runs them
+OF_FIT = sorted(path for path in CONFIGS.rglob("*.yaml") if not {STUDIES, DIAGNOSES} & {*path.parents})
+FULL = [path for path in OF_FIT if path.parent not in (PARTIAL, TRAINERS)]
 VARIANTS = ("full", "small", "imbalanced", "oos_plus")
 
 
@@ -87,9 +90,7 @@ def by_path(paths: Iterable[Path]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("path", sorted(paths), ids=lambda path: str(path.relative_to(CONFIGS)))
 
 
-@by_path(
-    path for path in CONFIGS.rglob("*.yaml") if path.parent not in (PARTIAL, TRAINERS) and STUDIES not in path.parents
-)
+@by_path(FULL)
 def test_config_trains(path: Path, tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
     train([path], tiny_backbone, tmp_path)
 
@@ -152,6 +153,9 @@ def test_every_config_says_how_to_run_it() -> None:
         relative = path.relative_to(CONFIGS.parent)
         if STUDIES in path.parents:
             assert f"# lora-lightning study run {relative}" in path.read_text(), relative
+            continue
+        if path.parent == DIAGNOSES:
+            assert f"# lora-lightning diagnose run {relative}" in path.read_text(), relative
             continue
         before = "--config configs/quickstart.yaml " if path.parent in (PARTIAL, TRAINERS) else ""
         assert f"# lora-lightning fit {before}--config {relative}" in path.read_text(), relative

@@ -10,6 +10,7 @@ import pytest
 from lora_lightning.cli.allocate import build_allocate_parser
 from lora_lightning.cli.compress import build_compress_parser
 from lora_lightning.cli.configs import build_configs_parser
+from lora_lightning.cli.diagnose import build_diagnose_parser
 from lora_lightning.cli.main import COMMANDS, main
 from lora_lightning.cli.merge import build_merge_parser
 from lora_lightning.cli.plan import build_plan_parser
@@ -24,6 +25,7 @@ TOOLS = {  # they leave options of `fit` to its parser
     "allocate": build_allocate_parser,
     "study": build_study_parser,
     "configs": build_configs_parser,
+    "diagnose": build_diagnose_parser,
 }
 ENDS = {"|", "&&", "||", ";", ">", "<", "<<", "#"}  # of a command in a shell
 
@@ -71,7 +73,7 @@ def test_a_documented_command_parses(
         assert command in COMMANDS or command.startswith("--")
     elif command in TOOLS:
         _, left = TOOLS[command]().parse_known_args(words)
-        assert not left or command != "study"
+        assert not left or command not in {"study", "diagnose"}
         assert all(re.match(r"--(model|data|trainer|config)\b", word) for word in left if word.startswith("-"))
     else:
         words += [] if "--config" in words else ["--config", "configs/quickstart.yaml"]

@@ -3,6 +3,7 @@
 import copy
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,11 +108,12 @@ class SplitExamples:
         few.batches = [self.batches[place] for place in places]
         return few
 
-    def measure(self, network: nn.Module) -> Measured:
+    def measure(self, network: nn.Module, watch: Callable[[Batch, Any], None] = lambda *_: None) -> Measured:
         """Runs a model over the split.
 
         Args:
             network: In evaluation mode, on the task's device.
+            watch: Is called with each batch, on the device, and what the task's `evaluate` found for it.
 
         Returns:
             Its metrics and its examples.
@@ -126,6 +128,7 @@ class SplitExamples:
                     found = task.evaluate(moved)
                     task.add_to_metrics(self.split, moved, found)
                     rows.append(batch_rows(task, moved, found))
+                    watch(moved, found)
             columns = split_rows(task, self.datamodule, self.split, rows)
             metrics = task.metric_values(self.split)
         order = columns[INDEX].argsort(stable=True) if columns else None

@@ -12,13 +12,10 @@ from torch import Tensor
 from lora_lightning.analysis.gradient_spectrum import gradient_spectra
 from lora_lightning.analysis.rank_choices import Ranks
 from lora_lightning.artefacts.finished_run import PLAIN_TRAINER
-from lora_lightning.backbones.adapter_config import ADAPTER_CONFIG, read_json_file
-from lora_lightning.backbones.adapter_weights import read_adapter_weights
-from lora_lightning.compat.peft import first_matching_pattern
+from lora_lightning.artefacts.saved_updates import saved_updates
 from lora_lightning.errors import CheckpointError, ConfigurationError, DataError
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.delta import adapted_layers, adapter_factors
-from lora_lightning.lora.parameter_names import is_embedding_factor, is_factor, is_factor_b, saved_module_name
 from lora_lightning.lora.truncation import decompose_factors
 from lora_lightning.lora.variants import chosen_variants
 from lora_lightning.runs.record import RunRecord
@@ -113,32 +110,11 @@ def measure_run(folder: Path) -> MeasuredLayers:
     if record.adapter is None:
         msg = f"{source} has exported no adapter yet; train or resume it first."
         raise CheckpointError(msg)
-    factors = _read_factors(record.adapter)
-    scalings = _saved_scalings(record.adapter, {name: len(a) for name, (a, _) in factors.items()})
-    spectra = {name: scalings[name] * decompose_factors(a, b)[1] for name, (a, b) in factors.items()}
-    sides = {name: (a.shape[1], b.shape[0]) for name, (a, b) in factors.items()}
+    updates = saved_updates(record.adapter)
+    spectra = {each.module: each.scaling * decompose_factors(each.A, each.B)[1] for each in updates}
+    sides = {each.module: (each.A.shape[1], each.B.shape[0]) for each in updates}
     optimization = as_settings(OptimizationSettings, options.get("optimization"))
     return _with_costs(lora, optimization, sides, spectra, f"singular values of the updates of {folder}")
-
-
-def _read_factors(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    found: dict[str, dict[bool, Tensor]] = {}
-    for name, weight in read_adapter_weights(folder).items():
-        if is_embedding_factor(name):
-            msg = f"{folder} adapts embeddings, whose ranks this command does not allocate; adapt linear layers alone."
-            raise ConfigurationError(msg)
-        if is_factor(name):
-            found.setdefault(saved_module_name(name), {})[is_factor_b(name)] = weight
-    return {name: (pair[False], pair[True]) for name, pair in found.items()}
-
-
-def _saved_scalings(folder: Path, ranks: Ranks) -> dict[str, float]:
-    """The scaling of each layer as the folder says, whose configuration may be a converted one."""
-    config = read_json_file(folder / ADAPTER_CONFIG)
-    pattern = config.get("alpha_pattern") or {}
-    power = 0.5 if config.get("use_rslora") else 1.0
-    alphas = {name: pattern.get(first_matching_pattern(list(pattern), name), config["lora_alpha"]) for name in ranks}
-    return {name: float(alphas[name]) / rank**power for name, rank in ranks.items()}
 
 
 def measure_gradients(

@@ -22,7 +22,7 @@ def run_command(arguments: Sequence[str]) -> Any:
 
     Returns:
         An object with the attributes `trainer` and `datamodule`, and the task as `model` (`fit`: `task`); for `study`,
-        `merge`, `compress`, `allocate` and `plan` their results; for `configs` the files.
+        `diagnose`, `merge`, `compress`, `allocate` and `plan` their results; for `configs` the files.
 
     Raises:
         LoraLightningError: If the input is wrong.

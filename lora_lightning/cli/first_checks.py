@@ -7,7 +7,8 @@ from lora_lightning.configuration.shipped_configs import check_config_paths, cop
 from lora_lightning.errors import ConfigurationError
 
 QUICKSTART = "configs/quickstart.yaml"
-STUDIES = ("run", "slurm")  # subcommands of `study` that read a study
+# Commands whose subcommands read a file: what it is, and those subcommands.
+READERS = {"study": ("study", ("run", "slurm")), "diagnose": ("diagnosis", ("run",))}
 OF_A_RUN = "--config RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt"
 
 
@@ -29,8 +30,9 @@ def check_first(command: str, words: Sequence[str]) -> None:
         raise ConfigurationError(msg)
     check_config_paths(values_of(words, "--config", "-c"))
     check_config_paths(values_of(words, "--base"), "base config")
-    if command == "study":
-        check_config_paths(study_files(words), "study")
+    if command in READERS:
+        kind, subcommands = READERS[command]
+        check_config_paths(own_files(words, subcommands), kind)
 
 
 def values_of(words: Sequence[str], *names: str) -> Iterator[str]:
@@ -46,13 +48,14 @@ def values_of(words: Sequence[str], *names: str) -> Iterator[str]:
             yield value if equals else words[place + 1]
 
 
-def study_files(words: Sequence[str]) -> list[str]:
-    """Returns the file of a study, if it follows the subcommand.
+def own_files(words: Sequence[str], subcommands: Sequence[str]) -> list[str]:
+    """Returns the file of a study or a diagnosis, if it follows the subcommand.
 
     Args:
-        words: Of `study`.
+        words: Of the command.
+        subcommands: Those that read such a file.
     """
-    return [word for word in words[1:2] if words[0] in STUDIES and not word.startswith("-")]
+    return [word for word in words[1:2] if words[0] in subcommands and not word.startswith("-")]
 
 
 def quickstart_command() -> str:

@@ -24,7 +24,7 @@ from lora_lightning.runs.signals import (
     set_stop_handler,
 )
 
-TRAINING = ("fit", "study")  # commands that a signal stops after the current step
+TRAINING = ("fit", "study", "diagnose")  # commands that a signal stops after the current step
 COMMANDS = {
     "plan": "show trainable parameters, adapter size and peak memory of a training before any weights load",
     "fit": "train from a YAML config, then test the best checkpoint",
@@ -36,6 +36,7 @@ COMMANDS = {
     "allocate": "choose the rank of each layer under a budget, by measurement",
     "study": "compare configurations over seeds, and say which differences are noise",
     "configs": "list the YAML files that come with this package, or copy one to edit it",
+    "diagnose": "compare LoRA with QLoRA: what quantizing the base changes, what it costs, and when it pays",
 }
 
 EPILOG = """\
@@ -53,6 +54,7 @@ examples:
   lora-lightning study run STUDY.yaml
   lora-lightning study audit results.csv --reference "r = 64"
   lora-lightning configs --copy quickstart    (into the current folder, to edit it)
+  lora-lightning diagnose run DIAGNOSIS.yaml
 
 all options of a command:    lora-lightning fit --help
 options of a class:          lora-lightning fit --model.help SequenceClassificationTask
@@ -63,7 +65,8 @@ exit status of every command:
   0    done
   1    a bug in this program, printed with its traceback
   2    wrong input, explained in one sentence
-  3    the trained model failed a check, such as the merge check, or some trials of a study failed
+  3    the trained model failed a check, such as the merge check, some trials of a study failed, or a verdict that a
+       diagnosis requires is not reached
   75   stopped by SIGTERM or SIGUSR1; the same command resumes (fit: with --resume auto)
   130  stopped by Ctrl-C
 """

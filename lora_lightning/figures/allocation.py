@@ -26,7 +26,7 @@ def rank_map_figure(ranks: Mapping[str, int]) -> "Figure":
     """
     from matplotlib.figure import Figure  # noqa: PLC0415  # a second of import, needed only where something is drawn
 
-    grid, rows, kinds = _as_grid(ranks)
+    grid, rows, kinds = module_grid(ranks)
     width = max(3.5, 1.6 + CELL_WIDTH * len(kinds) + LETTER * max(map(len, rows)))
     height = 0.9 + CELL_HEIGHT * len(rows) + LETTER * max(map(len, kinds))
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -48,18 +48,23 @@ def rank_map_figure(ranks: Mapping[str, int]) -> "Figure":
     return figure
 
 
-def _as_grid(ranks: Mapping[str, int]) -> tuple[NDArray[np.float64], list[str], list[str]]:
-    """Ranks by row and column, NaN where there is no adapter, with the names of both.
+def module_grid(numbers: Mapping[str, float]) -> tuple[NDArray[np.float64], list[str], list[str]]:
+    """Arranges numbers of modules by layer and kind.
 
-    A row is a number, or with several stacks of layers, as in an encoder-decoder, the name that ends in it.
+    Args:
+        numbers: By full dotted name of the module; at least one.
+
+    Returns:
+        Numbers by row and column, NaN where there is none, with the names of both. A row is the number of a layer, or
+        with several stacks of layers, as in an encoder-decoder, the name that ends in it.
     """
-    places = {module: _row_and_kind(module) for module in ranks}
+    places = {module: _row_and_kind(module) for module in numbers}
     prefixes = list(dict.fromkeys(row for row, _ in places.values()))
     prefixes = [row for row in prefixes if row] + [row for row in prefixes if not row]
     kinds = list(dict.fromkeys(kind for _, kind in places.values()))
     grid = np.full((len(prefixes), len(kinds)), np.nan)
     for module, (row, kind) in places.items():
-        grid[prefixes.index(row), kinds.index(kind)] = ranks[module]
+        grid[prefixes.index(row), kinds.index(kind)] = numbers[module]
     stacks = {row.rpartition(".")[0] for row in prefixes if row}
     rows = [(row if len(stacks) > 1 else row.rpartition(".")[2]) or "other" for row in prefixes]
     return grid, rows, kinds

@@ -4,12 +4,9 @@ import csv
 import io
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_lightning.errors import DataError
-from lora_lightning.figures.png import png_bytes
 from lora_lightning.figures.study import (
     curves_figure,
     differences_figure,
@@ -20,9 +17,9 @@ from lora_lightning.figures.study import (
 )
 from lora_lightning.reports.claim_rows import claim_rows
 from lora_lightning.reports.drawing import inline_svg, svg_text
+from lora_lightning.reports.files import ReportFigure, write_report_files
 from lora_lightning.reports.study_json import json_text, study_as_json
 from lora_lightning.reports.verdict_rows import chance_sentence, shown_value_unit, verdict_rows
-from lora_lightning.runs.files import atomic_file
 from lora_lightning.statistics.analysis import StudyAnalysis
 from lora_lightning.statistics.study_results import Scale, StudyResults
 from lora_lightning.statistics.verdicts import shown_margin, shown_number, variance_sentence
@@ -32,23 +29,6 @@ if TYPE_CHECKING:
 
 Further = tuple[str, str, str, Callable[[StudyResults, str], "Figure"], str]
 MOST_FIGURES = 16  # of measurements and curves; a table may have hundreds of columns
-
-
-@dataclass(frozen=True)
-class ReportFigure:
-    """A figure of the report.
-
-    Attributes:
-        name: Of its files.
-        title: Heading in the page.
-        description: What it shows, for those who do not see it.
-        figure: The figure.
-    """
-
-    name: str
-    title: str
-    description: str
-    figure: "Figure"
 
 
 def write_study_report(results: StudyResults, analysis: StudyAnalysis, folder: Path, notes: Sequence[str] = ()) -> Path:
@@ -66,33 +46,15 @@ def write_study_report(results: StudyResults, analysis: StudyAnalysis, folder: P
     Raises:
         DataError: If a file cannot be written.
     """
-    _make_folder(folder / "figures")
     figures = study_figures(results, analysis)
     drawn = [svg_text(each.figure) for each in figures]
-    page = study_page(results, analysis, figures, drawn, notes)
-    contents: dict[str, bytes] = {f"figures/{each.name}.png": png_bytes(each.figure) for each in figures}
-    contents |= {f"figures/{each.name}.svg": svg.encode() for each, svg in zip(figures, drawn, strict=True)}
-    contents["results.csv"] = results_csv(results).encode()
-    contents["analysis.json"] = json_text(study_as_json(results, analysis, notes)).encode()
-    contents["report.html"] = page.encode()
-    for name, content in contents.items():
-        try:
-            with atomic_file(folder / name) as file:
-                file.write(content)
-        except OSError as error:
-            raise _write_error(folder / name, error) from error
+    contents = {
+        "results.csv": results_csv(results).encode(),
+        "analysis.json": json_text(study_as_json(results, analysis, notes)).encode(),
+        "report.html": study_page(results, analysis, figures, drawn, notes).encode(),
+    }
+    write_report_files(folder, contents, figures, drawn)
     return folder / "report.html"
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _write_error(folder, error) from error
-
-
-def _write_error(path: Path, error: OSError) -> DataError:
-    return DataError(f"{path} cannot be written ({error.strerror}); choose another folder for the report, or make room")
 
 
 def study_figures(results: StudyResults, analysis: StudyAnalysis) -> list[ReportFigure]:

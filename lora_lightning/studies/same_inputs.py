@@ -27,14 +27,14 @@ def check_same_inputs(runs: Runs, split: str) -> None:
         DataError: If two runs were tested on different rows, or two runs of a configuration were trained on different
             rows or from different weights, be it of the base model or of the adapter in `model.adapter`.
     """
-    _compare(runs, {f"tested on other rows of {split}": lambda record: record.data_fingerprint.get(split)})
+    compare_facts(runs, {f"tested on other rows of {split}": lambda record: record.data_fingerprint.get(split)})
     facts: dict[str, Fact] = {
         "trained or validated on other rows": lambda record: dict(record.data_fingerprint),
-        "trained from another base model": lambda record: _identity(record.base_model),
+        "trained from another base model": base_identity,
         "continued from another adapter": lambda record: (record.continued_from or {}).get("weights"),
     }
     for name in dict.fromkeys(trial.configuration for trial, _ in runs):
-        _compare([run for run in runs if run[0].configuration == name], facts)
+        compare_facts([run for run in runs if run[0].configuration == name], facts)
 
 
 def rows_identity(rows: Mapping[str, NDArray[Any]]) -> str:
@@ -69,7 +69,17 @@ def check_same_rows(identities: Sequence[tuple[str, str]]) -> None:
             raise DataError(msg)
 
 
-def _compare(runs: Runs, facts: Mapping[str, Fact]) -> None:
+def compare_facts(runs: Runs, facts: Mapping[str, Fact]) -> None:
+    """Refuses to compare runs that differ in a fact.
+
+    Args:
+        runs: Finished runs.
+        facts: By what a run was that had another one, such as "trained from another base model"; runs without a fact
+            are not compared.
+
+    Raises:
+        DataError: Names two runs.
+    """
     for what, fact in facts.items():
         known = [(trial, fact(record)) for trial, record in runs if fact(record)]
         for trial, found in known[1:]:
@@ -79,9 +89,9 @@ def _compare(runs: Runs, facts: Mapping[str, Fact]) -> None:
                 raise DataError(msg)
 
 
-def _identity(base: Mapping[str, str | None] | None) -> dict[str, str | None]:
-    """The content of a base model, without the commit under which a hub has it."""
-    return {name: found for name, found in (base or {}).items() if name != "commit"}
+def base_identity(record: RunRecord) -> dict[str, str | None]:
+    """The content of a run's base model, without the commit under which a hub has it; empty if it is not known."""
+    return {name: found for name, found in (record.base_model or {}).items() if name != "commit"}
 
 
 def note_on_versions(runs: Runs) -> str:

@@ -66,6 +66,27 @@ def complete(
     Returns:
         The completion of each prompt, without the prompt and without special tokens.
     """
+    completions = complete_tokens(model, tokenizer, prompts, settings)
+    return tokenizer.batch_decode(completions, skip_special_tokens=True)
+
+
+def complete_tokens(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Mapping[str, Tensor],
+    settings: GenerationSettings,
+) -> list[list[int]]:
+    """The same as tokens.
+
+    Args:
+        model: The language model, adapters in place.
+        tokenizer: Its tokenizer, whose chat template says where a response ends.
+        prompts: `input_ids` and `attention_mask`, (prompts, tokens), int64, padded on the right.
+        settings: How to generate.
+
+    Returns:
+        The tokens of each completion, without the prompt and without the token that ends it.
+    """
     to_the_right = prompts["attention_mask"].argsort(dim=1, stable=True)  # padding first, as generation needs it
     input_ids = prompts["input_ids"].gather(1, to_the_right)
     ends = end_token_ids(model, tokenizer)
@@ -80,8 +101,7 @@ def complete(
             )
     finally:
         model.train(was_training)
-    completions = [_up_to_end(row, ends) for row in tokens[:, input_ids.shape[1] :].tolist()]
-    return tokenizer.batch_decode(completions, skip_special_tokens=True)
+    return [_up_to_end(row, ends) for row in tokens[:, input_ids.shape[1] :].tolist()]
 
 
 def _generation_config(ends: Sequence[int], pad_token_id: int | None, settings: GenerationSettings) -> GenerationConfig:

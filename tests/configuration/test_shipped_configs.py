@@ -2,6 +2,7 @@
 
 import shutil
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,17 @@ from lora_lightning.configuration.shipped_configs import (
     find_config,
     shipped_configs,
 )
+from lora_lightning.diagnosis.diagnosis_file import read_diagnosis_file
 from lora_lightning.errors import ConfigurationError
+from lora_lightning.studies.specification import Study
 from lora_lightning.studies.study_file import read_study_file
 
 ROOT = Path(__file__).parents[2]
-STUDIES = [config for config in shipped_configs() if config.name.startswith("studies/")]
+READERS: dict[str, Callable[[Path], Study]] = {
+    "studies": read_study_file,
+    "diagnosis": lambda path: read_diagnosis_file(path).study,
+}
+STUDIES = [config for config in shipped_configs() if config.name.partition("/")[0] in READERS]
 
 
 def test_every_yaml_is_listed_with_a_sentence() -> None:
@@ -66,7 +73,8 @@ def test_a_copy_says_how_to_run_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("study", STUDIES, ids=lambda config: str(config.name))
 def test_a_copied_study_finds_its_bases(study: shipped.ShippedConfig, tmp_path: Path) -> None:
     written = copy_config(study.name, tmp_path)
-    bases = [base for base in read_study_file(written[0]).base if isinstance(base, Path)]
+    read = READERS[study.name.partition("/")[0]]
+    bases = [base for base in read(written[0]).base if isinstance(base, Path)]
     assert bases
     assert written[1:] == bases
     originals = [(study.path.parent / base).resolve() for base in study.bases]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
+from lora_lightning.diagnosis.diagnosis_file import read_diagnosis_file
 from lora_lightning.errors import LoraLightningError
 from lora_lightning.studies.plan import plan_study
 from lora_lightning.studies.study_file import read_study_file
@@ -18,7 +19,7 @@ from tests.fuzzing.data_files import FORMATS, data_cases
 from tests.fuzzing.meanings import chat_cases, damage_cases, label_cases, validation_cases, vocabulary_cases
 from tests.fuzzing.model_files import backbone_cases, checkpoint_cases, prediction_cases
 from tests.fuzzing.outcome import FAILED, LATE, RAN, REFUSED, Case, judged, outcome_of
-from tests.test_configs import CONFIGS, STUDIES, by_path
+from tests.test_configs import CONFIGS, DIAGNOSES, OF_FIT, STUDIES, by_path
 
 
 def check(case: Case) -> None:
@@ -27,7 +28,7 @@ def check(case: Case) -> None:
 
 
 # A third of the configs, half of the formats: `benchmarks/fuzz.py` takes all of them.
-@by_path(sorted(path for path in CONFIGS.rglob("*.yaml") if STUDIES not in path.parents)[::3])
+@by_path(OF_FIT[::3])
 def test_changed_configs(path: Path, tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
     for case in config_cases(path, tmp_path, tiny_backbone, count=1):
         check(case)
@@ -43,6 +44,23 @@ def test_changed_studies(path: Path, tmp_path: Path) -> None:
         file.write_bytes(changed)
         try:
             study_as_json(plan_study(read_study_file(file)).study)
+        except LoraLightningError:
+            continue
+        except Exception as error:
+            error.add_note(mutation)
+            raise
+
+
+@by_path(DIAGNOSES.glob("*.yaml"))
+def test_changed_diagnoses(path: Path, tmp_path: Path) -> None:
+    """Reading and planning alone, as of studies."""
+    file = tmp_path / "diagnosis.yaml"
+    for number in range(40):
+        content = yaml.safe_load(path.read_text()) | {"base": str(CONFIGS / "quickstart.yaml")}
+        mutation, changed = changed_config(content, np.random.default_rng([zlib.crc32(path.name.encode()), number]))
+        file.write_bytes(changed)
+        try:
+            plan_study(read_diagnosis_file(file).study)
         except LoraLightningError:
             continue
         except Exception as error:

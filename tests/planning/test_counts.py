@@ -12,7 +12,7 @@ from lora_lightning.planning.plan import plan_from_arguments
 from lora_lightning.planning.settings import read_settings
 from lora_lightning.tasks.optimization import count_trainable_parameters
 from tests.conftest import TinyBackbone
-from tests.test_configs import CONFIGS, PARTIAL, STUDIES, TRAINERS, by_path, tiny_training
+from tests.test_configs import CONFIGS, FULL, by_path, tiny_training
 
 
 def bytes_of_file(folder: Path) -> int:
@@ -33,9 +33,7 @@ def real_counts(words: list[str], folder: Path) -> tuple[int, int, int]:
     return (*count_trainable_parameters(task), bytes_of_file(folder))
 
 
-@by_path(
-    path for path in CONFIGS.rglob("*.yaml") if path.parent not in (PARTIAL, TRAINERS) and STUDIES not in path.parents
-)
+@by_path(FULL)
 def test_counts_of_shipped_configs_are_those_of_fit(path: Path, tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
     config, words = tiny_training([path], tiny_backbone, tmp_path)
     plan = plan_from_arguments(words)

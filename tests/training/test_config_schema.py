@@ -14,9 +14,8 @@ from jsonschema import Draft202012Validator
 
 from lora_lightning.configuration.schema_file import SCHEMA_FILE, all_options, class_names, option_names
 from lora_lightning.training.commands import prepare_command
+from tests.test_configs import CONFIGS, OF_FIT
 
-CONFIGS = Path(__file__).parents[2] / "configs"
-OF_FIT = [path for path in sorted(CONFIGS.rglob("*.yaml")) if "studies" not in path.parts]
 FOLLOWERS = {"data.backbone", "early_stopping.monitor", "early_stopping.mode"}  # set by other options
 WITHOUT_OPTIONS = {"model.class_path", "data.class_path", "trainer.logger", "trainer.callbacks"}
 

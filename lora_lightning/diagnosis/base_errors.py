@@ -1,0 +1,160 @@
+"""What does quantization do to the base? The error of each layer, and the share of it that adapters cancel."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from lora_lightning.analysis.quantization_error import canceled_share, reachable_share, relative_error, weight_shape
+from lora_lightning.diagnosis.opened_runs import OpenedRun, full_weight_of, quantized_weight_of
+from lora_lightning.lora.delta import AdapterDelta, adapter_deltas, split_layer_number
+from lora_lightning.lora.quantized import weight_bytes
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """A quantized layer.
+
+    Attributes:
+        module: Dotted name.
+        layer: Number of its layer; `None` outside numbered layers.
+        kind: Name within the layer.
+        error: ||W - Q(W)|| / ||W||.
+        canceled: The share of W - Q(W) that the adapter on the quantized base cancels; NaN without an adapter.
+        canceled_by_other: The same of the adapter that was trained without quantization, which has never seen the
+            error: what is expected by chance.
+        reachable: The largest share that an update of this rank could cancel; NaN without an adapter.
+        excess_kurtosis: Of the entries of W.
+        outlier_share: Share of the entries that are more than 4 standard deviations from their mean.
+        largest: The largest distance of an entry from the mean, in standard deviations.
+        full_bytes: Memory of the weight that is not quantized.
+        quantized_bytes: Memory of the quantized weight with its scales.
+    """
+
+    module: str
+    layer: int | None
+    kind: str
+    error: float
+    canceled: float
+    canceled_by_other: float
+    reachable: float
+    excess_kurtosis: float
+    outlier_share: float
+    largest: float
+    full_bytes: int
+    quantized_bytes: int
+
+
+@dataclass(frozen=True)
+class BaseErrors:
+    """What quantizing the base does.
+
+    Attributes:
+        layers: The quantized layers, in the model's order.
+        full_bytes: Memory of all frozen and trained weights without quantization, adapters included.
+        quantized_bytes: The same with the quantized base.
+        pad_token_id: Of the tokenizer; -1 if the data has none.
+        vocabulary: Number of embeddings; 0 if the model reads no tokens.
+    """
+
+    layers: tuple[LayerError, ...]
+    full_bytes: int
+    quantized_bytes: int
+    pad_token_id: int
+    vocabulary: int
+
+
+def measure_base_errors(full: OpenedRun, quantized: OpenedRun) -> BaseErrors:
+    """Compares the base of two runs.
+
+    Args:
+        full: A run without quantization.
+        quantized: A run with it, of the same rank.
+
+    Returns:
+        The errors of all quantized layers.
+    """
+    own, other = (
+        {update.module: update for update in adapter_deltas(run.task.built_network)} for run in (quantized, full)
+    )
+    originals = full.layers
+    layers = [
+        _layer_error(name, originals[name], layer, own.get(name), other.get(name))
+        for name, layer in quantized.quantized_layers().items()
+    ]
+    pad, vocabulary = padding_of(full)
+    return BaseErrors(
+        tuple(layers),
+        model_bytes(full.task.built_network, originals),
+        model_bytes(quantized.task.built_network, quantized.layers),
+        pad,
+        vocabulary,
+    )
+
+
+@torch.no_grad()
+def _layer_error(
+    name: str, full: nn.Module, quantized: nn.Module, own: AdapterDelta | None, other: AdapterDelta | None
+) -> LayerError:
+    weight, rounded = full_weight_of(full), quantized_weight_of(quantized).to(_device(full))
+    error, shape = weight - rounded, weight_shape(weight)
+    layer, kind = split_layer_number(name)
+    return LayerError(
+        name,
+        layer,
+        kind,
+        error=relative_error(weight, rounded),
+        canceled=_share(own, error),
+        canceled_by_other=_share(other, error),
+        reachable=float("nan") if own is None else reachable_share(error, own.r),
+        excess_kurtosis=shape.excess_kurtosis,
+        outlier_share=shape.outlier_share,
+        largest=shape.largest,
+        full_bytes=weight_bytes(full),
+        quantized_bytes=weight_bytes(quantized),
+    )
+
+
+def _device(layer: nn.Module) -> torch.device:
+    return next(layer.parameters()).device
+
+
+def _share(update: AdapterDelta | None, error: Tensor) -> float:
+    return float("nan") if update is None else canceled_share(update, error)
+
+
+def model_bytes(model: nn.Module, layers: Mapping[str, nn.Module]) -> int:
+    """The memory of a model's weights.
+
+    Args:
+        model: Any.
+        layers: Its linear layers, whose quantized weights have scales beside them.
+
+    Returns:
+        Bytes of parameters and buffers, each storage once, with the scales of quantized weights.
+    """
+    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    stored = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    packed = (cast("Tensor", layer.weight) for layer in layers.values())
+    own = sum(tensor.numel() * tensor.element_size() for tensor in packed)
+    return stored + sum(weight_bytes(layer) for layer in layers.values()) - own
+
+
+def padding_of(opened: OpenedRun) -> tuple[int, int]:
+    """The padding token of a run's data, and how many embeddings its model has.
+
+    Args:
+        opened: The run.
+
+    Returns:
+        -1 without a tokenizer or a padding token, and 0 without embeddings.
+    """
+    tokenizer = getattr(opened.examples.datamodule, "tokenizer", None)
+    pad = -1 if tokenizer is None or tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
+    try:
+        embeddings = opened.task.transformers_model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return pad, 0
+    return pad, 0 if embeddings is None else int(embeddings.weight.shape[0])  # type: ignore[index]

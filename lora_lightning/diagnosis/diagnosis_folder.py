@@ -1,0 +1,187 @@
+"""The folder of a diagnosis: that of its study, with what was measured on its runs beside them."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lora_lightning.diagnosis.specification import Diagnosis, Measuring, SkipProof
+from lora_lightning.diagnosis.stored import as_json, from_json
+from lora_lightning.errors import ConfigurationError, DataError
+from lora_lightning.runs.files import write_error, write_text_atomically
+from lora_lightning.studies.study_folder import StudyFolder, load_plan
+
+SAVE_DIR = Path("lightning_logs/diagnoses")
+SETTINGS, MEASUREMENTS, PROOF, REPORT = "diagnosis_settings.json", "measurements", "skip_modules", "report"
+FINDINGS, SKIP_LIST = "diagnosis.json", "skip_modules.yaml"
+SCHEMA_VERSION = 1
+FIXED = ("full", "quantized", "rank")
+Measured = TypeVar("Measured")
+
+
+@dataclass(frozen=True)
+class Timed:
+    """That something was measured.
+
+    Attributes:
+        identity: Of what it was measured on.
+        seconds: That it took.
+    """
+
+    identity: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class DiagnosisFolder:
+    """The folder of a diagnosis.
+
+    Attributes:
+        path: `<save_dir>/<name>`, the folder of its study.
+    """
+
+    path: Path
+
+    @property
+    def study(self) -> StudyFolder:
+        """The study of precision x rank x seed, whose files lie in the same folder."""
+        return StudyFolder(self.path)
+
+    @property
+    def proof(self) -> StudyFolder:
+        """The study of lists of modules to skip."""
+        return StudyFolder(self.path / PROOF)
+
+    def save(self, diagnosis: Diagnosis) -> None:
+        """Writes what the study's own file does not have. The folder must exist.
+
+        Raises:
+            ConfigurationError: If the folder has another diagnosis.
+            TrainingError: If the file cannot be written.
+        """
+        path = self.path / SETTINGS
+        content = {"schema_version": SCHEMA_VERSION, **as_json(replace(diagnosis, study=None))}  # type: ignore[arg-type]
+        if path.exists():
+            former = _read(path)
+            for name in FIXED:
+                if former[name] != content[name]:
+                    msg = f"the folder {self.path} has a diagnosis whose {name} is {former[name]}, and not "
+                    msg += f"{content[name]}; restore the YAML, or give the diagnosis another name"
+                    raise ConfigurationError(msg)
+        _write(path, content)
+
+    def load(self) -> Diagnosis:
+        """Reads the diagnosis, with the base configs of the time when it was started.
+
+        Raises:
+            ConfigurationError: If the folder has no diagnosis.
+        """
+        path = self.path / SETTINGS
+        if not path.is_file():
+            msg = f"{self.path} is not the folder of a diagnosis, because it has no {SETTINGS}; give a folder such as "
+            msg += f"{SAVE_DIR}/NAME"
+            raise ConfigurationError(msg)
+        content = _read(path)
+        proof = content["proof"]
+        return Diagnosis(
+            study=load_plan(self.path).study,
+            full=content["full"],
+            quantized=content["quantized"],
+            ranks=tuple(content["ranks"]),
+            rank=content["rank"],
+            seeds=tuple(content["seeds"]),
+            other_seeds=tuple(content["other_seeds"]),
+            measuring=from_json(Measuring, content["measuring"]),
+            proof=None if proof is None else from_json(SkipProof, proof),
+            require=tuple(content["require"]),
+        )
+
+    def measure(
+        self, name: str, kind: type[Measured], inputs: Mapping[str, Any], compute: Callable[[], Measured]
+    ) -> Measured:
+        """Measures something unless that was done before on the same inputs.
+
+        Args:
+            name: Of its file.
+            kind: The dataclass that `compute` returns.
+            inputs: What the result depends on, as JSON.
+            compute: Measures it.
+
+        Returns:
+            The result.
+
+        Raises:
+            LoraLightningError: If it cannot be measured, or the file cannot be written.
+        """
+        identity = _identity(inputs)
+        known = self.timed(name)
+        if known is None or known.identity != identity:
+            start = time.monotonic()
+            found = compute()
+            seconds = time.monotonic() - start
+            path = self._measurement(name)
+            try:
+                path.parent.mkdir(exist_ok=True)
+            except OSError as error:
+                raise write_error(path, error) from error
+            content = {"schema_version": SCHEMA_VERSION, "identity": identity, "seconds": seconds}
+            _write(path, {**content, "content": as_json(found)})
+        return self.stored(name, kind)  # type: ignore[return-value]  # it was written
+
+    def stored(self, name: str, kind: type[Measured]) -> Measured | None:
+        """Reads what was measured; `None` if it was not.
+
+        Raises:
+            DataError: If the file is damaged.
+        """
+        path = self._measurement(name)
+        if not path.is_file():
+            return None
+        try:
+            found: Measured = from_json(kind, _read(path)["content"])
+        except (KeyError, TypeError, ValueError) as error:
+            msg = f"{path} is damaged or of another release ({type(error).__name__}); delete it, and run the diagnosis "
+            msg += "again"
+            raise DataError(msg) from error
+        return found
+
+    def timed(self, name: str) -> Timed | None:
+        """When and on what something was measured; `None` if it was not, or by a release with another schema."""
+        path = self._measurement(name)
+        if not path.is_file():
+            return None
+        content = _read(path)
+        if content.get("schema_version") != SCHEMA_VERSION:
+            return None
+        return Timed(content["identity"], content["seconds"])
+
+    @property
+    def measured_seconds(self) -> float:
+        """What all measurements took."""
+        return float(sum(_read(path)["seconds"] for path in (self.path / MEASUREMENTS).glob("*.json")))
+
+    def _measurement(self, name: str) -> Path:
+        return self.path / MEASUREMENTS / f"{name}.json"
+
+
+def _identity(inputs: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        msg = f"{path} is damaged ({str(error).splitlines()[0]}); delete it, and run the diagnosis again"
+        raise DataError(msg) from error
+    return content
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    try:
+        write_text_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    except OSError as error:
+        raise write_error(path, error) from error

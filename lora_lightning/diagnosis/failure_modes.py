@@ -1,0 +1,236 @@
+"""Failure modes, found by rules from what was measured: symptom, evidence, likely cause and remedy of each."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lora_lightning.diagnosis.adapter_similarity import AdapterSimilarity
+from lora_lightning.diagnosis.base_errors import BaseErrors
+from lora_lightning.diagnosis.effects import Direction, Grouping
+from lora_lightning.diagnosis.merge_recovery import MergeRecoveries
+from lora_lightning.diagnosis.rank_threshold import RankThreshold
+from lora_lightning.diagnosis.sensitivity import Sensitivity
+from lora_lightning.statistics.verdicts import Verdict
+
+LEAST_RECOVERY = 0.99  # of the adapter's gain
+SENSITIVE_SHARE, SENSITIVE_TIMES = 0.25, 5.0  # of the joint divergence, and of the median module's
+LEAST_DIVERGENCE = 1e-4  # nats; below it, nobody sees a difference
+FEWEST_MODULES = 4
+UNUSED = 0.25  # of the rank
+RISE = 1.05  # of the least validation loss
+
+
+@dataclass(frozen=True)
+class FailureMode:
+    """Something that goes wrong.
+
+    Attributes:
+        name: Of the mode.
+        symptom: What one sees.
+        evidence: The numbers.
+        cause: What is likely behind it.
+        remedy: What to try.
+    """
+
+    name: str
+    symptom: str
+    evidence: str
+    cause: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What rules look at; `None` or empty if it was not measured.
+
+    Attributes:
+        ranks: What ranks show.
+        similarity: Of adapters.
+        errors: Of the base.
+        sensitivity: Of modules.
+        merges: Of merge targets.
+        utilization: At the largest rank, by precision and seed: the share of the rank that the adapter uses.
+        validation_losses: At the compared rank, by run: the curve, (2, points): steps and losses.
+    """
+
+    ranks: RankThreshold | None = None
+    similarity: AdapterSimilarity | None = None
+    errors: BaseErrors | None = None
+    sensitivity: Sensitivity | None = None
+    merges: MergeRecoveries | None = None
+    utilization: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    validation_losses: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+
+
+def find_failure_modes(evidence: Evidence) -> tuple[FailureMode, ...]:
+    """Applies every rule.
+
+    Args:
+        evidence: What was measured.
+
+    Returns:
+        The failure modes that were found.
+    """
+    return tuple(found for rule in RULES if (found := rule(evidence)) is not None)
+
+
+def insufficient_rank(evidence: Evidence) -> FailureMode | None:
+    """The largest rank is proven better than the next one, so a larger one may be better still."""
+    for each in evidence.ranks.precisions if evidence.ranks is not None else ():
+        lower = sorted(each.verdicts)
+        if lower and each.verdicts[lower[-1]] is Verdict.WORSE:
+            largest = max(each.means)
+            return FailureMode(
+                "insufficient rank",
+                f"{each.precision} still gains from its last step in rank",
+                each.sentences[lower[-1]],
+                "the task needs more directions than the adapters have",
+                f"add ranks above {largest}, each with a learning rate that suits it",
+            )
+    return None
+
+
+def divergence_beyond_seeds(evidence: Evidence) -> FailureMode | None:
+    """The precision changes adapters more than another seed does."""
+    found = evidence.similarity
+    if found is None or not found.against_seeds.low > 0:
+        return None
+    return FailureMode(
+        "divergence beyond seed noise",
+        "adapters of the two precisions with the same seed differ more than those of two seeds",
+        f"relative distance by precision minus by seed: {found.against_seeds}",
+        "the quantized base leads training elsewhere: its error, or options that differ beside the precision",
+        "compare the configs of the runs, then leave the most sensitive modules unquantized, or use 8 bits",
+    )
+
+
+def merge_drift(evidence: Evidence) -> FailureMode | None:
+    """A merge loses a part of the adapter's gain."""
+    lost = [
+        each
+        for each in (evidence.merges.targets if evidence.merges is not None else ())
+        if each.recovery.judged and each.recovery.ratio.high < 1 and each.recovery.ratio.value < LEAST_RECOVERY
+    ]
+    if not lost:
+        return None
+    targets = " and ".join(each.target for each in lost)
+    return FailureMode(
+        "merge drift",
+        f"merged into the {targets} weights, the model is not what was trained",
+        "; ".join(f"{each.target}: {each.recovery}" for each in lost),
+        "the merged base is not the one that the adapter was trained on, or the sum is rounded to few bits",
+        "merge into the dequantized weights (lora-lightning merge RUN --target dequantized), or keep the adapter apart",
+    )
+
+
+def sensitive_layer(evidence: Evidence) -> FailureMode | None:
+    """One module causes much of what quantizing all of them does."""
+    if evidence.sensitivity is None:
+        return None
+    effects = evidence.sensitivity.effects
+    singles = [each for each in effects if each.grouping is Grouping.MODULE and each.direction is Direction.IN]
+    if len(singles) < FEWEST_MODULES:
+        return None
+    joint, usual = evidence.sensitivity.joint.divergence, median(each.divergence.value for each in singles)
+    worst = max(singles, key=lambda each: each.divergence.value)
+    found = worst.divergence
+    least = max(SENSITIVE_SHARE * joint.value, SENSITIVE_TIMES * usual, LEAST_DIVERGENCE)
+    if not (found.low > 0 and found.value >= least):
+        return None
+    return FailureMode(
+        "sensitive layer",
+        f"quantizing {worst.group} alone causes {found.value / joint.value:.0%} of what quantizing everything causes",
+        f"KL divergence {found} nats, of all modules together {joint}; of the median module {usual:.3g}",
+        "outliers in its weight, or inputs that amplify its error",
+        f"leave it unquantized: model.quantization.skip_modules: [{worst.group}]",
+    )
+
+
+def unused_rank(evidence: Evidence) -> FailureMode | None:
+    """No adapter of a precision uses a quarter of its rank."""
+    for precision, shares in evidence.utilization.items():
+        if shares and max(shares.values()) < UNUSED:
+            return FailureMode(
+                "unused rank",
+                f"the adapters of {precision} use little of the largest rank",
+                f"effective rank as a share of r: {', '.join(f'{share:.2f}' for share in shares.values())}",
+                "the task needs few directions, or the learning rate is too small to fill more",
+                "take a smaller rank that the fixed-sequence test proves to be enough",
+            )
+    return None
+
+
+def dead_adapter(evidence: Evidence) -> FailureMode | None:
+    """The update of a layer is zero."""
+    dead = evidence.similarity.zero_modules if evidence.similarity is not None else ()
+    if not dead:
+        return None
+    return FailureMode(
+        "dead adapter",
+        "an adapter has not moved from dW = 0",
+        f"{len(dead)} updates are zero, {dead[0]} first",
+        "no gradient reaches the layer: the model does not call it, or something detaches its output",
+        "leave it out of target_modules, or find out why it gets no gradient",
+    )
+
+
+def pad_outside_vocabulary(evidence: Evidence) -> FailureMode | None:
+    """The id of the padding token has no embedding."""
+    errors = evidence.errors
+    if errors is None or not 0 < errors.vocabulary <= errors.pad_token_id:
+        return None
+    return FailureMode(
+        "pad token outside the vocabulary",
+        "padding has no embedding",
+        f"pad_token_id {errors.pad_token_id}, {errors.vocabulary} embeddings",
+        "a padding token was added to the tokenizer and not to the model",
+        "use an existing token, such as the end-of-text token, for padding",
+    )
+
+
+def overfitting(evidence: Evidence) -> FailureMode | None:
+    """The validation loss rises before training ends, in half of the runs or more."""
+    curves = {name: curve for name, curve in evidence.validation_losses.items() if curve.shape[1] > 1}
+    risen = {name: curve for name, curve in curves.items() if curve[1, -1] > RISE * curve[1].min() > 0}
+    if not risen or 2 * len(risen) < len(curves):
+        return None
+    name, curve = next(iter(risen.items()))
+    best, step = curve[1].min(), int(curve[0, int(curve[1].argmin())])
+    return FailureMode(
+        "overfitting",
+        "the validation loss rises before training ends",
+        f"{len(risen)} of {len(curves)} runs; {name}: {best:.4g} at step {step}, {curve[1, -1]:.4g} at the end",
+        "more epochs than the data has lessons, or too large a learning rate",
+        "train fewer epochs, or add lora_dropout; the best checkpoint is the one that was compared",
+    )
+
+
+def different_scaling(evidence: Evidence) -> FailureMode | None:
+    """The two precisions scale B A differently."""
+    scalings = evidence.similarity.scalings if evidence.similarity is not None else {}
+    if not scalings:
+        return None
+    module, (full, quantized) = next(iter(scalings.items()))
+    return FailureMode(
+        "scaling that differs",
+        "the two precisions scale their adapters differently, so they were not trained alike",
+        f"{len(scalings)} modules, such as {module}: {full:g} and {quantized:g}",
+        "lora_alpha, use_rslora or alpha_pattern differ between the precisions",
+        "set them once, outside of the precisions",
+    )
+
+
+RULES: tuple[Callable[[Evidence], FailureMode | None], ...] = (
+    insufficient_rank,
+    divergence_beyond_seeds,
+    merge_drift,
+    sensitive_layer,
+    unused_rank,
+    dead_adapter,
+    pad_outside_vocabulary,
+    overfitting,
+    different_scaling,
+)

@@ -1,0 +1,217 @@
+"""All that a diagnosis has found so far: from its runs and measurements to verdicts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lora_lightning.diagnosis.adapter_similarity import AdapterSimilarity
+from lora_lightning.diagnosis.base_errors import BaseErrors
+from lora_lightning.diagnosis.costs import CostTable, cost_table
+from lora_lightning.diagnosis.diagnosis_folder import DiagnosisFolder
+from lora_lightning.diagnosis.failure_modes import Evidence, FailureMode, find_failure_modes
+from lora_lightning.diagnosis.finished_runs import FinishedRun, finished_runs
+from lora_lightning.diagnosis.measuring import BEHAVIOR, ERRORS, MERGES, SENSITIVITY, SIMILARITY
+from lora_lightning.diagnosis.merge_recovery import MergeRecoveries
+from lora_lightning.diagnosis.model_behavior import Behaviors
+from lora_lightning.diagnosis.rank_threshold import RankThreshold, find_rank_threshold
+from lora_lightning.diagnosis.sensitivity import Sensitivity
+from lora_lightning.diagnosis.skip_proof import SkipFinding, judge_skips
+from lora_lightning.diagnosis.specification import Diagnosis
+from lora_lightning.diagnosis.verdicts import Advice, DiagnosisVerdict, State, advise, reach_verdicts
+from lora_lightning.errors import ConfigurationError, VerificationError
+from lora_lightning.statistics.study_results import Metric, StudyResults
+from lora_lightning.studies.open_study import OpenStudy, open_study
+from lora_lightning.studies.study_folder import STUDY
+from lora_lightning.studies.trial_results import collect_results
+
+VALIDATION_LOSS = "val/loss"
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a diagnosis has found; `None` where something was not measured.
+
+    Attributes:
+        name: Of the diagnosis.
+        precisions: The one that is not quantized, and the quantized one.
+        rank: The rank at which they are compared closely.
+        seeds: Seeds that both have at that rank.
+        other_seeds: Further seeds of the quantized precision.
+        metric: The metric that decides.
+        ranks: What ranks show.
+        similarity: Of adapters.
+        errors: Of the base.
+        sensitivity: Of modules.
+        behaviors: Of models.
+        merges: Of merge targets.
+        skip: Of the list of modules to skip.
+        costs: Of configurations.
+        failures: Failure modes.
+        verdicts: What is decided.
+        advice: When to use which precision.
+        notes: What was left out.
+        training_seconds: Of all runs, as far as known.
+        measuring_seconds: Of everything else.
+    """
+
+    name: str
+    precisions: tuple[str, str]
+    rank: int
+    seeds: tuple[int, ...]
+    other_seeds: tuple[int, ...]
+    metric: Metric
+    ranks: RankThreshold
+    similarity: AdapterSimilarity | None
+    errors: BaseErrors | None
+    sensitivity: Sensitivity | None
+    behaviors: Behaviors | None
+    merges: MergeRecoveries | None
+    skip: SkipFinding | None
+    costs: CostTable
+    failures: tuple[FailureMode, ...]
+    verdicts: tuple[DiagnosisVerdict, ...]
+    advice: Advice
+    notes: tuple[str, ...]
+    training_seconds: float
+    measuring_seconds: float
+
+
+def collect_findings(diagnosis: Diagnosis, folder: DiagnosisFolder, study: OpenStudy) -> Findings:
+    """Collects what is known so far.
+
+    Args:
+        diagnosis: The diagnosis.
+        folder: Its folder.
+        study: Its study.
+
+    Returns:
+        The findings.
+
+    Raises:
+        ConfigurationError: If no run of a precision is finished.
+        LoraLightningError: If a run or a measurement is damaged, or runs cannot be compared.
+    """
+    runs = finished_runs(study)
+    for precision in diagnosis.precisions:
+        if not any(run.precision == precision for run in runs):
+            msg = f"no run of the precision {precision!r} in {folder.path} is finished and tested, so that nothing can "
+            msg += "be compared; run the diagnosis first"
+            raise ConfigurationError(msg)
+    collected = collect_results(study.plan, folder.study, study.tag, study.journal.statuses(study.plan.trials))
+    results = collected.results
+    ranks = find_rank_threshold(diagnosis, results)
+    similarity, errors = folder.stored(SIMILARITY, AdapterSimilarity), folder.stored(ERRORS, BaseErrors)
+    sensitivity, merges = folder.stored(SENSITIVITY, Sensitivity), folder.stored(MERGES, MergeRecoveries)
+    behaviors = folder.stored(BEHAVIOR, Behaviors)
+    skip = _judge_proof(diagnosis, folder, results, sensitivity)
+    evidence = Evidence(
+        ranks,
+        similarity,
+        errors,
+        sensitivity,
+        merges,
+        utilization=_utilization(diagnosis, results),
+        validation_losses=_validation_losses(diagnosis, runs),
+    )
+    failures = find_failure_modes(evidence)
+    complete = all(each is not None for each in (similarity, errors, sensitivity, merges))
+    verdicts = reach_verdicts(diagnosis, ranks, similarity, merges, skip, failures, complete=complete)
+    costs = cost_table(diagnosis, results, _weight_bytes(diagnosis, errors), _adapter_bytes(diagnosis, runs))
+    return Findings(
+        name=study.plan.study.name,
+        precisions=diagnosis.precisions,
+        rank=diagnosis.rank,
+        seeds=diagnosis.seeds,
+        other_seeds=diagnosis.other_seeds,
+        metric=results.metric,
+        ranks=ranks,
+        similarity=similarity,
+        errors=errors,
+        sensitivity=sensitivity,
+        behaviors=behaviors,
+        merges=merges,
+        skip=skip,
+        costs=costs,
+        failures=failures,
+        verdicts=verdicts,
+        advice=advise(diagnosis, verdicts, costs, merges),
+        notes=tuple(note for note in (results.unfinished, *collected.notes, _merge_note(merges)) if note),
+        training_seconds=sum(run.record.timings.fit or 0.0 for run in runs),
+        measuring_seconds=folder.measured_seconds,
+    )
+
+
+def check_required(diagnosis: Diagnosis, findings: Findings) -> None:
+    """Raises an error if a verdict that the YAML requires is not reached.
+
+    Args:
+        diagnosis: The diagnosis.
+        findings: What it found.
+
+    Raises:
+        VerificationError: Names the verdict.
+    """
+    for verdict in findings.verdicts:
+        if verdict.name in diagnosis.require and verdict.state is not State.YES:
+            msg = f"the required verdict {verdict.name} is not reached ({verdict.state}): {verdict.sentence}"
+            raise VerificationError(msg)
+
+
+def _judge_proof(
+    diagnosis: Diagnosis, folder: DiagnosisFolder, results: StudyResults, sensitivity: Sensitivity | None
+) -> SkipFinding | None:
+    choice = None if sensitivity is None else sensitivity.skip
+    if diagnosis.proof is None or choice is None or not choice.modules or not (folder.proof.path / STUDY).is_file():
+        return None
+    study = open_study(folder.proof.path)
+    statuses = study.journal.statuses(study.plan.trials)
+    lists = collect_results(study.plan, folder.proof, study.tag, statuses).results.configurations
+    if not all(each.values for each in lists):
+        return None
+    full, quantized = (
+        results.configuration(diagnosis.configuration(precision, diagnosis.rank)) for precision in diagnosis.precisions
+    )
+    return judge_skips(full, quantized, lists, choice, diagnosis.proof, results.metric)
+
+
+def _utilization(diagnosis: Diagnosis, results: StudyResults) -> dict[str, Mapping[int, float]]:
+    largest = diagnosis.ranks[-1]
+    names = {precision: diagnosis.configuration(precision, largest) for precision in diagnosis.precisions}
+    found = {
+        precision: results.configuration(name).measurements.get("rank_utilization", {})
+        for precision, name in names.items()
+    }
+    return {precision: shares for precision, shares in found.items() if shares}
+
+
+def _validation_losses(diagnosis: Diagnosis, runs: Sequence[FinishedRun]) -> dict[str, NDArray[np.float64]]:
+    curves = {run.title: run.record.curves.get(VALIDATION_LOSS) for run in runs if run.rank == diagnosis.rank}
+    return {
+        title: np.array([curve.steps, curve.values], dtype=np.float64)
+        for title, curve in curves.items()
+        if curve is not None
+    }
+
+
+def _weight_bytes(diagnosis: Diagnosis, errors: BaseErrors | None) -> dict[str, float]:
+    if errors is None:
+        return {}
+    sizes = (errors.full_bytes, errors.quantized_bytes)
+    return {precision: float(size) for precision, size in zip(diagnosis.precisions, sizes, strict=True)}
+
+
+def _adapter_bytes(diagnosis: Diagnosis, runs: Sequence[FinishedRun]) -> dict[str, float]:
+    found = {}
+    for run in runs:
+        path = (run.record.adapter or Path()) / WEIGHTS_FILE
+        if path.is_file():
+            found[diagnosis.configuration(run.precision, run.rank)] = float(path.stat().st_size)
+    return found
+
+
+def _merge_note(merges: MergeRecoveries | None) -> str:
+    return "" if merges is None or not merges.note else f"{merges.note[0].upper()}{merges.note[1:]}"

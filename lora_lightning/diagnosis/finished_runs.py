@@ -1,0 +1,158 @@
+"""The finished runs of a diagnosis, and whether they can be compared."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lora_lightning.backbones.adapter_config import read_json_file
+from lora_lightning.backbones.adapter_labels import LABELS
+from lora_lightning.diagnosis.specification import PRECISION_AXIS, RANK_AXIS, Diagnosis
+from lora_lightning.errors import CheckpointError, ConfigurationError, DataError
+from lora_lightning.lora.config import LoraSettings
+from lora_lightning.runs.layout import SUMMARY
+from lora_lightning.runs.record import RunRecord
+from lora_lightning.studies.journal import TrialStatus
+from lora_lightning.studies.open_study import OpenStudy
+from lora_lightning.studies.plan import StudyPlan
+from lora_lightning.studies.same_inputs import base_identity, compare_facts
+from lora_lightning.studies.study_folder import StudyFolder
+from lora_lightning.studies.trial_runs import base_configs, run_options
+from lora_lightning.studies.trials import Trial, make_trial
+from lora_lightning.training.api import config_arguments, option_arguments
+from lora_lightning.training.commands import explain_errors, prepare_command
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A finished run of a diagnosis.
+
+    Attributes:
+        precision: Name of its precision.
+        rank: r.
+        seed: Its seed.
+        trial: Its trial.
+        record: Its folder's content.
+    """
+
+    precision: str
+    rank: int
+    seed: int
+    trial: Trial
+    record: RunRecord
+
+    @property
+    def title(self) -> str:
+        """Such as `NF4, r = 8, seed 0`."""
+        return self.trial.title
+
+    @property
+    def identity(self) -> str:
+        """Changes when the run is trained again with another result."""
+        path = self.record.folder / SUMMARY
+        return f"{self.trial.id} {hashlib.sha256(path.read_bytes()).hexdigest()}"
+
+
+def finished_runs(study: OpenStudy) -> list[FinishedRun]:
+    """Reads the finished runs of a diagnosis's study.
+
+    Args:
+        study: The study.
+
+    Returns:
+        The runs, in the order of the plan.
+
+    Raises:
+        LoraLightningError: If a run folder is damaged or gone, or runs cannot be compared.
+    """
+    plan = study.plan
+    statuses: Mapping[str, TrialStatus] = study.journal.statuses(plan.trials)
+    found = []
+    for trial in plan.tested:
+        if statuses[trial.id].state != "finished":
+            continue
+        configuration = plan.configuration(trial.configuration)
+        path = study.folder.run(trial)
+        if not path.exists():
+            msg = f"the folder of the finished run {trial.title!r} is gone ({path}); restore it, or run the "
+            msg += "diagnosis again"
+            raise DataError(msg)
+        record = RunRecord.load(path)
+        if record.checkpoint is None or record.adapter is None:
+            msg = f"the run {record.folder} ({trial.title}) has no checkpoint or no exported adapter any more; restore "
+            msg += "it, or delete its folder and run the diagnosis again."
+            raise CheckpointError(msg)
+        rank = int(configuration.options[RANK_AXIS])
+        found.append(FinishedRun(configuration.labels[PRECISION_AXIS], rank, trial.seed, trial, record))
+    check_comparable(found)
+    return found
+
+
+def check_comparable(runs: Sequence[FinishedRun]) -> None:
+    """Refuses runs of different data, base models or labels.
+
+    Args:
+        runs: Of all precisions, ranks and seeds.
+
+    Raises:
+        DataError: Names two runs that differ.
+    """
+    compare_facts(
+        [(run.trial, run.record) for run in runs],
+        {
+            "trained, validated or tested on other rows": lambda record: dict(record.data_fingerprint),
+            "trained from another base model": base_identity,
+            "trained on other labels": _labels,
+        },
+    )
+
+
+def _labels(record: RunRecord) -> Any:
+    path = None if record.adapter is None else record.adapter / LABELS
+    saved = read_json_file(path) if path is not None and path.is_file() else {}
+    return {name: saved[name] for name in ("names", "problem_type") if name in saved}  # thresholds may differ
+
+
+def check_precisions(diagnosis: Diagnosis, plan: StudyPlan, folder: StudyFolder) -> None:
+    """Refuses what cannot be diagnosed, before anything is trained.
+
+    Args:
+        diagnosis: The diagnosis.
+        plan: Its study, whose options are checked.
+        folder: Its folder; nothing is written there.
+
+    Raises:
+        ConfigurationError: If the first precision is quantized or the second one is not, or the adapters do not start
+            as dW = 0 on linear layers alone.
+    """
+    for precision in diagnosis.precisions:
+        configuration = plan.configuration(diagnosis.configuration(precision, diagnosis.rank))
+        trial = make_trial(plan.study, configuration, plan.study.seeds[0])
+        words = [*config_arguments(base_configs(plan)), *option_arguments(run_options(folder, trial))]
+        with explain_errors():
+            task = prepare_command("fit", words).model
+        is_quantized = task.quantization is not None
+        if is_quantized is not (precision == diagnosis.quantized):
+            wanted = "must set" if not is_quantized else "must not set"
+            msg = f"the precision {precision!r} of the diagnosis {wanted} model.quantization, but its configs say "
+            msg += f"{task.quantization}; change the precision's options or the base config"
+            raise ConfigurationError(msg)
+        check_adapters(task.lora, precision)
+
+
+def check_adapters(lora: LoraSettings | None, precision: str) -> None:
+    """Refuses adapters whose updates cannot be compared layer by layer.
+
+    Args:
+        lora: Their settings.
+        precision: Name of the precision, for messages.
+
+    Raises:
+        ConfigurationError: If there are none, their ranks change, they take a part out of the base, or they are on
+            experts.
+    """
+    if lora is None or lora.adalora is not None or lora.changes_base or lora.target_parameters:
+        msg = f"the precision {precision!r} of the diagnosis has no adapters of a fixed rank on linear layers of an "
+        msg += "unchanged base; LoRA, rsLoRA, DoRA and LoftQ can be compared, full fine-tuning, AdaLoRA, PiSSA, OLoRA "
+        msg += "and experts cannot"
+        raise ConfigurationError(msg)

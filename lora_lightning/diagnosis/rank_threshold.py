@@ -1,0 +1,188 @@
+"""Which rank is enough at which precision, and does more rank buy back what quantization lost?"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from lora_lightning.diagnosis.specification import Diagnosis
+from lora_lightning.statistics.analysis import StudyAnalysis, analyze_study
+from lora_lightning.statistics.jackknife import Interval, mean_interval
+from lora_lightning.statistics.multiple_tests import ERROR_RATE, holm
+from lora_lightning.statistics.paired import PairedDifference
+from lora_lightning.statistics.pairing import compare
+from lora_lightning.statistics.study_results import StudyResults
+from lora_lightning.statistics.verdicts import Verdict, shown_difference, shown_margin, what_is_missing
+
+
+@dataclass(frozen=True)
+class RankOfPrecision:
+    """The ranks of one precision.
+
+    Attributes:
+        precision: Its name.
+        smallest: The least rank that is proven to be enough, compared with the largest one; `None` if none is.
+        means: Mean of the metric by rank, as shown, with a t interval over seeds.
+        verdicts: By rank below the largest: the verdict of the fixed-sequence test.
+        sentences: By rank below the largest, with numbers.
+    """
+
+    precision: str
+    smallest: int | None
+    means: Mapping[int, Interval]
+    verdicts: Mapping[int, Verdict]
+    sentences: Mapping[int, str]
+
+
+@dataclass(frozen=True)
+class PrecisionLoss:
+    """The quantized precision compared with the other one at a rank.
+
+    Attributes:
+        rank: r of the quantized precision.
+        other_rank: r of the other one.
+        difference: Quantized minus not quantized, in the metric's stored unit, larger is better.
+        p_value: Two-sided, of no difference.
+        verdict: Whether the quantized one is worse by more than the margin.
+        sentence: In words.
+    """
+
+    rank: int
+    other_rank: int
+    difference: PairedDifference
+    p_value: float
+    verdict: Verdict
+    sentence: str
+
+    @property
+    def told_from_zero(self) -> bool:
+        """Whether the difference is more than chance."""
+        return self.p_value <= ERROR_RATE
+
+
+@dataclass(frozen=True)
+class RankThreshold:
+    """What ranks show.
+
+    Attributes:
+        precisions: The one that is not quantized, then the quantized one.
+        compared: Both precisions at the rank that was chosen beforehand, tested alone; `None` if a run is missing.
+        losses: By rank, ascending: both precisions at the same rank, with Holm's correction over ranks.
+        bought_back: The quantized precision at its largest rank, compared with the other one at each smaller rank.
+    """
+
+    precisions: tuple[RankOfPrecision, RankOfPrecision]
+    compared: PrecisionLoss | None
+    losses: tuple[PrecisionLoss, ...]
+    bought_back: tuple[PrecisionLoss, ...]
+
+
+def find_rank_threshold(diagnosis: Diagnosis, results: StudyResults) -> RankThreshold:
+    """Analyzes ranks.
+
+    Args:
+        diagnosis: The diagnosis.
+        results: What its study measured.
+
+    Returns:
+        The threshold of each precision, and what quantization costs at each rank.
+    """
+    full, quantized = (_of_precision(diagnosis, results, precision) for precision in diagnosis.precisions)
+    same = [(rank, rank) for rank in diagnosis.ranks]
+    largest = diagnosis.ranks[-1]
+    compared = _losses(diagnosis, results, [(diagnosis.rank, diagnosis.rank)])
+    return RankThreshold(
+        (full, quantized),
+        compared[0] if compared else None,
+        _losses(diagnosis, results, same),
+        _losses(diagnosis, results, [(largest, rank) for rank in diagnosis.ranks[:-1]]),
+    )
+
+
+def analyze_precision(diagnosis: Diagnosis, results: StudyResults, precision: str) -> StudyAnalysis:
+    """Analyzes the ranks of a precision as a study of its own, whose reference is the largest rank.
+
+    Args:
+        diagnosis: The diagnosis.
+        results: Of both precisions.
+        precision: The precision.
+
+    Returns:
+        The verdicts.
+    """
+    names = [diagnosis.configuration(precision, rank) for rank in diagnosis.ranks]
+    own = replace(
+        results,
+        configurations=[results.configuration(name) for name in names],
+        reference=names[-1],
+        sequence=names[-2::-1],
+        claims=(),
+        truncated=(),
+    )
+    return analyze_study(own)
+
+
+def _of_precision(diagnosis: Diagnosis, results: StudyResults, precision: str) -> RankOfPrecision:
+    analysis = analyze_precision(diagnosis, results, precision)
+    by_name = {diagnosis.configuration(precision, rank): rank for rank in diagnosis.ranks}
+    found = {by_name[each.name]: each for each in analysis.comparisons}
+    shown = {
+        rank: [results.metric.shown_value(value) for value in results.configuration(name).values.values()]
+        for name, rank in by_name.items()
+    }
+    smallest = analysis.smallest_sufficient
+    return RankOfPrecision(
+        precision,
+        None if smallest is None else by_name[smallest],
+        {rank: mean_interval(values) for rank, values in shown.items()},
+        {rank: each.verdict for rank, each in found.items()},
+        {rank: each.sentence for rank, each in found.items()},
+    )
+
+
+def _losses(diagnosis: Diagnosis, results: StudyResults, pairs: list[tuple[int, int]]) -> tuple[PrecisionLoss, ...]:
+    found = []
+    for rank, other in pairs:
+        own = results.configuration(diagnosis.configuration(diagnosis.quantized, rank))
+        reference = results.configuration(diagnosis.configuration(diagnosis.full, other))
+        found.append((rank, other, compare(own, reference, results.metric)))
+    known = [each for each in found if each[2].seeds]
+    margin = results.metric.stored_margin
+    two_sided = holm([difference.p_value for *_, difference in known])
+    above = holm([difference.p_value_above(-margin) for *_, difference in known])
+    below = holm([difference.p_value_below(-margin) for *_, difference in known])
+    return tuple(
+        _loss(diagnosis, results, each, p_value, is_above <= ERROR_RATE, is_below <= ERROR_RATE)
+        for each, p_value, is_above, is_below in zip(known, two_sided, above, below, strict=True)
+    )
+
+
+def _loss(
+    diagnosis: Diagnosis,
+    results: StudyResults,
+    pair: tuple[int, int, PairedDifference],
+    p_value: float,
+    is_not_worse: bool,
+    is_worse: bool,
+) -> PrecisionLoss:
+    rank, other, difference = pair
+    verdict = _verdict(difference, is_not_worse=is_not_worse, is_worse=is_worse)
+    metric = results.metric
+    names = (diagnosis.configuration(diagnosis.quantized, rank), diagnosis.configuration(diagnosis.full, other))
+    words = {
+        Verdict.IDENTICAL: "is identical to",
+        Verdict.NOT_WORSE: f"is at least as good minus {shown_margin(metric)} as",
+        Verdict.WORSE: f"is worse by more than {shown_margin(metric)} than",
+    }.get(verdict, f"is undecided at a margin of {shown_margin(metric)} against")
+    sentence = f"{names[0]} {words} {names[1]} ({shown_difference(difference, metric)})"
+    if verdict not in {Verdict.IDENTICAL, Verdict.NOT_WORSE, Verdict.WORSE}:
+        sentence += f"; missing: {what_is_missing(difference, metric)}"
+    return PrecisionLoss(rank, other, difference, p_value, verdict, f"{sentence}.")
+
+
+def _verdict(difference: PairedDifference, *, is_not_worse: bool, is_worse: bool) -> Verdict:
+    if difference.identical:
+        return Verdict.IDENTICAL
+    if difference.note:
+        return Verdict.NOT_ENOUGH_EVIDENCE
+    if is_not_worse:
+        return Verdict.NOT_WORSE
+    return Verdict.WORSE if is_worse else Verdict.UNDECIDED

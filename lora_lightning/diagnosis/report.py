@@ -1,0 +1,228 @@
+"""The report of a diagnosis: its findings as one HTML page, with figures as files."""
+
+from pathlib import Path
+
+from lora_lightning.diagnosis import report_tables as tables
+from lora_lightning.diagnosis.effects import Grouping
+from lora_lightning.diagnosis.findings import Findings
+from lora_lightning.diagnosis.report_figures import (
+    behavior_figures,
+    costs_figures,
+    errors_figure,
+    ranks_figure,
+    sensitivity_figures,
+    similarity_figures,
+)
+from lora_lightning.diagnosis.sensitivity import Sensitivity
+from lora_lightning.diagnosis.skip_proof import SkipFinding
+from lora_lightning.diagnosis.verdict_names import VerdictName
+from lora_lightning.diagnosis.verdicts import State
+from lora_lightning.reports.page import Page, Section, write_page
+from lora_lightning.statistics.jackknife import Interval
+from lora_lightning.statistics.verdicts import shown_margin
+
+READING = (
+    "Both precisions are trained with the same seeds, data and options. Not worse: proven not to be worse by more than "
+    "the margin; the chance of a false proof is 5 %. A p value below 0.05 tells a difference from zero. Updates are "
+    "dW = scaling B A, since the factors A and B alone mean nothing; a similarity is read beside those of another seed "
+    "and of random subspaces. Relative distance is 0 for equal updates and 1.41 for orthogonal ones of the same size; "
+    "an overlap is the mean squared cosine of principal angles. Effects of quantization are measured on validation "
+    "examples: one in quantizes the group alone, one out leaves the group out of everything. Intervals hold for new "
+    "examples, or for new seeds where seeds are compared. After the sign \u00b1 are standard errors over examples. "
+    "Nothing here is about models of other sizes."
+)
+
+
+def write_report(findings: Findings, folder: Path) -> Path:
+    """Writes the report.
+
+    Args:
+        findings: What was found.
+        folder: Where to; created if it does not exist.
+
+    Returns:
+        The page.
+
+    Raises:
+        DataError: If a file cannot be written.
+    """
+    return write_page(make_page(findings), folder)
+
+
+def make_page(findings: Findings) -> Page:
+    """Arranges the findings on a page.
+
+    Args:
+        findings: What was found.
+
+    Returns:
+        The page; sections without data are left out.
+    """
+    full, quantized = findings.precisions
+    quality = next(each for each in findings.verdicts if each.name is VerdictName.NOT_WORSE)
+    sections = [
+        _advice(findings),
+        _failures(findings),
+        _adapters(findings),
+        _base(findings),
+        _modules(findings),
+        _ranks(findings),
+        _behavior(findings),
+        _merges(findings),
+        _costs(findings),
+    ]
+    subtitle = f"{full} against {quantized}; {findings.metric.name}, margin {shown_margin(findings.metric)}; compared "
+    subtitle += f"at r = {findings.rank} with seeds {', '.join(map(str, findings.seeds))}"
+    return Page(
+        title=findings.name,
+        subtitle=subtitle,
+        answers=_answers(findings),
+        proven=quality.state in {State.YES, State.NO},
+        sections=tuple(section for section in sections if section is not None),
+        notes=(*findings.notes, _share_of_measuring(findings)),
+        reading=READING,
+    )
+
+
+def _answers(findings: Findings) -> tuple[str, ...]:
+    full, quantized = findings.precisions
+    advice = findings.advice
+    found = [f"Use {quantized} when {reason}" for reason in advice.use_quantized]
+    found += [f"Use {full} when {reason}" for reason in advice.use_full]
+    if not found:
+        found = [f"Nothing measured so far speaks for {quantized} or for {full}."]
+    return tuple(sentence if sentence.endswith(".") else f"{sentence}." for sentence in found)
+
+
+def _share_of_measuring(findings: Findings) -> str:
+    if not findings.training_seconds:
+        return ""
+    own, trained = findings.measuring_seconds, findings.training_seconds
+    return f"Measuring took {own:.0f} s, {own / trained:.0%} of the {trained:.0f} s of training."
+
+
+def _advice(findings: Findings) -> Section:
+    missing = tuple(f"Not decided: {sentence}" for sentence in findings.advice.missing)
+    return Section("Verdicts", tables=(tables.verdicts_table(findings.verdicts),), items=missing)
+
+
+def _failures(findings: Findings) -> Section:
+    if not findings.failures:
+        return Section("Failure modes", ("No failure mode was found in what was measured.",))
+    return Section("Failure modes", tables=(tables.failures_table(findings.failures),))
+
+
+def _adapters(findings: Findings) -> Section | None:
+    found = findings.similarity
+    if found is None:
+        return None
+    demo = found.demo
+    rotated = (
+        f"Cosines of A and of B mean nothing: the adapter of {demo.module} beside itself with rotated factors has "
+    )
+    rotated += f"the cosine {demo.update:.3f} of dW, {demo.a:.3f} of A and {demo.b:.3f} of B."
+    paragraphs = [*(each.sentence for each in findings.verdicts[1:3]), rotated]
+    if findings.other_seeds:
+        seeds = ", ".join(map(str, findings.other_seeds))
+        paragraphs.append(f"Runs with one seed share the initial A, so the permutation test takes {seeds} instead.")
+    return Section(
+        "Does quantization change what is learnt?",
+        tuple(paragraphs),
+        tables=tables.similarity_tables(found),
+        figures=similarity_figures(findings, found),
+    )
+
+
+def _base(findings: Findings) -> Section | None:
+    found = findings.errors
+    if found is None or not found.layers:
+        return None
+    saved = 100 * (1 - found.quantized_bytes / found.full_bytes)
+    text = f"The weights take {found.full_bytes / 1e6:,.1f} MB without quantization and "
+    text += f"{found.quantized_bytes / 1e6:,.1f} MB with it, {saved:.0f} % less."
+    return Section(
+        "What does quantization do to the base?",
+        (text,),
+        tables=tables.errors_tables(found),
+        figures=(errors_figure(found),),
+    )
+
+
+def _modules(findings: Findings) -> Section | None:
+    found = findings.sensitivity
+    if found is None:
+        return None
+    joint = found.joint
+    text = f"Measured on {found.examples:,} validation examples, by quantizing parts of the base of a run without "
+    text += (
+        f"quantization. Quantizing everything changes the loss by {tables.interval(joint.loss)} nats, {found.metric} "
+    )
+    text += f"by {tables.interval(joint.metric)} and the predictions by {tables.interval(joint.divergence)} nats of KL "
+    text += "divergence."
+    paragraphs = [
+        text,
+        *(_additivity(grouping, each) for grouping, each in found.additivity.items()),
+        *_skip_list(found, findings.skip),
+    ]
+    return Section(
+        "Which layers are sensitive?",
+        tuple(paragraphs),
+        tables=tables.effects_tables(found),
+        figures=sensitivity_figures(found),
+    )
+
+
+def _additivity(grouping: Grouping, found: Interval) -> str:
+    adds = "add up" if found.contains(0.0) else "do not add up"
+    return (
+        f"By {grouping}, single effects on the loss {adds}: their sum minus the joint one is {tables.interval(found)}."
+    )
+
+
+def _skip_list(found: Sensitivity, skip: SkipFinding | None) -> list[str]:
+    choice = found.skip
+    if choice is None:
+        return []
+    if not choice.modules:
+        return ["No sensitive module fits into the budget of bytes for a list of modules to skip."]
+    named = ", ".join(choice.modules)
+    sentence = f"skip_modules, for {100 * choice.share:.3g} % more memory: {named}."
+    proof = "It was not trained, because there was no loss to buy back." if skip is None else skip.sentence
+    return [sentence, proof]
+
+
+def _ranks(findings: Findings) -> Section:
+    return Section(
+        "Which rank is enough at which precision?",
+        (findings.verdicts[3].sentence,),
+        tables=tables.ranks_tables(findings.ranks),
+        figures=(ranks_figure(findings),),
+    )
+
+
+def _behavior(findings: Findings) -> Section | None:
+    found = findings.behaviors
+    if found is None or not found.pairs:
+        return None
+    text = f"On {found.examples:,} validation examples, in the measures of llama.cpp; pairs of two seeds show what "
+    text += "chance alone changes."
+    return Section(
+        "Do the models behave alike?",
+        (text,),
+        tables=(tables.behavior_table(found),),
+        figures=behavior_figures(found),
+    )
+
+
+def _merges(findings: Findings) -> Section | None:
+    found = findings.merges
+    if found is None or not found.targets:
+        return None
+    text = (
+        f"The adapter of {found.run}, merged in memory. The recovery ratio is 1 if its gain is kept, 0 if it is lost."
+    )
+    return Section("What does each merge target do?", (text,), tables=(tables.merges_table(found),))
+
+
+def _costs(findings: Findings) -> Section:
+    return Section("What does it cost?", tables=(tables.costs_table(findings.costs),), figures=costs_figures(findings))

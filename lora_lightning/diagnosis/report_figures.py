@@ -1,0 +1,130 @@
+"""The figures of a diagnosis's report, with what they show in words."""
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from lora_lightning.diagnosis.adapter_similarity import AdapterSimilarity, PairKind
+from lora_lightning.diagnosis.base_errors import BaseErrors
+from lora_lightning.diagnosis.effects import Direction, Grouping, groups_of
+from lora_lightning.diagnosis.findings import Findings
+from lora_lightning.diagnosis.model_behavior import Behaviors
+from lora_lightning.diagnosis.sensitivity import Sensitivity
+from lora_lightning.figures.diagnosis import (
+    alike_figure,
+    cost_quality_figure,
+    module_maps_figure,
+    precision_ranks_figure,
+    scores_figure,
+    spectra_figure,
+)
+from lora_lightning.figures.study import axis_label, words
+from lora_lightning.reports.files import ReportFigure
+
+DRAWN_COSTS = ("weight_bytes", "peak_memory_bytes", "seconds_per_step")
+
+
+def similarity_figures(findings: Findings, found: AdapterSimilarity) -> tuple[ReportFigure, ...]:
+    """Draws similarities by layer and module, and spectra."""
+    panels = {
+        f"another {kind}": {each.module: each.cosine[kind] for each in found.modules}
+        for kind in (PairKind.PRECISION, PairKind.SEED)
+        if kind in found.by_kind
+    }
+    spectra: dict[str, dict[str, list[float]]] = {}
+    for place, precision in enumerate(findings.precisions):
+        kinds: dict[str, list[Sequence[float]]] = {}
+        for each in found.modules:
+            kinds.setdefault(each.kind, []).append(each.spectra[place])
+        spectra[precision] = {
+            kind: [fmean(values) for values in zip(*group, strict=False)] for kind, group in kinds.items()
+        }
+    text = "Cosine of the updates of two adapters by layer and module: of the two precisions with one seed, and of two "
+    text += "seeds with one precision."
+    return (
+        ReportFigure("similarity", "Similarity of updates", text, module_maps_figure(panels, "cosine of dW", (0, 1))),
+        ReportFigure(
+            "spectra",
+            "Spectra",
+            "Singular values of the updates by kind of module, averaged over layers and seeds, for both precisions.",
+            spectra_figure(spectra),
+        ),
+    )
+
+
+def errors_figure(found: BaseErrors) -> ReportFigure:
+    """Draws the error of quantizing each weight."""
+    panels = {"relative error": {each.module: each.error for each in found.layers}}
+    text = "The relative error of quantizing each weight, by layer and module."
+    return ReportFigure("errors", "Quantization error", text, module_maps_figure(panels, "||W - Q(W)|| / ||W||"))
+
+
+def sensitivity_figures(found: Sensitivity) -> tuple[ReportFigure, ...]:
+    """Draws scores by layer and module, and against measured effects."""
+    panels = {"Fisher score": {score.module: score.fisher for score in found.scores}}
+    by_module = {score.module: score for score in found.scores}
+    points = {}
+    for grouping in (Grouping.KIND, Grouping.LAYER, Grouping.MODULE):
+        own = [each for each in found.effects if each.grouping is grouping and each.direction is Direction.IN]
+        groups = (
+            {each.group: [each.group] for each in own}
+            if grouping is Grouping.MODULE
+            else groups_of(by_module, grouping)
+        )
+        points[str(grouping)] = [
+            (sum(by_module[name].fisher for name in groups[each.group]), each.divergence.value) for each in own
+        ]
+    return (
+        ReportFigure(
+            "sensitivity",
+            "Sensitivity",
+            "The score of one backward pass for quantizing each module, by layer and module.",
+            module_maps_figure(panels, "nats"),
+        ),
+        ReportFigure(
+            "scores",
+            "Cheap score against measurement",
+            "Measured divergence of the predictions against the sum of Fisher scores, for kinds, layers and modules.",
+            scores_figure(points),
+        ),
+    )
+
+
+def behavior_figures(found: Behaviors) -> tuple[ReportFigure, ...]:
+    """Draws the similarity of hidden states by layer."""
+    first = {kind: next((p for p in found.pairs if p.kind is kind and p.layers), None) for kind in PairKind}
+    series = {f"another {kind}": [each.cka for each in pair.layers] for kind, pair in first.items() if pair is not None}
+    if not series:
+        return ()
+    text = "Linear CKA of the hidden states after each layer, for a pair of precisions and for a pair of seeds."
+    return (ReportFigure("layers", "Hidden states", text, alike_figure(series, "linear CKA")),)
+
+
+def ranks_figure(findings: Findings) -> ReportFigure:
+    """Draws quality against rank for both precisions."""
+    found = findings.ranks
+    means = {each.precision: each.means for each in found.precisions}
+    enough = {each.precision: each.smallest for each in found.precisions}
+    return ReportFigure(
+        "ranks",
+        f"{words(findings.metric.name)} against rank",
+        "Means over seeds with 95 % intervals for both precisions; a ring marks the least rank proven to be enough.",
+        precision_ranks_figure(means, enough, axis_label(None, findings.metric)),
+    )
+
+
+def costs_figures(findings: Findings) -> tuple[ReportFigure, ...]:
+    """Draws quality against memory and time."""
+    found, label = findings.costs, axis_label(None, findings.metric)
+    places = {precision: place for place, precision in enumerate(findings.precisions)}
+    figures = []
+    for cost in DRAWN_COSTS:
+        points = {
+            row.configuration: (places[row.precision], row.costs[cost], row.quality)
+            for row in found.rows
+            if cost in row.costs
+        }
+        if points:
+            figure = cost_quality_figure(points, found.pareto[cost], words(cost), label)
+            text = f"{label} against {words(cost)}; on the Pareto front: {', '.join(found.pareto[cost])}."
+            figures.append(ReportFigure(f"cost_{cost}", f"Quality against {words(cost)}", text, figure))
+    return tuple(figures)

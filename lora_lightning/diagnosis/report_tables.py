@@ -1,0 +1,261 @@
+"""The tables of a diagnosis's report: numbers as texts."""
+
+import math
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+
+from lora_lightning.diagnosis.adapter_similarity import AdapterSimilarity, PairKind
+from lora_lightning.diagnosis.base_errors import BaseErrors, LayerError
+from lora_lightning.diagnosis.costs import CostTable
+from lora_lightning.diagnosis.effects import Direction, Effect, Grouping
+from lora_lightning.diagnosis.failure_modes import FailureMode
+from lora_lightning.diagnosis.merge_recovery import MergeRecoveries
+from lora_lightning.diagnosis.model_behavior import Behaviors, PairBehavior
+from lora_lightning.diagnosis.rank_threshold import RankThreshold
+from lora_lightning.diagnosis.sensitivity import Sensitivity
+from lora_lightning.diagnosis.verdicts import DiagnosisVerdict
+from lora_lightning.reports.page import PageTable
+from lora_lightning.statistics.divergence import Estimate
+from lora_lightning.statistics.jackknife import Interval
+from lora_lightning.statistics.recommendation import shown_cost
+
+MOST_MODULES = 400  # rows; the JSON file has all
+PREDICTIONS = {
+    "mean_kl": "mean KL divergence, nats",
+    "median_kl": "median KL divergence",
+    "kl_99": "99 % KL divergence",
+    "kl_99_9": "99.9 % KL divergence",
+    "max_kl": "maximum KL divergence",
+    "mean_change_of_p": "mean change of p",
+    "rms_change_of_p": "RMS change of p",
+    "same_top": "same top token",
+    "perplexity_ratio": "perplexity ratio",
+}
+
+
+def number(value: float) -> str:
+    """Formats a number; a dash if it is unknown."""
+    return f"{value:.3g}" if math.isfinite(value) else "-"
+
+
+def percent(value: float) -> str:
+    """Formats a share in percent; a dash if it is unknown."""
+    return f"{100 * value:.3g} %" if math.isfinite(value) else "-"
+
+
+def interval(found: Interval) -> str:
+    """Formats a number with its interval."""
+    if not math.isfinite(found.value):
+        return "-"
+    ends = f" ({found.low:.3g} to {found.high:.3g})" if math.isfinite(found.low) else " (no interval)"
+    return f"{found.value:.3g}{ends}"
+
+
+def estimate(found: Estimate) -> str:
+    """Formats a number with its standard error."""
+    if not math.isfinite(found.value):
+        return "-"
+    return f"{found.value:.4g}" + (f" \u00b1 {found.error:.2g}" if math.isfinite(found.error) else "")
+
+
+def verdicts_table(verdicts: Sequence[DiagnosisVerdict]) -> PageTable:
+    """What is decided."""
+    rows = tuple((each.name.replace("_", " "), str(each.state), each.sentence) for each in verdicts)
+    return PageTable(("verdict", "reached", "numbers"), rows, texts=frozenset({2}), states=1)
+
+
+def failures_table(failures: Sequence[FailureMode]) -> PageTable:
+    """What goes wrong."""
+    rows = tuple((each.name, each.symptom, each.evidence, each.cause, each.remedy) for each in failures)
+    headings = ("failure mode", "symptom", "evidence", "likely cause", "remedy")
+    return PageTable(headings, rows, texts=frozenset({1, 2, 3, 4}))
+
+
+def similarity_tables(found: AdapterSimilarity) -> tuple[PageTable, ...]:
+    """How alike updates are, over all modules and by module."""
+    kinds = [kind for kind in PairKind if kind in found.by_kind]
+    titles = {
+        PairKind.PRECISION: "another precision, same seed (same A at the start)",
+        PairKind.SEED: "another seed, same precision",
+        PairKind.BOTH: "another precision and another seed",
+    }
+
+    def mean_of(name: str, kind: PairKind) -> float:
+        known = [getattr(each, name)[kind] for each in found.modules if not math.isnan(getattr(each, name)[kind])]
+        return fmean(known) if known else math.nan
+
+    names = ("distance", "cosine", "output_overlap", "input_overlap", "largest_angle")
+    rows = [(titles[kind], *(number(mean_of(name, kind)) for name in names)) for kind in kinds]
+    random = [fmean(getattr(each, f"random_{name}") for each in found.modules) for name in names[2:4]]
+    rows.append(("random subspaces", number(math.sqrt(2)), "0", *map(number, random), "-"))
+    headings = (
+        "pairs that differ in",
+        "relative distance",
+        "cosine of dW",
+        "overlap of outputs",
+        "overlap of inputs",
+        "largest angle, degrees",
+    )
+    shown = found.modules[:MOST_MODULES]
+    each = [
+        (module.module, *(number(module.cosine.get(kind, math.nan)) for kind in kinds), *map(number, module.norms))
+        for module in shown
+    ]
+    columns = ("module", *(f"cosine, {kind}" for kind in kinds), "||dW||, not quantized", "||dW||, quantized")
+    caption = f"Each module ({len(shown)} of {len(found.modules)})"
+    return (PageTable(headings, tuple(rows)), PageTable(columns, tuple(each), caption=caption, folded=True))
+
+
+def errors_tables(found: BaseErrors) -> tuple[PageTable, ...]:
+    """What quantizing does to weights, by kind of module and by module."""
+    headings = (
+        "modules",
+        "||W - Q(W)|| / ||W||",
+        "canceled by the adapter",
+        "by the other adapter",
+        "possible at this rank",
+        "excess kurtosis",
+        "beyond 4 SD",
+        "largest, SD",
+    )
+
+    def row(name: str, layers: Sequence[LayerError]) -> tuple[str, ...]:
+        def mean(values: Iterable[float]) -> float:
+            known = [value for value in values if not math.isnan(value)]
+            return fmean(known) if known else math.nan
+
+        return (
+            name,
+            percent(mean(each.error for each in layers)),
+            percent(mean(each.canceled for each in layers)),
+            percent(mean(each.canceled_by_other for each in layers)),
+            percent(mean(each.reachable for each in layers)),
+            number(mean(each.excess_kurtosis for each in layers)),
+            percent(mean(each.outlier_share for each in layers)),
+            number(max(each.largest for each in layers)),
+        )
+
+    kinds: dict[str, list[LayerError]] = {}
+    for each in found.layers:
+        kinds.setdefault(each.kind, []).append(each)
+    shown = found.layers[:MOST_MODULES]
+    caption = f"Each module ({len(shown)} of {len(found.layers)})"
+    return (
+        PageTable(headings, tuple(row(f"{kind} ({len(layers)})", layers) for kind, layers in kinds.items())),
+        PageTable(headings, tuple(row(each.module, [each]) for each in shown), caption=caption, folded=True),
+    )
+
+
+def effects_tables(found: Sensitivity) -> tuple[PageTable, ...]:
+    """What quantizing parts does, and how well cheap scores agree."""
+    tables = []
+    scores = {score.module: score for score in found.scores}
+    for grouping in (Grouping.KIND, Grouping.LAYER):
+        own = [each for each in found.effects if each.grouping is grouping]
+        one_in = {each.group: each for each in own if each.direction is Direction.IN}
+        one_out = {each.group: each for each in own if each.direction is Direction.OUT}
+        rows = tuple(
+            (group, str(each.modules), *_effect(each), *_effect(one_out[group])) for group, each in one_in.items()
+        )
+        what = ("loss, nats", f"{found.metric}", "KL divergence, nats")
+        headings = ("", "modules", *(f"one in: {name}" for name in what), *(f"one out: {name}" for name in what))
+        tables.append(PageTable((f"by {grouping}", *headings[1:]), rows))
+    singles = [each for each in found.effects if each.grouping in {Grouping.MODULE, Grouping.ALL}]
+    rows = tuple(
+        (
+            each.group,
+            number(scores[each.group].fisher if each.group in scores else sum(s.fisher for s in found.scores)),
+            number(scores[each.group].taylor if each.group in scores else sum(s.taylor for s in found.scores)),
+            *_effect(each),
+        )
+        for each in singles
+    )
+    headings = ("module", "Fisher score, nats", "Taylor score, nats", "loss, nats", found.metric, "KL divergence, nats")
+    tables.append(PageTable(headings, rows, caption="The modules with the largest scores, singly, and all together"))
+    agreements = tuple(
+        (str(each.grouping), each.score, each.effect, number(each.correlation), str(each.groups))
+        for each in found.agreements
+    )
+    headings = ("groups by", "score", "measured", "Spearman's correlation", "groups")
+    caption = "Cheap scores against measured effects, one in"
+    tables.append(PageTable(headings, agreements, texts=frozenset({1, 2}), caption=caption))
+    return tuple(tables)
+
+
+def _effect(each: Effect) -> tuple[str, ...]:
+    return interval(each.loss), interval(each.metric), interval(each.divergence)
+
+
+def ranks_tables(found: RankThreshold) -> tuple[PageTable, ...]:
+    """Which rank is enough, and what quantization costs at each."""
+    rows = []
+    for each in found.precisions:
+        for rank, mean in sorted(each.means.items()):
+            verdict = str(each.verdicts.get(rank, "reference"))
+            rows.append((each.precision, str(rank), interval(mean), verdict, each.sentences.get(rank, "")))
+    headings = ("precision", "r", "mean (95 % interval over seeds)", "verdict", "in words")
+    losses = tuple(
+        (f"r = {each.rank} against r = {each.other_rank}", str(each.verdict), number(each.p_value), each.sentence)
+        for each in (*found.losses, *found.bought_back)
+    )
+    caption = "The quantized precision against the other one, at the same rank and at smaller ones (p values by Holm)"
+    return (
+        PageTable(headings, tuple(rows), texts=frozenset({4}), states=3),
+        PageTable(("ranks", "verdict", "p", "in words"), losses, texts=frozenset({3}), states=1, caption=caption),
+    )
+
+
+def behavior_table(found: Behaviors) -> PageTable:
+    """How pairs of models behave: one column for each pair."""
+    pairs = found.pairs
+    rows: list[tuple[str, ...]] = []
+    for name, title in PREDICTIONS.items():
+        rows.append((title, *("-" if p.predictions is None else estimate(getattr(p.predictions, name)) for p in pairs)))
+    if any(pair.greedy for pair in pairs):
+        rows.append(("greedy completions: equal up to", *(_greedy(pair) for pair in pairs)))
+    if any(pair.flips for pair in pairs):
+        rows.append(("decisions: agreement", *(percent(p.flips.agreement) if p.flips else "-" for p in pairs)))
+        rows.append(("decisions: lost / gained / other", *(_flips(pair) for pair in pairs)))
+    if any(pair.layers for pair in pairs):
+        rows.append(("last layer: mean cosine", *(number(p.layers[-1].cosine) if p.layers else "-" for p in pairs)))
+        rows.append(("last layer: CKA", *(number(p.layers[-1].cka) if p.layers else "-" for p in pairs)))
+    headings = ("", *(f"{pair.first} / {pair.second}" for pair in pairs))
+    return PageTable(headings, tuple(rows))
+
+
+def _greedy(pair: PairBehavior) -> str:
+    return "-" if pair.greedy is None else f"{percent(pair.greedy.value)} \u00b1 {percent(pair.greedy.error)}"
+
+
+def _flips(pair: PairBehavior) -> str:
+    return "-" if pair.flips is None else f"{pair.flips.lost} / {pair.flips.gained} / {pair.flips.other}"
+
+
+def merges_table(found: MergeRecoveries) -> PageTable:
+    """What each merge target does."""
+    rows = tuple(
+        (
+            each.target,
+            interval(each.recovery.ratio) if each.recovery.judged else "not judged",
+            interval(each.recovery.change),
+            interval(each.recovery.gain),
+        )
+        for each in found.targets
+    )
+    return PageTable(("merged into", "recovery ratio", "change of log-likelihood", "gain of the adapter"), rows)
+
+
+def costs_table(found: CostTable) -> PageTable:
+    """What configurations cost, with savings of the quantized ones."""
+    names = list(dict.fromkeys(cost for row in found.rows for cost in row.costs))
+    rows = []
+    for row in found.rows:
+        cells = []
+        for cost in names:
+            saved = f" ({-row.savings[cost]:+.0f} %)" if cost in row.savings else ""
+            on_front = " \u2605" if row.configuration in found.pareto.get(cost, ()) else ""
+            cells.append(f"{shown_cost(row.costs[cost])}{saved}{on_front}" if cost in row.costs else "-")
+        rows.append((row.configuration, f"{row.quality:.4g}", *cells))
+    headings = ("configuration", "quality", *(cost.replace("_", " ") for cost in names))
+    caption = "In parentheses: against the other precision at the same rank. A star: on the Pareto front of that cost."
+    return PageTable(headings, tuple(rows), caption=caption)

@@ -1,0 +1,63 @@
+"""The files of a diagnosis: all numbers as JSON, and the list of modules to skip as a partial config."""
+
+from pathlib import Path
+
+import yaml
+
+from lora_lightning.diagnosis.diagnosis_folder import FINDINGS, SKIP_LIST
+from lora_lightning.diagnosis.findings import Findings
+from lora_lightning.diagnosis.stored import as_json
+from lora_lightning.reports.study_json import json_text
+from lora_lightning.runs.files import write_error, write_text_atomically
+
+
+def write_findings(findings: Findings, folder: Path) -> Path:
+    """Writes all numbers.
+
+    Args:
+        findings: What was found.
+        folder: Where to; must exist.
+
+    Returns:
+        `diagnosis.json`. Differences of the metric are in its stored unit.
+
+    Raises:
+        TrainingError: If it cannot be written.
+    """
+    return _write(folder / FINDINGS, json_text(as_json(findings)))
+
+
+def write_skip_list(findings: Findings, folder: Path) -> Path | None:
+    """Writes the list of modules to leave unquantized, as a partial config of `fit`.
+
+    Args:
+        findings: What was found.
+        folder: Where to; must exist.
+
+    Returns:
+        `skip_modules.yaml`; `None` if there is no list.
+
+    Raises:
+        TrainingError: If it cannot be written.
+    """
+    choice = None if findings.sensitivity is None else findings.sensitivity.skip
+    if choice is None or not choice.modules:
+        (folder / SKIP_LIST).unlink(missing_ok=True)
+        return None
+    skip = findings.skip
+    if skip is None:
+        proof = "not proven by training"
+    else:
+        proof = f"{'proven' if skip.proven else 'not proven'} by training: {skip.sentence}"
+    head = f"# Modules that the diagnosis {findings.name} would leave unquantized, for {100 * choice.share:.3g} % more "
+    head += f"memory of the weights; {proof}\n# lora-lightning fit --config QLORA.yaml --config {SKIP_LIST}\n"
+    content = {"model": {"init_args": {"quantization": {"skip_modules": list(choice.modules)}}}}
+    return _write(folder / SKIP_LIST, head + yaml.safe_dump(content, sort_keys=False))
+
+
+def _write(path: Path, text: str) -> Path:
+    try:
+        write_text_atomically(path, text)
+    except OSError as error:
+        raise write_error(path, error) from error
+    return path

@@ -1,0 +1,117 @@
+"""Runs a diagnosis: checks it, starts its study, and the study of the list of modules to skip."""
+
+from collections.abc import Callable
+
+from lora_lightning.diagnosis.diagnosis_folder import DiagnosisFolder
+from lora_lightning.diagnosis.finished_runs import check_precisions, finished_runs
+from lora_lightning.diagnosis.measuring import SENSITIVITY, Measurer
+from lora_lightning.diagnosis.rank_threshold import find_rank_threshold
+from lora_lightning.diagnosis.sensitivity import Sensitivity
+from lora_lightning.diagnosis.skip_proof import proof_study
+from lora_lightning.diagnosis.specification import Diagnosis
+from lora_lightning.studies.open_study import OpenStudy, start_study
+from lora_lightning.studies.plan import StudyPlan, plan_study
+from lora_lightning.studies.study_run import check_study
+from lora_lightning.studies.trial_results import collect_results
+from lora_lightning.studies.trial_runs import CheckedStudy
+from lora_lightning.studies.trials import Configuration
+
+Report = Callable[[str], None]
+
+
+def check_diagnosis(
+    diagnosis: Diagnosis, plan: StudyPlan, folder: DiagnosisFolder, progress: Callable[[Configuration], None]
+) -> CheckedStudy:
+    """Checks a diagnosis before anything is trained.
+
+    Args:
+        diagnosis: The diagnosis.
+        plan: The plan of its study.
+        folder: Its folder, which may not exist.
+        progress: Called before each configuration.
+
+    Returns:
+        What the check of the study found.
+
+    Raises:
+        LoraLightningError: If an option, the data, or the folder does not fit.
+    """
+    checked = check_study(plan, folder.study, progress)
+    check_precisions(diagnosis, plan, folder.study)
+    return checked
+
+
+def start_diagnosis(
+    diagnosis: Diagnosis, plan: StudyPlan, folder: DiagnosisFolder, checked: CheckedStudy, *, retry_failed: bool
+) -> OpenStudy:
+    """Creates a diagnosis in its folder, or adds what it has gained since.
+
+    Args:
+        diagnosis: The diagnosis.
+        plan: The plan of its study, which is checked.
+        folder: Its folder.
+        checked: What the check found.
+        retry_failed: Whether to run failed trials once more.
+
+    Returns:
+        Its study.
+
+    Raises:
+        ConfigurationError: If the folder has another diagnosis.
+        TrainingError: If a file cannot be written.
+    """
+    study = start_study(plan, folder.study, checked, retry_failed=retry_failed)
+    folder.save(diagnosis)
+    return study
+
+
+def measure_runs(diagnosis: Diagnosis, folder: DiagnosisFolder, study: OpenStudy, report: Report) -> None:
+    """Measures the finished runs.
+
+    Args:
+        diagnosis: The diagnosis.
+        folder: Its folder.
+        study: Its study.
+        report: Is called with a line about each step.
+
+    Raises:
+        LoraLightningError: If runs cannot be compared, or something cannot be measured.
+    """
+    metric = study.tag.partition("/")[2]
+    Measurer(diagnosis, folder, finished_runs(study), metric, report).measure_all()
+
+
+def start_proof(
+    diagnosis: Diagnosis, folder: DiagnosisFolder, study: OpenStudy, report: Report, *, retry_failed: bool
+) -> OpenStudy | None:
+    """Starts the study of the list of modules to skip, if there is a loss to buy back.
+
+    Args:
+        diagnosis: The diagnosis.
+        folder: Its folder, with the measured sensitivity.
+        study: Its study.
+        report: Is called with why there is nothing to train.
+        retry_failed: Whether to run failed trials once more.
+
+    Returns:
+        The study; `None` if nothing is to be trained.
+
+    Raises:
+        LoraLightningError: If the lists are no options of `fit`, or a file cannot be written.
+    """
+    found = folder.stored(SENSITIVITY, Sensitivity)
+    choice = None if found is None else found.skip
+    if diagnosis.proof is None or choice is None:
+        return None
+    if not choice.modules:
+        report("no module that is sensitive fits into the budget of bytes, so there is no list to prove")
+        return None
+    statuses = study.journal.statuses(study.plan.trials)
+    results = collect_results(study.plan, folder.study, study.tag, statuses).results
+    loss = find_rank_threshold(diagnosis, results).compared
+    if loss is None or not loss.told_from_zero or loss.difference.interval.value >= 0:
+        report("the loss by quantization is not told from zero, so there is nothing for a list to buy back")
+        return None
+    plan = plan_study(proof_study(diagnosis, study.planned, choice, diagnosis.proof))
+    checked = check_study(plan, folder.proof)
+    return start_study(plan, folder.proof, checked, retry_failed=retry_failed)

@@ -1,0 +1,240 @@
+"""What a diagnosis decides, and when to use which precision, from what was measured."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from lora_lightning.diagnosis.adapter_similarity import AdapterSimilarity
+from lora_lightning.diagnosis.costs import WEIGHTS, CostTable
+from lora_lightning.diagnosis.failure_modes import FailureMode
+from lora_lightning.diagnosis.merge_recovery import MergeRecoveries
+from lora_lightning.diagnosis.rank_threshold import RankThreshold
+from lora_lightning.diagnosis.skip_proof import SkipFinding
+from lora_lightning.diagnosis.specification import Diagnosis
+from lora_lightning.diagnosis.verdict_names import VerdictName
+from lora_lightning.statistics.multiple_tests import ERROR_RATE
+from lora_lightning.statistics.recovery import Recovery
+from lora_lightning.statistics.verdicts import Verdict
+
+KEPT = 0.98  # of the adapter's gain
+MATTERS = 5.0  # percent of a cost
+
+
+class State(StrEnum):
+    """Whether a verdict is reached.
+
+    Attributes:
+        YES: What its name says is proven.
+        NO: The opposite is proven.
+        UNDECIDED: Neither is.
+        MISSING: What it needs was not measured.
+    """
+
+    YES = "yes"
+    NO = "no"
+    UNDECIDED = "undecided"
+    MISSING = "not measured"
+
+
+@dataclass(frozen=True)
+class DiagnosisVerdict:
+    """A verdict.
+
+    Attributes:
+        name: Its name.
+        state: Whether it is reached.
+        sentence: With its numbers.
+    """
+
+    name: VerdictName
+    state: State
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Advice:
+    """When to use which precision.
+
+    Attributes:
+        use_quantized: Reasons for the quantized precision.
+        use_full: Reasons for the other one.
+        missing: What is not decided.
+    """
+
+    use_quantized: tuple[str, ...]
+    use_full: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
+def reach_verdicts(
+    diagnosis: Diagnosis,
+    ranks: RankThreshold | None,
+    similarity: AdapterSimilarity | None,
+    merges: MergeRecoveries | None,
+    skip: SkipFinding | None,
+    failures: Sequence[FailureMode],
+    *,
+    complete: bool,
+) -> tuple[DiagnosisVerdict, ...]:
+    """Reaches all verdicts.
+
+    Args:
+        diagnosis: The diagnosis.
+        ranks: What ranks show.
+        similarity: Of adapters.
+        merges: Of merge targets.
+        skip: Of the list of modules to skip.
+        failures: The failure modes that were found.
+        complete: Whether everything that rules need was measured.
+
+    Returns:
+        One verdict for each name.
+    """
+    found = (
+        _not_worse(diagnosis, ranks),
+        _against_seeds(similarity),
+        _precisions_differ(similarity),
+        _enough_rank(diagnosis, ranks),
+        _merge_keeps_gain(merges),
+        _skip_list(diagnosis, skip),
+        _healthy(failures, complete=complete),
+    )
+    return tuple(DiagnosisVerdict(name, *each) for name, each in zip(VerdictName, found, strict=True))
+
+
+def _not_worse(diagnosis: Diagnosis, ranks: RankThreshold | None) -> tuple[State, str]:
+    loss = None if ranks is None else ranks.compared
+    if loss is None:
+        return State.MISSING, f"No seed has finished runs of both precisions at r = {diagnosis.rank}."
+    states = {Verdict.IDENTICAL: State.YES, Verdict.NOT_WORSE: State.YES, Verdict.WORSE: State.NO}
+    told = "told from zero" if loss.told_from_zero else "not told from zero"
+    sentence = f"{loss.sentence} The difference is {told} (p = {loss.p_value:.3g})."
+    return states.get(loss.verdict, State.UNDECIDED), sentence
+
+
+def _against_seeds(similarity: AdapterSimilarity | None) -> tuple[State, str]:
+    interval = None if similarity is None else similarity.against_seeds
+    if interval is None or math.isnan(interval.low):
+        return State.MISSING, "At least 3 seeds with adapters of both precisions are needed."
+    numbers = f"(relative distance by precision minus by seed: {interval}; pairs of one seed start with the same A)"
+    if interval.high < 0:
+        return State.YES, f"At one seed, the precision changes the adapter less than another seed does {numbers}."
+    if interval.low > 0:
+        return State.NO, f"At one seed, the precision changes the adapter more than another seed does {numbers}."
+    return State.UNDECIDED, f"Whether the precision changes adapters less than another seed is undecided {numbers}."
+
+
+def _precisions_differ(similarity: AdapterSimilarity | None) -> tuple[State, str]:
+    test = None if similarity is None else similarity.permutation
+    if test is None:
+        return State.MISSING, "Adapters of the quantized precision with seeds of their own (other_seeds) are needed."
+    numbers = f"(exact permutation of labels, p = {test.p_value:.3g} of {test.splits} splits"
+    if test.p_value <= ERROR_RATE:
+        return State.YES, f"Adapters of the two precisions differ by more than those of one precision {numbers})."
+    least = f", least possible {test.least_p_value:.3g})"
+    return State.UNDECIDED, f"Adapters of the two precisions are not told apart {numbers}{least}."
+
+
+def _enough_rank(diagnosis: Diagnosis, ranks: RankThreshold | None) -> tuple[State, str]:
+    if ranks is None or len(diagnosis.ranks) == 1:
+        return State.MISSING, "There are no runs of several ranks."
+    full, quantized = ranks.precisions
+    smallest = {each.precision: each.smallest for each in (full, quantized)}
+    sentence = "; ".join(
+        f"for {name} r = {rank} is enough"
+        if rank is not None
+        else f"for {name} no rank below r = {diagnosis.ranks[-1]} is proven to be enough"
+        for name, rank in smallest.items()
+    )
+    sentence = f"{sentence[0].upper()}{sentence[1:]}."
+    if quantized.smallest is not None:
+        return State.YES, sentence
+    worse = quantized.verdicts.get(diagnosis.ranks[-2]) is Verdict.WORSE
+    return State.NO if worse else State.UNDECIDED, sentence
+
+
+def _merge_keeps_gain(merges: MergeRecoveries | None) -> tuple[State, str]:
+    recoveries = {} if merges is None else {each.target: each.recovery for each in merges.targets}
+    found: Recovery | None = recoveries.get("dequantized")
+    if found is None:
+        return State.MISSING, "No merge was measured."
+    sentence = f"Merged into the dequantized weights: {found}."
+    if not found.judged:
+        return State.UNDECIDED, sentence
+    if found.ratio.low >= KEPT:
+        return State.YES, sentence
+    return State.NO if found.ratio.high < KEPT else State.UNDECIDED, sentence
+
+
+def _skip_list(diagnosis: Diagnosis, skip: SkipFinding | None) -> tuple[State, str]:
+    if skip is None:
+        why = "No proof was asked for." if diagnosis.proof is None else "No list was trained."
+        return State.MISSING, why
+    return State.YES if skip.proven else State.UNDECIDED, skip.sentence
+
+
+def _healthy(failures: Sequence[FailureMode], *, complete: bool) -> tuple[State, str]:
+    if failures:
+        return State.NO, f"Failure modes: {', '.join(each.name for each in failures)}."
+    if not complete:
+        return State.MISSING, "No failure mode was found, but not everything was measured."
+    return State.YES, "No failure mode was found."
+
+
+def advise(
+    diagnosis: Diagnosis, verdicts: Sequence[DiagnosisVerdict], costs: CostTable, merges: MergeRecoveries | None
+) -> Advice:
+    """Says when to use which precision.
+
+    Args:
+        diagnosis: The diagnosis.
+        verdicts: Its verdicts.
+        costs: What configurations cost.
+        merges: Of merge targets.
+
+    Returns:
+        Reasons, each with its numbers; a reason follows from what is proven alone.
+    """
+    by_name = {each.name: each for each in verdicts}
+    quality, skip = by_name[VerdictName.NOT_WORSE], by_name[VerdictName.SKIP_LIST_PROVEN]
+    saved = _savings(diagnosis, costs)
+    use_quantized, use_full = [], []
+    if quality.state is State.YES:
+        use_quantized.append(f"{saved.cheaper or 'memory or time'} counts: {quality.sentence}")
+    if quality.state is State.NO:
+        use_full.append(f"quality counts: {quality.sentence}")
+    if skip.state is State.YES:
+        use_quantized.append(f"sensitive modules may stay unquantized: {skip.sentence}")
+    if saved.dearer:
+        use_full.append(f"{saved.dearer} counts")
+    if merges is not None and _loses(merges, "requantized"):
+        use_full.append("the merged model has to be quantized again: that loses a part of the adapter's gain")
+    missing = tuple(
+        each.sentence
+        for each in verdicts
+        if each.state in {State.UNDECIDED, State.MISSING} and not (each is skip and diagnosis.proof is None)
+    )
+    return Advice(tuple(use_quantized), tuple(use_full), missing)
+
+
+@dataclass(frozen=True)
+class _Savings:
+    cheaper: str
+    dearer: str
+
+
+def _savings(diagnosis: Diagnosis, costs: CostTable) -> _Savings:
+    """What the quantized precision saves, and what it costs more, at the compared rank."""
+    name = diagnosis.configuration(diagnosis.quantized, diagnosis.rank)
+    row = next((row for row in costs.rows if row.configuration == name), None)
+    shown = {WEIGHTS: "memory of the weights", "peak_memory_bytes": "peak memory", "seconds_per_step": "time a step"}
+    known = {} if row is None else {shown[cost]: value for cost, value in row.savings.items() if cost in shown}
+    cheaper = [f"{cost} ({value:.0f} % less)" for cost, value in known.items() if value >= MATTERS]
+    dearer = [f"{cost} ({-value:.0f} % more)" for cost, value in known.items() if value <= -MATTERS]
+    return _Savings(" or ".join(cheaper), " or ".join(dearer))
+
+
+def _loses(merges: MergeRecoveries, target: str) -> bool:
+    found = next((each.recovery for each in merges.targets if each.target == target), None)
+    return found is not None and found.judged and found.ratio.high < KEPT

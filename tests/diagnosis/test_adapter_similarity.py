@@ -1,0 +1,88 @@
+"""Adapters as planted points: kinds of pairs, both tests, and what is refused."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from lora_lightning.analysis.similarity import delta_cosine, relative_distance
+from lora_lightning.diagnosis.adapter_similarity import Adapter, PairKind, compare_adapters
+from lora_lightning.errors import DataError
+from lora_lightning.lora.delta import AdapterDelta
+from tests.diagnosis import planted
+
+
+def test_pairs_are_sorted_by_what_differs_and_averaged() -> None:
+    own = planted.adapters()
+    found = compare_adapters(own, planted.SEEDS, planted.OTHER_SEEDS)
+    module, at = planted.MODULES[2], found.modules[2]
+    assert (at.module, at.layer, at.kind) == ("encoder.layer.1.query", 1, "query")
+    full = {each.seed: each.updates[module] for each in own if not each.is_quantized}
+    quantized = {each.seed: each.updates[module] for each in own if each.is_quantized}
+    same = [(full[seed], quantized[seed]) for seed in planted.SEEDS]
+    assert at.cosine[PairKind.PRECISION] == pytest.approx(np.mean([delta_cosine(*pair) for pair in same]), rel=1e-6)
+    assert at.distance[PairKind.PRECISION] == pytest.approx(
+        np.mean([relative_distance(*pair) for pair in same]), rel=1e-6
+    )
+    both = [(full[i], quantized[j]) for i in full for j in quantized if i != j]
+    assert at.distance[PairKind.BOTH] == pytest.approx(np.mean([relative_distance(*pair) for pair in both]), rel=1e-6)
+    assert len(found.adapters) == len(found.distances) == 15
+    norms = [float(update.dense().norm()) for update in full.values()]
+    assert at.norms[0] == pytest.approx(np.mean(norms), rel=1e-5)
+    spectra = np.mean([np.linalg.svd(update.dense().numpy(), compute_uv=False)[:4] for update in full.values()], axis=0)
+    assert at.spectra[0] == pytest.approx(spectra, rel=1e-4)
+    assert at.random_output_overlap == pytest.approx(4 / 24)
+    assert at.output_overlap[PairKind.SEED] == pytest.approx(4 / 24, abs=0.1)
+    assert at.output_overlap[PairKind.PRECISION] > 0.8
+    assert 0 < at.largest_angle[PairKind.PRECISION] < at.largest_angle[PairKind.SEED] <= 90
+
+
+def test_precisions_that_move_adapters_a_little_are_not_told_apart() -> None:
+    found = planted.similarity(by_precision=0.3)
+    assert found.permutation is not None
+    assert found.permutation.splits == 126
+    assert found.permutation.p_value > 0.05
+    assert found.against_seeds.high < 0
+    assert found.by_kind[PairKind.PRECISION] < found.by_kind[PairKind.SEED]
+    assert (found.zero_modules, found.scalings) == ((), {})
+
+
+def test_a_common_direction_of_one_precision_is_told_apart() -> None:
+    found = planted.similarity(by_precision=0.0, moved=4.0)
+    assert found.permutation is not None
+    assert found.permutation.p_value == pytest.approx(1 / 126)
+    assert found.against_seeds.low > 0
+
+
+def test_the_label_test_needs_seeds_of_its_own() -> None:
+    own = [each for each in planted.adapters() if each.seed in planted.SEEDS]
+    assert compare_adapters(own, planted.SEEDS, ()).permutation is None
+    two = [each for each in own if each.seed < 2]
+    found = compare_adapters(two, (0, 1), ())
+    assert math.isnan(found.against_seeds.low)
+    assert found.against_seeds.value < 0
+
+
+def test_factors_alone_mean_nothing() -> None:
+    demo = planted.similarity().demo
+    assert demo.update == pytest.approx(1, rel=1e-6)
+    assert abs(demo.a) < 0.9
+    assert abs(demo.b) < 0.9
+
+
+def test_a_zero_update_has_no_direction_and_is_named() -> None:
+    own = planted.adapters()
+    zero = replace(own[0].updates["encoder.layer.0.query"], B=torch.zeros(24, 4))
+    own[0] = replace(own[0], updates={**own[0].updates, "encoder.layer.0.query": zero})
+    found = compare_adapters(own, planted.SEEDS, planted.OTHER_SEEDS)
+    assert found.zero_modules == ("float32, r = 8, seed 0: encoder.layer.0.query",)
+    assert all(math.isfinite(number) for row in found.distances for number in row)
+
+
+def test_other_modules_are_refused() -> None:
+    updates = {"query": AdapterDelta("query", torch.ones(1, 3), torch.ones(2, 1), 1.0)}
+    first, second = Adapter("a", False, 0, updates), Adapter("b", True, 0, {"value": updates["query"]})
+    with pytest.raises(DataError, match="'b' and 'a' adapt different modules, such as query"):
+        compare_adapters([first, second], (0,), ())

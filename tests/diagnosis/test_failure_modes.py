@@ -1,0 +1,86 @@
+"""Each failure mode is planted once and found, alone; none is found on a healthy pair or without data."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from lora_lightning.diagnosis.adapter_similarity import compare_adapters
+from lora_lightning.diagnosis.failure_modes import RULES, Evidence, find_failure_modes
+from lora_lightning.diagnosis.rank_threshold import find_rank_threshold
+from lora_lightning.statistics.jackknife import Interval
+from tests.diagnosis import planted
+
+BAD_CURVES = {f"run {number}": np.array([[10, 20, 30], [0.9, 0.6, 0.9]]) for number in range(2)}
+
+
+def dead() -> Evidence:
+    own = planted.adapters()
+    broken = own[0].updates | {planted.MODULES[3]: replace(own[0].updates[planted.MODULES[3]], B=torch.zeros(24, 4))}  # type: ignore[operator]
+    found = compare_adapters([replace(own[0], updates=broken), *own[1:]], planted.SEEDS, planted.OTHER_SEEDS)
+    return replace(planted.healthy(), similarity=found)
+
+
+def scaled() -> Evidence:
+    own = [
+        replace(each, updates={name: replace(update, scaling=3.0) for name, update in each.updates.items()})
+        if each.is_quantized
+        else each
+        for each in planted.adapters()
+    ]
+    return replace(planted.healthy(), similarity=compare_adapters(own, planted.SEEDS, planted.OTHER_SEEDS))
+
+
+PLANTED = {
+    "insufficient rank": lambda: replace(
+        planted.healthy(),
+        ranks=find_rank_threshold(planted.diagnosis(), planted.results(accuracies=(0.5, 0.7, 0.9))),
+    ),
+    "divergence beyond seed noise": lambda: replace(
+        planted.healthy(), similarity=planted.similarity(by_precision=0.0, moved=4.0)
+    ),
+    "merge drift": lambda: replace(planted.healthy(), merges=planted.merges(requantized=0.9)),
+    "sensitive layer": lambda: replace(
+        planted.healthy(), sensitivity=planted.sensitivity((0.3, 0.011, 0.01, 0.01, 0.01, 0.009))
+    ),
+    "unused rank": lambda: replace(planted.healthy(), utilization={"NF4": {0: 0.2, 1: 0.1}}),
+    "dead adapter": dead,
+    "pad token outside the vocabulary": lambda: replace(planted.healthy(), errors=planted.errors(pad_token_id=100)),
+    "overfitting": lambda: replace(planted.healthy(), validation_losses=BAD_CURVES),
+    "scaling that differs": scaled,
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_fault_is_found_alone(name: str) -> None:
+    (found,) = find_failure_modes(PLANTED[name]())
+    assert found.name == name
+    for part in (found.symptom, found.evidence, found.cause, found.remedy):
+        assert len(part) > 10
+
+
+def test_nothing_is_found_on_a_healthy_pair_or_without_data() -> None:
+    assert find_failure_modes(planted.healthy()) == ()
+    assert find_failure_modes(Evidence()) == ()
+    assert len(PLANTED) == len(RULES)
+
+
+@pytest.mark.parametrize(
+    "evidence",
+    [
+        {"merges": planted.merges(requantized=0.9, judged=False)},  # noise over noise
+        {"merges": planted.merges(requantized=0.995)},
+        {"similarity": replace(planted.similarity(), against_seeds=Interval(0.1, -0.1, 0.3))},
+        {"sensitivity": planted.sensitivity((0.00009, 1e-7, 1e-7, 1e-7, 1e-7, 1e-7))},  # which nobody sees
+        {"sensitivity": planted.sensitivity((0.04, 0.03, 0.03, 0.02, 0.02, 0.02))},
+        {"utilization": {"NF4": {0: 0.2, 1: 0.3}}},
+        {"errors": planted.errors(pad_token_id=99)},
+        {"errors": planted.errors(pad_token_id=-1)},
+        {"validation_losses": {**planted.healthy().validation_losses, "third": BAD_CURVES["run 0"]}},
+        {"validation_losses": {"one": np.array([[10.0], [0.5]])}},
+    ],
+    ids=lambda evidence: next(iter(evidence)),
+)
+def test_what_is_nearly_a_fault_is_none(evidence: dict[str, object]) -> None:
+    assert find_failure_modes(replace(planted.healthy(), **evidence)) == ()  # type: ignore[arg-type]

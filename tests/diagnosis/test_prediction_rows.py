@@ -1,0 +1,70 @@
+"""Logits, labels and examples of a language model's batches belong together, and prompts end before the answer."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from lora_lightning.analysis.outputs import Outputs
+from lora_lightning.diagnosis.model_behavior import beginnings
+from lora_lightning.diagnosis.prediction_rows import PredictionRecorder, predictions_of
+from lora_lightning.tasks.causal_language_modeling import CausalLanguageModelingTask
+from lora_lightning.tasks.next_token import spread_positions
+
+VOCABULARY = 50
+
+
+class Stub(CausalLanguageModelingTask):
+    """Predicts each label, with certainty."""
+
+    def outputs(self, batch: dict[str, torch.Tensor], found: Any) -> Outputs:
+        assert found is None
+        labels = batch["labels"][batch["labels"] != -100]
+        logits = 10.0 * functional.one_hot(labels, VOCABULARY).float()[spread_positions(len(labels))]
+        return Outputs(logits, "categorical", logits.argmax(dim=-1))
+
+
+def batch(rows: int, tokens: int, seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(VOCABULARY, (rows, tokens), generator=generator)
+    labels[torch.rand(rows, tokens, generator=generator) < 0.3] = -100
+    return {"input_ids": labels.clamp(min=0), "labels": labels}
+
+
+@pytest.mark.parametrize(("rows", "tokens", "most"), [(3, 8, 100), (4, 200, 37), (2, 6, 1)])
+def test_each_row_has_its_own_label_and_example(rows: int, tokens: int, most: int) -> None:
+    task, own = Stub.__new__(Stub), batch(rows, tokens, rows)
+    found = predictions_of(task, own, None, most)
+    assert found is not None
+    assert (found.logits.argmax(dim=-1) == found.labels).all()
+    assert len(found.labels) == min(most, int((own["labels"] != -100).sum()), 256)
+    for example in found.examples.unique().tolist():
+        labels = set(own["labels"][example].tolist())
+        assert set(found.labels[found.examples == example].tolist()) <= labels
+    assert found.examples.tolist() == sorted(found.examples.tolist())
+
+
+def test_a_recorder_counts_examples_over_batches_and_compares_with_kept_ones() -> None:
+    task, batches = Stub.__new__(Stub), [batch(3, 6, 0), batch(2, 9, 1)]
+    kept = PredictionRecorder(task, 2)
+    for each in batches:
+        kept.watch(each, None)
+    assert set(torch.cat([part.examples for part in kept.kept]).tolist()) == {0, 1, 2, 3, 4}
+    assert kept.all_changes is None
+    again = PredictionRecorder(task, 2, kept.kept)
+    for each in batches:
+        again.watch(each, None)
+    changes = again.all_changes
+    assert changes is not None
+    assert (changes.divergences == 0).all()
+    assert set(changes.examples.tolist()) == {0, 1, 2, 3, 4}
+
+
+def test_prompts_are_what_comes_before_the_answer_or_half_of_a_text() -> None:
+    ids = torch.arange(1, 9)[None].repeat(3, 1)
+    labels = torch.full((3, 8), -100)
+    labels[0, 3:6] = torch.tensor([5, 6, 7])  # the token after each position; the answer starts with token 5
+    labels[1, :7] = torch.arange(2, 9)
+    found = beginnings({"input_ids": ids, "labels": labels})
+    assert [each.tolist() for each in found] == [[1, 2, 3, 4], [1, 2, 3]]  # the third row has nothing to learn

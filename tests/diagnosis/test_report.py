@@ -1,0 +1,123 @@
+"""The report of a diagnosis: every number is there, nothing is loaded, names of strangers are escaped."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+import yaml
+
+from lora_lightning.diagnosis.findings import Findings, check_required
+from lora_lightning.diagnosis.report import make_page, write_report
+from lora_lightning.diagnosis.results_files import write_findings, write_skip_list
+from lora_lightning.errors import DataError, VerificationError
+from lora_lightning.reports.page import Page as PageOfReport
+from lora_lightning.reports.page import render_page, write_page
+from tests.diagnosis import planted
+from tests.reports.test_study_report import HOSTILE, Page
+
+TITLES = (
+    "Verdicts",
+    "Failure modes",
+    "Does quantization change what is learnt?",
+    "What does quantization do to the base?",
+    "Which layers are sensitive?",
+    "Which rank is enough at which precision?",
+    "Do the models behave alike?",
+    "What does each merge target do?",
+    "What does it cost?",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("report") / "new"
+    write_report(planted.findings(), found)
+    return found
+
+
+def test_the_answer_comes_first_and_every_part_is_there(folder: Path) -> None:
+    text, found = (folder / "report.html").read_text(), planted.findings()
+    first = re.search(r'<main>\s*<div class="answer">\s*<p>(.*?)</p>', text)
+    assert first
+    assert first[1].startswith(("Use NF4 when", "Use float32 when"))
+    assert "Use float32 when quality counts: NF4, r = 8 is worse by more than 2 points" in text
+    assert [title for title in TITLES if f"<h2>{title}</h2>" in text] == list(TITLES)
+    for verdict in found.verdicts:
+        assert verdict.sentence in text
+        assert f'class="verdict {verdict.state.replace(" ", "-")}">{verdict.state}' in text
+    for name in ("mean KL divergence, nats", "99.9 % KL divergence", "RMS change of p", "same top token"):
+        assert name in text
+    assert "pad_token_id 100, 100 embeddings" in text
+    assert "3 of 45 trials have not finished" in text
+    assert "Measuring took 200 s, 20% of the 1000 s of training." in text
+    assert f"skip_modules, for 10 % more memory: {planted.MODULES[0]}." in text
+
+
+def test_the_page_loads_nothing_and_is_small(folder: Path) -> None:
+    text = (folder / "report.html").read_text()
+    page = Page(text)
+    assert not page.tags & {"script", "link", "img", "iframe", "object"}
+    assert all(address.startswith("#") for address in page.addresses)
+    assert {address[1:] for address in page.addresses} <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+    assert len(page.labels) == text.count("<svg") == 10
+    assert len(text) < 600_000
+    assert "prefers-color-scheme: dark" in text
+    names = {path.stem for path in (folder / "figures").iterdir()}
+    assert names >= {"similarity", "spectra", "errors", "sensitivity", "scores", "ranks", "layers", "cost_weight_bytes"}
+    for name in names:
+        ET.parse(folder / "figures" / f"{name}.svg")  # noqa: S314  # our own file
+        assert (folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_names_of_strangers_are_escaped() -> None:
+    found = planted.findings(name=HOSTILE, notes=(HOSTILE,), failures=())
+    page = make_page(replace(found, verdicts=tuple(replace(each, sentence=HOSTILE) for each in found.verdicts)))
+    sections = tuple(replace(section, figures=()) for section in page.sections)
+    text = render_page(replace(page, sections=sections), [])
+    assert "<script" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert "{{ 7 * 7 }}" in text
+
+
+def test_what_was_not_measured_is_left_out() -> None:
+    nothing: dict[str, None] = dict.fromkeys(("similarity", "errors", "sensitivity", "behaviors", "merges", "skip"))
+    page = make_page(planted.findings(**nothing, failures=()))
+    assert [section.title for section in page.sections] == [
+        *TITLES[:2],
+        "Which rank is enough at which precision?",
+        "What does it cost?",
+    ]
+    assert page.sections[1].paragraphs == ("No failure mode was found in what was measured.",)
+
+
+def test_the_files_have_all_numbers(tmp_path: Path) -> None:
+    found = planted.findings()
+    content = json.loads(write_findings(found, tmp_path).read_text())
+    assert content["ranks"]["compared"]["verdict"] == "worse"
+    assert content["similarity"]["permutation"]["splits"] == 126
+    assert content["sensitivity"]["skip"]["modules"] == [planted.MODULES[0]]
+    path = write_skip_list(found, tmp_path)
+    assert path is not None
+    assert "proven by training: It is proven." in path.read_text()
+    assert yaml.safe_load(path.read_text())["model"]["init_args"]["quantization"]["skip_modules"] == [
+        planted.MODULES[0]
+    ]
+    assert write_skip_list(replace(found, sensitivity=None), tmp_path) is None
+    assert not path.exists()
+
+
+def test_a_required_verdict_that_is_not_reached_is_an_error() -> None:
+    found: Findings = planted.findings()
+    check_required(planted.diagnosis(require=("merge_keeps_gain", "skip_list_proven")), found)
+    with pytest.raises(VerificationError, match=r"the required verdict not_worse is not reached \(no\): NF4, r = 8 is"):
+        check_required(planted.diagnosis(require=("merge_keeps_gain", "not_worse")), found)
+
+
+def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="choose another folder for the report"):
+        write_page(PageOfReport("name", "", ("answer",), True, ()), tmp_path / "file")

@@ -1,0 +1,463 @@
+"""A diagnosis of tiny models, trained once: what it measures against references, and the command that runs it."""
+
+import json
+import math
+import re
+import shutil
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from lora_lightning import RunRecord
+from lora_lightning.analysis.similarity import delta_cosine
+from lora_lightning.artefacts.saved_updates import saved_updates
+from lora_lightning.cli.main import main
+from lora_lightning.diagnosis.adapter_similarity import PairKind
+from lora_lightning.diagnosis.base_errors import measure_base_errors
+from lora_lightning.diagnosis.diagnosis_folder import DiagnosisFolder
+from lora_lightning.diagnosis.effects import Direction, Grouping, QuantizedParts, groups_of
+from lora_lightning.diagnosis.findings import Findings, collect_findings
+from lora_lightning.diagnosis.finished_runs import FinishedRun, check_adapters, finished_runs
+from lora_lightning.diagnosis.merge_recovery import measure_merges
+from lora_lightning.diagnosis.model_behavior import compare_behavior, observe
+from lora_lightning.diagnosis.opened_runs import OpenedRun, OpenedRuns, full_weight_of, quantized_weight_of
+from lora_lightning.diagnosis.rank_threshold import RankThreshold, find_rank_threshold
+from lora_lightning.diagnosis.sensitivity import choose_skips, measure_sensitivity, score_modules
+from lora_lightning.diagnosis.specification import Measuring, SkipProof
+from lora_lightning.diagnosis.verdict_names import VerdictName
+from lora_lightning.diagnosis.verdicts import State
+from lora_lightning.errors import ConfigurationError
+from lora_lightning.lora.config import LoraSettings
+from lora_lightning.lora.delta import adapter_deltas
+from lora_lightning.lora.variants.adalora import AdaLoraSettings
+from lora_lightning.reports.page import Page
+from lora_lightning.statistics.jackknife import Interval
+from lora_lightning.studies.open_study import open_study
+from lora_lightning.tasks import SequenceClassificationTask
+from tests.conftest import TinyBackbone
+from tests.diagnosis.small_diagnosis import intents, save_diagnosis
+
+BITS = {"bits": 4, "compute_dtype": "float32"}
+SETTINGS = {"compare": {"rank": 4, "further_seeds": [1], "other_seeds": [5, 6]}, "ranks": [4]}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def reports_without_figures() -> Iterator[None]:
+    """Which take seconds; `test_report.py` draws them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lora_lightning.diagnosis.report.make_page", _page_without_figures)
+        yield
+
+
+def _page_without_figures(found: Findings) -> Page:
+    return Page(found.name, "", ("an answer",), proven=True, sections=())
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_backbone: TinyBackbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The working directory of a diagnosis that has run: `small.yaml` and `diagnoses/small`."""
+    here = tmp_path_factory.mktemp("diagnosis")
+    path = save_diagnosis(here, intents(tiny_backbone("bert"), here), **SETTINGS)
+    assert main(["diagnose", "run", str(path), f"--save_dir={here / 'diagnoses'}"]) == 0
+    return here
+
+
+@pytest.fixture
+def copied(trained: Path, tmp_path: Path) -> Path:
+    """The folder of the diagnosis, to be changed."""
+    return Path(shutil.copytree(trained / "diagnoses", tmp_path / "diagnoses")) / "small"
+
+
+@pytest.fixture(scope="module")
+def runs(trained: Path) -> dict[tuple[str, int], FinishedRun]:
+    found = finished_runs(open_study(trained / "diagnoses/small"))
+    return {(run.precision, run.seed): run for run in found}
+
+
+@pytest.fixture(scope="module")
+def pair(runs: dict[tuple[str, int], FinishedRun]) -> tuple[OpenedRun, OpenedRun]:
+    """The runs with seed 0, without quantization and with it."""
+    opened = OpenedRuns(24)
+    return opened.open(runs["float32", 0]), opened.open(runs["NF4", 0])
+
+
+def findings(folder: Path) -> Findings:
+    own = DiagnosisFolder(folder)
+    return collect_findings(own.load(), own, open_study(folder))
+
+
+def test_the_files_have_all_numbers(trained: Path) -> None:
+    folder = trained / "diagnoses/small"
+    found = findings(folder)
+    content = json.loads((folder / "diagnosis.json").read_text())
+    assert content["precisions"] == ["float32", "NF4"]
+    assert content["verdicts"][0]["name"] == "not_worse"
+    assert {each.name for each in found.verdicts} == set(VerdictName)
+    for part in (found.similarity, found.errors, found.sensitivity, found.behaviors, found.merges):
+        assert part is not None
+    assert found.measuring_seconds > 0
+    assert (folder / "results.csv").is_file()
+    assert not (folder / "skip_modules.yaml").exists()
+    row = found.costs.rows[1]
+    assert row.configuration == "NF4, r = 4"
+    assert 30 < row.savings["weight_bytes"] < 80
+    assert row.costs["adapter_bytes"] > 1000
+
+
+def test_updates_are_those_of_the_trained_models(
+    trained: Path, runs: dict[tuple[str, int], FinishedRun], pair: tuple[OpenedRun, OpenedRun]
+) -> None:
+    own = {update.module: update for update in adapter_deltas(pair[0].task)}
+    saved = {update.module: update for update in saved_updates(runs["float32", 0].record.adapter or Path())}
+    assert saved.keys() == own.keys()
+    for name, update in own.items():
+        torch.testing.assert_close(saved[name].dense(), update.dense(), rtol=1e-5, atol=1e-7)
+    quantized = {update.module: update for update in adapter_deltas(pair[1].task)}
+    similarity = findings(trained / "diagnoses/small").similarity
+    assert similarity is not None
+    assert len(similarity.adapters) == 6
+    assert similarity.permutation is not None
+    assert similarity.permutation.splits == 3
+    first = similarity.modules[0]
+    cosines = [delta_cosine(own[first.module], quantized[first.module])]
+    other = {
+        precision: {update.module: update for update in saved_updates(runs[precision, 1].record.adapter or Path())}
+        for precision in ("float32", "NF4")
+    }
+    cosines.append(delta_cosine(other["float32"][first.module], other["NF4"][first.module]))
+    assert first.cosine[PairKind.PRECISION] == pytest.approx(np.mean(cosines), rel=1e-4)
+
+
+def test_errors_and_bytes_are_those_of_numpy(pair: tuple[OpenedRun, OpenedRun]) -> None:
+    full, quantized = pair
+    found = measure_base_errors(full, quantized)
+    assert {each.module for each in found.layers} == set(quantized.quantized_layers())
+    assert len(found.layers) == 12
+    for each in found.layers[:2]:
+        weight = full_weight_of(full.layers[each.module]).numpy()
+        rounded = quantized_weight_of(quantized.layers[each.module]).numpy()
+        assert each.error == pytest.approx(np.linalg.norm(weight - rounded) / np.linalg.norm(weight), rel=1e-4)
+        update = next(delta for delta in adapter_deltas(quantized.task) if delta.module == each.module)
+        error = weight - rounded
+        expected = float((update.dense().numpy() * error).sum() / (error**2).sum())
+        assert each.canceled == pytest.approx(expected, rel=1e-3, abs=1e-6)
+        assert 0 < each.reachable < 1
+        assert each.full_bytes == 4 * weight.size
+    own = sum(tensor.numel() * 4 for tensor in full.task.built_network.parameters())
+    assert found.full_bytes == pytest.approx(own, rel=0.01)  # and buffers of positions
+    saved = sum(each.full_bytes - each.quantized_bytes for each in found.layers)
+    assert found.full_bytes - found.quantized_bytes == saved
+    assert (found.pad_token_id, found.vocabulary) == (0, 200)
+
+
+def test_merging_into_the_dequantized_weights_loses_nothing(pair: tuple[OpenedRun, OpenedRun]) -> None:
+    found = measure_merges(pair[1])
+    assert [each.target for each in found.targets] == ["dequantized", "original", "requantized"]
+    ratios = {each.target: each.recovery.ratio.value for each in found.targets}
+    assert ratios["dequantized"] == pytest.approx(1, abs=1e-4)
+    assert ratios["original"] != pytest.approx(1, abs=1e-4)
+    assert found.note == ""
+
+
+def test_the_same_model_behaves_alike_and_others_do_not(
+    runs: dict[tuple[str, int], FinishedRun], pair: tuple[OpenedRun, OpenedRun]
+) -> None:
+    first, second = (observe(opened, Measuring()) for opened in pair)
+    same = compare_behavior(first, observe(pair[0], Measuring()), PairKind.SEED)
+    assert same.predictions is not None
+    assert same.predictions.mean_kl.value == same.predictions.rms_change_of_p.value == 0
+    assert same.predictions.perplexity_ratio.value == same.predictions.same_top.value == 1
+    assert [layer.cka for layer in same.layers] == pytest.approx([1] * 3)
+    assert same.flips is not None
+    assert same.flips.agreement == 1
+    assert same.greedy is None
+    found = compare_behavior(first, second, PairKind.PRECISION)
+    assert found.predictions is not None
+    assert found.predictions.examples == found.predictions.rows == 24
+    assert 0 < found.predictions.mean_kl.value < found.predictions.max_kl.value
+    assert found.layers[-1].cka < 1
+    losses = [-np.average(each.rows["score"], weights=each.rows["weight"]) for each in (first, second)]
+    assert found.predictions.perplexity_ratio.value == pytest.approx(math.exp(losses[1] - losses[0]), rel=1e-4)
+
+
+def damaged(full: OpenedRun, module: str, size: float = 0.5) -> dict[str, torch.Tensor]:
+    """What would be quantized, of which one module is damaged and the others are nearly exact."""
+    generator = torch.Generator().manual_seed(0)
+    weights = {name: full_weight_of(layer).clone() for name, layer in full.layers.items() if ".layer." in name}
+    for name, weight in weights.items():
+        noise = torch.randn(weight.shape, generator=generator) * weight.std()
+        weights[name] = weight + (size if name == module else 1e-3) * noise
+    return weights
+
+
+def test_a_damaged_layer_is_found_first_by_cheap_score_and_by_measurement(pair: tuple[OpenedRun, OpenedRun]) -> None:
+    full, _ = pair
+    state = {name: tensor.clone() for name, tensor in full.task.state_dict().items()}
+    module = "bert.encoder.layer.0.attention.self.value"
+    weights = damaged(full, module)
+    scores = score_modules(full, weights)
+    assert max(scores, key=lambda name: scores[name].fisher) == module
+    parts = QuantizedParts(full, weights, "in_scope_accuracy")
+    singles = {name: parts.effect(name, Grouping.MODULE, Direction.IN, [name]).divergence for name in weights}
+    assert max(singles, key=lambda name: singles[name].value) == module
+    for direction in Direction:
+        layers = groups_of(weights, Grouping.LAYER)
+        effects = {name: parts.effect(name, Grouping.LAYER, direction, own) for name, own in layers.items()}
+        assert max(effects, key=lambda name: effects[name].divergence.value) == "layer 0"
+    assert next(iter(groups_of(weights, Grouping.KIND))) == "attention.self.query"
+    assert all(torch.equal(tensor, state[name]) for name, tensor in full.task.state_dict().items())
+
+
+def test_the_scores_predict_small_changes_of_loss(pair: tuple[OpenedRun, OpenedRun]) -> None:
+    full, quantized = pair
+    weights = {name: quantized_weight_of(layer) for name, layer in quantized.quantized_layers().items()}
+    halfway = {name: 0.9 * full_weight_of(full.layers[name]) + 0.1 * weight for name, weight in weights.items()}
+    scores, parts = score_modules(full, halfway), QuantizedParts(full, halfway, "in_scope_accuracy")
+    loss = parts.effect("all", Grouping.ALL, Direction.IN, list(halfway)).loss
+    assert sum(score.taylor for score in scores.values()) == pytest.approx(loss.value, rel=0.2)
+    assert loss.low < loss.value < loss.high
+
+
+def test_sensitivity_ends_in_a_list_within_its_budget(pair: tuple[OpenedRun, OpenedRun]) -> None:
+    full, quantized = pair
+    errors = measure_base_errors(full, quantized)
+    measuring, proof = Measuring(rows=24, singles=3), SkipProof(more_bytes=0.2, random_lists=2, seeds=(0,))
+    lines: list[str] = []
+    found = measure_sensitivity(full, quantized, "in_scope_accuracy", measuring, errors, proof, lines.append)
+    assert [score.fisher for score in found.scores] == sorted((score.fisher for score in found.scores), reverse=True)
+    counts = {
+        (grouping, direction): sum(each.grouping is grouping and each.direction is direction for each in found.effects)
+        for grouping in Grouping
+        for direction in Direction
+    }
+    assert counts[Grouping.LAYER, Direction.IN] == counts[Grouping.LAYER, Direction.OUT] == 2
+    assert counts[Grouping.KIND, Direction.IN] == 6
+    assert counts[Grouping.MODULE, Direction.IN] == 3
+    assert found.joint.modules == 12
+    assert found.examples == 24
+    assert set(found.additivity) == {Grouping.KIND, Grouping.LAYER}
+    layers = [each for each in found.effects if each.grouping is Grouping.LAYER and each.direction is Direction.IN]
+    summed = sum(each.loss.value for each in layers) - found.joint.loss.value
+    assert found.additivity[Grouping.LAYER].value == pytest.approx(summed, abs=1e-9)
+    kinds = [each for each in found.agreements if each.grouping is Grouping.KIND]
+    assert all(-1 <= each.correlation <= 1 and each.groups == 6 for each in kinds)
+    assert found.skip is not None
+    assert 0 < found.skip.share <= 0.2
+    assert set(found.skip.modules) <= {score.module for score in found.scores[:3]}
+    sizes = {each.module: each.full_bytes - each.quantized_bytes for each in errors.layers}
+    assert found.skip.more_bytes == sum(sizes[name] for name in found.skip.modules)
+    assert len(found.skip.random) == 2
+    assert all(sum(sizes[name] for name in names) <= found.skip.more_bytes for names in found.skip.random)
+    assert len(lines) == 3
+    none = choose_skips(found.effects, {}, errors, replace(proof, more_bytes=1e-6))
+    assert (none.modules, none.random) == ((), ())
+
+
+def test_nothing_is_done_twice(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = trained / "diagnoses/small"
+    files = [*folder.glob("measurements/*.json"), *folder.rglob("*.ckpt")]
+    times = {file: file.stat().st_mtime_ns for file in files}
+    assert len(times) > 8
+    assert main(["diagnose", "run", str(trained / "small.yaml"), f"--save_dir={trained / 'diagnoses'}"]) == 0
+    assert times == {file: file.stat().st_mtime_ns for file in files}
+    printed = capsys.readouterr()
+    assert "6 of 6 trials are finished" in printed.out
+    assert "comparing" not in printed.err
+    assert main(["diagnose", "report", str(folder)]) == 0
+    assert "- not_worse: " in capsys.readouterr().out
+
+
+def test_a_verdict_that_is_required_and_not_reached_is_status_3(
+    copied: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = json.loads((copied / "diagnosis_settings.json").read_text())
+    reached = [each.name for each in findings(copied).verdicts if each.state is State.YES]
+    for required, status in ((reached, 0), (["smaller_than_seed_noise"], 3)):
+        (copied / "diagnosis_settings.json").write_text(json.dumps(settings | {"require": required}))
+        assert main(["diagnose", "report", str(copied)]) == status
+    error = capsys.readouterr().err
+    assert "the required verdict smaller_than_seed_noise is not reached (not measured)" in error
+    assert (copied / "diagnosis.json").is_file()
+
+
+def change_run(folder: Path, pattern: str, **changes: object) -> None:
+    (run,) = folder.glob(pattern)
+    path = run / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("data", "was trained, validated or tested on other rows than"),
+        ("base", "was trained from another base model than"),
+        ("labels", "was trained on other labels than"),
+        ("checkpoint", "has no checkpoint or no exported adapter any more"),
+        ("folder", "is gone"),
+        ("measurement", "is damaged"),
+        ("settings", "is damaged"),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_refused_and_nothing_is_lost(
+    what: str, message: str, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run,) = copied.glob("NF4_r_4_seed_0_*")
+    record = RunRecord.load(run)
+    if what == "data":
+        change_run(copied, "NF4_r_4_seed_0_*", data=dict(record.data_fingerprint) | {"train": "0"})
+    elif what == "base":
+        change_run(copied, "NF4_r_4_seed_0_*", base_model=dict(record.base_model or {}) | {"weights": "0"})
+    elif what == "labels":
+        path = run / "adapter/labels.json"
+        path.write_text(path.read_text().replace("timer", "clock"))
+    elif what == "checkpoint":
+        shutil.rmtree(run / "checkpoints")
+    elif what == "folder":
+        shutil.rmtree(run)
+    elif what == "measurement":
+        (copied / "measurements/base_errors.json").write_text("{")
+    else:
+        (copied / "diagnosis_settings.json").write_text("{")
+    before = {path for path in copied.rglob("*") if path.is_file()}
+    assert main(["diagnose", "report", str(copied)]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert before == {path for path in copied.rglob("*") if path.is_file()}
+
+
+def test_a_base_that_is_quantized_is_no_full_precision(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = yaml.safe_load((trained / "small.yaml").read_text())["base"]
+    base["model"]["init_args"]["quantization"] = BITS
+    path = save_diagnosis(tmp_path, base, ranks=[4])
+    assert main(["diagnose", "run", str(path), f"--save_dir={tmp_path / 'diagnoses'}"]) == 2
+    assert "the precision 'float32' of the diagnosis must not set model.quantization" in capsys.readouterr().err
+
+
+def test_another_folder_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["diagnose", "report", str(tmp_path)]) == 2
+    assert "is not the folder of a diagnosis" in capsys.readouterr().err
+
+
+def test_one_precision_alone_shows_nothing(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stopped after the first run: a report has to wait for the other precision, and the same command resumes."""
+    path = save_diagnosis(tmp_path, yaml.safe_load((trained / "small.yaml").read_text())["base"], ranks=[4])
+    step = SequenceClassificationTask.training_step
+
+    def stop(task: SequenceClassificationTask, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        if task.quantization is not None:
+            signal.raise_signal(signal.SIGTERM)
+        return step(task, batch, batch_idx)
+
+    words = ["diagnose", "run", str(path), f"--save_dir={tmp_path / 'diagnoses'}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(SequenceClassificationTask, "training_step", stop)
+        assert main(words) == 75
+    hint = f"resume with: lora-lightning diagnose run {path} --save_dir={tmp_path / 'diagnoses'}"
+    assert hint in capsys.readouterr().err
+    folder = tmp_path / "diagnoses/small"
+    assert main(["diagnose", "report", str(folder)]) == 2
+    assert "no run of the precision 'NF4'" in capsys.readouterr().err
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lora_lightning.diagnosis.measuring.measure_base_errors", interrupt)
+        assert main(words) == 130
+    assert hint in capsys.readouterr().err
+    assert main(["diagnose", "report", str(folder)]) == 0
+    assert "- merge_keeps_gain: not measured" in capsys.readouterr().out
+    assert main(words) == 0
+    assert {each.stem for each in folder.glob("measurements/*")} == {
+        "adapter_similarity",
+        "base_errors",
+        "merge_recovery",
+        "model_behavior",
+        "sensitivity",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"options": {"model.lora": None}, "ranks": [4], "derived": None}, "sets? model.lora"),
+        ({"options": {"model.quantization": BITS}}, "options or --set and the axis precision set model.quantization"),
+        (
+            {"precisions": {"float32": {}, "NF4": {"model.quantization": {"bits": 4, "skip_modules": ["nothing"]}}}},
+            "the model has no module 'nothing'",
+        ),
+        ({"objective": "accuraci"}, "'accuraci' is not reported on a test split"),
+    ],
+)
+def test_bad_input_is_a_sentence_before_anything_is_written(
+    changes: dict[str, object], message: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = yaml.safe_load((trained / "small.yaml").read_text())["base"]
+    path = save_diagnosis(tmp_path, base, **{"ranks": [4], **changes})
+    assert main(["diagnose", "run", str(path), f"--save_dir={tmp_path / 'diagnoses'}"]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "diagnoses").exists()
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        None,
+        LoraSettings(init_lora_weights="pissa"),
+        LoraSettings(adalora=AdaLoraSettings(target_r=2, init_r=3)),
+        LoraSettings(target_parameters=["mlp.experts.down_proj"], lora_dropout=0.0),
+    ],
+    ids=["full", "PiSSA", "AdaLoRA", "experts"],
+)
+def test_adapters_that_cannot_be_compared_are_refused(lora: LoraSettings | None) -> None:
+    check_adapters(LoraSettings(), "NF4")
+    with pytest.raises(
+        ConfigurationError, match="the precision 'NF4' of the diagnosis has no adapters of a fixed rank"
+    ):
+        check_adapters(lora, "NF4")
+
+
+def test_a_list_is_trained_if_there_is_a_loss_to_buy_back(
+    copied: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = yaml.safe_load((trained / "small.yaml").read_text())["base"]
+    own = {"more_bytes": 0.3, "random_lists": 1, "seeds": [0]}
+    path = save_diagnosis(copied.parent, base, **SETTINGS, skip_modules=own)
+    words = ["diagnose", "run", str(path), f"--save_dir={copied.parent}"]
+    assert main(words) == 0
+    assert "the loss by quantization is not told from zero" in capsys.readouterr().err
+    assert "not proven by training" in (copied / "skip_modules.yaml").read_text()
+    assert not (copied / "skip_modules").exists()
+
+    def with_a_loss(*arguments: Any) -> RankThreshold:
+        found = find_rank_threshold(*arguments)
+        assert found.compared is not None
+        lost = replace(found.compared.difference, interval=Interval(-0.1, -0.2, -0.05))
+        return replace(found, compared=replace(found.compared, difference=lost, p_value=0.001))
+
+    monkeypatch.setattr("lora_lightning.diagnosis.running.find_rank_threshold", with_a_loss)
+    assert main(words) == 0
+    choice = json.loads((copied / "measurements/sensitivity.json").read_text())["content"]["skip"]
+    lists = {"sensitive_modules_seed_0_*": choice["modules"], "random_list_1_seed_0_*": choice["random"][0]}
+    for pattern, modules in lists.items():
+        (run,) = (copied / "skip_modules").glob(pattern)
+        settings = RunRecord.load(run).settings["model"]["init_args"]
+        assert settings["quantization"]["skip_modules"] == modules
+        assert (settings["lora"]["r"], settings["lora"]["lora_alpha"]) == (4, 8)
+    skip = findings(copied).skip
+    assert skip is not None
+    assert skip.modules == tuple(choice["modules"])
+    assert not skip.proven  # one seed proves nothing
+    assert set(skip.means) == {"float32, r = 4", "NF4, r = 4", "sensitive modules", "random list 1"}

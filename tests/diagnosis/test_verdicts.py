@@ -1,0 +1,121 @@
+"""Verdicts and advice follow from what was measured, and say what is missing."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from lora_lightning.diagnosis.costs import CostTable, cost_table
+from lora_lightning.diagnosis.failure_modes import find_failure_modes
+from lora_lightning.diagnosis.rank_threshold import find_rank_threshold
+from lora_lightning.diagnosis.specification import SkipProof
+from lora_lightning.diagnosis.verdict_names import VerdictName
+from lora_lightning.diagnosis.verdicts import Advice, DiagnosisVerdict, State, advise, reach_verdicts
+from tests.diagnosis import planted
+
+
+def verdicts(loss: float = 0.0, **changes: Any) -> dict[VerdictName, DiagnosisVerdict]:
+    evidence = planted.healthy()
+    found = {
+        "ranks": find_rank_threshold(planted.diagnosis(), planted.results(loss)),
+        "similarity": evidence.similarity,
+        "merges": evidence.merges,
+        "skip": None,
+        "failures": (),
+        "complete": True,
+    }
+    reached = reach_verdicts(planted.diagnosis(), **(found | changes))  # type: ignore[arg-type]
+    return {each.name: each for each in reached}
+
+
+def costs(loss: float = 0.0) -> CostTable:
+    weights = {"float32": 1000.0, "NF4": 400.0}
+    return cost_table(planted.diagnosis(), planted.results(loss), weights, {"NF4, r = 8": 50.0, "float32, r = 8": 50.0})
+
+
+def advice(loss: float = 0.0, **changes: Any) -> Advice:
+    return advise(planted.diagnosis(), list(verdicts(loss, **changes).values()), costs(loss), planted.merges())
+
+
+def test_a_healthy_pair_without_a_loss() -> None:
+    found = verdicts()
+    states = {name: each.state for name, each in found.items()}
+    assert states == {
+        VerdictName.NOT_WORSE: State.YES,
+        VerdictName.SAME_ADAPTERS_AS_ANOTHER_SEED: State.YES,
+        VerdictName.PRECISIONS_DIFFER: State.UNDECIDED,
+        VerdictName.ENOUGH_RANK: State.YES,
+        VerdictName.MERGE_KEEPS_GAIN: State.YES,
+        VerdictName.SKIP_LIST_PROVEN: State.MISSING,
+        VerdictName.HEALTHY: State.YES,
+    }
+    assert "not told from zero" in found[VerdictName.NOT_WORSE].sentence
+    assert "p = " in found[VerdictName.PRECISIONS_DIFFER].sentence
+    assert found[VerdictName.ENOUGH_RANK].sentence == "For float32 r = 4 is enough; for NF4 r = 4 is enough."
+
+
+def test_a_loss_speaks_against_quantization_and_its_savings_for_it() -> None:
+    worse = advice(0.06)
+    assert any(each.startswith("quality counts: NF4, r = 8 is worse") for each in worse.use_full)
+    assert not any("NF4, r = 8" in each for each in worse.use_quantized)
+    assert "time a step (50 % more) counts" in worse.use_full
+    same = advice()
+    assert same.use_full == ("time a step (50 % more) counts",)  # and not what costs the same
+    (reason,) = same.use_quantized
+    assert reason.startswith("memory of the weights (60 % less) counts: NF4, r = 8 is at least as good")
+    assert "p = " in same.missing[0]
+
+
+def test_missing_measurements_are_said() -> None:
+    found = verdicts(ranks=None, similarity=None, merges=None, complete=False)
+    assert {each.state for each in found.values()} == {State.MISSING}
+    missing = advice(ranks=None, similarity=None, merges=None, complete=False).missing
+    assert len(missing) == 6  # nobody asked for a proof of a list
+
+
+def test_the_opposite_is_said_if_it_is_proven() -> None:
+    found = verdicts(
+        0.06,
+        similarity=planted.similarity(by_precision=0.0, moved=4.0),
+        merges=replace(planted.merges(), targets=planted.merges(0.5).targets[::-1]),
+        failures=find_failure_modes(replace(planted.healthy(), errors=planted.errors(pad_token_id=100))),
+    )
+    assert found[VerdictName.NOT_WORSE].state is State.NO
+    assert found[VerdictName.SAME_ADAPTERS_AS_ANOTHER_SEED].state is State.NO
+    assert found[VerdictName.PRECISIONS_DIFFER].state is State.YES
+    assert found[VerdictName.HEALTHY].state is State.NO
+    assert "pad token outside the vocabulary" in found[VerdictName.HEALTHY].sentence
+
+
+def test_a_merge_that_is_not_judged_decides_nothing() -> None:
+    assert verdicts(merges=planted.merges(judged=False))[VerdictName.MERGE_KEEPS_GAIN].state is State.UNDECIDED
+
+
+def test_a_requantized_merge_that_loses_is_a_reason() -> None:
+    own = list(verdicts().values())
+    reasons = advise(planted.diagnosis(), own, costs(), planted.merges(requantized=0.8)).use_full
+    assert any("quantized again" in each for each in reasons)
+    proof = replace(planted.diagnosis(), proof=SkipProof(seeds=(0,)))
+    assert "No proof was asked for." in advise(proof, own, costs(), planted.merges()).missing
+
+
+def test_costs_are_means_with_savings_and_a_front() -> None:
+    table = costs()
+    rows = {row.configuration: row for row in table.rows}
+    assert list(rows) == [f"{precision}, r = {rank}" for precision in ("float32", "NF4") for rank in (2, 4, 8)]
+    row = rows["NF4, r = 8"]
+    assert row.costs["weight_bytes"] == 400
+    assert row.savings == pytest.approx(
+        {
+            "weight_bytes": 60,
+            "peak_memory_bytes": 0,
+            "seconds_per_step": -50,
+            "adapter_bytes": 0,
+            "trainable_parameters": 0,
+        }
+    )
+    assert rows["float32, r = 8"].savings == {}
+    assert "adapter_bytes" not in rows["NF4, r = 2"].costs
+    front = table.pareto["trainable_parameters"]
+    assert any("r = 2" in name for name in front)
+    assert set(table.pareto) == {*row.costs}
