@@ -92,6 +92,7 @@ def run_diagnosis_file(options: argparse.Namespace) -> object:
     from lora_lightning.diagnosis.diagnosis_folder import DiagnosisFolder  # noqa: PLC0415
     from lora_lightning.diagnosis.running import (  # noqa: PLC0415
         check_diagnosis,
+        has_both_precisions,
         measure_runs,
         start_diagnosis,
         start_proof,
@@ -111,11 +112,13 @@ def run_diagnosis_file(options: argparse.Namespace) -> object:
         with resume_hint(["lora-lightning", "diagnose", "run", str(options.diagnosis), *_words(options)]):
             study = start_diagnosis(diagnosis, plan, folder, checked, retry_failed=again)
             statuses = run_trials(study)
+            ended = [(trial, statuses[trial.id]) for trial in study.plan.trials]
+            if not has_both_precisions(diagnosis, study):
+                check_all_finished(ended)
             if options.timings:
                 print_timings(study)
             print()
             measure_runs(diagnosis, folder, study, print_progress)
-            ended = [(trial, statuses[trial.id]) for trial in study.plan.trials]
             if (proof := start_proof(diagnosis, folder, study, print_progress, retry_failed=again)) is not None:
                 found = run_trials(proof)
                 ended += [(trial, found[trial.id]) for trial in proof.plan.trials]

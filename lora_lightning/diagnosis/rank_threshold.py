@@ -167,12 +167,14 @@ def _loss(
     verdict = _verdict(difference, is_not_worse=is_not_worse, is_worse=is_worse)
     metric = results.metric
     names = (diagnosis.configuration(diagnosis.quantized, rank), diagnosis.configuration(diagnosis.full, other))
-    words = {
-        Verdict.IDENTICAL: "is identical to",
-        Verdict.NOT_WORSE: f"is at least as good minus {shown_margin(metric)} as",
-        Verdict.WORSE: f"is worse by more than {shown_margin(metric)} than",
-    }.get(verdict, f"is undecided at a margin of {shown_margin(metric)} against")
-    sentence = f"{names[0]} {words} {names[1]} ({shown_difference(difference, metric)})"
+    margin = shown_margin(metric)
+    own, reference = names
+    sentence = {
+        Verdict.IDENTICAL: f"{own} is identical to {reference}",
+        Verdict.NOT_WORSE: f"{own} is at least as good as {reference} minus {margin}",
+        Verdict.WORSE: f"{own} is worse than {reference} by more than {margin}",
+    }.get(verdict, f"{own} against {reference} is undecided at a margin of {margin}")
+    sentence += f" ({shown_difference(difference, metric)})"
     if verdict not in {Verdict.IDENTICAL, Verdict.NOT_WORSE, Verdict.WORSE}:
         sentence += f"; missing: {what_is_missing(difference, metric)}"
     return PrecisionLoss(rank, other, difference, p_value, verdict, f"{sentence}.")

@@ -65,6 +65,21 @@ def start_diagnosis(
     return study
 
 
+def has_both_precisions(diagnosis: Diagnosis, study: OpenStudy) -> bool:
+    """Whether each precision has a finished run, without which there is nothing to compare.
+
+    Args:
+        diagnosis: The diagnosis.
+        study: Its study.
+    """
+    statuses = study.statuses()
+    finished = {trial.configuration for trial in study.plan.tested if statuses[trial.id].state == "finished"}
+    return all(
+        any(diagnosis.configuration(precision, rank) in finished for rank in diagnosis.ranks)
+        for precision in diagnosis.precisions
+    )
+
+
 def measure_runs(diagnosis: Diagnosis, folder: DiagnosisFolder, study: OpenStudy, report: Report) -> None:
     """Measures the finished runs.
 

@@ -38,7 +38,7 @@ class Section:
     Attributes:
         title: Its heading.
         paragraphs: Sentences before its tables.
-        items: A list after them.
+        items: A list after its tables.
         tables: Its tables.
         figures: Its figures.
     """

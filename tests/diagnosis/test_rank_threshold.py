@@ -39,7 +39,7 @@ def test_a_planted_loss_is_told_from_zero_and_more_rank_does_not_buy_it_back() -
     assert bought.keys() == {2, 4}
     assert all(loss.rank == 8 for loss in found.bought_back)
     assert bought[2].difference.interval.value == pytest.approx(0.92 - 0.06 - 0.90, abs=0.01)
-    assert "NF4, r = 8 is worse by more than 2 points than float32, r = 8" in found.compared.sentence
+    assert "NF4, r = 8 is worse than float32, r = 8 by more than 2 points" in found.compared.sentence
 
 
 def test_runs_that_are_missing_are_left_out() -> None:

@@ -43,7 +43,7 @@ def test_the_answer_comes_first_and_every_part_is_there(folder: Path) -> None:
     first = re.search(r'<main>\s*<div class="answer">\s*<p>(.*?)</p>', text)
     assert first
     assert first[1].startswith(("Use NF4 when", "Use float32 when"))
-    assert "Use float32 when quality counts: NF4, r = 8 is worse by more than 2 points" in text
+    assert "Use float32 when quality counts: NF4, r = 8 is worse than float32, r = 8 by more than 2 points" in text
     assert [title for title in TITLES if f"<h2>{title}</h2>" in text] == list(TITLES)
     for verdict in found.verdicts:
         assert verdict.sentence in text

@@ -348,10 +348,10 @@ def test_another_folder_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "is not the folder of a diagnosis" in capsys.readouterr().err
 
 
-def test_one_precision_alone_shows_nothing(
+def test_a_diagnosis_that_is_stopped_or_fails_is_resumed(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Stopped after the first run: a report has to wait for the other precision, and the same command resumes."""
+    """After the first run: a report has to wait for the other precision, and the same command resumes."""
     path = save_diagnosis(tmp_path, yaml.safe_load((trained / "small.yaml").read_text())["base"], ranks=[4])
     step = SequenceClassificationTask.training_step
 
@@ -370,12 +370,22 @@ def test_one_precision_alone_shows_nothing(
     assert main(["diagnose", "report", str(folder)]) == 2
     assert "no run of the precision 'NF4'" in capsys.readouterr().err
 
+    def fail(task: SequenceClassificationTask, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        if task.quantization is not None:
+            raise ZeroDivisionError("a bug of ours")
+        return step(task, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SequenceClassificationTask, "training_step", fail)
+        assert main(words) == 3
+    assert "1 of 2 trials failed, the first one (NF4, r = 4, seed 0) because" in capsys.readouterr().err
+
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr("lora_lightning.diagnosis.measuring.measure_base_errors", interrupt)
-        assert main(words) == 130
+        assert main([*words, "--retry_failed"]) == 130
     assert hint in capsys.readouterr().err
     assert main(["diagnose", "report", str(folder)]) == 0
     assert "- merge_keeps_gain: not measured" in capsys.readouterr().out
