@@ -57,24 +57,43 @@ def test_a_loss_of_the_margin_is_rarely_proven_to_be_less(discordant: float, exa
     loss, gain = (discordant + margin) / 2, (discordant - margin) / 2
     counts = np.random.default_rng(0).multinomial(examples, [gain, loss, 1 - gain - loss], size=repeats)
     interval, values = Interval(0.0, 0.0, 0.0), np.array([-1.0, 0.0, 1.0])
+    different, times = np.unique(counts[:, [1, 2, 0]], axis=0, return_counts=True)
     proven = sum(
-        BoundedDifference(interval, 1, examples, values=values, shares=shares).p_value_above(-margin) <= ERROR_RATE
-        for shares in counts[:, [1, 2, 0]] / examples
+        time
+        for shares, time in zip(different / examples, times, strict=True)
+        if BoundedDifference(interval, 1, examples, values=values, shares=shares).p_value_above(-margin) <= ERROR_RATE
     )
     assert proven / repeats <= ERROR_RATE + 0.012  # counts are whole numbers, and the test is not exact
 
 
-def test_outcomes_without_bounds_are_not_adjusted() -> None:
+def test_outcomes_without_bounds_count_with_one_unseen_loss() -> None:
     differences = np.array([0.01, -0.02, 0.005, 0.0, 0.01])
     found = example_difference(differences)
-    low, high = stats.t.interval(0.95, 4, differences.mean(), stats.sem(differences))
+    with_loss = np.append(differences, -0.04)
+    low, _ = stats.t.interval(0.95, 5, with_loss.mean(), stats.sem(with_loss))
+    _, high = stats.t.interval(0.95, 4, differences.mean(), stats.sem(differences))
     assert (found.interval.low, found.interval.high) == pytest.approx((low, high), rel=1e-12)
+    for bound in (-0.05, -0.01):
+        above = stats.ttest_1samp(with_loss, bound, alternative="greater").pvalue
+        below = stats.ttest_1samp(differences, bound, alternative="less").pvalue
+        assert (found.p_value_above(bound), found.p_value_below(bound)) == pytest.approx((above, below), rel=1e-9)
     nothing = example_difference(np.zeros(9))
     assert nothing.note
     assert not nothing.identical
     assert nothing.p_value_above(-0.5) == 1.0
     assert example_difference(np.full(9, 0.25)).note
     assert example_difference(np.array([0.1])).note
+
+
+@pytest.mark.parametrize("examples", [10, 20, 60])
+@pytest.mark.parametrize("sigma", [0.5, 1.0])
+def test_losses_that_are_rarely_large_are_rarely_proven_to_be_below_the_margin(sigma: float, examples: int) -> None:
+    losses = np.random.default_rng(0).lognormal(0.0, sigma, (400, examples))
+    margin = float(np.exp(sigma**2 / 2))  # their mean
+    proven = [example_difference(-each).p_value_above(-margin) <= ERROR_RATE for each in losses]
+    by_a_t_test = stats.ttest_1samp(-losses, -margin, axis=1, alternative="greater").pvalue <= ERROR_RATE
+    assert np.mean(proven) <= ERROR_RATE
+    assert np.mean(by_a_t_test) > ERROR_RATE
 
 
 def test_missing_examples_have_the_power_that_they_promise() -> None:
@@ -86,5 +105,5 @@ def test_missing_examples_have_the_power_that_they_promise() -> None:
     power = np.mean(
         [example_difference(rng.normal(mean, error, needed)).p_value_above(-0.5) <= ERROR_RATE for _ in range(2000)]
     )
-    assert 0.75 < power < 0.87
+    assert 0.75 < power < 0.95
     assert missing_examples(example_difference(rng.normal(-3.0, 1.0, 50)), 0.5) is None
