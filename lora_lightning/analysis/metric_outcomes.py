@@ -1,6 +1,6 @@
 """From what a task knows of each example to one number per example whose mean is the metric."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,23 @@ def metric_outcomes(metric: str, rows: Rows, value: float) -> Outcomes:
     if found is None or not len(found) or abs(float(found.mean()) - value) > TOLERANCE * max(1.0, abs(value)):
         return None
     return found.astype(np.float64)
+
+
+def metrics_of_examples(columns: Collection[str]) -> set[str]:
+    """The metrics that `metric_outcomes` may have numbers for.
+
+    Args:
+        columns: Names of the columns of examples.
+
+    Returns:
+        Names, without a split; on few examples a metric may be undefined all the same.
+    """
+    return {
+        name
+        for outcomes in (OUTCOMES, ANSWER_OUTCOMES)
+        for name, (needed, _) in outcomes.items()
+        if needed <= set(columns)
+    }
 
 
 def largest_change(metric: str, rows: Rows) -> float | None:

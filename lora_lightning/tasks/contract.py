@@ -102,6 +102,36 @@ class TaskContract(LightningModule):
             One row for each prediction, in the order of the input.
         """
 
+    def choose_threshold(self, split: str) -> None:
+        """Chooses the task's threshold by the batches in the metrics of a split; tasks without one do nothing.
+
+        Args:
+            split: Such as `val`; never a test split.
+        """
+
+    @property
+    def threshold_name(self) -> str | None:
+        """The buffer that holds what `choose_threshold` chooses; `None` without a threshold."""
+        return None
+
+    def metrics_at_threshold(self) -> list[str]:
+        """The names of `metric_names` that follow the threshold."""
+        return []
+
+    @property
+    def threshold(self) -> float | None:
+        """What validation chose; `None` without a threshold."""
+        return None if self.threshold_name is None else float(self.get_buffer(self.threshold_name))
+
+    def set_threshold(self, value: float | None) -> None:
+        """Sets the threshold.
+
+        Args:
+            value: From `threshold`; `None` leaves it as it is.
+        """
+        if self.threshold_name is not None and value is not None:
+            self.get_buffer(self.threshold_name).fill_(value)
+
     def adopt_labels(self, space: LabelSpace) -> None:
         """Takes the labels from elsewhere, before the model is built; tasks without labels ignore them."""
 

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lora_lightning.metrics.label_space import OUT_OF_SCOPE_TARGET
+from lora_lightning.metrics.label_space import MULTI_LABEL, OUT_OF_SCOPE_TARGET
 from lora_lightning.metrics.out_of_scope import out_of_scope_score
+from lora_lightning.metrics.squad_v2 import VALUES
 from lora_lightning.tasks import AdaptationTask
 from lora_lightning.tasks.causal_language_modeling import CausalLanguageModelingTask
 from lora_lightning.tasks.next_token import IGNORED
@@ -19,6 +20,27 @@ INDEX, SCORE, WEIGHT, HITS = "index", "score", "weight", "hits"
 DOCUMENT = "document"  # in a batch
 
 Columns = dict[str, Tensor]
+
+
+def outcome_columns(task: AdaptationTask) -> set[str]:
+    """The columns that `split_rows` returns for a task, known before its model is built.
+
+    Args:
+        task: Knows its labels.
+
+    Returns:
+        Names; those of a language model if its data module numbers documents.
+    """
+    if isinstance(task, QuestionAnsweringTask):
+        return {INDEX, *VALUES, "has_answer"}
+    if isinstance(task, CausalLanguageModelingTask):
+        return {INDEX, SCORE, WEIGHT, HITS}
+    if not isinstance(task, SequenceClassificationTask):
+        return {INDEX, SCORE, WEIGHT}
+    if task.labels.problem_type == MULTI_LABEL:
+        return {INDEX, SCORE, WEIGHT, "exact"}
+    scope = {"is_out_of_scope", "out_of_scope_score"} if task.labels.has_out_of_scope else set()
+    return {INDEX, SCORE, WEIGHT, "label", "prediction", *scope}
 
 
 def batch_rows(task: AdaptationTask, batch: dict[str, Tensor], found: Any = None) -> Columns:
@@ -46,6 +68,22 @@ def batch_rows(task: AdaptationTask, batch: dict[str, Tensor], found: Any = None
         return {}
     weights = torch.ones_like(outputs.scores)
     return _on_cpu({INDEX: batch[INDEX], SCORE: outputs.scores.float(), WEIGHT: weights})
+
+
+def summed_rows(task: AdaptationTask, rows: Columns) -> tuple[Tensor, Tensor, int] | None:
+    """What `add_to_metrics` of a language model takes instead of its features, so that the head does not run again.
+
+    Args:
+        task: Its device counts.
+        rows: Of a batch, from `batch_rows`.
+
+    Returns:
+        Loss, hits and number of labels, summed over the batch; `None` for rows of anything else.
+    """
+    if HITS not in rows:
+        return None
+    loss, hits = ((sign * rows[name].sum()).float().to(task.device) for name, sign in ((SCORE, -1), (HITS, 1)))
+    return loss, hits, int(rows[WEIGHT].sum())
 
 
 def split_rows(task: AdaptationTask, datamodule: Any, split: str, batches: Sequence[Columns]) -> Columns:

@@ -280,10 +280,23 @@ class QuestionAnsweringTask(AdaptationTask):
         self.split_metrics("test").reset()
 
     def on_validation_epoch_end(self) -> None:
-        """Chooses the threshold by F1, then logs."""
+        """Chooses the threshold, then logs."""
         scores = self.question_scores("val")
         self.null_threshold.fill_(choose_threshold(scores))
         self._log_metrics("val", scores)
+
+    @property
+    def threshold_name(self) -> str:
+        """The null odds above which a question is left unanswered."""
+        return "null_threshold"
+
+    def metrics_at_threshold(self) -> list[str]:
+        """All of the official script but those of the best threshold."""
+        return [name for name in REPORTED if not name.startswith("best_")]
+
+    def choose_threshold(self, split: str) -> None:
+        """Chooses the null threshold by F1."""
+        self.null_threshold.fill_(choose_threshold(self.question_scores(split)))
 
     def on_test_epoch_end(self) -> None:
         """Logs, with the threshold that validation chose."""

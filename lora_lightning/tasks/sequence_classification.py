@@ -270,10 +270,23 @@ class SequenceClassificationTask(AdaptationTask):
     def on_validation_epoch_end(self) -> None:
         """Chooses the out-of-scope threshold, then logs."""
         for split in self.scored_splits:
-            metrics = self.split_metrics(split)
-            if isinstance(metrics, IntentMetrics):
-                self.out_of_scope_threshold.fill_(metrics.choose_threshold())
+            self.choose_threshold(split)
         self._log_metrics()
+
+    @property
+    def threshold_name(self) -> str | None:
+        """The out-of-scope threshold, if the labels have one."""
+        return "out_of_scope_threshold" if self.labels.has_out_of_scope else None
+
+    def metrics_at_threshold(self) -> list[str]:
+        """Accuracy and detection, with queries above the threshold called out of scope."""
+        return [name for name in self.metric_names() if name.endswith("_at_threshold")]
+
+    def choose_threshold(self, split: str) -> None:
+        """Chooses the out-of-scope threshold, if the labels have one."""
+        metrics = self.split_metrics(split)
+        if isinstance(metrics, IntentMetrics):
+            self.out_of_scope_threshold.fill_(metrics.choose_threshold())
 
     def on_test_epoch_end(self) -> None:
         """Logs, with the threshold that validation chose."""
