@@ -1,13 +1,15 @@
 """What decides the ranks of layers: singular values of a run's updates, or of the gradients before training."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import cast
 
+import torch
 from lightning import Callback, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_lightning.analysis.gradient_spectrum import gradient_spectra
 from lora_lightning.analysis.rank_choices import Ranks
@@ -20,6 +22,7 @@ from lora_lightning.lora.truncation import decompose_factors
 from lora_lightning.lora.variants import chosen_variants
 from lora_lightning.runs.record import RunRecord
 from lora_lightning.tasks import AdaptationTask
+from lora_lightning.tasks.backbone_outline import backbone_without_storage
 from lora_lightning.tasks.held_out_batches import Batch, on_device
 from lora_lightning.tasks.hyperparameters import as_settings
 from lora_lightning.tasks.optimization import OptimizationSettings
@@ -125,7 +128,8 @@ def measure_gradients(
     Args:
         words: Options of `fit`.
         batches: How many batches; fewer if an epoch has fewer.
-        largest_ranks: Checks the budget once the layers are known, and returns how many singular values are needed.
+        largest_ranks: Checks the budget, before any weights load and once the layers are there, and returns how many
+            singular values are needed.
         report: Is called with a line about each step.
 
     Returns:
@@ -141,6 +145,7 @@ def measure_gradients(
         msg = "ckpt_path is set, but allocate measures gradients before training; leave ckpt_path out."
         raise ConfigurationError(msg)
     TrainingRun(cli).check_settings_and_data()
+    largest_ranks(layers_without_weights(task, lora))
     meter = _GradientMeter(lora, batches, largest_ranks, report)
     cli.trainer.callbacks = [meter]  # type: ignore[attr-defined]  # those of a run save and validate
     cli.trainer.fit(task, cli.datamodule)
@@ -148,6 +153,32 @@ def measure_gradients(
         msg = "the training data has no batch to measure gradients on; give more training rows."
         raise DataError(msg)
     return meter.measured
+
+
+def layers_without_weights(task: AdaptationTask, lora: LoraSettings) -> MeasuredLayers:
+    """The layers that get an adapter, before any weights load.
+
+    Args:
+        task: Knows its labels; its network is not built, and is not built here.
+        lora: Its settings.
+
+    Returns:
+        Sides and costs; nothing is measured yet.
+
+    Raises:
+        LoraLightningError: If a setting does not fit the architecture.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the network that trains will warn again
+        loaded = backbone_without_storage(task, [])
+        with torch.device("meta"):
+            network = task.adapt(loaded)
+    return _with_costs(lora, task.optimization, _sides(network), {}, "")
+
+
+def _sides(network: nn.Module) -> dict[str, tuple[int, int]]:
+    factors = {name: adapter_factors(layer) for name, layer in adapted_layers(network).items()}
+    return {name: (a.shape[1], b.shape[0]) for name, (a, b) in factors.items()}
 
 
 class _GradientMeter(Callback):
@@ -168,10 +199,8 @@ class _GradientMeter(Callback):
         trainer.should_stop = True
         task = cast("AdaptationTask", pl_module)
         layers = adapted_layers(task.adapted_network)
-        factors = {name: adapter_factors(layer) for name, layer in layers.items()}
-        sides = {name: (a.shape[1], b.shape[0]) for name, (a, b) in factors.items()}
-        known = _with_costs(self.lora, task.optimization, sides, {}, "")
-        ranks = self.largest_ranks(known)
+        sides = _sides(task.adapted_network)
+        ranks = self.largest_ranks(_with_costs(self.lora, task.optimization, sides, {}, ""))
         loader = trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
         batches: list[Batch] = list(islice(loader, self.batches))
         if not batches:

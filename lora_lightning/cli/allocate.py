@@ -35,7 +35,7 @@ a control: the same ranks, shuffled over the layers of the same shape
 the budget counts the trainable parameters of adapters, not of the head. Every layer keeps at least rank 1, and its
 scaling lora_alpha / r (lora_alpha / sqrt(r) with use_rslora), so its lora_alpha changes with its rank. By gradients a
 layer gets at most 4 times the uniform rank of the budget; by a run at most the rank that it was trained with, so train
-with a larger r than the budget's.
+with a larger r than the budget's. Adapters on experts (target_parameters) and on embeddings are refused.
 
 exit status 3, and nothing is written: all that was measured is zero.
 """

@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from huggingface_hub import try_to_load_from_cache
 from lightning import Trainer
 
-from lora_lightning.backbones import load_config, position_limit, resolve_backbone
-from lora_lightning.backbones.base_identity import TOKENIZERS, WEIGHTS
+from lora_lightning.backbones import load_config, position_limit
+from lora_lightning.backbones.base_identity import TOKENIZERS
+from lora_lightning.backbones.local_files import local_folder
 from lora_lightning.datamodules import AdaptationDataModule
 from lora_lightning.datamodules.base import TRAIN
 from lora_lightning.errors import ConfigurationError, LoraLightningError
@@ -98,32 +97,6 @@ def read_settings(arguments: Sequence[str], num_labels: int | None = None) -> Pl
         is_packed=bool(getattr(datamodule, "packing", False)),
         notes=notes,
     )
-
-
-def local_folder(backbone: str) -> Path | None:
-    """The folder in which the files of a backbone already are, without asking the hub.
-
-    Args:
-        backbone: Hub id, folder or `package://` name.
-
-    Returns:
-        The folder, or the snapshot in the hub's cache; `None` for a hub id that is not in the cache.
-
-    Raises:
-        BackboneError: If the folder or package is not there.
-    """
-    source = resolve_backbone(backbone)
-    if Path(source).is_dir():
-        return Path(source)
-    found = try_to_load_from_cache(source, "config.json")
-    return Path(found).parent if isinstance(found, str) else None
-
-
-def has_weights(folder: Path | None) -> bool:
-    """Whether a backbone's weights are on this machine, so that their names can be looked at."""
-    if folder is None:
-        return False
-    return any((folder / name).is_file() for name in WEIGHTS) or any(folder.glob("*.gguf"))
 
 
 def has_tokenizer(backbone: str) -> bool:

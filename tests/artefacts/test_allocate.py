@@ -17,6 +17,7 @@ from lora_lightning.artefacts.allocating import shuffle_ranks
 from lora_lightning.errors import CheckpointError, ConfigurationError, VerificationError
 from lora_lightning.lora.delta import adapted_layers, adapter_factors
 from lora_lightning.lora.parameter_names import ADAPTER, is_adapter_parameter
+from lora_lightning.tasks import SequenceClassificationTask
 from lora_lightning.training.commands import prepare_command
 from tests.artefacts.runs import train_tiny_run
 from tests.conftest import TinyBackbone
@@ -117,12 +118,18 @@ def test_a_run_decides_by_the_spectrum_of_its_updates(run: RunRecord, tmp_path: 
     ],
     ids="-".join,
 )
-def test_gradients_decide_before_training(lora: dict[str, Any], tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
+def test_gradients_decide_before_training(
+    lora: dict[str, Any], tiny_backbone: TinyBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = config_of(tiny_backbone("bert"), tmp_path, **lora)
     lines: list[str] = []
+    count, counted = measured_layers._with_costs, []
+    monkeypatch.setattr(measured_layers, "_with_costs", lambda *given: (counted.append(given[2]), count(*given))[1])
     found = allocate(config=config, budget="r=3", output=tmp_path / "r.yaml", batches=2, report=lines.append)
     assert lines[0].endswith("layers over 2 batches, in three passes")
     assert len(set(found.ranks.values())) > 1
+    assert len(counted) == 3
+    assert counted[0] == counted[1] == counted[2]  # without weights, before and after measuring
     assert {path.name for path in tmp_path.iterdir()} == {"data", "cache", "r.yaml", "r.png"}
     check_announced(network_of(config, found.output), found, scalings_of(network_of(config)))
 
@@ -233,12 +240,21 @@ def test_existing_files_are_kept_unless_told_otherwise(
         (None, r"has no adapters \(model.lora: null\)"),
         ({"adalora": {"target_r": 2, "init_r": 3}}, "sets model.lora.adalora, which chooses ranks itself"),
         ({"init_lora_weights": "eva"}, "sets model.lora.init_lora_weights eva, which chooses ranks itself"),
+        (
+            {"target_parameters": ["experts.down_proj"], "lora_dropout": 0.0},
+            r"adapts experts \(model.lora.target_parameters\)",
+        ),
         ({"r": 2}, "--budget is .* above .*, which full ranks take"),
     ],
 )
-def test_settings_without_free_ranks_are_refused(
-    lora: dict[str, Any] | None, message: str, tiny_backbone: TinyBackbone, tmp_path: Path
+def test_settings_without_free_ranks_are_refused_before_weights_load(
+    lora: dict[str, Any] | None,
+    message: str,
+    tiny_backbone: TinyBackbone,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(SequenceClassificationTask, "build_network", lambda _: pytest.fail("weights are loaded"))
     config = config_of(tiny_backbone("bert"), tmp_path)
     config["model"]["init_args"]["lora"] = lora
     with pytest.raises(ConfigurationError, match=message):
