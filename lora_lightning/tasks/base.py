@@ -115,10 +115,11 @@ class AdaptationTask(HookedConversion, ContinuingTask):
             torch.set_rng_state(self.trainer.strategy.broadcast(torch.get_rng_state()))
 
     def _build_with_starts(self) -> nn.Module:
-        if self.starts_from_adapter:
+        starts_from_adapter = self.starts_from_adapter and not self.adapter_is_gone()
+        if starts_from_adapter:
             self.check_adapter()
         network = self.build_network()
-        if self.starts_from_adapter:
+        if starts_from_adapter:
             self.check_adapter_is_loaded()
         model = cast("PreTrainedModel", network.get_base_model() if isinstance(network, PeftModel) else network)
         # A trainer that only evaluates loads a checkpoint, which holds the adapters.

@@ -2,14 +2,14 @@
 
 from collections.abc import Collection, Mapping
 from functools import cached_property
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 from lightning.pytorch.trainer.states import TrainerFn
 from peft import LoraConfig, PeftModel
 from torch import Tensor
 
 from lora_lightning.compat.lightning import trainer_of
-from lora_lightning.errors import ConfigurationError
+from lora_lightning.errors import CheckpointError, ConfigurationError
 from lora_lightning.lora.adapter_state import load_adapter_state
 from lora_lightning.lora.parameter_names import ADAPTER
 from lora_lightning.runs.settings import to_plain_values
@@ -31,6 +31,7 @@ class ContinuingTask(SavedTask):
         super().__init__()
         self._adapter_is_checked = False
         self._adapter_is_loaded = False
+        self._adapter_problem: CheckpointError | None = None
 
     @property
     def is_fitting(self) -> bool:
@@ -53,6 +54,19 @@ class ContinuingTask(SavedTask):
     def continued_adapter(self) -> ContinuedAdapter | None:
         """The adapter in `model.adapter`; `None` without one."""
         return None if self.adapter is None else ContinuedAdapter.find(self.adapter, self.backbone, self.auto_class)
+
+    def adapter_is_gone(self) -> bool:
+        """Whether a trainer trains without the adapter in `model.adapter`, which nobody finds any more.
+
+        That is right if it loads a checkpoint, which Lightning does only after the model is built; otherwise
+        `check_adapter_is_loaded` raises before the first batch.
+        """
+        if self.is_fitting and not self._adapter_is_checked:
+            try:
+                _ = self.continued_adapter
+            except CheckpointError as error:
+                self._adapter_problem = error
+        return self._adapter_problem is not None
 
     def check_adapter(self) -> None:
         """Refuses to continue an adapter of another base model, of other labels or other settings, at the first call.
@@ -83,7 +97,7 @@ class ContinuingTask(SavedTask):
         Raises:
             LoraLightningError: If the adapter does not belong on this model, or its weights do not fit.
         """
-        if self.adapter is None or not self.starts_from_adapter:
+        if self.adapter is None or not self.starts_from_adapter or self._adapter_problem is not None:
             return
         self._adapter_is_loaded = True
         if not self.loads_values or next(network.parameters()).is_meta:  # a plan needs no values
@@ -98,8 +112,11 @@ class ContinuingTask(SavedTask):
         """Refuses to train or evaluate a model that lacks the adapter in `model.adapter`.
 
         Raises:
+            CheckpointError: If it is gone, and no checkpoint was loaded in its place.
             ConfigurationError: If `build_network` did not load it, or if a trainer evaluates without a checkpoint.
         """
+        if self._adapter_problem is not None:
+            raise self._adapter_problem
         if self.adapter is None or self.resumes or self._adapter_is_loaded:
             return
         if self.starts_from_adapter:
@@ -113,6 +130,25 @@ class ContinuingTask(SavedTask):
                 "without a checkpoint; give it a ckpt_path, or call configure_model() of the task first."
             )
         raise ConfigurationError(msg)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As in the base; a checkpoint takes the place of the adapter in `model.adapter`.
+
+        Args:
+            state_dict: As in the base.
+            strict: As in the base.
+            assign: As in the base.
+
+        Returns:
+            As in the base.
+        """
+        found = super().load_state_dict(state_dict, strict, assign)
+        self._adapter_problem = None
+        return found
+
+    def on_train_start(self) -> None:
+        """Refuses to train without the adapter in `model.adapter`; Lightning has loaded a checkpoint by now."""
+        self.check_adapter_is_loaded()
 
     def on_validation_start(self) -> None:
         """Refuses to evaluate without the adapter in `model.adapter`; Lightning has loaded a checkpoint by now."""

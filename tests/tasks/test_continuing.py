@@ -129,6 +129,26 @@ def test_a_trainer_refuses_to_evaluate_without_the_adapter(base: Path, adapter: 
     assert found == pytest.approx(expected)
 
 
+def test_a_trainer_resumes_without_the_adapters_folder_and_starts_only_with_it(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    module = instructions(base, tmp_path)
+    first = quiet_trainer(tmp_path, max_steps=1, limit_val_batches=0)
+    first.fit(CausalLanguageModelingTask(str(base), lora=settings(), adapter=str(adapter)), module)
+    first.save_checkpoint(tmp_path / "a.ckpt")
+    shutil.rmtree(adapter)
+    task = CausalLanguageModelingTask(str(base), lora=settings(), adapter=str(adapter))
+    second = quiet_trainer(tmp_path, max_steps=2, limit_val_batches=0)
+    second.fit(task, module, ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+    assert second.global_step == 2
+    without = CausalLanguageModelingTask(str(base), lora=settings(), adapter=str(adapter))
+    for options in ({"limit_val_batches": 0}, {"limit_val_batches": 1, "num_sanity_val_steps": 1}):
+        third = quiet_trainer(tmp_path, max_steps=1, **options)
+        with pytest.raises(CheckpointError, match="is not a folder and could not be downloaded"):
+            third.fit(without, module)
+        assert third.global_step == 0
+
+
 class WithoutClass(CausalLanguageModelingTask):
     """As a user may write it."""
 
