@@ -20,6 +20,7 @@ from lora_lightning.backbones.adapter_config import ANSWERS, AdapterConfig, read
 from lora_lightning.backbones.adapter_labels import LABELS, has_numbered_names, read_label_space
 from lora_lightning.backbones.adapter_weights import read_adapter_weights
 from lora_lightning.backbones.base_identity import BaseIdentity
+from lora_lightning.backbones.finished_head import plain_label
 from lora_lightning.backbones.loading import set_padding_token
 from lora_lightning.backbones.model_card import CLASSIFIER, LANGUAGE_MODEL, QUESTION_ANSWERER
 from lora_lightning.backbones.saved_base import BASE_MODEL
@@ -35,6 +36,7 @@ TASKS = {
     QUESTION_ANSWERER: "QuestionAnsweringTask",
     LANGUAGE_MODEL: "CausalLanguageModelingTask",
 }
+Notes = tuple[str, ...]
 FILES = (LABELS, ANSWERS)  # of a run's export, for whoever serves the model
 
 
@@ -62,17 +64,17 @@ def open_adapter_folder(folder: Path, arguments: Sequence[str] = ()) -> OpenedAd
     check_data_module(words)
     task, datamodule = _prepare_task(config, words)
     space = datamodule.label_space
-    label_notes: tuple[str, ...] = ()
+    labels, label_notes = space, Notes()
     if config.auto_class == CLASSIFIER:
         if space is None:
             msg = f"{folder} is a classifier, but {type(datamodule).__name__} has no labels; choose other data."
             raise ConfigurationError(msg)
-        label_notes = _check_labels(config, read_label_space(config, weights), space)
-    if space is not None:
-        task.adopt_labels(space)
+        labels, label_notes = _check_labels(config, read_label_space(config, weights), space)
+    if labels is not None:
+        task.adopt_labels(labels)
     task.check_data(datamodule)
     tokenizer = _tokenizer(config)
-    task.network, notes = load_adapter(config, weights, space, tokenizer)
+    task.network, notes = load_adapter(config, weights, labels, tokenizer)
     trainer = Trainer(
         accelerator="auto",
         devices=1,
@@ -88,17 +90,24 @@ def open_adapter_folder(folder: Path, arguments: Sequence[str] = ()) -> OpenedAd
     return replace(opened, backbone=config.base, tokenizer=tokenizer, files={**opened.files, **files})
 
 
-def _check_labels(config: AdapterConfig, own: LabelSpace | None, space: LabelSpace) -> tuple[str, ...]:
-    """Labels that have numbers for names can only be counted; others must be those of the data."""
-    if own is None or not has_numbered_names(own) or own.problem_type != space.problem_type:
+def _check_labels(config: AdapterConfig, own: LabelSpace | None, space: LabelSpace) -> tuple[LabelSpace, Notes]:
+    """The labels of the merged model.
+
+    Names of the adapter are compared without case and surrounding spaces, as everywhere, and stay as they are; labels
+    that have numbers for names can only be counted, and get the names of the data.
+    """
+    if own is None or own.problem_type != space.problem_type:
         check_same_labels(own, space, str(config.folder))
-        return ()
+        return space, ()
+    if not has_numbered_names(own):
+        if [plain_label(name) for name in own.names] != [plain_label(name) for name in space.names]:
+            check_same_labels(own, space, str(config.folder))
+        return replace(space, names=own.names), ()
     if len(own.names) != len(space.names):
         msg = f"{config.folder} has {len(own.names)} labels, but the data has {len(space.names)}; choose other data."
         raise ConfigurationError(msg)
-    return (
-        f"the adapter's labels have no names; those of the data are given to them: {', '.join(space.names)[:200]}.",
-    )
+    names = ", ".join(space.names)[:200]
+    return space, (f"the adapter's labels have no names; those of the data are given to them: {names}.",)
 
 
 def _base_notes(config: AdapterConfig) -> tuple[str, ...]:

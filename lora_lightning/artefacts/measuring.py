@@ -2,14 +2,18 @@
 
 from collections.abc import Iterator
 
+import numpy as np
+from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from lora_lightning.analysis.outputs import OutputComparison, Outputs, example_scores
 from lora_lightning.artefacts.observers import JackknifeMetrics, Observer
 from lora_lightning.artefacts.results import DtypeName, MergeMeasurement, MetricEstimate
 from lora_lightning.lora.merging import MergeTarget, without_adapters
+from lora_lightning.metrics.direction import metric_range
 from lora_lightning.statistics import Recovery, jackknife_interval, recovery_ratio
 
+Values = tuple[float, NDArray[np.float64]]  # a metric over all examples, and without each group
 AT_ONCE = 8  # batches whose outputs are held together; PiSSA's base is restored once for them
 
 
@@ -74,13 +78,15 @@ def _estimates(adapter: JackknifeMetrics | None, merged: JackknifeMetrics | None
     if adapter is None or merged is None:
         return ()
     before, after = adapter.values(), merged.values()
-    return tuple(
-        MetricEstimate(
-            name,
-            jackknife_interval(*before[name]),
-            jackknife_interval(*after[name]),
-            jackknife_interval(after[name][0] - before[name][0], after[name][1] - before[name][1]),
-        )
-        for name in before
-        if name in after
+    return tuple(_estimate(name, before[name], after[name]) for name in before if name in after)
+
+
+def _estimate(name: str, before: Values, after: Values) -> MetricEstimate:
+    least, greatest = metric_range(name)
+    change = jackknife_interval(after[0] - before[0], after[1] - before[1])
+    return MetricEstimate(
+        name,
+        jackknife_interval(*before).clipped(least, greatest),
+        jackknife_interval(*after).clipped(least, greatest),
+        change.clipped(least - greatest, greatest - least),
     )

@@ -53,18 +53,32 @@ def find_merge_failure(measured: MergeMeasurement, tolerance: float = LOGIT_TOLE
     difference, recovery = measured.difference, measured.recovery
     if not difference.max_logit_difference < math.inf:
         return "its logits are not finite"
-    allowed = tolerance * max(1.0, difference.largest_logit)
-    if rounds_nothing(measured.target, measured.dtype) and difference.max_logit_difference > allowed:
-        return f"{describe_difference(difference)}, and {allowed:.1e} is allowed"
-    if rounds_nothing(measured.target, measured.dtype) and abs(difference.lost_share) > _allowed_loss(
-        difference, tolerance
-    ):
-        kept = 100 * (1 - difference.lost_share)
-        return f"{kept:.4g} % of the adapter's effect on the logits is there"
+    if rounds_nothing(measured.target, measured.dtype) and (clause := find_inequality(difference, tolerance)):
+        return clause
     if recovery is None or not recovery.judged:
         return _find_lost_effect(measured)
     if not recovery.ratio.low > LEAST_RECOVERY:
         return f"{recovery}, and its lower bound must be above {LEAST_RECOVERY}"
+    return None
+
+
+def find_inequality(difference: OutputDifference, tolerance: float) -> str | None:
+    """Why two models that must be equal are not.
+
+    Args:
+        difference: Of the second model from the first, with the adapter's effect on the logits.
+        tolerance: Of logits, relative to max(1, largest |logit|).
+
+    Returns:
+        A clause; `None` if they are equal up to rounding: no logit moves by more than the tolerance, and the adapter's
+        effect on the logits is there, which a tolerance above that effect would not show.
+    """
+    allowed = tolerance * max(1.0, difference.largest_logit)
+    if not difference.max_logit_difference <= allowed:
+        return f"{describe_difference(difference)}, and {allowed:.1e} is allowed"
+    if abs(difference.lost_share) > _allowed_loss(difference, tolerance):
+        kept = 100 * (1 - difference.lost_share)
+        return f"{kept:.4g} % of the adapter's effect on the logits is there"
     return None
 
 

@@ -28,6 +28,7 @@ from lora_lightning.backbones import load_original_weights
 from lora_lightning.errors import BackboneError, ConfigurationError, VerificationError
 from lora_lightning.lora.merged_state import quantized_modules
 from lora_lightning.lora.merging import MergeTarget
+from lora_lightning.lora.quantized import computing_in_float32
 
 EFFECT = "The adapter's effect on the logits was judged instead."
 Candidate = tuple[MergeTarget, DtypeName]
@@ -66,7 +67,8 @@ class MergeJob:
         self.auto_class = getattr(transformers, opened.auto_class)
         self.quantized = list(quantized_modules(opened.model))
         self.chosen: Candidate = (self._choose_target(target), dtype)
-        self.tolerance = default_tolerance(opened.network)
+        with computing_in_float32(opened.network):
+            self.tolerance = default_tolerance(opened.network)
         self.measurements: dict[Candidate, MergeMeasurement] = {}
         self._originals: dict[str, Tensor] | None = None
 
@@ -87,7 +89,8 @@ class MergeJob:
         Raises:
             VerificationError: If a check fails; nothing is written.
         """
-        with new_folder(self.output, overwrite=self.overwrite) as draft:
+        draft_folder = new_folder(self.output, overwrite=self.overwrite)
+        with draft_folder as draft, computing_in_float32(self.opened.network):
             for candidate in self._candidates():
                 self._write_and_measure(candidate, draft if candidate == self.chosen else None)
             self._check_measurements()

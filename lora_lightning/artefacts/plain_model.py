@@ -14,6 +14,7 @@ from lora_lightning.backbones.export import export_model
 from lora_lightning.compat.transformers import Conv1D, quantization_config, tied_weights
 from lora_lightning.errors import VerificationError
 from lora_lightning.lora.merged_state import merged_state, quantized_modules
+from lora_lightning.lora.quantized import keep_4bit_weights_in_order
 
 DTYPES: dict[DtypeName, torch.dtype] = {
     "float32": torch.float32,
@@ -111,6 +112,7 @@ def load_merged(
     model: PreTrainedModel = auto_class.from_pretrained(str(folder), **options)
     if not getattr(model, "is_quantized", False):  # which is there already
         cast("nn.Module", model).to(device)
+    keep_4bit_weights_in_order(model)
     model.eval()
     return model
 

@@ -54,7 +54,7 @@ def run_in_fresh_process(
     """
     batches = some_batches(observer.batches)
     with scratch_folder(folder) as scratch:
-        request = _write_request(scratch, folder, auto_class, batches, observer.device, tokenizer)
+        request = write_request(scratch, folder, auto_class, batches, observer.device, tokenizer)
         answer = _run(scratch, request)
         outputs = load_file(request["outputs"])
     if answer["missing"]:
@@ -67,7 +67,9 @@ def run_in_fresh_process(
         msg = "the tokenizer in the merged folder gives other token ids than the adapter's."
         raise VerificationError(msg)
     places = ("first", "again") if answer["saved_again"] else ("first", "first")
-    found = _compare(observer, reference, batches, outputs, places)
+    with observer.isolated():
+        expected = [raw_logits(reference, batch, observer.device).float().cpu() for batch in batches]
+    found = compare_outputs(expected, batches, outputs, places)
     return found if answer["saved_again"] else replace(found, max_difference_after_saving_again=None)
 
 
@@ -77,7 +79,7 @@ def some_batches(batches: Sequence[Batch]) -> list[Batch]:
     return [batches[place] for place in places.tolist()]
 
 
-def _write_request(
+def write_request(
     scratch: Path,
     folder: Path,
     auto_class: str,
@@ -85,6 +87,19 @@ def _write_request(
     device: torch.device,
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> dict[str, Any]:
+    """Writes what a fresh process needs to know.
+
+    Args:
+        scratch: A folder for its files.
+        folder: The merged folder.
+        auto_class: As in `run_in_fresh_process`.
+        batches: To run.
+        device: Where.
+        tokenizer: That of the adapter model.
+
+    Returns:
+        The content of `request.json`.
+    """
     tensors = {
         f"{number}.{name}": tensor.contiguous()
         for number, batch in enumerate(batches)
@@ -135,23 +150,27 @@ def _run(scratch: Path, request: dict[str, Any]) -> dict[str, Any]:
     raise VerificationError(msg)
 
 
-@torch.no_grad()
-def _compare(
-    observer: Observer,
-    reference: torch.nn.Module,
-    batches: Sequence[Batch],
-    outputs: dict[str, Tensor],
-    places: tuple[str, str],
+def compare_outputs(
+    expected: Sequence[Tensor], batches: Sequence[Batch], outputs: dict[str, Tensor], places: tuple[str, str]
 ) -> FreshProcessCheck:
+    """Compares what a fresh process computed.
+
+    Args:
+        expected: The logits of each batch, as `raw_logits` has them.
+        batches: The batches.
+        outputs: That the process wrote.
+        places: Whose logits are compared with the expected ones, and whose with these.
+
+    Returns:
+        The largest differences.
+    """
     differences, again, largest = [0.0], [0.0], [0.0]
-    with observer.isolated():
-        for number, batch in enumerate(batches):
-            own = raw_logits(reference, batch, observer.device).float().cpu()
-            first, second = (_rows(outputs, place, number, batch) for place in places)
-            real = own != -math.inf
-            differences.append(_largest(first - own, real))
-            again.append(_largest(second - first, real))
-            largest.append(_largest(own, real))
+    for number, (batch, own) in enumerate(zip(batches, expected, strict=True)):
+        first, second = (_rows(outputs, place, number, batch) for place in places)
+        real = own != -math.inf
+        differences.append(_largest(first - own, real))
+        again.append(_largest(second - first, real))
+        largest.append(_largest(own, real))
     return FreshProcessCheck(max(differences), max(again), max(largest))
 
 

@@ -141,6 +141,16 @@ def compute_dtype(layer: nn.Module) -> dtype | None:
     return cast("dtype | None", getattr(layer, "compute_dtype", None))
 
 
+def set_compute_dtype(layer: nn.Module, value: dtype) -> None:
+    """Sets the dtype in which a 4-bit layer computes.
+
+    Args:
+        layer: `Linear4bit`; changed in place.
+        value: A floating dtype.
+    """
+    layer.compute_dtype = value  # type: ignore[assignment]
+
+
 def move_scales_to_weight(layer: nn.Module) -> None:
     """Moves what belongs to an 8-bit weight to the device of the weight; other modules are left alone.
 

@@ -1,7 +1,10 @@
 """bitsandbytes' 4- and 8-bit layers: size, dequantizing, requantizing. `backbones.quantization` creates them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from lora_lightning.compat import bitsandbytes, peft
@@ -128,6 +131,27 @@ def keep_8bit_scales_beside_weights(model: nn.Module) -> None:
     """
     for module in model.modules():
         bitsandbytes.move_scales_to_weight(module)
+
+
+@contextmanager
+def computing_in_float32(model: nn.Module) -> Iterator[None]:
+    """4-bit layers compute in float32, whatever they trained in: of two models that are compared, neither rounds.
+
+    Args:
+        model: Any; 8-bit layers round their inputs all the same.
+
+    Yields:
+        Nothing; afterwards the layers compute as before.
+    """
+    dtypes = {module: bitsandbytes.compute_dtype(module) for module in model.modules()}
+    found = {module: dtype for module, dtype in dtypes.items() if dtype is not None}
+    for module in found:
+        bitsandbytes.set_compute_dtype(module, torch.float32)
+    try:
+        yield
+    finally:
+        for module, dtype in found.items():
+            bitsandbytes.set_compute_dtype(module, dtype)
 
 
 def keep_4bit_weights_in_order(model: nn.Module) -> None:

@@ -1,5 +1,6 @@
 """The delete-one jackknife: how far a statistic of examples may be from its value for all examples there are."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,12 @@ class Interval:
     def contains(self, number: float) -> bool:
         """Whether a number is inside; every number is inside an interval without ends."""
         return not (number < self.low or number > self.high)
+
+    def clipped(self, least: float, greatest: float) -> "Interval":
+        """The same, with ends among the values that there can be; without ends it stays without."""
+        if math.isnan(self.low):
+            return self
+        return Interval(self.value, max(self.low, least), min(self.high, greatest))
 
     def __str__(self) -> str:
         """Such as `0.998 (95 % interval 0.991 to 1.004)`."""

@@ -22,7 +22,11 @@ from tests.conftest import TinyBackbone
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 GPT2: dict[str, Any] = {"target_modules": ["c_attn", "c_proj"], "alpha_pattern": {"c_proj": 3}}
-NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=["lm_head"])
+SKIPPED = ["lm_head"]
+NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=SKIPPED)
+IN_BFLOAT16 = BitsAndBytesConfig(
+    load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=SKIPPED, bnb_4bit_compute_dtype="bfloat16"
+)
 
 
 def in_merged_weight(change: Callable[[str, Any, Tensor], Tensor]) -> Plant:
@@ -60,6 +64,10 @@ def rounded_to_4_bits(name: str, layer: Any, weight: Tensor) -> Tensor:
     return dequantized_weight(requantized(layer.get_base_layer(), merged)).float()
 
 
+def with_a_little_noise(name: str, layer: Any, weight: Tensor) -> Tensor:
+    return merged_weight(name, layer, weight) * (1 + 0.01 * torch.randn(weight.shape))
+
+
 def split_silently(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(plain_model, "tied_weights", lambda _: {})
 
@@ -74,6 +82,11 @@ FAULTS: dict[str, tuple[str, dict[str, Any], Plant]] = {
         "llama",
         {"target_modules": ["q_proj"], "quantization": NF4},
         in_merged_weight(rounded_to_4_bits),
+    ),
+    "less than a bfloat16 base rounds": (
+        "llama",
+        {"target_modules": ["q_proj"], "quantization": IN_BFLOAT16},
+        in_merged_weight(with_a_little_noise),
     ),
     "tied weights split": ("gpt2", {"target_modules": ["wte", "c_attn"]}, split_silently),
 }

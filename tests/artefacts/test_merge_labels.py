@@ -150,3 +150,21 @@ def test_labels_that_are_only_numbered_get_the_names_of_the_data(
     (other / "config" / "config.json").write_text(json.dumps({"id2label": numbered}))
     with pytest.raises(ConfigurationError, match="has 4 labels, but the data has 5"):
         merge_here(other, config={"data": run.settings["data"]}, overwrite=True)
+
+
+def test_labels_match_up_to_case_and_spaces_and_keep_the_adapters_spelling(
+    run: RunRecord, merge_here: Merge, tmp_path: Path
+) -> None:
+    assert run.adapter is not None
+    other = tmp_path / "adapter"
+    shutil.copytree(run.adapter, other)
+    content = json.loads((other / "labels.json").read_text())
+    content["names"] = [f" {name.upper()}" for name in content["names"]]
+    (other / "labels.json").write_text(json.dumps(content))
+    output = merge_here(other, config={"data": run.settings["data"]}).output
+    assert list(merged_config(output)["id2label"].values()) == content["names"]
+    assert json.loads((output / "labels.json").read_text())["names"] == content["names"]
+    content["names"][0] = "other"
+    (other / "labels.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="differ from those of the data"):
+        merge_here(other, config={"data": run.settings["data"]}, overwrite=True)
