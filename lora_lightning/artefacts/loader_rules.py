@@ -18,10 +18,20 @@ from lora_lightning.lora.parameter_names import is_embedding_factor, is_factor
 READ_ON = "2026-11-29"
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # values of max_lora_rank
 VLLM_DEFAULT_RANK = 16
+VLLM_HEADS = {"score", "classifier"}  # in modules_to_save of a sequence classifier
+NORMS = ("_layernorm", ".norm")  # in names of tensors that llama.cpp's converter keeps and its runtime skips
 SOURCES = {
     "peft": "https://github.com/huggingface/peft, release 0.21.2, src/peft/tuners/lora",
-    "vllm": "https://github.com/vllm-project/vllm, vllm/lora/peft_helper.py and vllm/config/lora.py",
-    "llama.cpp": "https://github.com/ggml-org/llama.cpp, convert_lora_to_gguf.py; scales by alpha / rows of A",
+    "vllm": (
+        "https://github.com/vllm-project/vllm: vllm/config/lora.py at 01230b4 (ranks), vllm/lora/peft_helper.py at "
+        "e745baf (scales by alpha / r of the configuration, drops its other fields), vllm/lora/lora_model.py at "
+        "0306474 (tensors), pull request 53555 (heads), issues 36501 (tokens) and 55545 (rsLoRA of experts)"
+    ),
+    "llama.cpp": (
+        "https://github.com/ggml-org/llama.cpp: convert_lora_to_gguf.py at 56bf500 (reads lora_alpha alone, takes "
+        "factors and norms), src/llama-adapter.h at 215841f (scales by alpha / columns of B), src/llama-adapter.cpp at "
+        "0650ea8 (skips norms)"
+    ),
 }
 TARGETS = tuple(SOURCES)
 Outcome = Literal["right", "refused", "wrong"]
@@ -48,6 +58,16 @@ class AdapterFacts:
     def other_tensors(self) -> list[str]:
         """The tensors that are no factors A and B, such as those of a head."""
         return [name for name in self.tensors if not is_factor(name)]
+
+    @property
+    def refused_tensors(self) -> list[str]:
+        """The other tensors that llama.cpp's converter does not take."""
+        return [name for name in self.other_tensors if not any(norm in name for norm in NORMS)]
+
+    @property
+    def heads_only(self) -> bool:
+        """Whether all modules that train in full are heads of classifiers, by their names."""
+        return set(self.config.get("modules_to_save") or ()) <= VLLM_HEADS
 
 
 @dataclass(frozen=True)
@@ -106,7 +126,13 @@ RULES = (
         ("vllm",),
         "refused",
         lambda facts: bool(facts.config.get("modules_to_save")),
-        "releases before late 2026 take no modules_to_save, such as a head",
+        "releases before pull request 53555 of August 2026 take no modules_to_save, such as a head",
+    ),
+    Rule(
+        ("vllm",),
+        "refused",
+        lambda facts: not facts.heads_only,
+        "later ones take a head called score or classifier alone",
     ),
     Rule(
         ("vllm",),
@@ -117,13 +143,19 @@ RULES = (
     Rule(
         ("vllm",),
         "refused",
-        lambda facts: bool(facts.config.get("trainable_token_indices")) or any(map(is_embedding_factor, facts.tensors)),
-        "it takes no adapters of embeddings and no trainable tokens",
+        lambda facts: bool(facts.config.get("trainable_token_indices")),
+        "it takes no trainable tokens",
+    ),
+    Rule(
+        ("llama.cpp",),
+        "wrong",
+        lambda facts: bool(facts.other_tensors) and not facts.refused_tensors,
+        "it skips trained norms",
     ),
     Rule(
         ("llama.cpp",),
         "refused",
-        lambda facts: bool(facts.other_tensors),
+        lambda facts: bool(facts.refused_tensors),
         "its converter takes factors A and B only, and the file has a head, biases or other tensors",
     ),
     Rule(
@@ -181,11 +213,16 @@ def _check_loader(target: str, facts: AdapterFacts) -> LoaderCheck:
     outcome: Outcome = "right"
     if broken:
         outcome = "wrong" if any(rule.outcome == "wrong" for rule in broken) else "refused"
-    reasons = tuple(rule.reason for rule in broken) or _needs(target, int(facts.config.get("r", 0)))
+    reasons = tuple(rule.reason for rule in broken) or _needs(target, facts)
     return LoaderCheck(target, outcome, reasons, READ_ON, SOURCES[target])
 
 
-def _needs(target: str, r: int) -> tuple[str, ...]:
-    if target != "vllm" or r <= VLLM_DEFAULT_RANK:
+def _needs(target: str, facts: AdapterFacts) -> tuple[str, ...]:
+    if target != "vllm":
         return ()
-    return (f"start it with --max-lora-rank {next(rank for rank in VLLM_RANKS if rank >= r)}",)
+    needs, r = [], int(facts.config.get("r", 0))
+    if r > VLLM_DEFAULT_RANK:
+        needs.append(f"start it with --max-lora-rank {next(rank for rank in VLLM_RANKS if rank >= r)}")
+    if any(map(is_embedding_factor, facts.tensors)):
+        needs.append("it adapts embeddings of models that declare them, such as Llama, and refuses others")
+    return tuple(needs)
