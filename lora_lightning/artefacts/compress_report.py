@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_lightning.artefacts.compress_results import CompressResult, RankMeasurement
+from lora_lightning.artefacts.compress_results import ChosenThreshold, CompressResult, RankMeasurement
 from lora_lightning.artefacts.rank_trials import shown_ends
 from lora_lightning.figures.compression import RankPoint, compression_figure
 from lora_lightning.figures.png import png_bytes
@@ -87,13 +87,13 @@ def result_notes(result: CompressResult, lora: LoraSettings | None) -> list[str]
     Returns:
         The sentences.
     """
-    notes = []
+    notes = [] if result.threshold is None else [threshold_note(result.threshold, result.tested_on)]
     if result.sizes.written >= result.sizes.full:
         reason = ""
         if result.layout == "portable":
             reason = (
-                f", because portable ranks are 8, 16, 32, 64, 128 and 256; --layout exact writes "
-                f"{result.sizes.kept:,} bytes"
+                f", because portable ranks are 8, 16, 32, 64, 128 and 256; --layout exact pads "
+                f"to k = {max(result.chosen.ranks.values())} alone"
             )
         notes.append(
             f"the written folder is not smaller than the run's own ({result.sizes.written:,} against "
@@ -111,6 +111,25 @@ def result_notes(result: CompressResult, lora: LoraSettings | None) -> list[str]
             "no other choice of ranks was compared, because there is no lower rank or the adapter is on experts."
         )
     return notes
+
+
+def threshold_note(found: ChosenThreshold, tested_on: str) -> str:
+    """What the threshold in the folder is, and what follows it on the test split.
+
+    Args:
+        found: The threshold.
+        tested_on: What the test examples are.
+
+    Returns:
+        A sentence.
+    """
+    words = {"out_of_scope_threshold": "for queries out of scope", "null_threshold": "for unanswerable questions"}
+    chosen = (
+        f"the threshold {words.get(found.name, found.name)} was chosen again on validation, by the written adapter: "
+        f"{found.written:.4g} ({found.full:.4g} for the full one)"
+    )
+    parts = [f"{name} {written:.4g} ({full:.4g})" for name, (full, written) in found.metrics.items()]
+    return f"{chosen}; with it, {tested_on.partition(',')[0]} has {', '.join(parts)}." if parts else f"{chosen}."
 
 
 def write_report(result: CompressResult, folder: Path) -> None:
@@ -162,10 +181,11 @@ def card_section(result: CompressResult) -> str:
     Returns:
         Markdown.
     """
+    padded = ", padded with zeros" if result.rank > min(result.chosen.ranks.values()) else ""
     layout = (
-        f"Every layer has rank {result.rank}, padded with zeros, `lora_alpha` = r, and the scaling is in the factors."
-        if result.layout == "portable"
-        else f"`lora_alpha` = r everywhere; ranks are {min(result.chosen.ranks.values())} to {result.rank}."
+        f"`lora_alpha` = r everywhere; ranks are {min(result.chosen.ranks.values())} to {result.rank}."
+        if result.layout == "mixed"
+        else f"Every layer has rank {result.rank}{padded}, `lora_alpha` = r, and the scaling is in the factors."
     )
     rows = [_table_row(found, result) for found in result.validation]
     loaders = [

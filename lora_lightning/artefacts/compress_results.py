@@ -32,8 +32,10 @@ class RankMeasurement:
             the full adapter, and if the metric is undefined for one of both on these examples.
         verdict: `None` for those that are only compared.
         p_value: One-sided, of "worse by the margin or more"; NaN if there is none.
-        missing_examples: With about how many examples of this kind the observed difference would be proven; `None` if
-            it is decided or beyond the margin.
+        missing_examples: With about how many examples of this kind the observed difference would be proven, with a
+            power of 80 %; `None` without a verdict, and if it is worse or beyond the margin.
+        threshold: For out-of-scope queries or unanswerable questions, as validation chooses it with this adapter;
+            `None` for a task without one.
     """
 
     name: str
@@ -47,6 +49,7 @@ class RankMeasurement:
     verdict: Verdict | None = None
     p_value: float = float("nan")
     missing_examples: int | None = None
+    threshold: float | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,23 @@ class Sizes:
     full: int
     kept: int
     written: int
+
+
+@dataclass(frozen=True)
+class ChosenThreshold:
+    """The threshold that the written folder holds, chosen on validation with the truncated adapter.
+
+    Attributes:
+        name: `out_of_scope_threshold` or `null_threshold`.
+        full: Of the full adapter, chosen in the same way.
+        written: In the folder.
+        metrics: What follows it on the test split, by name: of the full adapter and of the written one.
+    """
+
+    name: str
+    full: float
+    written: float
+    metrics: Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -87,7 +107,8 @@ class CompressResult:
         tested_on: What the test examples are.
         is_tested_on_validation: Whether the test split has the rows of the validation split, on which the rank was
             chosen; then nothing is confirmed.
-        seconds: Of everything after loading.
+        seconds: Of everything after loading the run.
+        threshold: `None` for a task without one.
         notes: Sentences for the user.
     """
 
@@ -109,6 +130,7 @@ class CompressResult:
     tested_on: str
     is_tested_on_validation: bool
     seconds: float
+    threshold: ChosenThreshold | None = None
     notes: tuple[str, ...] = field(default=())
 
     @property

@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from lora_lightning.artefacts.compress_checks import Ranks, check_before_loading
 from lora_lightning.artefacts.compress_job import CompressJob, CompressOptions
 from lora_lightning.artefacts.compress_results import CompressResult, Layout
-from lora_lightning.artefacts.finished_run import open_run
+from lora_lightning.artefacts.finished_run import prepare_run
 from lora_lightning.artefacts.loader_rules import check_target_names
 from lora_lightning.artefacts.output_folder import ADAPTER, check_not_read, check_output
 from lora_lightning.backbones.adapter_config import ADAPTER_CONFIG
@@ -76,12 +77,14 @@ def compress(
     check_output(output, source, overwrite=overwrite, marker=ADAPTER)
     check_not_read(output, source / ADAPTER_FOLDER)
     data = (*config_arguments(config), *option_arguments(overrides or {}))
-    options = CompressOptions(metric, margin, wanted, layout, tuple(runs[1:]), tuple(check_targets), data)
     with explain_errors():
+        run = prepare_run(runs[0], data, validates=False, needs_test=True)
+        check_not_read(output, Path(resolve_backbone(run.task.backbone)))
+        rivals = [prepare_run(folder, data, validates=False) for folder in runs[1:]]
+        compared = check_before_loading(run, rivals, metric=metric, margin=margin, ranks=wanted, layout=layout)
+        options = CompressOptions(compared, margin, wanted, layout, rivals, check_targets)
         report(f"loading {source}")
-        opened = open_run(source, data, validates=False, needs_test=True)
-        check_not_read(output, Path(resolve_backbone(opened.backbone)))
-        return CompressJob(opened, output, options, report, overwrite=overwrite).run()
+        return CompressJob(run, output, options, report, overwrite=overwrite).run()
 
 
 def _ignore(line: str) -> None:
@@ -116,7 +119,7 @@ def check_margin(margin: float | None) -> None:
         raise ConfigurationError(msg)
 
 
-def check_ranks(ranks: Sequence[int] | str | None) -> tuple[int, ...] | Literal["all"]:
+def check_ranks(ranks: Sequence[int] | str | None) -> Ranks:
     """Puts the ranks to test in order.
 
     Args:

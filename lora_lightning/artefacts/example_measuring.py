@@ -12,9 +12,8 @@ from lightning import Trainer
 from numpy.typing import NDArray
 from torch import nn
 
-from lora_lightning.analysis.metric_outcomes import ANSWER_OUTCOMES, OUTCOMES, largest_change, metric_outcomes
+from lora_lightning.analysis.metric_outcomes import largest_change, metric_outcomes, metrics_of_examples
 from lora_lightning.analysis.metric_scale import choose_scale
-from lora_lightning.errors import ConfigurationError, suggest_names
 from lora_lightning.tasks import AdaptationTask
 from lora_lightning.tasks.held_out_batches import (
     Batch,
@@ -25,8 +24,9 @@ from lora_lightning.tasks.held_out_batches import (
     some_batches,
     validation_precision,
 )
-from lora_lightning.tasks.outcome_rows import HITS, INDEX, WEIGHT, batch_rows, split_rows
+from lora_lightning.tasks.outcome_rows import DOCUMENT, HITS, INDEX, WEIGHT, batch_rows, split_rows, summed_rows
 
+SHARED = ("question", DOCUMENT)  # columns of batches whose examples may take several rows
 Rows = dict[str, NDArray[Any]]
 
 
@@ -37,10 +37,12 @@ class Measured:
     Attributes:
         metrics: By name.
         rows: Columns of shape (examples,), in the order of the data.
+        threshold: The task's threshold that both follow; `None` for a task without one.
     """
 
     metrics: dict[str, float]
     rows: Rows
+    threshold: float | None = None
 
     def outcomes(self, metric: str) -> NDArray[np.float64] | None:
         """One number per example whose mean is the metric (its logarithm for a perplexity); `None` if there is none."""
@@ -63,8 +65,8 @@ class Measured:
 
     @property
     def comparable_metrics(self) -> list[str]:
-        """The metrics that are means over examples, or are linearized as such."""
-        known = OUTCOMES.keys() | ANSWER_OUTCOMES.keys()
+        """The metrics that are means over examples, or are linearized as such, and defined on these."""
+        known = metrics_of_examples(self.rows)
         return [name for name in self.metrics if name in known and self.outcomes(name) is not None]
 
 
@@ -74,51 +76,69 @@ class SplitExamples:
     Args:
         task: The task; its own model does not matter.
         trainer: Has validated it.
-        kind: `val` or `test`; of several splits of the kind the first.
+        split: Such as `test` or `val_matched`; of `val`, the first of several validation splits.
     """
 
-    def __init__(self, task: AdaptationTask, trainer: Trainer, kind: str) -> None:
+    def __init__(self, task: AdaptationTask, trainer: Trainer, split: str) -> None:
         self.task, self.trainer = task, trainer
         self.datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        kind = split.partition("_")[0]
         if kind == "test":
             self.datamodule.setup("test")
             task.setup("test")
             task.to(trainer.strategy.root_device)
-            loaders = self.datamodule.test_dataloader()
-        else:
-            loaders = self.datamodule.val_dataloader()
-        self.split: str = self.datamodule.split_names(kind)[0]
+        names: list[str] = self.datamodule.split_names(kind)
+        self.split = split if split in names else names[0]
+        loaders = self.datamodule.test_dataloader() if kind == "test" else self.datamodule.val_dataloader()
+        if isinstance(loaders, list):
+            loaders = loaders[names.index(self.split)]
         self.batches: list[Batch] = some_batches(loaders, sys.maxsize)
 
+    @property
+    def row_count(self) -> int:
+        """Rows of all batches."""
+        return sum(len(next(iter(batch.values()))) for batch in self.batches)
+
     def spread(self, rows: int) -> "SplitExamples":
-        """Some batches of the split, evenly spread, for what needs no verdict.
+        """Some examples of the split, evenly spread over its lengths, for what needs no verdict.
 
         Args:
             rows: About how many to keep.
 
         Returns:
-            The split itself if it has no more.
+            The split itself if it has no more, or if an example may take several rows: windows of a question or a
+            document.
         """
-        total = sum(len(next(iter(batch.values()))) for batch in self.batches)
-        if total <= rows:
+        batches, total = len(self.batches), self.row_count
+        if total <= rows or not batches or any(name in self.batches[0] for name in SHARED):
             return self
         few = copy.copy(self)
-        count = max(1, len(self.batches) * rows // total)
-        places = np.linspace(0, len(self.batches) - 1, count).round().astype(int)
-        few.batches = [self.batches[place] for place in places]
+        count = max(min(2, batches), round(batches * rows / total))  # a single one would be that of the longest rows
+        places = np.linspace(0, batches - 1, count).round().astype(int)
+        each = max(1, math.ceil(rows / count))
+        few.batches = [{name: tensor[:each] for name, tensor in self.batches[place].items()} for place in places]
         return few
 
-    def measure(self, network: nn.Module, watch: Callable[[Batch, Any], None] = lambda *_: None) -> Measured:
+    def measure(
+        self,
+        network: nn.Module,
+        watch: Callable[[Batch, Any], None] = lambda *_: None,
+        *,
+        threshold: float | None = None,
+        chooses_threshold: bool = False,
+    ) -> Measured:
         """Runs a model over the split.
 
         Args:
             network: In evaluation mode, on the task's device.
             watch: Is called with each batch, on the device, and what the task's `evaluate` found for it.
+            threshold: What validation chose for this model; `None` for the task's own.
+            chooses_threshold: Chooses it on this split, as validation does.
 
         Returns:
             Its metrics and its examples.
         """
-        task = self.task
+        task, former = self.task, self.task.threshold
         with isolated_evaluation(task), network_replaced(task, network):
             reset_metrics(task.metrics)
             rows = []
@@ -126,13 +146,18 @@ class SplitExamples:
                 moved = on_device(self.trainer, batch)
                 with validation_precision(self.trainer):
                     found = task.evaluate(moved)
-                    task.add_to_metrics(self.split, moved, found)
                     rows.append(batch_rows(task, moved, found))
+                    task.add_to_metrics(self.split, moved, summed_rows(task, rows[-1]) or found)
                     watch(moved, found)
+            if chooses_threshold:
+                task.choose_threshold(self.split)
+            task.set_threshold(threshold)
             columns = split_rows(task, self.datamodule, self.split, rows)
-            metrics = task.metric_values(self.split)
+            metrics, threshold = task.metric_values(self.split), task.threshold
+        task.set_threshold(former)
         order = columns[INDEX].argsort(stable=True) if columns else None
-        return Measured(metrics, labeled_documents({name: column[order].numpy() for name, column in columns.items()}))
+        examples = labeled_documents({name: column[order].numpy() for name, column in columns.items()})
+        return Measured(metrics, examples, threshold)
 
     @property
     def fingerprint(self) -> str:
@@ -156,37 +181,3 @@ def labeled_documents(rows: Rows) -> Rows:
     if HITS not in rows:
         return rows
     return {name: column[rows[WEIGHT] > 0] for name, column in rows.items()}
-
-
-def choose_compared_metric(found: Measured, wanted: str | None, monitor: str | None) -> str:
-    """Chooses the metric that decides.
-
-    Args:
-        found: Of the full adapter.
-        wanted: The user's; `None` for the one that chose the run's best checkpoint.
-        monitor: That one, with its split; `None` if unknown.
-
-    Returns:
-        Its name, without a split.
-
-    Raises:
-        ConfigurationError: If it has no numbers per example.
-    """
-    name = (wanted or monitor or "").rpartition("/")[2] if wanted is None else wanted.removeprefix("val/")
-    comparable = found.comparable_metrics
-    if wanted is None and name == "loss" and "perplexity" in comparable:
-        return "perplexity"  # the same, with a usual margin
-    if name in comparable:
-        return name
-    if not comparable:
-        msg = "this data has no metric with numbers per example, so ranks cannot be compared; choose other data."
-        raise ConfigurationError(msg)
-    if wanted is None:
-        msg = (
-            f"the run's best checkpoint was chosen by {monitor or 'no metric'}, which has no numbers per example to "
-            f"compare; give --metric, one of {', '.join(comparable)}."
-        )
-        raise ConfigurationError(msg)
-    problem = "has no numbers per example to compare" if name in found.metrics else "is unknown"
-    msg = f"--metric {name!r} {problem}; {suggest_names(name, comparable)}"
-    raise ConfigurationError(msg)

@@ -3,6 +3,7 @@
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lora_lightning.artefacts.observers import ValidationObserver
 from lora_lightning.artefacts.opened import OpenedAdapter
 from lora_lightning.backbones.model_card import auto_class_of
 from lora_lightning.backbones.saved_base import REMEDY
+from lora_lightning.datamodules import AdaptationDataModule
 from lora_lightning.errors import BackboneError, CheckpointError, ConfigurationError
 from lora_lightning.lora.delta import adapted_layers
 from lora_lightning.runs.record import RunRecord
@@ -21,6 +23,7 @@ from lora_lightning.tasks.held_out_batches import held_out_batches
 from lora_lightning.training.api import run_arguments
 from lora_lightning.training.commands import prepare_command
 from lora_lightning.training.evaluation import score_split
+from lora_lightning.training.fitting import check_same_labels
 from lora_lightning.training.lightning_cli import LoraLightningCLI
 
 ALL = sys.maxsize
@@ -41,19 +44,83 @@ PLAIN_TRAINER = {
 }
 
 
-def open_run(
-    folder: Path, arguments: Sequence[str] = (), *, validates: bool = True, needs_test: bool = False
-) -> OpenedAdapter:
+def open_run(folder: Path, arguments: Sequence[str] = (), *, validates: bool = True) -> OpenedAdapter:
     """Loads the best checkpoint of a run.
 
     Args:
         folder: The run folder.
-        arguments: Options of the data, and `--model.backbone`, that override those of the run, as on a command line.
-        validates: Whether the adapter is validated; otherwise thresholds are those of the checkpoint.
-        needs_test: Whether data without test rows is refused, before any weights load.
+        arguments: As in `prepare_run`.
+        validates: As in `prepare_run`.
 
     Returns:
         The adapter model.
+
+    Raises:
+        LoraLightningError: As `prepare_run`.
+    """
+    return prepare_run(folder, arguments, validates=validates).open()
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run whose settings and data are known to be usable, before any weights load.
+
+    Attributes:
+        record: The run.
+        cli: Its validation, parsed.
+    """
+
+    record: RunRecord
+    cli: LoraLightningCLI
+
+    @property
+    def task(self) -> AdaptationTask:
+        """Knows the labels; its network is not built yet."""
+        return self.cli.model
+
+    @property
+    def datamodule(self) -> AdaptationDataModule:
+        """Has read its rows."""
+        return self.cli.datamodule
+
+    @property
+    def monitor(self) -> str | None:
+        """The metric that chose the best checkpoint, with its split; of a run that did not end that of its settings."""
+        return self.record.monitor or self.record.flat_settings.get("checkpoint.monitor")
+
+    def open(self) -> OpenedAdapter:
+        """Loads the best checkpoint.
+
+        Returns:
+            The adapter model.
+
+        Raises:
+            LoraLightningError: If the base does not fit, or has changed.
+        """
+        cli = self.cli
+        score_split(cli, "validate")
+        notes = []
+        if cli.start.base is None:
+            backbone = cli.model.backbone
+            notes = [f"it is not known whether {backbone} is still the base model that the adapter was trained on."]
+        return opened_task(
+            self.record.folder, cli.model, cli.trainer, cli.datamodule, self.record.monitor, tuple(notes)
+        )
+
+
+def prepare_run(
+    folder: Path, arguments: Sequence[str] = (), *, validates: bool = True, needs_test: bool = False
+) -> PreparedRun:
+    """Checks a run and its data; no weights are loaded yet.
+
+    Args:
+        folder: The run folder.
+        arguments: Options of the data, and `--model.backbone`, that override those of the run, as on a command line.
+        validates: Whether the adapter is validated once it is opened; otherwise thresholds are those of the checkpoint.
+        needs_test: Whether data without test rows is refused.
+
+    Returns:
+        What opens it.
 
     Raises:
         LoraLightningError: If the run has no checkpoint or no adapter, or if its base or its data is not there any
@@ -75,16 +142,13 @@ def open_run(
             "already."
         )
         raise CheckpointError(msg)
-    if needs_test:
-        cli.datamodule.check_splits("validate")
-        cli.datamodule.check_splits("test")
-    score_split(cli, "validate")
-    notes = (
-        ()
-        if cli.start.base is not None
-        else (f"it is not known whether {cli.model.backbone} is still the base model that the adapter was trained on.",)
-    )
-    return opened_task(folder, cli.model, cli.trainer, cli.datamodule, record.monitor, notes)
+    for stage in ("validate", "test") if needs_test else ("validate",):
+        cli.datamodule.check_splits(stage)
+    labels = cli.datamodule.label_space
+    check_same_labels(cli.start.labels, labels, cli.options.ckpt_path)
+    if labels is not None and getattr(cli.model, "label_space", None) is None:
+        cli.model.adopt_labels(labels)
+    return PreparedRun(record, cli)
 
 
 def _prepare(words: Sequence[str]) -> LoraLightningCLI:

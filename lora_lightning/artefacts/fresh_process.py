@@ -40,9 +40,6 @@ def load_and_run(request: dict[str, Any]) -> dict[str, Any]:
         model, info = auto_class.from_pretrained(source, output_loading_info=True, trust_remote_code=False)
         is_quantized = getattr(model, "is_quantized", False)
         model = (model if is_quantized else model.to(request["device"])).eval()
-        for module in model.modules():  # some CPUs round scales to bfloat16, and cannot reorder a narrow layer
-            if hasattr(module, "support_avx512bf16_for_cpu"):
-                module.support_avx512bf16_for_cpu = False
         missing += sorted({*info["missing_keys"], *(str(key[0]) for key in info["mismatched_keys"])})
         labels = {str(number): name for number, name in (model.config.id2label or {}).items()}
         if place == "first":

@@ -147,6 +147,12 @@ RULES = (
         "it takes no trainable tokens",
     ),
     Rule(
+        ("vllm",),
+        "refused",
+        lambda facts: any(map(is_embedding_factor, facts.tensors)),
+        "it takes adapters of embeddings only for models that declare them, such as Llama",
+    ),
+    Rule(
         ("llama.cpp",),
         "wrong",
         lambda facts: bool(facts.other_tensors) and not facts.refused_tensors,
@@ -213,16 +219,11 @@ def _check_loader(target: str, facts: AdapterFacts) -> LoaderCheck:
     outcome: Outcome = "right"
     if broken:
         outcome = "wrong" if any(rule.outcome == "wrong" for rule in broken) else "refused"
-    reasons = tuple(rule.reason for rule in broken) or _needs(target, facts)
+    reasons = tuple(rule.reason for rule in broken) or _needs(target, int(facts.config.get("r", 0)))
     return LoaderCheck(target, outcome, reasons, READ_ON, SOURCES[target])
 
 
-def _needs(target: str, facts: AdapterFacts) -> tuple[str, ...]:
-    if target != "vllm":
+def _needs(target: str, r: int) -> tuple[str, ...]:
+    if target != "vllm" or r <= VLLM_DEFAULT_RANK:
         return ()
-    needs, r = [], int(facts.config.get("r", 0))
-    if r > VLLM_DEFAULT_RANK:
-        needs.append(f"start it with --max-lora-rank {next(rank for rank in VLLM_RANKS if rank >= r)}")
-    if any(map(is_embedding_factor, facts.tensors)):
-        needs.append("it adapts embeddings of models that declare them, such as Llama, and refuses others")
-    return tuple(needs)
+    return (f"start it with --max-lora-rank {next(rank for rank in VLLM_RANKS if rank >= r)}",)

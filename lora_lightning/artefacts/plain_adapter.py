@@ -10,6 +10,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lora_lightning.analysis.merge_verdict import default_tolerance
+from lora_lightning.analysis.outputs import OutputComparison, OutputDifference, Outputs
 from lora_lightning.artefacts.observers import raw_logits
 from lora_lightning.artefacts.opened import OpenedAdapter
 from lora_lightning.artefacts.reload_check import some_batches
@@ -18,10 +20,17 @@ from lora_lightning.backbones.first_token import keep_first_token_only
 from lora_lightning.backbones.saved_base import BASE_MODEL
 from lora_lightning.callbacks.exported_model import load_exported_adapter
 from lora_lightning.lora.fused import fuse_lora_layers
-from lora_lightning.lora.quantized import keep_8bit_scales_beside_weights
+from lora_lightning.lora.quantized import (
+    computing_in_float32,
+    forget_8bit_weights,
+    keep_8bit_scales_beside_weights,
+)
 from lora_lightning.runs.history import read_json
 from lora_lightning.runs.layout import RUN
 from lora_lightning.tasks import AdaptationTask, SequenceClassificationTask
+
+ROWS = 8  # of a batch: equal models are equal on few
+NO_DECISIONS = torch.empty(0, dtype=torch.int64)
 
 
 def write_adapter(opened: OpenedAdapter, task: AdaptationTask, network: PeftModel, folder: Path) -> int:
@@ -39,7 +48,7 @@ def write_adapter(opened: OpenedAdapter, task: AdaptationTask, network: PeftMode
     Raises:
         OSError: If the disk is full.
     """
-    files = dict(opened.files)
+    files = {**opened.files, **task.export_files()}  # with the threshold as it is now
     if task.base_identity is not None:
         files[f"{BASE_MODEL}.json"] = task.base_identity.as_dict()
     origin = read_json(opened.source / RUN).get("continued_from")
@@ -67,9 +76,20 @@ def load_plain_adapter(trainer: Trainer, task: AdaptationTask, folder: Path) -> 
     return network.eval()
 
 
+def release_weights(network: nn.Module) -> None:
+    """Empties the tensors of a model that will not run any more, whoever still refers to it.
+
+    Args:
+        network: Keeps its layers and its configuration, which say how to load its base once more.
+    """
+    for tensor in (*network.parameters(), *network.buffers()):
+        tensor.data = tensor.data.new_empty(0)
+    forget_8bit_weights(network)
+
+
 @torch.no_grad()
-def logits_of_some_batches(opened: OpenedAdapter, network: nn.Module) -> list[Tensor]:
-    """The logits of a model for at most four batches, spread over the validation split.
+def logits_of_some_rows(opened: OpenedAdapter, network: nn.Module) -> list[Tensor]:
+    """The logits of a model for at most four times eight rows, spread over the validation split.
 
     Args:
         opened: Has the batches.
@@ -79,26 +99,36 @@ def logits_of_some_batches(opened: OpenedAdapter, network: nn.Module) -> list[Te
         Of each batch, float32, on the CPU.
     """
     observer = opened.observer
-    with observer.isolated():
-        batches = some_batches(observer.batches)
+    with observer.isolated(), computing_in_float32(network):
+        batches = [{name: tensor[:ROWS] for name, tensor in batch.items()} for batch in some_batches(observer.batches)]
         return [raw_logits(network, batch, observer.device).float().cpu() for batch in batches]
 
 
-def compare_logits(first: Sequence[Tensor], second: Sequence[Tensor]) -> tuple[float, float]:
-    """How far the logits of two models are apart.
+def logit_tolerance(network: nn.Module) -> float:
+    """By how much the logits of two equal models may differ.
 
     Args:
-        first: From `logits_of_some_batches`.
-        second: Of another model.
+        network: An adapter model.
 
     Returns:
-        The largest absolute difference (infinity if one is NaN), and the largest absolute logit of the first.
+        Relative to the largest logit of `logits_of_some_rows`.
     """
-    difference = largest = 0.0
-    for before, after in zip(first, second, strict=True):
-        shown = ~before.isinf()  # a start or end at padding is minus infinity in both
-        distance = (before - after)[shown].abs().nan_to_num(torch.inf, posinf=torch.inf)
-        difference = max(difference, float(distance.max()) if distance.numel() else 0.0)
-        finite = before[before.isfinite()]
-        largest = max(largest, float(finite.abs().max()) if finite.numel() else 0.0)
-    return difference, largest
+    with computing_in_float32(network):
+        return default_tolerance(network)
+
+
+def compare_logits(first: Sequence[Tensor], second: Sequence[Tensor], base: Sequence[Tensor]) -> OutputDifference:
+    """How far the logits of two models are apart, beside the adapter's effect on them.
+
+    Args:
+        first: From `logits_of_some_rows`.
+        second: Of another model.
+        base: Of the first model without its adapter.
+
+    Returns:
+        The difference, without decisions; NaN if a logit is.
+    """
+    comparison = OutputComparison()
+    for each in zip(first, second, base, strict=True):
+        comparison.update(*(Outputs(logits, "number", NO_DECISIONS) for logits in each))
+    return comparison.result()

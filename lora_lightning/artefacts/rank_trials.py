@@ -94,13 +94,14 @@ class Comparison:
             return row
         p_value = found.p_value_above(-margin)
         verdict = _verdict(found, p_value, margin)
-        missing = missing_examples(found, margin) if verdict is Verdict.UNDECIDED else None
+        missing = None if verdict is Verdict.WORSE else missing_examples(found, margin)
         return replace(row, verdict=verdict, p_value=p_value, missing_examples=missing)
 
     def _row(self, choice: RankChoice, measured: Measured, difference: Interval) -> RankMeasurement:
         outcomes = measured.outcomes(self.metric.name)
         examples = measured.examples if outcomes is None else len(outcomes)
-        return RankMeasurement(*choice, examples, measured.stored_value(self.metric.name), difference)
+        value = measured.stored_value(self.metric.name)
+        return RankMeasurement(*choice, examples, value, difference, threshold=measured.threshold)
 
     def identical(self, choice: RankChoice) -> RankMeasurement:
         """A choice that truncates nothing but rounding."""
@@ -125,7 +126,7 @@ class RankTrials:
     """
 
     def __init__(
-        self, network: PeftModel, decomposed: Mapping[str, DecomposedLayer], report: Callable[[str], None]
+        self, network: PeftModel, decomposed: dict[str, DecomposedLayer], report: Callable[[str], None]
     ) -> None:
         self.network, self.decomposed, self.report = network, decomposed, report
         self.spectra: dict[str, Tensor] = {name: layer.spectrum for name, layer in decomposed.items()}
@@ -192,7 +193,9 @@ class RankTrials:
         if is_tested and self._loses_nothing(choice.ranks):
             found = comparison.identical(choice)
         else:
-            found = comparison.compare(choice, examples.measure(self.truncate(choice)), is_tested=is_tested)
+            found = comparison.compare(
+                choice, examples.measure(self.truncate(choice), chooses_threshold=True), is_tested=is_tested
+            )
         self.report(f"{choice.name}: {comparison.shown(found)}")
         return found
 

@@ -151,6 +151,18 @@ def set_compute_dtype(layer: nn.Module, value: dtype) -> None:
     layer.compute_dtype = value  # type: ignore[assignment]
 
 
+def forget_8bit_weight(layer: nn.Module) -> None:
+    """Lets go of what an 8-bit layer keeps beside its weight: the weight itself once more, and its scales.
+
+    Args:
+        layer: Any module; one without such a weight is left alone. It cannot run any more.
+    """
+    for owner in (getattr(layer, "state", None), getattr(layer, "weight", None)):
+        for name in ("CB", "SCB"):
+            if isinstance(getattr(owner, name, None), Tensor):
+                setattr(owner, name, None)
+
+
 def move_scales_to_weight(layer: nn.Module) -> None:
     """Moves what belongs to an 8-bit weight to the device of the weight; other modules are left alone.
 

@@ -154,6 +154,16 @@ def computing_in_float32(model: nn.Module) -> Iterator[None]:
             bitsandbytes.set_compute_dtype(module, dtype)
 
 
+def forget_8bit_weights(model: nn.Module) -> None:
+    """Lets go of the weights that 8-bit layers keep beside their parameters.
+
+    Args:
+        model: Will not run any more.
+    """
+    for module in model.modules():
+        bitsandbytes.forget_8bit_weight(module)
+
+
 def keep_4bit_weights_in_order(model: nn.Module) -> None:
     """Stops bitsandbytes from reordering 4-bit weights in an evaluation on a CPU with AVX512-BF16.
 

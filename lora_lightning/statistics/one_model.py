@@ -127,10 +127,12 @@ class UnlimitedDifference(PairedDifference):
             mean, error = self._with_unseen(examples)
             return mean + margin - error * float(ndtri(1 - ERROR_RATE) + ndtri(POWER))
 
+        if surplus(2.0) >= 0:
+            return 2
         most = 2.0 * self.examples
         while surplus(most) < 0:
             most *= 2
-        return math.ceil(most if surplus(2.0) > 0 else float(brentq(surplus, 2.0, most)))
+        return math.ceil(float(brentq(surplus, 2.0, most)))
 
     def _with_unseen(self, examples: float) -> tuple[float, float]:
         """Mean and standard error of so many examples with the observed mean and deviation, and the unseen one."""

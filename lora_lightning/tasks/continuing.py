@@ -61,6 +61,7 @@ class ContinuingTask(SavedTask):
         That is right if it loads a checkpoint, which Lightning does only after the model is built; otherwise
         `check_adapter_is_loaded` raises before the first batch.
         """
+        self._adapter_problem = None  # of an earlier trainer
         if self.is_fitting and not self._adapter_is_checked:
             try:
                 _ = self.continued_adapter
@@ -116,6 +117,7 @@ class ContinuingTask(SavedTask):
             ConfigurationError: If `build_network` did not load it, or if a trainer evaluates without a checkpoint.
         """
         if self._adapter_problem is not None:
+            self.network, self.resumes = None, False  # its adapters are new; a later trainer starts over
             raise self._adapter_problem
         if self.adapter is None or self.resumes or self._adapter_is_loaded:
             return

@@ -1,6 +1,9 @@
 """Runs are compressed: what is written is the truncated adapter, for PEFT and for readers that know no patterns."""
 
+import errno
 import json
+import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +13,19 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+)
 
 from lora_lightning import RunRecord
 from lora_lightning.artefacts import CompressResult, compress, compress_job
 from lora_lightning.artefacts.compress_report import verdict_sentences
+from lora_lightning.artefacts.finished_run import PreparedRun
 from lora_lightning.errors import CheckpointError, ConfigurationError, DataError, VerificationError
+from lora_lightning.lora.quantized import keep_4bit_weights_in_order
 from tests.artefacts.adapters import left_beside
 from tests.artefacts.blind_readers import read_blindly
 from tests.artefacts.runs import train_tiny_run
@@ -59,6 +69,17 @@ def base_of(run: RunRecord, kind: str = "intents") -> Any:
 def logits_of(model: nn.Module) -> torch.Tensor:
     found: torch.Tensor = model.eval()(input_ids=TOKENS, attention_mask=torch.ones_like(TOKENS)).logits
     return found
+
+
+@torch.no_grad()
+def truncate_densely(network: nn.Module, k: int) -> None:
+    """Truncates the low-rank part of every layer of a PEFT model by NumPy's decomposition of the dense matrix."""
+    for module in network.modules():
+        if hasattr(module, "lora_A") and "default" in module.lora_A:
+            a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
+            u, s, vh = np.linalg.svd(b.double().numpy() @ a.double().numpy(), full_matrices=False)
+            a.zero_()[:k] = torch.from_numpy(vh[:k])
+            b.zero_()[:, :k] = torch.from_numpy(u[:, :k] * s[:k])
 
 
 def dense_updates(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
@@ -112,12 +133,31 @@ def test_the_folder_is_complete(run: RunRecord, compressed: CompressResult) -> N
     assert "## Compression" in card
     assert "![quality against rank](compression.png)" in card
     assert "nan" not in card
+    labels, of_run = (json.loads((each / "labels.json").read_text()) for each in (compressed.output, run.adapter))
+    assert labels["names"] == of_run["names"]
     head = [name for name in load_file(compressed.output / "adapter_model.safetensors") if "lora_" not in name]
     assert len(head) == 4  # of classifier and pooler
     sizes = compressed.sizes
     assert sizes.kept < sizes.full
     assert sizes.written == (compressed.output / "adapter_model.safetensors").stat().st_size
     assert compressed.max_logit_difference <= 1e-6 * max(1.0, compressed.largest_logit)
+
+
+def test_the_threshold_is_chosen_by_the_written_adapter_and_is_the_one_that_was_tested(
+    run: RunRecord, compressed: CompressResult
+) -> None:
+    assert run.adapter is not None
+    written, of_run = (
+        json.loads((each / "labels.json").read_text())["out_of_scope_threshold"]
+        for each in (compressed.output, run.adapter)
+    )
+    found = compressed.threshold
+    assert found is not None
+    assert found.full == of_run == compressed.full.threshold  # chosen in the same way
+    assert found.written == written == compressed.chosen.threshold == compressed.test.threshold
+    assert written != of_run
+    assert set(found.metrics) >= {"in_scope_accuracy_at_threshold", "out_of_scope_f1_at_threshold"}
+    assert any(note.startswith("the threshold for queries out of scope was chosen again") for note in compressed.notes)
 
 
 def test_the_verdict_is_about_this_adapter_and_confirmed_on_test(compressed: CompressResult) -> None:
@@ -136,6 +176,7 @@ def test_the_verdict_is_about_this_adapter_and_confirmed_on_test(compressed: Com
 def test_few_examples_prove_nothing_and_the_adapter_stays_as_it_is(run: RunRecord, tmp_path: Path) -> None:
     result = compress(run.folder, tmp_path / "same", metric="accuracy", check_targets=["peft"])
     assert (result.k, result.r, result.rank) == (5, 5, 8)
+    assert (str(result.test.verdict), result.test.value) == ("identical", result.full_test.value)
     assert [str(found.verdict) for found in result.sequence][:2] == ["undecided", "not tested"]
     first, second = verdict_sentences(result)
     assert "No rank below 5 is proven enough for this adapter: k = 4 is undecided" in first
@@ -147,22 +188,33 @@ def test_few_examples_prove_nothing_and_the_adapter_stays_as_it_is(run: RunRecor
         np.testing.assert_allclose(after[name], dense, atol=1e-6 * np.abs(dense).max() + 1e-9)
 
 
-@pytest.mark.parametrize("layout", ["exact", "mixed"])
-def test_other_layouts_load_in_peft(layout: Any, run: RunRecord, tmp_path: Path) -> None:
-    result = compress(run.folder, tmp_path / layout, margin=ANY, ranks=[2], layout=layout)
+def test_the_exact_layout_has_one_rank_and_never_more_than_k(run: RunRecord, tmp_path: Path) -> None:
+    result = compress(run.folder, tmp_path / "out", margin=ANY, ranks=[4], layout="exact")  # one layer has rank 3
+    config = json.loads((result.output / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["rank_pattern"], config["alpha_pattern"]) == (4, 4, {}, {})
+    tensors = load_file(result.output / "adapter_model.safetensors")
+    assert {len(tensor) for name, tensor in tensors.items() if "lora_A" in name} == {4}
+    assert result.sizes.kept < result.sizes.written  # by one row and one column of zeros
+    assert "Every layer has rank 4, padded with zeros" in (result.output / "README.md").read_text()
+    expected = logits_of(PeftModel.from_pretrained(base_of(run), str(result.output)))
+    for scale_by in ("config", "tensor"):
+        model = base_of(run)
+        read_blindly(model, result.output, scale_by=scale_by)
+        torch.testing.assert_close(logits_of(model), expected, atol=1e-5, rtol=0)
+
+
+def test_mixed_ranks_load_in_peft(run: RunRecord, tmp_path: Path) -> None:
+    result = compress(run.folder, tmp_path / "mixed", margin=ANY, ranks=[2], layout="mixed")
     config = json.loads((result.output / "adapter_config.json").read_text())
     outcomes = {found.target: found.outcome for found in result.loaders}
     assert result.sizes.kept == result.sizes.written
-    if layout == "exact":
-        assert (config["r"], config["rank_pattern"]) == (2, {})
-    else:
-        assert config["rank_pattern"] == config["alpha_pattern"]
-        assert len(set(config["rank_pattern"].values()) | {config["r"]}) > 1
-        assert outcomes == {"peft": "right", "vllm": "wrong", "llama.cpp": "wrong"}
-        assert any("right in PEFT only" in note for note in result.notes)
-        with pytest.raises(VerificationError, match=r"vllm would silently load something else .* nothing was written"):
-            compress(run.folder, tmp_path / "other", margin=ANY, layout=layout, check_targets=["vllm"])
-        assert left_beside(tmp_path / "other") == [layout]
+    assert config["rank_pattern"] == config["alpha_pattern"]
+    assert len(set(config["rank_pattern"].values()) | {config["r"]}) > 1
+    assert outcomes == {"peft": "right", "vllm": "wrong", "llama.cpp": "wrong"}
+    assert any("right in PEFT only" in note for note in result.notes)
+    with pytest.raises(VerificationError, match=r"vllm would silently load something else .* nothing was written"):
+        compress(run.folder, tmp_path / "other", margin=ANY, layout="mixed", check_targets=["vllm"])
+    assert left_beside(tmp_path / "other") == ["mixed"]
 
 
 @pytest.mark.parametrize(
@@ -183,6 +235,9 @@ def test_variants(name: str, options: dict[str, Any], r: int, tiny_backbone: Tin
     if name == "dora":
         assert any("DoRA" in note for note in result.notes)
         assert {found.target: found.outcome for found in result.loaders}["vllm"] == "refused"
+        reference = PeftModel.from_pretrained(base_of(run), str(run.adapter))
+        truncate_densely(reference, 1)
+        torch.testing.assert_close(expected, logits_of(reference), atol=1e-5, rtol=0)
         return
     for scale_by in ("config", "tensor"):
         model = base_of(run)
@@ -196,8 +251,20 @@ def test_language_models_and_quantized_bases(family: str, tiny_backbone: TinyBac
     run = train_tiny_run("text", tiny_backbone(family), tmp_path / "run", model__lora__r=3, **more)
     result = compress(run.folder, tmp_path / "out", margin=900.0, ranks=[2])
     assert (result.k, result.metric.name, result.metric.unit) == (2, "perplexity", " %")
+    assert result.full.value == pytest.approx(math.log(run.metrics["val"]["perplexity"]), rel=1e-5)
     if family == "llama":
-        assert (result.output / "quantization_config.json").is_file()
+        bits = BitsAndBytesConfig(**json.loads((result.output / "quantization_config.json").read_text()))
+        backbone = run.settings["model"]["init_args"]["backbone"]
+        reference, written = (
+            PeftModel.from_pretrained(
+                AutoModelForCausalLM.from_pretrained(backbone, quantization_config=bits, device_map="cpu"), str(folder)
+            )
+            for folder in (run.adapter, result.output)
+        )
+        truncate_densely(reference, 2)
+        keep_4bit_weights_in_order(reference)
+        keep_4bit_weights_in_order(written)
+        torch.testing.assert_close(logits_of(written), logits_of(reference), atol=1e-4, rtol=0)
         return
     expected = logits_of(PeftModel.from_pretrained(base_of(run, "text"), str(result.output)))
     for scale_by in ("config", "tensor"):
@@ -209,20 +276,47 @@ def test_language_models_and_quantized_bases(family: str, tiny_backbone: TinyBac
     )
 
 
+@torch.no_grad()
+def test_adapters_on_experts(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
+    experts = {"model__lora__target_modules": ["q_proj"], "model__lora__target_parameters": ["experts.down_proj"]}
+    options = {**experts, "model__lora__r": 3, "model__lora__lora_dropout": 0.0, "trainer__limit_train_batches": 4}
+    run = train_tiny_run("text", tiny_backbone("olmoe"), tmp_path / "run", **options)
+    result = compress(run.folder, tmp_path / "out", margin=900.0, ranks=[2])
+    assert (result.k, result.rivals) == (2, ())
+    assert {found.target: found.outcome for found in result.loaders}["vllm"] == "wrong"
+    updates = []
+    for folder in (run.adapter, result.output):
+        network = PeftModel.from_pretrained(base_of(run, "text"), str(folder))
+        modules = {name: module for name, module in network.named_modules() if hasattr(module, "parameter_name")}
+        updates.append({name: module.get_delta_weight("default").double() for name, module in modules.items()})
+    assert len(updates[0]) == 2
+    for name, update in updates[0].items():  # (experts, out_features, in_features)
+        u, s, vh = np.linalg.svd(update.numpy(), full_matrices=False)
+        best = (u[..., :2] * s[:, None, :2]) @ vh[:, :2]
+        np.testing.assert_allclose(updates[1][name], best, atol=1e-6 * s.max() + 1e-9)
+    with pytest.raises(ConfigurationError, match="--layout is mixed, but the adapter is on experts"):
+        compress(run.folder, tmp_path / "mixed", margin=900.0, layout="mixed")
+
+
 def test_questions(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
     run = train_tiny_run("questions", tiny_backbone("bert"), tmp_path / "run", model__lora__r=3)
     result = compress(run.folder, tmp_path / "out", metric="exact", margin=ANY, ranks=[1])
     assert result.k == 1
     assert run.adapter is not None
-    for name in ("question_answering.json",):
-        assert json.loads((result.output / name).read_text()) == json.loads((run.adapter / name).read_text())
+    written, of_run = (
+        json.loads((each / "question_answering.json").read_text()) for each in (result.output, run.adapter)
+    )
+    assert written["max_answer_length"] == of_run["max_answer_length"]
+    assert result.threshold is not None
+    assert (written["null_threshold"], of_run["null_threshold"]) == (result.threshold.written, result.threshold.full)
+    assert result.threshold.metrics["exact"] == (result.full_test.value, result.test.value)
     assert result.is_tested_on_validation  # SQuAD's test split is its validation split by default
     assert not result.confirmed
     assert "Not confirmed" in (result.output / "README.md").read_text()
 
 
 def test_a_run_that_was_trained_at_the_rank_is_compared(
-    run: RunRecord, tiny_backbone: TinyBackbone, tmp_path: Path
+    run: RunRecord, tiny_backbone: TinyBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = train_tiny_run("intents", tiny_backbone("bert"), tmp_path / "other", model__lora__r=2)
     result = compress(run.folder, tmp_path / "out", margin=ANY, ranks=[2], trained_at_k=[other.folder])
@@ -230,11 +324,16 @@ def test_a_run_that_was_trained_at_the_rank_is_compared(
     assert (row.rule, row.name.partition(" (")[0]) == ("trained", "trained at r = 2")
     assert row.value == pytest.approx(other.metrics["val"][result.metric.name])
     changed = train_tiny_run("multi_label_classification", tiny_backbone("bert"), tmp_path / "labels")
+    monkeypatch.setattr(PreparedRun, "open", weights_are_loaded)
     with pytest.raises(DataError, match="was validated on other examples"):
         compress(run.folder, tmp_path / "no", margin=ANY, ranks=[2], trained_at_k=[changed.folder])
 
 
-def test_a_folder_that_is_not_what_was_judged_is_not_written(
+def weights_are_loaded(*_: Any) -> Any:
+    pytest.fail("weights are loaded before the mistake is found")
+
+
+def test_a_folder_that_is_not_what_was_judged_is_not_written_and_models_are_released_before_another_is_loaded(
     run: RunRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = compress_job.load_plain_adapter
@@ -242,13 +341,32 @@ def test_a_folder_that_is_not_what_was_judged_is_not_written(
 
     def load(trainer: Any, task: Any, folder: Path) -> Any:
         calls.append(folder)
+        assert sum(parameter.numel() for parameter in task.network.parameters()) == 0
         if len(calls) == 2:  # the written one; alpha_pattern gets lost
             config = json.loads((folder / "adapter_config.json").read_text())
             (folder / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 16}))
         return original(trainer, task, folder)
 
     monkeypatch.setattr(compress_job, "load_plain_adapter", load)
+    former = tmp_path / "out" / "small"
+    former.mkdir(parents=True)
+    (former / "adapter_config.json").write_text("former")
     with pytest.raises(VerificationError, match="the written folder, loaded by PEFT on a fresh base, is not the model"):
+        compress(run.folder, former, margin=ANY, ranks=[2], overwrite=True)
+    assert (former / "adapter_config.json").read_text() == "former"
+    assert left_beside(former) == ["small"]
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("step", ["write_adapter", "write_report"])
+def test_a_full_disk_is_a_sentence_and_leaves_nothing(
+    step: str, run: RunRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(compress_job, step, fail)
+    with pytest.raises(ConfigurationError, match=r"cannot be written \(no space left on device\); nothing was written"):
         compress(run.folder, tmp_path / "out" / "small", margin=ANY, ranks=[2])
     assert not (tmp_path / "out").exists()
 
@@ -267,14 +385,27 @@ def test_a_folder_that_is_not_what_was_judged_is_not_written(
         ({"ranks": [0]}, ConfigurationError, "each rank must be at least 1"),
         ({"ranks": [5]}, ConfigurationError, "--ranks has 5, but the adapter has rank 5; give ranks from 1 to 4"),
         ({"overrides": {"model.lora.r": 3}}, ConfigurationError, "--model.lora.r is not an option here"),
-        ({"check_targets": ["llama.cpp"]}, VerificationError, "llama.cpp would refuse this adapter: its converter"),
+        ({"metric": "test/accuracy"}, ConfigurationError, "--metric 'test/accuracy' is unknown"),
+        ({"trained_at_k": ["nowhere"]}, CheckpointError, "nowhere does not exist"),
     ],
 )
-def test_options_that_are_refused(
-    options: dict[str, Any], error: type[Exception], message: str, run: RunRecord, tmp_path: Path
+def test_options_that_are_refused_before_weights_load(
+    options: dict[str, Any],
+    error: type[Exception],
+    message: str,
+    run: RunRecord,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(PreparedRun, "open", weights_are_loaded)
     with pytest.raises(error, match=message.replace("(", r"\(")):
         compress(run.folder, tmp_path / "out" / "small", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_program_that_would_not_load_the_folder(run: RunRecord, tmp_path: Path) -> None:
+    with pytest.raises(VerificationError, match=r"llama\.cpp would refuse this adapter: its converter"):
+        compress(run.folder, tmp_path / "out" / "small", margin=ANY, check_targets=["llama.cpp"])
     assert not (tmp_path / "out").exists()
 
 

@@ -76,6 +76,7 @@ def test_a_runs_last_ranks_are_those_of_its_weights(
     assert found["all", "utilization"] == pytest.approx(np.mean(used), rel=1e-5)
     assert f"rank (the last step): {ended['advice']}" in capsys.readouterr().out
     assert "of r = 4; r = " in ended["advice"]
+    assert ended["advice"].endswith("only `lora-lightning compress RUN --output DIR` can tell.")
 
 
 @pytest.mark.usefixtures("no_validation")

@@ -107,3 +107,4 @@ def test_missing_examples_have_the_power_that_they_promise() -> None:
     )
     assert 0.75 < power < 0.95
     assert missing_examples(example_difference(rng.normal(-3.0, 1.0, 50)), 0.5) is None
+    assert missing_examples(example_difference(np.array([0.01, -0.02, 0.005, 0.0, 0.01])), 50.0) == 2

@@ -147,6 +147,10 @@ def test_a_trainer_resumes_without_the_adapters_folder_and_starts_only_with_it(
         with pytest.raises(CheckpointError, match="is not a folder and could not be downloaded"):
             third.fit(without, module)
         assert third.global_step == 0
+    save_random_adapter(base, adapter, "CAUSAL_LM", target_modules=["q_proj"])
+    fourth = quiet_trainer(tmp_path, max_steps=1, limit_val_batches=0)
+    fourth.fit(without, module)  # an adapter that is back is found
+    assert fourth.global_step == 1
 
 
 class WithoutClass(CausalLanguageModelingTask):

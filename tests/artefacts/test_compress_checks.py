@@ -1,0 +1,123 @@
+"""What is known before weights load: the metric and its split, the columns of examples, the adapter's rank."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lora_lightning.artefacts.compress_checks import (
+    ComparedMetric,
+    check_ranks_below,
+    choose_compared_metric,
+    metrics_of_task,
+    saved_rank,
+)
+from lora_lightning.artefacts.example_measuring import SplitExamples
+from lora_lightning.errors import ConfigurationError
+from lora_lightning.metrics import LabelSpace
+from lora_lightning.tasks import CausalLanguageModelingTask, QuestionAnsweringTask, SequenceClassificationTask
+from lora_lightning.tasks.outcome_rows import batch_rows, outcome_columns
+
+MNLI = ["val_matched", "val_mismatched"]
+NAMES = ["contradiction", "entailment", "neutral"]
+
+
+def classifier(**labels: Any) -> SequenceClassificationTask:
+    return SequenceClassificationTask("nowhere", label_space=LabelSpace(NAMES, **labels))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "monitor", "expected"),
+    [
+        (None, "val_mismatched/accuracy", ("accuracy", "val_mismatched")),
+        ("accuracy", "val_mismatched/loss", ("accuracy", "val_mismatched")),
+        ("val_matched/macro_f1", "val_mismatched/accuracy", ("macro_f1", "val_matched")),
+        ("accuracy", None, ("accuracy", "val_matched")),
+        ("accuracy", "train/loss", ("accuracy", "val_matched")),
+    ],
+)
+def test_the_metric_is_compared_on_the_split_that_it_belongs_to(
+    wanted: str | None, monitor: str | None, expected: ComparedMetric
+) -> None:
+    assert choose_compared_metric(classifier(), MNLI, wanted, monitor) == expected
+
+
+def test_a_loss_of_a_language_model_is_its_perplexity() -> None:
+    task = CausalLanguageModelingTask("nowhere")
+    assert choose_compared_metric(task, ["val"], None, "val/loss") == ("perplexity", "val")
+    assert choose_compared_metric(task, ["val"], "loss", "val/loss") == ("loss", "val")
+    with pytest.raises(ConfigurationError, match="was chosen by val/loss, which has no numbers per example"):
+        choose_compared_metric(QuestionAnsweringTask("nowhere"), ["val"], None, "val/loss")
+
+
+@pytest.mark.parametrize("kind", ["single_label_classification", "multi_label_classification", "regression"])
+@pytest.mark.parametrize("scope", [{}, {"out_of_scope_index": 2, "has_out_of_scope": True}])
+def test_the_columns_are_those_that_batches_have(kind: Any, scope: dict[str, Any]) -> None:
+    scope = scope if kind == "single_label_classification" else {}
+    task = classifier(problem_type=kind, **scope)
+    logits = torch.randn(4, 1 if kind == "regression" else 3)
+    labels = {"single_label_classification": torch.tensor([0, 1, 2, 1]), "regression": torch.randn(4)}
+    batch = {"labels": labels.get(kind, torch.randint(2, (4, 3)).float()), "index": torch.arange(4)}
+    assert outcome_columns(task) == batch_rows(task, batch, (logits, torch.tensor(0.0))).keys()
+    expected = {
+        "single_label_classification": {"loss", "accuracy", "macro_f1"},
+        "multi_label_classification": {"loss", "exact_match"},
+        "regression": {"loss", "pearson"},
+    }[kind]
+    assert expected <= set(metrics_of_task(task))
+    assert ("in_scope_accuracy" in metrics_of_task(task)) is bool(scope)
+
+
+def test_the_examples_are_those_of_the_split_and_some_of_them_are_spread() -> None:
+    def loader(name: str) -> Any:
+        rows = [[10 * number, 10 * number + 1] for number in range(8)]
+        dataset: Any = type("Rows", (), {"__getitem__": lambda _, index: {name: torch.tensor(index)}})()
+        return SimpleNamespace(sampler=rows, dataset=dataset)
+
+    module = SimpleNamespace(
+        val_dataloader=lambda: [loader("matched"), loader("mismatched")], split_names=lambda kind: MNLI if kind else []
+    )
+    examples = SplitExamples(classifier(), SimpleNamespace(datamodule=module), "val_mismatched")  # type: ignore[arg-type]
+    assert [*examples.batches[0]] == ["mismatched"]
+    assert (examples.row_count, examples.spread(16)) == (16, examples)
+    few = examples.spread(4)
+    assert [batch["mismatched"].tolist() for batch in few.batches] == [[0, 1], [70, 71]]
+    for rows in (0, 1, 2):
+        assert [batch["mismatched"].tolist() for batch in examples.spread(rows).batches] == [[0], [70]]
+
+
+@pytest.mark.parametrize("column", ["question", "document"])
+def test_examples_of_several_rows_are_not_taken_apart(column: str) -> None:
+    """The windows of a question are in different batches."""
+    rows: Any = type("Rows", (), {"__getitem__": lambda _, index: {column: torch.tensor(index) % 8}})()
+    loader = SimpleNamespace(sampler=[[number, number + 8] for number in range(8)], dataset=rows)
+    module = SimpleNamespace(val_dataloader=lambda: loader, split_names=lambda _: ["val"])
+    examples = SplitExamples(QuestionAnsweringTask("nowhere"), SimpleNamespace(datamodule=module), "val")  # type: ignore[arg-type]
+    assert examples.spread(2) is examples
+
+
+def test_the_rank_of_a_folder_is_the_largest_of_its_layers(tmp_path: Path) -> None:
+    names = [
+        f"base_model.model.layer.{number}.{name}.lora_{side}.weight"
+        for number in (0, 1)
+        for name in "qv"
+        for side in "AB"
+    ]
+    save_file({name: torch.zeros(1) for name in names}, tmp_path / "adapter_model.safetensors")
+    for config, expected in (
+        ({"r": 4, "rank_pattern": {}}, 4),
+        ({"r": 4, "rank_pattern": {"q": 6, "layer.1.v": 9}}, 9),
+        ({"r": 4, "rank_pattern": {"q": 2, "v": 3, "other": 8}}, 3),
+    ):
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+        assert saved_rank(tmp_path) == expected
+    check_ranks_below(3, (2, 1), tmp_path)
+    check_ranks_below(3, "all", tmp_path)
+    with pytest.raises(ConfigurationError, match="--ranks has 3, but the adapter has rank 3"):
+        check_ranks_below(3, (3, 2), tmp_path)
+    with pytest.raises(ConfigurationError, match="has rank 1 in every layer"):
+        check_ranks_below(1, (), tmp_path)
