@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
 from lora_lightning import RunRecord
-from lora_lightning.artefacts import Allocation, allocate, allocating, measured_layers
+from lora_lightning.artefacts import Allocation, allocate, allocating, measured_layers, saved_updates
 from lora_lightning.artefacts.allocating import shuffle_ranks
 from lora_lightning.errors import CheckpointError, ConfigurationError, VerificationError
 from lora_lightning.lora.delta import adapted_layers, adapter_factors
@@ -265,9 +265,9 @@ def test_settings_without_free_ranks_are_refused_before_weights_load(
 def test_an_adapter_that_changes_nothing_cannot_decide(
     run: RunRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = measured_layers.read_adapter_weights
+    read = saved_updates.read_adapter_weights
     monkeypatch.setattr(
-        measured_layers,
+        saved_updates,
         "read_adapter_weights",
         lambda folder: {name: 0 * value for name, value in read(folder).items()},
     )
