@@ -70,7 +70,7 @@ class _Reader:
         full, quantized = precisions
         compare = self.mapping("compare", COMPARE_KEYS)
         rank = compare.get("rank", ranks[-1])
-        if rank not in ranks:
+        if not _is_count(rank) or rank not in ranks:
             self.refuse(f"compare.rank is {rank!r}, but it must be one of the ranks {', '.join(map(str, ranks))}")
         further, other = (self.seeds(compare.get(key), f"compare.{key}") for key in COMPARE_KEYS[1:])
         if both := sorted({*further} & {*other}):
@@ -137,7 +137,9 @@ class _Reader:
         return tuple(found)
 
     def mapping(self, key: str, keys: Sequence[str]) -> Mapping[str, Any]:
-        found = self.content.get(key) or {}
+        found = self.content.get(key)
+        if found is None:
+            return {}
         if not isinstance(found, dict):
             self.refuse(f"{key} is {found!r}, but values by name are needed; the names are {', '.join(keys)}")
         if unknown := [name for name in found if name not in keys]:
@@ -171,7 +173,9 @@ class _Reader:
         return SkipProof(**{**found, "seeds": chosen})
 
     def require(self) -> tuple[str, ...]:
-        found = self.content.get("require") or []
+        found = self.content.get("require")
+        if found is None:
+            return ()
         if not isinstance(found, list):
             self.refuse(f"require is {found!r}, but a list of verdicts is needed, such as [{VerdictName.NOT_WORSE}]")
         for name in found:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,10 +50,13 @@ class DiagnosisFolder:
         """The study of precision x rank x seed, whose files lie in the same folder."""
         return StudyFolder(self.path)
 
-    @property
-    def proof(self) -> StudyFolder:
-        """The study of lists of modules to skip."""
-        return StudyFolder(self.path / PROOF)
+    def proof(self, lists: Sequence[Sequence[str]]) -> StudyFolder:
+        """The study of lists of modules to skip; other lists have another folder.
+
+        Args:
+            lists: The list and the random ones.
+        """
+        return StudyFolder(self.path / PROOF / _identity({"lists": [list(each) for each in lists]})[:8])
 
     def save(self, diagnosis: Diagnosis) -> None:
         """Writes what the study's own file does not have. The folder must exist.
@@ -67,8 +70,8 @@ class DiagnosisFolder:
         if path.exists():
             former = _read(path)
             for name in FIXED:
-                if former[name] != content[name]:
-                    msg = f"the folder {self.path} has a diagnosis whose {name} is {former[name]}, and not "
+                if former.get(name) != content[name]:
+                    msg = f"the folder {self.path} has a diagnosis whose {name} is {former.get(name)}, and not "
                     msg += f"{content[name]}; restore the YAML, or give the diagnosis another name"
                     raise ConfigurationError(msg)
         _write(path, content)
@@ -85,6 +88,14 @@ class DiagnosisFolder:
             msg += f"{SAVE_DIR}/NAME"
             raise ConfigurationError(msg)
         content = _read(path)
+        try:
+            return self._from_settings(content)
+        except (KeyError, TypeError) as error:
+            msg = f"{path} is damaged or of another release ({type(error).__name__}); restore it, or start the "
+            msg += "diagnosis under another name"
+            raise DataError(msg) from error
+
+    def _from_settings(self, content: Mapping[str, Any]) -> Diagnosis:
         proof = content["proof"]
         return Diagnosis(
             study=load_plan(self.path).study,
@@ -117,8 +128,7 @@ class DiagnosisFolder:
             LoraLightningError: If it cannot be measured, or the file cannot be written.
         """
         identity = _identity(inputs)
-        known = self.timed(name)
-        if known is None or known.identity != identity:
+        if not self.is_measured(name, inputs):
             start = time.monotonic()
             found = compute()
             seconds = time.monotonic() - start
@@ -131,14 +141,21 @@ class DiagnosisFolder:
             _write(path, {**content, "content": as_json(found)})
         return self.stored(name, kind)  # type: ignore[return-value]  # it was written
 
-    def stored(self, name: str, kind: type[Measured]) -> Measured | None:
+    def stored(self, name: str, kind: type[Measured], inputs: Mapping[str, Any] | None = None) -> Measured | None:
         """Reads what was measured; `None` if it was not.
+
+        Args:
+            name: Of its file.
+            kind: The dataclass that was measured.
+            inputs: As in `measure`; a result of other inputs does not count. `None` for any.
 
         Raises:
             DataError: If the file is damaged.
         """
         path = self._measurement(name)
         if not path.is_file():
+            return None
+        if inputs is not None and not self.is_measured(name, inputs):
             return None
         try:
             found: Measured = from_json(kind, _read(path)["content"])
@@ -148,6 +165,11 @@ class DiagnosisFolder:
             raise DataError(msg) from error
         return found
 
+    def is_measured(self, name: str, inputs: Mapping[str, Any]) -> bool:
+        """Whether something was measured on these inputs."""
+        known = self.timed(name)
+        return known is not None and known.identity == _identity(inputs)
+
     def timed(self, name: str) -> Timed | None:
         """When and on what something was measured; `None` if it was not, or by a release with another schema."""
         path = self._measurement(name)
@@ -156,6 +178,9 @@ class DiagnosisFolder:
         content = _read(path)
         if content.get("schema_version") != SCHEMA_VERSION:
             return None
+        if not {"identity", "seconds"} <= content.keys():
+            msg = f"{path} is damaged; delete it, and run the diagnosis again"
+            raise DataError(msg)
         return Timed(content["identity"], content["seconds"])
 
     @property

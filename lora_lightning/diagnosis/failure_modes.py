@@ -1,5 +1,6 @@
 """Failure modes, found by rules from what was measured: symptom, evidence, likely cause and remedy of each."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from lora_lightning.diagnosis.adapter_similarity import AdapterSimilarity
 from lora_lightning.diagnosis.base_errors import BaseErrors
-from lora_lightning.diagnosis.effects import Direction, Grouping
+from lora_lightning.diagnosis.effects import Direction, Effect, Grouping
 from lora_lightning.diagnosis.merge_recovery import MergeRecoveries
 from lora_lightning.diagnosis.rank_threshold import RankThreshold
 from lora_lightning.diagnosis.sensitivity import Sensitivity
@@ -77,6 +78,43 @@ def find_failure_modes(evidence: Evidence) -> tuple[FailureMode, ...]:
     return tuple(found for rule in RULES if (found := rule(evidence)) is not None)
 
 
+def unchecked_failure_modes(evidence: Evidence) -> tuple[str, ...]:
+    """Names the failure modes whose rules lack what they need, so that not finding them means nothing.
+
+    Args:
+        evidence: What was measured.
+
+    Returns:
+        Names, as in `FailureMode`.
+    """
+    similarity, sensitivity, merges = evidence.similarity, evidence.sensitivity, evidence.merges
+    decided = {Verdict.IDENTICAL, Verdict.NOT_WORSE, Verdict.WORSE, Verdict.UNDECIDED, Verdict.NOT_TESTED}
+    precisions = evidence.ranks.precisions if evidence.ranks is not None else ()
+    singles = [] if sensitivity is None else _known_singles(sensitivity)
+    checked = {
+        "insufficient rank": bool(precisions)
+        and all(each.verdicts and each.verdicts[max(each.verdicts)] in decided for each in precisions),
+        "divergence beyond seed noise": similarity is not None and math.isfinite(similarity.against_seeds.low),
+        "merge drift": merges is not None and any(each.recovery.judged for each in merges.targets),
+        "sensitive layer": len(singles) >= FEWEST_MODULES,
+        "unused rank": bool(evidence.utilization),
+        "dead adapter": similarity is not None,
+        "pad token outside the vocabulary": evidence.errors is not None,
+        "overfitting": any(curve.shape[1] > 1 for curve in evidence.validation_losses.values()),
+        "scaling that differs": similarity is not None,
+    }
+    return tuple(name for name, is_checked in checked.items() if not is_checked)
+
+
+def _known_singles(sensitivity: Sensitivity) -> list[Effect]:
+    """Effects of single modules whose divergence is known."""
+    return [
+        each
+        for each in sensitivity.effects
+        if each.grouping is Grouping.MODULE and each.direction is Direction.IN and math.isfinite(each.divergence.value)
+    ]
+
+
 def insufficient_rank(evidence: Evidence) -> FailureMode | None:
     """The largest rank is proven better than the next one, so a larger one may be better still."""
     for each in evidence.ranks.precisions if evidence.ranks is not None else ():
@@ -130,8 +168,7 @@ def sensitive_layer(evidence: Evidence) -> FailureMode | None:
     """One module causes much of what quantizing all of them does."""
     if evidence.sensitivity is None:
         return None
-    effects = evidence.sensitivity.effects
-    singles = [each for each in effects if each.grouping is Grouping.MODULE and each.direction is Direction.IN]
+    singles = _known_singles(evidence.sensitivity)
     if len(singles) < FEWEST_MODULES:
         return None
     joint, usual = evidence.sensitivity.joint.divergence, median(each.divergence.value for each in singles)

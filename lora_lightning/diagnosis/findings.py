@@ -11,14 +11,19 @@ from lora_lightning.diagnosis.adapter_similarity import AdapterSimilarity
 from lora_lightning.diagnosis.base_errors import BaseErrors
 from lora_lightning.diagnosis.costs import CostTable, cost_table
 from lora_lightning.diagnosis.diagnosis_folder import DiagnosisFolder
-from lora_lightning.diagnosis.failure_modes import Evidence, FailureMode, find_failure_modes
+from lora_lightning.diagnosis.failure_modes import (
+    Evidence,
+    FailureMode,
+    find_failure_modes,
+    unchecked_failure_modes,
+)
 from lora_lightning.diagnosis.finished_runs import FinishedRun, finished_runs
-from lora_lightning.diagnosis.measuring import BEHAVIOR, ERRORS, MERGES, SENSITIVITY, SIMILARITY
+from lora_lightning.diagnosis.measuring import BEHAVIOR, ERRORS, MERGES, SENSITIVITY, SIMILARITY, Measurer
 from lora_lightning.diagnosis.merge_recovery import MergeRecoveries
 from lora_lightning.diagnosis.model_behavior import Behaviors
 from lora_lightning.diagnosis.rank_threshold import RankThreshold, find_rank_threshold
-from lora_lightning.diagnosis.sensitivity import Sensitivity
-from lora_lightning.diagnosis.skip_proof import SkipFinding, judge_skips
+from lora_lightning.diagnosis.sensitivity import Sensitivity, SkipChoice
+from lora_lightning.diagnosis.skip_proof import SkipFinding, judge_skips, reason_not_to_train
 from lora_lightning.diagnosis.specification import Diagnosis
 from lora_lightning.diagnosis.verdicts import Advice, DiagnosisVerdict, State, advise, reach_verdicts
 from lora_lightning.errors import ConfigurationError, VerificationError
@@ -104,10 +109,13 @@ def collect_findings(diagnosis: Diagnosis, folder: DiagnosisFolder, study: OpenS
     collected = collect_results(study.plan, folder.study, study.tag, study.journal.statuses(study.plan.trials))
     results = collected.results
     ranks = find_rank_threshold(diagnosis, results)
-    similarity, errors = folder.stored(SIMILARITY, AdapterSimilarity), folder.stored(ERRORS, BaseErrors)
-    sensitivity, merges = folder.stored(SENSITIVITY, Sensitivity), folder.stored(MERGES, MergeRecoveries)
-    behaviors = folder.stored(BEHAVIOR, Behaviors)
-    skip = _judge_proof(diagnosis, folder, results, sensitivity)
+    measured = Measurer(diagnosis, folder, runs, study.tag.partition("/")[2], lambda _: None)
+    similarity, errors = measured.known(SIMILARITY, AdapterSimilarity), measured.known(ERRORS, BaseErrors)
+    sensitivity, merges = measured.known(SENSITIVITY, Sensitivity), measured.known(MERGES, MergeRecoveries)
+    behaviors = measured.known(BEHAVIOR, Behaviors)
+    choice = None if sensitivity is None else sensitivity.skip
+    why_not = reason_not_to_train(diagnosis, choice, ranks.compared)
+    skip = None if why_not or choice is None else _judge_proof(diagnosis, folder, results, choice)
     evidence = Evidence(
         ranks,
         similarity,
@@ -118,8 +126,8 @@ def collect_findings(diagnosis: Diagnosis, folder: DiagnosisFolder, study: OpenS
         validation_losses=_validation_losses(diagnosis, runs),
     )
     failures = find_failure_modes(evidence)
-    complete = all(each is not None for each in (similarity, errors, sensitivity, merges))
-    verdicts = reach_verdicts(diagnosis, ranks, similarity, merges, skip, failures, complete=complete)
+    unchecked = unchecked_failure_modes(evidence)
+    verdicts = reach_verdicts(diagnosis, ranks, similarity, merges, skip, failures, unchecked, why_not)
     costs = cost_table(diagnosis, results, _weight_bytes(diagnosis, errors), _adapter_bytes(diagnosis, runs))
     return Findings(
         name=study.plan.study.name,
@@ -139,7 +147,9 @@ def collect_findings(diagnosis: Diagnosis, folder: DiagnosisFolder, study: OpenS
         failures=failures,
         verdicts=verdicts,
         advice=advise(diagnosis, verdicts, costs, merges),
-        notes=tuple(note for note in (results.unfinished, *collected.notes, _merge_note(merges)) if note),
+        notes=tuple(
+            note for note in (results.unfinished, *collected.notes, _merge_note(merges), _stale_note(measured)) if note
+        ),
         training_seconds=sum(run.record.timings.fit or 0.0 for run in runs),
         measuring_seconds=folder.measured_seconds,
     )
@@ -162,14 +172,15 @@ def check_required(diagnosis: Diagnosis, findings: Findings) -> None:
 
 
 def _judge_proof(
-    diagnosis: Diagnosis, folder: DiagnosisFolder, results: StudyResults, sensitivity: Sensitivity | None
+    diagnosis: Diagnosis, folder: DiagnosisFolder, results: StudyResults, choice: SkipChoice
 ) -> SkipFinding | None:
-    choice = None if sensitivity is None else sensitivity.skip
-    if diagnosis.proof is None or choice is None or not choice.modules or not (folder.proof.path / STUDY).is_file():
+    """Judges the runs of exactly these lists; `None` if they have not been trained."""
+    own = folder.proof(choice.lists)
+    if diagnosis.proof is None or not (own.path / STUDY).is_file():
         return None
-    study = open_study(folder.proof.path)
+    study = open_study(own.path)
     statuses = study.journal.statuses(study.plan.trials)
-    lists = collect_results(study.plan, folder.proof, study.tag, statuses).results.configurations
+    lists = collect_results(study.plan, own, study.tag, statuses).results.configurations
     if not all(each.values for each in lists):
         return None
     full, quantized = (
@@ -211,6 +222,21 @@ def _adapter_bytes(diagnosis: Diagnosis, runs: Sequence[FinishedRun]) -> dict[st
         if path.is_file():
             found[diagnosis.configuration(run.precision, run.rank)] = float(path.stat().st_size)
     return found
+
+
+def _stale_note(measured: Measurer) -> str:
+    """Names measurements that are of other runs or settings and do not count."""
+    inputs = measured.inputs()
+    names = (SIMILARITY, ERRORS, SENSITIVITY, MERGES, BEHAVIOR)
+    stale = [
+        name.replace("_", " ")
+        for name in names
+        if measured.folder.timed(name) is not None
+        and not (name in inputs and measured.folder.is_measured(name, inputs[name]))
+    ]
+    if not stale:
+        return ""
+    return f"Measured on other runs or with other settings, and left out: {', '.join(stale)}; run the diagnosis again."
 
 
 def _merge_note(merges: MergeRecoveries | None) -> str:

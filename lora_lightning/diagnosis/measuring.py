@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 from lora_lightning.artefacts.saved_updates import saved_updates
 from lora_lightning.diagnosis.adapter_similarity import Adapter, AdapterSimilarity, PairKind, compare_adapters
@@ -17,9 +17,9 @@ from lora_lightning.diagnosis.specification import Diagnosis
 
 SIMILARITY, ERRORS, SENSITIVITY = "adapter_similarity", "base_errors", "sensitivity"
 BEHAVIOR, MERGES = "model_behavior", "merge_recovery"
-FEWEST_ADAPTERS = 2
 
 Report = Callable[[str], None]
+Kind = TypeVar("Kind")
 
 
 class Measurer:
@@ -47,33 +47,50 @@ class Measurer:
         """The seeds with finished runs of both precisions, in the order of the diagnosis."""
         return [seed for seed in self.diagnosis.seeds if seed in self.full and seed in self.quantized]
 
+    def inputs(self) -> dict[str, dict[str, Any]]:
+        """What each measurement depends on, by its name; only those that the finished runs allow."""
+        found: dict[str, dict[str, Any]] = {}
+        if self.full and self.quantized:
+            runs = [run.identity for run in (*self.full.values(), *self.quantized.values())]
+            found[SIMILARITY] = {"runs": runs, "seeds": self.diagnosis.seeds, "other": self.diagnosis.other_seeds}
+        if not self.common_seeds:
+            return found
+        pairs = [run.identity for seed in self.common_seeds for run in (self.full[seed], self.quantized[seed])]
+        pair: dict[str, Any] = {"runs": pairs[:2]}
+        rows = {**pair, "rows": self.diagnosis.measuring.rows, "metric": self.metric}
+        everything = {**rows, **asdict(self.diagnosis.measuring)}
+        proof = None if self.diagnosis.proof is None else asdict(self.diagnosis.proof)
+        return found | {
+            ERRORS: pair,
+            SENSITIVITY: {**everything, "proof": proof},
+            MERGES: rows,
+            BEHAVIOR: {**everything, "runs": pairs},
+        }
+
+    def known(self, name: str, kind: type[Kind]) -> Kind | None:
+        """What was measured on the finished runs; `None` if it was not, or on other runs or with other settings."""
+        inputs = self.inputs().get(name)
+        return None if inputs is None else self.folder.stored(name, kind, inputs)
+
     def measure_all(self) -> None:
         """Measures what the finished runs allow.
 
         Raises:
             LoraLightningError: If a run's data or base is not there any more, or a file cannot be written.
         """
-        runs = [*self.full.values(), *self.quantized.values()]
-        if len(runs) >= FEWEST_ADAPTERS and self.full and self.quantized:
-            inputs = {"runs": [run.identity for run in runs], "other": self.diagnosis.other_seeds}
-            self.folder.measure(SIMILARITY, AdapterSimilarity, inputs, lambda: self._similarity(runs))
+        inputs = self.inputs()
+        if SIMILARITY in inputs:
+            runs = [*self.full.values(), *self.quantized.values()]
+            self.folder.measure(SIMILARITY, AdapterSimilarity, inputs[SIMILARITY], lambda: self._similarity(runs))
         if not self.common_seeds:
             return
         full, quantized = (side[self.common_seeds[0]] for side in (self.full, self.quantized))
-        pair: dict[str, Any] = {"runs": [full.identity, quantized.identity]}
-        rows = {**pair, "rows": self.diagnosis.measuring.rows, "metric": self.metric}
-        errors = self.folder.measure(ERRORS, BaseErrors, pair, lambda: self._errors(full, quantized))
-        everything = {**rows, **asdict(self.diagnosis.measuring)}
-        proof = None if self.diagnosis.proof is None else asdict(self.diagnosis.proof)
+        errors = self.folder.measure(ERRORS, BaseErrors, inputs[ERRORS], lambda: self._errors(full, quantized))
         self.folder.measure(
-            SENSITIVITY,
-            Sensitivity,
-            {**everything, "proof": proof},
-            lambda: self._sensitivity(full, quantized, errors),
+            SENSITIVITY, Sensitivity, inputs[SENSITIVITY], lambda: self._sensitivity(full, quantized, errors)
         )
-        self.folder.measure(MERGES, MergeRecoveries, rows, lambda: self._merges(quantized))
-        pairs = [run.identity for seed in self.common_seeds for run in (self.full[seed], self.quantized[seed])]
-        self.folder.measure(BEHAVIOR, Behaviors, {**everything, "runs": pairs}, self._behavior)
+        self.folder.measure(MERGES, MergeRecoveries, inputs[MERGES], lambda: self._merges(quantized))
+        self.folder.measure(BEHAVIOR, Behaviors, inputs[BEHAVIOR], self._behavior)
 
     def _similarity(self, runs: Sequence[FinishedRun]) -> AdapterSimilarity:
         self.report(f"comparing the updates of {len(runs)} adapters")

@@ -1,5 +1,6 @@
 """The report of a diagnosis: its findings as one HTML page, with figures as files."""
 
+import math
 from pathlib import Path
 
 from lora_lightning.diagnosis import report_tables as tables
@@ -14,7 +15,6 @@ from lora_lightning.diagnosis.report_figures import (
     similarity_figures,
 )
 from lora_lightning.diagnosis.sensitivity import Sensitivity
-from lora_lightning.diagnosis.skip_proof import SkipFinding
 from lora_lightning.diagnosis.verdict_names import VerdictName
 from lora_lightning.diagnosis.verdicts import State
 from lora_lightning.reports.page import Page, Section, write_page
@@ -162,7 +162,7 @@ def _modules(findings: Findings) -> Section | None:
     paragraphs = [
         text,
         *(_additivity(grouping, each) for grouping, each in found.additivity.items()),
-        *_skip_list(found, findings.skip),
+        *_skip_list(found, findings.verdicts[5].sentence),
     ]
     return Section(
         "Which layers are sensitive?",
@@ -173,13 +173,15 @@ def _modules(findings: Findings) -> Section | None:
 
 
 def _additivity(grouping: Grouping, found: Interval) -> str:
-    adds = "add up" if found.contains(0.0) else "do not add up"
+    if not math.isfinite(found.low):
+        return f"By {grouping}, it is not known whether single effects on the loss add up."
+    told = "are not told from adding up" if found.contains(0.0) else "do not add up"
     return (
-        f"By {grouping}, single effects on the loss {adds}: their sum minus the joint one is {tables.interval(found)}."
+        f"By {grouping}, single effects on the loss {told}: their sum minus the joint one is {tables.interval(found)}."
     )
 
 
-def _skip_list(found: Sensitivity, skip: SkipFinding | None) -> list[str]:
+def _skip_list(found: Sensitivity, proof: str) -> list[str]:
     choice = found.skip
     if choice is None:
         return []
@@ -187,7 +189,6 @@ def _skip_list(found: Sensitivity, skip: SkipFinding | None) -> list[str]:
         return ["No sensitive module fits into the budget of bytes for a list of modules to skip."]
     named = ", ".join(choice.modules)
     sentence = f"skip_modules, for {100 * choice.share:.3g} % more memory: {named}."
-    proof = "It was not trained, because there was no loss to buy back." if skip is None else skip.sentence
     return [sentence, proof]
 
 

@@ -7,7 +7,7 @@ from lora_lightning.diagnosis.finished_runs import check_precisions, finished_ru
 from lora_lightning.diagnosis.measuring import SENSITIVITY, Measurer
 from lora_lightning.diagnosis.rank_threshold import find_rank_threshold
 from lora_lightning.diagnosis.sensitivity import Sensitivity
-from lora_lightning.diagnosis.skip_proof import proof_study
+from lora_lightning.diagnosis.skip_proof import proof_study, reason_not_to_train
 from lora_lightning.diagnosis.specification import Diagnosis
 from lora_lightning.studies.open_study import OpenStudy, start_study
 from lora_lightning.studies.plan import StudyPlan, plan_study
@@ -114,19 +114,16 @@ def start_proof(
     Raises:
         LoraLightningError: If the lists are no options of `fit`, or a file cannot be written.
     """
-    found = folder.stored(SENSITIVITY, Sensitivity)
+    metric = study.tag.partition("/")[2]
+    found = Measurer(diagnosis, folder, finished_runs(study), metric, report).known(SENSITIVITY, Sensitivity)
     choice = None if found is None else found.skip
     if diagnosis.proof is None or choice is None:
         return None
-    if not choice.modules:
-        report("no module that is sensitive fits into the budget of bytes, so there is no list to prove")
-        return None
     statuses = study.journal.statuses(study.plan.trials)
     results = collect_results(study.plan, folder.study, study.tag, statuses).results
-    loss = find_rank_threshold(diagnosis, results).compared
-    if loss is None or not loss.told_from_zero or loss.difference.interval.value >= 0:
-        report("the loss by quantization is not told from zero, so there is nothing for a list to buy back")
+    if why_not := reason_not_to_train(diagnosis, choice, find_rank_threshold(diagnosis, results).compared):
+        report(why_not)
         return None
+    own = folder.proof(choice.lists)
     plan = plan_study(proof_study(diagnosis, study.planned, choice, diagnosis.proof))
-    checked = check_study(plan, folder.proof)
-    return start_study(plan, folder.proof, checked, retry_failed=retry_failed)
+    return start_study(plan, own, check_study(plan, own), retry_failed=retry_failed)

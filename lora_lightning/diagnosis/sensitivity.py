@@ -81,6 +81,11 @@ class SkipChoice:
     random: tuple[tuple[str, ...], ...]
 
     @property
+    def lists(self) -> tuple[tuple[str, ...], ...]:
+        """The list, then the random ones."""
+        return (self.modules, *self.random)
+
+    @property
     def share(self) -> float:
         """What they take more, as a share of the quantized model's memory."""
         return self.more_bytes / self.model_bytes

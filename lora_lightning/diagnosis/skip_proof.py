@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from lora_lightning.diagnosis.rank_threshold import PrecisionLoss
 from lora_lightning.diagnosis.sensitivity import SkipChoice
 from lora_lightning.diagnosis.specification import QUANTIZATION_OPTION, Diagnosis, SkipProof
 from lora_lightning.statistics.jackknife import Interval, jackknife_interval
@@ -44,6 +45,28 @@ class SkipFinding:
     means: Mapping[str, float]
     proven: bool
     sentence: str
+
+
+def reason_not_to_train(diagnosis: Diagnosis, choice: SkipChoice | None, loss: PrecisionLoss | None) -> str:
+    """Says why no list is trained.
+
+    Args:
+        diagnosis: The diagnosis.
+        choice: The list; `None` if sensitivity was not measured.
+        loss: Both precisions at the compared rank; `None` if runs are missing.
+
+    Returns:
+        A sentence; empty if the list is to be trained.
+    """
+    if diagnosis.proof is None:
+        return "No proof was asked for."
+    if choice is None:
+        return "The sensitivity of modules was not measured."
+    if not choice.modules:
+        return "No module that is sensitive fits into the budget of bytes, so there is no list to prove."
+    if loss is None or not loss.told_from_zero or loss.difference.interval.value >= 0:
+        return "The loss by quantization is not told from zero, so there is nothing for a list to buy back."
+    return ""
 
 
 def proof_study(diagnosis: Diagnosis, plan: StudyPlan, choice: SkipChoice, proof: SkipProof) -> Study:
@@ -123,7 +146,7 @@ def judge_skips(
     sentence = f"Leaving {len(choice.modules)} modules unquantized takes {100 * choice.share:.3g} % more memory and "
     sentence += f"buys back {ratio} of the loss by quantization; it is "
     sentence += "better than" if p_value <= ERROR_RATE else "not proven better than"
-    sentence += f" random lists of equal bytes (one-sided p = {p_value:.3g})."
+    sentence += f" the mean of {len(lists) - 1} random lists of equal bytes (one-sided p = {p_value:.3g})."
     return SkipFinding(choice.modules, choice.share, ratio, over, p_value, means, proven, sentence)
 
 

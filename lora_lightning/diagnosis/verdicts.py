@@ -74,8 +74,8 @@ def reach_verdicts(
     merges: MergeRecoveries | None,
     skip: SkipFinding | None,
     failures: Sequence[FailureMode],
-    *,
-    complete: bool,
+    unchecked: Sequence[str] = (),
+    why_no_list: str = "",
 ) -> tuple[DiagnosisVerdict, ...]:
     """Reaches all verdicts.
 
@@ -86,7 +86,8 @@ def reach_verdicts(
         merges: Of merge targets.
         skip: Of the list of modules to skip.
         failures: The failure modes that were found.
-        complete: Whether everything that rules need was measured.
+        unchecked: Names of failure modes whose rules lack data.
+        why_no_list: Why no list is trained; empty if there is one to train.
 
     Returns:
         One verdict for each name.
@@ -97,8 +98,8 @@ def reach_verdicts(
         _precisions_differ(similarity),
         _enough_rank(diagnosis, ranks),
         _merge_keeps_gain(merges),
-        _skip_list(diagnosis, skip),
-        _healthy(failures, complete=complete),
+        _skip_list(skip, why_no_list),
+        _healthy(failures, unchecked),
     )
     return tuple(DiagnosisVerdict(name, *each) for name, each in zip(VerdictName, found, strict=True))
 
@@ -167,18 +168,17 @@ def _merge_keeps_gain(merges: MergeRecoveries | None) -> tuple[State, str]:
     return State.NO if found.ratio.high < KEPT else State.UNDECIDED, sentence
 
 
-def _skip_list(diagnosis: Diagnosis, skip: SkipFinding | None) -> tuple[State, str]:
+def _skip_list(skip: SkipFinding | None, why_no_list: str) -> tuple[State, str]:
     if skip is None:
-        why = "No proof was asked for." if diagnosis.proof is None else "No list was trained."
-        return State.MISSING, why
+        return State.MISSING, why_no_list or "The runs with the list have not finished."
     return State.YES if skip.proven else State.UNDECIDED, skip.sentence
 
 
-def _healthy(failures: Sequence[FailureMode], *, complete: bool) -> tuple[State, str]:
+def _healthy(failures: Sequence[FailureMode], unchecked: Sequence[str]) -> tuple[State, str]:
     if failures:
         return State.NO, f"Failure modes: {', '.join(each.name for each in failures)}."
-    if not complete:
-        return State.MISSING, "No failure mode was found, but not everything was measured."
+    if unchecked:
+        return State.MISSING, f"No failure mode was found, but there is no data to look for {', '.join(unchecked)}."
     return State.YES, "No failure mode was found."
 
 

@@ -210,7 +210,7 @@ def findings(**changes: Any) -> Findings:
     ranks = find_rank_threshold(own, study)
     failures = find_failure_modes(replace(evidence, errors=errors(pad_token_id=100)))
     assert evidence.merges is not None
-    verdicts = reach_verdicts(own, ranks, evidence.similarity, evidence.merges, finding, failures, complete=True)
+    verdicts = reach_verdicts(own, ranks, evidence.similarity, evidence.merges, finding, failures)
     costs = cost_table(own, study, {"float32": 40_000.0, "NF4": 20_000.0}, {})
     found = Findings(
         name="planted",

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lora_lightning.diagnosis.adapter_similarity import compare_adapters
-from lora_lightning.diagnosis.failure_modes import RULES, Evidence, find_failure_modes
+from lora_lightning.diagnosis.failure_modes import RULES, Evidence, find_failure_modes, unchecked_failure_modes
 from lora_lightning.diagnosis.rank_threshold import find_rank_threshold
 from lora_lightning.statistics.jackknife import Interval
 from tests.diagnosis import planted
@@ -64,6 +64,28 @@ def test_nothing_is_found_on_a_healthy_pair_or_without_data() -> None:
     assert find_failure_modes(planted.healthy()) == ()
     assert find_failure_modes(Evidence()) == ()
     assert len(PLANTED) == len(RULES)
+
+
+NAN = Interval(float("nan"), float("nan"), float("nan"))
+
+
+def test_a_rule_without_data_is_named() -> None:
+    assert unchecked_failure_modes(planted.healthy()) == ()
+    assert set(unchecked_failure_modes(Evidence())) == {*PLANTED}
+    one_rank = replace(planted.diagnosis(), ranks=(8,))
+    single = planted.results().configurations[2::3]
+    ranks = find_rank_threshold(one_rank, replace(planted.results(), configurations=single))
+    unknown = replace(planted.sensitivity(), effects=planted.sensitivity().effects[-3:])
+    lacking = {
+        "insufficient rank": {"ranks": ranks},
+        "divergence beyond seed noise": {"similarity": replace(planted.similarity(), against_seeds=NAN)},
+        "merge drift": {"merges": planted.merges(judged=False)},
+        "sensitive layer": {"sensitivity": unknown},
+        "unused rank": {"utilization": {}},
+        "overfitting": {"validation_losses": {"run 0": BAD_CURVES["run 0"][:, :1]}},
+    }
+    for name, evidence in lacking.items():
+        assert unchecked_failure_modes(replace(planted.healthy(), **evidence)) == (name,)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

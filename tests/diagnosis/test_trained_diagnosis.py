@@ -287,6 +287,26 @@ def test_a_verdict_that_is_required_and_not_reached_is_status_3(
     assert (copied / "diagnosis.json").is_file()
 
 
+def test_what_was_measured_on_other_runs_or_settings_does_not_count(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = copied / "diagnosis_settings.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"measuring": settings["measuring"] | {"rows": 23}}))
+    found = findings(copied)
+    assert (found.sensitivity, found.merges, found.behaviors) == (None, None, None)
+    assert found.errors is not None
+    assert found.similarity is not None
+    assert any("sensitivity, merge recovery, model behavior" in note for note in found.notes)
+    (run,) = copied.glob("NF4_r_4_seed_0_*")
+    (run / "summary.json").write_text((run / "summary.json").read_text() + " ")
+    found = findings(copied)
+    assert (found.similarity, found.errors) == (None, None)
+    path.write_text(json.dumps({name: value for name, value in settings.items() if name != "measuring"}))
+    assert main(["diagnose", "report", str(copied)]) == 2
+    assert "is damaged or of another release (KeyError)" in capsys.readouterr().err
+
+
 def change_run(folder: Path, pattern: str, **changes: object) -> None:
     (run,) = folder.glob(pattern)
     path = run / "run.json"
@@ -447,7 +467,7 @@ def test_a_list_is_trained_if_there_is_a_loss_to_buy_back(
     path = save_diagnosis(copied.parent, base, **SETTINGS, skip_modules=own)
     words = ["diagnose", "run", str(path), f"--save_dir={copied.parent}"]
     assert main(words) == 0
-    assert "the loss by quantization is not told from zero" in capsys.readouterr().err
+    assert "The loss by quantization is not told from zero" in capsys.readouterr().err
     assert "not proven by training" in (copied / "skip_modules.yaml").read_text()
     assert not (copied / "skip_modules").exists()
 
@@ -457,17 +477,25 @@ def test_a_list_is_trained_if_there_is_a_loss_to_buy_back(
         lost = replace(found.compared.difference, interval=Interval(-0.1, -0.2, -0.05))
         return replace(found, compared=replace(found.compared, difference=lost, p_value=0.001))
 
-    monkeypatch.setattr("lora_lightning.diagnosis.running.find_rank_threshold", with_a_loss)
+    for module in ("running", "findings"):
+        monkeypatch.setattr(f"lora_lightning.diagnosis.{module}.find_rank_threshold", with_a_loss)
     assert main(words) == 0
     choice = json.loads((copied / "measurements/sensitivity.json").read_text())["content"]["skip"]
     lists = {"sensitive_modules_seed_0_*": choice["modules"], "random_list_1_seed_0_*": choice["random"][0]}
     for pattern, modules in lists.items():
-        (run,) = (copied / "skip_modules").glob(pattern)
+        (run,) = (copied / "skip_modules").glob(f"*/{pattern}")
         settings = RunRecord.load(run).settings["model"]["init_args"]
         assert settings["quantization"]["skip_modules"] == modules
         assert (settings["lora"]["r"], settings["lora"]["lora_alpha"]) == (4, 8)
     skip = findings(copied).skip
     assert skip is not None
+    sensitivity = copied / "measurements/sensitivity.json"
+    measured = sensitivity.read_text()
+    other = json.loads(measured)
+    other["content"]["skip"]["random"] = [other["content"]["skip"]["modules"]]
+    sensitivity.write_text(json.dumps(other))
+    assert findings(copied).skip is None  # no run has trained these lists
+    sensitivity.write_text(measured)
     assert skip.modules == tuple(choice["modules"])
     assert not skip.proven  # one seed proves nothing
     assert set(skip.means) == {"float32, r = 4", "NF4, r = 4", "sensitive modules", "random list 1"}

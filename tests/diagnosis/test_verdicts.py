@@ -22,7 +22,6 @@ def verdicts(loss: float = 0.0, **changes: Any) -> dict[VerdictName, DiagnosisVe
         "merges": evidence.merges,
         "skip": None,
         "failures": (),
-        "complete": True,
     }
     reached = reach_verdicts(planted.diagnosis(), **(found | changes))  # type: ignore[arg-type]
     return {each.name: each for each in reached}
@@ -67,10 +66,16 @@ def test_a_loss_speaks_against_quantization_and_its_savings_for_it() -> None:
 
 
 def test_missing_measurements_are_said() -> None:
-    found = verdicts(ranks=None, similarity=None, merges=None, complete=False)
+    found = verdicts(ranks=None, similarity=None, merges=None, unchecked=("overfitting",))
     assert {each.state for each in found.values()} == {State.MISSING}
-    missing = advice(ranks=None, similarity=None, merges=None, complete=False).missing
+    missing = advice(ranks=None, similarity=None, merges=None, unchecked=("overfitting",)).missing
     assert len(missing) == 6  # nobody asked for a proof of a list
+
+
+def test_a_pair_is_not_healthy_if_rules_lack_data() -> None:
+    found = verdicts(unchecked=("overfitting", "merge drift"))[VerdictName.HEALTHY]
+    assert found.state is State.MISSING
+    assert found.sentence == "No failure mode was found, but there is no data to look for overfitting, merge drift."
 
 
 def test_the_opposite_is_said_if_it_is_proven() -> None:
@@ -92,7 +97,7 @@ def test_a_merge_that_is_not_judged_decides_nothing() -> None:
 
 
 def test_a_requantized_merge_that_loses_is_a_reason() -> None:
-    own = list(verdicts().values())
+    own = list(verdicts(why_no_list="No proof was asked for.").values())
     reasons = advise(planted.diagnosis(), own, costs(), planted.merges(requantized=0.8)).use_full
     assert any("quantized again" in each for each in reasons)
     proof = replace(planted.diagnosis(), proof=SkipProof(seeds=(0,)))
