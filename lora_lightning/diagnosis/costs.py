@@ -1,7 +1,8 @@
-"""What does it cost? Memory, time and size of each configuration, and the Pareto front."""
+"""What does it cost? Memory, time and size of each configuration on common seeds, and the Pareto front."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import fmean
 
 from lora_lightning.diagnosis.specification import Diagnosis
 from lora_lightning.statistics.pareto import pareto_front
@@ -28,8 +29,9 @@ class CostRow:
         configuration: Its name.
         precision: Its precision.
         rank: r.
-        quality: Mean of the metric, as shown.
-        costs: Mean by cost; what was not measured is left out.
+        quality: Mean of the metric, as shown, over the seeds that both precisions have at this rank; over all of its
+            own if there is none.
+        costs: Mean by cost over the same seeds; what was not measured is left out.
         savings: Of the quantized precision, by cost: percent less than the other precision at the same rank; negative
             if it costs more.
     """
@@ -69,6 +71,7 @@ def cost_table(
     Returns:
         The table.
     """
+    common = {rank: _common_seeds(diagnosis, results, rank) for rank in diagnosis.ranks}
     rows: list[CostRow] = []
     for precision in diagnosis.precisions:
         for rank in diagnosis.ranks:
@@ -76,15 +79,28 @@ def cost_table(
             each = results.configuration(name)
             if not each.values:
                 continue
-            costs = {cost: each.mean_of(cost) for cost in COSTS if cost in each.measurements}
-            costs |= {WEIGHTS: weights[precision]} if precision in weights else {}
+            seeds = common[rank] or [*each.values]
+            numbers = {
+                cost: [each.measurements[cost][seed] for seed in seeds if seed in each.measurements[cost]]
+                for cost in COSTS
+                if cost in each.measurements
+            }
+            costs = {cost: fmean(own) for cost, own in numbers.items() if own}
+            costs |= {WEIGHTS: weights[precision]} if precision in weights and rank == diagnosis.rank else {}
             costs |= {ADAPTER: adapters[name]} if name in adapters else {}
             ordered = {cost: costs[cost] for cost in COSTS if cost in costs}
             other = next((row for row in rows if row.rank == rank and row.precision != precision), None)
-            savings = {} if other is None else _savings(ordered, other.costs)
-            quality = results.metric.shown_value(each.mean_value)
+            savings = _savings(ordered, other.costs) if other is not None and common[rank] else {}
+            quality = results.metric.shown_value(fmean(each.values[seed] for seed in seeds))
             rows.append(CostRow(name, precision, rank, quality, ordered, savings))
     return CostTable(tuple(rows), {cost: _front(rows, cost, results) for cost in COSTS if _known(rows, cost)})
+
+
+def _common_seeds(diagnosis: Diagnosis, results: StudyResults, rank: int) -> list[int]:
+    full, quantized = (
+        results.configuration(diagnosis.configuration(precision, rank)).values for precision in diagnosis.precisions
+    )
+    return [seed for seed in full if seed in quantized]
 
 
 def _savings(own: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:

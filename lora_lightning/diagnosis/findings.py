@@ -54,6 +54,7 @@ class Findings:
         behaviors: Of models.
         merges: Of merge targets.
         skip: Of the list of modules to skip.
+        skipped: The modules that the quantized precision skips anyway.
         costs: Of configurations.
         failures: Failure modes.
         verdicts: What is decided.
@@ -76,6 +77,7 @@ class Findings:
     behaviors: Behaviors | None
     merges: MergeRecoveries | None
     skip: SkipFinding | None
+    skipped: tuple[str, ...]
     costs: CostTable
     failures: tuple[FailureMode, ...]
     verdicts: tuple[DiagnosisVerdict, ...]
@@ -143,6 +145,7 @@ def collect_findings(diagnosis: Diagnosis, folder: DiagnosisFolder, study: OpenS
         behaviors=behaviors,
         merges=merges,
         skip=skip,
+        skipped=tuple(next(run.skipped for run in runs if run.precision == diagnosis.quantized)),
         costs=costs,
         failures=failures,
         verdicts=verdicts,

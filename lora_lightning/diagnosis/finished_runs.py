@@ -47,6 +47,12 @@ class FinishedRun:
         return self.trial.title
 
     @property
+    def skipped(self) -> list[str]:
+        """The modules that its options leave unquantized."""
+        quantization = self.record.settings["model"]["init_args"].get("quantization") or {}
+        return list(quantization.get("skip_modules") or [])
+
+    @property
     def identity(self) -> str:
         """Changes when the run is trained again with another result."""
         path = self.record.folder / SUMMARY
@@ -148,11 +154,12 @@ def check_adapters(lora: LoraSettings | None, precision: str) -> None:
         precision: Name of the precision, for messages.
 
     Raises:
-        ConfigurationError: If there are none, their ranks change, they take a part out of the base, or they are on
-            experts.
+        ConfigurationError: If there are none, their ranks change, they are more than dW = scaling B A, they start at
+            another update than 0, or they are on experts.
     """
-    if lora is None or lora.adalora is not None or lora.changes_base or lora.target_parameters:
+    is_plain = lora is not None and lora.adalora is None and not lora.use_dora and not lora.target_parameters
+    if not is_plain or lora is None or lora.changes_base or lora.init_lora_weights == "loftq":
         msg = f"the precision {precision!r} of the diagnosis has no adapters of a fixed rank on linear layers of an "
-        msg += "unchanged base; LoRA, rsLoRA, DoRA and LoftQ can be compared, full fine-tuning, AdaLoRA, PiSSA, OLoRA "
-        msg += "and experts cannot"
+        msg += "unchanged base that start at dW = 0; LoRA and rsLoRA can be compared, full fine-tuning, AdaLoRA, DoRA, "
+        msg += "LoftQ, PiSSA, OLoRA and experts cannot"
         raise ConfigurationError(msg)

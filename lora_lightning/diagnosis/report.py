@@ -154,11 +154,10 @@ def _modules(findings: Findings) -> Section | None:
         return None
     joint = found.joint
     text = f"Measured on {found.examples:,} validation examples, by quantizing parts of the base of a run without "
-    text += (
-        f"quantization. Quantizing everything changes the loss by {tables.interval(joint.loss)} nats, {found.metric} "
-    )
-    text += f"by {tables.interval(joint.metric)} and the predictions by {tables.interval(joint.divergence)} nats of KL "
-    text += "divergence."
+    change = tables.interval(tables.shown_change(joint.metric, findings.metric))
+    text += f"quantization. Quantizing everything changes the loss by {tables.interval(joint.loss)} nats, makes "
+    text += f"{found.metric} better by {change}{findings.metric.unit} and changes the predictions by "
+    text += f"{tables.interval(joint.divergence)} nats of KL divergence."
     paragraphs = [
         text,
         *(_additivity(grouping, each) for grouping, each in found.additivity.items()),
@@ -167,7 +166,7 @@ def _modules(findings: Findings) -> Section | None:
     return Section(
         "Which layers are sensitive?",
         tuple(paragraphs),
-        tables=tables.effects_tables(found),
+        tables=tables.effects_tables(found, findings.metric),
         figures=sensitivity_figures(found),
     )
 

@@ -18,6 +18,7 @@ from lora_lightning.reports.page import PageTable
 from lora_lightning.statistics.divergence import Estimate
 from lora_lightning.statistics.jackknife import Interval
 from lora_lightning.statistics.recommendation import shown_cost
+from lora_lightning.statistics.study_results import Metric
 
 MOST_MODULES = 400  # rows; the JSON file has all
 PREDICTIONS = {
@@ -146,8 +147,9 @@ def errors_tables(found: BaseErrors) -> tuple[PageTable, ...]:
     )
 
 
-def effects_tables(found: Sensitivity) -> tuple[PageTable, ...]:
+def effects_tables(found: Sensitivity, metric: Metric) -> tuple[PageTable, ...]:
     """What quantizing parts does, and how well cheap scores agree."""
+    shown = f"{metric.name}{metric.unit and ','}{metric.unit} better"
     tables = []
     scores = {score.module: score for score in found.scores}
     for grouping in (Grouping.KIND, Grouping.LAYER):
@@ -155,9 +157,10 @@ def effects_tables(found: Sensitivity) -> tuple[PageTable, ...]:
         one_in = {each.group: each for each in own if each.direction is Direction.IN}
         one_out = {each.group: each for each in own if each.direction is Direction.OUT}
         rows = tuple(
-            (group, str(each.modules), *_effect(each), *_effect(one_out[group])) for group, each in one_in.items()
+            (group, str(each.modules), *_effect(each, metric), *_effect(one_out[group], metric))
+            for group, each in one_in.items()
         )
-        what = ("loss, nats", f"{found.metric}", "KL divergence, nats")
+        what = ("loss, nats", shown, "KL divergence, nats")
         headings = ("", "modules", *(f"one in: {name}" for name in what), *(f"one out: {name}" for name in what))
         tables.append(PageTable((f"by {grouping}", *headings[1:]), rows))
     singles = [each for each in found.effects if each.grouping in {Grouping.MODULE, Grouping.ALL}]
@@ -166,11 +169,11 @@ def effects_tables(found: Sensitivity) -> tuple[PageTable, ...]:
             each.group,
             number(scores[each.group].fisher if each.group in scores else sum(s.fisher for s in found.scores)),
             number(scores[each.group].taylor if each.group in scores else sum(s.taylor for s in found.scores)),
-            *_effect(each),
+            *_effect(each, metric),
         )
         for each in singles
     )
-    headings = ("module", "Fisher score, nats", "Taylor score, nats", "loss, nats", found.metric, "KL divergence, nats")
+    headings = ("module", "Fisher score, nats", "Taylor score, nats", "loss, nats", shown, "KL divergence, nats")
     tables.append(PageTable(headings, rows, caption="The modules with the largest scores, singly, and all together"))
     agreements = tuple(
         (str(each.grouping), each.score, each.effect, number(each.correlation), str(each.groups))
@@ -182,8 +185,13 @@ def effects_tables(found: Sensitivity) -> tuple[PageTable, ...]:
     return tuple(tables)
 
 
-def _effect(each: Effect) -> tuple[str, ...]:
-    return interval(each.loss), interval(each.metric), interval(each.divergence)
+def _effect(each: Effect, metric: Metric) -> tuple[str, ...]:
+    return interval(each.loss), interval(shown_change(each.metric, metric)), interval(each.divergence)
+
+
+def shown_change(found: Interval, metric: Metric) -> Interval:
+    """A difference of the metric, larger is better, in the unit in which differences are shown."""
+    return Interval(*(metric.shown_difference(each) for each in (found.value, found.low, found.high)))
 
 
 def ranks_tables(found: RankThreshold) -> tuple[PageTable, ...]:

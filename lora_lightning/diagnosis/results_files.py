@@ -28,7 +28,7 @@ def write_findings(findings: Findings, folder: Path) -> Path:
 
 
 def write_skip_list(findings: Findings, folder: Path) -> Path | None:
-    """Writes the list of modules to leave unquantized, as a partial config of `fit`.
+    """Writes the list of modules to leave unquantized, with those skipped before, as a partial config of `fit`.
 
     Args:
         findings: What was found.
@@ -51,7 +51,7 @@ def write_skip_list(findings: Findings, folder: Path) -> Path | None:
         proof = f"{'proven' if skip.proven else 'not proven'} by training: {skip.sentence}"
     head = f"# Modules that the diagnosis {findings.name} would leave unquantized, for {100 * choice.share:.3g} % more "
     head += f"memory of the weights; {proof}\n# lora-lightning fit --config QLORA.yaml --config {SKIP_LIST}\n"
-    content = {"model": {"init_args": {"quantization": {"skip_modules": list(choice.modules)}}}}
+    content = {"model": {"init_args": {"quantization": {"skip_modules": [*findings.skipped, *choice.modules]}}}}
     return _write(folder / SKIP_LIST, head + yaml.safe_dump(content, sort_keys=False))
 
 

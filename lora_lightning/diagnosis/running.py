@@ -115,7 +115,8 @@ def start_proof(
         LoraLightningError: If the lists are no options of `fit`, or a file cannot be written.
     """
     metric = study.tag.partition("/")[2]
-    found = Measurer(diagnosis, folder, finished_runs(study), metric, report).known(SENSITIVITY, Sensitivity)
+    runs = finished_runs(study)
+    found = Measurer(diagnosis, folder, runs, metric, report).known(SENSITIVITY, Sensitivity)
     choice = None if found is None else found.skip
     if diagnosis.proof is None or choice is None:
         return None
@@ -125,5 +126,6 @@ def start_proof(
         report(why_not)
         return None
     own = folder.proof(choice.lists)
-    plan = plan_study(proof_study(diagnosis, study.planned, choice, diagnosis.proof))
+    skipped = next(run.skipped for run in runs if run.precision == diagnosis.quantized)
+    plan = plan_study(proof_study(diagnosis, study.planned, choice, diagnosis.proof, skipped))
     return start_study(plan, own, check_study(plan, own), retry_failed=retry_failed)

@@ -69,7 +69,9 @@ def reason_not_to_train(diagnosis: Diagnosis, choice: SkipChoice | None, loss: P
     return ""
 
 
-def proof_study(diagnosis: Diagnosis, plan: StudyPlan, choice: SkipChoice, proof: SkipProof) -> Study:
+def proof_study(
+    diagnosis: Diagnosis, plan: StudyPlan, choice: SkipChoice, proof: SkipProof, skipped: Sequence[str]
+) -> Study:
     """Makes the study that trains with each list.
 
     Args:
@@ -77,6 +79,7 @@ def proof_study(diagnosis: Diagnosis, plan: StudyPlan, choice: SkipChoice, proof
         plan: The plan of its study, with the content of the base configs.
         choice: The list, and the random ones.
         proof: Its seeds.
+        skipped: The modules that the quantized precision skips anyway.
 
     Returns:
         A study of lists at the compared rank.
@@ -84,7 +87,7 @@ def proof_study(diagnosis: Diagnosis, plan: StudyPlan, choice: SkipChoice, proof
     options = plan.configuration(diagnosis.configuration(diagnosis.quantized, diagnosis.rank)).options
     lists = {SENSITIVE: choice.modules}
     lists |= {f"{RANDOM} {number}": modules for number, modules in enumerate(choice.random, start=1)}
-    values = {name: with_skip_modules(options, modules) for name, modules in lists.items()}
+    values = {name: with_skip_modules(options, [*skipped, *modules]) for name, modules in lists.items()}
     return replace(
         plan.study,
         name=f"{plan.study.name}-{SKIP_MODULES}",
@@ -98,11 +101,11 @@ def proof_study(diagnosis: Diagnosis, plan: StudyPlan, choice: SkipChoice, proof
 
 
 def with_skip_modules(options: Mapping[str, Any], modules: Sequence[str]) -> dict[str, Any]:
-    """Adds modules to the ones that a precision leaves unquantized.
+    """Replaces the modules that a precision leaves unquantized.
 
     Args:
         options: Of `fit`, with `model.quantization` as a mapping or as dotted options.
-        modules: Full dotted names.
+        modules: The complete list.
 
     Returns:
         The options.
@@ -110,9 +113,9 @@ def with_skip_modules(options: Mapping[str, Any], modules: Sequence[str]) -> dic
     whole, single = parts_of(QUANTIZATION_OPTION), parts_of(f"{QUANTIZATION_OPTION}.{SKIP_MODULES}")
     for option, value in options.items():
         if parts_of(option) == whole:
-            return {**options, option: {**value, SKIP_MODULES: [*(value.get(SKIP_MODULES) or []), *modules]}}
+            return {**options, option: {**value, SKIP_MODULES: [*modules]}}
     named = next((option for option in options if parts_of(option) == single), f"{QUANTIZATION_OPTION}.{SKIP_MODULES}")
-    return {**options, named: [*(options.get(named) or []), *modules]}
+    return {**options, named: [*modules]}
 
 
 def judge_skips(

@@ -194,7 +194,7 @@ def advise(
         merges: Of merge targets.
 
     Returns:
-        Reasons, each with its numbers; a reason follows from what is proven alone.
+        Reasons, each with its numbers. Costs are listed whether or not quality is decided, which they say.
     """
     by_name = {each.name: each for each in verdicts}
     quality, skip = by_name[VerdictName.NOT_WORSE], by_name[VerdictName.SKIP_LIST_PROVEN]
@@ -202,6 +202,9 @@ def advise(
     use_quantized, use_full = [], []
     if quality.state is State.YES:
         use_quantized.append(f"{saved.cheaper or 'memory or time'} counts: {quality.sentence}")
+    elif saved.cheaper:
+        doubt = "which is lost" if quality.state is State.NO else "of which a loss is not ruled out"
+        use_quantized.append(f"{saved.cheaper} counts more than quality, {doubt}")
     if quality.state is State.NO:
         use_full.append(f"quality counts: {quality.sentence}")
     if skip.state is State.YES:

@@ -226,6 +226,7 @@ def findings(**changes: Any) -> Findings:
         behaviors=behaviors(),
         merges=evidence.merges,
         skip=finding,
+        skipped=("pooler",),
         costs=costs,
         failures=failures,
         verdicts=verdicts,

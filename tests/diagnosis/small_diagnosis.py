@@ -3,8 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
+from matplotlib.figure import Figure
 
+from lora_lightning.reports.files import ReportFigure
 from tests.tiny_data import save_tiny_clinc150, save_tiny_wikitext
 
 SETTINGS: dict[str, Any] = {
@@ -17,6 +20,15 @@ SETTINGS: dict[str, Any] = {
     "margin": 5,
     "measure": {"rows": 24, "singles": 5, "prompts": 2, "new_tokens": 4},
 }
+
+
+def leave_figures_out(patch: pytest.MonkeyPatch) -> None:
+    """Reports without figures, which take seconds; `test_report.py` draws them."""
+    for name in ("similarity", "sensitivity", "behavior", "costs"):
+        patch.setattr(f"lora_lightning.diagnosis.report.{name}_figures", lambda *_: ())
+    for name in ("errors", "ranks"):
+        empty = ReportFigure(name, name, name, Figure(figsize=(1, 1)))
+        patch.setattr(f"lora_lightning.diagnosis.report.{name}_figure", lambda _, empty=empty: empty)
 
 
 def intents(backbone: Path, folder: Path) -> dict[str, Any]:

@@ -11,10 +11,13 @@ import yaml
 
 from lora_lightning.diagnosis.findings import Findings, check_required
 from lora_lightning.diagnosis.report import make_page, write_report
+from lora_lightning.diagnosis.report_tables import effects_tables, shown_change
 from lora_lightning.diagnosis.results_files import write_findings, write_skip_list
 from lora_lightning.errors import DataError, VerificationError
 from lora_lightning.reports.page import Page as PageOfReport
 from lora_lightning.reports.page import render_page, write_page
+from lora_lightning.statistics.jackknife import Interval
+from lora_lightning.statistics.study_results import Metric, Scale
 from tests.diagnosis import planted
 from tests.reports.test_study_report import HOSTILE, Page
 
@@ -104,7 +107,8 @@ def test_the_files_have_all_numbers(tmp_path: Path) -> None:
     assert path is not None
     assert "proven by training: It is proven." in path.read_text()
     assert yaml.safe_load(path.read_text())["model"]["init_args"]["quantization"]["skip_modules"] == [
-        planted.MODULES[0]
+        "pooler",
+        planted.MODULES[0],
     ]
     assert write_skip_list(replace(found, sensitivity=None), tmp_path) is None
     assert not path.exists()
@@ -121,3 +125,14 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="choose another folder for the report"):
         write_page(PageOfReport("name", "", ("answer",), True, ()), tmp_path / "file")
+
+
+def test_effects_on_the_metric_are_in_its_unit_and_larger_is_better() -> None:
+    perplexity = Metric("perplexity", 1.0, higher_is_better=False, scale=Scale.LOG)
+    shown = shown_change(Interval(-0.01, -0.02, 0.0), perplexity)
+    assert (shown.value, shown.low, shown.high) == pytest.approx((-1.005, -2.02, 0), abs=1e-3)
+    kinds, *_ = effects_tables(planted.sensitivity(), planted.results().metric)
+    assert "one in: accuracy, points better" in kinds.headings
+    assert kinds.rows[0][3].startswith("-0.7 (")
+    (section,) = (each for each in make_page(planted.findings()).sections if each.title == TITLES[4])
+    assert "makes accuracy better by -1.55 (" in section.paragraphs[0]

@@ -37,27 +37,26 @@ from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.delta import adapter_deltas
 from lora_lightning.lora.variants.adalora import AdaLoraSettings
-from lora_lightning.reports.page import Page
 from lora_lightning.statistics.jackknife import Interval
 from lora_lightning.studies.open_study import open_study
 from lora_lightning.tasks import SequenceClassificationTask
+from lora_lightning.training.commands import prepare_command
 from tests.conftest import TinyBackbone
-from tests.diagnosis.small_diagnosis import intents, save_diagnosis
+from tests.diagnosis.small_diagnosis import intents, leave_figures_out, save_diagnosis
 
 BITS = {"bits": 4, "compute_dtype": "float32"}
-SETTINGS = {"compare": {"rank": 4, "further_seeds": [1], "other_seeds": [5, 6]}, "ranks": [4]}
+SETTINGS: dict[str, Any] = {
+    "compare": {"rank": 4, "further_seeds": [1], "other_seeds": [5, 6]},
+    "ranks": [4],
+    "precisions": {"float32": {}, "NF4": {"model.quantization": {**BITS, "skip_modules": ["classifier"]}}},
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def reports_without_figures() -> Iterator[None]:
-    """Which take seconds; `test_report.py` draws them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lora_lightning.diagnosis.report.make_page", _page_without_figures)
+        leave_figures_out(patch)
         yield
-
-
-def _page_without_figures(found: Findings) -> Page:
-    return Page(found.name, "", ("an answer",), proven=True, sections=())
 
 
 @pytest.fixture(scope="module")
@@ -448,11 +447,14 @@ def test_bad_input_is_a_sentence_before_anything_is_written(
         LoraSettings(init_lora_weights="pissa"),
         LoraSettings(adalora=AdaLoraSettings(target_r=2, init_r=3)),
         LoraSettings(target_parameters=["mlp.experts.down_proj"], lora_dropout=0.0),
+        LoraSettings(use_dora=True),
+        LoraSettings(init_lora_weights="loftq"),
     ],
-    ids=["full", "PiSSA", "AdaLoRA", "experts"],
+    ids=["full", "PiSSA", "AdaLoRA", "experts", "DoRA", "LoftQ"],
 )
 def test_adapters_that_cannot_be_compared_are_refused(lora: LoraSettings | None) -> None:
-    check_adapters(LoraSettings(), "NF4")
+    for compared in (LoraSettings(), LoraSettings(use_rslora=True), LoraSettings(init_lora_weights="gaussian")):
+        check_adapters(compared, "NF4")
     with pytest.raises(
         ConfigurationError, match="the precision 'NF4' of the diagnosis has no adapters of a fixed rank"
     ):
@@ -485,7 +487,7 @@ def test_a_list_is_trained_if_there_is_a_loss_to_buy_back(
     for pattern, modules in lists.items():
         (run,) = (copied / "skip_modules").glob(f"*/{pattern}")
         settings = RunRecord.load(run).settings["model"]["init_args"]
-        assert settings["quantization"]["skip_modules"] == modules
+        assert settings["quantization"]["skip_modules"] == ["classifier", *modules]
         assert (settings["lora"]["r"], settings["lora"]["lora_alpha"]) == (4, 8)
     skip = findings(copied).skip
     assert skip is not None
@@ -499,3 +501,8 @@ def test_a_list_is_trained_if_there_is_a_loss_to_buy_back(
     assert skip.modules == tuple(choice["modules"])
     assert not skip.proven  # one seed proves nothing
     assert set(skip.means) == {"float32, r = 4", "NF4, r = 4", "sensitive modules", "random list 1"}
+    (copied / "qlora.yaml").write_text(yaml.safe_dump(yaml.safe_load(path.read_text())["base"]))
+    words = [f"--config={copied / 'qlora.yaml'}", "--model.quantization.bits=4"]
+    merged = prepare_command("fit", [*words, f"--config={copied / 'skip_modules.yaml'}"]).model.quantization
+    assert merged is not None
+    assert merged.skip_modules == ["classifier", *choice["modules"]]

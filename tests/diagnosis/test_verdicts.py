@@ -56,7 +56,9 @@ def test_a_healthy_pair_without_a_loss() -> None:
 def test_a_loss_speaks_against_quantization_and_its_savings_for_it() -> None:
     worse = advice(0.06)
     assert any(each.startswith("quality counts: NF4, r = 8 is worse") for each in worse.use_full)
-    assert not any("NF4, r = 8" in each for each in worse.use_quantized)
+    assert worse.use_quantized[0] == (
+        "memory of the weights (60 % less) or peak memory (40 % less) counts more than quality, which is lost"
+    )
     assert "time a step (50 % more) counts" in worse.use_full
     same = advice()
     assert same.use_full == ("time a step (50 % more) counts",)  # and not what costs the same
@@ -68,6 +70,8 @@ def test_a_loss_speaks_against_quantization_and_its_savings_for_it() -> None:
 def test_missing_measurements_are_said() -> None:
     found = verdicts(ranks=None, similarity=None, merges=None, unchecked=("overfitting",))
     assert {each.state for each in found.values()} == {State.MISSING}
+    (reason,) = advice(ranks=None).use_quantized
+    assert reason == "memory of the weights (60 % less) counts more than quality, of which a loss is not ruled out"
     missing = advice(ranks=None, similarity=None, merges=None, unchecked=("overfitting",)).missing
     assert len(missing) == 6  # nobody asked for a proof of a list
 
@@ -121,6 +125,22 @@ def test_costs_are_means_with_savings_and_a_front() -> None:
     )
     assert rows["float32, r = 8"].savings == {}
     assert "adapter_bytes" not in rows["NF4, r = 2"].costs
+    assert "weight_bytes" not in rows["NF4, r = 2"].costs  # it was measured at the compared rank
     front = table.pareto["trainable_parameters"]
     assert any("r = 2" in name for name in front)
     assert set(table.pareto) == {*row.costs}
+
+
+def test_costs_are_compared_on_common_seeds() -> None:
+    study = planted.results()
+    last = study.configurations[-1]
+    measurements = {cost: {**numbers, 10: 1e12} for cost, numbers in last.measurements.items()}
+    last = replace(last, values={**last.values, 10: 0.0}, measurements=measurements)
+    more = replace(study, configurations=[*study.configurations[:-1], last])
+    own = cost_table(planted.diagnosis(), more, {}, {}).rows
+    assert own == cost_table(planted.diagnosis(), study, {}, {}).rows
+    apart = replace(last, values={10: 0.5}, measurements={"seconds_per_step": {10: 3.0}})
+    row = cost_table(
+        planted.diagnosis(), replace(more, configurations=[*study.configurations[:-1], apart]), {}, {}
+    ).rows[-1]
+    assert (row.quality, row.costs, row.savings) == (50, {"seconds_per_step": 3}, {})
