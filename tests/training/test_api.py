@@ -134,7 +134,7 @@ def test_predictions_of_a_run(run: RunRecord, tmp_path: Path) -> None:
 
 
 def test_wrong_options_are_sentences(config: Config, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="did you mean 'lora_alpha'"):
+    with pytest.raises(ConfigurationError, match=r"did you mean model\.lora\.lora_alpha"):
         train(config, {"model.lora.lora_alfa": 4})
     with pytest.raises(ConfigurationError, match=r"model\.lora\.r is 0, but it must be at least 1"):
         train({**config, "trainer": {"max_epochs": 1}}, {"model.lora.r": 0})
