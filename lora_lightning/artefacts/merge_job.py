@@ -146,11 +146,26 @@ class MergeJob:
             self._write(target, dtype, folder)
             merged = load_merged(folder, self.auto_class, self.opened.observer.device)
             size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-            measured = measure_merge(self.opened.observer, merged, target, dtype, size)
+            try:
+                measured = measure_merge(self.opened.observer, merged, target, dtype, size)
+            except RuntimeError as error:
+                self._explain_16_bits(candidate, error)
+                return
         if clause := find_no_op(measured.adapter_effect):
             msg = f"{self.opened.source}: {clause}."
             raise VerificationError(msg)
         self.measurements[candidate] = replace(measured, failure=find_merge_failure(measured, self.tolerance))
+
+    def _explain_16_bits(self, candidate: Candidate, error: RuntimeError) -> None:
+        """Some models of transformers mix dtypes in 16 bits, such as DeBERTa's first version (5.24)."""
+        target, dtype = candidate
+        if dtype == "float32":
+            raise error
+        problem = f"transformers cannot run this model in {dtype} ({' '.join(str(error).split())[:150]})"
+        if candidate == self.chosen:
+            msg = f"{problem}; nothing was written; --dtype float32 does not need it."
+            raise VerificationError(msg) from error
+        self.notes.append(f"the {target} weights in {dtype} were not measured: {problem}.")
 
     def _write(self, target: MergeTarget, dtype: DtypeName, folder: Path) -> None:
         opened = self.opened

@@ -180,7 +180,7 @@ class RandomTokenObserver(Observer):
         wanted = torch.tensor(sorted({token for token in certain if 0 <= token < size}), dtype=torch.int64)
         places = torch.randperm(tokens.numel(), generator=generator)[: len(wanted)]
         tokens.view(-1)[places] = wanted[: len(places)]
-        end = network.config.eos_token_id
+        end = getattr(network.config, "eos_token_id", None)  # Funnel's has none
         if network.config.is_encoder_decoder and end is not None:
             tokens[tokens == end] = 0 if end else 1  # whose classifiers read the hidden state of the token that ends a
             tokens[..., -1] = end  # text, of which there has to be one

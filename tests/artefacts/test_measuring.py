@@ -1,11 +1,15 @@
 """Metrics of merged models have intervals among the values that there can be."""
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from transformers import FunnelConfig
 
 from lora_lightning.artefacts.measuring import _estimate
+from lora_lightning.artefacts.observers import RandomTokenObserver
 from lora_lightning.statistics import Interval, jackknife_interval
 
 
@@ -36,3 +40,8 @@ def test_no_interval_stays_none() -> None:
     found = _estimate("accuracy", (1.0, np.array([1.0, np.nan])), (1.0, np.array([1.0, np.nan])))
     assert math.isnan(found.merged.low)
     assert math.isnan(found.merged.high)
+
+
+def test_random_tokens_need_no_token_that_ends_a_text() -> None:
+    network: Any = SimpleNamespace(config=FunnelConfig(vocab_size=50))
+    assert all(int(batch["input_ids"].max()) < 50 for batch in RandomTokenObserver(network).batches)

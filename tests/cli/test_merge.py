@@ -77,6 +77,26 @@ def test_a_merge_that_fails_its_check_exits_with_3(
     assert merge_gate.LEAST_RECOVERY == 0.95
 
 
+def test_a_model_that_transformers_cannot_run_in_16_bits_merges_in_32(
+    adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = merge_job.measure_merge
+
+    def fail_in_16_bits(*given: Any) -> Any:
+        if given[3] == "bfloat16":
+            raise RuntimeError("expected m1 and m2 to have the same dtype")
+        return measure(*given)
+
+    monkeypatch.setattr(merge_job, "measure_merge", fail_in_16_bits)
+    output = tmp_path / "merged"
+    assert main(["merge", str(adapter), f"--output={output}", "--dtype=bfloat16"]) == 3
+    assert "transformers cannot run this model in bfloat16" in capsys.readouterr().err
+    assert not output.exists()
+    assert main(["merge", str(adapter), f"--output={output}"]) == 0
+    assert "the base weights in bfloat16 were not measured" in capsys.readouterr().out
+    assert (output / "model.safetensors").is_file()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
