@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_lightning.backbones.chat_template import Message
-from lora_lightning.datamodules.records import Record, text_field
+from lora_lightning.datamodules.record_columns import columns_hint
+from lora_lightning.datamodules.records import Record, decoded, text_field
 from lora_lightning.errors import DataError
-from lora_lightning.runs.tables import parse_json
 
 FIELDS = "give every record instruction and output, or messages with role and content"
 PROMPT_FIELDS = "give every record instruction (or prompt), or messages with role and content"
-MESSAGE_FIELDS = "give every message role and content"
+MESSAGE_FIELDS = (
+    "give every message role and content, or name its fields, such as --data.columns '{role: speaker, content: text}'"
+)
 
 CHATS = ("messages", "conversations")
 CHAT_FIELDS = {"system", "tools", "functions"}
@@ -92,7 +94,8 @@ def parse_example(record: Record) -> Example:
             )
             raise DataError(msg)
         return _example(record, messages, learnt, unread)
-    instruction, response = (text_field(record, name, remedy=FIELDS) for name in ("instruction", "output"))
+    remedy = f"{FIELDS}, {columns_hint(record)}"
+    instruction, response = (text_field(record, name, remedy=remedy) for name in ("instruction", "output"))
     question: Message = {"role": "user", "content": instruction}
     turns = [*_history(record), question, {"role": "assistant", "content": response}]
     learnt = [number for number, message in enumerate(turns) if message["role"] == "assistant"]
@@ -125,7 +128,7 @@ def parse_prompt(prompt: str | Record) -> Example:
             raise DataError(msg)
         return _example(prompt, messages, [], unread)
     name = "prompt" if "prompt" in prompt.fields else "instruction"
-    question = {"role": "user", "content": text_field(prompt, name, remedy=PROMPT_FIELDS)}
+    question = {"role": "user", "content": text_field(prompt, name, remedy=f"{PROMPT_FIELDS}, {columns_hint(prompt)}")}
     unread = _unread(prompt, {name, "output", *INSTRUCTION_FIELDS})
     return _example(prompt, [*_history(prompt), question], [], unread, _context(prompt))
 
@@ -135,7 +138,7 @@ def has_empty_response(record: Record) -> bool:
     field = _chat_field(record)
     if field is None:
         return _is_blank(record.fields.get("output", "x"))
-    turns = _decoded(record.fields[field])
+    turns = decoded(record.fields[field])
     turns = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
     said = [turn for turn in turns if turn.get("role", turn.get("from")) in ("assistant", "gpt")]
     return any(
@@ -177,7 +180,7 @@ def _context(record: Record) -> str:
 
 
 def _history(record: Record) -> list[Message]:
-    pairs = _decoded(record.fields.get("history") or [])
+    pairs = decoded(record.fields.get("history") or [])
     turns: list[Message] = []
     for pair in pairs if isinstance(pairs, list) else [pairs]:
         texts = pair if isinstance(pair, list) else []
@@ -190,7 +193,7 @@ def _history(record: Record) -> list[Message]:
 
 def _parse_chat(record: Record, field: str) -> tuple[list[Message], list[int], list[str]]:
     """The messages, which of them are learnt, and the fields that nothing reads."""
-    turns = _decoded(record.fields[field])
+    turns = decoded(record.fields[field])
     if not isinstance(turns, list) or not turns:
         msg = f"{record.where}: {field} must be a list of objects with role and content, and it is {turns!r:.60}."
         raise DataError(msg)
@@ -245,7 +248,7 @@ def _parse_message(row: Record) -> Message:
     role = text_field(row, "from" if sharegpt else "role", remedy=MESSAGE_FIELDS)
     said = "value" if sharegpt else "content"
     called = sharegpt and role == "function_call"
-    calls = _tool_calls(row, _decoded(row.fields[said]) if called and said in row.fields else None)
+    calls = _tool_calls(row, decoded(row.fields[said]) if called and said in row.fields else None)
     message: Message = {"role": SHAREGPT_ROLES.get(role, role) if sharegpt else role, "content": ""}
     if message["role"] in NAMES_OF_ASSISTANT:
         msg = f"{row.where}: the role {role!r} is not learnt, only that of 'assistant' is; rename it."
@@ -277,27 +280,17 @@ def _joined(row: Record, field: str) -> Any:
     return "\n".join(part["text"] for part in content)
 
 
-def _decoded(value: Any) -> Any:
-    """A list or object that is written as JSON text, as tables have it; anything else as it is."""
-    if isinstance(value, str) and value.lstrip()[:1] in {"[", "{"}:
-        try:
-            return parse_json(value)
-        except (ValueError, RecursionError):
-            return value
-    return value
-
-
 def _tool_calls(row: Record, call: Any) -> list[dict[str, Any]]:
     """Calls as `{"type": "function", "function": {"name": ..., "arguments": {...}}}`, the form of today's templates."""
-    calls = _decoded(row.fields.get("tool_calls") or [])
-    single = call if call is not None else _decoded(row.fields.get("function_call"))
+    calls = decoded(row.fields.get("tool_calls") or [])
+    single = call if call is not None else decoded(row.fields.get("function_call"))
     calls = [*(calls if isinstance(calls, list) else [calls]), *([] if single is None else [single])]
     return [_tool_call(row, call) for call in calls]
 
 
 def _tool_call(row: Record, call: Any) -> dict[str, Any]:
     function = call.get("function", call) if isinstance(call, Mapping) else {}
-    name, arguments = function.get("name"), _decoded(function.get("arguments") or {})
+    name, arguments = function.get("name"), decoded(function.get("arguments") or {})
     if not (isinstance(name, str) and name.strip() and isinstance(arguments, dict)):
         msg = (
             f"{row.where}: a tool call must have a name, and arguments that are an object (or JSON of one), but it is "
@@ -312,7 +305,7 @@ def _tools(record: Record) -> list[dict[str, Any]] | None:
     """Schemas as `{"type": "function", "function": {...}}`."""
     _check_named_once(record)
     field = "tools" if record.fields.get("tools") else "functions"
-    tools = _decoded(record.fields.get(field) or [])
+    tools = decoded(record.fields.get(field) or [])
     found = []
     for tool in tools if isinstance(tools, list) else [tools]:
         function = tool.get("function", tool) if isinstance(tool, Mapping) else None

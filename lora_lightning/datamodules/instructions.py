@@ -17,6 +17,7 @@ from lora_lightning.datamodules.causal_language_modeling import CausalLMDataModu
 from lora_lightning.datamodules.chat_records import Example, has_empty_response, parse_example, parse_prompt
 from lora_lightning.datamodules.instruction_format import ChatFormat, learnt_tokens, plain_prompt, render_plain
 from lora_lightning.datamodules.packing import one_document_a_row, pack_documents
+from lora_lightning.datamodules.record_columns import check_columns, rename_fields
 from lora_lightning.datamodules.records import Record, hub_records, read_records
 from lora_lightning.datamodules.repeated_texts import warn_about_shared_texts
 from lora_lightning.datamodules.special_tokens import note_on_control_tokens
@@ -45,6 +46,9 @@ class InstructionDataModule(CausalLMDataModule):
         test_file: The same for test; without it and without `test_share`, the model is not tested.
         dataset_name: Instead of files: a data set of the hub with the same fields, for example `tatsu-lab/alpaca`.
         dataset_config_name: The configuration of a data set that has several.
+        columns: Names of the fields in your data: `{instruction: prompt, output: completion}`, `{messages: chosen}`,
+            `{messages: [prompt, completion]}` for two lists of messages, or `{role: speaker, content: text}` within
+            messages. `null` if the data has the names above.
         chat_template: Write examples with the tokenizer's chat template, which chats need; otherwise under the
             headings Instruction, Input and Response.
         empty_responses: A record without a response to learn (the original Alpaca has some) is an `error`, or is left
@@ -75,6 +79,7 @@ class InstructionDataModule(CausalLMDataModule):
         test_file: str | None = None,
         dataset_name: str | None = None,
         dataset_config_name: str | None = None,
+        columns: dict[str, str | list[str]] | None = None,
         chat_template: bool = False,
         empty_responses: Literal["error", "drop"] = "error",
         long_examples: Literal["cut", "drop"] = "cut",
@@ -106,6 +111,8 @@ class InstructionDataModule(CausalLMDataModule):
         check_files(self.files)
         self.dataset_name = dataset_name
         self.dataset_config_name = dataset_config_name
+        check_columns(columns)
+        self.columns = columns
         self.chat_template = chat_template
         self.empty_responses = empty_responses
         self.long_examples = long_examples
@@ -122,6 +129,7 @@ class InstructionDataModule(CausalLMDataModule):
         else:
             msg = "no instructions were given: set data.train_file or data.dataset_name."
             raise ConfigurationError(msg)
+        records = {split: rename_fields(rows, self.columns) for split, rows in records.items()}
         splits = {split: self._examples(split, rows) for split, rows in records.items()}
         unread = [self._unread_fields(example) for examples in splits.values() for example in examples]
         warn_of_unread_fields(unread)
@@ -274,6 +282,8 @@ class InstructionDataModule(CausalLMDataModule):
 
     def render_prompt(self, prompt: str | Record) -> Prompt:
         """An instruction or a chat in the form of the training examples, up to where the response begins."""
+        if isinstance(prompt, Record):
+            (prompt,) = rename_fields([prompt], self.columns, are_prompts=True)
         example = parse_prompt(prompt)
         self._unread_of_prompts.append(self._unread_fields(example))
         chat = example.chat

@@ -107,6 +107,23 @@ def text_field(record: Record, name: str, may_be_empty: bool = False, remedy: st
     return value
 
 
+def decoded(value: Any) -> Any:
+    """Reads a list or an object that is written as JSON text, as tables have it.
+
+    Args:
+        value: Of a field.
+
+    Returns:
+        The list or object; anything else as it is.
+    """
+    if isinstance(value, str) and value.lstrip()[:1] in {"[", "{"}:
+        try:
+            return parse_json(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
 def _record(where: str, row: dict[str, Any]) -> Record:
     return Record(where, {name: value for name, value in row.items() if value is not None})
 
