@@ -11,6 +11,7 @@ from lora_lightning.cli.allocate import build_allocate_parser
 from lora_lightning.cli.compress import build_compress_parser
 from lora_lightning.cli.configs import build_configs_parser
 from lora_lightning.cli.diagnose import build_diagnose_parser
+from lora_lightning.cli.export import build_export_parser
 from lora_lightning.cli.main import COMMANDS, main
 from lora_lightning.cli.merge import build_merge_parser
 from lora_lightning.cli.plan import build_plan_parser
@@ -22,6 +23,7 @@ TOOLS = {  # they leave options of `fit` to its parser
     "plan": build_plan_parser,
     "merge": build_merge_parser,
     "compress": build_compress_parser,
+    "export": build_export_parser,
     "allocate": build_allocate_parser,
     "study": build_study_parser,
     "configs": build_configs_parser,

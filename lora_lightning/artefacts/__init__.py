@@ -7,6 +7,7 @@ from lora_lightning.artefacts.allocating import allocate
 from lora_lightning.artefacts.allocation import Allocation, LayerRank
 from lora_lightning.artefacts.compress_results import CompressResult, RankMeasurement
 from lora_lightning.artefacts.compressing import compress
+from lora_lightning.artefacts.exporting import export_adapter
 from lora_lightning.artefacts.merging import merge
 from lora_lightning.artefacts.results import FreshProcessCheck, MergeMeasurement, MergeResult, MetricEstimate
 
@@ -21,5 +22,6 @@ __all__ = [
     "RankMeasurement",
     "allocate",
     "compress",
+    "export_adapter",
     "merge",
 ]

@@ -4,9 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not in __all__
-
 from lora_lightning.artefacts.adapter_folder import open_adapter_folder
 from lora_lightning.artefacts.finished_run import open_run
 from lora_lightning.artefacts.merge_job import MergeJob
@@ -14,6 +11,7 @@ from lora_lightning.artefacts.opened import OpenedAdapter
 from lora_lightning.artefacts.output_folder import check_not_read, check_output
 from lora_lightning.artefacts.results import DtypeName, MergeResult
 from lora_lightning.backbones.adapter_config import ADAPTER_CONFIG
+from lora_lightning.backbones.base_model_id import check_hub_id
 from lora_lightning.backbones.source import resolve_backbone
 from lora_lightning.errors import CheckpointError, ConfigurationError, suggest_names
 from lora_lightning.lora.merging import MergeTarget
@@ -91,15 +89,7 @@ def check_choices(target: str | None, dtype: str, base_model_id: str | None) -> 
             msg = f"--{name} is {value!r}; {suggest_names(str(value), allowed)}"
             raise ConfigurationError(msg)
     if base_model_id is not None:
-        _check_hub_id(base_model_id)
-
-
-def _check_hub_id(name: str) -> None:
-    try:
-        validate_repo_id(name)
-    except HFValidationError as error:
-        msg = f"--base_model_id is {name!r}, but it must be a model's id on the hub, such as org/name."
-        raise ConfigurationError(msg) from error
+        check_hub_id(base_model_id)
 
 
 def _opener(source: Path) -> Callable[[Path, Sequence[str]], OpenedAdapter]:

@@ -10,6 +10,7 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lora_lightning.backbones.base_model_id import NamedBase, write_base_name
 from lora_lightning.backbones.end_tokens import generation_config
 from lora_lightning.backbones.model_card import model_card
 from lora_lightning.compat.transformers import quantization_config
@@ -30,6 +31,7 @@ def export_model(
     extra_files: Mapping[str, Any],
     state: Mapping[str, Tensor] | None = None,
     continued_from: Mapping[str, str | None] | None = None,
+    base: NamedBase | None = None,
 ) -> None:
     """Writes an adapter as a PEFT folder, a model without adapters as a transformers folder.
 
@@ -47,6 +49,7 @@ def export_model(
         extra_files: Values to write as JSON, by file name.
         state: The full tensors of a sharded network's trainable parameters, by name.
         continued_from: The run's `continued_from`, for the model card.
+        base: The base model's id on the hub, in place of where it is on this machine.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(folder) as draft:
@@ -57,6 +60,8 @@ def export_model(
             _write_tokenizer(tokenizer, draft)
         for name, value in extra_files.items():
             _write_json(draft / name, value)
+        if base is not None:
+            write_base_name(draft, base)
         for path in draft.rglob("*"):  # safetensors makes private files; an adapter is there to be shared
             path.chmod(0o755 if path.is_dir() else 0o644)
 

@@ -22,22 +22,26 @@ AUTO_CLASSES = {
     QUESTION_ANSWERER: (modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES, "question-answering"),
     LANGUAGE_MODEL: (modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "text-generation"),
 }
+TRAINED_WITH = "Trained with lora-lightning."
 SPAN_OUTPUTS = 2  # start and end of an answer
 
 QUANTIZED = """\
 import json
 
 import torch
-from transformers import BitsAndBytesConfig, {auto_class}, AutoTokenizer
+from transformers import BitsAndBytesConfig, {auto_class}, AutoTokenizer{silencer}
 
-folder = "."  # this folder, or its path
+{silence}folder = "."  # this folder, or its path
 with open(f"{{folder}}/quantization_config.json") as file:
     quantization = BitsAndBytesConfig.from_dict(json.load(file))
 """
 PLAIN = """\
-from transformers import {auto_class}, AutoTokenizer
+from transformers import {auto_class}, AutoTokenizer{silencer}
 
-folder = "."  # this folder, its path, or its name on the Hugging Face Hub
+{silence}folder = "."  # this folder, its path, or its name on the Hugging Face Hub
+"""
+SILENCE = """\
+logging.set_verbosity_error()  # transformers would call the head, which is in this folder, newly initialized
 """
 LOAD = """\
 model = {auto_class}.from_pretrained({arguments})
@@ -103,6 +107,8 @@ def model_card(
     if is_quantized:
         arguments += ["quantization_config=quantization", "dtype=torch.float32"]
     words = {"auto_class": auto_class, "arguments": ", ".join(arguments), "peft_class": "AutoPeftModel"}
+    has_head = is_adapter and auto_class != LANGUAGE_MODEL
+    words |= {"silencer": ", logging" if has_head else "", "silence": SILENCE if has_head else ""}
     token_types = uses_token_types(model.config)
     if auto_class == QUESTION_ANSWERER and not token_types:
         words["peft_class"] = "AutoPeftModelForQuestionAnswering"
@@ -199,4 +205,4 @@ def _front_matter(model: PreTrainedModel, auto_class: str, is_adapter: bool) -> 
     lines += [f"pipeline_tag: {AUTO_CLASSES[auto_class][1]}", *(["tags:", "- lora"] if is_adapter else []), "---"]
     name = Path(base).name if is_local else base
     title = f"LoRA adapter for {name}" if is_adapter else f"{name}, fine-tuned"
-    return "\n".join([*lines, "", f"# {title}", "", "Trained with lora-lightning.", ""])
+    return "\n".join([*lines, "", f"# {title}", "", TRAINED_WITH, ""])

@@ -143,9 +143,7 @@ def _head(command: str) -> Iterator[str]:
 
 
 def _short(command: str, width: int) -> Iterator[str]:
-    known: dict[str, Option] = {}
-    for option in all_options():
-        known.setdefault(option.name, option)
+    known = options_by_name()
     yield from _lines(CONFIG, width)
     for title, texts in SHORT[command].items():
         yield from ("", f"{title}:")
@@ -157,6 +155,16 @@ def _short(command: str, width: int) -> Iterator[str]:
             option = known[name]
             yield from _lines(replace(option, description=text, values=_short_values(option)), width)
     yield from ("", MORE)
+
+
+def options_by_name() -> dict[str, Option]:
+    """Returns one option for each name, with its default if all classes that have it agree."""
+    known: dict[str, Option] = {}
+    for option in all_options():
+        first = known.setdefault(option.name, option)
+        if option.default != first.default:
+            known[option.name] = replace(first, default="depends on the class")
+    return known
 
 
 def _short_values(option: Option) -> str:

@@ -33,6 +33,7 @@ COMMANDS = {
     "predict": "classify, answer or continue the texts in a file with a checkpoint",
     "merge": "merge an adapter into its base, check the result, and write it for plain transformers",
     "compress": "truncate an adapter to the least rank that is enough, and write it for every loader",
+    "export": "copy an adapter into a folder that names its base model by an id on the hub",
     "allocate": "choose the rank of each layer under a budget, by measurement",
     "study": "compare configurations over seeds, and say which differences are noise",
     "configs": "list the YAML files that come with this package, or copy one to edit it",
@@ -50,6 +51,7 @@ examples:
       --data.predict_file queries.txt --predictions.file answers.csv
   lora-lightning merge RUN --output merged
   lora-lightning compress RUN --output compressed
+  lora-lightning export RUN --output adapter --base_model_id org/name
   lora-lightning allocate --config FIT.yaml --budget r=8 --output ranks.yaml
   lora-lightning study run STUDY.yaml
   lora-lightning study audit results.csv --reference "r = 64"

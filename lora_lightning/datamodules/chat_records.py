@@ -127,7 +127,7 @@ def parse_prompt(prompt: str | Record) -> Example:
             msg = f"{prompt.where}: {field} has a response only, and nothing to respond to; add the user's message."
             raise DataError(msg)
         return _example(prompt, messages, [], unread)
-    name = "prompt" if "prompt" in prompt.fields else "instruction"
+    name = "prompt" if "prompt" in prompt.fields and "instruction" not in prompt.fields else "instruction"
     question = {"role": "user", "content": text_field(prompt, name, remedy=f"{PROMPT_FIELDS}, {columns_hint(prompt)}")}
     unread = _unread(prompt, {name, "output", *INSTRUCTION_FIELDS})
     return _example(prompt, [*_history(prompt), question], [], unread, _context(prompt))

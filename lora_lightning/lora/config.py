@@ -29,9 +29,10 @@ class LoraSettings:
     """Low-rank adaptation: y = W0 x + (lora_alpha / r) B A x (Hu et al. 2021, arXiv 2106.09685), and its variants.
 
     Args:
-        r: Rank of the update, at least 1; AdaLoRA has ranks of its own.
+        r: Rank of the update, at least 1; AdaLoRA has ranks of its own. Changing it without `lora_alpha` changes the
+            scaling.
         lora_alpha: Scaling numerator; the update is scaled by `lora_alpha / r`
-            (`lora_alpha / sqrt(r)` with `use_rslora`).
+            (`lora_alpha / sqrt(r)` with `use_rslora`). Double it with `r` to keep the scaling.
         lora_dropout: Probability of dropping an input element of the adapter, in [0, 1).
         target_modules: A preset (`attention-qv`, `attention`, `attention-mlp`, `all-linear`), which works for every
             supported architecture and never adapts the head; or a list of module names as PEFT takes it, for example

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 # How a command starts, not what it does.
-NOT_OF_THE_RUN = ("resume", "ckpt_path", "config", "allow_other_base", "allow_changed_data")
+NOT_OF_THE_RUN = ("resume", "ckpt_path", "config", "allow_other_base", "allow_changed_data", "base_model_id")
 
 
 def to_plain_values(value: Any) -> Any:

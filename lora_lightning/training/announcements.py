@@ -7,7 +7,13 @@ from lightning import Trainer
 from rich.console import Console
 
 
-def announce_run(folder: Path, trainer: Trainer, split_sizes: Mapping[str, str], resumed: Path | None = None) -> None:
+def announce_run(
+    folder: Path,
+    trainer: Trainer,
+    split_sizes: Mapping[str, str],
+    resumed: Path | None = None,
+    scaling_note: str = "",
+) -> None:
     """Prints the run folder, the data and the device before training starts.
 
     Args:
@@ -15,12 +21,15 @@ def announce_run(folder: Path, trainer: Trainer, split_sizes: Mapping[str, str],
         trainer: The trainer, for its devices and processes.
         split_sizes: The number of rows of each split, in words.
         resumed: The checkpoint from which the run is resumed, if any.
+        scaling_note: From `scaling_note`.
     """
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(f"run folder: {folder}  (tensorboard --logdir {folder.parent})")
     console.print(f"data: {', '.join(f'{name} {size}' for name, size in split_sizes.items())}")
     strategy = f"es, {type(trainer.strategy).__name__}" if trainer.world_size > 1 else ""
     console.print(f"training on: {trainer.strategy.root_device.type}, {trainer.world_size} process{strategy}")
+    if scaling_note:
+        console.print(f"note: {scaling_note}")
     if resumed is not None:
         console.print(f"resuming from {resumed}")
 

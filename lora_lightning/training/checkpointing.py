@@ -9,6 +9,7 @@ from lightning import LightningModule, Trainer
 from safetensors import SafetensorError
 from torch import Tensor
 
+from lora_lightning.backbones.base_model_id import NamedBase
 from lora_lightning.backbones.export import export_model
 from lora_lightning.backbones.saved_base import BASE_MODEL
 from lora_lightning.callbacks.adapter_monitor import AdapterMonitor, Export
@@ -65,6 +66,7 @@ class AdapterCheckpoint(HookedCheckpoint):
         self._latest: dict[str, float] = {}
         self._score_before: Tensor | None = None
         self.adapter_folder: Path | None = None
+        self.named_base: NamedBase | None = None  # the base's id for exports, if the user gives one
         self.steps_between = every_n_train_steps  # not Lightning's attribute, which would also look for a new best
         self._last_saved: tuple[int, int] | None = None  # the position in training of last.ckpt
         self._between_steps = False
@@ -222,7 +224,15 @@ class AdapterCheckpoint(HookedCheckpoint):
             files |= {f"{BASE_MODEL}.json": task.base_identity.as_dict()}
         origin = read_json(run_folder_of(trainer) / RUN).get("continued_from")
         with nullcontext() if sharded else temporary_weights(task, state):
-            export_model(network, datamodule.tokenizer, self.adapter_folder, files, full if sharded else None, origin)
+            export_model(
+                network,
+                datamodule.tokenizer,
+                self.adapter_folder,
+                files,
+                full if sharded else None,
+                origin,
+                self.named_base,
+            )
 
     def _measure_export(self, trainer: Trainer, task: AdaptationTask) -> None:
         """Lets every monitor measure the exported weights, which are rarely those of the last step."""

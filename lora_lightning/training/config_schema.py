@@ -60,6 +60,7 @@ def config_schema() -> Schema:
     one = _class_choice(public_classes(callbacks, Callback), definitions)
     trainer["callbacks"] |= {"anyOf": [one, {"type": "array", "items": one}, {"type": "null"}]}
     trainer["callbacks+"] = trainer["callbacks"]
+    properties["trainer"]["patternProperties"] = {r"\+$": {}}  # adds to the list of an earlier config
     names = [name for name in inspect.signature(Trainer).parameters if name in trainer]
     properties["trainer"]["properties"] = {name: trainer[name] for name in dict.fromkeys((*names, *trainer))}
     properties["model"] = _class_choice(public_classes(tasks, AdaptationTask), definitions)

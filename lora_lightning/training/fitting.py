@@ -12,10 +12,12 @@ from typing import Any, cast
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lora_lightning.backbones.base_model_id import name_base
 from lora_lightning.backbones.saved_base import BASE_MODEL, check_base
 from lora_lightning.compat.lightning import keep_signal_handlers
 from lora_lightning.errors import (
     CheckpointError,
+    ConfigurationError,
     DataError,
     LoraLightningError,
     TrainingError,
@@ -46,6 +48,7 @@ from lora_lightning.training.option_checks import (
     check_step_options,
     check_writable,
 )
+from lora_lightning.training.run_card import complete_card
 from lora_lightning.training.saved_config import RunConfigFile
 from lora_lightning.training.user_errors import explain_run_error
 from lora_lightning.training.validation_schedule import check_validation_options
@@ -107,6 +110,11 @@ class TrainingRun:
             self.task.adopt_labels(space)
         check_same_labels(self.start.labels, space, self.options.ckpt_path)
         self.task.check_settings()
+        if (name := self.options.base_model_id) is not None:
+            if (base := self.task.base_identity) is None:
+                msg = f"base_model_id is {name!r}, but this task makes its base model itself; leave it out."
+                raise ConfigurationError(msg)
+            self.checkpoint.named_base = name_base(name, base, allowed=self.options.allow_other_base)
         self.task.resumes = self.options.ckpt_path is not None
         if not self.task.resumes:
             self.task.check_adapter()
@@ -175,7 +183,9 @@ class TrainingRun:
             self.history.start(self._session_facts())
         interrupted = self.start.interrupted
         checkpoint = None if interrupted is None else interrupted.checkpoint
-        announce_run(self.folder, self.trainer, self.datamodule.split_sizes(), checkpoint)
+        announce_run(self.folder, self.trainer, self.datamodule.split_sizes(), checkpoint, self.cli.scaling_note)
+        if (named := self.checkpoint.named_base) is not None and named.comparison != "same":
+            rank_zero_warn(named.sentence)
 
     def _start_run(self) -> None:
         """Takes a new folder; `config.yaml` shows from then on whose it is."""
@@ -278,7 +288,20 @@ class TrainingRun:
             summary["ended_early"] = self.ended_early
         if self.failed_check is not None:
             summary[FAILED_CHECK] = str(self.failed_check)
+        self._complete_card(metrics)  # before the summary, which marks the run as finished
         write_summary(self.folder, summary)
+
+    def _complete_card(self, metrics: Mapping[str, float]) -> None:
+        folder = self.checkpoint.adapter_folder
+        if folder is None:
+            return
+        record, rows = RunRecord.load(self.folder), self.datamodule.split_sizes()
+        last = f"These are the weights of the last step: {self.no_best_reason}."
+        chosen_by = last if self.no_best_reason else f"The checkpoint was chosen by `{self.checkpoint.monitor}`."
+        try:
+            complete_card(record, folder, metrics, rows, self.datamodule.hub_dataset, chosen_by)
+        except OSError as error:
+            raise write_error(self.folder, error) from error
 
     @property
     def ended_early(self) -> str:

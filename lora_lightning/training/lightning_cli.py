@@ -33,6 +33,7 @@ from lora_lightning.training.option_checks import check_no_repeated_monitors, ch
 from lora_lightning.training.prediction_writer import PredictionWriter
 from lora_lightning.training.progress_bar import MetricsProgressBar
 from lora_lightning.training.saved_config import RunConfigFile
+from lora_lightning.training.scaling_note import scaling_note
 from lora_lightning.training.starting_point import StartingPoint, find_starting_point
 from lora_lightning.training.step_boundary import StepBoundary
 from lora_lightning.training.throughput import ThroughputMonitor
@@ -59,6 +60,7 @@ class LoraLightningCLI(LightningCLI):
     datamodule: AdaptationDataModule
     model: AdaptationTask
     start: StartingPoint
+    scaling_note: str
 
     def __init__(self, command: Command, arguments: Sequence[str]) -> None:
         self.command = command
@@ -97,6 +99,7 @@ class LoraLightningCLI(LightningCLI):
         groups = {name: made_by for name, made_by in GROUPED.items() if name != "predictions"}
         check_nulls(self.options.as_dict(), groups)
         check_seed(self.options.seed_everything)
+        self.scaling_note = scaling_note(self.options, args, parser.parse_args) if self.command == "fit" else ""
         if self.command == "fit" and self.options.ckpt_path == "last":  # Lightning's name for --resume auto
             self.options.ckpt_path, self.options.resume = None, "auto"
         problem = self._adopt_adapter(args)
@@ -259,6 +262,15 @@ def add_run_arguments(parser: LightningArgumentParser) -> None:
         type=bool,
         default=False,
         help="For fit only. Resume a run even if its data has changed since it started.",
+    )
+    parser.add_argument(
+        "--base_model_id",
+        "--base-model-id",
+        type=str | None,
+        default=None,
+        help="For fit only. The base model's id on the hub, such as org/name, which the exported adapter names in "
+        "place of a folder of this machine. If the hub's cache has that model, its weights must be the same, unless "
+        "allow_other_base is true. It is no part of the run's settings: `lora-lightning export` can write it later.",
     )
     parser.add_argument(
         "--ckpt_path",

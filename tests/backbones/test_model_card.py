@@ -1,7 +1,9 @@
 """What an exported folder's README.md says works as it stands there: plain transformers and plain PEFT, every task."""
 
 import json
+import logging
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +11,11 @@ import peft
 import pytest
 import torch
 import transformers
-from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
+from peft import AutoPeftModelForCausalLM, PeftConfig
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     pipeline,
 )
@@ -35,6 +35,17 @@ NAMES = ["balance", 'the "other" {one}', "été"]
 LORA = LoraSettings(r=2)
 CASES = [(family, kind) for family in FAMILIES for kind in ("classification", "answers")]
 CASES += [(family, "text") for family in DECODERS]
+
+
+@pytest.fixture(autouse=True)
+def transformers_log(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """What transformers reports, as it does by default; the README's lines may change that."""
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_warning()
+    logging.getLogger("transformers").addHandler(caplog.handler)  # it does not propagate
+    yield
+    logging.getLogger("transformers").removeHandler(caplog.handler)
+    transformers.logging.set_verbosity(before)
 
 
 def build(backbone: Path | str, kind: str, lora: LoraSettings | None = LORA, **more: Any) -> AdaptationTask:
@@ -96,14 +107,18 @@ def line(readme: str, auto_class: str, folder: Path) -> Any:
 
 
 @pytest.mark.parametrize(("family", "kind"), CASES)
-def test_the_lines_load_the_adapter(tiny_backbone: TinyBackbone, tmp_path: Path, family: str, kind: str) -> None:
+def test_the_lines_load_the_adapter(
+    tiny_backbone: TinyBackbone, tmp_path: Path, family: str, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
     task = build(tiny_backbone(family), kind)
     readme = export(task, tiny_backbone(family), tmp_path / "adapter")
     config = task.transformers_model.config
     inputs, expected = inputs_of(config), outputs(task.built_network, inputs_of(config))
     assert not (tmp_path / "adapter" / "config.json").exists()
 
+    caplog.clear()
     names = run_block(readme, tmp_path / "adapter")
+    assert "newly initialized" not in caplog.text
     torch.testing.assert_close(outputs(names["model"], inputs), expected, rtol=0, atol=1e-5)
     assert names["tokenizer"]("w1 w2")["input_ids"] == load_tokenizer(str(tiny_backbone(family)))("w1 w2")["input_ids"]
     with_peft = {
@@ -146,20 +161,39 @@ def test_question_answerers_load_without_any_argument(tiny_backbone: TinyBackbon
     torch.testing.assert_close(outputs(model, inputs), outputs(task.built_network, inputs), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
-def test_the_documented_way_knows_the_labels(tiny_backbone: TinyBackbone, tmp_path: Path, family: str) -> None:
-    """As the repository's README tells a user without this package."""
-    folder = str(tmp_path / "adapter")
-    task = build(tiny_backbone(family), "classification")
-    export(task, tiny_backbone(family), Path(folder))
-    backbone = PeftConfig.from_pretrained(folder).base_model_name_or_path
-    config = AutoConfig.from_pretrained(folder, subfolder="config")
-    assert config.id2label == dict(enumerate(NAMES))
-    model = PeftModel.from_pretrained(
-        AutoModelForSequenceClassification.from_pretrained(backbone, config=config), folder
-    )
-    inputs = inputs_of(config)
-    torch.testing.assert_close(outputs(model, inputs), outputs(task.built_network, inputs), rtol=0, atol=1e-5)
+SHIPPING = Path(__file__).parents[2] / "docs" / "shipping.md"
+DOCUMENTED = dict(re.findall(r"^### (.+?)\n.*?```python\n(.*?)```", SHIPPING.read_text(), re.DOTALL | re.MULTILINE))
+
+
+@pytest.mark.parametrize(
+    ("title", "family", "kind"),
+    [
+        ("Classifiers", "bert", "classification"),
+        ("Classifiers", "llama", "classification"),
+        ("Question answering", "bert", "answers"),
+        ("Language models", "gpt2", "text"),
+    ],
+)
+def test_the_documented_lines_load_every_task_and_alarm_nobody(
+    tiny_backbone: TinyBackbone, tmp_path: Path, title: str, family: str, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "adapter"
+    task = build(tiny_backbone(family), kind)
+    export(task, tiny_backbone(family), folder)
+    code, changed = re.subn(r'"lightning_logs/[^"]*"', repr(str(folder)), DOCUMENTED[title])
+    assert changed == 1
+    names: dict[str, Any] = {}
+    caplog.clear()
+    exec(code, names)  # noqa: S102
+    assert "newly initialized" not in caplog.text
+    inputs = inputs_of(task.transformers_model.config)
+    torch.testing.assert_close(outputs(names["model"], inputs), outputs(task.built_network, inputs), rtol=0, atol=1e-5)
+    if kind == "classification":
+        assert names["model"].config.id2label == dict(enumerate(NAMES))
+
+
+def test_every_documented_way_to_load_is_tested() -> None:
+    assert set(DOCUMENTED) == {"Classifiers", "Question answering", "Language models"}
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2"])

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from lora_lightning.cli.fit_help import CLASSES, SHORT, help_text
+from lora_lightning.cli.fit_help import CLASSES, SHORT, help_text, options_by_name
 from lora_lightning.cli.main import main
 from lora_lightning.configuration.schema_file import all_options, class_names, option_names
 
@@ -41,6 +41,15 @@ def test_the_short_help_is_short_and_starts_with_ours(monkeypatch: pytest.Monkey
     assert "--model.lora.r N " in text
     assert "(default: 8)" in text
     assert "lora-lightning fit --config" in text
+
+
+def test_a_default_that_depends_on_the_class_is_not_that_of_another_class() -> None:
+    defaults: dict[str, set[str]] = {}
+    for option in all_options():
+        defaults.setdefault(option.name, set()).add(option.default)
+    assert len(defaults["data.batch_size"]) > 1
+    for name, option in options_by_name().items():
+        assert {option.default} == (defaults[name] if len(defaults[name]) == 1 else {"depends on the class"}), name
 
 
 @pytest.mark.parametrize("command", list(SHORT))

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from lora_lightning.datamodules import InstructionDataModule
-from lora_lightning.datamodules.chat_records import Example, parse_example
+from lora_lightning.datamodules.chat_records import Example, parse_example, parse_prompt
 from lora_lightning.datamodules.record_columns import check_columns, rename_fields
 from lora_lightning.datamodules.records import Record
 from lora_lightning.errors import ConfigurationError, DataError
@@ -108,7 +108,11 @@ def test_wrong_columns_are_refused_before_any_data_is_read(columns: dict[str, An
 @pytest.mark.parametrize(
     ("fields", "columns", "message"),
     [
-        ({"prompt": "q"}, {"output": "completion"}, "output is in 'completion', which no record has; there are prompt"),
+        ({"prompt": "q"}, {"output": "completion"}, "names 'completion', which no record has; there are prompt"),
+        ({"messages": [ASKED]}, {"role": "speaker"}, "names 'speaker' for messages, but no message has it"),
+        ({"messages": [{**ASKED, "speaker": "x"}]}, {"role": "speaker"}, "message 1: it has both 'speaker' and 'role'"),
+        ({"q": "x", "a": "y", "messages": [ASKED]}, {"instruction": "q", "output": "a"}, "the record has messages too"),
+        ({"prompt": [ASKED], "chosen": [ASKED, SAID]}, {"messages": ["prompt", "chosen"]}, "'chosen' begins with the"),
         ({"prompt": "q", "instruction": "q"}, {"instruction": "prompt"}, "the record has both; keep one"),
         (
             {"prompt": "q", "chosen": [SAID]},
@@ -120,6 +124,33 @@ def test_wrong_columns_are_refused_before_any_data_is_read(columns: dict[str, An
 def test_columns_that_do_not_fit_are_named(fields: dict[str, Any], columns: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         rename_fields([Record("f, line 1", fields)], columns)
+
+
+def test_a_chat_without_one_of_its_parts_is_refused_but_not_a_prompt() -> None:
+    records = [Record("f, line 1", {"prompt": [ASKED], "chosen": [SAID]}), Record("f, line 2", {"prompt": [ASKED]})]
+    columns: dict[str, str | list[str]] = {"messages": ["prompt", "chosen"]}
+    with pytest.raises(DataError, match="line 2: 'chosen', a part of messages"):
+        rename_fields(records, columns)
+    assert rename_fields(records[1:], columns, are_prompts=True)[0].fields == {"messages": [ASKED]}
+
+
+def test_a_field_beside_messages_keeps_its_name() -> None:
+    turns = [{"role": "user", "text": "q"}, {"role": "assistant", "text": "a"}]
+    (renamed,) = rename_fields([Record("f", {"messages": turns, "text": "x"})], {"content": "text"})
+    assert parse_example(renamed).unread == ("text",)
+
+
+def test_a_mapped_instruction_comes_before_a_field_named_prompt() -> None:
+    record = Record("f", {"question": "q", "prompt": "x"})
+    (renamed,) = rename_fields([record], {"instruction": "question"}, are_prompts=True)
+    example = parse_prompt(renamed)
+    assert content(example) == [("user", "q")]
+    assert example.unread == ("prompt",)
+
+
+def test_a_response_that_repeats_its_prompt_is_the_whole_chat() -> None:
+    with pytest.raises(DataError, match=r"'\{messages: chosen\}'"):
+        parse_example(Record("f", {"prompt": [ASKED], "chosen": [ASKED, SAID]}))
 
 
 def test_training_and_prediction_read_the_same_columns(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from lora_lightning.configuration.schema_file import SCHEMA_FILE, all_options, class_names, option_names
+from lora_lightning.runs.settings import flatten
 from lora_lightning.training.commands import prepare_command
 from tests.test_configs import CONFIGS, OF_FIT
 
@@ -48,7 +49,7 @@ def test_every_config_names_the_schema_and_follows_it(path: Path) -> None:
         ("model.init_args.lora.r", "four", "'four'"),
         ("model.init_args.optimization.schedule", "cosin", "'cosin' is not one of"),
         ("data.init_args.batch_sizes", 4, "'batch_sizes' was unexpected"),
-        ("trainer.max_epoch", 4, "'max_epoch' was unexpected"),
+        ("trainer.max_epoch", 4, "'max_epoch' does not match any of the regexes"),
         ("trainer.callbacks", [{"class_path": "AdapterNormMonitor", "init_args": {"every": 1}}], "is not valid"),
         ("optimizer", {}, "'optimizer' was unexpected"),
     ],
@@ -93,6 +94,12 @@ def test_the_options_are_those_of_the_parser(model: str, data: str) -> None:
     described = {option.name for option in mine} - groups
     internal = {name for name in described if name.startswith("model.label_space.")}
     assert described - internal - parsed == {"trainer.callbacks+"}, described - parsed
+    given = {name.replace(".init_args", ""): value for name, value in flatten(config).items()}
+    shown = {option.name: option.default for option in mine if option.default and option.name in given}
+    set_here = {"model.quantization.bits", "model.lora.eva_config.rho", "model.lora.adalora.init_r"}
+    written = {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
+    wrong = {name: (text, written[name]) for name, text in shown.items() if text != written[name]}
+    assert not {name: value for name, value in wrong.items() if name not in set_here}
 
 
 def test_classes_are_those_that_a_config_may_name() -> None:

@@ -1,0 +1,58 @@
+"""Writes the adapter of a run into a folder of its own, which names the base model by an id on the hub."""
+
+import shutil
+from pathlib import Path
+
+from lora_lightning.artefacts.output_folder import ADAPTER, check_not_read, check_output, new_folder
+from lora_lightning.backbones.adapter_config import ADAPTER_CONFIG, read_adapter_config, read_json_file
+from lora_lightning.backbones.base_identity import BaseIdentity
+from lora_lightning.backbones.base_model_id import NamedBase, check_hub_id, name_base, write_base_name
+from lora_lightning.backbones.saved_base import BASE_MODEL
+from lora_lightning.errors import CheckpointError, ConfigurationError
+from lora_lightning.runs.layout import ADAPTER_FOLDER
+
+
+def export_adapter(
+    source: str | Path,
+    output: str | Path,
+    *,
+    base_model_id: str,
+    allow_other_base: bool = False,
+    overwrite: bool = False,
+) -> NamedBase:
+    """Copies an exported adapter into a folder that other machines can load, like `lora-lightning export`.
+
+    Args:
+        source: A run folder, or its `adapter`.
+        output: The folder to write.
+        base_model_id: The base model's id on the hub, which the copy names in place of a folder of this machine.
+        allow_other_base: Whether the weights of that id may be known to differ.
+        overwrite: Replace an existing adapter folder.
+
+    Returns:
+        The name, and whether its weights are known to be those that the adapter was trained on.
+
+    Raises:
+        LoraLightningError: If there is no adapter, the id cannot be one, its weights are known to differ, or the folder
+            cannot be written.
+    """
+    source, output = Path(source), Path(output)
+    check_hub_id(base_model_id)
+    folder = source / ADAPTER_FOLDER if (source / ADAPTER_FOLDER / ADAPTER_CONFIG).is_file() else source
+    if not (folder / ADAPTER_CONFIG).is_file():
+        msg = f"{source} has no adapter; give a run such as lightning_logs/quickstart/version_0, or a PEFT folder."
+        raise CheckpointError(msg)
+    check_output(output, source, overwrite=overwrite, marker=ADAPTER)
+    check_not_read(output, folder)
+    trained_on = str(read_json_file(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or "")
+    config = read_adapter_config(folder, backbone=trained_on)  # not compared: it need not be here any more
+    if config.revision is not None:
+        msg = f"{folder} was trained on revision {config.revision!r} of {trained_on}, which an id alone does not name."
+        raise ConfigurationError(msg)
+    base = name_base(
+        base_model_id, BaseIdentity.from_saved(config.file(f"{BASE_MODEL}.json")), allowed=allow_other_base
+    )
+    with new_folder(output, overwrite=overwrite, marker=ADAPTER) as draft:
+        shutil.copytree(folder, draft, dirs_exist_ok=True, ignore=shutil.ignore_patterns("checkpoint-*", ".*"))
+        write_base_name(draft, base)
+    return base

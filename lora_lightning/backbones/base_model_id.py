@@ -1,0 +1,170 @@
+"""The name by which other machines find the base model of an exported adapter, and whether it is known to be the same.
+
+An adapter names the base that it was trained on. A path of this machine means nothing elsewhere, but a hub id may
+belong to other weights: those of a GGUF file, for example, were quantized and are not the hub's.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from huggingface_hub import ModelCard, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not in __all__
+
+from lora_lightning.backbones.base_identity import WEIGHTS, BaseIdentity, identify_base
+from lora_lightning.backbones.model_card import TRAINED_WITH
+from lora_lightning.backbones.saved_base import BASE_MODEL
+from lora_lightning.errors import BackboneError, ConfigurationError
+
+OPTION = "--base_model_id"
+TITLE = re.compile(r"^(# LoRA adapter for ).*$", re.MULTILINE)
+TRAINED = re.compile(rf"^{re.escape(TRAINED_WITH)}.*$", re.MULTILINE)
+GGUF_FILE = re.compile(r", gguf_file='[^']*'")
+Comparison = Literal["same", "different", "not compared"]
+
+
+@dataclass(frozen=True)
+class NamedBase:
+    """A base model's id on the hub.
+
+    Attributes:
+        name: The id.
+        comparison: Whether its files of weights, in the hub's cache, are those that the adapter was trained on.
+        weights: SHA-256 of the weights that the adapter was trained on; empty if the adapter does not say.
+        other_files: Which of its other files differ, if the weights are the same: `configuration`, `tokenizer`.
+    """
+
+    name: str
+    comparison: Comparison
+    weights: str
+    other_files: tuple[str, ...] = ()
+
+    @property
+    def sentence(self) -> str:
+        """What is known of the equality."""
+        if not self.weights:
+            return (
+                f"It is not known whether {self.name} is the base model that the adapter was trained on, because the "
+                "adapter does not record the content of that."
+            )
+        trained_on = f"the weights that the adapter was trained on (SHA-256 {self.weights[:12]})"
+        if self.comparison == "same":
+            others = f", but other files of its {' and '.join(self.other_files)}" if self.other_files else ""
+            return f"{self.name} has {trained_on}{others}."
+        if self.comparison == "different":
+            return f"{self.name} has other files of weights than {trained_on}; the adapter may compute something else."
+        return (
+            f"It was not checked whether {self.name} has {trained_on}, because {self.name} is not on this machine; "
+            f"{BASE_MODEL}.json has their complete hash."
+        )
+
+
+def check_hub_id(name: str) -> None:
+    """Refuses what cannot be a model's id on the hub.
+
+    Args:
+        name: The value of `--base_model_id`.
+
+    Raises:
+        ConfigurationError: If it is a path, or has forbidden characters.
+    """
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        msg = f"{OPTION} is {name!r}, but it must be a model's id on the hub, such as org/name."
+        raise ConfigurationError(msg) from error
+
+
+def name_base(name: str, identity: BaseIdentity | None, *, allowed: bool = False) -> NamedBase:
+    """Compares the base model of an adapter with the one of an id, if the hub's cache has that; downloads nothing.
+
+    Args:
+        name: The id on the hub.
+        identity: The base model of the adapter; `None` if it is not known.
+        allowed: Whether the weights may be known to differ.
+
+    Returns:
+        The name and what is known.
+
+    Raises:
+        ConfigurationError: If it cannot be an id, or its files of weights are known to differ.
+    """
+    check_hub_id(name)
+    if identity is None:
+        return NamedBase(name, "not compared", "")
+    if (cached := cached_identity(name)) is None:
+        return NamedBase(name, "not compared", identity.weights)
+    if cached.weights == identity.weights:
+        pairs = {"configuration": (cached.config, identity.config), "tokenizer": (cached.tokenizer, identity.tokenizer)}
+        return NamedBase(name, "same", identity.weights, tuple(part for part, (a, b) in pairs.items() if a != b))
+    if not allowed:
+        msg = (
+            f"{OPTION} is {name!r}, but in the hub's cache that has other files of weights than the base model "
+            f"(different {' and '.join(identity.differences(cached))}); give the id of a model with the same weights, "
+            "upload the base model under an id of its own, or allow it with --allow_other_base."
+        )
+        raise ConfigurationError(msg)
+    return NamedBase(name, "different", identity.weights)
+
+
+def cached_identity(name: str) -> BaseIdentity | None:
+    """Hashes a model in the hub's cache.
+
+    Args:
+        name: Its id.
+
+    Returns:
+        The identity; `None` if its weights are not in the cache, or not all of them.
+    """
+    config = try_to_load_from_cache(name, "config.json")
+    folder = Path(config).parent if isinstance(config, str) else None
+    found = next((folder / file for file in WEIGHTS if (folder / file).exists()), None) if folder is not None else None
+    if folder is None or found is None or not _is_complete(found):
+        return None
+    try:
+        return identify_base(str(folder))
+    except BackboneError:  # an incomplete download
+        return None
+
+
+def _is_complete(weights: Path) -> bool:
+    """Whether all files of weights that a list of shards names are there."""
+    if weights.suffix != ".json":
+        return True
+    try:
+        shards = set(json.loads(weights.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return all((weights.parent / str(shard)).exists() for shard in shards)
+
+
+def write_base_name(folder: Path, base: NamedBase) -> None:
+    """Makes the files of an exported folder name its base by an id.
+
+    Args:
+        folder: With PEFT's `adapter_config.json` and our `base_model.json`, if it is an adapter, and a README.md.
+        base: The name.
+    """
+    for file, entries in {
+        "adapter_config.json": {"base_model_name_or_path": base.name},
+        f"{BASE_MODEL}.json": {"name": base.name, "compared": base.comparison},
+    }.items():
+        path = folder / file
+        if path.is_file():
+            settings = json.loads(path.read_text(encoding="utf-8"))
+            path.write_text(json.dumps({**settings, **entries}, indent=2) + "\n", encoding="utf-8")
+    readme = folder / "README.md"
+    if readme.is_file():
+        card = ModelCard(readme.read_text(encoding="utf-8"), ignore_metadata_errors=True)
+        card.data["base_model"] = base.name
+        card.text = _named_in_card(card.text, base)
+        card.save(readme)
+
+
+def _named_in_card(text: str, base: NamedBase) -> str:
+    text = TITLE.sub(lambda found: found[1] + base.name, text, count=1)
+    text = TRAINED.sub(lambda _: f"{TRAINED_WITH} {base.sentence}", text, count=1)
+    return GGUF_FILE.sub("", text)  # the hub's files of that name are not known
