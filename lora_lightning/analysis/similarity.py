@@ -125,6 +125,22 @@ def distances_of_products(products: Tensor) -> Tensor:
     return ((sums - 2 * products).clamp(min=0) / (sums / 2)).sqrt()
 
 
+def squares_on_one_scale(products: Tensor) -> Tensor:
+    """The squared distances of all pairs of updates, in units of their mean squared norm.
+
+    Unlike squared relative distances, whose unit is that of each pair, they add up: independent changes in squares.
+
+    Args:
+        products: From `inner_products`.
+
+    Returns:
+        (updates, updates), float64, at least 0; zeros if all updates are zero.
+    """
+    squares = products.diagonal()
+    distances = (squares[:, None] + squares[None, :] - 2 * products).clamp(min=0)
+    return distances / squares.mean() if squares.any() else distances
+
+
 @torch.no_grad()
 def update_directions(update: AdapterDelta, side: Side) -> Tensor:
     """An orthonormal basis of the column space (`outputs`) or of the row space (`inputs`) of dW.

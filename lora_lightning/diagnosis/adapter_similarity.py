@@ -18,6 +18,7 @@ from lora_lightning.analysis.similarity import (
     principal_cosines,
     random_overlap,
     rotated_factors,
+    squares_on_one_scale,
     subspace_overlap,
     update_directions,
 )
@@ -115,6 +116,19 @@ class RotationDemo:
 
 
 @dataclass(frozen=True)
+class SharedStart:
+    """Why pairs with one seed decide nothing: they start with the same A, and stay near each other for that.
+
+    Attributes:
+        same_seed: Mean cosine of A between the two precisions with one seed; NaN without such a pair.
+        other_seed: The same with two seeds.
+    """
+
+    same_seed: float
+    other_seed: float
+
+
+@dataclass(frozen=True)
 class AdapterSimilarity:
     """What adapters of both precisions have in common.
 
@@ -124,8 +138,10 @@ class AdapterSimilarity:
         modules: By module.
         by_kind: Mean distance by kind of pair.
         permutation: Whether precisions differ, from adapters with seeds of their own; `None` if there are too few.
-        against_seeds: Distance by precision minus distance by seed, with its interval over seeds.
+        against_seeds: Squared distance by precision minus that by seed, in units of the mean squared norm, with its
+            interval over seeds, from adapters with seeds of their own.
         demo: That factors mean nothing alone.
+        start: That adapters with one seed share their start.
         zero_modules: Modules whose update is zero in an adapter, as `adapter: module`.
         scalings: Scalings by module that differ between the precisions: not quantized, quantized.
     """
@@ -137,6 +153,7 @@ class AdapterSimilarity:
     permutation: PermutationTest | None
     against_seeds: Interval
     demo: RotationDemo
+    start: SharedStart
     zero_modules: tuple[str, ...]
     scalings: Mapping[str, tuple[float, float]]
 
@@ -167,6 +184,9 @@ def compare_adapters(
     pairs = _pairs_by_kind(adapters)
     distances = torch.zeros(len(adapters), len(adapters), dtype=torch.float64)
     counted = torch.zeros_like(distances)
+    full, quantized = _independent(adapters, seeds, other_seeds)
+    apart = [*full, *quantized]
+    squares = torch.zeros(len(apart), len(apart), dtype=torch.float64)
     found = []
     for module in modules:
         updates = [each.updates[module] for each in adapters]
@@ -174,6 +194,7 @@ def compare_adapters(
         own = distances_of_products(products)
         distances += own.nan_to_num(0.0)
         counted += ~own.isnan()
+        squares += squares_on_one_scale(products[apart][:, apart])
         found.append(_of_module(module, updates, adapters, products, pairs))
     mean = distances / counted.clamp(min=1)
     return AdapterSimilarity(
@@ -181,9 +202,10 @@ def compare_adapters(
         distances=tuple(tuple(row) for row in mean.tolist()),
         modules=tuple(found),
         by_kind={kind: _mean_over(mean, chosen) for kind, chosen in pairs.items() if chosen},
-        permutation=_test_labels(adapters, mean, seeds, other_seeds),
-        against_seeds=_against_seeds(adapters, mean),
+        permutation=_test_labels(full, quantized, mean),
+        against_seeds=_against_seeds(squares / len(modules), len(full)),
         demo=_demonstrate_rotation(adapters[0].updates[modules[0]]),
+        start=SharedStart(*(_cosine_of_a(adapters, pairs[kind]) for kind in (PairKind.PRECISION, PairKind.BOTH))),
         zero_modules=tuple(
             f"{each.title}: {module}" for each in adapters for module in modules if _is_zero(each.updates[module])
         ),
@@ -269,27 +291,45 @@ def _largest_angles(spaces: Mapping[Side, Sequence[Tensor]]) -> Tensor:
     return values
 
 
-def _test_labels(
-    adapters: Sequence[Adapter], distances: Tensor, seeds: Sequence[int], other_seeds: Sequence[int]
-) -> PermutationTest | None:
-    """The test of labels, with independent adapters alone: pairs with one seed start with the same A."""
-    first = [place for place, each in enumerate(adapters) if not each.is_quantized and each.seed in seeds]
-    second = [place for place, each in enumerate(adapters) if each.is_quantized and each.seed in other_seeds]
-    chosen = distances[[*first, *second]][:, [*first, *second]]
-    if len(first) < LEAST_GROUP or len(second) < LEAST_GROUP or not chosen.isfinite().all():
+def _independent(
+    adapters: Sequence[Adapter], seeds: Sequence[int], other_seeds: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """Places of the adapters of both precisions of which no two have a seed, and so the initial A, in common."""
+    full = [place for place, each in enumerate(adapters) if not each.is_quantized and each.seed in seeds]
+    return full, [place for place, each in enumerate(adapters) if each.is_quantized and each.seed in other_seeds]
+
+
+def _test_labels(full: Sequence[int], quantized: Sequence[int], distances: Tensor) -> PermutationTest | None:
+    chosen = distances[[*full, *quantized]][:, [*full, *quantized]]
+    if len(full) < LEAST_GROUP or len(quantized) < LEAST_GROUP or not chosen.isfinite().all():
         return None
-    return label_permutation(chosen.numpy(), len(first))
+    return label_permutation(chosen.numpy(), len(full))
 
 
-def _against_seeds(adapters: Sequence[Adapter], distances: Tensor) -> Interval:
-    places = {(each.is_quantized, each.seed): place for place, each in enumerate(adapters)}
-    common = sorted({seed for _, seed in places if {(False, seed), (True, seed)} <= places.keys()})
-    by_precision = {seed: float(distances[places[False, seed], places[True, seed]]) for seed in common}
+def _against_seeds(squared: Tensor, full: int) -> Interval:
+    """What the precision changes minus what another seed changes, in squared distances, where changes add up.
+
+    With D between two seeds of two precisions and d between two seeds of one precision, the precision alone changes
+    D^2 - d^2, which is less than another seed changes if D^2 < 2 d^2. All adapters are independent, so any pairing will
+    do.
+    """
+    pairs = [*zip(range(full), range(full, len(squared)), strict=False)]
+    by_both = {number: float(squared[pair]) for number, pair in enumerate(pairs)}
     by_seed = {
-        (i, j): fmean(float(distances[places[base, i], places[base, j]]) for base in (False, True))
-        for i, j in combinations(common, 2)
+        (i, j): sum(float(squared[one, other]) for one, other in zip(pairs[i], pairs[j], strict=True))
+        for i, j in combinations(by_both, 2)
     }
-    return difference_from_seed_noise(by_precision, by_seed)
+    return difference_from_seed_noise(by_both, by_seed)
+
+
+def _cosine_of_a(adapters: Sequence[Adapter], pairs: Sequence[tuple[int, int]]) -> float:
+    """Mean cosine of A over pairs and modules; the scale of a factor is a convention, its direction is the start."""
+    cosines = [
+        factor_cosine(adapters[i].updates[module].A, adapters[j].updates[module].A)
+        for i, j in pairs
+        for module in adapters[i].updates
+    ]
+    return fmean(cosines) if cosines else float("nan")
 
 
 def _demonstrate_rotation(update: AdapterDelta) -> RotationDemo:

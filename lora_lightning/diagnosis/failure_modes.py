@@ -138,8 +138,8 @@ def divergence_beyond_seeds(evidence: Evidence) -> FailureMode | None:
         return None
     return FailureMode(
         "divergence beyond seed noise",
-        "adapters of the two precisions with the same seed differ more than those of two seeds",
-        f"relative distance by precision minus by seed: {found.against_seeds}",
+        "the precision changes adapters more than another seed does",
+        f"squared distance by precision minus by seed: {found.against_seeds}",
         "the quantized base leads training elsewhere: its error, or options that differ beside the precision",
         "compare the configs of the runs, then leave the most sensitive modules unquantized, or use 8 bits",
     )

@@ -22,6 +22,8 @@ from lora_lightning.studies.trials import Trial, make_trial
 from lora_lightning.training.api import config_arguments, option_arguments
 from lora_lightning.training.commands import explain_errors, prepare_command
 
+WHICH_MODULES = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+
 
 @dataclass(frozen=True)
 class FinishedRun:
@@ -129,8 +131,9 @@ def check_precisions(diagnosis: Diagnosis, plan: StudyPlan, folder: StudyFolder)
 
     Raises:
         ConfigurationError: If the first precision is quantized or the second one is not, or the adapters do not start
-            as dW = 0 on linear layers alone.
+            as dW = 0 on linear layers alone, the same ones for both.
     """
+    found: list[LoraSettings] = []
     for precision in diagnosis.precisions:
         configuration = plan.configuration(diagnosis.configuration(precision, diagnosis.rank))
         trial = make_trial(plan.study, configuration, plan.study.seeds[0])
@@ -143,15 +146,40 @@ def check_precisions(diagnosis: Diagnosis, plan: StudyPlan, folder: StudyFolder)
             msg = f"the precision {precision!r} of the diagnosis {wanted} model.quantization, but its configs say "
             msg += f"{task.quantization}; change the precision's options or the base config"
             raise ConfigurationError(msg)
-        check_adapters(task.lora, precision)
+        found.append(check_adapters(task.lora, precision))
+    check_same_modules(*diagnosis.precisions, *found)
 
 
-def check_adapters(lora: LoraSettings | None, precision: str) -> None:
+def check_same_modules(first: str, second: str, lora: LoraSettings, other: LoraSettings) -> None:
+    """Refuses adapters on different modules, whose updates cannot be compared.
+
+    Args:
+        first: Name of a precision.
+        second: Name of the other one.
+        lora: The settings of its adapters.
+        other: Those of the other one's.
+
+    Raises:
+        ConfigurationError: Names the option that differs.
+    """
+    for name in WHICH_MODULES:
+        values = [getattr(settings, name) for settings in (lora, other)]
+        one, two = (sorted(map(str, value)) if isinstance(value, list) else value for value in values)
+        if one != two:
+            msg = f"the precisions {first!r} and {second!r} of the diagnosis may adapt different modules, because "
+            msg += f"model.lora.{name} is {values[0]} and {values[1]}; set it to the same value for both"
+            raise ConfigurationError(msg)
+
+
+def check_adapters(lora: LoraSettings | None, precision: str) -> LoraSettings:
     """Refuses adapters whose updates cannot be compared layer by layer.
 
     Args:
         lora: Their settings.
         precision: Name of the precision, for messages.
+
+    Returns:
+        The settings.
 
     Raises:
         ConfigurationError: If there are none, their ranks change, they are more than dW = scaling B A, they start at
@@ -163,3 +191,4 @@ def check_adapters(lora: LoraSettings | None, precision: str) -> None:
         msg += "unchanged base that start at dW = 0; LoRA and rsLoRA can be compared, full fine-tuning, AdaLoRA, DoRA, "
         msg += "LoftQ, PiSSA, OLoRA and experts cannot"
         raise ConfigurationError(msg)
+    return lora

@@ -9,6 +9,7 @@ from lora_lightning.statistics.jackknife import Interval, mean_interval
 from lora_lightning.statistics.multiple_tests import ERROR_RATE, holm
 from lora_lightning.statistics.paired import PairedDifference
 from lora_lightning.statistics.pairing import compare
+from lora_lightning.statistics.ratio import bought_back_share
 from lora_lightning.statistics.study_results import StudyResults
 from lora_lightning.statistics.verdicts import Verdict, shown_difference, shown_margin, what_is_missing
 
@@ -57,6 +58,11 @@ class PrecisionLoss:
         """Whether the difference is more than chance."""
         return self.p_value <= ERROR_RATE
 
+    @property
+    def is_loss(self) -> bool:
+        """Whether the quantized precision is worse by more than chance, so that there is something to buy back."""
+        return self.told_from_zero and self.difference.interval.value < 0
+
 
 @dataclass(frozen=True)
 class RankThreshold:
@@ -67,12 +73,15 @@ class RankThreshold:
         compared: Both precisions at the rank that was chosen beforehand, tested alone; `None` if a run is missing.
         losses: By rank, ascending: both precisions at the same rank, with Holm's correction over ranks.
         bought_back: The quantized precision at its largest rank, compared with the other one at each smaller rank.
+        share: Of the loss at the compared rank, what the largest rank buys back, with its interval over seeds and
+            examples; NaN if the compared rank is the largest, or runs are missing.
     """
 
     precisions: tuple[RankOfPrecision, RankOfPrecision]
     compared: PrecisionLoss | None
     losses: tuple[PrecisionLoss, ...]
     bought_back: tuple[PrecisionLoss, ...]
+    share: Interval
 
 
 def find_rank_threshold(diagnosis: Diagnosis, results: StudyResults) -> RankThreshold:
@@ -94,7 +103,19 @@ def find_rank_threshold(diagnosis: Diagnosis, results: StudyResults) -> RankThre
         compared[0] if compared else None,
         _losses(diagnosis, results, same),
         _losses(diagnosis, results, [(largest, rank) for rank in diagnosis.ranks[:-1]]),
+        _share_of_largest(diagnosis, results),
     )
+
+
+def _share_of_largest(diagnosis: Diagnosis, results: StudyResults) -> Interval:
+    """(quantized at the largest rank - quantized) / (not quantized - quantized), both at the compared rank."""
+    if diagnosis.rank == diagnosis.ranks[-1]:
+        return Interval(float("nan"), float("nan"), float("nan"))
+    places = (
+        (diagnosis.full, diagnosis.rank),
+        *((diagnosis.quantized, r) for r in (diagnosis.rank, diagnosis.ranks[-1])),
+    )
+    return bought_back_share(*(results.configuration(diagnosis.configuration(*place)) for place in places))
 
 
 def analyze_precision(diagnosis: Diagnosis, results: StudyResults, precision: str) -> StudyAnalysis:

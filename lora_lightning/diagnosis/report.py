@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 from lora_lightning.diagnosis import report_tables as tables
+from lora_lightning.diagnosis.adapter_similarity import AdapterSimilarity, PairKind
 from lora_lightning.diagnosis.effects import Grouping
 from lora_lightning.diagnosis.findings import Findings
 from lora_lightning.diagnosis.report_figures import (
@@ -17,7 +18,7 @@ from lora_lightning.diagnosis.report_figures import (
 from lora_lightning.diagnosis.sensitivity import Sensitivity
 from lora_lightning.diagnosis.verdict_names import VerdictName
 from lora_lightning.diagnosis.verdicts import State
-from lora_lightning.reports.page import Page, Section, write_page
+from lora_lightning.reports.page import Page, PageTable, Section, write_page
 from lora_lightning.statistics.jackknife import Interval
 from lora_lightning.statistics.verdicts import shown_margin
 
@@ -121,16 +122,37 @@ def _adapters(findings: Findings) -> Section | None:
         f"Cosines of A and of B mean nothing: the adapter of {demo.module} beside itself with rotated factors has "
     )
     rotated += f"the cosine {demo.update:.3f} of dW, {demo.a:.3f} of A and {demo.b:.3f} of B."
-    paragraphs = [*(each.sentence for each in findings.verdicts[1:3]), rotated]
-    if findings.other_seeds:
-        seeds = ", ".join(map(str, findings.other_seeds))
-        paragraphs.append(f"Runs with one seed share the initial A, so the permutation test takes {seeds} instead.")
+    names = (VerdictName.SAME_ADAPTERS_AS_ANOTHER_SEED, VerdictName.PRECISIONS_DIFFER)
+    paragraphs = [*(_sentence(findings, name) for name in names), rotated, *_start(findings, found)]
     return Section(
         "Does quantization change what is learnt?",
         tuple(paragraphs),
         tables=tables.similarity_tables(found),
         figures=similarity_figures(findings, found),
     )
+
+
+def _start(findings: Findings, found: AdapterSimilarity) -> list[str]:
+    """Why pairs of one seed decide nothing, with their numbers."""
+    start = found.start
+    if not math.isfinite(start.same_seed):
+        return []
+    near, far = (found.by_kind.get(kind, math.nan) for kind in (PairKind.PRECISION, PairKind.BOTH))
+    text = "Runs with one seed start with the same A, and keep it: its cosine between the precisions is "
+    text += f"{start.same_seed:.3f} with one seed and {tables.number(start.other_seed)} with two. Their distance "
+    text += (
+        f"({tables.number(near)}, with two seeds {tables.number(far)}) would be small for that alone, so it decides "
+    )
+    text += "nothing: "
+    if not findings.other_seeds:
+        return [text + "both verdicts need seeds of the quantized precision of their own (compare.other_seeds)."]
+    return [
+        text + f"both verdicts take the seeds {', '.join(map(str, findings.other_seeds))} of the quantized precision."
+    ]
+
+
+def _sentence(findings: Findings, name: VerdictName) -> str:
+    return next(each.sentence for each in findings.verdicts if each.name is name)
 
 
 def _base(findings: Findings) -> Section | None:
@@ -161,12 +183,12 @@ def _modules(findings: Findings) -> Section | None:
     paragraphs = [
         text,
         *(_additivity(grouping, each) for grouping, each in found.additivity.items()),
-        *_skip_list(found, findings.verdicts[5].sentence),
+        *_skip_list(found, _sentence(findings, VerdictName.SKIP_LIST_PROVEN)),
     ]
     return Section(
         "Which layers are sensitive?",
         tuple(paragraphs),
-        tables=tables.effects_tables(found, findings.metric),
+        tables=(*tables.effects_tables(found, findings.metric), *_lists(findings)),
         figures=sensitivity_figures(found),
     )
 
@@ -191,10 +213,17 @@ def _skip_list(found: Sensitivity, proof: str) -> list[str]:
     return [sentence, proof]
 
 
+def _lists(findings: Findings) -> tuple[PageTable, ...]:
+    choice = None if findings.sensitivity is None else findings.sensitivity.skip
+    if findings.skip is None or choice is None:
+        return ()
+    return (tables.lists_table(findings.skip, choice, findings.metric),)
+
+
 def _ranks(findings: Findings) -> Section:
     return Section(
         "Which rank is enough at which precision?",
-        (findings.verdicts[3].sentence,),
+        (_sentence(findings, VerdictName.ENOUGH_RANK), _sentence(findings, VerdictName.MORE_RANK)),
         tables=tables.ranks_tables(findings.ranks),
         figures=(ranks_figure(findings),),
     )

@@ -12,7 +12,8 @@ from lora_lightning.diagnosis.failure_modes import FailureMode
 from lora_lightning.diagnosis.merge_recovery import MergeRecoveries
 from lora_lightning.diagnosis.model_behavior import Behaviors, PairBehavior
 from lora_lightning.diagnosis.rank_threshold import RankThreshold
-from lora_lightning.diagnosis.sensitivity import Sensitivity
+from lora_lightning.diagnosis.sensitivity import Sensitivity, SkipChoice
+from lora_lightning.diagnosis.skip_proof import SENSITIVE, SkipFinding
 from lora_lightning.diagnosis.verdicts import DiagnosisVerdict
 from lora_lightning.reports.page import PageTable
 from lora_lightning.statistics.divergence import Estimate
@@ -187,6 +188,25 @@ def effects_tables(found: Sensitivity, metric: Metric) -> tuple[PageTable, ...]:
 
 def _effect(each: Effect, metric: Metric) -> tuple[str, ...]:
     return interval(each.loss), interval(shown_change(each.metric, metric)), interval(each.divergence)
+
+
+def lists_table(found: SkipFinding, choice: SkipChoice, metric: Metric) -> PageTable:
+    """The list beside each random one: bytes and quality."""
+    own = found.means.get(SENSITIVE, math.nan)
+    rows = [(SENSITIVE, f"{choice.more_bytes:,}", f"{own:.4g}", "-", "-")]
+    rows += [
+        (
+            each.name,
+            f"{each.more_bytes:,} ({each.more_bytes / choice.more_bytes - 1:+.1%})",
+            f"{each.mean:.4g}",
+            interval(shown_change(each.difference.interval, metric)),
+            number(each.p_value),
+        )
+        for each in found.random
+    ]
+    caption = f"The list, number {found.rank} of {len(rows)}, and random lists, the best first (p values by Holm)"
+    better = f"list minus this one,{metric.unit or ' in the metric'}, larger is better"
+    return PageTable(("list", "more bytes", metric.name, better, "p, one-sided"), tuple(rows), caption=caption)
 
 
 def shown_change(found: Interval, metric: Metric) -> Interval:

@@ -72,13 +72,15 @@ class SkipChoice:
         modules: Their names, the most effect per byte first; empty if none fits.
         more_bytes: What they take more.
         model_bytes: Memory of the quantized model's weights.
-        random: Random lists of about equal bytes.
+        random: Random lists of the same bytes, or as near below as there are.
+        random_bytes: What each of them takes more.
     """
 
     modules: tuple[str, ...]
     more_bytes: int
     model_bytes: int
     random: tuple[tuple[str, ...], ...]
+    random_bytes: tuple[int, ...]
 
     @property
     def lists(self) -> tuple[tuple[str, ...], ...]:
@@ -273,12 +275,12 @@ def choose_skips(
         proof: The budget.
 
     Returns:
-        The choice, and random lists of about equal bytes among all quantized modules.
+        The choice, and random lists of its bytes among all quantized modules.
     """
     more = {each.module: each.full_bytes - each.quantized_bytes for each in errors.layers}
     singles = {each.group: each.divergence.value for each in effects if each.grouping is Grouping.MODULE}
     found = {name: value if value == value else scores[name].fisher for name, value in singles.items()}  # noqa: PLR0124  # NaN
     chosen = choose_skip_modules(found, more, int(proof.more_bytes * errors.quantized_bytes))
-    size = sum(more[name] for name in chosen)
-    lists = [random_skip_modules(more, size, seed) for seed in range(proof.random_lists)] if chosen else []
-    return SkipChoice(chosen, size, errors.quantized_bytes, tuple(lists))
+    lists = random_skip_modules(more, chosen, proof.random_lists) if chosen else ()
+    size, *random = (sum(more[name] for name in names) for names in (chosen, *lists))
+    return SkipChoice(chosen, size, errors.quantized_bytes, lists, tuple(random))

@@ -9,11 +9,13 @@ import numpy as np
 from lora_lightning.diagnosis.rank_threshold import PrecisionLoss
 from lora_lightning.diagnosis.sensitivity import SkipChoice
 from lora_lightning.diagnosis.specification import QUANTIZATION_OPTION, Diagnosis, SkipProof
-from lora_lightning.statistics.jackknife import Interval, jackknife_interval
-from lora_lightning.statistics.multiple_tests import ERROR_RATE
+from lora_lightning.statistics.jackknife import Interval
+from lora_lightning.statistics.multiple_tests import ERROR_RATE, holm
 from lora_lightning.statistics.paired import PairedDifference
 from lora_lightning.statistics.pairing import common_seeds, compare
+from lora_lightning.statistics.ratio import bought_back_share
 from lora_lightning.statistics.study_results import ConfigurationResults, Metric
+from lora_lightning.statistics.verdicts import shown_difference
 from lora_lightning.studies.option_conflicts import parts_of
 from lora_lightning.studies.plan import StudyPlan
 from lora_lightning.studies.specification import Axis, Study
@@ -23,15 +25,37 @@ SKIP_MODULES = "skip_modules"
 
 
 @dataclass(frozen=True)
+class RandomList:
+    """A random list beside the chosen one.
+
+    Attributes:
+        name: Of its runs.
+        more_bytes: What it takes more.
+        mean: Mean of the metric, as shown.
+        difference: The chosen list minus this one, in the metric's stored unit, larger is better.
+        p_value: One-sided, of the chosen list not being better, with Holm's correction over all random lists.
+    """
+
+    name: str
+    more_bytes: int
+    mean: float
+    difference: PairedDifference
+    p_value: float
+
+
+@dataclass(frozen=True)
 class SkipFinding:
     """What training with the list shows.
 
     Attributes:
         modules: The list.
         bytes_share: What it adds to the memory of the quantized model's weights.
-        bought_back: The share of the loss by quantization that it buys back, with the jackknife's interval over seeds.
-        over_random: The list minus the mean of the random lists, in the metric's stored unit, larger is better.
+        bought_back: The share of the loss by quantization that it buys back, with its interval over seeds and examples.
+        over_random: The list minus the mean of the random lists, in the metric's stored unit, larger is better; `None`
+            if there is no other list of its bytes.
         p_value: One-sided, of not being better than random lists.
+        random: Each random list, the best first.
+        rank: Of the list among all of them, 1 for the best.
         means: Mean of the metric by list, as shown, with both precisions.
         proven: Whether enough is bought back, and more than by random lists.
         sentence: In words.
@@ -40,8 +64,10 @@ class SkipFinding:
     modules: tuple[str, ...]
     bytes_share: float
     bought_back: Interval
-    over_random: PairedDifference
+    over_random: PairedDifference | None
     p_value: float
+    random: tuple[RandomList, ...]
+    rank: int
     means: Mapping[str, float]
     proven: bool
     sentence: str
@@ -64,7 +90,7 @@ def reason_not_to_train(diagnosis: Diagnosis, choice: SkipChoice | None, loss: P
         return "The sensitivity of modules was not measured."
     if not choice.modules:
         return "No module that is sensitive fits into the budget of bytes, so there is no list to prove."
-    if loss is None or not loss.told_from_zero or loss.difference.interval.value >= 0:
+    if loss is None or not loss.is_loss:
         return "The loss by quantization is not told from zero, so there is nothing for a list to buy back."
     return ""
 
@@ -139,40 +165,46 @@ def judge_skips(
     Returns:
         The finding.
     """
-    chosen, random = lists[0], average(lists[1:])
+    chosen = lists[0]
     ratio = bought_back_share(full, quantized, chosen)
-    over = compare(chosen, random, metric)
-    p_value = over.p_value_above(0.0)
+    over = compare(chosen, average(lists[1:]), metric) if lists[1:] else None
+    p_value = 1.0 if over is None else over.p_value_above(0.0)
+    random = _random_lists(chosen, lists[1:], choice, metric)
+    rank = 1 + sum(each.difference.interval.value <= 0 for each in random)
     enough = ratio.low >= proof.bought_back and choice.share <= proof.more_bytes
-    proven = enough and p_value <= ERROR_RATE
+    better = p_value <= ERROR_RATE and rank == 1
     means = {each.name: metric.shown_value(each.mean_value) for each in (full, quantized, *lists) if each.values}
     sentence = f"Leaving {len(choice.modules)} modules unquantized takes {100 * choice.share:.3g} % more memory and "
-    sentence += f"buys back {ratio} of the loss by quantization; it is "
-    sentence += "better than" if p_value <= ERROR_RATE else "not proven better than"
-    sentence += f" the mean of {len(lists) - 1} random lists of equal bytes (one-sided p = {p_value:.3g})."
-    return SkipFinding(choice.modules, choice.share, ratio, over, p_value, means, proven, sentence)
+    sentence += (
+        f"buys back {ratio} of the loss by quantization. {_beside_random(random, rank, p_value, choice, metric)}"
+    )
+    return SkipFinding(
+        choice.modules, choice.share, ratio, over, p_value, random, rank, means, enough and better, sentence
+    )
 
 
-def bought_back_share(
-    full: ConfigurationResults, quantized: ConfigurationResults, chosen: ConfigurationResults
-) -> Interval:
-    """The share of a loss that is bought back, (chosen - quantized) / (full - quantized), of means over seeds.
+def _random_lists(
+    chosen: ConfigurationResults, lists: Sequence[ConfigurationResults], choice: SkipChoice, metric: Metric
+) -> tuple[RandomList, ...]:
+    differences = [compare(chosen, each, metric) for each in lists]
+    p_values = holm([each.p_value_above(0.0) for each in differences])
+    found = [
+        RandomList(each.name, more_bytes, metric.shown_value(each.mean_value), difference, p_value)
+        for each, more_bytes, difference, p_value in zip(lists, choice.random_bytes, differences, p_values, strict=True)
+    ]
+    return tuple(sorted(found, key=lambda each: each.difference.interval.value))
 
-    Args:
-        full: Without quantization.
-        quantized: With it.
-        chosen: With some modules left unquantized.
 
-    Returns:
-        The share with the jackknife's interval over the common seeds.
-    """
-    seeds = common_seeds(full, quantized, chosen)
-    gained = np.array([chosen.values[seed] - quantized.values[seed] for seed in seeds])
-    lost = np.array([full.values[seed] - quantized.values[seed] for seed in seeds])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        without = (gained.sum() - gained) / (lost.sum() - lost)
-        value = float(np.divide(gained.sum(), lost.sum()))
-    return jackknife_interval(value, without)
+def _beside_random(random: Sequence[RandomList], rank: int, p_value: float, choice: SkipChoice, metric: Metric) -> str:
+    """How good the list is among random ones, and how far their bytes differ."""
+    if not random:
+        return "There is no other list of its bytes to compare it with."
+    proof = "better than" if p_value <= ERROR_RATE and rank == 1 else "not proven better than"
+    sentence = f"It is number {rank} of {len(random) + 1} lists, and {proof} {len(random)} random ones (their mean: "
+    sentence += f"one-sided p = {p_value:.3g}; the best one, {random[0].name}: "
+    sentence += f"{shown_difference(random[0].difference, metric)}), "
+    lacking = max(1 - each.more_bytes / choice.more_bytes for each in random)
+    return sentence + ("which take the same bytes." if not lacking else f"which take up to {lacking:.1%} fewer bytes.")
 
 
 def average(lists: Sequence[ConfigurationResults]) -> ConfigurationResults:

@@ -34,7 +34,7 @@ class SkipProof:
     Attributes:
         more_bytes: What the list may add to the memory of the quantized model's weights, as a share of it.
         bought_back: The share of the loss by quantization that has to be bought back.
-        random_lists: How many random lists of equal bytes it is compared with.
+        random_lists: How many random lists of the same bytes it is compared with.
         seeds: Seeds of these runs, among those of the compared rank.
     """
 

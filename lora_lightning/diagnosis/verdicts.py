@@ -19,6 +19,7 @@ from lora_lightning.statistics.verdicts import Verdict
 
 KEPT = 0.98  # of the adapter's gain
 MATTERS = 5.0  # percent of a cost
+BOUGHT_BACK = 0.5  # of the loss by quantization
 
 
 class State(StrEnum):
@@ -97,6 +98,7 @@ def reach_verdicts(
         _against_seeds(similarity),
         _precisions_differ(similarity),
         _enough_rank(diagnosis, ranks),
+        _more_rank(diagnosis, ranks),
         _merge_keeps_gain(merges),
         _skip_list(skip, why_no_list),
         _healthy(failures, unchecked),
@@ -117,12 +119,14 @@ def _not_worse(diagnosis: Diagnosis, ranks: RankThreshold | None) -> tuple[State
 def _against_seeds(similarity: AdapterSimilarity | None) -> tuple[State, str]:
     interval = None if similarity is None else similarity.against_seeds
     if interval is None or math.isnan(interval.low):
-        return State.MISSING, "At least 3 seeds with adapters of both precisions are needed."
-    numbers = f"(relative distance by precision minus by seed: {interval}; pairs of one seed start with the same A)"
+        return State.MISSING, (
+            "At least 3 seeds of each precision are needed, of the quantized one seeds of their own (other_seeds)."
+        )
+    numbers = f"(squared distance by precision minus by seed: {interval}; no pair starts with the same A)"
     if interval.high < 0:
-        return State.YES, f"At one seed, the precision changes the adapter less than another seed does {numbers}."
+        return State.YES, f"The precision changes adapters less than another seed does {numbers}."
     if interval.low > 0:
-        return State.NO, f"At one seed, the precision changes the adapter more than another seed does {numbers}."
+        return State.NO, f"The precision changes adapters more than another seed does {numbers}."
     return State.UNDECIDED, f"Whether the precision changes adapters less than another seed is undecided {numbers}."
 
 
@@ -153,6 +157,24 @@ def _enough_rank(diagnosis: Diagnosis, ranks: RankThreshold | None) -> tuple[Sta
         return State.YES, sentence
     worse = quantized.verdicts.get(diagnosis.ranks[-2]) is Verdict.WORSE
     return State.NO if worse else State.UNDECIDED, sentence
+
+
+def _more_rank(diagnosis: Diagnosis, ranks: RankThreshold | None) -> tuple[State, str]:
+    loss, largest = None if ranks is None else ranks.compared, diagnosis.ranks[-1]
+    if ranks is None or loss is None:
+        return State.MISSING, f"No seed has finished runs of both precisions at r = {diagnosis.rank}."
+    if diagnosis.rank == largest:
+        return (
+            State.MISSING,
+            f"compare.rank is the largest rank, r = {largest}, so no larger one could buy anything back.",
+        )
+    if not loss.is_loss:
+        return State.MISSING, "The loss by quantization is not told from zero, so there is nothing to buy back."
+    sentence = f"{diagnosis.quantized} with r = {largest} buys back {ranks.share} of what quantization loses at "
+    sentence += f"r = {diagnosis.rank}."
+    if ranks.share.low >= BOUGHT_BACK:
+        return State.YES, sentence
+    return State.NO if ranks.share.high < BOUGHT_BACK else State.UNDECIDED, sentence
 
 
 def _merge_keeps_gain(merges: MergeRecoveries | None) -> tuple[State, str]:

@@ -28,22 +28,38 @@ def compare(configuration: ConfigurationResults, reference: ConfigurationResults
     Raises:
         ConfigurationError: If they were tested on different numbers of examples.
     """
-    seeds = common_seeds(configuration, reference)
-    if not seeds:
+    if not common_seeds(configuration, reference):
         nothing = float("nan")
         return PairedDifference(Interval(nothing, nothing, nothing), 0, 0, note=NO_COMMON_SEED)
     sign = 1.0 if metric.higher_is_better else -1.0
-    if set(seeds) <= configuration.outcomes.keys() & reference.outcomes.keys():
-        first, second = _table(configuration, seeds), _table(reference, seeds)
-        if first.shape != second.shape:
+    first, second = paired_tables(configuration, reference)
+    return paired_difference(sign * (first - second))
+
+
+def paired_tables(*configurations: ConfigurationResults) -> list[NDArray[np.float64]]:
+    """Arranges results so that equal places are of one seed and one test example.
+
+    Args:
+        configurations: With at least one seed in common.
+
+    Returns:
+        (common seeds, examples), float64, by configuration; (common seeds, 1) if outcomes of examples are missing.
+
+    Raises:
+        ConfigurationError: If they were tested on different numbers of examples.
+    """
+    seeds, first = common_seeds(*configurations), configurations[0]
+    if not all(set(seeds) <= each.outcomes.keys() for each in configurations):
+        return [np.array([[each.values[seed]] for seed in seeds]) for each in configurations]
+    tables = [_table(each, seeds) for each in configurations]
+    for each, table in zip(configurations, tables, strict=True):
+        if table.shape != tables[0].shape:
             msg = (
-                f"{configuration.name!r} has outcomes of {first.shape[1]:,} test examples and {reference.name!r} of "
-                f"{second.shape[1]:,}; all configurations must be tested on the same examples in the same order"
+                f"{first.name!r} has outcomes of {tables[0].shape[1]:,} test examples and {each.name!r} of "
+                f"{table.shape[1]:,}; all configurations must be tested on the same examples in the same order"
             )
             raise ConfigurationError(msg)
-    else:
-        first, second = (np.array([[each.values[seed]] for seed in seeds]) for each in (configuration, reference))
-    return paired_difference(sign * (first - second))
+    return tables
 
 
 def common_seeds(*configurations: ConfigurationResults) -> list[int]:

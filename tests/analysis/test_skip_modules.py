@@ -14,11 +14,22 @@ def test_the_most_effect_per_byte_comes_first_and_the_budget_holds() -> None:
     assert choose_skip_modules({"a": 0.0}, BYTES, 1000) == ()
 
 
-def test_random_lists_have_nearly_the_bytes_of_the_choice_and_no_more() -> None:
-    many = {f"m{number}": 10 + number % 3 for number in range(60)}
-    lists = [random_skip_modules(many, 100, seed) for seed in range(5)]
+def test_random_lists_have_the_bytes_of_the_choice_and_differ_from_it_and_from_each_other() -> None:
+    many = {f"m{number}": 10 + 7 * (number % 3) for number in range(60)}
+    chosen = ("m0", "m1", "m2", "m3")  # 61 bytes
+    lists = random_skip_modules(many, chosen, 5)
     for names in lists:
-        assert 90 < sum(many[name] for name in names) <= 100
-    assert len(set(lists)) == 5
-    assert random_skip_modules(many, 100, 3) == lists[3]
-    assert random_skip_modules(many, 5, 0) == ()
+        assert sum(many[name] for name in names) == 61
+        assert len(set(names)) == len(names)
+        assert set(names) != set(chosen)
+    assert len({frozenset(names) for names in lists}) == 5
+    assert random_skip_modules(many, chosen, 5) == lists
+    assert random_skip_modules(many, chosen, 5, seed=1) != lists
+
+
+def test_what_does_not_fit_exactly_comes_near_and_what_does_not_exist_is_not_drawn() -> None:
+    # Of 100 bytes in ("a",), the other modules reach 95 (40 + 30 + 25), 80, 75 and so on.
+    lists = random_skip_modules(BYTES, ("a",), 3)
+    assert [sum(BYTES[name] for name in names) for names in lists] == [95, 80, 75]
+    assert {frozenset(names) for names in random_skip_modules({"a": 5, "b": 5}, ("a",), 3)} == {frozenset("b")}
+    assert random_skip_modules({"a": 5}, ("a",), 3) == ()

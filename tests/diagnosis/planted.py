@@ -19,7 +19,7 @@ from lora_lightning.diagnosis.merge_recovery import MergeRecoveries, TargetRecov
 from lora_lightning.diagnosis.model_behavior import Behaviors, LayerAlike, PairBehavior
 from lora_lightning.diagnosis.rank_threshold import find_rank_threshold
 from lora_lightning.diagnosis.sensitivity import ModuleScore, Sensitivity, SkipChoice
-from lora_lightning.diagnosis.skip_proof import SkipFinding
+from lora_lightning.diagnosis.skip_proof import RandomList, SkipFinding
 from lora_lightning.diagnosis.specification import PRECISION_AXIS, RANK_AXIS, Diagnosis, SkipProof
 from lora_lightning.diagnosis.verdicts import advise, reach_verdicts
 from lora_lightning.lora.delta import AdapterDelta
@@ -197,9 +197,12 @@ def behaviors() -> Behaviors:
 
 def skip() -> tuple[SkipChoice, SkipFinding]:
     """A list and what training with it shows."""
-    choice = SkipChoice((MODULES[0],), 2000, 20_000, ((MODULES[1],),))
+    choice = SkipChoice((MODULES[0],), 2000, 20_000, ((MODULES[1],),), (1990,))
     over = paired_difference(np.array([[0.01], [0.012], [0.011]]))
-    finding = SkipFinding(choice.modules, 0.1, near(0.7, 0.1), over, 0.001, {"float32": 92.0}, True, "It is proven.")
+    random = (RandomList("random list 1", 1990, 91.0, over, 0.001),)
+    finding = SkipFinding(
+        choice.modules, 0.1, near(0.7, 0.1), over, 0.001, random, 1, {"float32": 92.0}, True, "It is proven."
+    )
     return choice, finding
 
 

@@ -60,9 +60,55 @@ def test_the_label_test_needs_seeds_of_its_own() -> None:
     own = [each for each in planted.adapters() if each.seed in planted.SEEDS]
     assert compare_adapters(own, planted.SEEDS, ()).permutation is None
     two = [each for each in own if each.seed < 2]
-    found = compare_adapters(two, (0, 1), ())
-    assert math.isnan(found.against_seeds.low)
-    assert found.against_seeds.value < 0
+    assert math.isnan(compare_adapters(two, (0, 1), ()).against_seeds.value)
+
+
+def test_both_tests_leave_pairs_out_that_start_with_the_same_a() -> None:
+    """The updates of one seed are equal or unrelated, which no verdict may notice."""
+    own = planted.adapters()
+    full = {each.seed: each for each in own if not each.is_quantized}
+    unrelated = planted.adapters(by_precision=50.0)
+    equal = [
+        replace(each, updates=full[each.seed].updates) if each.is_quantized and each.seed in full else each
+        for each in own
+    ]
+    far = [
+        other if each.is_quantized and each.seed in full else each for each, other in zip(own, unrelated, strict=True)
+    ]
+    near, apart = (compare_adapters(each, planted.SEEDS, planted.OTHER_SEEDS) for each in (equal, far))
+    assert near.by_kind[PairKind.PRECISION] == pytest.approx(0, abs=1e-3)
+    assert apart.by_kind[PairKind.PRECISION] > 1
+    assert near.against_seeds == apart.against_seeds
+    assert near.permutation == apart.permutation
+    wanted = []
+    for module in planted.MODULES:
+        dense = [
+            each.updates[module].dense().double().numpy() for each in own if each.is_quantized is (each.seed >= 10)
+        ]
+        squared = [[((one - two) ** 2).sum() for one in dense] for two in dense]
+        both = [squared[place][5 + place] for place in range(5)]  # seeds 0 to 4 in float32, 10 to 14 in NF4
+        within = [squared[first + i][first + j] for first in (0, 5) for i in range(5) for j in range(i)]
+        wanted.append((np.mean(both) - 2 * np.mean(within)) / np.mean([(each**2).sum() for each in dense]))
+    assert near.against_seeds.value == pytest.approx(np.mean(wanted), rel=1e-5)
+
+
+def test_a_shared_start_makes_adapters_alike_that_the_precision_does_not() -> None:
+    """One step from A, dW = G A^T A: the gradient G is drawn anew for each run around a common one."""
+    generator = torch.Generator().manual_seed(0)
+    common, start = torch.randn(24, 40, generator=generator), {}
+    own = []
+    for is_quantized, seeds in ((False, (0, 1, 2)), (True, (0, 1, 2, 10, 11, 12))):
+        for seed in seeds:
+            a = start.setdefault(seed, torch.randn(4, 40, generator=generator))
+            gradient = common + 0.3 * torch.randn(24, 40, generator=generator)
+            updates = {"query": AdapterDelta("query", a, gradient @ a.T, 1.0)}
+            own.append(Adapter(f"{is_quantized} {seed}", is_quantized, seed, updates))
+    found = compare_adapters(own, (0, 1, 2), (10, 11, 12))
+    assert found.start.same_seed == pytest.approx(1)
+    assert abs(found.start.other_seed) < 0.3
+    assert found.by_kind[PairKind.PRECISION] < 0.6
+    assert found.by_kind[PairKind.BOTH] > 1.2
+    assert found.by_kind[PairKind.SEED] == pytest.approx(found.by_kind[PairKind.BOTH], abs=0.1)
 
 
 def test_factors_alone_mean_nothing() -> None:

@@ -57,6 +57,9 @@ def test_the_answer_comes_first_and_every_part_is_there(folder: Path) -> None:
     assert "3 of 45 trials have not finished" in text
     assert "Measuring took 200 s, 20% of the 1000 s of training." in text
     assert f"skip_modules, for 10 % more memory: {planted.MODULES[0]}." in text
+    assert "The list, number 1 of 2, and random lists, the best first" in text
+    assert "1,990 (-0.5%)" in text
+    assert "both verdicts take the seeds 10, 11, 12, 13, 14 of the quantized precision" in text
 
 
 def test_the_page_loads_nothing_and_is_small(folder: Path) -> None:

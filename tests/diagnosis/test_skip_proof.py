@@ -1,17 +1,20 @@
 """The list of modules to skip as options of `fit`, and the judgement of planted runs."""
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from lora_lightning.diagnosis.sensitivity import SkipChoice
-from lora_lightning.diagnosis.skip_proof import bought_back_share, judge_skips, with_skip_modules
+from lora_lightning.diagnosis.skip_proof import judge_skips, with_skip_modules
 from lora_lightning.diagnosis.specification import SkipProof
+from lora_lightning.statistics.ratio import bought_back_share
 from lora_lightning.statistics.study_results import ConfigurationResults, Metric
 from tests.diagnosis import planted
 
-CHOICE = SkipChoice(("a.query", "b.value"), 1200, 10_000, (("c",), ("d",)))
+CHOICE = SkipChoice(("a.query", "b.value"), 1200, 10_000, (), ())
 
 
 @pytest.mark.parametrize(
@@ -41,10 +44,12 @@ def runs(name: str, accuracy: float, noise: float = 0.002) -> ConfigurationResul
     return ConfigurationResults(name, {}, {seed: accuracy + noise * random.normal() for seed in planted.SEEDS})
 
 
-def judge(chosen: float, random: float = 0.85) -> Any:
-    lists = [runs("sensitive modules", chosen), runs("random list 1", random), runs("random list 2", random)]
+def judge(chosen: float, *random: float) -> Any:
+    lists = [runs(f"random list {number}", each) for number, each in enumerate(random or (0.85, 0.85), start=1)]
+    lists = [runs("sensitive modules", chosen), *lists]
+    choice = replace(CHOICE, random_bytes=(1200, *[1140] * (len(lists) - 2)))
     proof = SkipProof(seeds=planted.SEEDS)
-    return judge_skips(runs("full", 0.92), runs("quantized", 0.84), lists, CHOICE, proof, Metric("accuracy"))
+    return judge_skips(runs("full", 0.92), runs("quantized", 0.84), lists, choice, proof, Metric("accuracy"))
 
 
 def test_a_list_that_buys_back_most_of_the_loss_is_proven() -> None:
@@ -56,6 +61,8 @@ def test_a_list_that_buys_back_most_of_the_loss_is_proven() -> None:
     assert found.bytes_share == 0.12
     assert found.means["random list 2"] == pytest.approx(85, abs=0.3)
     assert "takes 12 % more memory" in found.sentence
+    assert "It is number 1 of 3 lists, and better than 2 random ones" in found.sentence
+    assert "which take up to 5.0% fewer bytes" in found.sentence
 
 
 @pytest.mark.parametrize(
@@ -65,12 +72,41 @@ def test_less_than_half_or_no_more_than_random_lists_is_not_proven(chosen: float
     assert not judge(chosen, random).proven
 
 
-def test_the_share_is_a_ratio_of_means_with_its_jackknife() -> None:
-    def of(values: list[float]) -> ConfigurationResults:
-        return ConfigurationResults("x", {}, dict(enumerate(values)))
+def test_the_best_random_list_counts_and_not_their_mean_alone() -> None:
+    """The mean of the random lists is far below the list, and one of them above it."""
+    found = judge(0.90, 0.85, 0.84, 0.91)
+    assert found.p_value < 0.05
+    assert (found.rank, found.proven) == (2, False)
+    assert "number 2 of 4 lists, and not proven better than 3 random ones" in found.sentence
+    best = found.random[0]
+    assert (best.name, best.mean) == ("random list 3", pytest.approx(91, abs=0.3))
+    assert best.difference.interval.value == pytest.approx(-0.01, abs=0.003)
+    assert [each.name for each in found.random] == ["random list 3", "random list 1", "random list 2"]
+    assert best.p_value > 0.5
+    assert found.random[2].p_value < 0.05
 
-    found = bought_back_share(of([1.0, 2.0, 4.0]), of([0.0, 0.0, 0.0]), of([0.5, 1.5, 3.0]))
-    assert found.value == pytest.approx(5 / 7)
-    without = np.array([4.5 / 6, 3.5 / 5, 2 / 3])
-    half = 4.302652729911275 * np.sqrt(2 / 3 * ((without - without.mean()) ** 2).sum())
-    assert found.high - found.value == pytest.approx(half)
+
+def test_without_another_list_of_these_bytes_nothing_is_proven() -> None:
+    full, quantized, proof = runs("full", 0.92), runs("quantized", 0.84), SkipProof(seeds=planted.SEEDS)
+    found = judge_skips(full, quantized, [runs("sensitive modules", 0.91)], CHOICE, proof, Metric("accuracy"))
+    assert (found.proven, found.over_random, found.random) == (False, None, ())
+    assert "no other list of its bytes" in found.sentence
+
+
+def test_the_share_counts_chance_of_seeds_and_of_examples() -> None:
+    def of(values: list[float], outcomes: Any = None) -> ConfigurationResults:
+        return ConfigurationResults("x", {}, dict(enumerate(values)), dict(enumerate(outcomes or [])))
+
+    found = bought_back_share(of([1.0, 2.0, 1.5]), of([0.0, 0.0, 0.0]), of([0.5, 1.5, 1.0]))
+    assert found.value == pytest.approx(3 / 4.5)
+    assert found.low < 0.5  # of three seeds
+    assert found.high > 0.8
+    random = np.random.default_rng(0)
+    table = [(random.random(300) < share).astype(float) for share in (0.9, 0.6)]
+    full, quantized = table
+    chosen = np.where(random.random(300) < 0.5, full, quantized)
+    every = [[each + 1e-7 * seed for seed in range(3)] for each in (full, quantized, chosen)]
+    found = bought_back_share(*(of([float(row.mean()) for row in rows], rows) for rows in every))
+    assert found.high - found.low > 0.2  # seeds agree, and examples do not
+    assert found.contains(0.5)
+    assert math.isnan(bought_back_share(of([1.0]), of([]), of([0.5])).value)

@@ -428,6 +428,15 @@ def test_a_diagnosis_that_is_stopped_or_fails_is_resumed(
             "the model has no module 'nothing'",
         ),
         ({"objective": "accuraci"}, "'accuraci' is not reported on a test split"),
+        (
+            {
+                "precisions": {
+                    "float32": {},
+                    "NF4": {"model.quantization": BITS, "model.lora.target_modules": ["query"]},
+                }
+            },
+            r"may adapt different modules, because model.lora.target_modules is all-linear and \['query'\]",
+        ),
     ],
 )
 def test_bad_input_is_a_sentence_before_anything_is_written(

@@ -44,6 +44,7 @@ def test_a_healthy_pair_without_a_loss() -> None:
         VerdictName.SAME_ADAPTERS_AS_ANOTHER_SEED: State.YES,
         VerdictName.PRECISIONS_DIFFER: State.UNDECIDED,
         VerdictName.ENOUGH_RANK: State.YES,
+        VerdictName.MORE_RANK: State.MISSING,
         VerdictName.MERGE_KEEPS_GAIN: State.YES,
         VerdictName.SKIP_LIST_PROVEN: State.MISSING,
         VerdictName.HEALTHY: State.YES,
@@ -73,7 +74,36 @@ def test_missing_measurements_are_said() -> None:
     (reason,) = advice(ranks=None).use_quantized
     assert reason == "memory of the weights (60 % less) counts more than quality, of which a loss is not ruled out"
     missing = advice(ranks=None, similarity=None, merges=None, unchecked=("overfitting",)).missing
-    assert len(missing) == 6  # nobody asked for a proof of a list
+    assert len(missing) == 7  # nobody asked for a proof of a list
+
+
+@pytest.mark.parametrize(
+    ("largest", "state"),
+    [(0.0, State.NO), (0.055, State.YES), (0.03, State.UNDECIDED)],
+    ids=["nothing", "nearly all", "half"],
+)
+def test_more_rank_buys_back_what_quantization_lost(largest: float, state: State) -> None:
+    """A loss of 6 points at r = 4; NF4 gains some of it from r = 4 to r = 8."""
+    own, study = planted.diagnosis(rank=4), planted.results(0.06)
+    better = planted.results(0.06 - largest).configurations[-1]
+    study = replace(study, configurations=[*study.configurations[:-1], better])
+    ranks = find_rank_threshold(own, study)
+    found = {each.name: each for each in reach_verdicts(own, ranks, None, None, None, ())}[VerdictName.MORE_RANK]
+    assert found.state is state
+    assert found.sentence.startswith("NF4 with r = 8 buys back ")
+    assert f"{ranks.share.value:.4g} (95 % interval" in found.sentence
+    assert ranks.share.value == pytest.approx(largest / 0.06, abs=0.15)
+
+
+def test_without_a_loss_or_a_larger_rank_there_is_nothing_to_buy_back() -> None:
+    no_loss = find_rank_threshold(planted.diagnosis(rank=4), planted.results())
+    for own, ranks, reason in (
+        (planted.diagnosis(rank=4), no_loss, "not told from zero"),
+        (planted.diagnosis(), find_rank_threshold(planted.diagnosis(), planted.results(0.06)), "is the largest rank"),
+    ):
+        found = {each.name: each for each in reach_verdicts(own, ranks, None, None, None, ())}[VerdictName.MORE_RANK]
+        assert found.state is State.MISSING
+        assert reason in found.sentence
 
 
 def test_a_pair_is_not_healthy_if_rules_lack_data() -> None:
