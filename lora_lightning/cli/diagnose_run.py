@@ -10,8 +10,8 @@ from lora_lightning.cli.data_options import print_progress
 from lora_lightning.cli.diagnose_report import report_findings
 from lora_lightning.cli.study_output import each_warning_once, print_plan, print_timings, progress_bar, run_trials
 from lora_lightning.cli.study_work import resume_hint
+from lora_lightning.runs.save_dirs import DIAGNOSES
 
-SAVE_DIR = "lightning_logs/diagnoses"
 HELP = "train LoRA and QLoRA over ranks and seeds, measure what differs, and report when to use which"
 EPILOG = """\
 example, complete (some minutes on a CPU; weights from a package, texts are made up):
@@ -64,8 +64,8 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--set", action="append", default=[], dest="settings", metavar="OPTION=VALUE", help=setting)
     add("--timings", action="store_true", help="time steps and inference of every run when all are trained")
     add("--retry_failed", action="store_true", help="run trials that failed once more")
-    folder = f"folder of all diagnoses (default: {SAVE_DIR})"
-    add("--save_dir", type=Path, default=Path(SAVE_DIR), metavar="DIR", help=folder)
+    folder = f"folder of all diagnoses (default: {DIAGNOSES})"
+    add("--save_dir", type=Path, default=DIAGNOSES, metavar="DIR", help=folder)
 
 
 def run_diagnosis_file(options: argparse.Namespace) -> object:
@@ -139,4 +139,4 @@ def print_measuring(folder: Path) -> None:
 def _words(options: argparse.Namespace) -> list[str]:
     words = [f"--base={base}" for base in options.base] + [f"--set={setting}" for setting in options.settings]
     words += ["--timings"] if options.timings else []
-    return words + ([f"--save_dir={options.save_dir}"] if str(options.save_dir) != SAVE_DIR else [])
+    return words + ([f"--save_dir={options.save_dir}"] if options.save_dir != DIAGNOSES else [])

@@ -14,6 +14,7 @@ from lora_lightning.cli.study_output import (
 )
 from lora_lightning.cli.study_work import further_workers, resume_hint
 from lora_lightning.errors import ConfigurationError
+from lora_lightning.runs.save_dirs import STUDIES
 
 if TYPE_CHECKING:
     from lora_lightning.studies.plan import StudyPlan
@@ -79,13 +80,12 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     timings = "time the steps and the inference of every trial when all are done, one at a time"
     add("--timings", action="store_true", help=timings)
     add("--retry_failed", action="store_true", help="run trials that failed once more")
-    default = "lightning_logs/studies"
     add(
         "--save_dir",
         type=Path,
-        default=Path(default),
+        default=STUDIES,
         metavar="DIR",
-        help=f"folder of all studies (default: {default})",
+        help=f"folder of all studies (default: {STUDIES})",
     )
 
 
@@ -146,4 +146,4 @@ def _words(options: argparse.Namespace) -> list[str]:
     words = [f"--base={base}" for base in options.base] + [f"--set={setting}" for setting in options.settings]
     words += [f"--workers={options.workers}"] if options.workers > 1 else []
     words += ["--timings"] if options.timings else []
-    return words + ([f"--save_dir={options.save_dir}"] if str(options.save_dir) != "lightning_logs/studies" else [])
+    return words + ([f"--save_dir={options.save_dir}"] if options.save_dir != STUDIES else [])

@@ -136,10 +136,8 @@ def model_bytes(model: nn.Module, layers: Mapping[str, nn.Module]) -> int:
         Bytes of parameters and buffers, each storage once, with the scales of quantized weights.
     """
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    stored = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    packed = (cast("Tensor", layer.weight) for layer in layers.values())
-    own = sum(tensor.numel() * tensor.element_size() for tensor in packed)
-    return stored + sum(weight_bytes(layer) for layer in layers.values()) - own
+    beside = sum(weight_bytes(layer) - cast("Tensor", layer.weight).nbytes for layer in layers.values())
+    return sum(tensor.nbytes for tensor in tensors.values()) + beside
 
 
 def padding_of(opened: OpenedRun) -> tuple[int, int]:

@@ -4,9 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lora_lightning.diagnosis.specification import Diagnosis
+from lora_lightning.statistics.jackknife import Interval, jackknife_interval, mean_interval
 from lora_lightning.statistics.pareto import pareto_front
 from lora_lightning.statistics.study_results import StudyResults
+
+Numbers = Mapping[str, Mapping[int, float]]  # by cost and seed
 
 WEIGHTS, ADAPTER = "weight_bytes", "adapter_bytes"
 COSTS = (
@@ -31,17 +37,17 @@ class CostRow:
         rank: r.
         quality: Mean of the metric, as shown, over the seeds that both precisions have at this rank; over all of its
             own if there is none.
-        costs: Mean by cost over the same seeds; what was not measured is left out.
-        savings: Of the quantized precision, by cost: percent less than the other precision at the same rank; negative
-            if it costs more.
+        costs: Mean by cost over the same seeds with its t interval; what was not measured is left out.
+        savings: Of the quantized precision, by cost: percent less than the other precision at the same rank, with the
+            jackknife's interval over the same seeds, of which both have runs; negative if it costs more.
     """
 
     configuration: str
     precision: str
     rank: int
     quality: float
-    costs: Mapping[str, float]
-    savings: Mapping[str, float]
+    costs: Mapping[str, Interval]
+    savings: Mapping[str, Interval]
 
 
 @dataclass(frozen=True)
@@ -58,21 +64,25 @@ class CostTable:
 
 
 def cost_table(
-    diagnosis: Diagnosis, results: StudyResults, weights: Mapping[str, float], adapters: Mapping[str, float]
+    diagnosis: Diagnosis,
+    results: StudyResults,
+    weights: Mapping[str, float],
+    adapters: Mapping[str, Mapping[int, float]],
 ) -> CostTable:
     """Arranges costs.
 
     Args:
         diagnosis: The diagnosis.
         results: What its study measured.
-        weights: Memory of the model's weights by precision, at the compared rank.
-        adapters: Size of the exported adapter by configuration.
+        weights: Memory of the model's weights by precision, at the compared rank; counted, and the same for all seeds.
+        adapters: Size of the exported adapter by configuration and seed.
 
     Returns:
         The table.
     """
     common = {rank: _common_seeds(diagnosis, results, rank) for rank in diagnosis.ranks}
     rows: list[CostRow] = []
+    others: dict[int, Numbers] = {}
     for precision in diagnosis.precisions:
         for rank in diagnosis.ranks:
             name = diagnosis.configuration(precision, rank)
@@ -80,19 +90,19 @@ def cost_table(
             if not each.values:
                 continue
             seeds = common[rank] or [*each.values]
+            known = {**each.measurements, ADAPTER: adapters.get(name, {})}
+            if precision in weights and rank == diagnosis.rank:
+                known[WEIGHTS] = dict.fromkeys(seeds, weights[precision])
             numbers = {
-                cost: [each.measurements[cost][seed] for seed in seeds if seed in each.measurements[cost]]
+                cost: {seed: known[cost][seed] for seed in seeds if seed in known[cost]}
                 for cost in COSTS
-                if cost in each.measurements
+                if cost in known
             }
-            costs = {cost: fmean(own) for cost, own in numbers.items() if own}
-            costs |= {WEIGHTS: weights[precision]} if precision in weights and rank == diagnosis.rank else {}
-            costs |= {ADAPTER: adapters[name]} if name in adapters else {}
-            ordered = {cost: costs[cost] for cost in COSTS if cost in costs}
-            other = next((row for row in rows if row.rank == rank and row.precision != precision), None)
-            savings = _savings(ordered, other.costs) if other is not None and common[rank] else {}
+            costs = {cost: mean_interval([*own.values()]) for cost, own in numbers.items() if own}
+            savings = _savings(numbers, others.get(rank, {})) if common[rank] else {}
+            others.setdefault(rank, numbers)
             quality = results.metric.shown_value(fmean(each.values[seed] for seed in seeds))
-            rows.append(CostRow(name, precision, rank, quality, ordered, savings))
+            rows.append(CostRow(name, precision, rank, quality, costs, savings))
     return CostTable(tuple(rows), {cost: _front(rows, cost, results) for cost in COSTS if _known(rows, cost)})
 
 
@@ -103,8 +113,24 @@ def _common_seeds(diagnosis: Diagnosis, results: StudyResults, rank: int) -> lis
     return [seed for seed in full if seed in quantized]
 
 
-def _savings(own: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
-    return {cost: 100 * (1 - own[cost] / other[cost]) for cost in own if other.get(cost)}
+def _savings(own: Numbers, other: Numbers) -> dict[str, Interval]:
+    found = {}
+    for cost, numbers in own.items():
+        seeds = [seed for seed in numbers if other.get(cost, {}).get(seed)]
+        if seeds:
+            found[cost] = _saving(*(np.array([side[cost][seed] for seed in seeds]) for side in (own, other)))
+    return found
+
+
+def _saving(own: NDArray[np.float64], other: NDArray[np.float64]) -> Interval:
+    """In percent, of means over paired seeds."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        without = 100 * (1 - (own.sum() - own) / (other.sum() - other))
+    return jackknife_interval(float(100 * (1 - own.sum() / other.sum())), without)
+
+
+def _mean(row: CostRow, cost: str) -> float:
+    return row.costs[cost].value if cost in row.costs else float("nan")
 
 
 def _known(rows: list[CostRow], cost: str) -> bool:
@@ -113,5 +139,5 @@ def _known(rows: list[CostRow], cost: str) -> bool:
 
 def _front(rows: list[CostRow], cost: str, results: StudyResults) -> tuple[str, ...]:
     sign = 1.0 if results.metric.higher_is_better else -1.0
-    kept = pareto_front([sign * row.quality for row in rows], [row.costs.get(cost, float("nan")) for row in rows])
+    kept = pareto_front([sign * row.quality for row in rows], [_mean(row, cost) for row in rows])
     return tuple(row.configuration for row, on_front in zip(rows, kept, strict=True) if on_front)

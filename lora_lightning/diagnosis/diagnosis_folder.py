@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 from lora_lightning.diagnosis.specification import Diagnosis, Measuring, SkipProof
 from lora_lightning.diagnosis.stored import as_json, from_json
 from lora_lightning.errors import ConfigurationError, DataError
-from lora_lightning.runs.files import write_error, write_text_atomically
+from lora_lightning.runs.files import save_text, write_error
+from lora_lightning.runs.save_dirs import DIAGNOSES
 from lora_lightning.studies.study_folder import StudyFolder, load_plan
 
-SAVE_DIR = Path("lightning_logs/diagnoses")
 SETTINGS, MEASUREMENTS, PROOF, REPORT = "diagnosis_settings.json", "measurements", "skip_modules", "report"
 FINDINGS, SKIP_LIST = "diagnosis.json", "skip_modules.yaml"
 SCHEMA_VERSION = 2
@@ -85,7 +85,7 @@ class DiagnosisFolder:
         path = self.path / SETTINGS
         if not path.is_file():
             msg = f"{self.path} is not the folder of a diagnosis, because it has no {SETTINGS}; give a folder such as "
-            msg += f"{SAVE_DIR}/NAME"
+            msg += f"{DIAGNOSES}/NAME"
             raise ConfigurationError(msg)
         content = _read(path)
         try:
@@ -206,7 +206,4 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    try:
-        write_text_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
-    except OSError as error:
-        raise write_error(path, error) from error
+    save_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")

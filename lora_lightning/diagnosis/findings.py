@@ -218,12 +218,13 @@ def _weight_bytes(diagnosis: Diagnosis, errors: BaseErrors | None) -> dict[str, 
     return {precision: float(size) for precision, size in zip(diagnosis.precisions, sizes, strict=True)}
 
 
-def _adapter_bytes(diagnosis: Diagnosis, runs: Sequence[FinishedRun]) -> dict[str, float]:
-    found = {}
+def _adapter_bytes(diagnosis: Diagnosis, runs: Sequence[FinishedRun]) -> dict[str, dict[int, float]]:
+    found: dict[str, dict[int, float]] = {}
     for run in runs:
         path = (run.record.adapter or Path()) / WEIGHTS_FILE
         if path.is_file():
-            found[diagnosis.configuration(run.precision, run.rank)] = float(path.stat().st_size)
+            sizes = found.setdefault(diagnosis.configuration(run.precision, run.rank), {})
+            sizes[run.seed] = float(path.stat().st_size)
     return found
 
 

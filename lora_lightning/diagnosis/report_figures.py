@@ -119,7 +119,7 @@ def costs_figures(findings: Findings) -> tuple[ReportFigure, ...]:
     figures = []
     for cost in DRAWN_COSTS:
         points = {
-            row.configuration: (places[row.precision], row.costs[cost], row.quality)
+            row.configuration: (places[row.precision], row.costs[cost].value, row.quality)
             for row in found.rows
             if cost in row.costs
         }

@@ -280,10 +280,26 @@ def costs_table(found: CostTable) -> PageTable:
     for row in found.rows:
         cells = []
         for cost in names:
-            saved = f" ({-row.savings[cost]:+.0f} %)" if cost in row.savings else ""
+            saved = f"; {_less(row.savings[cost])}" if cost in row.savings else ""
             on_front = " \u2605" if row.configuration in found.pareto.get(cost, ()) else ""
-            cells.append(f"{shown_cost(row.costs[cost])}{saved}{on_front}" if cost in row.costs else "-")
+            cells.append(f"{_cost(row.costs[cost])}{saved}{on_front}" if cost in row.costs else "-")
         rows.append((row.configuration, f"{row.quality:.4g}", *cells))
     headings = ("configuration", "quality", *(cost.replace("_", " ") for cost in names))
-    caption = "In parentheses: against the other precision at the same rank. A star: on the Pareto front of that cost."
+    caption = (
+        "Means over seeds; after the semicolon: against the other precision at the same rank, on the same seeds. In "
+    )
+    caption += (
+        "parentheses: 95 % intervals over seeds; without one, all seeds cost the same, or there is one seed. A star: "
+    )
+    caption += "on the Pareto front of that cost."
     return PageTable(headings, tuple(rows), caption=caption)
+
+
+def _cost(found: Interval) -> str:
+    ends = f" ({shown_cost(found.low)} to {shown_cost(found.high)})" if found.low < found.high else ""
+    return f"{shown_cost(found.value)}{ends}"
+
+
+def _less(saving: Interval) -> str:
+    ends = f" ({-saving.high:+.0f} to {-saving.low:+.0f})" if saving.low < saving.high else ""
+    return f"{-saving.value:+.0f} %{ends}"

@@ -8,7 +8,7 @@ from lora_lightning.diagnosis.diagnosis_folder import FINDINGS, SKIP_LIST
 from lora_lightning.diagnosis.findings import Findings
 from lora_lightning.diagnosis.stored import as_json
 from lora_lightning.reports.study_json import json_text
-from lora_lightning.runs.files import write_error, write_text_atomically
+from lora_lightning.runs.files import save_text
 
 
 def write_findings(findings: Findings, folder: Path) -> Path:
@@ -24,7 +24,7 @@ def write_findings(findings: Findings, folder: Path) -> Path:
     Raises:
         TrainingError: If it cannot be written.
     """
-    return _write(folder / FINDINGS, json_text(as_json(findings)))
+    return save_text(folder / FINDINGS, json_text(as_json(findings)))
 
 
 def write_skip_list(findings: Findings, folder: Path) -> Path | None:
@@ -52,12 +52,4 @@ def write_skip_list(findings: Findings, folder: Path) -> Path | None:
     head = f"# Modules that the diagnosis {findings.name} would leave unquantized, for {100 * choice.share:.3g} % more "
     head += f"memory of the weights; {proof}\n# lora-lightning fit --config QLORA.yaml --config {SKIP_LIST}\n"
     content = {"model": {"init_args": {"quantization": {"skip_modules": [*findings.skipped, *choice.modules]}}}}
-    return _write(folder / SKIP_LIST, head + yaml.safe_dump(content, sort_keys=False))
-
-
-def _write(path: Path, text: str) -> Path:
-    try:
-        write_text_atomically(path, text)
-    except OSError as error:
-        raise write_error(path, error) from error
-    return path
+    return save_text(folder / SKIP_LIST, head + yaml.safe_dump(content, sort_keys=False))

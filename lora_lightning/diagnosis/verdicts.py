@@ -13,6 +13,7 @@ from lora_lightning.diagnosis.rank_threshold import RankThreshold
 from lora_lightning.diagnosis.skip_proof import SkipFinding
 from lora_lightning.diagnosis.specification import Diagnosis
 from lora_lightning.diagnosis.verdict_names import VerdictName
+from lora_lightning.statistics.jackknife import Interval
 from lora_lightning.statistics.multiple_tests import ERROR_RATE
 from lora_lightning.statistics.recovery import Recovery
 from lora_lightning.statistics.verdicts import Verdict
@@ -255,9 +256,16 @@ def _savings(diagnosis: Diagnosis, costs: CostTable) -> _Savings:
     row = next((row for row in costs.rows if row.configuration == name), None)
     shown = {WEIGHTS: "memory of the weights", "peak_memory_bytes": "peak memory", "seconds_per_step": "time a step"}
     known = {} if row is None else {shown[cost]: value for cost, value in row.savings.items() if cost in shown}
-    cheaper = [f"{cost} ({value:.0f} % less)" for cost, value in known.items() if value >= MATTERS]
-    dearer = [f"{cost} ({-value:.0f} % more)" for cost, value in known.items() if value <= -MATTERS]
+    told = {cost: each for cost, each in known.items() if not each.low <= 0 <= each.high}  # or of one seed
+    cheaper = [f"{cost} ({_percent(each, 'less')})" for cost, each in told.items() if each.value >= MATTERS]
+    more = {cost: Interval(-each.value, -each.high, -each.low) for cost, each in told.items()}
+    dearer = [f"{cost} ({_percent(each, 'more')})" for cost, each in more.items() if each.value >= MATTERS]
     return _Savings(" or ".join(cheaper), " or ".join(dearer))
+
+
+def _percent(found: Interval, word: str) -> str:
+    ends = f", 95 % interval {found.low:.0f} to {found.high:.0f}" if found.low < found.high else ""
+    return f"{found.value:.0f} % {word}{ends}"
 
 
 def _loses(merges: MergeRecoveries, target: str) -> bool:

@@ -47,7 +47,7 @@ def weight_bytes(layer: nn.Module) -> int:
         Bytes.
     """
     tensors = [cast("Tensor", layer.weight), *bitsandbytes.tensors_beside_weight(layer)]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def dequantized_weight(layer: nn.Module) -> Tensor:

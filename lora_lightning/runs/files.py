@@ -78,6 +78,26 @@ def write_text_atomically(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
+def save_text(path: Path, text: str) -> Path:
+    """Writes a UTF-8 text file with `atomic_file`, or says why it cannot be written.
+
+    Args:
+        path: The file. Its folder must exist.
+        text: The content.
+
+    Returns:
+        The file.
+
+    Raises:
+        TrainingError: If the file cannot be written. An existing file is then unchanged.
+    """
+    try:
+        write_text_atomically(path, text)
+    except OSError as error:
+        raise write_error(path, error) from error
+    return path
+
+
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Creates a draft folder next to a folder. Once it is filled, flushes it to disk and renames it to the final name.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lora_lightning.errors import UnreadableError
-from lora_lightning.runs.files import write_error, write_text_atomically
+from lora_lightning.runs.files import save_text
 from lora_lightning.runs.layout import RUN, SUMMARY
 
 SCHEMA_VERSION = 1  # of run.json and summary.json; to be raised if today's readers would misunderstand a new version
@@ -52,11 +52,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         TrainingError: If the file cannot be written.
     """
-    try:
-        text = json.dumps({"schema_version": SCHEMA_VERSION, **content}, indent=2, ensure_ascii=False)
-        write_text_atomically(path, f"{text}\n")
-    except OSError as error:
-        raise write_error(path, error) from error
+    text = json.dumps({"schema_version": SCHEMA_VERSION, **content}, indent=2, ensure_ascii=False)
+    save_text(path, f"{text}\n")
 
 
 class RunHistory:

@@ -9,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from lora_lightning.analysis.spectrum import common_energy_rank, rank_numbers, singular_values
 from lora_lightning.lora.delta import adapter_deltas
 from lora_lightning.lora.variants.adalora import ranks_in_use
-from lora_lightning.runs.files import write_error, write_text_atomically
+from lora_lightning.runs.files import save_text
 from lora_lightning.runs.layout import run_folder_of
 from lora_lightning.tasks import AdaptationTask
 
@@ -26,10 +26,7 @@ class AdapterRanks(Callback):
         if not numbers or not trainer.is_global_zero:
             return
         path = run_folder_of(trainer) / RANKS
-        try:
-            write_text_atomically(path, json.dumps(numbers) + "\n")
-        except OSError as error:
-            raise write_error(path, error) from error
+        save_text(path, json.dumps(numbers) + "\n")
 
 
 def measure_ranks(task: AdaptationTask) -> dict[str, float]:

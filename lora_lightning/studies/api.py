@@ -8,12 +8,13 @@ from typing import Any
 
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.reports.study_report import write_study_report
+from lora_lightning.runs.save_dirs import STUDIES
 from lora_lightning.studies.audit import StudyAudit
 from lora_lightning.studies.open_study import OpenStudy, start_study
 from lora_lightning.studies.plan import plan_study
 from lora_lightning.studies.specification import Study
 from lora_lightning.studies.study_file import read_study_file, study_from_content
-from lora_lightning.studies.study_folder import REPORT, SAVE_DIR, StudyFolder
+from lora_lightning.studies.study_folder import REPORT, StudyFolder
 from lora_lightning.studies.study_run import check_study, judge_study, write_recommendation
 from lora_lightning.studies.trial_table import TABLE, write_trial_table
 from lora_lightning.studies.worker import TrialEnd, Worker, check_all_finished
@@ -46,7 +47,7 @@ def run_study(
     settings: Mapping[str, Any] | None = None,
     *,
     base: Sequence[Path | str] = (),
-    save_dir: Path | str = SAVE_DIR,
+    save_dir: Path | str = STUDIES,
     retry_failed: bool = False,
     on_end: Callable[[TrialEnd], None] = lambda _: None,
 ) -> StudyReport:

@@ -10,7 +10,8 @@ from typing import Any
 from filelock import FileLock
 
 from lora_lightning.errors import ConfigurationError
-from lora_lightning.runs.files import write_error, write_text_atomically
+from lora_lightning.runs.files import save_text, write_error
+from lora_lightning.runs.save_dirs import STUDIES
 from lora_lightning.runs.settings import flatten, list_differences
 from lora_lightning.studies.claim_settings import claims_as_json, claims_from_json
 from lora_lightning.studies.plan import StudyPlan, plan_study, seed_by_seed
@@ -18,7 +19,6 @@ from lora_lightning.studies.specification import Axis, LearningRates, Range, Sea
 from lora_lightning.studies.study_yaml import read_yaml
 from lora_lightning.studies.trials import Trial, make_trial
 
-SAVE_DIR = Path("lightning_logs/studies")
 STUDY, JOURNAL, LOCK, CLAIMS, REPORT = "study.json", "journal.jsonl", "study.lock", ".claims", "report"
 TAG, VALIDATION_TAG, CLAIMED, TRUNCATED = "tag", "validation_tag", "claims", "truncations"  # in the study's file
 FURTHER_SEEDS = "further_seeds"
@@ -100,11 +100,8 @@ class StudyFolder:
             TrainingError: If the file cannot be written.
         """
         self.check(plan)
-        try:
-            content = study_as_json(plan.study) | {TAG: tag, VALIDATION_TAG: validation_tag}
-            write_text_atomically(self.path / STUDY, json.dumps(content, indent=2) + "\n")
-        except OSError as error:
-            raise write_error(self.path / STUDY, error) from error
+        content = study_as_json(plan.study) | {TAG: tag, VALIDATION_TAG: validation_tag}
+        save_text(self.path / STUDY, json.dumps(content, indent=2) + "\n")
 
 
 def _rates_as_json(rates: LearningRates | None) -> dict[str, Any] | None:
@@ -203,7 +200,7 @@ def _read_study(path: Path) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         msg = f"{path} is not the folder of a study, because {file} cannot be read; give a folder such as "
-        msg += f"{SAVE_DIR}/NAME"
+        msg += f"{STUDIES}/NAME"
         raise ConfigurationError(msg) from error
     if content["schema_version"] > SCHEMA_VERSION:
         msg = f"{file} has schema version {content['schema_version']}, but this release reads {SCHEMA_VERSION}; "

@@ -9,7 +9,7 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lora_lightning.errors import ConfigurationError
-from lora_lightning.runs.files import write_error, write_text_atomically
+from lora_lightning.runs.files import save_text
 from lora_lightning.runs.layout import CONFIG
 from lora_lightning.statistics.analysis import analyze_study, weak_reference_note
 from lora_lightning.statistics.recommendation import Recommendation, recommend_winner
@@ -147,11 +147,7 @@ def write_recommendation(study: OpenStudy, audit: StudyAudit) -> Path | None:
     text = (study.folder.run(finished[0]) / CONFIG).read_text(encoding="utf-8")
     config = _as_own_run(yaml.safe_load(text), study.plan.study.name)
     head = f"# {name}: recommended by the study {study.plan.study.name}\n"
-    try:
-        write_text_atomically(path, head + yaml.safe_dump(config, sort_keys=False))
-    except OSError as error:
-        raise write_error(path, error) from error
-    return path
+    return save_text(path, head + yaml.safe_dump(config, sort_keys=False))
 
 
 def _as_own_run(config: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lora_lightning.errors import DataError
-from lora_lightning.runs.files import atomic_file, write_error, write_text_atomically
+from lora_lightning.runs.files import atomic_file, save_text, write_error
 from lora_lightning.runs.layout import run_folder_of
 from lora_lightning.runs.resources import peak_memory_since_reset, reset_peak_memory, synchronized_time
 from lora_lightning.tasks import AdaptationTask
@@ -174,7 +174,4 @@ class TrialCosts(Callback):
             if self._train_start is not None:
                 costs["wall_seconds"] = synchronized_time(trainer.strategy.root_device) - self._train_start
         path = run_folder_of(trainer) / COSTS
-        try:
-            write_text_atomically(path, json.dumps(costs) + "\n")
-        except OSError as error:
-            raise write_error(path, error) from error
+        save_text(path, json.dumps(costs) + "\n")

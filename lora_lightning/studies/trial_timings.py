@@ -19,7 +19,7 @@ from torch import Tensor
 from lora_lightning.errors import ConfigurationError, LoraLightningError
 from lora_lightning.lora.delta import adapted_layers
 from lora_lightning.lora.merging import merge_targets, merged_adapters
-from lora_lightning.runs.files import write_error, write_text_atomically
+from lora_lightning.runs.files import save_text
 from lora_lightning.runs.record import RunRecord
 from lora_lightning.runs.resources import synchronized_time
 from lora_lightning.studies.open_study import OpenStudy
@@ -66,7 +66,7 @@ def time_trials(
             times, problem = _time_if_alone(study, trial)
             if times:
                 found[trial.id] = times
-                _write(path, times)
+                save_text(path, json.dumps(times) + "\n")
             on_end(trial, times, problem)
     return found
 
@@ -208,10 +208,3 @@ def round_seconds(run: Callable[[Batch], None], batches: Sequence[Batch], device
             run(batch)
         if number:
             yield synchronized_time(device) - start
-
-
-def _write(path: Path, times: dict[str, float]) -> None:
-    try:
-        write_text_atomically(path, json.dumps(times) + "\n")
-    except OSError as error:
-        raise write_error(path, error) from error

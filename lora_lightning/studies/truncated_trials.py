@@ -11,7 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from lora_lightning.errors import DataError
 from lora_lightning.lora.truncation import truncated_adapters
-from lora_lightning.runs.files import write_error, write_text_atomically
+from lora_lightning.runs.files import save_text
 from lora_lightning.runs.layout import run_folder_of
 from lora_lightning.studies.trial_measurements import write_outcomes
 from lora_lightning.tasks import AdaptationTask
@@ -46,10 +46,7 @@ class TruncatedTests(Callback):
             with isolated_evaluation(task), truncated_adapters(task.built_network, r):
                 found[r] = self._test(trainer, task, run_folder_of(trainer) / truncated_outcomes(r))
         path = run_folder_of(trainer) / METRICS
-        try:
-            write_text_atomically(path, json.dumps(found) + "\n")
-        except OSError as error:
-            raise write_error(path, error) from error
+        save_text(path, json.dumps(found) + "\n")
 
     def _test(self, trainer: Trainer, task: AdaptationTask, path: Path) -> dict[str, float]:
         data = trainer.datamodule  # type: ignore[attr-defined]

@@ -39,6 +39,7 @@ from lora_lightning.lora.delta import adapter_deltas
 from lora_lightning.lora.variants.adalora import AdaLoraSettings
 from lora_lightning.statistics.jackknife import Interval
 from lora_lightning.studies.open_study import open_study
+from lora_lightning.studies.trial_numbers import TIMINGS
 from lora_lightning.tasks import SequenceClassificationTask
 from lora_lightning.training.commands import prepare_command
 from tests.conftest import TinyBackbone
@@ -106,8 +107,8 @@ def test_the_files_have_all_numbers(trained: Path) -> None:
     assert not (folder / "skip_modules.yaml").exists()
     row = found.costs.rows[1]
     assert row.configuration == "NF4, r = 4"
-    assert 30 < row.savings["weight_bytes"] < 80
-    assert row.costs["adapter_bytes"] > 1000
+    assert 30 < row.savings["weight_bytes"].value < 80
+    assert row.costs["adapter_bytes"].value > 1000
 
 
 def test_updates_are_those_of_the_trained_models(
@@ -271,6 +272,27 @@ def test_nothing_is_done_twice(trained: Path, capsys: pytest.CaptureFixture[str]
     assert "comparing" not in printed.err
     assert main(["diagnose", "report", str(folder)]) == 0
     assert "- not_worse: " in capsys.readouterr().out
+
+
+def test_timings_are_measured_once_and_end_in_the_costs(
+    copied: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All runs but one have been timed before."""
+    name = "inference_ms_adapter_batch_1"
+    for run in copied.glob("*_seed_*"):
+        if not run.name.startswith("NF4_r_4_seed_1"):
+            (run / TIMINGS).write_text(json.dumps({"seconds_per_step": 0.1, name: 5.0}))
+    words = ["diagnose", "run", str(trained / "small.yaml"), f"--save_dir={copied.parent}", "--timings"]
+    assert main(words) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("timed: "))
+    assert line.startswith("timed:   NF4, r = 4, seed 1: ")
+    (run,) = copied.glob("NF4_r_4_seed_1_*")
+    times = json.loads((run / TIMINGS).read_text())
+    full, quantized = findings(copied).costs.rows
+    assert full.costs[name] == Interval(5, 5, 5)
+    assert quantized.costs[name].value == pytest.approx((5 + times[name]) / 2)
+    assert quantized.costs[name].low < quantized.costs[name].value  # of two seeds
+    assert quantized.savings[name].value == pytest.approx(50 - 10 * times[name])
 
 
 def test_a_verdict_that_is_required_and_not_reached_is_status_3(

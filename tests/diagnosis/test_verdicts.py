@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lora_lightning.diagnosis.costs import CostTable, cost_table
@@ -11,6 +12,7 @@ from lora_lightning.diagnosis.rank_threshold import find_rank_threshold
 from lora_lightning.diagnosis.specification import SkipProof
 from lora_lightning.diagnosis.verdict_names import VerdictName
 from lora_lightning.diagnosis.verdicts import Advice, DiagnosisVerdict, State, advise, reach_verdicts
+from lora_lightning.statistics.jackknife import Interval
 from tests.diagnosis import planted
 
 
@@ -28,8 +30,10 @@ def verdicts(loss: float = 0.0, **changes: Any) -> dict[VerdictName, DiagnosisVe
 
 
 def costs(loss: float = 0.0) -> CostTable:
-    weights = {"float32": 1000.0, "NF4": 400.0}
-    return cost_table(planted.diagnosis(), planted.results(loss), weights, {"NF4, r = 8": 50.0, "float32, r = 8": 50.0})
+    weights, sizes = {"float32": 1000.0, "NF4": 400.0}, dict.fromkeys(planted.SEEDS, 50.0)
+    return cost_table(
+        planted.diagnosis(), planted.results(loss), weights, {"NF4, r = 8": sizes, "float32, r = 8": sizes}
+    )
 
 
 def advice(loss: float = 0.0, **changes: Any) -> Advice:
@@ -143,8 +147,8 @@ def test_costs_are_means_with_savings_and_a_front() -> None:
     rows = {row.configuration: row for row in table.rows}
     assert list(rows) == [f"{precision}, r = {rank}" for precision in ("float32", "NF4") for rank in (2, 4, 8)]
     row = rows["NF4, r = 8"]
-    assert row.costs["weight_bytes"] == 400
-    assert row.savings == pytest.approx(
+    assert row.costs["weight_bytes"] == Interval(400, 400, 400)
+    assert {cost: saving.value for cost, saving in row.savings.items()} == pytest.approx(
         {
             "weight_bytes": 60,
             "peak_memory_bytes": 0,
@@ -173,4 +177,34 @@ def test_costs_are_compared_on_common_seeds() -> None:
     row = cost_table(
         planted.diagnosis(), replace(more, configurations=[*study.configurations[:-1], apart]), {}, {}
     ).rows[-1]
-    assert (row.quality, row.costs, row.savings) == (50, {"seconds_per_step": 3}, {})
+    assert (row.quality, row.costs["seconds_per_step"].value, row.savings) == (50, 3, {})
+    assert len(row.costs) == 1
+
+
+def test_costs_and_savings_have_intervals_over_seeds() -> None:
+    random = np.random.default_rng(0)
+    own, other = 1.5 + 0.1 * random.random(5), 1.0 + 0.1 * random.random(5)
+    study = planted.results()
+    steps = {"float32, r = 8": other, "NF4, r = 8": own}
+    configurations = [
+        replace(each, measurements={"seconds_per_step": dict(zip(planted.SEEDS, steps[each.name], strict=True))})
+        if each.name in steps
+        else each
+        for each in study.configurations
+    ]
+    table = cost_table(planted.diagnosis(), replace(study, configurations=configurations), {}, {})
+    row = next(row for row in table.rows if row.configuration == "NF4, r = 8")
+    half = 2.7764451051977987 * own.std(ddof=1) / np.sqrt(5)
+    cost = row.costs["seconds_per_step"]
+    assert (cost.value, cost.low, cost.high) == pytest.approx((own.mean(), own.mean() - half, own.mean() + half))
+    saving = row.savings["seconds_per_step"]
+    assert saving.value == pytest.approx(100 * (1 - own.mean() / other.mean()))
+    without = np.array([100 * (1 - np.delete(own, i).mean() / np.delete(other, i).mean()) for i in range(5)])
+    half = 2.7764451051977987 * np.sqrt(0.8 * ((without - without.mean()) ** 2).sum())
+    assert saving.high - saving.value == pytest.approx(half)
+    verdict = [*verdicts().values()]
+    (reason,) = advise(planted.diagnosis(), verdict, table, None).use_full
+    assert (
+        reason
+        == f"time a step ({-saving.value:.0f} % more, 95 % interval {-saving.high:.0f} to {-saving.low:.0f}) counts"
+    )

@@ -10,7 +10,15 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 
-from lora_lightning.runs.files import atomic_file, atomic_folder, remove_drafts, write_error, write_text_atomically
+from lora_lightning.errors import TrainingError
+from lora_lightning.runs.files import (
+    atomic_file,
+    atomic_folder,
+    remove_drafts,
+    save_text,
+    write_error,
+    write_text_atomically,
+)
 
 
 class Crash(BaseException):
@@ -139,6 +147,12 @@ def test_an_error_of_another_kind_stays_what_it_is(tmp_path: Path) -> None:
 
     with pytest.raises(KeyError):
         write()
+
+
+def test_a_text_that_cannot_be_saved_is_a_sentence(tmp_path: Path) -> None:
+    assert save_text(tmp_path / "a.txt", "old").read_text() == "old"
+    with pytest.raises(TrainingError, match=r"b\.txt cannot be written \(No such file or directory\)"):
+        save_text(tmp_path / "gone/b.txt", "new")
 
 
 @pytest.mark.parametrize(("named", "shown"), [("run/adapter", ""), ("run.draft", ""), ("../card.md", ": {}")])
