@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_lightning.analysis.quantization_error import canceled_share, reachable_share, relative_error, weight_shape
+from lora_lightning.backbones.gguf_origin import origin_of_weights
 from lora_lightning.diagnosis.opened_runs import OpenedRun, full_weight_of, quantized_weight_of
 from lora_lightning.lora.delta import AdapterDelta, adapter_deltas, split_layer_number
 from lora_lightning.lora.quantized import weight_bytes
@@ -57,6 +58,8 @@ class BaseErrors:
         quantized_bytes: The same with the quantized base.
         pad_token_id: Of the tokenizer; -1 if the data has none.
         vocabulary: Number of embeddings; 0 if the model reads no tokens.
+        origin: The quantized types from which the weights were dequantized before all training, such as
+            `Q4_1 (79 %) and Q8_0 (21 %)`; empty if they were not.
     """
 
     layers: tuple[LayerError, ...]
@@ -64,6 +67,14 @@ class BaseErrors:
     quantized_bytes: int
     pad_token_id: int
     vocabulary: int
+    origin: str = ""
+
+    @property
+    def caution(self) -> str:
+        """What has to be said beside every number about weights that were quantized before; empty for others."""
+        if not self.origin:
+            return ""
+        return f"The base's weights were dequantized from {self.origin}, so this says little about a base in 16 bits."
 
 
 def measure_base_errors(full: OpenedRun, quantized: OpenedRun) -> BaseErrors:
@@ -91,6 +102,7 @@ def measure_base_errors(full: OpenedRun, quantized: OpenedRun) -> BaseErrors:
         model_bytes(quantized.task.built_network, quantized.layers),
         pad,
         vocabulary,
+        origin_of_weights(full.task.backbone),
     )
 
 

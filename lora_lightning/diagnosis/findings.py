@@ -151,7 +151,15 @@ def collect_findings(diagnosis: Diagnosis, folder: DiagnosisFolder, study: OpenS
         verdicts=verdicts,
         advice=advise(diagnosis, verdicts, costs, merges),
         notes=tuple(
-            note for note in (results.unfinished, *collected.notes, _merge_note(merges), _stale_note(measured)) if note
+            note
+            for note in (
+                "" if errors is None else errors.caution,
+                results.unfinished,
+                *collected.notes,
+                _merge_note(merges),
+                _stale_note(measured),
+            )
+            if note
         ),
         training_seconds=sum(run.record.timings.fit or 0.0 for run in runs),
         measuring_seconds=folder.measured_seconds,

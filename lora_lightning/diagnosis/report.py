@@ -1,6 +1,7 @@
 """The report of a diagnosis: its findings as one HTML page, with figures as files."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 from lora_lightning.diagnosis import report_tables as tables
@@ -72,17 +73,24 @@ def make_page(findings: Findings) -> Page:
         _merges(findings),
         _costs(findings),
     ]
+    caution = "" if findings.errors is None else findings.errors.caution
     subtitle = f"{full} against {quantized}; {findings.metric.name}, margin {shown_margin(findings.metric)}; compared "
     subtitle += f"at r = {findings.rank} with seeds {', '.join(map(str, findings.seeds))}"
     return Page(
         title=findings.name,
         subtitle=subtitle,
-        answers=_answers(findings),
+        answers=(*_answers(findings), *([caution] if caution else [])),
         proven=quality.state in {State.YES, State.NO},
-        sections=tuple(section for section in sections if section is not None),
+        sections=tuple(_with_caution(section, caution) for section in sections if section is not None),
         notes=(*findings.notes, _share_of_measuring(findings)),
         reading=READING,
     )
+
+
+def _with_caution(section: Section, caution: str) -> Section:
+    """Says beside each figure what limits its numbers."""
+    figures = (replace(each, description=f"{each.description} {caution}".rstrip()) for each in section.figures)
+    return replace(section, figures=tuple(figures))
 
 
 def _answers(findings: Findings) -> tuple[str, ...]:
@@ -238,7 +246,7 @@ def _behavior(findings: Findings) -> Section | None:
     return Section(
         "Do the models behave alike?",
         (text,),
-        tables=(tables.behavior_table(found),),
+        tables=(tables.behavior_table(found), *tables.layers_tables(found)),
         figures=behavior_figures(found),
     )
 

@@ -42,12 +42,35 @@ def similarity_figures(findings: Findings, found: AdapterSimilarity) -> tuple[Re
     text += "seeds with one precision."
     return (
         ReportFigure("similarity", "Similarity of updates", text, module_maps_figure(panels, "cosine of dW", (0, 1))),
+        *_angle_figures(found),
         ReportFigure(
             "spectra",
             "Spectra",
             "Singular values of the updates by kind of module, averaged over layers and seeds, for both precisions.",
             spectra_figure(spectra),
         ),
+    )
+
+
+def _angle_figures(found: AdapterSimilarity) -> tuple[ReportFigure, ...]:
+    """Draws principal angles and overlaps by layer and module, for pairs of precisions and for pairs of seeds."""
+    kinds = [kind for kind in PairKind if kind in found.by_kind]
+    angles = {f"another {kind}": {each.module: each.largest_angle[kind] for each in found.modules} for kind in kinds}
+    overlaps = {
+        f"{side}, another {kind}": {each.module: getattr(each, name)[kind] for each in found.modules}
+        for side, name in (("outputs", "output_overlap"), ("inputs", "input_overlap"))
+        for kind in (PairKind.PRECISION, PairKind.SEED)
+        if kind in kinds
+    }
+    text = (
+        "The largest principal angle between the column or row spaces of two updates, by layer and module; 90 degrees: "
+    )
+    text += "a direction of one that the other one has nothing of."
+    both = "Overlap of the column spaces (outputs) and row spaces (inputs) of two updates, the mean squared cosine of "
+    both += "principal angles, by layer and module; row spaces of one seed start equal."
+    return (
+        ReportFigure("angles", "Principal angles", text, module_maps_figure(angles, "degrees", (0, 90))),
+        ReportFigure("overlaps", "Overlap of subspaces", both, module_maps_figure(overlaps, "overlap", (0, 1))),
     )
 
 
@@ -90,13 +113,28 @@ def sensitivity_figures(found: Sensitivity) -> tuple[ReportFigure, ...]:
 
 
 def behavior_figures(found: Behaviors) -> tuple[ReportFigure, ...]:
-    """Draws the similarity of hidden states by layer."""
-    first = {kind: next((p for p in found.pairs if p.kind is kind and p.layers), None) for kind in PairKind}
-    series = {f"another {kind}": [each.cka for each in pair.layers] for kind, pair in first.items() if pair is not None}
-    if not series:
+    """Draws the similarity of hidden states by layer, as means over pairs."""
+    kinds = {kind: [pair.layers for pair in found.pairs if pair.kind is kind and pair.layers] for kind in PairKind}
+    known = {f"another {kind}": pairs for kind, pairs in kinds.items() if pairs}
+    if not known:
         return ()
-    text = "Linear CKA of the hidden states after each layer, for a pair of precisions and for a pair of seeds."
-    return (ReportFigure("layers", "Hidden states", text, alike_figure(series, "linear CKA")),)
+    names = {"cka": ("Hidden states", "linear CKA"), "cosine": ("Embedding similarity", "mean cosine")}
+    return tuple(
+        ReportFigure(
+            f"layers_{name}",
+            title,
+            f"{label} of the hidden states after each layer, for pairs of precisions and pairs of seeds; means over "
+            f"{' and '.join(str(len(pairs)) for pairs in known.values())} pairs.",
+            alike_figure(
+                {
+                    kind: [fmean(getattr(each, name) for each in layer) for layer in zip(*pairs, strict=True)]
+                    for kind, pairs in known.items()
+                },
+                label,
+            ),
+        )
+        for name, (title, label) in names.items()
+    )
 
 
 def ranks_figure(findings: Findings) -> ReportFigure:

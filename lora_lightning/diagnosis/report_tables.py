@@ -99,12 +99,23 @@ def similarity_tables(found: AdapterSimilarity) -> tuple[PageTable, ...]:
         "largest angle, degrees",
     )
     shown = found.modules[:MOST_MODULES]
+    by_kind = {"cosine": "cosine", "output_overlap": "overlap of outputs", "input_overlap": "overlap of inputs"}
+    by_kind["largest_angle"] = "largest angle"
     each = [
-        (module.module, *(number(module.cosine.get(kind, math.nan)) for kind in kinds), *map(number, module.norms))
+        (
+            module.module,
+            *(number(getattr(module, name).get(kind, math.nan)) for name in by_kind for kind in kinds),
+            *map(number, module.norms),
+        )
         for module in shown
     ]
-    columns = ("module", *(f"cosine, {kind}" for kind in kinds), "||dW||, not quantized", "||dW||, quantized")
-    caption = f"Each module ({len(shown)} of {len(found.modules)})"
+    columns = (
+        "module",
+        *(f"{title}, {kind}" for title in by_kind.values() for kind in kinds),
+        "||dW||, not quantized",
+        "||dW||, quantized",
+    )
+    caption = f"Each module ({len(shown)} of {len(found.modules)}); angles in degrees"
     return (PageTable(headings, tuple(rows)), PageTable(columns, tuple(each), caption=caption, folded=True))
 
 
@@ -249,6 +260,30 @@ def behavior_table(found: Behaviors) -> PageTable:
         rows.append(("last layer: CKA", *(number(p.layers[-1].cka) if p.layers else "-" for p in pairs)))
     headings = ("", *(f"{pair.first} / {pair.second}" for pair in pairs))
     return PageTable(headings, tuple(rows))
+
+
+def layers_tables(found: Behaviors) -> tuple[PageTable, ...]:
+    """How alike hidden states are after each layer, by kind of pair."""
+    kinds = {kind: [pair.layers for pair in found.pairs if pair.kind is kind and pair.layers] for kind in PairKind}
+    known = {kind: pairs for kind, pairs in kinds.items() if pairs}
+    if not known:
+        return ()
+    names = {"cosine": "mean cosine", "cka": "CKA"}
+    rows = [
+        (
+            "embeddings" if not place else f"layer {place}",
+            *(_range([getattr(each, name) for each in group]) for name in names for group in layer),
+        )
+        for place, layer in enumerate(zip(*(zip(*pairs, strict=True) for pairs in known.values()), strict=True))
+    ]
+    headings = ("after", *(f"{title}, another {kind}" for title in names.values() for kind in known))
+    caption = "Hidden states after each layer: mean over pairs (least to largest)"
+    return (PageTable(headings, tuple(rows), caption=caption, folded=True),)
+
+
+def _range(values: Sequence[float]) -> str:
+    ends = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
+    return f"{fmean(values):.3f}{ends}"
 
 
 def _greedy(pair: PairBehavior) -> str:

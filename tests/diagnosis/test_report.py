@@ -9,9 +9,10 @@ from xml.etree import ElementTree as ET
 import pytest
 import yaml
 
+from lora_lightning.diagnosis.adapter_similarity import PairKind
 from lora_lightning.diagnosis.findings import Findings, check_required
 from lora_lightning.diagnosis.report import make_page, write_report
-from lora_lightning.diagnosis.report_tables import effects_tables, shown_change
+from lora_lightning.diagnosis.report_tables import effects_tables, layers_tables, shown_change, similarity_tables
 from lora_lightning.diagnosis.results_files import write_findings, write_skip_list
 from lora_lightning.errors import DataError, VerificationError
 from lora_lightning.reports.page import Page as PageOfReport
@@ -19,6 +20,7 @@ from lora_lightning.reports.page import render_page, write_page
 from lora_lightning.statistics.jackknife import Interval
 from lora_lightning.statistics.study_results import Metric, Scale
 from tests.diagnosis import planted
+from tests.diagnosis.small_diagnosis import leave_figures_out
 from tests.reports.test_study_report import HOSTILE, Page
 
 TITLES = (
@@ -69,11 +71,22 @@ def test_the_page_loads_nothing_and_is_small(folder: Path) -> None:
     assert all(address.startswith("#") for address in page.addresses)
     assert {address[1:] for address in page.addresses} <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
-    assert len(page.labels) == text.count("<svg") == 10
+    assert len(page.labels) == text.count("<svg") == 13
     assert len(text) < 600_000
     assert "prefers-color-scheme: dark" in text
     names = {path.stem for path in (folder / "figures").iterdir()}
-    assert names >= {"similarity", "spectra", "errors", "sensitivity", "scores", "ranks", "layers", "cost_weight_bytes"}
+    assert names >= {
+        "similarity",
+        "angles",
+        "overlaps",
+        "spectra",
+        "errors",
+        "sensitivity",
+        "scores",
+        "ranks",
+        "cost_weight_bytes",
+    }
+    assert names >= {"layers_cka", "layers_cosine"}
     for name in names:
         ET.parse(folder / "figures" / f"{name}.svg")  # noqa: S314  # our own file
         assert (folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -98,6 +111,38 @@ def test_what_was_not_measured_is_left_out() -> None:
         "What does it cost?",
     ]
     assert page.sections[1].paragraphs == ("No failure mode was found in what was measured.",)
+
+
+def test_angles_and_hidden_states_are_in_tables_too() -> None:
+    found = planted.findings()
+    assert found.similarity is not None
+    _, modules = similarity_tables(found.similarity)
+    column = modules.headings.index("largest angle, seed")
+    assert modules.rows[0][column] == f"{found.similarity.modules[0].largest_angle[PairKind.SEED]:.3g}"
+    assert {"overlap of inputs, precision", "overlap of outputs, precision and seed"} <= {*modules.headings}
+    pair, other = planted.behaviors().pairs
+    less = replace(pair, layers=tuple(replace(each, cka=each.cka - 0.02) for each in pair.layers))
+    (layers,) = layers_tables(replace(planted.behaviors(), pairs=(pair, less, other)))
+    assert layers.headings == (
+        "after",
+        "mean cosine, another precision",
+        "mean cosine, another seed",
+        "CKA, another precision",
+        "CKA, another seed",
+    )
+    assert layers.rows[2] == ("layer 2", "0.970 (0.970 to 0.970)", "0.970", "0.940 (0.930 to 0.950)", "0.950")
+    assert layers_tables(replace(planted.behaviors(), pairs=(replace(pair, layers=()),))) == ()
+
+
+def test_what_limits_a_base_that_was_quantized_before_is_said_beside_each_figure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    leave_figures_out(monkeypatch)
+    for found, is_said in ((replace(planted.errors(), origin="Q4_1 (79 %)"), True), (planted.errors(), False)):
+        page = make_page(planted.findings(errors=found))
+        texts = [page.answers[-1], *(each.description for section in page.sections for each in section.figures)]
+        assert len(texts) == 3
+        assert all(("dequantized from Q4_1 (79 %), so this says little" in text) is is_said for text in texts)
 
 
 def test_the_files_have_all_numbers(tmp_path: Path) -> None:

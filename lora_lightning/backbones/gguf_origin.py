@@ -1,0 +1,38 @@
+"""From which quantization the weights of a GGUF file come, since transformers dequantizes them and says nothing."""
+
+from collections import Counter
+from pathlib import Path
+
+from lora_lightning.backbones.source import gguf_file_of, resolve_backbone
+
+FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
+LEAST_SHARE = 0.01
+
+
+def origin_of_weights(backbone: str) -> str:
+    """Names the types in which a GGUF file holds the weights of a backbone, the most frequent one first.
+
+    The tensors' own types count, and not the header's `general.file_type`, which names one of them.
+
+    Args:
+        backbone: As in a config.
+
+    Returns:
+        Such as `Q4_1 (79 %) and Q8_0 (21 %)`, shares of the parameters; empty for other files, and for a GGUF file
+        whose weights are not quantized.
+
+    Raises:
+        BackboneError: If the backbone is not there.
+    """
+    source = resolve_backbone(backbone)
+    if (file := gguf_file_of(source)) is None:
+        return ""
+    from gguf import GGUFReader  # noqa: PLC0415  # an optional package
+
+    sizes: Counter[str] = Counter()
+    for tensor in GGUFReader(str(Path(source) / file)).tensors:
+        sizes[tensor.tensor_type.name] += int(tensor.n_elements)
+    kept = {name: size / sizes.total() for name, size in sizes.most_common() if size >= LEAST_SHARE * sizes.total()}
+    return (
+        "" if kept.keys() <= FLOATING else " and ".join(f"{name} ({100 * share:.0f} %)" for name, share in kept.items())
+    )
