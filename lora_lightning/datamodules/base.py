@@ -7,8 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from lightning import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
@@ -107,6 +109,18 @@ class AdaptationDataModule(LightningDataModule):
     def label_space(self) -> LabelSpace | None:
         """The labels of the data set; `None` where the task has none."""
         return None
+
+    def label_counts(self) -> tuple[NDArray[np.int64], int]:
+        """How many training rows have each label, (labels,) int64, and how many there are, for `model.class_weight`.
+
+        Raises:
+            ConfigurationError: If this data module does not count them.
+        """
+        msg = (
+            f"model.class_weight is balanced, but {type(self).__name__} does not count the training rows of each "
+            "label; give the weights by label."
+        )
+        raise ConfigurationError(msg)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:

@@ -109,6 +109,13 @@ class ClassificationDataModule(TextDataModule):
     def load_splits(self) -> dict[str, LabeledTexts]:
         """Reads and checks `train`, `val` and `test`."""
 
+    def label_counts(self) -> tuple[NDArray[np.int64], int]:
+        """How many training rows have each label, (labels,) int64, and how many there are; not for regression."""
+        labels = np.asarray(self.raw_splits[TRAIN].labels)
+        if labels.ndim > 1:
+            return (labels > 0).sum(axis=0), len(labels)
+        return np.bincount(labels[labels != OUT_OF_SCOPE_TARGET], minlength=len(self.label_space.names)), len(labels)
+
     def warn_about_repeated_texts(self, splits: Mapping[str, LabeledTexts]) -> None:
         """Warns about texts that several splits share, and about those with different labels.
 

@@ -255,12 +255,12 @@ class AdaptationTask(HookedConversion, ContinuingTask):
             return (*output.encoder_hidden_states, *output.decoder_hidden_states[1:])
         return cast("tuple[Tensor, ...]", output.hidden_states)
 
-    def scale_summed_loss(self, loss: Tensor, examples: int, batch_idx: int) -> Tensor:
+    def scale_summed_loss(self, loss: Tensor, examples: float, batch_idx: int) -> Tensor:
         """Scales a batch's loss for the backward pass, so that all examples of an optimizer step have the same weight.
 
         Args:
             loss: Of a batch, summed over its examples (rows, or labels of a language model), floating scalar.
-            examples: How many examples the batch has.
+            examples: How many examples the batch has; if they have weights, the sum of these.
             batch_idx: Number of the batch in its epoch.
 
         Returns:

@@ -17,11 +17,18 @@ from lora_lightning.metrics import (
     out_of_scope_score,
     scores_and_decisions,
 )
+from lora_lightning.tasks.class_weights import cell_weights
 
 DIGITS = 6  # of scores in files
 
 
-def classification_loss(logits: Tensor, labels: Tensor, problem_type: str, label_smoothing: float = 0.0) -> Tensor:
+def classification_loss(
+    logits: Tensor,
+    labels: Tensor,
+    problem_type: str,
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+) -> Tensor:
     """The loss of a batch: cross entropy, binary cross entropy of each label, or the squared error.
 
     Args:
@@ -30,16 +37,26 @@ def classification_loss(logits: Tensor, labels: Tensor, problem_type: str, label
             (batch,) float32 numbers.
         problem_type: Of the label space.
         label_smoothing: Share of the target's mass spread over all classes; for single labels.
+        class_weights: From `class_weights.class_weights`, on the device; `None` if all labels weigh alike.
 
     Returns:
-        A float32 scalar, the mean over the batch (and over its labels if a text has several).
+        A float32 scalar, the mean over the batch (and over its labels if a text has several), weighted if there are
+        weights.
     """
     logits = logits.float()
+    reduction = "mean" if class_weights is None else "none"
     if problem_type == REGRESSION:
         return functional.mse_loss(logits.squeeze(-1), labels)
     if problem_type == MULTI_LABEL:
-        return functional.binary_cross_entropy_with_logits(logits, labels)
-    return functional.cross_entropy(logits, labels, ignore_index=OUT_OF_SCOPE_TARGET, label_smoothing=label_smoothing)
+        loss = functional.binary_cross_entropy_with_logits(logits, labels, reduction=reduction)
+    else:
+        loss = functional.cross_entropy(
+            logits, labels, ignore_index=OUT_OF_SCOPE_TARGET, label_smoothing=label_smoothing, reduction=reduction
+        )
+    if class_weights is None:
+        return loss
+    weights = cell_weights(labels, class_weights)
+    return (loss * weights).sum() / weights.sum()
 
 
 def constant_logits(labels: Tensor, count: int, problem_type: str) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any, cast
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
@@ -37,6 +38,7 @@ from lora_lightning.metrics import (
     classification_metrics,
 )
 from lora_lightning.tasks.base import EVALUATED, AdaptationTask
+from lora_lightning.tasks.class_weights import ClassWeight, check_class_weight, class_weights, examples_of
 from lora_lightning.tasks.classification_outputs import (
     classification_loss,
     constant_logits,
@@ -71,6 +73,8 @@ class SequenceClassificationTask(AdaptationTask):
             less memory for long texts, about a third more time.
         freeze_backbone: With `lora: null`, train only the head and other modules that the pretrained checkpoint lacks.
         label_smoothing: Share of the target's mass spread over all classes, in [0, 1); for single labels.
+        class_weight: How much the rows of a label count in the training loss: weights by label (others 1), or
+            `balanced`, as in scikit-learn: the fewer training rows a label has, the more they count.
         label_space: The labels; filled in from the data module, or from the checkpoint in `predict`.
     """
 
@@ -89,6 +93,7 @@ class SequenceClassificationTask(AdaptationTask):
         gradient_checkpointing: bool = False,
         freeze_backbone: bool = False,
         label_smoothing: float = 0.0,
+        class_weight: ClassWeight | None = None,
         label_space: LabelSpace | None = None,
     ) -> None:
         super().__init__(
@@ -105,6 +110,8 @@ class SequenceClassificationTask(AdaptationTask):
             msg = f"model.label_smoothing is {label_smoothing}, but it must be in [0, 1)."
             raise ConfigurationError(msg)
         self.label_smoothing = label_smoothing
+        self.class_weight = class_weight
+        self.class_weights: Tensor | None = None  # by `setup`, as `balanced` needs the training data
         self.label_space = as_settings(LabelSpace, label_space)
         self.scored_splits: list[str] = []  # in the order of the loaders
         # At infinity no query is out of scope, until validation has chosen.
@@ -119,6 +126,7 @@ class SequenceClassificationTask(AdaptationTask):
             gradient_checkpointing=gradient_checkpointing,
             freeze_backbone=freeze_backbone,
             label_smoothing=label_smoothing,
+            class_weight=class_weight,
             label_space=label_space,
         )
 
@@ -139,6 +147,11 @@ class SequenceClassificationTask(AdaptationTask):
         self.scored_splits = [name for kind in KINDS_OF_STAGE[stage] for name in datamodule.split_names(kind)]
         for name in self.scored_splits:
             self.metrics[name] = classification_metrics(self.labels)
+        if stage == "fit" and self.class_weight is not None:
+            check_class_weight(self.class_weight, self.labels)
+            self.class_weights, note = class_weights(self.class_weight, self.labels, datamodule.label_counts)
+            if note:
+                rank_zero_warn(note)
 
     def adopt_labels(self, space: LabelSpace) -> None:
         """Takes the labels from a data module or a checkpoint, before the model is built."""
@@ -166,6 +179,7 @@ class SequenceClassificationTask(AdaptationTask):
     def check_settings(self) -> None:
         """Refuses settings that do not fit the labels or the backbone's architecture, before any weights load."""
         chosen_metrics(self.labels)
+        check_class_weight(self.class_weight, self.labels)
         if self.label_smoothing and self.labels.problem_type != SINGLE_LABEL:
             kind = self.labels.problem_type.replace("_", " ")
             msg = f"model.label_smoothing is {self.label_smoothing}, but this data is {kind}; set it to 0."
@@ -223,17 +237,20 @@ class SequenceClassificationTask(AdaptationTask):
         return logits
 
     def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits, (batch, labels), and the mean loss, as in training."""
-        logits = self(batch)
-        label_smoothing = self.label_smoothing if self.training else 0.0
-        loss = classification_loss(logits, batch["labels"], self.labels.problem_type, label_smoothing)
+        """Logits, (batch, labels), and the mean loss; in training mode with label smoothing and class weights."""
+        logits, labels = self(batch), batch["labels"]
+        if not self.training:
+            return logits, classification_loss(logits, labels, self.labels.problem_type)
+        if self.class_weights is not None:
+            self.class_weights = self.class_weights.to(labels.device)
+        loss = classification_loss(logits, labels, self.labels.problem_type, self.label_smoothing, self.class_weights)
         return logits, loss
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Summed loss of a batch."""
+        """Summed loss of a batch; a row with a weight counts as so many rows."""
         _, loss = self.evaluate(batch)
-        rows = len(batch["labels"])
-        return self.scale_summed_loss(loss * rows, rows, batch_idx)
+        examples = examples_of(batch["labels"], self.class_weights)
+        return self.scale_summed_loss(loss * examples, examples, batch_idx)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Adds a batch to the metrics of its validation split."""

@@ -16,16 +16,16 @@ class StepWeighting:
     """
 
     def __init__(self) -> None:
-        self._examples = 0  # of this process, in the current step
+        self._examples = 0.0  # of this process, in the current step
         self._loss = torch.zeros(())  # summed over these examples
         self._is_complete = False
 
-    def add_batch(self, loss: Tensor, examples: int, batch_idx: int, trainer: Trainer) -> Tensor:
+    def add_batch(self, loss: Tensor, examples: float, batch_idx: int, trainer: Trainer) -> Tensor:
         """Counts a batch.
 
         Args:
             loss: Of the batch, summed over its examples, floating scalar.
-            examples: How many examples the batch has.
+            examples: How many examples the batch has; if they have weights, the sum of these.
             batch_idx: Number of the batch in its epoch.
             trainer: Knows how many batches a step accumulates, and which batch is the last.
 
@@ -51,12 +51,12 @@ class StepWeighting:
         """
         if not self._is_complete:
             return None
-        examples, loss = float(self._examples), self._loss
+        examples, loss = self._examples, self._loss
         if trainer.world_size > 1:  # a single process has nothing to wait for
             own = torch.stack([torch.tensor(examples, device=loss.device), loss])
             total = cast("Tensor", trainer.strategy.reduce(own, reduce_op="sum"))
             examples, loss = float(total[0]), total[1]
-        self._examples, self._loss = 0, torch.zeros(())
+        self._examples, self._loss = 0.0, torch.zeros(())
         for parameter in parameters:
             if parameter.grad is not None:
                 parameter.grad.mul_(trainer.world_size / examples)

@@ -25,6 +25,7 @@ KINDS = {
     "set": ("multi_label_classification", "val/micro_f1", ["a", "b", "c"]),
     "number": ("regression", "val/pearson", ["label"]),
 }
+CLASS_WEIGHT = {"word": '{"yes": 2.0}', "set": "balanced", "number": "null"}
 
 
 def fit_words(backbone: Path, logs: Path, *more: str) -> list[str]:
@@ -73,6 +74,7 @@ def own_data_run(
         f"--data.problem_type={problem_type}",
         f"--checkpoint.monitor={monitor}",
         "--checkpoint.mode=max",
+        f"--model.class_weight={CLASS_WEIGHT[kind]}",
     ]
     assert main(fit_words(tiny_backbone("bert"), logs, *words)) == 0
     return kind, logs / "run" / "version_0"
@@ -86,6 +88,16 @@ def test_a_run_reports_the_metrics_of_its_kind(own_data_run: tuple[str, Path]) -
         "number": "pearson spearman mean_squared_error mean_absolute_error",
     }[kind].split()
     assert set(metrics_of(run)) == {f"{split}/{name}" for split in ("val", "test") for name in ["loss", *expected]}
+
+
+def test_a_run_is_not_resumed_with_other_class_weights(
+    own_data_run: tuple[str, Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    kind, run = own_data_run
+    words = ["fit", f"--config={run / 'config.yaml'}", f"--ckpt_path={run / 'checkpoints/last.ckpt'}"]
+    weights = '{"a": 3.0}' if kind == "set" else '{"yes": 3.0}'
+    assert main([*words, f"--model.class_weight={weights}", "--trainer.logger.name=other"]) == 2
+    assert "contradicts the options: class_weight" in capfd.readouterr().err
 
 
 def test_the_checkpoint_tests_as_in_training(own_data_run: tuple[str, Path]) -> None:
@@ -226,6 +238,21 @@ MISUSE: dict[str, tuple[str, list[str], list[str]]] = {
         "fit",
         ["--data.task_name=stsb", "--model.label_smoothing=0.1", "--trainer.logger.name=other"],
         ["model.label_smoothing is 0.1, but this data is regression; set it to 0"],
+    ),
+    "weighted numbers": (
+        "fit",
+        ["--data.task_name=stsb", "--model.class_weight=balanced", "--trainer.logger.name=other"],
+        ["model.class_weight is 'balanced', but this data is regression and has no labels; set it to null"],
+    ),
+    "weight of an unknown label": (
+        "fit",
+        ["--model.class_weight={entailmnt: 2}", "--trainer.logger.name=other"],
+        ["model.class_weight names 'entailmnt', which is no label; did you mean 'entailment'"],
+    ),
+    "no weight": (
+        "fit",
+        ["--model.class_weight={neutral: 0}", "--trainer.logger.name=other"],
+        ["model.class_weight of 'neutral' is 0.0, but it must be a positive number"],
     ),
 }
 

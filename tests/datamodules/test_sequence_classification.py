@@ -1,6 +1,7 @@
 """Pairs of texts carry token types exactly where the backbone has an embedding for them."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,3 +52,15 @@ def test_predictions_stand_beside_their_pair() -> None:
         {"text": "w1 w2", "text_pair": "w4"},
         {"text": "w3", "text_pair": "w5 w6"},
     ]
+
+
+@pytest.mark.parametrize(
+    ("labels", "counts"), [([1, 0, 1, -1, 1], [1, 3]), ([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0], [0.0, 1.0]], [1, 3])]
+)
+def test_the_training_rows_of_each_label_are_counted(
+    monkeypatch: pytest.MonkeyPatch, labels: list[Any], counts: list[int]
+) -> None:
+    rows = LabeledTexts(["w1"] * len(labels), labels)
+    monkeypatch.setattr(PairDataModule, "load_splits", lambda _: {"train": rows, "val": PAIRS})
+    found, total = PairDataModule().label_counts()
+    assert (found.tolist(), total) == (counts, len(labels))

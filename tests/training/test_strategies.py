@@ -41,6 +41,7 @@ def words_of(kind: str, tiny_backbone: TinyBackbone, data: Path) -> list[str]:
     else:
         words += ["--data=Clinc150DataModule", f"--data.data_dir={data}"]
     words += [f"--config={CONFIGS / 'callbacks' / 'all_monitors.yaml'}"] if kind == "lora" else []
+    words += ["--model.class_weight=balanced"] if kind == "lora" else []
     words += ["--seed_everything=1", "--model.optimization.learning_rate=0.003", "--trainer.gradient_clip_val=0.5"]
     words += ["--trainer.logger=CSVLogger", "--trainer.log_every_n_steps=1"]
     return [*words, f"--data.cache_dir={data}", "--data.eval_batch_size=8"]
