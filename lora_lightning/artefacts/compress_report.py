@@ -123,7 +123,11 @@ def threshold_note(found: ChosenThreshold, tested_on: str) -> str:
     Returns:
         A sentence.
     """
-    words = {"out_of_scope_threshold": "for queries out of scope", "null_threshold": "for unanswerable questions"}
+    words = {
+        "out_of_scope_threshold": "for queries out of scope",
+        "label_threshold": "for labels",
+        "null_threshold": "for unanswerable questions",
+    }
     chosen = (
         f"the threshold {words.get(found.name, found.name)} was chosen again on validation, by the written adapter: "
         f"{found.written:.4g} ({found.full:.4g} for the full one)"

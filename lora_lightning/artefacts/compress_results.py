@@ -72,7 +72,7 @@ class ChosenThreshold:
     """The threshold that the written folder holds, chosen on validation with the truncated adapter.
 
     Attributes:
-        name: `out_of_scope_threshold` or `null_threshold`.
+        name: `out_of_scope_threshold`, `label_threshold` or `null_threshold`.
         full: Of the full adapter, chosen in the same way.
         written: In the folder.
         metrics: What follows it on the test split, by name: of the full adapter and of the written one.

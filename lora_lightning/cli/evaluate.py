@@ -5,10 +5,11 @@ from typing import Literal
 
 from rich.console import Console
 
-from lora_lightning.cli.tables import metrics_table
+from lora_lightning.cli.tables import label_table, metrics_table
 from lora_lightning.runs.record import metrics_by_split
 from lora_lightning.training.commands import prepare_command
 from lora_lightning.training.evaluation import folder_of_checkpoint, score_split, write_metrics
+from lora_lightning.training.label_results import scores_of_last_splits, write_label_scores
 from lora_lightning.training.lightning_cli import LoraLightningCLI
 
 
@@ -40,9 +41,13 @@ def _score(command: Literal["validate", "test"], arguments: Sequence[str]) -> Lo
     cli = prepare_command(command, arguments)
     metrics = score_split(cli, command)
     if cli.trainer.is_global_zero:
-        path = folder_of_checkpoint(cli.options.ckpt_path) / f"{command}_metrics.json"
+        folder = folder_of_checkpoint(cli.options.ckpt_path)
+        path = folder / f"{command}_metrics.json"
         write_metrics(metrics, path)
         console = Console(highlight=False, markup=False, soft_wrap=True)
         console.print(metrics_table(metrics_by_split(metrics)))
         console.print(f"metrics: {path}")
+        for split, scores in scores_of_last_splits(cli.trainer).items():
+            console.print(label_table(split, scores))
+            console.print(f"labels: {write_label_scores(folder, split, scores)}")
     return cli

@@ -1,11 +1,17 @@
 """Tables that commands print."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from lora_lightning.metrics.direction import LOWER_IS_BETTER
+from lora_lightning.metrics.label_scores import LabelScore, worst_first
+from lora_lightning.training.confusion import label_for_figure
 
+FEW_LABELS = 20  # that are shown one by one
+WORST_LABELS = 10  # that are shown of more
 KINDS = {"val": "validation", "test": "test"}
 
 
@@ -32,3 +38,26 @@ def metrics_table(metrics: Mapping[str, Mapping[str, float]]) -> Table:
         arrow = " (lower is better)" if name in LOWER_IS_BETTER else ""
         table.add_row(name + arrow, *["-" if value is None else f"{value:.4f}" for value in values])
     return table
+
+
+def label_table(split: str, scores: Sequence[LabelScore]) -> Group:
+    """Arranges the scores of labels in a table: of all if they are few, otherwise of those with the lowest F1.
+
+    Args:
+        split: Such as `test`, for the title.
+        scores: Of all labels.
+
+    Returns:
+        A line, and a table with one row per label.
+    """
+    shown = list(scores) if len(scores) <= FEW_LABELS else worst_first(scores)[:WORST_LABELS]
+    kind, _, part = split.partition("_")
+    few = f"the {len(shown)} of {len(scores)} labels with the lowest F1" if len(shown) < len(scores) else "each label"
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("label")
+    for name in ("precision", "recall", "F1", "support"):
+        table.add_column(name, justify="right")
+    for score in shown:
+        values = ["-" if value is None else f"{value:.4f}" for value in score[1:4]]
+        table.add_row(Text(label_for_figure(score.label)), *values, f"{score.support:,}")
+    return Group(Text(f"\n{' '.join([KINDS[kind], part]).strip()}, {few}:"), table)

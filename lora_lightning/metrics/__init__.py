@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lora_lightning.metrics.classification import ClassificationMetrics, chosen_metrics, scores_and_decisions
+    from lora_lightning.metrics.decision_threshold import ThresholdMetrics
     from lora_lightning.metrics.intents import IntentMetrics, classification_metrics
     from lora_lightning.metrics.label_space import (
         MULTI_LABEL,
@@ -27,6 +28,7 @@ __all__ = [
     "ClassificationMetrics",
     "IntentMetrics",
     "LabelSpace",
+    "ThresholdMetrics",
     "best_threshold",
     "chosen_metrics",
     "classification_metrics",
@@ -39,6 +41,7 @@ HOMES = {
     "ClassificationMetrics": "classification",
     "chosen_metrics": "classification",
     "scores_and_decisions": "classification",
+    "ThresholdMetrics": "decision_threshold",
     "IntentMetrics": "intents",
     "classification_metrics": "intents",
     "best_threshold": "out_of_scope",

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics import Metric, SumMetric
 from torchmetrics.classification import (
@@ -16,6 +18,7 @@ from torchmetrics.classification import (
     MultilabelAveragePrecision,
     MultilabelExactMatch,
     MultilabelF1Score,
+    MultilabelStatScores,
 )
 
 from lora_lightning.errors import ConfigurationError, suggest_names
@@ -117,6 +120,7 @@ class ClassificationMetrics(nn.Module):
         self.chosen = chosen_metrics(space)
         self.metrics = nn.ModuleDict({name: metric.build(num_labels) for name, metric in self.chosen.items()})
         self.confusion = MulticlassConfusionMatrix(num_labels) if self.problem_type == SINGLE_LABEL else None
+        self.by_label = MultilabelStatScores(num_labels, average=None) if self.problem_type == MULTI_LABEL else None
 
     def update(self, logits: Tensor, target: Tensor, loss: Tensor) -> None:
         """Adds a batch.
@@ -135,6 +139,8 @@ class ClassificationMetrics(nn.Module):
             self.metrics[name].update(scores if metric.on_scores else decisions, target)  # type: ignore[operator]
         if self.confusion is not None:
             self.confusion.update(decisions, target)
+        if self.by_label is not None:
+            self.by_label.update(decisions, target)
 
     def compute(self) -> dict[str, Tensor]:
         """Everything, by name; collective under several processes.
@@ -145,6 +151,20 @@ class ClassificationMetrics(nn.Module):
         if not self.rows.compute():
             return {}
         return {"loss": self.loss.compute()} | {name: metric.compute() for name, metric in self.metrics.items()}  # type: ignore[operator]
+
+    def label_counts(self) -> NDArray[np.int64] | None:
+        """How often each label is right, predicted and there; collective under several processes.
+
+        Returns:
+            (labels, 3), int64, as `label_scores` takes them, of the rows that have a class; `None` for regression.
+        """
+        if self.confusion is not None:
+            matrix = self.confusion.compute().cpu().numpy()  # rows are truth
+            return np.stack([matrix.diagonal(), matrix.sum(axis=0), matrix.sum(axis=1)], axis=1)
+        if self.by_label is not None:
+            right, wrongly, _, _, true = self.by_label.compute().cpu().numpy().T
+            return np.stack([right, right + wrongly, true], axis=1)
+        return None
 
     def names(self) -> list[str]:
         """Names that `compute` may give a value, with any rows."""
@@ -187,20 +207,24 @@ def chosen_metrics(space: LabelSpace) -> dict[str, NamedMetric]:
     return {name: known[name] for name in space.metrics}
 
 
-def scores_and_decisions(logits: Tensor, problem_type: str) -> tuple[Tensor, Tensor]:
+def scores_and_decisions(logits: Tensor, problem_type: str, threshold: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """What a model says, as probabilities and as answers.
 
     Args:
         logits: (batch, labels), any floating dtype.
         problem_type: Of the label space.
+        threshold: Scalar: from which probability the second of two classes, or one of several labels, is the answer;
+            `None` for the most probable class, and for one half.
 
     Returns:
-        Probabilities, (batch, labels) float32, and the best class, (batch,) int64; or for several labels 1 where the
-        probability is at least a half, (batch, labels) int64; for a regression twice the number, (batch,) float32.
+        Probabilities, (batch, labels) float32, and the class, (batch,) int64; or for several labels 1 where the
+        label applies, (batch, labels) int64; for a regression twice the number, (batch,) float32.
     """
     logits = logits.detach().float()
     if problem_type == REGRESSION:
         return logits.squeeze(-1), logits.squeeze(-1)
     if problem_type == MULTI_LABEL:
-        return logits.sigmoid(), (logits >= 0).long()
-    return logits.softmax(dim=-1), torch.argmax(logits, dim=-1)
+        scores = logits.sigmoid()
+        return scores, (logits >= 0 if threshold is None else scores >= threshold).long()
+    scores = logits.softmax(dim=-1)
+    return scores, torch.argmax(logits, dim=-1) if threshold is None else (scores[:, 1] >= threshold).long()

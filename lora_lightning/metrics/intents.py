@@ -17,6 +17,7 @@ from torchmetrics.classification import (
 
 from lora_lightning.metrics.all_rows import AllRowsMetric
 from lora_lightning.metrics.classification import ClassificationMetrics
+from lora_lightning.metrics.decision_threshold import ThresholdMetrics
 from lora_lightning.metrics.label_space import OUT_OF_SCOPE_TARGET, LabelSpace
 from lora_lightning.metrics.out_of_scope import (
     ABOVE_EVERY_SCORE,
@@ -170,16 +171,20 @@ def _detection(called: Tensor, truth: Tensor) -> dict[str, Tensor]:
     return {name: metric()(called.long(), truth) for name, metric in DETECTION.items()}
 
 
-def classification_metrics(space: LabelSpace) -> ClassificationMetrics:
+def classification_metrics(space: LabelSpace, *, has_threshold: bool = False) -> ClassificationMetrics:
     """The metrics that fit a data set's labels.
 
     Args:
         space: The labels.
+        has_threshold: Whether validation chooses a threshold for decisions.
 
     Returns:
         Metrics for one split.
 
     Raises:
-        ConfigurationError: If `space.metrics` names one that does not exist for such labels.
+        ConfigurationError: If `space.metrics` names one that does not exist for such labels, or these have no such
+            threshold.
     """
+    if has_threshold:
+        return ThresholdMetrics(space)
     return IntentMetrics(space) if space.has_out_of_scope or space.domains else ClassificationMetrics(space)

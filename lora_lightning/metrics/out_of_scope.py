@@ -67,13 +67,36 @@ def best_threshold(scores: Tensor, is_out_of_scope: Tensor, in_scope_correct: Te
     # Moving the threshold below a row wins it when it is out of scope and loses it when its intent was right.
     gain = is_out_of_scope[order].long() - (in_scope_correct & ~is_out_of_scope)[order].long()
     total = torch.cumsum(gain, dim=0)
-    distinct = torch.ones_like(total, dtype=torch.bool)
-    distinct[:-1] = sorted_scores[:-1] != sorted_scores[1:]  # a cut between equal scores is no cut
-    total = total.masked_fill(~distinct, torch.iinfo(torch.int64).min)
+    total = total.masked_fill(~can_cut_after(sorted_scores), torch.iinfo(torch.int64).min)
     best = int(total.argmax())
-    if total[best] <= 0:
-        return ABOVE_EVERY_SCORE
-    below = sorted_scores[best + 1] if best + 1 < len(sorted_scores) else sorted_scores[best]
-    halfway = below + (sorted_scores[best] - below) / 2
+    return threshold_after(sorted_scores, best) if total[best] > 0 else ABOVE_EVERY_SCORE
+
+
+def can_cut_after(sorted_scores: Tensor) -> Tensor:
+    """Whether a threshold can be between each score and the next one, or below the last.
+
+    Args:
+        sorted_scores: (n,), floating, descending.
+
+    Returns:
+        (n,), bool; a cut between equal scores is none.
+    """
+    distinct = torch.ones_like(sorted_scores, dtype=torch.bool)
+    distinct[:-1] = sorted_scores[:-1] != sorted_scores[1:]
+    return distinct
+
+
+def threshold_after(sorted_scores: Tensor, last: int) -> float:
+    """The threshold that exactly the first scores reach.
+
+    Args:
+        sorted_scores: (n,), floating, descending.
+        last: Place of the last of them; the next one is lower.
+
+    Returns:
+        Halfway between the two scores; the lowest score if all of them reach it.
+    """
+    below = sorted_scores[last + 1] if last + 1 < len(sorted_scores) else sorted_scores[last]
+    halfway = below + (sorted_scores[last] - below) / 2
     # Between neighbouring floats there is nothing halfway, and rounding down would let the lower score in.
-    return float(halfway if halfway > below else sorted_scores[best])
+    return float(halfway if halfway > below else sorted_scores[last])

@@ -1,7 +1,7 @@
 """The loss, the predictions and their readable form for each kind of labels."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -78,19 +78,19 @@ def constant_logits(labels: Tensor, count: int, problem_type: str) -> Tensor:
     return (counts / counts.sum().clamp(min=1)).clamp(min=1e-6).log()
 
 
-def predict_labels(logits: Tensor, space: LabelSpace, out_of_scope_threshold: Tensor) -> dict[str, Tensor]:
+def predict_labels(logits: Tensor, space: LabelSpace, threshold: Tensor | None) -> dict[str, Tensor]:
     """The predictions for a batch.
 
     Args:
         logits: (batch, labels), any floating dtype.
         space: The labels.
-        out_of_scope_threshold: Scalar; for data with out-of-scope queries.
+        threshold: Scalar: of the out-of-scope score; otherwise as in `scores_and_decisions`, `None` for one half.
 
     Returns:
         Columns with a first axis of (batch,). For regression `prediction`; for several labels per text `scores`,
-        (batch, labels), probabilities; for a single label `label`, int64, and `score`, its softmax probability; for
-        intents `intent`, the best in-scope class, `score` and `out_of_scope_score`, both in [0, 1], and
-        `is_out_of_scope`, bool.
+        (batch, labels), probabilities, and `applies`, of the same shape, 0 or 1; for a single label `label`, int64, and
+        `score`, its softmax probability; for intents `intent`, the best in-scope class, `score` and
+        `out_of_scope_score`, both in [0, 1], and `is_out_of_scope`, bool.
     """
     if space.has_out_of_scope:
         intent = in_scope_prediction(logits, space.out_of_scope_index)
@@ -99,38 +99,41 @@ def predict_labels(logits: Tensor, space: LabelSpace, out_of_scope_threshold: Te
             "intent": intent,
             "score": logits.float().softmax(dim=-1).gather(1, intent[:, None]).squeeze(1),
             "out_of_scope_score": outside,
-            "is_out_of_scope": outside >= out_of_scope_threshold,
+            "is_out_of_scope": outside >= cast("Tensor", threshold),
         }
-    scores, decisions = scores_and_decisions(logits, space.problem_type)
+    scores, decisions = scores_and_decisions(logits, space.problem_type, threshold)
     if space.problem_type == REGRESSION:
         return {"prediction": scores}
     if space.problem_type == MULTI_LABEL:
-        return {"scores": scores}
+        return {"scores": scores, "applies": decisions}
     return {"label": decisions, "score": scores.gather(1, decisions[:, None]).squeeze(1)}
 
 
-def outputs_of_logits(logits: Tensor, space: LabelSpace, out_of_scope_threshold: Tensor) -> Outputs:
+def outputs_of_logits(logits: Tensor, space: LabelSpace, threshold: Tensor | None) -> Outputs:
     """Logits with their distribution and the decisions that follow from them.
 
     Args:
         logits: (batch, labels), any floating dtype.
         space: The labels.
-        out_of_scope_threshold: Scalar; for data with out-of-scope queries.
+        threshold: As in `predict_labels`.
 
     Returns:
         Decisions are classes, -1 for a query out of scope; 0 or 1 for each of several labels; none for regression.
     """
     if space.problem_type == REGRESSION:
         return Outputs(logits, "number", logits.new_empty(0, dtype=torch.int64))
+    limit = 0 if threshold is None else threshold.to(logits.device).float().logit()
     if space.problem_type == MULTI_LABEL:
-        decisions = scores_and_decisions(logits, MULTI_LABEL)[1]
-        return Outputs(logits, "bernoulli", decisions, margins=logits.float().abs())
-    predicted = predict_labels(logits, space, out_of_scope_threshold)
+        decisions = scores_and_decisions(logits, MULTI_LABEL, threshold)[1]
+        return Outputs(logits, "bernoulli", decisions, margins=(logits.float() - limit).abs())
+    predicted = predict_labels(logits, space, threshold)
     if "intent" not in predicted:
-        return Outputs(logits, "categorical", predicted["label"], margins=top_margins(logits))
+        binary = threshold is not None  # both logits may move
+        margins = (logits.float().diff(dim=-1).squeeze(-1) - limit).abs() / 2 if binary else top_margins(logits)
+        return Outputs(logits, "categorical", predicted["label"], margins=margins)
     outside, score = predicted["is_out_of_scope"], predicted["out_of_scope_score"]
     # The log odds of a class move by at most twice what a logit does.
-    from_threshold = (score.logit() - out_of_scope_threshold.to(score).logit(eps=0.0)).abs() / 2
+    from_threshold = (score.logit() - cast("Tensor", threshold).to(score).logit(eps=0.0)).abs() / 2
     intents = logits.clone()
     if space.out_of_scope_index is not None:
         intents[:, space.out_of_scope_index] = -torch.inf
@@ -183,5 +186,6 @@ def readable_prediction(prediction: Mapping[str, Any], space: LabelSpace) -> dic
         return {"prediction": round(prediction["prediction"], DIGITS)}
     if space.problem_type == MULTI_LABEL:
         scores = {name: round(score, DIGITS) for name, score in zip(space.names, prediction["scores"], strict=True)}
-        return {"labels": [name for name, score in scores.items() if score >= 0.5], "scores": scores}  # noqa: PLR2004
+        labels = [name for name, applies in zip(space.names, prediction["applies"], strict=True) if applies]
+        return {"labels": labels, "scores": scores}
     return {"label": space.names[prediction["label"]], "score": round(prediction["score"], DIGITS)}

@@ -22,6 +22,7 @@ STRUCTURAL = (
     "quantization.skip_modules.",
     "label_space.names.",
     "label_space.problem_type.",
+    "decision_threshold.",
     "problem.",
 )
 

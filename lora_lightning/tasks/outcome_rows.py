@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lora_lightning.metrics.classification import scores_and_decisions
 from lora_lightning.metrics.label_space import MULTI_LABEL, OUT_OF_SCOPE_TARGET
 from lora_lightning.metrics.out_of_scope import out_of_scope_score
 from lora_lightning.metrics.squad_v2 import VALUES
@@ -117,7 +118,8 @@ def _classification_rows(task: SequenceClassificationTask, batch: dict[str, Tens
     scores, weights = cast("Tensor", outputs.scores), cast("Tensor", outputs.weights)
     rows = {INDEX: batch[INDEX], SCORE: scores.float(), WEIGHT: weights.float()}
     if outputs.distribution == "bernoulli":
-        return rows | {"exact": (outputs.decisions == labels).all(dim=-1)}
+        decisions = scores_and_decisions(logits, MULTI_LABEL)[1]  # of `exact_match`, which no threshold moves
+        return rows | {"exact": (decisions == labels).all(dim=-1)}
     if outputs.distribution == "number":
         return rows | {"label": labels.float(), "prediction": logits.float().squeeze(-1)}
     rows |= {"label": labels, "prediction": logits.float().argmax(dim=-1)}

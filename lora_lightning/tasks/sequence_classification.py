@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -34,9 +34,10 @@ from lora_lightning.metrics import (
     ClassificationMetrics,
     IntentMetrics,
     LabelSpace,
-    chosen_metrics,
+    ThresholdMetrics,
     classification_metrics,
 )
+from lora_lightning.metrics.decision_threshold import AT_THRESHOLD, HALF
 from lora_lightning.tasks.base import EVALUATED, AdaptationTask
 from lora_lightning.tasks.class_weights import ClassWeight, check_class_weight, class_weights, examples_of
 from lora_lightning.tasks.classification_outputs import (
@@ -75,11 +76,14 @@ class SequenceClassificationTask(AdaptationTask):
         label_smoothing: Share of the target's mass spread over all classes, in [0, 1); for single labels.
         class_weight: How much the rows of a label count in the training loss: weights by label (others 1), or
             `balanced`, as in scikit-learn: the fewer training rows a label has, the more they count.
+        decision_threshold: From which probability the second of two labels, or any of several, applies: `best_f1` lets
+            validation choose it, for `predict` and for the metrics whose names end in `_at_threshold`; `null` is 0.5.
         label_space: The labels; filled in from the data module, or from the checkpoint in `predict`.
     """
 
     auto_class = CLASSIFIER
     out_of_scope_threshold: Tensor
+    label_threshold: Tensor
 
     def __init__(
         self,
@@ -94,6 +98,7 @@ class SequenceClassificationTask(AdaptationTask):
         freeze_backbone: bool = False,
         label_smoothing: float = 0.0,
         class_weight: ClassWeight | None = None,
+        decision_threshold: Literal["best_f1"] | None = None,
         label_space: LabelSpace | None = None,
     ) -> None:
         super().__init__(
@@ -116,6 +121,9 @@ class SequenceClassificationTask(AdaptationTask):
         self.scored_splits: list[str] = []  # in the order of the loaders
         # At infinity no query is out of scope, until validation has chosen.
         self.register_buffer("out_of_scope_threshold", torch.tensor(float("inf")))
+        self.decision_threshold = decision_threshold
+        if decision_threshold is not None:  # checkpoints of earlier releases have none
+            self.register_buffer("label_threshold", torch.tensor(HALF))
         self.save_task_hyperparameters(
             backbone=backbone,
             lora=lora,
@@ -127,6 +135,7 @@ class SequenceClassificationTask(AdaptationTask):
             freeze_backbone=freeze_backbone,
             label_smoothing=label_smoothing,
             class_weight=class_weight,
+            decision_threshold=decision_threshold,
             label_space=label_space,
         )
 
@@ -146,12 +155,15 @@ class SequenceClassificationTask(AdaptationTask):
             self.adopt_labels(datamodule.label_space)
         self.scored_splits = [name for kind in KINDS_OF_STAGE[stage] for name in datamodule.split_names(kind)]
         for name in self.scored_splits:
-            self.metrics[name] = classification_metrics(self.labels)
+            self.metrics[name] = self._new_metrics()
         if stage == "fit" and self.class_weight is not None:
             check_class_weight(self.class_weight, self.labels)
             self.class_weights, note = class_weights(self.class_weight, self.labels, datamodule.label_counts)
             if note:
                 rank_zero_warn(note)
+
+    def _new_metrics(self) -> ClassificationMetrics:
+        return classification_metrics(self.labels, has_threshold=self.decision_threshold is not None)
 
     def adopt_labels(self, space: LabelSpace) -> None:
         """Takes the labels from a data module or a checkpoint, before the model is built."""
@@ -178,7 +190,7 @@ class SequenceClassificationTask(AdaptationTask):
 
     def check_settings(self) -> None:
         """Refuses settings that do not fit the labels or the backbone's architecture, before any weights load."""
-        chosen_metrics(self.labels)
+        self._new_metrics()
         check_class_weight(self.class_weight, self.labels)
         if self.label_smoothing and self.labels.problem_type != SINGLE_LABEL:
             kind = self.labels.problem_type.replace("_", " ")
@@ -285,25 +297,33 @@ class SequenceClassificationTask(AdaptationTask):
         return cast("ClassificationMetrics", self.metrics[split])
 
     def on_validation_epoch_end(self) -> None:
-        """Chooses the out-of-scope threshold, then logs."""
+        """Chooses the threshold, if there is one, then logs."""
         for split in self.scored_splits:
             self.choose_threshold(split)
         self._log_metrics()
 
     @property
     def threshold_name(self) -> str | None:
-        """The out-of-scope threshold, if the labels have one."""
-        return "out_of_scope_threshold" if self.labels.has_out_of_scope else None
+        """The out-of-scope threshold, if the labels have one, or that of `decision_threshold`."""
+        if self.labels.has_out_of_scope:
+            return "out_of_scope_threshold"
+        return None if self.decision_threshold is None else "label_threshold"
+
+    @property
+    def _threshold(self) -> Tensor | None:
+        return None if self.threshold_name is None else self.get_buffer(self.threshold_name)
 
     def metrics_at_threshold(self) -> list[str]:
-        """Accuracy and detection, with queries above the threshold called out of scope."""
-        return [name for name in self.metric_names() if name.endswith("_at_threshold")]
+        """Those of decisions by the threshold: which queries are out of scope, or which label applies."""
+        return [name for name in self.metric_names() if name.endswith(AT_THRESHOLD)]
 
     def choose_threshold(self, split: str) -> None:
-        """Chooses the out-of-scope threshold, if the labels have one."""
+        """Chooses the threshold, if there is one."""
         metrics = self.split_metrics(split)
         if isinstance(metrics, IntentMetrics):
             self.out_of_scope_threshold.fill_(metrics.choose_threshold())
+        elif isinstance(metrics, ThresholdMetrics):
+            self.label_threshold.fill_(metrics.choose_threshold())
 
     def on_test_epoch_end(self) -> None:
         """Logs, with the threshold that validation chose."""
@@ -315,21 +335,23 @@ class SequenceClassificationTask(AdaptationTask):
                 self.log(f"{split}/{name}", value, prog_bar=name in HEADLINES, sync_dist=True)
 
     def metric_values(self, split: str) -> dict[str, float]:
-        """The metrics of a split, with the out-of-scope threshold as it is."""
+        """The metrics of a split, with the threshold as it is."""
         metrics = self.split_metrics(split)
         if isinstance(metrics, IntentMetrics):
             values = metrics.compute(float(self.out_of_scope_threshold))
+        elif isinstance(metrics, ThresholdMetrics):
+            values = metrics.compute(float(self.label_threshold))
         else:
             values = metrics.compute()
         return {name: float(value) for name, value in values.items()}
 
     def metric_names(self) -> list[str]:
         """The metrics of the labels."""
-        return classification_metrics(self.labels).names()
+        return self._new_metrics().names()
 
     def outputs(self, batch: Batch, found: tuple[Tensor, Tensor]) -> Outputs:
         """The logits, the decisions that `predict` would write, and each row's log-likelihood."""
-        outputs = outputs_of_logits(found[0], self.labels, self.out_of_scope_threshold)
+        outputs = outputs_of_logits(found[0], self.labels, self._threshold)
         scores, weights = row_scores(found[0], batch["labels"], self.labels.problem_type)
         return outputs._replace(scores=scores, weights=weights)
 
@@ -357,7 +379,7 @@ class SequenceClassificationTask(AdaptationTask):
             `index`, the row number, (batch,) int64, and the columns of `predict_labels`.
         """
         del batch_idx, dataloader_idx
-        return {"index": batch["index"]} | predict_labels(self(batch), self.labels, self.out_of_scope_threshold)
+        return {"index": batch["index"]} | predict_labels(self(batch), self.labels, self._threshold)
 
     def prediction_rows(
         self, batches: Sequence[Mapping[str, Any]], inputs: Sequence[Mapping[str, Any]]
@@ -372,10 +394,12 @@ class SequenceClassificationTask(AdaptationTask):
         return [rows[index] for index in sorted(rows)]
 
     def export_files(self) -> dict[str, Any]:
-        """What a server needs beside the weights: label names, their kind, and the rule for queries out of scope."""
+        """What a server needs beside the weights: label names, their kind, and the threshold that validation chose."""
         content: dict[str, Any] = {"names": self.labels.names, "problem_type": self.labels.problem_type}
         if self.labels.has_out_of_scope:
             threshold = float(self.out_of_scope_threshold)
             content["out_of_scope_index"] = self.labels.out_of_scope_index
             content["out_of_scope_threshold"] = threshold if math.isfinite(threshold) else None
+        elif self.decision_threshold is not None:
+            content["decision_threshold"] = float(self.label_threshold)
         return {"labels.json": content}

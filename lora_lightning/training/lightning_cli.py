@@ -29,6 +29,7 @@ from lora_lightning.training.confusion import ConfusionFigure
 from lora_lightning.training.early_stopping import AdapterEarlyStopping
 from lora_lightning.training.final_validation import FinalValidation
 from lora_lightning.training.finite_loss import FiniteLoss
+from lora_lightning.training.label_results import LabelResults
 from lora_lightning.training.option_checks import check_no_repeated_monitors, check_seed, check_strategy
 from lora_lightning.training.prediction_writer import PredictionWriter
 from lora_lightning.training.progress_bar import MetricsProgressBar
@@ -190,6 +191,7 @@ class LoraLightningCLI(LightningCLI):
             FinalValidation(),
             self.config_init["checkpoint"],
             self.config_init["early_stopping"],
+            LabelResults(),
         ]
         if options.get("logger") is not False:
             callbacks += [LearningRateMonitor("step"), ConfusionFigure(), ThroughputMonitor(), AdapterRanks()]
@@ -207,7 +209,7 @@ class LoraLightningCLI(LightningCLI):
             callbacks.append(self.config_init["predictions"])
             if options["devices"] == "auto":
                 options["devices"] = 1  # enough for a few queries, and only one process can read standard input
-        callbacks.append(FinalValidation())
+        callbacks += [FinalValidation(), LabelResults()]
         return {**options, "callbacks": callbacks, "logger": False, "enable_checkpointing": False}
 
 

@@ -1,11 +1,13 @@
 """Adds to the README.md of an exported folder what a finished run knows: its metrics, its data and its settings."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from lora_lightning.backbones.adapter_labels import LABELS
 from lora_lightning.metrics.direction import LOWER_IS_BETTER
 from lora_lightning.runs.record import RunRecord, metrics_by_split
 
@@ -63,6 +65,7 @@ def complete_card(
     metadata |= {"model_name": record.folder.parent.name, "eval_results": results} if results else {}
     metadata |= {} if dataset is None else {"datasets": [dataset]}
     card.data = ModelCardData(**metadata)
+    chosen_by = " ".join([chosen_by, *threshold_sentences(folder)])
     sections = (metrics_section(metrics, chosen_by), data_section(record, rows, source), settings_section(record))
     card.text = "\n".join([card.text.partition(f"\n{METRICS}\n")[0].rstrip() + "\n", *sections])
     card.save(path)
@@ -93,6 +96,21 @@ def metrics_section(metrics: Mapping[str, float], chosen_by: str) -> str:
         for name in names
     ]
     return _section(METRICS, *([_table(["metric", *splits], cells)] if cells else []), f"{chosen_by}\n")
+
+
+def threshold_sentences(folder: Path) -> list[str]:
+    """Returns a sentence for each threshold that a classifier's folder holds; loading the model does not apply it.
+
+    Args:
+        folder: The exported one.
+    """
+    labels = json.loads((folder / LABELS).read_text(encoding="utf-8")) if (folder / LABELS).is_file() else {}
+    return [
+        f"`{name}` {value:.4g} in `{LABELS}` was chosen on validation data; the metrics that end in `_at_threshold` "
+        "follow it, and a pipeline does not."
+        for name, value in labels.items()
+        if name.endswith("_threshold") and value is not None
+    ]
 
 
 def data_section(record: RunRecord, rows: Mapping[str, str], source: str) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ KINDS = {
     "number": ("regression", "val/pearson", ["label"]),
 }
 CLASS_WEIGHT = {"word": '{"yes": 2.0}', "set": "balanced", "number": "null"}
+THRESHOLD = {"word": "best_f1", "set": "best_f1", "number": "null"}
 
 
 def fit_words(backbone: Path, logs: Path, *more: str) -> list[str]:
@@ -75,6 +77,7 @@ def own_data_run(
         f"--checkpoint.monitor={monitor}",
         "--checkpoint.mode=max",
         f"--model.class_weight={CLASS_WEIGHT[kind]}",
+        f"--model.decision_threshold={THRESHOLD[kind]}",
     ]
     assert main(fit_words(tiny_backbone("bert"), logs, *words)) == 0
     return kind, logs / "run" / "version_0"
@@ -87,6 +90,8 @@ def test_a_run_reports_the_metrics_of_its_kind(own_data_run: tuple[str, Path]) -
         "set": "micro_f1 macro_f1 exact_match mean_average_precision",
         "number": "pearson spearman mean_squared_error mean_absolute_error",
     }[kind].split()
+    of_scores = {"calibration_error", "mean_average_precision"}
+    expected += [f"{name}_at_threshold" for name in expected if kind != "number" and name not in of_scores]
     assert set(metrics_of(run)) == {f"{split}/{name}" for split in ("val", "test") for name in ["loss", *expected]}
 
 
@@ -108,6 +113,58 @@ def test_the_checkpoint_tests_as_in_training(own_data_run: tuple[str, Path]) -> 
     assert metrics == pytest.approx(expected, abs=1e-6)
 
 
+def test_validation_chose_the_threshold_and_the_test_did_not(own_data_run: tuple[str, Path]) -> None:
+    kind, run = own_data_run
+    if kind == "number":
+        return
+    best = torch.load(run / "checkpoints/best.ckpt", weights_only=True)["state_dict"]["label_threshold"]
+    metrics = metrics_of(run)
+    name = "f1" if kind == "word" else "micro_f1"
+    assert 0 < float(best) < 1
+    assert float(best) != 0.5
+    assert metrics[f"val/{name}_at_threshold"] >= metrics[f"val/{name}"]
+    card = (run / "adapter/README.md").read_text()
+    assert f"`decision_threshold` {float(best):.4g} in `labels.json` was chosen on validation data" in card
+
+
+def test_a_checkpoint_without_a_threshold_has_none_to_test(
+    own_data_run: tuple[str, Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    kind, run = own_data_run
+    if kind == "number":
+        return
+    assert main(evaluate_words("test", run, "--model.decision_threshold=null")) == 2
+    assert "decision_threshold" in capfd.readouterr().err.splitlines()[-1]
+
+
+def label_rows(run: Path, split: str) -> list[dict[str, str]]:
+    with (run / f"{split}_labels.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_the_scores_of_labels_are_in_a_file_and_in_a_table(
+    own_data_run: tuple[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind, run = own_data_run
+    assert main(evaluate_words("validate", run)) == 0
+    printed = capsys.readouterr().out
+    if kind == "number":
+        assert "support" not in printed
+        assert not list(run.glob("*_labels.csv"))
+        return
+    test, val = label_rows(run, "test"), label_rows(run, "val")  # the first is that of training
+    assert [row["label"] for row in test] == KINDS[kind][2]
+    assert f"labels: {run / 'val_labels.csv'}" in printed
+    scores = [float(row["f1"] or 0) for row in val]
+    name, expected = ("val/f1", scores[1]) if kind == "word" else ("val/macro_f1", sum(scores) / 3)
+    assert metrics_of(run)[name] == pytest.approx(expected, abs=1e-6)
+    rows = [re.split(r"[ │]+", line.strip()) for line in printed.splitlines()]
+    for row in val:
+        cells = [row["label"], *(f"{float(row[key]):.4f}" if row[key] else "-" for key in ("precision", "recall"))]
+        assert cells in [found[:3] for found in rows]
+    assert sum(int(row["support"]) for row in test) == (11 if kind == "word" else 14)
+
+
 def test_plain_peft_loads_the_adapter_and_knows_the_labels(
     own_data_run: tuple[str, Path], tiny_backbone: TinyBackbone
 ) -> None:
@@ -116,7 +173,9 @@ def test_plain_peft_loads_the_adapter_and_knows_the_labels(
     task = SequenceClassificationTask.load_from_checkpoint(run / "checkpoints/best.ckpt", weights_only=True).eval()
     config = AutoConfig.from_pretrained(run / "adapter", subfolder="config")
     assert (config.problem_type, list(config.id2label.values())) == (problem_type, names)
-    assert json.loads((run / "adapter/labels.json").read_text()) == {"names": names, "problem_type": problem_type}
+    threshold = {} if kind == "number" else {"decision_threshold": float(task.label_threshold)}
+    labels = json.loads((run / "adapter/labels.json").read_text())
+    assert labels == {"names": names, "problem_type": problem_type, **threshold}
     base = AutoModelForSequenceClassification.from_pretrained(tiny_backbone("bert"), config=config)
     model = PeftModel.from_pretrained(base, run / "adapter").eval()
     tokenizer = AutoTokenizer.from_pretrained(run / "adapter")
@@ -141,16 +200,17 @@ def test_predictions_stand_beside_their_texts(own_data_run: tuple[str, Path], tm
         )
     assert [(row["text"], row["text_pair"]) for row in rows] == [("w10 w60 w5 w5", "w3"), ("w11", "w4")]
     names = KINDS[kind][2]
+    threshold = json.loads((run / "adapter/labels.json").read_text()).get("decision_threshold", 0.5)
     for row in rows:
         if kind == "word":
-            assert row["label"] in names
-            assert 0.5 <= float(row["score"]) <= 1
+            score = float(row["score"])
+            assert (row["label"] == "yes") is ((score if row["label"] == "yes" else 1 - score) >= threshold)
         elif kind == "number":
             assert float(row["prediction"]) == pytest.approx(0.5, abs=2)
         else:
             found, scores = (json.loads(row[name]) if ending == "csv" else row[name] for name in ("labels", "scores"))
             assert list(scores) == names
-            assert found == [name for name in names if scores[name] >= 0.5]
+            assert found == [name for name in names if scores[name] >= threshold]
 
 
 def test_two_processes_count_every_row_once(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
@@ -238,6 +298,11 @@ MISUSE: dict[str, tuple[str, list[str], list[str]]] = {
         "fit",
         ["--data.task_name=stsb", "--model.label_smoothing=0.1", "--trainer.logger.name=other"],
         ["model.label_smoothing is 0.1, but this data is regression; set it to 0"],
+    ),
+    "a threshold of three labels": (
+        "fit",
+        ["--model.decision_threshold=best_f1", "--trainer.logger.name=other"],
+        ["model.decision_threshold is for two labels, or several labels a text, but this data is single label"],
     ),
     "weighted numbers": (
         "fit",

@@ -13,10 +13,9 @@ from lora_lightning.tasks.classification_outputs import (
 )
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 3.0, -2.0]])
-NO_THRESHOLD = torch.tensor(float("inf"))
 
 
-def rows_of(logits: torch.Tensor, space: LabelSpace, threshold: torch.Tensor = NO_THRESHOLD) -> list[dict[str, object]]:
+def rows_of(logits: torch.Tensor, space: LabelSpace, threshold: torch.Tensor | None = None) -> list[dict[str, object]]:
     columns = {name: column.tolist() for name, column in predict_labels(logits, space, threshold).items()}
     return [
         readable_prediction({name: column[row] for name, column in columns.items()}, space)
@@ -94,10 +93,37 @@ def test_decisions_are_what_predict_says(out_of_scope_index: int | None) -> None
 
 
 def test_decisions_of_labels_sets_and_numbers() -> None:
-    logits, nothing = torch.tensor([[2.0, -1.0], [-1.0, 0.5]]), torch.tensor(0.0)
+    logits, nothing = torch.tensor([[2.0, -1.0], [-1.0, 0.5]]), None
     said = outputs_of_logits(logits, LabelSpace(["a", "b"]), nothing)
     assert (said.distribution, said.decisions.tolist()) == ("categorical", [0, 1])
     said = outputs_of_logits(logits, LabelSpace(["a", "b"], problem_type="multi_label_classification"), nothing)
     assert (said.distribution, said.decisions.tolist()) == ("bernoulli", [[1, 0], [0, 1]])
     said = outputs_of_logits(logits[:, :1], LabelSpace(["a"], problem_type="regression"), nothing)
     assert (said.distribution, said.decisions.tolist()) == ("number", [])
+
+
+@pytest.mark.parametrize("space", [LabelSpace(["no", "yes"]), LabelSpace(["a", "b"], problem_type=MULTI_LABEL)])
+@pytest.mark.parametrize("limit", [0.3, 0.9])
+def test_labels_apply_from_the_threshold_and_margins_end_there(space: LabelSpace, limit: float) -> None:
+    threshold = torch.tensor(limit)
+    logits = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)) * 2
+    several = space.problem_type == MULTI_LABEL
+    scores = logits.sigmoid() if several else logits.softmax(dim=1)[:, 1]
+    outputs = outputs_of_logits(logits, space, threshold)
+    assert outputs.decisions.equal((scores >= limit).long())
+    assert outputs.decisions.unique().tolist() == [0, 1]
+    rows = rows_of(logits, space, threshold)
+    if several:
+        assert [row["labels"] for row in rows] == [
+            [name for name, score in zip("ab", row, strict=True) if score >= limit] for row in scores
+        ]
+    else:
+        assert [row["label"] for row in rows] == [space.names[score >= limit] for score in scores]
+        answered = torch.where(scores >= limit, scores, 1 - scores).tolist()
+        assert [row["score"] for row in rows] == pytest.approx(answered, abs=1e-5)
+    assert outputs.margins is not None
+    towards = (1 - 2 * outputs.decisions).float() * outputs.margins  # one logit of a label, or both of the two classes
+    for share, changes in ((0.99, False), (1.01, True)):
+        moved = logits + share * (towards if several else torch.stack([-towards, towards], dim=1))
+        decisions = outputs_of_logits(moved, space, threshold).decisions
+        assert ((decisions != outputs.decisions) == changes).all()

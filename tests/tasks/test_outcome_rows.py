@@ -15,9 +15,15 @@ from lora_lightning.datamodules import InstructionDataModule, PlainTextDataModul
 from lora_lightning.datamodules.batching import EncodedSplit
 from lora_lightning.errors import DataError
 from lora_lightning.lora.config import LoraSettings
+from lora_lightning.metrics import MULTI_LABEL, LabelSpace
 from lora_lightning.metrics.squad_v2 import squad_v2_report
 from lora_lightning.studies.trial_measurements import OUTCOMES, TestOutcomes, read_outcome_rows
-from lora_lightning.tasks import AdaptationTask, CausalLanguageModelingTask, QuestionAnsweringTask
+from lora_lightning.tasks import (
+    AdaptationTask,
+    CausalLanguageModelingTask,
+    QuestionAnsweringTask,
+    SequenceClassificationTask,
+)
 from lora_lightning.tasks.next_token import IGNORED
 from lora_lightning.tasks.outcome_rows import batch_rows, split_rows
 from tests.conftest import TinyBackbone
@@ -169,3 +175,14 @@ def test_documents_that_a_data_module_does_not_number_have_no_rows(tiny_backbone
     batch = {"input_ids": tokens, "labels": tokens, "attention_mask": torch.ones_like(tokens)}
     assert batch_rows(task, batch) == {}
     assert split_rows(task, None, "test", [{}]) == {}
+
+
+def test_exact_matches_are_those_of_the_metric_that_no_threshold_moves() -> None:
+    space = LabelSpace(["a", "b"], problem_type=MULTI_LABEL)
+    task = SequenceClassificationTask("none", lora=None, decision_threshold="best_f1", label_space=space)
+    task.label_threshold.fill_(0.9)
+    logits = torch.tensor([[1.0, -1.0], [3.0, -1.0], [1.0, 1.0]])
+    batch = {"index": torch.arange(3), "labels": torch.tensor([[1.0, 0], [1.0, 0], [0, 0]])}
+    found = batch_rows(task, batch, (logits, torch.tensor(0.5)))
+    assert found["exact"].tolist() == [True, True, False]
+    assert task.outputs(batch, (logits, torch.tensor(0.5))).decisions.tolist() == [[0, 0], [1, 0], [0, 0]]
