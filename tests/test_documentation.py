@@ -63,6 +63,13 @@ def test_commands_are_found() -> None:
     assert {words_of(line)[0] for line in COMMAND_LINES} >= set(COMMANDS)
 
 
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_examples_change_the_rank_with_lora_alpha(path: Path) -> None:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if re.search(r"--model\.lora\.r[ =]|\"model\.lora\.r\":", line):
+            assert "model.lora.lora_alpha" in line
+
+
 @pytest.mark.parametrize("line", COMMAND_LINES)
 def test_a_documented_command_parses(
     line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -1,6 +1,7 @@
 """Writes the adapter of a run into a folder of its own, which names the base model by an id on the hub."""
 
 import shutil
+import warnings
 from pathlib import Path
 
 from lora_lightning.artefacts.output_folder import ADAPTER, check_not_read, check_output, new_folder
@@ -9,7 +10,9 @@ from lora_lightning.backbones.base_identity import BaseIdentity
 from lora_lightning.backbones.base_model_id import NamedBase, check_hub_id, name_base, write_base_name
 from lora_lightning.backbones.saved_base import BASE_MODEL
 from lora_lightning.errors import CheckpointError, ConfigurationError
-from lora_lightning.runs.layout import ADAPTER_FOLDER
+from lora_lightning.runs.checkpoint import read_checkpoint
+from lora_lightning.runs.layout import ADAPTER_FOLDER, CONFIG
+from lora_lightning.runs.record import RunRecord
 
 
 def export_adapter(
@@ -52,7 +55,31 @@ def export_adapter(
     base = name_base(
         base_model_id, BaseIdentity.from_saved(config.file(f"{BASE_MODEL}.json")), allowed=allow_other_base
     )
+    if warning := _unfinished(folder.parent):
+        warnings.warn(warning, stacklevel=2)
     with new_folder(output, overwrite=overwrite, marker=ADAPTER) as draft:
         shutil.copytree(folder, draft, dirs_exist_ok=True, ignore=shutil.ignore_patterns("checkpoint-*", ".*"))
         write_base_name(draft, base)
     return base
+
+
+def _unfinished(run: Path) -> str:
+    """Says that a run has not finished, and of which step its adapter is; empty if it has, or if this is no run."""
+    if not (run / CONFIG).is_file() or (record := RunRecord.load(run)).trainable_parameters:
+        return ""
+    exported, last = _step(record.checkpoint), _step(record.last_checkpoint)
+    best = "the best so far" if record.best_checkpoint else "its last one"
+    since = f", while the run has reached step {last}" if last not in (None, exported) else ""
+    of_step = "" if exported is None else f": the adapter is that of step {exported}, {best}{since}"
+    return (
+        f"the run {run} is {record.state}, so its training has not finished{of_step}; "
+        f"`lora-lightning fit --config {run / CONFIG} --resume auto` resumes it."
+    )
+
+
+def _step(checkpoint: Path | None) -> int | None:
+    """The optimizer step of a checkpoint; `None` without one, or if it is damaged, as the adapter need not be."""
+    try:
+        return None if checkpoint is None else read_checkpoint(checkpoint).get("global_step")
+    except CheckpointError:
+        return None

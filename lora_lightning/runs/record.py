@@ -174,8 +174,13 @@ class RunRecord:
     @property
     def checkpoint(self) -> Path | None:
         """What is tested and exported: the best checkpoint, or `last.ckpt` without one; `None` before the first."""
-        last = self.folder / CHECKPOINTS / LAST
-        return self.best_checkpoint or (last if last.is_file() else None)
+        return self.best_checkpoint or self.last_checkpoint
+
+    @property
+    def last_checkpoint(self) -> Path | None:
+        """`last.ckpt`; `None` before the first."""
+        path = self.folder / CHECKPOINTS / LAST
+        return path if path.is_file() else None
 
     def metric(self, name: str) -> float:
         """Returns one metric.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import ModelCard, constants
 from peft import PeftConfig
 
@@ -22,6 +23,7 @@ from lora_lightning.metrics import LabelSpace
 from lora_lightning.tasks import SequenceClassificationTask
 from tests.conftest import TinyBackbone
 
+RUNS = Path(__file__).parents[1] / "runs" / "made_before" / "runs"
 ID = "org/tiny"
 
 
@@ -165,3 +167,26 @@ def test_the_command_says_what_was_not_checked(
     assert "exists; choose another folder" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match="has no adapter"):
         export_adapter(tmp_path / "nothing", tmp_path / "third", base_model_id=ID)
+
+
+@pytest.mark.parametrize("source", ["version_0", "version_0/adapter"])
+def test_the_adapter_of_an_interrupted_run_is_not_taken_for_a_trained_one(
+    cache: Path, tmp_path: Path, source: str
+) -> None:
+    run = Path(shutil.copytree(RUNS / "interrupted" / "version_0", tmp_path / "version_0"))
+    last = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    torch.save({**last, "global_step": 11}, run / "checkpoints/last.ckpt")
+    best = torch.load(run / "checkpoints/best.ckpt", weights_only=True)["global_step"]
+    said = f"has not finished: the adapter is that of step {best}, the best so far, while the run has reached step 11;"
+    with pytest.warns(UserWarning, match="--resume auto` resumes it") as caught:
+        export_adapter(tmp_path / source, tmp_path / "copy", base_model_id=ID)
+    (warning,) = [str(each.message) for each in caught if "resume" in str(each.message)]
+    assert said in warning
+    assert (tmp_path / "copy" / "adapter_config.json").is_file()
+
+
+def test_the_adapter_of_a_finished_run_is_exported_without_a_warning(
+    cache: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    export_adapter(RUNS / "finished" / "version_0", tmp_path / "copy", base_model_id=ID)
+    assert not [each for each in recwarn if "resume" in str(each.message)]
