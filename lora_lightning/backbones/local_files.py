@@ -28,7 +28,5 @@ def local_folder(backbone: str) -> Path | None:
 
 
 def has_weights(folder: Path | None) -> bool:
-    """Whether a backbone's weights are on this machine, so that their names can be looked at."""
-    if folder is None:
-        return False
-    return any((folder / name).is_file() for name in WEIGHTS) or any(folder.glob("*.gguf"))
+    """Whether a backbone's weights are on this machine, in a file whose names can be looked at without its values."""
+    return folder is not None and any((folder / name).is_file() for name in WEIGHTS)

@@ -1,8 +1,5 @@
 """The backbone of a task without its weights: on the meta device, with what its checkpoint lacks."""
 
-from typing import cast
-
-from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from lora_lightning.backbones import LoadedBackbone
@@ -22,7 +19,7 @@ def backbone_without_storage(task: AdaptationTask, notes: list[str]) -> LoadedBa
 
     Returns:
         A model on the meta device, or whose values are no values; and the modules that its checkpoint lacks, which are
-        assumed if the weights are not on this machine.
+        assumed if the weights are not on this machine, or in a GGUF file.
 
     Raises:
         LoraLightningError: If a setting does not fit the architecture, or the backbone cannot be found.
@@ -34,14 +31,13 @@ def backbone_without_storage(task: AdaptationTask, notes: list[str]) -> LoadedBa
         if task.model_class is not AutoModelForCausalLM:
             renamed = renamed_weights(build_without_storage(task.model_class, config))
         loaded = load_model(task.model_class, str(folder), config, key_mapping=renamed, values=False)
-        cast("nn.Module", loaded.model).to("meta")  # a GGUF file is read all the same
     else:
         loaded = _assumed_backbone(task, config, notes)
     return match_head_to_labels(loaded, task.backbone) if _is_classifier(task) else loaded
 
 
 def _assumed_backbone(task: AdaptationTask, config: PretrainedConfig, notes: list[str]) -> LoadedBackbone:
-    """A model whose weights are not here: they are taken to lack a new head, and nothing else."""
+    """A model whose weights are not looked at: they are taken to lack a new head, and nothing else."""
     model = build_without_storage(task.model_class, config)
     is_finished = type(model).__name__ in (config.architectures or [])
     if task.model_class is AutoModelForCausalLM or is_finished:
@@ -49,8 +45,8 @@ def _assumed_backbone(task: AdaptationTask, config: PretrainedConfig, notes: lis
     # Without dropout and whatever else has nothing to train: PEFT would look for modules of such a name.
     lacked = [name for name in modules_beside_base(model) if any(True for _ in model.get_submodule(name).parameters())]
     notes.append(
-        "The weights are not on this machine; they are assumed to lack only the head "
-        f"({', '.join(lacked) or 'none'}), which is trained in full."
+        "The weights are not on this machine, or in a GGUF file, which takes long to read; they are assumed to lack "
+        f"only the head ({', '.join(lacked) or 'none'}), which is trained in full."
     )
     return LoadedBackbone(model, lacked)
 

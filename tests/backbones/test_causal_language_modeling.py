@@ -6,10 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gguf
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from lora_lightning.backbones import load_tokenizer, position_limit, resolve_backbone
 from lora_lightning.backbones.causal_language_modeling import (
@@ -27,6 +26,7 @@ from lora_lightning.lora.quantized import keep_4bit_weights_in_order, quantized_
 from lora_lightning.lora.target_modules import PRESETS
 from tests.conftest import TinyBackbone
 from tests.family_trials.tiny_architectures import tiny_config
+from tests.tiny_gguf import TOKENS, save_tiny_gguf
 from tests.tiny_models import DECODERS, ENCODERS, POSITIONS
 
 TIED = ("gpt2", "opt")
@@ -121,70 +121,10 @@ def test_base_dropout_reaches_the_model(tiny_backbone: TinyBackbone, p: float) -
     assert {config.attn_pdrop, config.embd_pdrop, config.resid_pdrop} == {p}
 
 
-TOKENS = ["<unk>", "<|end|>", "t", "1", *(f"t{number}" for number in range(28))]
-
-
 @pytest.fixture
 def gguf_folder(tmp_path: Path) -> tuple[Path, LlamaForCausalLM]:
     """A tiny Llama as a GGUF file in float32, and the same model."""
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(TOKENS),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=40,
-            tie_word_embeddings=True,
-        )
-    ).eval()
-    writer = gguf.GGUFWriter(str(tmp_path / "tiny.gguf"), "llama")
-    writer.add_context_length(40)
-    writer.add_embedding_length(32)
-    writer.add_feed_forward_length(64)
-    writer.add_block_count(2)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_vocab_size(len(TOKENS))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list(TOKENS)
-    writer.add_token_merges(["t 1"])
-    writer.add_unk_token_id(0)
-    writer.add_eos_token_id(1)
-    names = {
-        "model.embed_tokens": "token_embd",
-        "model.norm": "output_norm",
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output",
-        "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-        "post_attention_layernorm": "ffn_norm",
-        "input_layernorm": "attn_norm",
-        "model.layers": "blk",
-    }
-    for name, tensor in model.state_dict().items():
-        if name == "lm_head.weight":
-            continue  # tied
-        weight = tensor
-        if "q_proj" in name or "k_proj" in name:  # llama.cpp interleaves the two halves of a rotated head
-            heads = tensor.shape[0] // 8
-            weight = tensor.view(heads, 2, 4, -1).transpose(1, 2).reshape(tensor.shape)
-        for ours, theirs in names.items():
-            name = name.replace(ours, theirs)  # noqa: PLW2901
-        writer.add_tensor(name, weight.contiguous().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return tmp_path, model
+    return tmp_path, save_tiny_gguf(tmp_path)
 
 
 def test_a_gguf_file_loads_as_the_model_it_holds(gguf_folder: tuple[Path, LlamaForCausalLM]) -> None:
