@@ -50,6 +50,8 @@ def build_plan_parser() -> SentenceParser:
     add("--device", metavar="DEVICE", default="cpu", help="where the training would run: cpu (default) or cuda")
     memory = "how much memory there is, such as 24GiB: says what fits, and the largest batch"
     add("--memory", metavar="SIZE", help=memory)
+    precisions = "rows of the table of memory: all (default), config, or none, which takes a second"
+    add("--precisions", metavar="WHICH", default="all", help=precisions)
     labels = "number of labels, if the data is not there"
     add("--num-labels", "--num_labels", metavar="N", type=int, help=labels)
     add("--output", metavar="DIR", type=Path, help="a folder to write numbers and figures to; must not exist")
@@ -77,7 +79,13 @@ def run_plan(arguments: Sequence[str]) -> "TrainingPlan":
 
     if options.output is not None:
         check_output(options.output, None, overwrite=options.overwrite, marker=PLAN)
-    plan = plan_from_arguments(of_fit, device=options.device, memory=options.memory, num_labels=options.num_labels)
+    plan = plan_from_arguments(
+        of_fit,
+        device=options.device,
+        memory=options.memory,
+        precisions=options.precisions,
+        num_labels=options.num_labels,
+    )
     if options.output is not None:
         write_plan(plan, options.output, overwrite=options.overwrite)
     if options.json:

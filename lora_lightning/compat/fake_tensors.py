@@ -4,12 +4,22 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["FakeTensorMode", "TorchDispatchMode", "errors_of_shapes_hidden", "is_fake", "tree_leaves"]
+__all__ = [
+    "ASKS_FOR_DEVICE",
+    "FakeTensorMode",
+    "TorchDispatchMode",
+    "errors_of_shapes_hidden",
+    "is_fake",
+    "tree_leaves",
+]
+
+ASKS_FOR_DEVICE = torch.ops.prim.device.default  # what `tensor.device` becomes under a mode
 
 
 def is_fake(tensor: Tensor) -> bool:

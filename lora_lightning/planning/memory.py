@@ -47,6 +47,7 @@ class Measure:
         backward: Activations at the peak of the backward pass.
         backward_gradients: Gradients at that moment.
         validation: Activations of a batch in validation.
+        checkpoint: What a checkpoint on the device holds, which is read after training.
     """
 
     weights: int
@@ -56,9 +57,10 @@ class Measure:
     backward: Linear
     backward_gradients: int
     validation: int
+    checkpoint: int
 
     def parts(self, rows: int) -> tuple[str, int, int]:
-        """When the peak of a step of some rows is, and its activations and gradients."""
+        """When the peak with some rows in a step is, and its activations and gradients."""
         phases = [
             (
                 "forward",
@@ -67,6 +69,7 @@ class Measure:
             ),  # Lightning frees the last step's after the forward pass
             ("backward", self.backward.at(rows), self.backward_gradients),
             ("validation", self.validation, self.gradients),
+            ("checkpoint", self.checkpoint, 0),
         ]
         return max(phases, key=lambda phase: phase[1] + phase[2])
 
@@ -77,7 +80,8 @@ def memory_row(
     """Plans the memory of a training in one precision.
 
     Args:
-        training: The settings; its task gets another network for a while.
+        training: The settings; its task has the outline of the config's precision, or gets that of another one. A
+            network is not used again once it was traced.
         precision: How weights are kept.
         device: `cpu` or `cuda`.
         limit: Memory that there is, in bytes; `None` if nobody asked.
@@ -91,6 +95,8 @@ def memory_row(
         return MemoryRow(precision.name, precision.options, precision.is_config, unavailable=why)
     with in_precision(task, precision), errors_of_shapes_hidden():
         try:
+            if not precision.is_config:
+                build_outline(task, precision.compute_dtype(device))
             measure = _measure(training, precision, device, head_is_linear, needs_slope=limit is not None)
         except LoraLightningError:
             raise
@@ -131,8 +137,7 @@ def _largest(fits: Callable[[int], bool]) -> int:
 def _measure(
     training: PlannedTraining, precision: Precision, device: str, head_is_linear: bool, *, needs_slope: bool
 ) -> Measure:
-    task = training.task
-    network = build_outline(task, precision.compute_dtype(device)).network
+    task, network = training.task, training.task.built_network
     if (dtype := precision.weights) is not None:
         convert_tensors(network, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
     trainable = [(name, each) for name, each in network.named_parameters() if each.requires_grad]
@@ -144,11 +149,12 @@ def _measure(
     model, lora = task.transformers_model, task.lora
     depths = depths_to_trace(model, lora)
     depth = max((len(each) for each in layer_lists(model)), default=0)
-    tracer = StepTracer(task, precision.autocast, head_is_linear, device)
+    with cut_to(model, depths[-1]):  # no other layers are traced
+        tracer = StepTracer(task, precision.autocast, head_is_linear, device)
     rows = training.rows
     traces = {key: _trace(tracer, training, model, *key) for key in [(each, rows) for each in depths]}
     if needs_slope:
-        traces[depths[0], 2 * rows] = _trace(tracer, training, model, depths[0], 2 * rows)
+        traces[depths[0], 2 * rows] = _trace(tracer, training, model, depths[0], 2 * rows, validates=False)
 
     def grow(value: Callable[[StepTrace], int]) -> tuple[float, float]:
         """The value at the config's rows for all layers, and its share that does not depend on rows."""
@@ -169,6 +175,7 @@ def _measure(
         backward=linear(lambda trace: trace.backward),
         backward_gradients=min(gradients, round(grow(lambda trace: trace.backward.gradients)[0])),
         validation=round(grow(lambda trace: trace.validation.activations)[0]),
+        checkpoint=gradients + optimizer if device == "cpu" else 0,
     )
 
 
@@ -176,13 +183,15 @@ def _per_layer(depths: tuple[int, ...], values: list[int]) -> float:
     return 0.0 if len(depths) == 1 else (values[1] - values[0]) / (depths[1] - depths[0])
 
 
-def _trace(tracer: StepTracer, training: PlannedTraining, model: nn.Module, depth: int, rows: int) -> StepTrace:
+def _trace(
+    tracer: StepTracer, training: PlannedTraining, model: nn.Module, depth: int, rows: int, *, validates: bool = True
+) -> StepTrace:
     shapes = [
         BatchShape(count, training.tokens, training.has_padding, training.is_packed)
         for count in (rows, training.evaluation_rows)
     ]
     with cut_to(model, depth):
-        return tracer.trace(shapes[0], shapes[1])
+        return tracer.trace(shapes[0], shapes[1] if validates else None)
 
 
 def _size(tensor: Tensor) -> int:

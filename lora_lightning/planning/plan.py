@@ -14,7 +14,7 @@ from lora_lightning.planning.counts import count_modules, default_rank, exported
 from lora_lightning.planning.layers import depths_to_trace, layer_lists
 from lora_lightning.planning.memory import memory_row
 from lora_lightning.planning.outline import build_outline
-from lora_lightning.planning.precisions import precisions_of
+from lora_lightning.planning.precisions import Precision, precisions_of
 from lora_lightning.planning.results import Batch, MemoryRow, TrainingPlan
 from lora_lightning.planning.settings import PlannedTraining, read_settings
 from lora_lightning.planning.sizes import parse_size
@@ -24,6 +24,8 @@ from lora_lightning.training.commands import explain_errors
 
 Device = Literal["cpu", "cuda"]
 DEVICES = ("cpu", "cuda")
+Precisions = Literal["all", "config", "none"]
+PRECISIONS = ("all", "config", "none")
 
 
 def plan_training(
@@ -32,6 +34,7 @@ def plan_training(
     *,
     device: Device = "cpu",
     memory: str | int | None = None,
+    precisions: Precisions = "all",
     num_labels: int | None = None,
 ) -> TrainingPlan:
     """Plans a training before any weights are downloaded or loaded, like `lora-lightning plan`.
@@ -41,6 +44,8 @@ def plan_training(
         overrides: Options that override the config, named as on the command line: `{"model.lora.r": 4}`.
         device: Where the training would run.
         memory: How much memory there is, such as `24GiB` or a number of bytes, for the largest batch that fits.
+        precisions: For which precisions to trace peak memory: `all`, that of the `config`, or `none`, which takes a
+            second.
         num_labels: Number of labels, if the data is not there.
 
     Returns:
@@ -54,6 +59,7 @@ def plan_training(
         [*config_arguments(config), *option_arguments(overrides or {})],
         device=device,
         memory=memory,
+        precisions=precisions,
         num_labels=num_labels,
     )
 
@@ -63,22 +69,31 @@ def plan_from_arguments(
     *,
     device: str = "cpu",
     memory: str | int | None = None,
+    precisions: str = "all",
     num_labels: int | None = None,
 ) -> TrainingPlan:
     """Plans a training from the options of `fit` as on a command line; otherwise like `plan_training`."""
     if device not in DEVICES:
         msg = f"--device is {device!r}, but it must be {' or '.join(DEVICES)}."
         raise ConfigurationError(msg)
+    if precisions not in PRECISIONS:
+        msg = f"--precisions is {precisions!r}, but it must be {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}."
+        raise ConfigurationError(msg)
+    if precisions == "none" and memory is not None:
+        msg = f"--memory is {memory}, but --precisions=none plans no memory; leave one of them out."
+        raise ConfigurationError(msg)
     limit = parse_size(memory) if isinstance(memory, str) else memory
     with explain_errors():
         training = read_settings(arguments, num_labels)
         training.task.check_settings()
-        return _plan(training, device, limit)
+        return _plan(training, device, limit, precisions)
 
 
-def _plan(training: PlannedTraining, device: str, limit: int | None) -> TrainingPlan:
+def _plan(training: PlannedTraining, device: str, limit: int | None, precisions: str) -> TrainingPlan:
     task, lora = training.task, training.task.lora
-    outline = build_outline(task)
+    rows = [] if precisions == "none" else precisions_of(task, training.options.trainer.precision)
+    own = [row for row in rows if row.is_config]
+    outline = build_outline(task, own[0].compute_dtype(device)) if own else build_outline(task)
     network = outline.network
     counts = sum(count_by_kind(network).values(), start=ParameterCounts())
     exported = exported_bytes(network, lora)
@@ -99,23 +114,27 @@ def _plan(training: PlannedTraining, device: str, limit: int | None) -> Training
         memory_limit=limit,
         notes=[*training.notes, *outline.notes],
     )
-    rows, notes = _memory(training, device, limit)
-    return replace(plan, memory=rows, notes=[*plan.notes, *notes])
+    if not rows:
+        return plan
+    memory, notes = _memory(training, own if precisions == "config" else rows, device, limit)
+    return replace(plan, memory=memory, notes=[*plan.notes, *notes])
 
 
-def _memory(training: PlannedTraining, device: str, limit: int | None) -> tuple[list[MemoryRow], list[str]]:
-    """The memory in each precision, and what to say about it."""
+def _memory(
+    training: PlannedTraining, precisions: Sequence[Precision], device: str, limit: int | None
+) -> tuple[list[MemoryRow], list[str]]:
+    """The memory in each precision, and what to say about it; the task has the outline of the config's precision."""
     task = training.task
     head_is_linear = not isinstance(task, CausalLanguageModelingTask) or task.head_is_linear
     depths = depths_to_trace(task.transformers_model, task.lora)
     layers = max((len(each) for each in layer_lists(task.transformers_model)), default=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # each network would warn again
-        rows = [
-            memory_row(training, precision, device, limit, head_is_linear)
-            for precision in precisions_of(task, training.options.trainer.precision)
-        ]
-    return rows, _memory_notes(training, device, depths, layers)
+        rows = {
+            precision.name: memory_row(training, precision, device, limit, head_is_linear)
+            for precision in sorted(precisions, key=lambda precision: not precision.is_config)
+        }
+    return [rows[precision.name] for precision in precisions], _memory_notes(training, device, depths, layers)
 
 
 def _memory_notes(training: PlannedTraining, device: str, depths: Sequence[int], layers: int) -> list[str]:

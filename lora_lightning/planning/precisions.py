@@ -95,8 +95,6 @@ def why_unavailable(task: AdaptationTask, precision: Precision) -> str:
         return ""
     if task.auto_class is None or task.lora is None:
         return "needs LoRA on a pretrained model, since quantized weights are frozen"
-    if task.lora.use_dora:
-        return "DoRA on quantized weights looks at their values, so its steps cannot be traced without them"
     try:
         check_lora_and_quantization(task.lora, precision.quantization)
     except LoraLightningError as error:
@@ -106,10 +104,10 @@ def why_unavailable(task: AdaptationTask, precision: Precision) -> str:
 
 @contextmanager
 def in_precision(task: AdaptationTask, precision: Precision) -> Iterator[None]:
-    """Gives a task the quantization of a precision for a while, and no network."""
+    """Gives a task the quantization of a precision for a while."""
     given = task.quantization
-    task.quantization, task.network = precision.quantization, None
+    task.quantization = precision.quantization
     try:
         yield
     finally:
-        task.quantization, task.network = given, None
+        task.quantization = given

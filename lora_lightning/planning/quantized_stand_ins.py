@@ -81,6 +81,16 @@ class Linear4bitStandIn(bnb.Linear4bit):  # type: ignore[misc]  # bitsandbytes i
         found: Tensor = operation(weight, scales, BLOCK, self.kind, self.size, dtype)
         return found
 
+    @property
+    def W_q(self) -> Tensor:  # noqa: N802  # HQQ's name
+        """The packed weight: PEFT's DoRA calls `dequantize` of a layer that has it under this name."""
+        packed: Tensor = self.weight
+        return packed
+
+    def dequantize(self) -> Tensor:
+        """The weight, (out_features, in_features), float32."""
+        return self.dequantized(self.weight, self.absmax, torch.float32)
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features), the dtype of x."""
         inputs = x.to(self.compute_dtype)

@@ -45,7 +45,7 @@ class StepTrace:
     Attributes:
         forward: Of the forward pass, without gradients of an earlier step.
         backward: Of the backward pass, with the gradients so far.
-        validation: Of a pass without gradients.
+        validation: Of a pass without gradients; nothing if none was traced.
     """
 
     forward: Peak
@@ -78,12 +78,12 @@ class StepTracer:
             vars(model)["head_is_linear"] = head_is_linear
             vars(task)["next_token"] = model
 
-    def trace(self, training: BatchShape, evaluation: BatchShape) -> StepTrace:
+    def trace(self, training: BatchShape, evaluation: BatchShape | None) -> StepTrace:
         """Traces a step and a validation batch.
 
         Args:
             training: A training batch.
-            evaluation: A batch in validation.
+            evaluation: A batch in validation; `None` traces none.
 
         Returns:
             What they hold.
@@ -104,13 +104,17 @@ class StepTracer:
             del loss, batch
             for parameter in task.parameters():
                 parameter.grad = None
-            with counter, torch.no_grad():
-                task.eval()
-                counter.start_phase()
-                batch = self._batch(evaluation)
-                task.condense(batch, task.evaluate(batch))
-                validation = counter.peak
+            validation = Peak() if evaluation is None else self._validate(counter, evaluation)
         return StepTrace(forward, backward, validation)
+
+    def _validate(self, counter: StorageCounter, shape: BatchShape) -> Peak:
+        task = self.task
+        with counter, torch.no_grad():
+            task.eval()
+            counter.start_phase()
+            batch = self._batch(shape)
+            task.condense(batch, task.evaluate(batch))
+            return counter.peak
 
     def _precision(self) -> Any:
         return nullcontext() if self.autocast is None else torch.autocast("cpu", self.autocast)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_lightning.compat.fake_tensors import TorchDispatchMode, tree_leaves
+from lora_lightning.compat.fake_tensors import ASKS_FOR_DEVICE, TorchDispatchMode, tree_leaves
 
 ITEM = "aten::_local_scalar_dense"
 IN_PLACE = {"aten::index_put_", "aten::_index_put_impl_"}
@@ -59,6 +59,8 @@ class StorageCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Runs an operation and counts the storages of its results."""
         del types
+        if func is ASKS_FOR_DEVICE:  # of a tensor without values, several times an operation
+            return args[0].fake_device
         result = self._answer(func, args)
         if result is None:
             result = func(*args, **(kwargs or {}))

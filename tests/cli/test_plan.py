@@ -49,7 +49,7 @@ def test_it_prints_tables_and_writes_a_folder(
     assert "<svg" in (output / "memory.svg").read_text()
     assert main(["plan", *words, f"--output={output}"]) == 2
     assert "exists; choose another folder, or replace it with --overwrite" in capsys.readouterr().err
-    assert main(["plan", *words, f"--output={output}", "--overwrite"]) == 0
+    assert main(["plan", *words, f"--output={output}", "--overwrite", "--precisions=none"]) == 0
     assert json.loads((output / "plan.json").read_text())["r"] == 8
 
 
@@ -66,11 +66,13 @@ def test_json_is_all_that_standard_output_has(words: list[str], capsys: pytest.C
     [
         (["--memory=much"], "--memory is 'much', but a size with its unit is needed"),
         (["--device=tpu"], "--device is 'tpu', but it must be cpu or cuda"),
+        (["--precisions=NF4"], "--precisions is 'NF4', but it must be all, config or none"),
+        (["--precisions=none", "--memory=1GiB"], "--memory is 1GiB, but --precisions=none plans no memory"),
         (["--num-labels=0"], "--num-labels is 0, but it must be at least 1"),
         (["--num-labels=3"], "but the data has 30 labels; leave --num-labels out"),
         (["--num-labels=x"], "invalid int value"),
-        (["--modle.lora.r=4"], "did you mean 'model'?"),
-        (["--model.lora.rank=4"], "did you mean 'r'?"),
+        (["--modle.lora.r=4"], "did you mean --model.lora.r?"),
+        (["--model.lora.rank=4"], "did you mean model.lora.r?"),
         (["--model.lora.r=0"], "must be at least 1"),
         (["--model.lora.target_modules=[qery]"], "did you mean 'query'"),
         (["--model.backbone=/no/such/folder"], "is not a folder"),
@@ -96,7 +98,7 @@ def test_labels_without_data_come_from_num_labels(
     words += [f"--data.data_dir={tmp_path}", "--data.max_length=32"]
     assert main(["plan", *words]) == 2
     assert "To plan without the data, give --num-labels." in capsys.readouterr().err
-    assert main(["plan", *words, "--num-labels", "7"]) == 0
+    assert main(["plan", *words, "--num-labels", "7", "--precisions=none"]) == 0
     printed = capsys.readouterr().out
     assert "7 labels are assumed" in printed
     assert f"{7 * 32 + 7:,}" in printed  # the head

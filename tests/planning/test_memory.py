@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,8 @@ from lora_lightning.planning import memory, plan_training
 from lora_lightning.planning.layers import cut_to, depths_to_trace
 from lora_lightning.planning.outline import build_outline
 from lora_lightning.planning.plan import plan_from_arguments
-from lora_lightning.planning.precisions import precisions_of
-from lora_lightning.planning.results import MemoryRow, TrainingPlan
+from lora_lightning.planning.precisions import precisions_of, why_unavailable
+from lora_lightning.planning.results import MemoryRow
 from lora_lightning.planning.settings import read_settings
 from lora_lightning.planning.sizes import format_size, parse_size
 from lora_lightning.planning.step import BatchShape, StepTracer
@@ -60,15 +61,37 @@ def quickstart(tiny_backbone: TinyBackbone, tmp_path: Path) -> list[str]:
     return tiny_training([CONFIGS / "quickstart.yaml"], tiny_backbone, tmp_path)[1]
 
 
-def config_row(plan: TrainingPlan) -> MemoryRow:
-    (row,) = (row for row in plan.memory if row.is_config)
+def config_row(words: list[str], **options: Any) -> MemoryRow:
+    """The memory that the config itself needs; other precisions are not traced."""
+    (row,) = plan_from_arguments(words, precisions="config", **options).memory
     return row
+
+
+def test_full_fine_tuning_may_need_most_when_the_checkpoint_is_read(quickstart: list[str]) -> None:
+    """A checkpoint holds the weights and both moments once more; gradients are gone by then."""
+    words = [*quickstart, "--model.lora=null", "--data.batch_size=1", "--data.eval_batch_size=1"]
+    words += ["--data.max_length=4"]
+    plan = plan_from_arguments(words, precisions="config")
+    (row,) = plan.memory
+    assert (row.phase, row.gradients, row.activations) == ("checkpoint", 0, 3 * 4 * plan.trainable)
+    assert row.peak == row.weights + 5 * 4 * plan.trainable + row.overhead
+    (cuda,) = plan_from_arguments(words, precisions="config", device="cuda").memory
+    assert cuda.phase != "checkpoint"  # it is read into host memory
+
+
+def test_dora_on_a_quantized_base_holds_the_dequantized_weights(quickstart: list[str]) -> None:
+    words = [*quickstart, "--model.quantization.bits=4", "--data.eval_batch_size=1"]
+    plain, dora = config_row(words), config_row([*words, "--model.lora.use_dora=true"])
+    assert dora.activations > plain.activations
+    task = read_settings([*words, "--model.lora.use_dora=true"]).task
+    refused = [row.name for row in precisions_of(task, "32-true") if why_unavailable(task, row)]
+    assert refused == ["int8"]  # as `fit` refuses it
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_quantized_weights_take_what_bitsandbytes_takes(bits: int, quickstart: list[str]) -> None:
     words = [*quickstart, f"--model.quantization.bits={bits}"]
-    row = config_row(plan_from_arguments(words))
+    row = config_row(words)
     task = read_settings(words).task
     task.configure_model()
     tensors = {id(each): each for each in [*task.parameters(), *task.buffers()]}
@@ -154,18 +177,18 @@ def test_the_largest_batch_fits_and_one_more_row_does_not(
     quickstart: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "overhead_of", lambda *_: 0)
-    limit = round(2.5 * config_row(plan_from_arguments(quickstart)).peak)
-    row = config_row(plan_from_arguments(quickstart, memory=limit))
+    limit = round(2.5 * config_row(quickstart).peak)
+    row = config_row(quickstart, memory=limit)
     assert row.fits
     assert row.largest_batch is not None
     assert row.largest_batch > 4
     peaks = [
-        config_row(plan_from_arguments([*quickstart, f"--data.batch_size={rows}"])).peak
+        config_row([*quickstart, f"--data.batch_size={rows}"]).peak
         for rows in (row.largest_batch, row.largest_batch + 1)
     ]
     assert peaks[0] <= 1.02 * limit
     assert peaks[1] > 0.98 * limit
-    tight = config_row(plan_from_arguments(quickstart, memory="1KiB"))
+    tight = config_row(quickstart, memory="1KiB")
     assert (tight.fits, tight.largest_batch) == (False, 0)
 
 
@@ -177,8 +200,8 @@ def test_checkpointing_and_precision_change_what_they_should(quickstart: list[st
     assert plain["bf16"].weights == pytest.approx(plain["float32"].weights / 2, rel=0.01)
     assert plain["bf16"].activations < plain["float32"].activations  # its attention keeps dropout masks of its own
     assert plain["NF4"].weights < plain["int8"].weights < plain["float32"].weights
-    assert plain["float32"].optimizer == 2 * plan_from_arguments(quickstart).trainable * 4
-    saving = config_row(plan_from_arguments([*quickstart, "--model.gradient_checkpointing=true"]))
+    assert plain["float32"].optimizer == 2 * plan_from_arguments(quickstart, precisions="none").trainable * 4
+    saving = config_row([*quickstart, "--model.gradient_checkpointing=true"])
     assert saving.activations < 0.8 * plain["float32"].activations
 
 
@@ -192,7 +215,7 @@ def test_full_fine_tuning_has_no_quantized_rows_and_all_gradients(quickstart: li
 
 
 def test_another_precision_of_the_config_has_a_row_of_its_own(quickstart: list[str]) -> None:
-    row = config_row(plan_from_arguments([*quickstart, "--trainer.precision=bf16-mixed"]))
+    row = config_row([*quickstart, "--trainer.precision=bf16-mixed"])
     assert row.precision == "bf16-mixed"
     task = read_settings([*quickstart, "--model.quantization={bits: 4, type: fp4}"]).task
     assert [each.name for each in precisions_of(task, "32-true")] == ["32-true, fp4", "float32", "bf16", "int8", "NF4"]
@@ -207,17 +230,19 @@ def test_every_task_has_a_plan_on_both_devices(
     name: str, device: str, tiny_backbone: TinyBackbone, tmp_path: Path
 ) -> None:
     _, words = tiny_training([CONFIGS / f"{name}.yaml"], tiny_backbone, tmp_path)
-    plan = plan_from_arguments(words, device=device, memory="1GiB")
-    assert config_row(plan).fits
-    assert config_row(plan).activations > 0
+    plan = plan_from_arguments(words, device=device, memory="1GiB", precisions="config")
+    (row,) = plan.memory
+    assert row.fits
+    assert row.activations > 0
     assert any("CUDA" in note for note in plan.notes) is (device == "cuda")
 
 
 def test_the_python_function_takes_a_mapping_and_overrides(quickstart: list[str]) -> None:
     words = dict(word[2:].split("=", 1) for word in quickstart)
     config = words.pop("config")
-    plan = plan_training(config, {**words, "model.lora.r": 2})
+    plan = plan_training(config, {**words, "model.lora.r": 2}, precisions="none")
     assert plan.r == 2
+    assert not plan.memory
 
 
 @pytest.mark.parametrize(
