@@ -16,6 +16,7 @@ from typing import NoReturn, TextIO, cast
 
 from lora_lightning import __version__
 from lora_lightning.cli.output import STANDARD_ERROR, TolerantStream
+from lora_lightning.compat.glibc import restart_with_tunables
 from lora_lightning.errors import DEBUG, ExitStatus, LoraLightningError, RunFinished, TrainingStopped, exit_status
 from lora_lightning.runs.signals import (
     ending_on_signals,
@@ -187,6 +188,8 @@ def report_error(error: BaseException, *, debug: bool) -> None:
 
 def program() -> NoReturn:
     """Runs the program and exits with its status, even if more signals arrive."""
+    if sys.argv[1:2] and sys.argv[1] in TRAINING:
+        restart_with_tunables()
     sys.stdout = cast("TextIO", TolerantStream(sys.stdout))
     sys.stderr = cast("TextIO", TolerantStream(sys.stderr, STANDARD_ERROR))
     if not sys.flags.safe_path and str(Path.cwd()) not in sys.path:
