@@ -56,7 +56,7 @@ def test_an_interval_of_seeds_and_examples_covers_the_true_ratio() -> None:
 
 @pytest.mark.parametrize(
     "wholes",
-    [np.zeros((3, 1)), np.array([[0.1], [-0.1], [0.05]]), np.array([[0.1]]), np.full((3, 1), 0.1)],
+    [np.zeros((3, 1)), np.array([[0.1], [-0.1], [0.05]]), np.array([[0.1]]), np.full((3, 1), 0.5)],
     ids=["none", "not told from 0", "one seed", "no variance"],
 )
 def test_without_a_whole_there_is_no_interval(wholes: np.ndarray) -> None:
