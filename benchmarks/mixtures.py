@@ -46,8 +46,8 @@ the end of a parameter's name, and every expert gets an update of its own of ran
 and `layers_to_transform` apply to parameters as they do to modules. DoRA, AdaLoRA, LoRA-FA, initializations other than
 `true` and `gaussian`, FSDP2 and parameters that bitsandbytes quantizes are refused before any weights load.
 
-- **Measurements**: norms (`lora_adapters/<parameter>/`) are those of all experts of a parameter together, and rank
-  metrics (`lora_rank/<parameter>/`) their means; `rank_utilization.json` has each expert, as `<parameter>[<number>]`.
+- **Measurements**: norms (`adapter_norms.parquet`) are those of all experts of a parameter together, and rank metrics
+  (`rank_utilization.parquet`) their means; `rank_utilization.json` has each expert, as `<parameter>[<number>]`.
   The merge check compares each expert's weight with W + dW.
 - **QLoRA**: bitsandbytes quantizes linear layers only. When training starts, a warning gives the bytes of the experts,
   which stay in 16 or 32 bits.

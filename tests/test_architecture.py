@@ -16,6 +16,7 @@ LAYERS = (
     {"runs"},
     {"analysis", "backbones"},
     {"figures"},
+    {"loggers"},
     {"tasks", "datamodules"},
     {"callbacks"},
     {"configuration"},

@@ -11,6 +11,7 @@ import yaml
 from lora_lightning import callbacks
 from lora_lightning.callbacks.adapter_monitor import AdapterMonitor
 from lora_lightning.cli.main import main
+from lora_lightning.training.commands import prepare_command
 from tests.conftest import TinyBackbone
 from tests.tiny_data import (
     save_tiny_clinc150,
@@ -25,9 +26,10 @@ from tests.tiny_models import FAMILIES
 CONFIGS = Path(__file__).parent.parent / "configs"
 PARTIAL = CONFIGS / "callbacks"  # added to a full config
 TRAINERS = CONFIGS / "trainer"  # before or after a full config
+LOGGERS = CONFIGS / "loggers"  # after a full config
 STUDIES = CONFIGS / "studies"  # tests/cli/test_study_configs.py runs them
 DIAGNOSES = CONFIGS / "diagnosis"  # tests/diagnosis/test_diagnosis_configs.py runs them
-OF_FIT = sorted(path for path in CONFIGS.rglob("*.yaml") if not {STUDIES, DIAGNOSES} & {*path.parents})
+OF_FIT = sorted(path for path in CONFIGS.rglob("*.yaml") if not {STUDIES, DIAGNOSES, LOGGERS} & {*path.parents})
 FULL = [path for path in OF_FIT if path.parent not in (PARTIAL, TRAINERS)]
 VARIANTS = ("full", "small", "imbalanced", "oos_plus")
 
@@ -96,13 +98,23 @@ def test_config_trains(path: Path, tiny_backbone: TinyBackbone, tmp_path: Path) 
 
 
 @by_path(PARTIAL.glob("*.yaml"))
-@pytest.mark.parametrize("full", ["quickstart.yaml", "causal_lm/gpt2_wikitext2_lora.yaml"])
+@pytest.mark.parametrize("full", ["clinc150/minilm_lora.yaml", "causal_lm/gpt2_wikitext2_lora.yaml"])
 def test_partial_config_adds_callbacks(path: Path, full: str, tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
     run = train([CONFIGS / full, path], tiny_backbone, tmp_path)
     own, added = (yaml.safe_load(file.read_text())["trainer"] for file in (CONFIGS / full, path))
     asked = [callback["class_path"] for callback in [*own.get("callbacks", []), *added["callbacks+"]]]
     used = yaml.safe_load((run / "config.yaml").read_text())["trainer"]["callbacks"]
     assert [callback["class_path"].rpartition(".")[2] for callback in used] == asked
+
+
+def test_the_quickstart_has_all_monitors_and_a_config_that_adds_them_again_changes_nothing(tmp_path: Path) -> None:
+    words = [f"--trainer.logger.init_args.save_dir={tmp_path}"]
+    configs = [f"--config={path}" for path in (CONFIGS / "quickstart.yaml", PARTIAL / "all_monitors.yaml")]
+    once = yaml.safe_load(prepare_command("fit", [configs[0], *words]).settings_text())
+    assert yaml.safe_load(prepare_command("fit", [*configs, *words]).settings_text()) == once
+    added = yaml.safe_load((PARTIAL / "all_monitors.yaml").read_text())["trainer"]["callbacks+"]
+    monitors = [callback["class_path"] for callback in added]
+    assert [callback["class_path"].rpartition(".")[2] for callback in once["trainer"]["callbacks"]] == monitors
 
 
 @by_path(TRAINERS.glob("*.yaml"))
@@ -118,6 +130,28 @@ def test_trainer_config_goes_with_any_other(path: Path, capsys: pytest.CaptureFi
     for option, wanted in yaml.safe_load(path.read_text())["trainer"].items():
         found = parsed[0]["trainer"][option]
         assert found == wanted or found["class_path"].endswith(f".{wanted['class_path']}"), option
+
+
+@by_path(LOGGERS.glob("*.yaml"))
+def test_logger_config_replaces_the_logger(
+    path: Path, tiny_backbone: TinyBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    words = tiny_training([CONFIGS / "quickstart.yaml", path], tiny_backbone, tmp_path)[1]
+    words = [word for word in words if not word.startswith("--trainer.logger")]
+    assert main(["fit", *words, "--trainer.callbacks=[]"]) == 0
+    (run,) = (config.parent for config in tmp_path.glob("lightning_logs/*/version_0/config.yaml"))
+    wanted = yaml.safe_load(path.read_text())["trainer"]["logger"]
+    used = yaml.safe_load((run / "config.yaml").read_text())["trainer"]["logger"]
+    assert used["class_path"].endswith(f".{wanted['class_path']}")
+    assert wanted["init_args"].items() <= used["init_args"].items()
+    assert {each.name for each in tmp_path.iterdir() if each.is_dir()} <= {
+        "lightning_logs",
+        "data",
+        "clinc150",
+        "intents",
+    }
 
 
 @by_path(TRAINERS / f"{name}.yaml" for name in ("cpu", "gpu"))
@@ -138,7 +172,7 @@ def train(paths: list[Path], tiny_backbone: TinyBackbone, tmp_path: Path) -> Pat
     """Trains with the configs, one of them a full one, on tiny data; the run's folder."""
     config, words = tiny_training(paths, tiny_backbone, tmp_path)
     assert main(["fit", *words]) == 0
-    run = tmp_path / config["trainer"]["logger"]["init_args"]["name"] / "version_0"
+    (run,) = (path.parent for path in tmp_path.glob("*/version_0/config.yaml"))
     is_full = config["model"]["init_args"].get("lora", {}) is None
     weights = "model.safetensors" if is_full else "adapter_model.safetensors"
     assert (run / "adapter" / weights).exists()
@@ -157,7 +191,7 @@ def test_every_config_says_how_to_run_it() -> None:
         if path.parent == DIAGNOSES:
             assert f"# lora-lightning diagnose run {relative}" in path.read_text(), relative
             continue
-        before = "--config configs/quickstart.yaml " if path.parent in (PARTIAL, TRAINERS) else ""
+        before = "--config configs/quickstart.yaml " if path.parent in (PARTIAL, TRAINERS, LOGGERS) else ""
         assert f"# lora-lightning fit {before}--config {relative}" in path.read_text(), relative
 
 

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lora_lightning.errors import ConfigurationError
+from lora_lightning.loggers import Board, Table, boards_of
 from lora_lightning.lora.delta import adapted_layers, split_layer_number
 from lora_lightning.runs.files import atomic_file
 from lora_lightning.runs.layout import TABLES, run_folder_of
@@ -61,24 +61,30 @@ class Export(NamedTuple):
 class AdapterMonitor(Callback):
     """Base of the monitors: measures every n optimizer steps, or at each validation, and once what the run exports.
 
-    Numbers go to every logger and, one row a number, to `<run folder>/adapter_metrics/<table>.parquet` with the columns
-    step, module, layer, kind, metric, value and state; `pandas.read_parquet(<run folder>/adapter_metrics)` reads the
-    tables of all monitors. `state` is `training` for the weights of that step, and `exported` for those in `adapter/`
-    and `best.ckpt`, whose step it gives: rarely the last one, and under weight averaging the weights of no step. The
-    file is complete after each validation and at the end; a run that is resumed in its folder continues it.
+    Numbers go, one row a number, to `<run folder>/adapter_metrics/<table>.parquet` with the columns step, module,
+    layer, kind, metric, value and state; `pandas.read_parquet(<run folder>/adapter_metrics)` reads the tables of all
+    monitors. Loggers get those of all modules together as curves, and with `log_modules` those of each module, too;
+    what is measured only once is a table and part of the run's results. `state` is `training` for the weights of that
+    step, and `exported` for those in `adapter/` and `best.ckpt`, whose step it gives: rarely the last one, and under
+    weight averaging the weights of no step. The file is complete after each validation and at the end; a run that is
+    resumed in its folder continues it.
 
     Args:
         every_n_steps: Optimizer steps between measurements; `null` measures at each validation.
+        log_modules: Whether loggers get a curve for each number of each module.
     """
 
     table: str  # name of the Parquet file, set by each monitor
     tag: str  # first part of the loggers' names, set by each monitor
+    result_metrics: tuple[str, ...] = ()  # of all modules together; the run's results show them
 
-    def __init__(self, every_n_steps: int | None = None) -> None:
+    def __init__(self, every_n_steps: int | None = None, log_modules: bool = False) -> None:
         if every_n_steps is not None and every_n_steps < 1:
             msg = f"{type(self).__name__}.every_n_steps is {every_n_steps}, but it must be at least 1, or null."
             raise ConfigurationError(msg)
         self.every_n_steps = every_n_steps
+        self.log_modules = log_modules
+        self.results: dict[str, float] = {}  # by tag
         self._parts: list[pa.Table] = []
         self._measured_at = -1
         self._saved_at: int | None = None
@@ -89,12 +95,22 @@ class AdapterMonitor(Callback):
         """Whether training itself is not measured, only what comes out of it."""
         return False
 
+    @property
+    def measures_once(self) -> bool:
+        """Whether there is one measurement, which is no curve."""
+        return self.only_at_the_end
+
+    @property
+    def result_tags(self) -> list[str]:
+        """The tags of `results`, which are known before there are any."""
+        return [f"{self.tag}/{metric}" for metric in self.result_metrics]
+
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> list[Measurement]:
         """Measures the weights that the model has now; every process calls it, the main one's numbers count."""
         raise NotImplementedError
 
-    def add_pictures(self, trainer: Trainer, board: TensorBoardLogger, measurements: list[Measurement]) -> None:
-        """Adds pictures or histograms to TensorBoard; on the main process only."""
+    def add_pictures(self, trainer: Trainer, board: Board, measurements: list[Measurement]) -> None:
+        """Adds pictures or histograms to a logger that shows them; on the main process only."""
 
     def conclude(self, trainer: Trainer, pl_module: LightningModule, export: Export | None) -> None:
         """Prints what was found when training has ended; every process calls it.
@@ -195,7 +211,7 @@ class AdapterMonitor(Callback):
             self._export = None
 
     def publish(self, trainer: Trainer, step: int, measurements: list[Measurement], state: str = TRAINING) -> None:
-        """Adds numbers to the table and to every logger; on the main process only.
+        """Adds numbers to the table and to the loggers; on the main process only.
 
         Loggers have one curve a number: exported weights are a point of it only if no step of training is.
 
@@ -209,13 +225,35 @@ class AdapterMonitor(Callback):
             return
         has_curve = any(part.num_rows for part in self._parts)
         self._parts.append(as_rows(step, measurements, state))
+        self._keep_results(measurements)
         if state == EXPORTED and has_curve:
             return
-        values = {f"{self.tag}/{m.module}/{m.metric}": m.value for m in measurements}
-        for logger in trainer.loggers:
-            logger.log_metrics(values, step=step)
-            if isinstance(logger, TensorBoardLogger):
-                self.add_pictures(trainer, logger, measurements)
+        values = {self.tag_of(m): m.value for m in measurements if m.module == TOTAL or self.log_modules}
+        for board in boards_of(trainer):
+            if self.measures_once:
+                board.add_constants(values, step)
+                board.add_table(self.tag, self.as_table(measurements), step)
+            else:
+                board.add_numbers(values, step)
+            if board.shows_pictures:
+                self.add_pictures(trainer, board, measurements)
+
+    def _keep_results(self, measurements: list[Measurement]) -> None:
+        own = [m for m in measurements if m.module == TOTAL and m.metric in self.result_metrics]
+        self.results |= {self.tag_of(m): m.value for m in own}
+
+    def tag_of(self, measurement: Measurement) -> str:
+        """The name of a number in loggers."""
+        module = "" if measurement.module == TOTAL else f"{measurement.module}/"
+        return f"{self.tag}/{module}{measurement.metric}"
+
+    def as_table(self, measurements: list[Measurement]) -> Table:
+        """Arranges numbers as a table, a row per module and a column per metric."""
+        modules = dict.fromkeys(m.module for m in measurements)
+        metrics = dict.fromkeys(m.metric for m in measurements)
+        values = {(m.module, m.metric): m.value for m in measurements}
+        rows = [[module, *(values.get((module, metric)) for metric in metrics)] for module in modules]
+        return Table(["module", *metrics], rows)
 
     def table_path(self, trainer: Trainer) -> Path:
         """The Parquet file."""

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightning import LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -19,7 +18,8 @@ from lora_lightning.analysis.norms import (
 )
 from lora_lightning.callbacks.adapter_monitor import TOTAL, AdapterMonitor, Export, Measurement, warn_without_adapters
 from lora_lightning.compat.peft import LoraLayer
-from lora_lightning.figures.histograms import add_histogram
+from lora_lightning.figures.layers import layer_map_figure
+from lora_lightning.loggers import Board
 from lora_lightning.lora.delta import (
     AdapterDelta,
     adapted_layers,
@@ -48,24 +48,27 @@ class Gradients:
 class AdapterNormMonitor(AdapterMonitor):
     """Norms of A, B and dW, dW against the frozen weight, entries of A and B, and gradients; by layer and in total.
 
-    `lora_adapters/<module>/` has `A_norm`, `A_mean`, `A_std`, the same of B, `delta_norm` and `relative_delta_norm`
-    (||dW|| / ||W||), and `A_gradient_norm` and `B_gradient_norm` of the last optimizer step: unscaled, summed over
-    accumulated batches, before clipping; with `every_n_steps` only of the steps that are measured. `lora_adapters/all/`
-    takes all layers as one matrix. Norms are Frobenius norms. TensorBoard also gets histograms of the entries.
+    Each module has `A_norm`, `A_mean`, `A_std`, the same of B, `delta_norm` and `relative_delta_norm` (||dW|| / ||W||),
+    and `A_gradient_norm` and `B_gradient_norm` of the last optimizer step: unscaled, summed over accumulated batches,
+    before clipping; with `every_n_steps` only of the steps that are measured. The curves `weights/norms/` take all
+    layers as one matrix. Norms are Frobenius norms. There is also a heat map of `relative_delta_norm`, and histograms
+    of the entries of A and B.
 
     Args:
         every_n_steps: Optimizer steps between measurements; `null` measures at each validation.
+        log_modules: Whether loggers get a curve for each number of each module.
     """
 
     table = "adapter_norms"
-    tag = "lora_adapters"
+    tag = "weights/norms"
+    result_metrics = ("relative_delta_norm",)
 
-    def __init__(self, every_n_steps: int | None = None) -> None:
-        super().__init__(every_n_steps)
+    def __init__(self, every_n_steps: int | None = None, log_modules: bool = False) -> None:
+        super().__init__(every_n_steps, log_modules)
         self._layers: dict[str, LoraLayer] = {}
         self._base_norms: dict[str, float] = {}  # the weights are frozen
         self._gradients: Gradients | None = None
-        self._entries: dict[str, Tensor] = {}  # for the histograms of this measurement
+        self._entries: dict[str, list[Tensor]] = {}  # of all factors A and B, for the histograms of this measurement
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finds the layers and measures their frozen weights once, or warns that there are none."""
@@ -98,7 +101,7 @@ class AdapterNormMonitor(AdapterMonitor):
         }
         if not trainer.is_global_zero:
             return []
-        self._entries = {f"{name}/{factor}": pair[number] for name, pair in factors.items() for number, factor in AB}
+        self._entries = {factor: [pair[number] for pair in factors.values()] for number, factor in AB}
         a, b = ({name: moments(pair[number]) for name, pair in factors.items()} for number, _ in AB)
         update = self._update_norms(deltas)
         numbers = {name: layer_norms(a[name], b[name], update[name], self._base_norms[name]) for name in update}
@@ -137,8 +140,11 @@ class AdapterNormMonitor(AdapterMonitor):
         super().record_export(trainer, pl_module, export)
         self._entries = {}
 
-    def add_pictures(self, trainer: Trainer, board: TensorBoardLogger, measurements: list[Measurement]) -> None:
-        """Adds a histogram of each factor's entries."""
-        del measurements
-        for name, entries in self._entries.items():
-            add_histogram(board, f"{self.tag}/{name}", entries, trainer.global_step)
+    def add_pictures(self, trainer: Trainer, board: Board, measurements: list[Measurement]) -> None:
+        """Adds histograms of the entries, and draws the heat map."""
+        step, metric = trainer.global_step, "relative_delta_norm"
+        for factor, entries in self._entries.items():
+            board.add_histogram(f"{self.tag}/{factor}", entries, step)
+        shares = {m.module: 100 * m.value for m in measurements if m.metric == metric and m.module != TOTAL}
+        figure = layer_map_figure(shares, f"step {step}: size of the update, ||dW|| in % of ||W||")
+        board.add_figure(f"{self.tag}/{metric}_by_layer", figure, step)

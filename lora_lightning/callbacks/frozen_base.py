@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lora_lightning.errors import VerificationError
+from lora_lightning.loggers import boards_of
 from lora_lightning.lora.delta import adapted_layers
 from lora_lightning.lora.parameter_names import is_trainable_by_name
 from lora_lightning.tasks import AdaptationTask
@@ -65,8 +66,9 @@ class FrozenBaseCheck(Callback):
             return
         self._changed = first_difference(self._hashes, dict(frozen_tensors(pl_module)))
         unchanged = {"verification/frozen_base/unchanged_tensors": float(len(self._hashes))}
-        for logger in trainer.loggers if self._changed is None else []:
-            logger.log_metrics(unchanged, step=trainer.global_step)
+        for board in boards_of(trainer) if self._changed is None else []:
+            board.add_constants(unchanged, trainer.global_step)
+            board.add_text("frozen_base", self._result, trainer.global_step)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints the result or raises, now that every checkpoint is written.
@@ -82,7 +84,11 @@ class FrozenBaseCheck(Callback):
             )
             raise VerificationError(msg)
         if self._hashes is not None and trainer.is_global_zero:
-            print(f"frozen base: all {len(self._hashes)} tensors are unchanged.")
+            print(self._result)
+
+    @property
+    def _result(self) -> str:
+        return f"frozen base: all {len(self._hashes or {})} tensors are unchanged."
 
 
 def check_only_adapters_train(model: nn.Module) -> None:

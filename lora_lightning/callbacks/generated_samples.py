@@ -1,17 +1,18 @@
-"""Shows a few generated texts in TensorBoard, for what metrics cannot show."""
+"""Shows a few generated texts, for what metrics cannot show."""
 
 from collections.abc import Sequence
 from typing import cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from lora_lightning.datamodules.batching import TokenizedDataset
 from lora_lightning.datamodules.causal_language_modeling import CausalLMDataModule
 from lora_lightning.errors import ConfigurationError
+from lora_lightning.loggers import boards_of
 from lora_lightning.lora.sharding import is_sharded
 from lora_lightning.tasks import CausalLanguageModelingTask
 
@@ -19,7 +20,8 @@ from lora_lightning.tasks import CausalLanguageModelingTask
 class GeneratedSamples(Callback):
     """Generates from the same prompts after each validation, with `model.generation`'s settings.
 
-    Without a TensorBoard logger nothing is generated.
+    The texts are shown in TensorBoard, W&B or MLflow, or written beside the table of `CSVLogger`. Without such a logger
+    nothing is generated, and a warning says so.
 
     Args:
         prompts: Texts to continue, or instructions to respond to.
@@ -45,22 +47,23 @@ class GeneratedSamples(Callback):
             raise ConfigurationError(msg)
 
         if stage == "fit":
+            if trainer.is_global_zero and not any(board.shows_texts for board in boards_of(trainer)):
+                rank_zero_warn("GeneratedSamples generates nothing: no logger of this run shows texts.")
             places = [f"GeneratedSamples, prompt {number}" for number in range(1, len(self.prompts) + 1)]
             pl_module.check_lengths(self._rows(trainer).lengths.tolist(), places)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Generates completions and logs them."""
-        boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        has_boards = any(board.shows_texts for board in boards_of(trainer))
         task = cast("CausalLanguageModelingTask", pl_module)
         takes_part = trainer.is_global_zero or is_sharded(task)  # shards are gathered from every process
-        if trainer.sanity_checking or not boards or not takes_part:
+        if trainer.sanity_checking or not trainer.strategy.broadcast(has_boards) or not takes_part:
             return
         with isolate_rng():
             torch.manual_seed(self.seed)
             completions = task.complete(self._batch(trainer, task))
-        for board in boards:
-            text = samples_table(self.prompts, completions)
-            board.experiment.add_text("samples", text, global_step=trainer.global_step)
+        for board in boards_of(trainer):
+            board.add_text("samples", samples_table(self.prompts, completions), trainer.global_step)
 
     def _batch(self, trainer: Trainer, task: CausalLanguageModelingTask) -> dict[str, Tensor]:
         rows = self._rows(trainer)

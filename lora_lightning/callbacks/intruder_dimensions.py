@@ -26,9 +26,10 @@ from lora_lightning.lora.merging import merged_weight
 class IntruderDimensions(AdapterMonitor):
     """Counts the intruder dimensions of each adapted layer of the exported adapter (Shuttleworth et al. 2024).
 
-    By module, and summed up in `all`: `intruder_dimensions/<module>/count`; `.../strength`, the strongest intruder's
-    singular value over the largest of W + dW; `.../energy`, the intruders' share of its squared norm; and
-    `.../least_similarity`, which shows how close to an intruder a layer without any is.
+    The table `weights/intruders` has of each module their `count`; `strength`, the strongest intruder's singular value
+    over the largest of W + dW; `energy`, the intruders' share of its squared norm; and `least_similarity`, which shows
+    how close to an intruder a layer without any is. With `every_n_steps` the count of all modules and the strongest
+    strength are curves.
 
     It decomposes W and W + dW of every adapted layer: about 0.3 s for 768 x 768 and twenty seconds for 4096 x 4096 on
     a CPU core. Several processes share the layers. With `every_n_steps`, W's directions are kept in memory (as many
@@ -39,13 +40,21 @@ class IntruderDimensions(AdapterMonitor):
         every_n_steps: Optimizer steps between measurements; `null` measures only when training ends.
         top_k: How many of the strongest directions of W + dW to look at.
         epsilon: A direction is an intruder if its cosine with every direction of W is below, in (0, 1].
+        log_modules: Whether loggers get a curve for each number of each module.
     """
 
     table = "intruder_dimensions"
-    tag = "intruder_dimensions"
+    tag = "weights/intruders"
+    result_metrics = ("count", "strength")
 
-    def __init__(self, every_n_steps: int | None = None, top_k: int = TOP_K, epsilon: float = EPSILON) -> None:
-        super().__init__(every_n_steps)
+    def __init__(
+        self,
+        every_n_steps: int | None = None,
+        top_k: int = TOP_K,
+        epsilon: float = EPSILON,
+        log_modules: bool = False,
+    ) -> None:
+        super().__init__(every_n_steps, log_modules)
         if top_k < 1:
             msg = f"IntruderDimensions.top_k is {top_k}, but it must be at least 1; 10 is usual."
             raise ConfigurationError(msg)

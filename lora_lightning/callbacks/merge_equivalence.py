@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from lora_lightning.analysis.merge_verdict import Verdict, default_tolerance
 from lora_lightning.backbones import load_config, load_original_weights
-from lora_lightning.callbacks.adapter_monitor import AdapterMonitor, Export, Measurement, describe_weights
+from lora_lightning.callbacks.adapter_monitor import TOTAL, AdapterMonitor, Export, Measurement, describe_weights
 from lora_lightning.callbacks.exported_model import find_weight_fault, open_export
 from lora_lightning.callbacks.merge_comparison import MergeComparison
 from lora_lightning.errors import BackboneError, ConfigurationError, VerificationError
+from lora_lightning.loggers import Table, boards_of
 from lora_lightning.lora.delta import adapted_layers
 from lora_lightning.lora.merging import merge_targets, merged_adapters, quantization_errors
 from lora_lightning.lora.quantized import quantized_bits
@@ -35,12 +36,13 @@ class MergeEquivalence(AdapterMonitor):
     weights and outputs are compared with those of the best checkpoint. On a quantized base, where PEFT would round the
     sum again, the adapter stays beside the base. The model in training is left bit for bit as it was.
 
-    Logged for each merge target (`exported` is the folder) below `verification/all/<target>/`: `max_logit_difference`,
+    The table `verification` has for each merge target (`exported` is the folder) `max_logit_difference`,
     `mean_logit_difference`, `kl_divergence` (nats), `flipped_share` of decisions, `recovery_ratio` of the adapter's
     gain in log-likelihood with its 95 % interval, the change of the loss and of the monitored metric, and
-    `seconds_per_batch`, which `verification/all/adapted/` has of the unmerged model. `verification/all/adapter/` is the
-    same comparison of the adapted model with its base: the size of the adapter's effect. On a quantized base each layer
-    has `quantization_error` and `requantization_error`, relative to ||dW||, and a sentence recommends a target.
+    `seconds_per_batch`, which `adapted` has of the unmerged model. `adapter` is the same comparison of the adapted
+    model with its base: the size of the adapter's effect. On a quantized base each layer has `quantization_error` and
+    `requantization_error`, relative to ||dW||, and a sentence recommends a target. With `at_validation` these are
+    curves, `verification/<target>/...`.
 
     It fails if the exported folder, or the merge that must be exact (`base`, or `dequantized` on a quantized base),
     changes more than the rounding of intact merges of this model does, or has the outputs of the base without adapters.
@@ -60,6 +62,7 @@ class MergeEquivalence(AdapterMonitor):
 
     table = "merge_equivalence"
     tag = "verification"
+    result_metrics = ("exported/max_logit_difference", "exported/flipped_share")
 
     def __init__(
         self,
@@ -136,12 +139,22 @@ class MergeEquivalence(AdapterMonitor):
         """
         del pl_module
         failure = self.verdict.failure if self.verdict else None
+        said = f"merge check{self._subject}" + (f" FAILED: {failure}" if failure else f": {self._news}")
+        for board in boards_of(trainer) if self._news else []:
+            board.add_text("merge_check", said, trainer.global_step)
         a_try = trainer.fast_dev_run  # type: ignore[attr-defined]  # one step of warm-up may change nothing
         if failure and self.on_failure == "raise" and not a_try:
             raise VerificationError(failure)
         if trainer.is_global_zero and self._news:
-            result = f" FAILED: {failure}" if failure else f": {self._news}"
-            print(f"merge check{self._subject}{result}")
+            print(said)
+
+    def as_table(self, measurements: list[Measurement]) -> Table:
+        """A row per merge target, and on a quantized base per layer."""
+        rows = []
+        for measured in measurements:
+            target, _, metric = measured.metric.partition("/")
+            rows.append(measured if measured.module != TOTAL else Measurement(target, metric, measured.value))
+        return super().as_table(rows)
 
     def conclude(self, trainer: Trainer, pl_module: LightningModule, export: Export | None) -> None:
         """Notes what the verdict is about."""

@@ -29,7 +29,7 @@ class OtherTextLoss(AdapterMonitor):
     """
 
     table = "other_text_loss"
-    tag = "other_text"
+    tag = "other_text/all"
 
     def __init__(
         self,

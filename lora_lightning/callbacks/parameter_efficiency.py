@@ -9,22 +9,29 @@ from lora_lightning.callbacks.adapter_monitor import TOTAL, AdapterMonitor, Expo
 class ParameterEfficiency(AdapterMonitor):
     """Counts parameters when training starts; a quantized tensor counts as the parameters that it represents.
 
-    Below `efficiency/all/`: `trained_parameters`, `total_parameters`, `trained_share` in [0, 1], `trained_bytes` (of
+    The table `efficiency` has `trained_parameters`, `total_parameters`, `trained_share` in [0, 1], `trained_bytes` (of
     what a checkpoint or an exported adapter holds), and `reduction`: the ratio of the parameters that full fine-tuning
-    trains to the trainable ones. Below `efficiency/<kind>/` the first three for each kind of module, such as
-    `attention.self.query`, over all layers; adapters count to the module that they adapt.
+    trains to the trainable ones. For each kind of module, such as `attention.self.query`, it has the first three, over
+    all layers; adapters count to the module that they adapt.
     """
 
     table = "parameter_efficiency"
     tag = "efficiency"
+    result_metrics = ("trained_share", "trained_bytes", "reduction")
 
     def __init__(self) -> None:
         super().__init__()
+
+    @property
+    def measures_once(self) -> bool:
+        """Counts do not change."""
+        return True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Counts, unless the run that is resumed in this folder has done so."""
         super().on_train_start(trainer, pl_module)
         counts = self.measure(trainer, pl_module)
+        self._keep_results(counts)
         if trainer.global_step and any(part.num_rows for part in self._parts):
             return
         self._parts = []

@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from lora_lightning.analysis.rank_advice import Validation, rank_advice, rank_to_truncate_to
@@ -24,8 +23,8 @@ from lora_lightning.callbacks.adapter_monitor import (
 )
 from lora_lightning.callbacks.rank_validation import validate_rank
 from lora_lightning.errors import ConfigurationError, suggest_names
-from lora_lightning.figures.histograms import add_histogram
 from lora_lightning.figures.rank import spectra_figure, utilization_figure
+from lora_lightning.loggers import Board
 from lora_lightning.lora.delta import AdapterDelta, adapted_layers, adapter_deltas, split_layer_number
 from lora_lightning.lora.variants.adalora import ranks_in_use
 from lora_lightning.runs.files import write_text_atomically
@@ -40,16 +39,16 @@ MEASURED = "Which rank is enough for this adapter, only `lora-lightning compress
 class RankUtilizationMonitor(AdapterMonitor):
     """Effective rank, stable rank and energy rank of each adapter's dW, and the share of r that it uses.
 
-    `lora_rank/<module>/` has `effective_rank`, `stable_rank`, `energy_rank_90`, `energy_rank_99` and `utilization`
-    (effective rank / r); `lora_rank/all/` their means, and as `energy_rank_99` the one r at which nine of ten
-    adapters keep 99 % of their energy. TensorBoard also gets a heat map of utilization, the spectra of a few modules
-    over training, and histograms. When training ends it prints which r to try, with the validation metric of the
-    exported adapter truncated to it, and writes that with the spectra to `rank_utilization.json` in the run's folder;
-    there is no advice if the metric is not clearly better than a constant answer's. That takes two passes over up to 64
-    validation batches.
+    Each module has `effective_rank`, `stable_rank`, `energy_rank_90`, `energy_rank_99` and `utilization` (effective
+    rank / r). The curves `weights/rank/` are their means, and as `energy_rank_99` the one r at which nine of ten
+    adapters keep 99 % of their energy. There is also a heat map of utilization, the spectra of a few modules over
+    training, and a histogram of all singular values. When training ends it prints which r to try, with the validation
+    metric of the exported adapter truncated to it, and writes that with the spectra to `rank_utilization.json` in the
+    run's folder; there is no advice if the metric is not clearly better than a constant answer's. That takes two passes
+    over up to 64 validation batches.
 
-    Each expert of a mixture counts as an adapter. `lora_rank/<module>/` and the pictures have the means over the
-    experts of a parameter; the report has every expert, as `<parameter>[<number>]`.
+    Each expert of a mixture counts as an adapter. Numbers of a module and pictures are the means over the experts of a
+    parameter; the report has every expert, as `<parameter>[<number>]`.
 
     Under DoRA these are the ranks of the direction's low-rank part. For r stands what the rank can be: under AdaLoRA
     the number of directions that are left, under PiSSA and OLoRA 2 r, as dW is a difference of two products.
@@ -58,13 +57,20 @@ class RankUtilizationMonitor(AdapterMonitor):
         every_n_steps: Optimizer steps between measurements; `null` measures at each validation.
         spectrum_modules: Modules in the picture of spectra, each the end of a dotted name; `null` shows the middle
             layer.
+        log_modules: Whether loggers get a curve for each number of each module.
     """
 
     table = "rank_utilization"
-    tag = "lora_rank"
+    tag = "weights/rank"
+    result_metrics = ("effective_rank", "utilization")
 
-    def __init__(self, every_n_steps: int | None = None, spectrum_modules: list[str] | None = None) -> None:
-        super().__init__(every_n_steps)
+    def __init__(
+        self,
+        every_n_steps: int | None = None,
+        spectrum_modules: list[str] | None = None,
+        log_modules: bool = False,
+    ) -> None:
+        super().__init__(every_n_steps, log_modules)
         self.spectrum_modules = spectrum_modules
         self._history: dict[str, list[tuple[int, list[float]]]] = {}  # of the modules in the picture
         self._spectra: dict[str, Tensor] = {}
@@ -109,15 +115,13 @@ class RankUtilizationMonitor(AdapterMonitor):
     def _mean_spectrum(self, module: str) -> Tensor:
         return torch.stack([self._spectra[name] for name in self._adapters[module]]).mean(dim=0)
 
-    def add_pictures(self, trainer: Trainer, board: TensorBoardLogger, measurements: list[Measurement]) -> None:
-        """Draws the heat map and the spectra, and adds histograms."""
+    def add_pictures(self, trainer: Trainer, board: Board, measurements: list[Measurement]) -> None:
+        """Draws the heat map and the spectra, and adds a histogram."""
         step = trainer.global_step
-        for module, names in self._adapters.items():
-            values = torch.cat([self._spectra[name] for name in names])
-            add_histogram(board, f"{self.tag}/{module}/singular_values", values, step)
+        board.add_histogram(f"{self.tag}/singular_values", [*self._spectra.values()], step)
         used = {m.module: m.value for m in measurements if m.metric == "utilization" and m.module != TOTAL}
-        board.experiment.add_figure(f"{self.tag}/utilization", utilization_figure(used, step), global_step=step)
-        board.experiment.add_figure(f"{self.tag}/spectra", spectra_figure(self._history), global_step=step)
+        board.add_figure(f"{self.tag}/utilization_by_layer", utilization_figure(used, step), step)
+        board.add_figure(f"{self.tag}/spectra", spectra_figure(self._history), step)
 
     def conclude(self, trainer: Trainer, pl_module: LightningModule, export: Export | None) -> None:
         """Prints which r to try, and writes that with the spectra of the exported adapter to the run's folder."""

@@ -1,13 +1,13 @@
 """How far training moves each layer's hidden states of the same examples."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel
@@ -18,20 +18,18 @@ from transformers import PretrainedConfig
 from lora_lightning.analysis.representations import Pooling, linear_cka, pool_tokens, row_cosines
 from lora_lightning.backbones import load_config
 from lora_lightning.backbones.first_token import every_token
-from lora_lightning.callbacks.adapter_monitor import TRAINING, AdapterMonitor, Measurement
+from lora_lightning.callbacks.adapter_monitor import TOTAL, TRAINING, AdapterMonitor, Measurement
 from lora_lightning.datamodules import TextDataModule
 from lora_lightning.datamodules.base import VALIDATION
 from lora_lightning.errors import ConfigurationError
-from lora_lightning.figures.cards import CARD_INCHES, DOTS_PER_INCH, FONT, evenly_spaced
+from lora_lightning.figures.drift import drift_figure
+from lora_lightning.loggers import Board
 from lora_lightning.lora.initial_factors import pretrained_base
 from lora_lightning.lora.parameter_names import ADAPTER
 from lora_lightning.runs.files import atomic_file
 from lora_lightning.runs.layout import run_folder_of
 from lora_lightning.tasks import AdaptationTask
 from lora_lightning.tasks.held_out_batches import evaluation_mode
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 FOLDER = "representations"
 ROWS = "rows"  # of the validation split, beside the layers in an exported file
@@ -42,9 +40,10 @@ PROBE_SEED = 0  # not the run's own: every run of the same data looks at the sam
 class RepresentationDrift(AdapterMonitor):
     """Compares the hidden states of adapted and base model, on a fixed sample of the validation data.
 
-    By layer: `representation_drift/layer.<number>.output/cosine`, the mean over the examples (1: every example points
-    where it did), and `.../cka`, linear centered kernel alignment (1: the same geometry of the examples, up to rotation
-    and scale; NaN if all examples have the same state). TensorBoard shows both over layers and steps.
+    Each layer has `cosine`, the mean over the examples (1: every example points where it did), and `cka`, linear
+    centered kernel alignment (1: the same geometry of the examples, up to rotation and scale; NaN if all examples have
+    the same state). The curves `weights/drift/` are their means over the layers; a picture shows both over layers and
+    steps.
 
     The base's states are computed when training starts, with the adapters and `modules_to_save` disabled. If parameters
     of the base are trainable (`lora: null`, or `lora.bias`), they are its states before the first step, and checkpoints
@@ -59,10 +58,11 @@ class RepresentationDrift(AdapterMonitor):
         export: Write the pooled states to `base.safetensors` and `step_<step>.safetensors` in
             `<run folder>/representations`: (examples, features), float32, by layer; and `rows`, the examples' numbers
             in the validation split.
+        log_modules: Whether loggers get a curve for each number of each layer.
     """
 
     table = "representation_drift"
-    tag = "representation_drift"
+    tag = "weights/drift"
 
     def __init__(
         self,
@@ -71,8 +71,9 @@ class RepresentationDrift(AdapterMonitor):
         probe_size: int = 64,
         pooling: Pooling = "mean",
         export: bool = True,
+        log_modules: bool = False,
     ) -> None:
-        super().__init__(every_n_steps)
+        super().__init__(every_n_steps, log_modules)
         if probe_size < 2:  # noqa: PLR2004  # one example has no geometry
             msg = f"RepresentationDrift.probe_size is {probe_size}, but it must be at least 2."
             raise ConfigurationError(msg)
@@ -155,6 +156,9 @@ class RepresentationDrift(AdapterMonitor):
             cosine = float(row_cosines(states[layer], base).mean())
             measurements.append(Measurement(layer, "cosine", cosine))
             measurements.append(Measurement(layer, "cka", float(linear_cka(states[layer], base))))
+        for metric in ("cosine", "cka"):
+            values = [m.value for m in measurements if m.metric == metric and not math.isnan(m.value)]
+            measurements.append(Measurement(TOTAL, metric, math.fsum(values) / len(values) if values else math.nan))
         return measurements
 
     def _states(self, trainer: Trainer, task: AdaptationTask) -> dict[str, Tensor]:
@@ -182,12 +186,13 @@ class RepresentationDrift(AdapterMonitor):
         with atomic_file(folder / f"{name}.safetensors") as file:
             file.write(save(content, metadata={"pooling": self.pooling}))
 
-    def add_pictures(self, trainer: Trainer, board: TensorBoardLogger, measurements: list[Measurement]) -> None:
+    def add_pictures(self, trainer: Trainer, board: Board, measurements: list[Measurement]) -> None:
         """Draws both similarities over layers and steps."""
         del measurements
         rows = [row for part in self._parts for row in part.to_pylist() if row["state"] == TRAINING]
+        rows = [row for row in rows if row["module"] != TOTAL]
         figure = drift_figure({(row["metric"], row["layer"], row["step"]): row["value"] for row in rows})
-        board.experiment.add_figure(self.tag, figure, global_step=trainer.global_step)
+        board.add_figure(f"{self.tag}/by_layer", figure, trainer.global_step)
 
 
 @contextmanager
@@ -248,39 +253,3 @@ def probe_rows(lengths: NDArray[np.int64], size: int) -> NDArray[np.int64]:
     """
     rows = np.random.default_rng(PROBE_SEED).permutation(len(lengths))[:size]
     return rows[np.argsort(-lengths[rows], kind="stable")]
-
-
-def drift_figure(values: dict[tuple[str, int, int], float]) -> "Figure":
-    """Draws cosine and CKA, layers upwards and steps to the right.
-
-    Args:
-        values: Similarity by metric (`cosine`, `cka`), layer and step.
-
-    Returns:
-        A matplotlib figure that belongs to no window.
-    """
-    from matplotlib.figure import Figure  # noqa: PLC0415  # a second of import, needed only where something is drawn
-
-    layers, steps = sorted({layer for _, layer, _ in values}), sorted({step for *_, step in values})
-    # Inches by hand: matplotlib's own layout takes as long as the rest of the drawing.
-    left, between, bottom, top, bar = 0.45, 0.15, 0.85, 0.3, 0.08
-    width, height = (CARD_INCHES - left - between - 0.2) / 2, max(0.5, 0.1 * len(layers))
-    size = (CARD_INCHES, bottom + height + top)
-    figure = Figure(figsize=size, dpi=DOTS_PER_INCH)
-    for number, metric in enumerate(("cosine", "cka")):
-        start = (left + number * (width + between)) / size[0]
-        axes = figure.add_axes((start, bottom / size[1], width / size[0], height / size[1]))
-        grid = np.array([[values.get((metric, layer, step), np.nan) for step in steps] for layer in layers])
-        lowest = float(np.nanmin(grid)) if np.isfinite(grid).any() else 0.0
-        image = axes.imshow(grid, aspect="auto", origin="lower", cmap="viridis", vmin=min(lowest, 0.999), vmax=1)
-        below = figure.add_axes((start, 0.3 / size[1], width / size[0], bar / size[1]))
-        figure.colorbar(image, cax=below, orientation="horizontal").ax.locator_params(nbins=3)
-        below.tick_params(labelsize=FONT)
-        shown = evenly_spaced(len(steps), 3)
-        axes.set_xticks(shown, [str(steps[place]) for place in shown], fontsize=FONT)
-        shown = list(range(0, len(layers), -(-len(layers) // int(height / 0.12)))) if number == 0 else []
-        axes.set_yticks(shown, [str(layers[place]) for place in shown], fontsize=FONT)
-        axes.set_xlabel("step", fontsize=FONT, labelpad=1)
-        axes.set_ylabel("layer" if number == 0 else "", fontsize=FONT)
-        axes.set_title(f"{metric} with the base model", fontsize=FONT + 1)
-    return figure

@@ -6,8 +6,8 @@ from rich.console import Console
 
 from lora_lightning.cli.tables import metrics_table
 from lora_lightning.errors import VerificationError
-from lora_lightning.runs.layout import EVENTS
 from lora_lightning.runs.record import RunRecord
+from lora_lightning.training.announcements import tensorboard_command
 from lora_lightning.training.commands import prepare_command
 from lora_lightning.training.fitting import TrainingRun
 
@@ -58,5 +58,5 @@ def print_fit_results(training: TrainingRun) -> None:
     whose = " (weights of the last step)" if why_none else ""
     label = "adapter for PEFT:    " if training.task.lora else "for transformers:    "
     console.print(f"{label} {record.adapter}{whose}")
-    if any(record.folder.glob(EVENTS)):
-        console.print(f"curves:               tensorboard --logdir {record.folder.parent}")
+    if command := tensorboard_command(training.trainer):
+        console.print(f"curves:               {command}")

@@ -6,12 +6,13 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from lora_lightning.figures.confusion import short_label
 from lora_lightning.metrics.direction import LOWER_IS_BETTER
 from lora_lightning.metrics.label_scores import LabelScore, worst_first
-from lora_lightning.training.confusion import label_for_figure
 
 FEW_LABELS = 20  # that are shown one by one
 WORST_LABELS = 10  # that are shown of more
+LONGEST_LABEL = 40  # characters
 KINDS = {"val": "validation", "test": "test"}
 
 
@@ -59,5 +60,5 @@ def label_table(split: str, scores: Sequence[LabelScore]) -> Group:
         table.add_column(name, justify="right")
     for score in shown:
         values = ["-" if value is None else f"{value:.4f}" for value in score[1:4]]
-        table.add_row(Text(label_for_figure(score.label)), *values, f"{score.support:,}")
+        table.add_row(Text(short_label(score.label, LONGEST_LABEL)), *values, f"{score.support:,}")
     return Group(Text(f"\n{' '.join([KINDS[kind], part]).strip()}, {few}:"), table)

@@ -167,6 +167,18 @@ def trainer_of(module: LightningModule) -> Trainer | None:
     return module._trainer
 
 
+def leave_hyperparameters_to_us(module: LightningModule) -> None:
+    """Stops the trainer from logging a module's hyperparameters, which are a part of the settings that we log.
+
+    Only the call that saves them for checkpoints decides that, and it does not know whether the module is part of a run
+    of ours.
+
+    Args:
+        module: Before it is trained.
+    """
+    module._log_hyperparams = False
+
+
 def reopen_event_file(logger: TensorBoardLogger) -> None:
     """Makes a logger write into a new event file, because its file was deleted; there is no public way to drop it.
 

@@ -68,3 +68,13 @@ def parameter_of(module: nn.Module, name: str) -> Any:
         name: The parameter's name in it.
     """
     return module._parameters[name]
+
+
+def add_summary(writer: Any, summary: Any) -> None:
+    """Adds a summary to an event file, which is opened again if it was closed; no public method takes any summary.
+
+    Args:
+        writer: A `SummaryWriter`.
+        summary: A `Summary`.
+    """
+    writer._get_file_writer().add_summary(summary)

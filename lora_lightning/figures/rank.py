@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lora_lightning.figures.cards import CARD_INCHES, DOTS_PER_INCH, FONT, evenly_spaced
+from lora_lightning.figures.layers import layer_map_figure
 from lora_lightning.lora.delta import split_layer_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-NUMBERED_KINDS, NUMBERED_LAYERS = 11, 80  # with more a cell is too small for its number
 FLOOR = 1e-5  # of the largest singular value; what is smaller is left out of a picture
 CURVES = 12  # measurements in one panel at most
 PANELS_A_ROW = 2
@@ -33,39 +33,12 @@ def utilization_figure(utilization: Mapping[str, float], step: int) -> "Figure":
     Returns:
         A matplotlib figure that belongs to no window; cells hold percent.
     """
-    from matplotlib.figure import Figure  # noqa: PLC0415  # a second of import, needed only where something is drawn
-
-    places = {module: split_layer_number(module) for module in utilization}
-    kinds = list(dict.fromkeys(kind for _, kind in places.values()))
-    layers = sorted({layer for layer, _ in places.values()}, key=lambda layer: math.inf if layer is None else layer)
-    grid = np.full((len(layers), len(kinds)), np.nan)
-    for module, (layer, kind) in places.items():
-        grid[layers.index(layer), kinds.index(kind)] = utilization[module]
-    numbered = len(kinds) <= NUMBERED_KINDS and len(layers) <= NUMBERED_LAYERS
-    # Inches by hand: matplotlib's own layout takes as long as the rest of the drawing.
-    left, bottom, top, right = 0.5, 0.15 + 0.065 * max(map(len, kinds)), 0.3, 0.55
-    width = CARD_INCHES - left - right
-    height = max(0.5, (0.15 if numbered else 0.07) * len(layers))
-    size = (CARD_INCHES, bottom + height + top)
-    figure = Figure(figsize=size, dpi=DOTS_PER_INCH)
-    axes = figure.add_axes((left / size[0], bottom / size[1], width / size[0], height / size[1]))
-    image = axes.imshow(grid, cmap="viridis", vmin=0, vmax=1, aspect="auto")
-    axes.set_facecolor("lightgrey")  # no adapter, or no number
-    for row, column in np.argwhere(~np.isnan(grid)) if numbered else ():
-        value = grid[row, column]
-        color = "black" if value > 0.6 else "white"  # noqa: PLR2004  # viridis is bright there
-        axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", color=color, fontsize=FONT)
-    names = ["other" if layer is None else str(layer) for layer in layers]
-    every = 1 if numbered else 5
-    axes.set_yticks(range(0, len(layers), every), names[::every], fontsize=FONT)
-    axes.set_xticks(range(len(kinds)), kinds, fontsize=FONT, rotation=90)
-    axes.set_ylabel("layer", fontsize=FONT)
-    figure.text(
-        0.06 / size[0], 1 - 0.2 / size[1], f"step {step}: % of r in use (effective rank / r)", fontsize=FONT + 1
+    return layer_map_figure(
+        utilization,
+        f"step {step}: % of r in use (effective rank / r)",
+        highest=1,
+        number=lambda value: f"{100 * value:.0f}",
     )
-    beside = figure.add_axes(((left + width + 0.08) / size[0], bottom / size[1], 0.1 / size[0], height / size[1]))
-    figure.colorbar(image, cax=beside, ticks=[0, 0.5, 1]).ax.set_yticklabels(["0", "50", "100"], fontsize=FONT)
-    return figure
 
 
 def spectra_figure(history: Mapping[str, Spectra]) -> "Figure":

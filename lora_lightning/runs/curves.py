@@ -1,4 +1,7 @@
-"""Reads the curves of a run from the files of its loggers: TensorBoard's event files or `CSVLogger`'s tables."""
+"""Reads the curves of a run from the files of its loggers: TensorBoard's event files or `CSVLogger`'s tables.
+
+Their names are today's, whichever release logged them.
+"""
 
 import csv
 from collections import defaultdict
@@ -6,6 +9,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lora_lightning.runs.layout import EVENTS, HPARAMS_SUFFIX
+
+RESULTS = "with_best"  # first part of the tags of a run's results, which are those of its best checkpoint
+FORMER_TAGS = {  # names that older releases logged
+    "lora_adapters": "weights/norms",
+    "lora_rank": "weights/rank",
+    "representation_drift": "weights/drift",
+    "intruder_dimensions": "weights/intruders",
+    "verification": "verification",
+    "efficiency": "efficiency",
+}
 
 
 class Curve(NamedTuple):
@@ -47,7 +60,29 @@ def logged_points(run: Path) -> dict[str, list[tuple[int, float]]]:
     Returns:
         Steps and values by tag, from event files if there are any, otherwise from `metrics*.csv`.
     """
-    return _from_events(run) or _from_tables(run)
+    points: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for tag, logged in (_from_events(run) or _from_tables(run)).items():
+        if (name := curve_name(tag)) is not None:
+            points[name] += logged
+    return dict(points)
+
+
+def curve_name(tag: str) -> str | None:
+    """Returns the name of the curve that was logged under a tag.
+
+    Args:
+        tag: Such as `lora_rank/all/effective_rank`, which an older release logged.
+
+    Returns:
+        Such as `weights/rank/effective_rank`; `None` for a result of the run that is no curve. TensorBoard has the
+        metrics of the test among the results alone.
+    """
+    first, _, rest = tag.partition("/")
+    if first == RESULTS:
+        return rest if rest.startswith("test") else None
+    if first not in FORMER_TAGS:
+        return tag
+    return f"{FORMER_TAGS[first]}/{rest.removeprefix('all/')}"
 
 
 def _from_events(run: Path) -> dict[str, list[tuple[int, float]]]:

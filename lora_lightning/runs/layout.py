@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lightning import Trainer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 ADAPTER_FOLDER = "adapter"
 BEST = "best"
@@ -19,21 +20,20 @@ HPARAMS_SUFFIX = ".hparams"  # of the event file that a study adds for TensorBoa
 
 
 def run_folder_of(trainer: Trainer) -> Path:
-    """Returns the run folder, which contains `checkpoints/`, for any logger.
+    """Returns the run folder, which contains `checkpoints/`, for any loggers.
 
     Args:
         trainer: The trainer with its loggers.
 
     Returns:
-        `<save_dir>/<name>/<version>` of the first logger; the trainer's root directory if there is no logger.
+        `<save_dir>/<name>/<version>` of the first logger whose files are in such a folder, for TensorBoard or CSV;
+        otherwise the trainer's root directory, which is the run folder of every run of ours that has none of them.
     """
-    if not trainer.loggers:
-        return Path(trainer.default_root_dir)
-    logger = trainer.loggers[0]
-    if logger.version is None:  # some loggers choose it only when they start
-        _ = logger.experiment  # type: ignore[attr-defined]
-    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-    return Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / version
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger | CSVLogger):
+            version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+            return Path(logger.save_dir) / logger.name / version
+    return Path(trainer.default_root_dir)
 
 
 def event_sizes(run: Path) -> dict[str, int]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from lora_lightning.errors import CheckpointError, ConfigurationError, RunFinished, UnreadableError, VerificationError
@@ -25,12 +24,12 @@ from lora_lightning.runs.layout import (
     SUMMARY,
     truncate_event_files,
 )
+from lora_lightning.runs.place import RunPlace
 from lora_lightning.runs.settings import list_differences, settings_identity, settings_in, text_fingerprint
 
 SETTINGS = "settings"  # in a checkpoint: the fingerprint of its run's config.yaml
 NEWEST_FIRST = (LAST, PREVIOUS, f"{BEST}.ckpt")
 MOST_LISTED = 3  # differences between two runs
-RUN_LOGGERS = ("TensorBoardLogger", "CSVLogger")  # whose runs are folders <save_dir>/<name>/<version>
 
 FillDefaults = Callable[[str], Mapping[str, Any]]
 
@@ -59,13 +58,13 @@ class InterruptedRun:
 
 
 def find_interrupted_run(
-    options: Any, config: str, given: Iterable[Path], fill_defaults: FillDefaults
+    place: RunPlace, config: str, given: Iterable[Path], fill_defaults: FillDefaults
 ) -> InterruptedRun | None:
-    """Finds the run with these settings that `--resume auto` resumes, and sets the options to use its folder.
+    """Finds the run with these settings that `--resume auto` resumes.
 
     Args:
-        options: Options of `fit`. The version of the first logger is set to that of the run.
-        config: The same options as YAML.
+        place: Where the runs of these settings are.
+        config: The options of `fit` as YAML.
         given: Config files that the user named. If one of them is the `config.yaml` of a run, that run is resumed.
         fill_defaults: Parses the text of a run's `config.yaml`, and returns the value of every option by dotted name.
             Options that the file does not contain have their defaults.
@@ -74,47 +73,21 @@ def find_interrupted_run(
         The newest run with the same settings; `None` if there is none, so that a new run starts.
 
     Raises:
-        ConfigurationError: If the runs of the logger cannot be found, or if the folder of this run contains a run with
-            other settings.
+        ConfigurationError: If the folder of this run contains a run with other settings.
         CheckpointError: If all checkpoints of the run are damaged.
     """
-    entry = first_logger(options.trainer)
-    name = entry.class_path.rpartition(".")[2]
-    if name not in RUN_LOGGERS:
-        msg = f"--resume auto does not know where {name} stores runs; make {' or '.join(RUN_LOGGERS)} the first logger."
-        raise ConfigurationError(msg)
-    place = Path(entry.init_args.save_dir) / str(entry.init_args.get("name") or "")
-    version = entry.init_args.get("version")
-    numbered = version if isinstance(version, str) else f"version_{version}"
-    runs = run_folders(place) if version is None else [place / numbered]
+    runs = place.run_folders()
     chosen = {path.resolve() for path in given}
     own = [run for run in runs if (run / CONFIG).resolve() in chosen]
     run = find_run([*own, *runs], config, fill_defaults)
     if run is None:
-        explain_new_run(runs, config, version_given=version is not None)
+        explain_new_run(runs, config, version_given=place.version is not None)
         return None
-    if version is None:
-        entry.init_args.version = int(run.name[8:])
-        if not isinstance(options.trainer.logger, list):
-            options.trainer.logger = entry
     text = (run / CONFIG).read_text(encoding="utf-8")
     if (ending := how_it_finished(run)) is not None:
         return InterruptedRun(run, text, None, {}, {}, ending)
     path, checkpoint = newest_intact_checkpoint(run, text)
     return InterruptedRun(run, text, path, checkpoint, checkpoint.get(EVENT_SIZES) if path is not None else {})
-
-
-def run_folders(place: Path) -> list[Path]:
-    """Returns the run folders that a logger has numbered.
-
-    Args:
-        place: `<save_dir>/<name>`.
-
-    Returns:
-        Folders `version_<n>`, newest first.
-    """
-    runs = [path for path in place.glob("version_*") if path.name[8:].isdigit()]
-    return sorted(runs, key=lambda path: int(path.name[8:]), reverse=True)
 
 
 def explain_new_run(runs: Sequence[Path], config: str, version_given: bool) -> None:
@@ -177,27 +150,6 @@ def how_it_finished(run: Path) -> RunFinished | VerificationError | None:
         msg = f"the run {run} is finished, but the trained model failed a check: {summary[FAILED_CHECK]}"
         return VerificationError(msg)
     return RunFinished(f"the run {run} is finished: there is nothing to resume", run)
-
-
-def first_logger(trainer: Any) -> Any:
-    """Returns the options of the trainer's first logger.
-
-    Args:
-        trainer: The trainer's options.
-
-    Returns:
-        `class_path` and `init_args` of the logger, or of Lightning's default logger if none is given.
-
-    Raises:
-        ConfigurationError: If the run has no logger.
-    """
-    if trainer.logger is False:
-        msg = "trainer.logger is false, but --resume auto needs a logger, which numbers the run folders; leave it out."
-        raise ConfigurationError(msg)
-    if trainer.logger is None or trainer.logger is True:
-        init_args = {"save_dir": str(trainer.default_root_dir or Path.cwd()), "name": "lightning_logs", "version": None}
-        return Namespace(class_path="lightning.pytorch.loggers.TensorBoardLogger", init_args=Namespace(init_args))  # type: ignore[no-untyped-call]
-    return trainer.logger[0] if isinstance(trainer.logger, list) else trainer.logger
 
 
 def find_run(runs: Iterable[Path], config: str, fill_defaults: FillDefaults) -> Path | None:
@@ -278,18 +230,18 @@ def are_event_sizes(found: Any) -> bool:
     return isinstance(found, Mapping) and all(type(size) is int and size >= 0 for size in found.values())
 
 
-def check_not_started(place: Path, config: str, fill_defaults: FillDefaults) -> None:
+def check_not_started(place: RunPlace, config: str, fill_defaults: FillDefaults) -> None:
     """Refuses to start a run that another process started after this one had looked for it.
 
     Args:
-        place: The folder of the logger's runs, locked by `lock_starts`.
+        place: Where the runs of these settings are; its folder is locked by `lock_starts`.
         config: The settings as YAML.
         fill_defaults: As in `find_interrupted_run`.
 
     Raises:
         ConfigurationError: If there is a run of these settings by now.
     """
-    if (run := find_run(run_folders(place), config, fill_defaults)) is not None:
+    if (run := find_run(place.run_folders(), config, fill_defaults)) is not None:
         msg = (
             f"another process has just started the run {run} with the same settings; wait for it or stop it, then "
             "start the same command again."

@@ -11,6 +11,7 @@ from lora_lightning.analysis.metric_outcomes import metric_outcomes
 from lora_lightning.analysis.metric_scale import TableScale, choose_scale
 from lora_lightning.datamodules.base import VALIDATION
 from lora_lightning.errors import DataError
+from lora_lightning.runs.curves import curve_name
 from lora_lightning.runs.record import RunRecord
 from lora_lightning.statistics.equal_loss import VALIDATION_LOSS
 from lora_lightning.statistics.study_results import ConfigurationResults, StudyResults
@@ -155,11 +156,12 @@ class _TrialReader:
         for name, number in trial_numbers(record).items():
             if name != self.tag:
                 found.measurements.setdefault(name, {})[seed] = number
+        wanted = {curve_name(name): name for name in (TRAINING_LOSS, *self.curves)}  # maybe by a former name
         for name, curve in record.curves.items():
             split, _, metric = name.partition("/")
-            if name in {TRAINING_LOSS, *self.curves} or (split.startswith(VALIDATION) and metric == self.metric):
+            if name in wanted or (split.startswith(VALIDATION) and metric == self.metric):
                 points = np.array([curve.steps, curve.values], dtype=np.float64)
-                found.curves.setdefault(name, {})[seed] = points
+                found.curves.setdefault(wanted.get(name, name), {})[seed] = points
 
     def truncated(self, plan: StudyPlan, statuses: Mapping[str, TrialStatus]) -> list[ConfigurationResults]:
         """Reads what the trials measured after truncation; what is not finite then is left out."""

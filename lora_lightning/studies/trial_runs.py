@@ -18,10 +18,12 @@ from lora_lightning.studies.plan import StudyPlan
 from lora_lightning.studies.search_settings import search_ends
 from lora_lightning.studies.specification import RATE_OPTION, SEED_OPTION
 from lora_lightning.studies.study_folder import StudyFolder
+from lora_lightning.studies.trial_table import short_settings
 from lora_lightning.studies.trials import Configuration, Trial, make_trial
 from lora_lightning.training.api import config_arguments, option_arguments, train
 from lora_lightning.training.commands import explain_errors, prepare_command
 from lora_lightning.training.fitting import TrainingRun
+from lora_lightning.training.logged_settings import FurtherSettings
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ def train_trial(plan: StudyPlan, folder: StudyFolder, trial: Trial, callbacks: S
         TrainingStopped: After a signal.
         KeyboardInterrupt: After Ctrl-C.
     """
-    return train(base_configs(plan), run_options(folder, trial), resume=True, callbacks=callbacks)
+    shown = FurtherSettings({"configuration": trial.configuration, **short_settings(plan, trial)})
+    return train(base_configs(plan), run_options(folder, trial), resume=True, callbacks=[*callbacks, shown])
 
 
 def check_configurations(

@@ -14,7 +14,6 @@ from lightning import Callback
 from lora_lightning.errors import LoraLightningError, TrialsFailed
 from lora_lightning.runs.record import RunRecord
 from lora_lightning.studies.adapter_ranks import AdapterRanks
-from lora_lightning.studies.hparams_tab import write_hparams
 from lora_lightning.studies.journal import Claim, TrialStatus
 from lora_lightning.studies.open_study import OpenStudy
 from lora_lightning.studies.pruning import PRUNED, Pruning
@@ -114,7 +113,6 @@ class Worker:
             callbacks.append(Pruning(self.study.validation_tag, report))
         with warnings.catch_warnings():  # each trial warns like a run of its own
             record = train_trial(self.study.planned, self.study.folder, trial, callbacks)
-        write_hparams(self.study.planned, trial, record, self.study.tag)
         value = objective_of(record, self.study.tag if trial.is_tested else self.study.validation_tag)
         return value, record.reason.startswith(PRUNED)
 

@@ -3,6 +3,8 @@
 from lightning import LightningModule, Trainer
 
 from lora_lightning.callbacks.adapter_monitor import TOTAL, AdapterMonitor, Export, Measurement, describe_weights
+from lora_lightning.figures.layers import layer_map_figure
+from lora_lightning.loggers import Board
 from lora_lightning.lora.variants.adalora import ranks_in_use
 from lora_lightning.tasks import AdaptationTask
 
@@ -10,12 +12,12 @@ from lora_lightning.tasks import AdaptationTask
 class AdapterRanks(AdapterMonitor):
     """Logs the rank of each adapter if the variant chooses the ranks. Always on, and silent for other variants.
 
-    Logs `lora_rank/<module>/r` at the start of training, at each validation and at the end; `lora_rank/all/r` is the
-    mean.
+    Logs their mean, `weights/rank/r`, and a picture of all, `weights/rank/r_by_layer`, at the start of training, at
+    each validation and at the end.
     """
 
     table = "adapter_ranks"
-    tag = "lora_rank"
+    tag = "weights/rank"
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,6 +38,13 @@ class AdapterRanks(AdapterMonitor):
                 f"{min(ranks.values())} ({min(ranks, key=lambda name: ranks[name])}) to {max(ranks.values())} "
                 f"({max(ranks, key=lambda name: ranks[name])})"
             )
+
+    def add_pictures(self, trainer: Trainer, board: Board, measurements: list[Measurement]) -> None:
+        """Draws the ranks."""
+        ranks = {m.module: m.value for m in measurements if m.module != TOTAL}
+        title = f"step {trainer.global_step}: rank by layer and module"
+        figure = layer_map_figure(ranks, title, number=lambda value: f"{value:.0f}")
+        board.add_figure(f"{self.tag}/r_by_layer", figure, trainer.global_step)
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> list[Measurement]:
         """Returns the current ranks."""

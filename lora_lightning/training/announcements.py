@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lightning import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
 
@@ -24,7 +25,8 @@ def announce_run(
         scaling_note: From `scaling_note`.
     """
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    console.print(f"run folder: {folder}  (tensorboard --logdir {folder.parent})")
+    command = tensorboard_command(trainer)
+    console.print(f"run folder: {folder}" + (f"  ({command})" if command else ""))
     console.print(f"data: {', '.join(f'{name} {size}' for name, size in split_sizes.items())}")
     strategy = f"es, {type(trainer.strategy).__name__}" if trainer.world_size > 1 else ""
     console.print(f"training on: {trainer.strategy.root_device.type}, {trainer.world_size} process{strategy}")
@@ -32,6 +34,16 @@ def announce_run(
         console.print(f"note: {scaling_note}")
     if resumed is not None:
         console.print(f"resuming from {resumed}")
+
+
+def tensorboard_command(trainer: Trainer) -> str:
+    """Returns the command that shows a run beside the others of its logger; empty if it does not log to TensorBoard.
+
+    Args:
+        trainer: With its loggers.
+    """
+    places = (logger.save_dir for logger in trainer.loggers if isinstance(logger, TensorBoardLogger))
+    return next((f"tensorboard --logdir {place}" for place in places), "")
 
 
 def announce_skipped_test(trainer: Trainer, why: str) -> None:

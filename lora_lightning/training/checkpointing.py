@@ -20,7 +20,16 @@ from lora_lightning.lora.sharding import full_state_dict, is_sharded
 from lora_lightning.runs.checkpoint import read_checkpoint
 from lora_lightning.runs.files import write_error
 from lora_lightning.runs.history import read_json
-from lora_lightning.runs.layout import ADAPTER_FOLDER, BEST, COMPLETE_STEP, EVENT_SIZES, RUN, event_sizes, run_folder_of
+from lora_lightning.runs.layout import (
+    ADAPTER_FOLDER,
+    BEST,
+    CHECKPOINTS,
+    COMPLETE_STEP,
+    EVENT_SIZES,
+    RUN,
+    event_sizes,
+    run_folder_of,
+)
 from lora_lightning.tasks import AdaptationTask
 from lora_lightning.training.checkpoint_weights import temporary_weights
 
@@ -71,6 +80,12 @@ class AdapterCheckpoint(HookedCheckpoint):
         self._last_saved: tuple[int, int] | None = None  # the position in training of last.ckpt
         self._between_steps = False
         self._being_written: dict[str, Any] | None = None  # the checkpoint, as changed by other callbacks
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Puts the checkpoints into the run folder, which some loggers do not know."""
+        if stage == "fit" and self.dirpath is None:
+            self.dirpath = str(run_folder_of(trainer) / CHECKPOINTS)
+        super().setup(trainer, pl_module, stage)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Monitors no metric if there is no validation, because no epoch can be the best then."""

@@ -30,10 +30,11 @@ from lora_lightning.runs.files import write_error
 from lora_lightning.runs.history import RunHistory, write_summary
 from lora_lightning.runs.layout import CONFIG, FAILED_CHECK, run_folder_of
 from lora_lightning.runs.lock import lock_run_folder, lock_starts
+from lora_lightning.runs.place import ids_of
 from lora_lightning.runs.processes import end_processes_together
 from lora_lightning.runs.provenance import git_state, package_versions
 from lora_lightning.runs.record import RunRecord
-from lora_lightning.runs.resume import check_folder_is_unused, check_not_started, first_logger, rewind_run_folder
+from lora_lightning.runs.resume import check_folder_is_unused, check_not_started, rewind_run_folder
 from lora_lightning.runs.status_line import show_status
 from lora_lightning.tasks.hyperparameters import hyperparameter_conflicts
 from lora_lightning.tasks.optimization import count_trainable_parameters
@@ -43,6 +44,7 @@ from lora_lightning.training.ending import check_at_least_one_step, early_end_re
 from lora_lightning.training.finite_loss import check_finite_losses
 from lora_lightning.training.label_results import scores_of_last_splits, write_label_scores
 from lora_lightning.training.lightning_cli import LoraLightningCLI
+from lora_lightning.training.logged_settings import LoggedSettings
 from lora_lightning.training.option_checks import (
     check_monitor_is_reported,
     check_monitor_mode,
@@ -71,6 +73,7 @@ class TrainingRun:
         self.history: RunHistory | None = None
         self.failed_check: VerificationError | None = None
         self.seconds: dict[str, float] = {}
+        self.metrics: dict[str, float] = {}  # of the best checkpoint, once it is tested
         self._resources = ExitStack()  # the lock
 
     @property
@@ -97,8 +100,8 @@ class TrainingRun:
             self.prepare_folder()
             with self._record_ending():
                 self.fit()
-                metrics = self.test()
-                self.write_results(metrics)
+                self.metrics = self.test()
+                self.write_results(self.metrics)
         if self.failed_check is not None:
             raise self.failed_check
         return None if self.is_fast_dev_run or not self.trainer.is_global_zero else RunRecord.load(self.folder)
@@ -190,17 +193,13 @@ class TrainingRun:
 
     def _start_run(self) -> None:
         """Takes a new folder; `config.yaml` shows from then on whose it is."""
-        place, names_itself = self.folder.parent, self.options.resume is not None and not self._version_is_given
-        with lock_starts(place) if names_itself else nullcontext():
+        place, names_itself = self.cli.place, self.options.resume is not None and self.cli.place.version is None
+        with lock_starts(self.folder.parent) if names_itself else nullcontext():
             if names_itself:
                 check_not_started(place, self.cli.settings_text(), self.cli.fill_defaults)
             self._lock_folder()
             check_folder_is_unused(self.folder)
             self._callback(RunConfigFile).write(self.folder)
-
-    @property
-    def _version_is_given(self) -> bool:
-        return first_logger(self.options.trainer).init_args.get("version") is not None
 
     def _lock_folder(self) -> None:
         self._resources.callback(lock_run_folder(self.folder).release)
@@ -215,6 +214,7 @@ class TrainingRun:
             BASE_MODEL: None if self.task.base_identity is None else self.task.base_identity.as_dict(),
             "device": str(device.type),
             "processes": self.trainer.world_size,
+            "loggers": ids_of(self.trainer.loggers),
         }
 
     def _continued_from(self) -> Mapping[str, str | None] | None:
@@ -355,6 +355,12 @@ class TrainingRun:
         except LoraLightningError:  # such as a full disk; the first failure is the one to report
             if ending == "finished":
                 raise
+        metrics = self.metrics or self.checkpoint.best_metrics
+        try:
+            self._callback(LoggedSettings).end(self.trainer, ending, metrics)
+        except Exception as error:
+            if ending == "finished":
+                raise explain_run_error(error) or error from error
 
     @contextmanager
     def _add_resume_hint(self) -> Iterator[None]:

@@ -1,7 +1,6 @@
 """Parses a command's arguments and creates trainer, task and data module; `fitting` and `evaluation` use them."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from lightning import Trainer
@@ -13,12 +12,17 @@ from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lora_lightning.backbones import trust_remote_code
+from lora_lightning.compat.lightning import leave_hyperparameters_to_us
 from lora_lightning.configuration.null_values import check_nulls
 from lora_lightning.configuration.parser import ArgumentParser
 from lora_lightning.configuration.yaml_files import GROUPS
 from lora_lightning.datamodules import AdaptationDataModule
 from lora_lightning.errors import ConfigurationError, LoraLightningError
+from lora_lightning.loggers.tensorboard import log_curves_alone
 from lora_lightning.runs.checkpoint_io import AtomicCheckpointIO
+from lora_lightning.runs.history import read_json
+from lora_lightning.runs.layout import RUN
+from lora_lightning.runs.place import LOGS, RunPlace, next_folder, prepare_loggers, run_place
 from lora_lightning.runs.processes import watch_processes
 from lora_lightning.runs.settings import settings_in
 from lora_lightning.tasks import AdaptationTask
@@ -30,9 +34,16 @@ from lora_lightning.training.early_stopping import AdapterEarlyStopping
 from lora_lightning.training.final_validation import FinalValidation
 from lora_lightning.training.finite_loss import FiniteLoss
 from lora_lightning.training.label_results import LabelResults
-from lora_lightning.training.option_checks import check_no_repeated_monitors, check_seed, check_strategy
+from lora_lightning.training.logged_settings import LoggedSettings
+from lora_lightning.training.option_checks import (
+    check_no_repeated_monitors,
+    check_seed,
+    check_strategy,
+    without_repeated_monitors,
+)
 from lora_lightning.training.prediction_writer import PredictionWriter
 from lora_lightning.training.progress_bar import MetricsProgressBar
+from lora_lightning.training.run_names import run_name
 from lora_lightning.training.saved_config import RunConfigFile
 from lora_lightning.training.scaling_note import scaling_note
 from lora_lightning.training.starting_point import StartingPoint, find_starting_point
@@ -40,7 +51,6 @@ from lora_lightning.training.step_boundary import StepBoundary
 from lora_lightning.training.throughput import ThroughputMonitor
 from lora_lightning.training.unused_adapters import UnusedAdapters
 
-LOGS = Path("lightning_logs")
 ALLOWANCES = ("allow_other_base", "allow_changed_data")  # for one command, never in a run's config.yaml
 Command = Literal["fit", "validate", "test", "predict"]
 TRAINER_DEFAULTS = {"enable_model_summary": False, "use_distributed_sampler": False}
@@ -62,6 +72,7 @@ class LoraLightningCLI(LightningCLI):
     model: AdaptationTask
     start: StartingPoint
     scaling_note: str
+    place: RunPlace
 
     def __init__(self, command: Command, arguments: Sequence[str]) -> None:
         self.command = command
@@ -104,9 +115,21 @@ class LoraLightningCLI(LightningCLI):
         if self.command == "fit" and self.options.ckpt_path == "last":  # Lightning's name for --resume auto
             self.options.ckpt_path, self.options.resume = None, "auto"
         problem = self._adopt_adapter(args)
-        self.start = find_starting_point(self.command, self.options, self.settings_text(), self.fill_defaults)
+        if (entries := as_list(self.options.trainer.callbacks)) and self.command == "fit":
+            self.options.trainer.callbacks = without_repeated_monitors(entries)
+        self._settings = self._as_yaml()
+        name = run_name(settings_in(self._settings))
+        self.place = run_place(self.options.trainer, name)
+        self.start = find_starting_point(
+            self.command, self.options, self.settings_text(), self.fill_defaults, self.place
+        )
         if problem is not None and self.options.ckpt_path is None:
             raise problem
+        if self.command == "fit":
+            run = None if self.start.interrupted is None else self.start.interrupted.folder
+            ids = [] if run is None else read_json(run / RUN).get("loggers", [])
+            prepare_loggers(self.options.trainer, name, self.place, run, ids)
+            log_curves_alone(self.options.trainer)
 
     def _adopt_adapter(self, words: Sequence[str]) -> LoraLightningError | None:
         """Takes the settings of the adapter in `model.adapter`; returns why it cannot, since a checkpoint has them."""
@@ -125,6 +148,9 @@ class LoraLightningCLI(LightningCLI):
 
     def settings_text(self) -> str:
         """The options of `fit` as YAML that repeats the run: without those that say how a command starts."""
+        return self._settings
+
+    def _as_yaml(self) -> str:
         config = self.config.clone()
         config.resume = None
         for name in ALLOWANCES:
@@ -161,6 +187,7 @@ class LoraLightningCLI(LightningCLI):
         watch_processes(self.trainer)
         self.model.check_trainer(self.trainer)
         self.model.allows_other_base = self.options.allow_other_base
+        leave_hyperparameters_to_us(self.model)
         if self.start.base is not None:
             self.model.base_identity = self.start.base
         if self.command == "predict" and self.start.labels is not None:
@@ -196,9 +223,10 @@ class LoraLightningCLI(LightningCLI):
         if options.get("logger") is not False:
             callbacks += [LearningRateMonitor("step"), ConfusionFigure(), ThroughputMonitor(), AdapterRanks()]
         elif options.get("default_root_dir") is None:
-            options["default_root_dir"] = str(next_run_folder())
+            options["default_root_dir"] = str(next_folder(LOGS))
         if not options.get("fast_dev_run"):
-            callbacks.append(RunConfigFile(self.start.config or self.settings_text()))
+            config = self.start.config or self.settings_text()
+            callbacks += [RunConfigFile(config), LoggedSettings(self.settings_text())]
         plugins = as_list(options.get("plugins"))
         return {**options, "callbacks": callbacks, "plugins": plugins + missing_plugins(plugins)}
 
@@ -291,12 +319,6 @@ def as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, list) else [value]
-
-
-def next_run_folder() -> Path:
-    """Returns an unused folder for a run without a logger, which would choose one."""
-    taken = [int(path.name[8:]) for path in LOGS.glob("version_*") if path.name[8:].isdigit()]
-    return LOGS / f"version_{max(taken, default=-1) + 1}"
 
 
 def missing_plugins(given: Sequence[Any]) -> list[Any]:

@@ -120,8 +120,25 @@ def check_step_options(trainer: Any, early_stopping: Any) -> None:
         raise ConfigurationError(msg)
 
 
+def without_repeated_monitors(entries: Sequence[Any]) -> list[Any]:
+    """Leaves out monitors that two configs add with the same options.
+
+    Args:
+        entries: `trainer.callbacks`, parsed.
+
+    Returns:
+        The first of each, and all other callbacks.
+    """
+    kept: list[Any] = []
+    for entry in entries:
+        is_own = entry.class_path.rpartition(".")[2] in callbacks.__all__
+        if not is_own or all(entry.as_dict() != other.as_dict() for other in kept):
+            kept.append(entry)
+    return kept
+
+
 def check_no_repeated_monitors(class_paths: Sequence[str]) -> None:
-    """Refuses a monitor that is added twice, for example by two configs: both would write the same file.
+    """Refuses a monitor that is added twice with different options: both would write the same file.
 
     Args:
         class_paths: The class paths in `trainer.callbacks`.
@@ -134,8 +151,8 @@ def check_no_repeated_monitors(class_paths: Sequence[str]) -> None:
         monitor = getattr(callbacks, name, None)
         if names.count(name) > 1 and isinstance(monitor, type) and issubclass(monitor, AdapterMonitor):
             msg = (
-                f"trainer.callbacks contains {name} {names.count(name)} times; keep one of them, or leave out one of "
-                "the configs that add it."
+                f"trainer.callbacks contains {name} {names.count(name)} times, with different options; keep one of "
+                "them, or leave out one of the configs that add it."
             )
             raise ConfigurationError(msg)
 

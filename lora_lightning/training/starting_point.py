@@ -12,6 +12,7 @@ from lora_lightning.backbones.saved_base import BASE_MODEL, check_base
 from lora_lightning.errors import CheckpointError, ConfigurationError
 from lora_lightning.metrics import LabelSpace
 from lora_lightning.runs.checkpoint import check_resumable, read_checkpoint
+from lora_lightning.runs.place import RunPlace
 from lora_lightning.runs.resume import InterruptedRun, find_interrupted_run
 from lora_lightning.tasks.hyperparameters import hyperparameter_conflicts
 
@@ -39,15 +40,16 @@ class StartingPoint:
 
 
 def find_starting_point(
-    command: str, options: Any, settings: str, fill_defaults: Callable[[str], Mapping[str, Any]]
+    command: str, options: Any, settings: str, fill_defaults: Callable[[str], Mapping[str, Any]], runs: RunPlace
 ) -> StartingPoint:
     """Finds and checks the checkpoint that a command starts from; Lightning would silently prefer its settings.
 
     Args:
         command: `fit`, `validate`, `test` or `predict`.
-        options: Options of the command. If a run is resumed, its `ckpt_path` and the logger's version are set.
+        options: Options of the command. If a run is resumed, its `ckpt_path` is set.
         settings: The same options as YAML.
         fill_defaults: As in `find_interrupted_run`.
+        runs: Where the runs of these options are.
 
     Returns:
         The starting point.
@@ -61,8 +63,11 @@ def find_starting_point(
         raise ConfigurationError(msg)
     interrupted = None
     if options.resume is not None and not options.trainer.get("fast_dev_run"):
+        if options.trainer.logger is False:
+            msg = "trainer.logger is false, but --resume auto needs a logger, which numbers the runs; leave it out."
+            raise ConfigurationError(msg)
         given = [Path(file.absolute) for file in options.get("config") or [] if file is not None]
-        interrupted = find_interrupted_run(options, settings, given, fill_defaults)
+        interrupted = find_interrupted_run(runs, settings, given, fill_defaults)
         if interrupted is not None and interrupted.checkpoint is not None:
             options.ckpt_path = str(interrupted.checkpoint)
     path = options.ckpt_path

@@ -7,6 +7,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from lora_lightning.loggers import boards_of
 from lora_lightning.runs.resources import peak_memory, synchronized_time
 
 MIB = 2**20
@@ -96,6 +97,6 @@ class ThroughputMonitor(Callback):
             }
         self._logged_at = trainer.global_step
         self._reset()
-        for logger in trainer.loggers:
+        for board in boards_of(trainer):
             tags = {f"training_efficiency/{name}": value for name, value in values.items()}
-            logger.log_metrics(tags, step=trainer.global_step)
+            board.add_numbers(tags, trainer.global_step)

@@ -1,19 +1,17 @@
 """The norms that a run shows are NumPy's; gradients are those of a whole step, before clipping."""
 
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 from lightning import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lora_lightning.callbacks import AdapterNormMonitor
-from lora_lightning.figures.histograms import BINS, add_histogram
+from lora_lightning.figures.histograms import BINS
 from lora_lightning.lora.delta import adapted_layers, adapter_factors, pretrained_weight
 from tests.callbacks.test_merge_equivalence import fit, fit_quantized
 from tests.conftest import TinyBackbone
@@ -104,27 +102,33 @@ def test_gradients_are_a_whole_steps_before_clipping(
         assert metrics["all", "B_gradient_norm"] > 1e-3
 
 
-def test_every_logger_gets_every_number_and_tensorboard_the_entries(
-    tiny_backbone: TinyBackbone, tmp_path: Path
+@pytest.mark.parametrize("log_modules", [False, True])
+def test_loggers_get_the_totals_and_if_asked_every_module(
+    tiny_backbone: TinyBackbone, tmp_path: Path, log_modules: bool
 ) -> None:
     loggers = [TensorBoardLogger(tmp_path, name="board"), CSVLogger(tmp_path, name="table")]
-    task = fit("intents", tiny_backbone("bert"), tmp_path, AdapterNormMonitor(), logger=loggers)
+    monitor = AdapterNormMonitor(log_modules=log_modules)
+    task = fit("intents", tiny_backbone("bert"), tmp_path, monitor, logger=loggers)
     found = numbers(tmp_path)[4]
     events = EventAccumulator(str(loggers[0].log_dir), size_guidance={"histograms": 0, "scalars": 0}).Reload()
     loggers[1].experiment.save()
     header = (Path(loggers[1].log_dir) / "metrics.csv").read_text().splitlines()[0].split(",")
+    tags = events.Tags()
     for (module, metric), value in found.items():
-        tag = f"lora_adapters/{module}/{metric}"
-        assert events.Scalars(tag)[-1].value == pytest.approx(value, rel=1e-6)
-        assert tag in header
-    for name, layer in adapted_layers(task).items():
-        entries = adapter_factors(layer)[1].detach().numpy()
-        (shown,) = events.Histograms(f"lora_adapters/{name}/B")
-        values = shown.histogram_value
-        assert (values.num, values.min, values.max) == (entries.size, entries.min(), entries.max())
-        expected, edges = np.histogram(entries, BINS)
-        assert np.abs(np.array(values.bucket[1:]) - expected).sum() <= 2  # one entry on an edge may fall to either side
-        np.testing.assert_allclose(values.bucket_limit, edges, rtol=1e-5, atol=1e-8)
+        tag = f"weights/norms/{metric}" if module == "all" else f"weights/norms/{module}/{metric}"
+        assert (tag in header) is (tag in tags["scalars"]) is (module == "all" or log_modules)
+        if tag in header:
+            assert events.Scalars(tag)[-1].value == pytest.approx(value, rel=1e-6)
+    assert tags["images"] == ["weights/norms/relative_delta_norm_by_layer"]
+    assert sorted(tags["histograms"]) == ["weights/norms/A", "weights/norms/B"]
+    entries = np.concatenate(
+        [adapter_factors(layer)[1].detach().numpy().flatten() for layer in adapted_layers(task).values()]
+    )
+    values = events.Histograms("weights/norms/B")[0].histogram_value
+    assert (values.num, values.min, values.max) == (entries.size, entries.min(), entries.max())
+    expected, edges = np.histogram(entries, BINS)
+    assert np.abs(np.array(values.bucket[1:]) - expected).sum() <= 2  # one entry on an edge may fall to either side
+    np.testing.assert_allclose(values.bucket_limit, edges, rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -136,16 +140,3 @@ def test_a_quantized_base_counts_with_the_weight_it_stands_for(
     for name, layer in adapted_layers(task).items():
         weight = np.linalg.norm(pretrained_weight(layer).numpy())
         assert found[name, "relative_delta_norm"] == pytest.approx(found[name, "delta_norm"] / weight, rel=1e-5)
-
-
-@pytest.mark.parametrize("entries", [torch.zeros(0), torch.tensor([1.0, math.nan])])
-def test_a_histogram_of_nothing_or_of_no_numbers_is_left_out(entries: torch.Tensor) -> None:
-    add_histogram(None, "tag", entries, 1)  # type: ignore[arg-type]  # nothing is asked of the logger
-
-
-def test_a_histogram_of_one_value_has_one_bucket(tmp_path: Path) -> None:
-    board = TensorBoardLogger(tmp_path)
-    add_histogram(board, "zeros", torch.zeros(2, 3), 1)
-    board.experiment.flush()
-    (shown,) = EventAccumulator(str(board.log_dir)).Reload().Histograms("zeros")
-    assert list(shown.histogram_value.bucket) == [0, 6]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from lightning import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugin_util import markdown_to_safe_html
 
@@ -74,14 +74,23 @@ def test_samples_change_nothing_of_the_training(tiny_backbone: TinyBackbone, tmp
     assert all(torch.equal(tensor, state[name]) for name, tensor in sampled.state_dict().items())
 
 
-def test_without_tensorboard_nothing_is_generated(
+def test_csv_files_get_the_samples_too(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path, name="table")
+    train(tmp_path, tiny_backbone("gpt2"), logger, [GeneratedSamples(["w1 w2"])])
+    texts = sorted(Path(logger.log_dir, "texts/samples").iterdir())
+    assert len(texts) == 2
+    assert "    w1 w2" in texts[0].read_text()
+
+
+def test_without_a_logger_nothing_is_generated_which_is_said(
     tiny_backbone: TinyBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_args: Any) -> None:
         raise AssertionError
 
     monkeypatch.setattr(CausalLanguageModelingTask, "complete", fail)
-    train(tmp_path, tiny_backbone("gpt2"), False, [GeneratedSamples(["w1"])])
+    with pytest.warns(UserWarning, match="GeneratedSamples generates nothing: no logger of this run shows texts"):
+        train(tmp_path, tiny_backbone("gpt2"), False, [GeneratedSamples(["w1"])])
 
 
 @pytest.mark.parametrize("prompts", [[], ["w1", " "]])

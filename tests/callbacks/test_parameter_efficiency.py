@@ -90,7 +90,7 @@ def test_the_table_and_the_loggers_have_it_once(tiny_backbone: TinyBackbone, tmp
     assert found["all", "trained_bytes"] == 4 * trained
     assert found["all", "reduction"] == pytest.approx(total(task).pretrained / trained)
     assert 0 < found["attention.self.query", "trained_share"] < 1
-    assert "efficiency/all/reduction" in (tmp_path / "run/version_0/metrics.csv").read_text()
+    assert "efficiency/reduction" in (tmp_path / "run/version_0/metrics.csv").read_text()
 
 
 def test_full_fine_tuning_reduces_nothing(

@@ -108,15 +108,18 @@ def test_pictures_and_spectra_reach_tensorboard(tiny_backbone: TinyBackbone, tmp
     loggers = [CSVLogger(tmp_path, name="table"), TensorBoardLogger(tmp_path, name="board")]
     fit("intents", tiny_backbone("bert"), tmp_path, RankUtilizationMonitor(2), logger=loggers)
     events = EventAccumulator(str(loggers[1].log_dir), size_guidance={"images": 0, "histograms": 0}).Reload()
-    for picture in ("lora_rank/utilization", "lora_rank/spectra"):
+    for picture in ("weights/rank/utilization_by_layer", "weights/rank/spectra"):
         images = events.Images(picture)
         assert [image.step for image in images] == [2, 4]
         assert all(image.width > 300 for image in images)
     name = "encoder.layer.1.attention.self.query"
-    singular_values = events.Histograms(f"lora_rank/bert.{name}/singular_values")[-1].histogram_value
-    assert singular_values.num == 4
-    assert singular_values.max == pytest.approx(report(tmp_path)["adapters"][f"bert.{name}"]["singular_values"][0])
-    assert f"lora_rank/bert.{name}/effective_rank" in events.Tags()["scalars"]
+    singular_values = events.Histograms("weights/rank/singular_values")[-1].histogram_value
+    spectra = [each["singular_values"] for each in report(tmp_path)["adapters"].values()]
+    assert singular_values.num == 4 * len(spectra)
+    assert singular_values.max == pytest.approx(max(values[0] for values in spectra))
+    tags = events.Tags()["scalars"]
+    assert "weights/rank/effective_rank" in tags
+    assert not [tag for tag in tags if name in tag]  # of single modules only if asked for
     assert steps(tmp_path) == [2, 4]
 
 

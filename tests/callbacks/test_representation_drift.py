@@ -17,9 +17,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModel, AutoModelForSequenceClassification, BitsAndBytesConfig, PreTrainedModel
 
 from lora_lightning.callbacks import IntruderDimensions, RepresentationDrift
-from lora_lightning.callbacks.representation_drift import drift_figure, layer_count, probe_rows, shortened_mask
+from lora_lightning.callbacks.representation_drift import layer_count, probe_rows, shortened_mask
 from lora_lightning.datamodules import Clinc150DataModule, InstructionDataModule, SquadV2DataModule
 from lora_lightning.errors import ConfigurationError
+from lora_lightning.figures.drift import drift_figure
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.tasks import (
     AdaptationTask,
@@ -82,8 +83,14 @@ def exported(folder: Path, name: str) -> dict[str, torch.Tensor]:
 
 def table(folder: Path) -> dict[tuple[int, int, str], float]:
     rows = pq.read_table(folder / "adapter_metrics" / "representation_drift.parquet").to_pylist()
+    totals = {(row["step"], row["metric"]): row["value"] for row in rows if row["module"] == "all"}
+    rows = [row for row in rows if row["module"] != "all"]
     found = {(row["step"], row["layer"], row["metric"]): row["value"] for row in rows}
     assert len(found) == len(rows)  # nothing twice
+    for (step, metric), mean in totals.items():
+        values = [value for (at, _, kind), value in found.items() if (at, kind) == (step, metric)]
+        assert mean == pytest.approx(np.mean(values))
+    assert totals.keys() == {(step, metric) for step, _, metric in found}
     return found
 
 
@@ -288,9 +295,9 @@ def test_several_loggers_and_the_picture(tiny_backbone: TinyBackbone, tmp_path: 
     train(tmp_path, tiny_backbone("bert"), RepresentationDrift(every_n_steps=1, export=False), logger=[board, rows])
     events = EventAccumulator(board.log_dir)
     events.Reload()
-    tag = "representation_drift/layer.1.output/cka"
+    tag = "weights/drift/cka"
     assert [event.step for event in events.Scalars(tag)] == [1, 2, 3]
-    assert [event.step for event in events.Images("representation_drift")] == [1, 2, 3]
+    assert [event.step for event in events.Images("weights/drift/by_layer")] == [1, 2, 3]
     assert tag in (Path(rows.log_dir) / "metrics.csv").read_text()
     assert {step for step, *_ in table(Path(board.log_dir))} == {1, 2, 3}
     assert not (Path(board.log_dir) / "representations").exists()
@@ -329,7 +336,7 @@ def test_modes_come_back_one_by_one() -> None:
 def test_the_picture_takes_any_values() -> None:
     values = {("cosine", 3, 5): 1.0, ("cosine", 3, 9): 0.4, ("cka", 3, 5): float("nan")}
     axes = drift_figure(values).axes
-    assert axes[0].get_title() == "cosine with the base model"
+    assert axes[0].get_title() == "cosine with the base"
 
 
 @pytest.mark.parametrize("layers", [1, 6, 32, 80])

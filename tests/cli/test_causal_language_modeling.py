@@ -137,7 +137,7 @@ def test_tensorboard_shows_curves_speed_and_samples(run: Path) -> None:
         "val/loss",
         "val/perplexity",
         "val/next_token_accuracy",
-        "test/perplexity",
+        "with_best/test/perplexity",
     } <= tags["scalars"]
     assert "samples/text_summary" in tags["tensors"]
 

@@ -116,10 +116,10 @@ def test_tensorboard_shows_curves_and_the_confusion(run: Path) -> None:
         "val/in_scope_accuracy",
         "val/domain_accuracy/banking",
         "val/out_of_scope_auroc",
-        "test/in_scope_accuracy",
-        "test/calibration_error",
+        "with_best/test/in_scope_accuracy",
+        "with_best/test/calibration_error",
     } <= tags["scalars"]
-    assert {"val/confusion", "test/confusion"} <= tags["images"]
+    assert {"val/confusion", "with_best/test/confusion"} <= tags["images"]
 
 
 def test_a_checkpoint_holds_what_trains_and_nothing_else(run: Path) -> None:

@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from peft import PeftModel
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
 from lora_lightning.cli.main import main
@@ -45,11 +45,10 @@ def test_every_monitor_measures_experts_and_plain_peft_opens_the_export(
     names = [name for name in report if "experts" in name]
     assert "model.layers.0.mlp.experts.down_proj[3]" in names
     assert len(names) == 2 * 2 * 4  # layers, parameters, experts
-    events = EventAccumulator(str(run)).Reload()
-    tags = set(events.Tags()["scalars"])
-    for tag in ("lora_adapters/{}/delta_norm", "lora_rank/{}/effective_rank", "intruder_dimensions/{}/count"):
-        assert tag.format("model.layers.1.mlp.experts.gate_up_proj") in tags
-        assert not [found for found in tags if "[" in found]
+    for table in ("adapter_norms", "rank_utilization", "intruder_dimensions"):
+        rows = pq.read_table(run / f"adapter_metrics/{table}.parquet").to_pylist()
+        assert "model.layers.1.mlp.experts.gate_up_proj" in {row["module"] for row in rows}
+        assert not [row for row in rows if "[" in row["module"]]
     config = json.loads((run / "adapter/adapter_config.json").read_text())
     assert config["target_parameters"] == sorted(config["target_parameters"])
     base = AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.float32)

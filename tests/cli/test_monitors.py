@@ -121,7 +121,7 @@ def test_two_loggers(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
     events = EventAccumulator(str(first))
     events.Reload()
     header = (tmp_path / "rows" / "version_0" / "metrics.csv").read_text().splitlines()[0].split(",")
-    shown = [tag for tag in events.Tags()["scalars"] if tag.startswith("representation_drift/")]
+    shown = [tag for tag in events.Tags()["scalars"] if tag.startswith("weights/drift/")]
     assert shown
     assert set(shown) <= set(header)
     assert [event.step for event in events.Scalars(shown[0])] == [STEPS, 2 * STEPS]
@@ -201,8 +201,13 @@ def test_a_monitor_that_two_configs_bring_is_refused(
     tiny_backbone: TinyBackbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     single = ALL_MONITORS.with_name("rank_utilization.yaml")
-    assert main([*with_monitors(fit_words(tiny_backbone("bert"), tmp_path)), f"--config={single}"]) == 2
-    assert "trainer.callbacks contains RankUtilizationMonitor 2 times; keep one of them" in capsys.readouterr().err
+    other = tmp_path / "other.yaml"
+    other.write_text(single.read_text().replace("every_n_steps: null", "every_n_steps: 3"))
+    assert main([*with_monitors(fit_words(tiny_backbone("bert"), tmp_path)), f"--config={other}"]) == 2
+    assert (
+        "trainer.callbacks contains RankUtilizationMonitor 2 times, with different options; keep one of them"
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "run").exists()
 
 

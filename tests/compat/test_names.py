@@ -82,8 +82,9 @@ def test_attributes_of_lightning(tmp_path: Path) -> None:
         (trainer.fit_loop, ["on_run_start", "on_run_end"]),
         (trainer.fit_loop.epoch_loop.batch_progress, ["current", "total", "is_last_batch"]),
         (ModelCheckpoint(), ["_last_global_step_saved", "_save_on_train_epoch_end"]),
-        (LightningModule(), ["_trainer"]),
+        (LightningModule(), ["_log_hyperparams", "_trainer"]),
         (TensorBoardLogger(tmp_path), ["_experiment"]),
+        (TensorBoardLogger(tmp_path).experiment, ["_get_file_writer"]),
         (ModelParallelStrategy(), ["_data_parallel_size", "_launcher"]),
         (_SubprocessScriptLauncher(LightningEnvironment(), 1, 1), ["procs", "cluster_environment", "num_processes"]),
     ]

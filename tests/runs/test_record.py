@@ -117,3 +117,23 @@ def test_versions_and_git_commit(tmp_path: Path) -> None:
     assert (len(state["commit"]), state["changed"]) == (40, False)
     (tmp_path / "a.txt").write_text("2")
     assert git_state(tmp_path) == {**state, "changed": True}
+
+
+@pytest.mark.parametrize(
+    ("tag", "name"),
+    [
+        ("val/loss", "val/loss"),
+        ("lora_rank/all/utilization", "weights/rank/utilization"),
+        ("lora_adapters/layer.0.query/A_norm", "weights/norms/layer.0.query/A_norm"),
+        ("representation_drift/layer.1.output/cka", "weights/drift/layer.1.output/cka"),
+        ("verification/all/base/flipped_share", "verification/base/flipped_share"),
+        ("verification/base/flipped_share", "verification/base/flipped_share"),
+        ("other_text/all/loss", "other_text/all/loss"),  # a name in the YAML of studies
+        ("with_best/val/loss", None),
+        ("with_best/test/loss", "test/loss"),
+        ("with_best/test_mismatched/loss", "test_mismatched/loss"),
+    ],
+)
+def test_curves_have_todays_names_and_results_are_no_curves(run: Path, tag: str, name: str | None) -> None:
+    (run / "metrics.csv").write_text(f"step,{tag}\n1,0.5\n")
+    assert RunRecord.load(run).curves == ({} if name is None else {name: ((1,), (0.5,))})

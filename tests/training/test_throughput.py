@@ -37,6 +37,7 @@ class Loop:
             log_every_n_steps=every,
             accumulate_grad_batches=accumulate,
             loggers=[logger, logger],
+            is_global_zero=True,
             strategy=strategy,
         )
         self.monitor = ThroughputMonitor()
