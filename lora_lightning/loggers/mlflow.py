@@ -54,7 +54,7 @@ class MLflowBoard(Board):
         self._client.log_text(self.logger.run_id, settings.config, "config.yaml")
 
     def _log_parameters(self, values: Mapping[str, Any]) -> None:
-        from mlflow.entities import Param  # noqa: PLC0415  # installed if there is such a logger
+        from mlflow.entities import Param  # installed if there is such a logger
 
         known = self._client.get_run(self.logger.run_id).data.params  # of a resumed run: MLflow refuses other values
         found = {as_key(name): str(value)[:LONGEST_VALUE] for name, value in values.items()}

@@ -28,7 +28,7 @@ class WandbBoard(Board):
 
     def add_histogram(self, tag: str, values: Sequence[Tensor], step: int) -> None:
         """Adds a histogram."""
-        import wandb  # noqa: PLC0415  # installed if there is such a logger
+        import wandb  # installed if there is such a logger
 
         if (found := histogram_of(values)) is not None:
             histogram = wandb.Histogram(np_histogram=(np.array(found.counts), np.array(found.edges)))

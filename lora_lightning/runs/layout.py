@@ -16,7 +16,7 @@ EVENT_SIZES, COMPLETE_STEP = "event_sizes", "whole_step"  # in a checkpoint
 FAILED_CHECK = "failed_check"  # in the summary
 TABLES = "adapter_metrics"  # the monitors' Parquet files
 EVENTS = "events.out.tfevents.*"
-HPARAMS_SUFFIX = ".hparams"  # of the event file that a study adds for TensorBoard's HParams tab
+HPARAMS_SUFFIX = ".hparams"  # of the event file that studies of older releases added for TensorBoard's HParams tab
 
 
 def run_folder_of(trainer: Trainer) -> Path:
