@@ -302,8 +302,9 @@ class TrainingRun:
         record, rows = RunRecord.load(self.folder), self.datamodule.split_sizes()
         last = f"These are the weights of the last step: {self.no_best_reason}."
         chosen_by = last if self.no_best_reason else f"The checkpoint was chosen by `{self.checkpoint.monitor}`."
+        rows_a_step = self.datamodule.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
         try:
-            complete_card(record, folder, metrics, rows, self.datamodule.hub_dataset, chosen_by)
+            complete_card(record, folder, metrics, rows, self.datamodule.hub_dataset, chosen_by, rows_a_step)
         except OSError as error:
             raise write_error(self.folder, error) from error
 

@@ -26,8 +26,6 @@ SETTINGS = {
     "learning rate": "model.init_args.optimization.learning_rate",
     "schedule": "model.init_args.optimization.schedule",
     "weight decay": "model.init_args.optimization.weight_decay",
-    "batch size": "data.init_args.batch_size",
-    "accumulated batches": "trainer.accumulate_grad_batches",
     "epochs, at most": "trainer.max_epochs",
     "gradient clipping": "trainer.gradient_clip_val",
     "precision": "trainer.precision",
@@ -43,6 +41,7 @@ def complete_card(
     rows: Mapping[str, str],
     dataset: str | None,
     chosen_by: str,
+    rows_a_step: int,
 ) -> None:
     """Writes the sections; nothing if the folder has no README.md, because no auto class loads the model.
 
@@ -53,6 +52,7 @@ def complete_card(
         rows: The size of each split, in words.
         dataset: Hub id of the data; `None` for files.
         chosen_by: What decided which checkpoint was exported, as a sentence.
+        rows_a_step: Of an optimizer step, in the batches of all processes that it accumulates.
     """
     path = folder / README
     if not path.is_file():
@@ -66,7 +66,8 @@ def complete_card(
     metadata |= {} if dataset is None else {"datasets": [dataset]}
     card.data = ModelCardData(**metadata)
     chosen_by = " ".join([chosen_by, *threshold_sentences(folder)])
-    sections = (metrics_section(metrics, chosen_by), data_section(record, rows, source), settings_section(record))
+    parts = (metrics_section(metrics, chosen_by), data_section(record, rows, source))
+    sections = (*parts, settings_section(record, rows_a_step))
     card.text = "\n".join([card.text.partition(f"\n{METRICS}\n")[0].rstrip() + "\n", *sections])
     card.save(path)
 
@@ -125,13 +126,15 @@ def data_section(record: RunRecord, rows: Mapping[str, str], source: str) -> str
     return _section("## Data", _table(["split", "size", "SHA-256 of its content"], cells), f"Source: {source}\n")
 
 
-def settings_section(record: RunRecord) -> str:
+def settings_section(record: RunRecord, rows_a_step: int) -> str:
     """Returns a table of the settings that decide most.
 
     Args:
         record: The run.
+        rows_a_step: As in `complete_card`.
     """
     given = {name: record.flat_settings.get(option) for name, option in SETTINGS.items()}
+    given["rows an optimizer step"] = rows_a_step
     given |= {name: record.versions.get(name) for name in PACKAGES}
     cells = [[name, f"`{value}`"] for name, value in given.items() if value is not None]
     return _section("## Settings", _table(["setting", "value"], cells))
@@ -149,7 +152,7 @@ def _results(metrics: Mapping[str, float], source: str, task: str) -> list[EvalR
             dataset_split=split,
             metric_type=name,
             metric_name=name,
-            metric_value=value,
+            metric_value=float(f"{value:.6g}"),  # what follows is rounding
         )
         for name, value in splits.get(split, {}).items()
         if "/" not in name

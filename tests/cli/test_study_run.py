@@ -284,7 +284,10 @@ def test_a_full_disk_stops_the_worker(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"axes": {"model.lora.rank": [1, 4]}, "reference": {"rank": 4}, "derived": None}, "did you mean 'r'"),
+        (
+            {"axes": {"model.lora.rank": [1, 4]}, "reference": {"rank": 4}, "derived": None},
+            "did you mean model.lora.r\\?",
+        ),
         (
             {"axes": {"model.lora.r": [0, 4]}, "derived": None},
             "'r = 0' .* model.lora.r is 0, but it must be at least 1",
