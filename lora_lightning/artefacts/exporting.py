@@ -58,7 +58,7 @@ def export_adapter(
     if warning := _unfinished(folder.parent):
         warnings.warn(warning, stacklevel=2)
     with new_folder(output, overwrite=overwrite, marker=ADAPTER) as draft:
-        shutil.copytree(folder, draft, dirs_exist_ok=True, ignore=shutil.ignore_patterns("checkpoint-*", ".*"))
+        _copy_files(folder, draft)
         write_base_name(draft, base)
     return base
 
@@ -83,3 +83,21 @@ def _step(checkpoint: Path | None) -> int | None:
         return None if checkpoint is None else read_checkpoint(checkpoint).get("global_step")
     except CheckpointError:
         return None
+
+
+def _copy_files(folder: Path, draft: Path) -> None:
+    """Copies a folder without hidden files and without the checkpoints of other programs."""
+    for path in sorted(folder.rglob("*")):
+        place = path.relative_to(folder)
+        if any(part.startswith((".", "checkpoint-")) for part in place.parts):
+            continue
+        if path.is_dir():
+            (draft / place).mkdir()
+            continue
+        try:
+            source = path.open("rb")
+        except OSError as error:
+            msg = f"{path} cannot be read ({(error.strerror or str(error)).lower()})."
+            raise CheckpointError(msg) from error
+        with source, (draft / place).open("wb") as copy:
+            shutil.copyfileobj(source, copy)

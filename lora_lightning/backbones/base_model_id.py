@@ -8,8 +8,9 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import yaml
 from huggingface_hub import ModelCard, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not in __all__
@@ -17,11 +18,12 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from lora_lightning.backbones.base_identity import WEIGHTS, BaseIdentity, identify_base
 from lora_lightning.backbones.model_card import TRAINED_WITH
 from lora_lightning.backbones.saved_base import BASE_MODEL
-from lora_lightning.errors import BackboneError, ConfigurationError
+from lora_lightning.errors import BackboneError, CheckpointError, ConfigurationError
 
 OPTION = "--base_model_id"
 TITLE = re.compile(r"^(# LoRA adapter for ).*$", re.MULTILINE)
 TRAINED = re.compile(rf"^{re.escape(TRAINED_WITH)}.*$", re.MULTILINE)
+NO_CARD = "---\nlibrary_name: peft\n---\n"
 GGUF_FILE = re.compile(r", gguf_file='[^']*'")
 Comparison = Literal["same", "different", "not compared"]
 
@@ -34,7 +36,8 @@ class NamedBase:
         name: The id.
         comparison: Whether its files of weights, in the hub's cache, are those that the adapter was trained on.
         weights: SHA-256 of the weights that the adapter was trained on; empty if the adapter does not say.
-        other_files: Which of its other files differ, if the weights are the same: `configuration`, `tokenizer`.
+        other_files: Which of its other files differ, or are not all in the cache, if the weights are the same:
+            `configuration`, `tokenizer`.
     """
 
     name: str
@@ -52,8 +55,9 @@ class NamedBase:
             )
         trained_on = f"the weights that the adapter was trained on (SHA-256 {self.weights[:12]})"
         if self.comparison == "same":
-            others = f", but other files of its {' and '.join(self.other_files)}" if self.other_files else ""
-            return f"{self.name} has {trained_on}{others}."
+            parts = " and ".join(self.other_files)
+            others = f" The files of its {parts} in the hub's cache are others, or not complete." if parts else ""
+            return f"{self.name} has {trained_on}.{others}"
         if self.comparison == "different":
             return f"{self.name} has other files of weights than {trained_on}; the adapter may compute something else."
         return (
@@ -71,20 +75,26 @@ def check_hub_id(name: str) -> None:
     Raises:
         ConfigurationError: If it is a path, or has forbidden characters.
     """
+    msg = f"{OPTION} is {name!r}, but it must be a model's id on the hub, such as org/name."
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        msg = f"{OPTION} is {name!r}, but it must be a model's id on the hub, such as org/name."
         raise ConfigurationError(msg) from error
+    if Path(name).is_dir():
+        msg = f"{msg} There is a folder of this name here."
+        raise ConfigurationError(msg)
 
 
-def name_base(name: str, identity: BaseIdentity | None, *, allowed: bool = False) -> NamedBase:
+def name_base(
+    name: str, identity: BaseIdentity | None, *, allowed: bool = False, permission: str = "--allow_other_base"
+) -> NamedBase:
     """Compares the base model of an adapter with the one of an id, if the hub's cache has that; downloads nothing.
 
     Args:
         name: The id on the hub.
         identity: The base model of the adapter; `None` if it is not known.
         allowed: Whether the weights may be known to differ.
+        permission: The option that allows it.
 
     Returns:
         The name and what is known.
@@ -104,7 +114,7 @@ def name_base(name: str, identity: BaseIdentity | None, *, allowed: bool = False
         msg = (
             f"{OPTION} is {name!r}, but in the hub's cache that has other files of weights than the base model "
             f"(different {' and '.join(identity.differences(cached))}); give the id of a model with the same weights, "
-            "upload the base model under an id of its own, or allow it with --allow_other_base."
+            f"upload the base model under an id of its own, or allow it with {permission}."
         )
         raise ConfigurationError(msg)
     return NamedBase(name, "different", identity.weights)
@@ -148,23 +158,36 @@ def write_base_name(folder: Path, base: NamedBase) -> None:
         folder: With PEFT's `adapter_config.json` and our `base_model.json`, if it is an adapter, and a README.md.
         base: The name.
     """
-    for file, entries in {
-        "adapter_config.json": {"base_model_name_or_path": base.name},
-        f"{BASE_MODEL}.json": {"name": base.name, "compared": base.comparison},
-    }.items():
-        path = folder / file
-        if path.is_file():
-            settings = json.loads(path.read_text(encoding="utf-8"))
-            path.write_text(json.dumps({**settings, **entries}, indent=2) + "\n", encoding="utf-8")
+    former = _update(folder / "adapter_config.json", {"base_model_name_or_path": base.name}).get(
+        "base_model_name_or_path"
+    )
+    _update(folder / f"{BASE_MODEL}.json", {"name": base.name, "compared": base.comparison})
     readme = folder / "README.md"
-    if readme.is_file():
-        card = ModelCard(readme.read_text(encoding="utf-8"), ignore_metadata_errors=True)
-        card.data["base_model"] = base.name
-        card.text = _named_in_card(card.text, base)
-        card.save(readme)
+    try:
+        text = readme.read_text(encoding="utf-8") if readme.is_file() else NO_CARD
+        card = ModelCard(text, ignore_metadata_errors=True)
+    except (ValueError, yaml.YAMLError) as error:  # bytes that are no UTF-8 are a ValueError, too
+        msg = f"{readme} is no model card ({' '.join(str(error).split())[:100]}); mend it, or delete it."
+        raise CheckpointError(msg) from error
+    card.data["base_model"] = base.name
+    # PEFT's own cards repeat the base's name in a tag.
+    card.data["tags"] = [tag for tag in card.data.get("tags") or [] if not str(tag).startswith("base_model:")] or None
+    card.text = _named_in_card(card.text, base, str(former or ""))
+    card.save(readme)
 
 
-def _named_in_card(text: str, base: NamedBase) -> str:
+def _update(path: Path, entries: dict[str, str]) -> dict[str, Any]:
+    """Writes entries into a JSON object, which may not exist yet; returns what it was before."""
+    before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    path.write_text(json.dumps({**before, **entries}, indent=2) + "\n", encoding="utf-8")
+    return before
+
+
+def _named_in_card(text: str, base: NamedBase, former: str) -> str:
     text = TITLE.sub(lambda found: found[1] + base.name, text, count=1)
-    text = TRAINED.sub(lambda _: f"{TRAINED_WITH} {base.sentence}", text, count=1)
+    text, count = TRAINED.subn(lambda _: f"{TRAINED_WITH} {base.sentence}", text, count=1)
+    if not count and base.sentence not in text:  # the card of another program
+        text = f"{text.rstrip()}\n\n{base.sentence}\n"
+    if Path(former).is_absolute():
+        text = text.replace(former, base.name)
     return GGUF_FILE.sub("", text)  # the hub's files of that name are not known

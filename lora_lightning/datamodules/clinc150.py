@@ -109,7 +109,7 @@ class Clinc150DataModule(IntentDataModule):
 
     @property
     def hub_dataset(self) -> str | None:
-        """The data set's id on the hub."""
+        """The data set's id on the hub, also of its files in a folder."""
         return HUB_DATASET
 
     def load_pairs(self) -> dict[str, Pairs]:

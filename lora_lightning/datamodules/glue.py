@@ -110,7 +110,7 @@ class GlueDataModule(ClassificationDataModule):
 
     @property
     def hub_dataset(self) -> str | None:
-        """The data set's id on the hub."""
+        """The data set's id on the hub, also of its files in a folder."""
         return HUB_DATASET
 
     def load_splits(self) -> dict[str, LabeledTexts]:

@@ -119,6 +119,11 @@ class InstructionDataModule(CausalLMDataModule):
         self._unread_of_prompts: list[set[str]] = []
         self.packing = packing
 
+    @property
+    def hub_dataset(self) -> str | None:
+        """The data set's id on the hub."""
+        return self.dataset_name if self.files["train"] is None else None
+
     def read_splits(self) -> dict[str, list[Example]]:
         """Reads and checks every record, and holds out examples for validation if there is no validation split."""
         self._check_tokenizer()

@@ -132,6 +132,11 @@ class PlainTextDataModule(CausalLMDataModule):
             splits[TRAIN], splits[VALIDATION] = self._hold_out(splits[TRAIN], self.validation_share, "validation")
         return {name: splits[name] for name in (TRAIN, VALIDATION, TEST) if name in splits}
 
+    @property
+    def hub_dataset(self) -> str | None:
+        """The data set's id on the hub."""
+        return self.dataset_name if self.data_dir is None and self.files["train"] is None else None
+
     def _read_source(self) -> dict[str, Corpus]:
         """From the folder, else the files, else the Hub: a command line may add a folder to a YAML file's data set."""
         if self.data_dir is not None:

@@ -116,7 +116,7 @@ class SquadV2DataModule(TextDataModule):
     @property
     def hub_dataset(self) -> str | None:
         """The data set's id on the hub."""
-        return HUB_DATASET if self.data_dir is None else None  # the folder may hold other data in this layout
+        return None if self._files else HUB_DATASET  # files may hold other data in this layout
 
     def load_splits(self) -> dict[str, list[Question]]:
         """Reads and checks the files or the hub."""

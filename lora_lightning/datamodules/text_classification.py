@@ -141,6 +141,11 @@ class TextClassificationDataModule(ClassificationDataModule):
             raise DataError(msg)
         return LabelSpace(names, problem_type=self.problem_type, metrics=self.metrics)
 
+    @property
+    def hub_dataset(self) -> str | None:
+        """The data set's id on the hub."""
+        return self.dataset_name
+
     def load_splits(self) -> dict[str, LabeledTexts]:
         """Reads and checks every row, holds out rows for validation if needed, and warns about doubtful ones."""
         splits = {split: self._labeled(table) for split, table in self._tables_with_labels().items()}

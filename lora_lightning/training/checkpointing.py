@@ -124,8 +124,8 @@ class AdapterCheckpoint(HookedCheckpoint):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         self.save_last_if_needed(trainer)
-        if not self.best_model_path:
-            self._export(trainer, task, self._read(trainer, self.last_model_path)["state_dict"])
+        if not self.best_model_path or self.adapter_folder is None:  # the best epoch may be another run's
+            self._export(trainer, task, self._read(trainer, self.exported_path)["state_dict"])
         self._measure_export(trainer, task)
 
     @property
@@ -234,7 +234,9 @@ class AdapterCheckpoint(HookedCheckpoint):
             return
         full |= {name.removeprefix("network."): value for name, value in state.items() if name.startswith("network.")}
         datamodule = cast("AdaptationDataModule", trainer.datamodule)  # type: ignore[attr-defined]
-        files = task.export_files()
+        chosen = {name: value for name, value in state.items() if not name.startswith("network.")}  # thresholds
+        with temporary_weights(task, chosen):
+            files = task.export_files()
         if task.lora is not None and task.base_identity is not None:
             files |= {f"{BASE_MODEL}.json": task.base_identity.as_dict()}
         origin = read_json(run_folder_of(trainer) / RUN).get("continued_from")
@@ -281,7 +283,8 @@ class AdapterCheckpoint(HookedCheckpoint):
             return
         self.best_metrics = cast("dict[str, float]", state_dict.get("best_metrics", {}))
         self.dirpath = cast("str", state_dict.get("dirpath", own))  # otherwise Lightning discards the score
-        self.adapter_folder = best.parent.parent / ADAPTER_FOLDER
+        is_own = best.absolute().parent == Path(own or ".").absolute()
+        self.adapter_folder = best.parent.parent / ADAPTER_FOLDER if is_own else None  # never another run's
         super().load_state_dict(state_dict)
         self.dirpath = own
         self._score_before = self.best_model_score

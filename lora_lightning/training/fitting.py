@@ -12,7 +12,8 @@ from typing import Any, cast
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lora_lightning.backbones.base_model_id import name_base
+from lora_lightning.backbones.adapter_config import ADAPTER_CONFIG
+from lora_lightning.backbones.base_model_id import name_base, write_base_name
 from lora_lightning.backbones.saved_base import BASE_MODEL, check_base
 from lora_lightning.compat.lightning import keep_signal_handlers
 from lora_lightning.errors import (
@@ -27,8 +28,8 @@ from lora_lightning.errors import (
 from lora_lightning.metrics import LabelSpace
 from lora_lightning.runs.checkpoint import read_checkpoint
 from lora_lightning.runs.files import write_error
-from lora_lightning.runs.history import RunHistory, write_summary
-from lora_lightning.runs.layout import CONFIG, FAILED_CHECK, run_folder_of
+from lora_lightning.runs.history import RunHistory, read_json, write_summary
+from lora_lightning.runs.layout import ADAPTER_FOLDER, CONFIG, FAILED_CHECK, run_folder_of
 from lora_lightning.runs.lock import lock_run_folder, lock_starts
 from lora_lightning.runs.place import ids_of
 from lora_lightning.runs.processes import end_processes_together
@@ -114,12 +115,8 @@ class TrainingRun:
             self.task.adopt_labels(space)
         check_same_labels(self.start.labels, space, self.options.ckpt_path)
         self.task.check_settings()
-        if (name := self.options.base_model_id) is not None:
-            if (base := self.task.base_identity) is None:
-                msg = f"base_model_id is {name!r}, but this task makes its base model itself; leave it out."
-                raise ConfigurationError(msg)
-            self.checkpoint.named_base = name_base(name, base, allowed=self.options.allow_other_base)
         self.task.resumes = self.options.ckpt_path is not None
+        self._name_base()
         if not self.task.resumes:
             self.task.check_adapter()
         check_monitor_mode(self.options.checkpoint.monitor, self.options.checkpoint.mode)
@@ -131,6 +128,18 @@ class TrainingRun:
         check_validation_options(self.options.trainer)
         if self.trainer.local_rank == 0:
             self.datamodule.prepare_data()  # nothing is left to do when the trainer calls it
+
+    def _name_base(self) -> None:
+        name, base = self.options.base_model_id, self.task.base_identity
+        if name is None:
+            return
+        if base is None or self.task.lora is None:
+            why = "the task makes its base model itself" if base is None else "a fully trained model needs no base"
+            msg = f"base_model_id is {name!r}, but {why}; leave it out."
+            raise ConfigurationError(msg)
+        # A resumed run was allowed to name another base, or the hub's cache has got that only now: a warning says so.
+        allowed = self.options.allow_other_base or self.task.resumes
+        self.checkpoint.named_base = name_base(name, base, allowed=allowed, permission="--allow_other_base true")
 
     def check_finished_run(self) -> None:
         """Ends a resumption of a finished run, unless its results are those of another base model or other data.
@@ -150,7 +159,20 @@ class TrainingRun:
         check_base(
             saved, task.base_identity, f"the run {interrupted.folder}", is_frozen=task.base_is_frozen, allowed=allowed
         )
+        self._check_finished_name(interrupted.folder)
         raise interrupted.ending
+
+    def _check_finished_name(self, folder: Path) -> None:
+        """Refuses to give a base another name in a run that is finished, rather than to ignore the option."""
+        name, path = self.options.base_model_id, folder / ADAPTER_FOLDER / ADAPTER_CONFIG
+        if name is None or not path.is_file():
+            return
+        if (named := read_json(path).get("base_model_name_or_path")) != name:
+            msg = (
+                f"the run {folder} is finished, and its adapter names {named!r} as its base; write a copy with "
+                f"lora-lightning export {folder} --output DIR --base_model_id {name}"
+            )
+            raise ConfigurationError(msg)
 
     def _check_same_data(self) -> None:
         """Refuses to resume a run on other rows than it has seen so far."""
@@ -302,8 +324,12 @@ class TrainingRun:
         record, rows = RunRecord.load(self.folder), self.datamodule.split_sizes()
         last = f"These are the weights of the last step: {self.no_best_reason}."
         chosen_by = last if self.no_best_reason else f"The checkpoint was chosen by `{self.checkpoint.monitor}`."
+        if self.failed_check is not None:
+            chosen_by += f" A check of the trained model FAILED: {self.failed_check}"
         rows_a_step = self.datamodule.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
         try:
+            if (named := self.checkpoint.named_base) is not None:
+                write_base_name(folder, named)  # an earlier session may have exported it under another name
             complete_card(record, folder, metrics, rows, self.datamodule.hub_dataset, chosen_by, rows_a_step)
         except OSError as error:
             raise write_error(self.folder, error) from error

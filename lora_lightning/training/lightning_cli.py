@@ -12,6 +12,7 @@ from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lora_lightning.backbones import trust_remote_code
+from lora_lightning.backbones.base_model_id import check_hub_id
 from lora_lightning.compat.lightning import leave_hyperparameters_to_us
 from lora_lightning.configuration.null_values import check_nulls
 from lora_lightning.configuration.parser import ArgumentParser
@@ -111,6 +112,8 @@ class LoraLightningCLI(LightningCLI):
         groups = {name: made_by for name, made_by in GROUPED.items() if name != "predictions"}
         check_nulls(self.options.as_dict(), groups)
         check_seed(self.options.seed_everything)
+        if self.command == "fit" and self.options.base_model_id is not None:
+            check_hub_id(self.options.base_model_id)
         self.scaling_note = scaling_note(self.options, args, parser.parse_args) if self.command == "fit" else ""
         if self.command == "fit" and self.options.ckpt_path == "last":  # Lightning's name for --resume auto
             self.options.ckpt_path, self.options.resume = None, "auto"

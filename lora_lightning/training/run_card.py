@@ -16,7 +16,11 @@ README = "README.md"
 # Names in the table, and options of `config.yaml`; a run has those that are not null.
 SETTINGS = {
     "r": "model.init_args.lora.r",
+    "init_r": "model.init_args.lora.adalora.init_r",
+    "target_r": "model.init_args.lora.adalora.target_r",
+    "rank_pattern": "model.init_args.lora.rank_pattern",
     "lora_alpha": "model.init_args.lora.lora_alpha",
+    "alpha_pattern": "model.init_args.lora.alpha_pattern",
     "lora_dropout": "model.init_args.lora.lora_dropout",
     "target_modules": "model.init_args.lora.target_modules",
     "init_lora_weights": "model.init_args.lora.init_lora_weights",
@@ -24,9 +28,11 @@ SETTINGS = {
     "use_dora": "model.init_args.lora.use_dora",
     "quantization, bits": "model.init_args.quantization.bits",
     "learning rate": "model.init_args.optimization.learning_rate",
+    "loraplus_lr_ratio": "model.init_args.optimization.loraplus_lr_ratio",
     "schedule": "model.init_args.optimization.schedule",
     "weight decay": "model.init_args.optimization.weight_decay",
     "epochs, at most": "trainer.max_epochs",
+    "steps, at most": "trainer.max_steps",
     "gradient clipping": "trainer.gradient_clip_val",
     "precision": "trainer.precision",
     "seed": "seed_everything",
@@ -50,15 +56,15 @@ def complete_card(
         folder: The exported one.
         metrics: Of validation and test, by tag.
         rows: The size of each split, in words.
-        dataset: Hub id of the data; `None` for files.
-        chosen_by: What decided which checkpoint was exported, as a sentence.
+        dataset: Hub id of the data; `None` for files, of which nothing is said to the hub's leaderboards.
+        chosen_by: What decided which checkpoint was exported, and what else is to be known, as sentences.
         rows_a_step: Of an optimizer step, in the batches of all processes that it accumulates.
     """
     path = folder / README
     if not path.is_file():
         return
     card = ModelCard(path.read_text(encoding="utf-8"))
-    source = dataset or class_of_data(record)
+    source = dataset or f"local files, read by {class_of_data(record)}"
     before: dict[str, Any] = card.data.to_dict()  # type: ignore[no-untyped-call]
     metadata = {name: value for name, value in before.items() if name != "model-index"}
     results = _results(metrics, source, str(metadata.get("pipeline_tag", "other")))
@@ -133,11 +139,21 @@ def settings_section(record: RunRecord, rows_a_step: int) -> str:
         record: The run.
         rows_a_step: As in `complete_card`.
     """
-    given = {name: record.flat_settings.get(option) for name, option in SETTINGS.items()}
+    given = {name: _setting(record.settings, option) for name, option in SETTINGS.items()}
+    if given["init_r"] is not None:  # AdaLoRA does not read r
+        given["r"] = None
+    if given["steps, at most"] == -1:  # no limit
+        given["steps, at most"] = None
     given["rows an optimizer step"] = rows_a_step
     given |= {name: record.versions.get(name) for name in PACKAGES}
     cells = [[name, f"`{value}`"] for name, value in given.items() if value is not None]
     return _section("## Settings", _table(["setting", "value"], cells))
+
+
+def _setting(settings: Any, option: str) -> Any:
+    for name in option.split("."):
+        settings = settings.get(name) if isinstance(settings, Mapping) else None
+    return settings
 
 
 def _results(metrics: Mapping[str, float], source: str, task: str) -> list[EvalResult]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import ModelCard, constants
-from peft import PeftConfig
+from peft import AutoPeftModelForSequenceClassification, PeftConfig
 
 from lora_lightning.artefacts import export_adapter
 from lora_lightning.backbones import load_tokenizer
@@ -84,14 +84,35 @@ def test_an_incomplete_download_says_nothing(bert: Path, cache: Path) -> None:
 def test_an_adapter_that_does_not_record_its_base_is_not_called_equal(bert: Path, cache: Path, tmp_path: Path) -> None:
     adapter = export_tiny(bert, tmp_path / "adapter")
     (adapter / "base_model.json").unlink()
-    (adapter / "README.md").write_text(f"---\nbase_model: {bert}\nlibrary_name: peft\n---\n\n# Somebody's card\n")
+    network = AutoPeftModelForSequenceClassification.from_pretrained(adapter, num_labels=3)
+    shutil.rmtree(adapter)
+    network.save_pretrained(adapter)  # with PEFT's own card
+    assert str(bert) in (adapter / "README.md").read_text()
     (adapter / "checkpoint-10").mkdir()
     put_into_cache(cache, bert)
     base = export_adapter(adapter, tmp_path / "copy", base_model_id=ID)
     assert base.comparison == "not compared"
     assert "It is not known whether org/tiny is the base model" in base.sentence
-    assert str(bert) not in (tmp_path / "copy" / "README.md").read_text()
+    text = (tmp_path / "copy" / "README.md").read_text()
+    assert base.sentence in text
+    assert json.loads((tmp_path / "copy" / "base_model.json").read_text()) == {"name": ID, "compared": "not compared"}
+    for path in (tmp_path / "copy").iterdir():
+        assert str(bert).encode() not in path.read_bytes(), path
     assert not (tmp_path / "copy" / "checkpoint-10").exists()
+
+
+@pytest.mark.parametrize("text", ["---\nbase: [\n---\n", "---\n- a\n---\n", "\xff"])
+def test_a_card_that_cannot_be_read_is_named(bert: Path, cache: Path, tmp_path: Path, text: str) -> None:
+    (export_tiny(bert, tmp_path / "adapter") / "README.md").write_text(text, encoding="latin-1")
+    with pytest.raises(CheckpointError, match=r"README\.md is no model card"):
+        export_adapter(tmp_path / "adapter", tmp_path / "copy", base_model_id=ID)
+    assert not (tmp_path / "copy").exists()
+
+
+def test_a_file_that_cannot_be_read_is_named(bert: Path, cache: Path, tmp_path: Path) -> None:
+    (export_tiny(bert, tmp_path / "adapter") / "gone.txt").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match=r"gone\.txt cannot be read \(no such file or directory\)"):
+        export_adapter(tmp_path / "adapter", tmp_path / "copy", base_model_id=ID)
 
 
 def test_a_revision_is_not_lost(bert: Path, cache: Path, tmp_path: Path) -> None:
@@ -111,6 +132,13 @@ def test_a_cache_without_weights_says_nothing(bert: Path, cache: Path) -> None:
 def test_a_path_is_no_id(name: str, bert: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"--base_model_id is .* must be a model's id on the hub"):
         name_base(name, identify_base(str(bert)))
+
+
+def test_a_folder_is_no_id(bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "bert").mkdir(parents=True)
+    with pytest.raises(ConfigurationError, match="There is a folder of this name here"):
+        name_base("models/bert", identify_base(str(bert)))
 
 
 @pytest.mark.parametrize("command", [False, True])
