@@ -45,6 +45,14 @@ class ShippedConfig:
         return SENTENCE_END.split(" ".join(lines))[0]
 
     @property
+    def companions(self) -> list[str]:
+        """Names of the other configs in the command that runs it; a config of callbacks completes another one."""
+        command = next(
+            (line for line in self.path.read_text(encoding="utf-8").splitlines() if line.startswith(COMMAND)), ""
+        )
+        return [name for name in re.findall(rf"{FOLDER}/([\w/]+)\.yaml", command) if name != self.name]
+
+    @property
     def bases(self) -> list[str]:
         """The configs that a study trains, as they are written in it."""
         found = (yaml.safe_load(self.path.read_text(encoding="utf-8")) or {}).get("base", [])
@@ -88,13 +96,14 @@ def find_config(name: str) -> ShippedConfig:
 
 
 def copy_config(name: str, folder: Path) -> list[Path]:
-    """Copies a config into a folder, to be edited there, and with a study the configs that it trains.
+    """Copies a config into a folder, to be edited there, and the configs that it trains or that complete its command.
 
     The comment that says how to run it, the bases of a study and the schema for editors are those of the copy.
 
     Args:
         name: As in `find_config`.
-        folder: Where to write; the files are named as the last part of each config's name.
+        folder: Where to write; the files are named as the last part of each config's name. A config that completes the
+            command and was copied before is left as it is.
 
     Returns:
         The written files, the config itself first.
@@ -107,6 +116,8 @@ def copy_config(name: str, folder: Path) -> list[Path]:
     for base in config.bases:
         shipped = find_config((config.path.parent / base).resolve().relative_to(configs_folder().resolve()).as_posix())
         texts[shipped.path.name] = _copied_text(shipped)
+    companions = {shipped.path.name: _copied_text(shipped) for shipped in map(find_config, config.companions)}
+    texts = {**{file: text for file, text in companions.items() if not (folder / file).exists()}, **texts}
     for file in texts:
         if (folder / file).exists():
             msg = f"{folder / file} exists already; rename it, or copy the config in another folder."
@@ -117,13 +128,14 @@ def copy_config(name: str, folder: Path) -> list[Path]:
     except OSError as error:
         msg = f"the config cannot be written to {folder} ({error.strerror}); change into a folder that is writable."
         raise ConfigurationError(msg) from error
-    return [folder / file for file in texts]
+    return [folder / file for file in sorted(texts, key=lambda file: file != config.path.name)]
 
 
 def _copied_text(config: ShippedConfig) -> str:
     """The text of a config with the paths of its copy."""
     text = config.path.read_text(encoding="utf-8")
-    text = text.replace(f"{FOLDER}/{config.name}.yaml", config.path.name)
+    for name in (config.name, *config.companions):
+        text = text.replace(f"{FOLDER}/{name}.yaml", f"{Path(name).name}.yaml")
     for base in config.bases:
         text = text.replace(base, Path(base).name)
     return SCHEMA_COMMENT.sub(lambda comment: f"{comment[1]}{SCHEMA_FILE}", text)

@@ -148,6 +148,11 @@ def has_empty_response(record: Record) -> bool:
     )
 
 
+def lacks_output(record: Record) -> bool:
+    """Whether an instruction has no output, or null, which readers of records leave out."""
+    return _chat_field(record) is None and "output" not in record.fields
+
+
 def _is_blank(value: Any) -> bool:
     if isinstance(value, list):  # of parts
         return all(isinstance(part, dict) and _is_blank(part.get("text", "x")) for part in value)

@@ -14,7 +14,13 @@ from lora_lightning.backbones.chat_template import ChatTemplate, Message, Span
 from lora_lightning.datamodules.base import TEST, TRAIN, VALIDATION
 from lora_lightning.datamodules.batching import EncodedSplit
 from lora_lightning.datamodules.causal_language_modeling import CausalLMDataModule, Prompt, check_files
-from lora_lightning.datamodules.chat_records import Example, has_empty_response, parse_example, parse_prompt
+from lora_lightning.datamodules.chat_records import (
+    Example,
+    has_empty_response,
+    lacks_output,
+    parse_example,
+    parse_prompt,
+)
 from lora_lightning.datamodules.instruction_format import ChatFormat, learnt_tokens, plain_prompt, render_plain
 from lora_lightning.datamodules.packing import one_document_a_row, pack_documents
 from lora_lightning.datamodules.record_columns import check_columns, rename_fields
@@ -160,7 +166,10 @@ class InstructionDataModule(CausalLMDataModule):
         return kept, [example for example, is_out in zip(examples, chosen, strict=True) if is_out]
 
     def _examples(self, split: str, records: Sequence[Record]) -> list[Example]:
-        found = [(record, None if has_empty_response(record) else parse_example(record)) for record in records]
+        some_respond = not all(lacks_output(record) for record in records)  # else the field has another name
+        found = [
+            (record, None if self._is_empty(record, some_respond) else parse_example(record)) for record in records
+        ]
         examples = [example for _, example in found if example is not None and example.learnt_messages]
         lost = [record for record, example in found if example is None or not example.learnt_messages]
         if lost and self.empty_responses == "error":
@@ -174,6 +183,18 @@ class InstructionDataModule(CausalLMDataModule):
         if lost:
             rank_zero_warn(f"{split}: {len(lost)} of {len(records)} records have no response and were left out.")
         return examples
+
+    def _is_empty(self, record: Record, some_respond: bool) -> bool:
+        if lacks_output(record) and some_respond:
+            if self.empty_responses == "drop":
+                return True
+            if (column := (self.columns or {}).get("output")) is not None:
+                msg = (
+                    f"{record.where}: {column!r}, the output by data.columns, is missing or null; fill it in, or set "
+                    "data.empty_responses: drop."
+                )
+                raise DataError(msg)
+        return has_empty_response(record)
 
     def _unread_fields(self, example: Example) -> set[str]:
         """The fields of an example that nothing reads; an example that cannot be written is refused."""

@@ -58,7 +58,7 @@ def rename_fields(records: Sequence[Record], columns: Columns | None, *, are_pro
     Args:
         records: From a file or the hub, at least one.
         columns: As in `check_columns`; `None` if the records have our names already.
-        are_prompts: Whether the records need no response.
+        are_prompts: Whether the records need no response, nor all the columns: they come one by one.
 
     Returns:
         Records with the fields that `columns` names.
@@ -75,7 +75,7 @@ def rename_fields(records: Sequence[Record], columns: Columns | None, *, are_pro
             raise DataError(msg)
     renamed = [_renamed(record, columns, are_prompts=are_prompts) for record in records]
     of_messages = {str(columns[field]): field for field in OF_A_MESSAGE if field in columns}
-    for name in of_messages:
+    for name in () if are_prompts else of_messages:
         if not any(name in turn for record in renamed for turn in _turns(record)):
             msg = f"{records[0].where}: data.columns names {name!r} for messages, but no message has it."
             raise DataError(msg)

@@ -1,5 +1,6 @@
 """Saves the best and the last checkpoint, and exports the adapter of the best checkpoint in PEFT's format."""
 
+import shutil
 from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -79,6 +80,7 @@ class AdapterCheckpoint(HookedCheckpoint):
         self.steps_between = every_n_train_steps  # not Lightning's attribute, which would also look for a new best
         self._last_saved: tuple[int, int] | None = None  # the position in training of last.ckpt
         self._between_steps = False
+        self._has_ended = False
         self._being_written: dict[str, Any] | None = None  # the checkpoint, as changed by other callbacks
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -124,9 +126,23 @@ class AdapterCheckpoint(HookedCheckpoint):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         self.save_last_if_needed(trainer)
-        if not self.best_model_path or self.adapter_folder is None:  # the best epoch may be another run's
+        if self.best_model_path and self.adapter_folder is None:
+            self._adopt_best(trainer)
+        if self.adapter_folder is None:
             self._export(trainer, task, self._read(trainer, self.exported_path)["state_dict"])
+        self._has_ended = True
         self._measure_export(trainer, task)
+
+    def _adopt_best(self, trainer: Trainer) -> None:
+        """Copies the best checkpoint of the run that this one continues, if no later epoch was better."""
+        own = Path(self.dirpath or ".") / f"{BEST}.ckpt"
+        if trainer.is_global_zero:
+            try:
+                shutil.copyfile(self.best_model_path, own)
+            except OSError as error:
+                raise write_error(run_folder_of(trainer), error) from error
+        trainer.strategy.barrier()
+        self.best_model_path = str(own)
 
     @property
     def has_validated(self) -> bool:
@@ -279,7 +295,8 @@ class AdapterCheckpoint(HookedCheckpoint):
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
         """Restores Lightning's state and the best epoch's metrics, also if the run continues in a new folder."""
         best, own = Path(str(state_dict.get("best_model_path") or "")), self.dirpath
-        if not best.is_file():  # moved, deleted or never written: there is no score to beat
+        # Moved, deleted or never written: there is no score to beat. A test after training needs the weights only.
+        if not best.is_file() or self._has_ended:
             return
         self.best_metrics = cast("dict[str, float]", state_dict.get("best_metrics", {}))
         self.dirpath = cast("str", state_dict.get("dirpath", own))  # otherwise Lightning discards the score

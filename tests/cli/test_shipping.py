@@ -7,7 +7,9 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import ModelCard, constants
+from safetensors.torch import load_file
 
 from lora_lightning.cli.main import main
 from lora_lightning.runs.record import RunRecord
@@ -69,6 +71,45 @@ def test_the_id_is_no_part_of_a_runs_settings(run: RunRecord) -> None:
     text = (run.folder / "config.yaml").read_text()
     assert f"base_model_id: {ID}" in text
     assert settings_in(text) == settings_in(text.replace(ID, "org/other"))
+
+
+def test_a_run_that_goes_on_exports_into_its_own_folder(run: RunRecord, tmp_path: Path) -> None:
+    card = run.folder / "adapter" / "README.md"
+    before = card.read_bytes()
+    words = [f"--config={run.folder / 'config.yaml'}", f"--trainer.logger.save_dir={tmp_path}"]
+    words += [f"--ckpt_path={run.folder / 'checkpoints' / 'last.ckpt'}", "--trainer.max_epochs=3"]
+    assert main(["fit", *words]) == 0
+    own = RunRecord.load(tmp_path / "mine" / "version_0")
+    assert own.adapter is not None
+    best = [record.folder / "checkpoints" / "best.ckpt" for record in (own, run)]
+    assert best[0].read_bytes() == best[1].read_bytes()  # no later epoch was better
+    weights = torch.load(best[0], weights_only=True)["state_dict"]
+    exported = load_file(own.adapter / "adapter_model.safetensors")
+    name = next(name for name in exported if "lora_B" in name)
+    assert torch.equal(exported[name], weights[f"network.{name.replace('.weight', '.default.weight')}"])
+    assert "epochs, at most | `3`" in (own.adapter / "README.md").read_text()
+    assert card.read_bytes() == before
+
+
+def test_another_name_for_the_base_of_a_finished_run_is_not_ignored(
+    run: RunRecord, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        f"--config={run.folder / 'config.yaml'}",
+        "--resume=auto",
+        f"--trainer.logger.save_dir={run.folder.parents[1]}",
+    ]
+    assert main(["fit", *words, "--base_model_id=org/other"]) == 2
+    assert f"lora-lightning export {run.folder} --output DIR --base_model_id org/other" in capsys.readouterr().err
+    assert main(["fit", *words]) == 0
+
+
+def test_a_fully_trained_model_has_no_base_to_name(
+    run: RunRecord, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"--config={run.folder / 'config.yaml'}", f"--trainer.logger.save_dir={tmp_path}", "--model.lora=null"]
+    assert main(["fit", *words]) == 2
+    assert f"base_model_id is '{ID}', but a fully trained model needs no base" in capsys.readouterr().err
 
 
 def test_a_card_without_validation_claims_no_choice(run: RunRecord, tmp_path: Path) -> None:

@@ -82,6 +82,21 @@ def test_a_copied_study_finds_its_bases(study: shipped.ShippedConfig, tmp_path: 
         assert yaml.safe_load(copy.read_text()) == yaml.safe_load(original.read_text())
 
 
+@pytest.mark.parametrize("config", shipped.shipped_configs(), ids=lambda config: config.name)
+def test_the_command_of_a_copy_names_files_that_are_there(config: shipped.ShippedConfig, tmp_path: Path) -> None:
+    copy = copy_config(config.name, tmp_path)[0]
+    command = next(line for line in copy.read_text().splitlines() if line.startswith(shipped.COMMAND))
+    named = [word for word in command.split() if word.endswith(".yaml")]
+    assert named
+    assert all((tmp_path / word).is_file() for word in named), command
+
+
+def test_a_config_that_was_copied_before_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "quickstart.yaml").write_text("mine")
+    assert [path.name for path in copy_config("callbacks/all_monitors", tmp_path)] == ["all_monitors.yaml"]
+    assert (tmp_path / "quickstart.yaml").read_text() == "mine"
+
+
 def test_a_copy_replaces_no_file(tmp_path: Path) -> None:
     (tmp_path / "quickstart.yaml").write_text("mine")
     with pytest.raises(ConfigurationError, match=r"quickstart\.yaml exists already"):

@@ -324,6 +324,17 @@ def test_records_without_a_response_are_left_out_if_asked(gpt2: str, tmp_path: P
         assert sum(len(examples) for examples in module.raw_splits.values()) == 20
 
 
+def test_a_null_response_in_a_column_of_another_name_is_one_that_is_missing(gpt2: str, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"q": row["instruction"], "a": row["output"]} for row in instructions(21)]
+    rows[2]["a"] = None
+    options: dict[str, Any] = {"columns": {"instruction": "q", "output": "a"}, "context_length": 40, "backbone": gpt2}
+    options["train_file"] = save_records(tmp_path / "a.jsonl", rows)
+    with pytest.raises(DataError, match=r"line 3: 'a', the output by data\.columns, is missing or null; .*: drop"):
+        _ = InstructionDataModule(**options).raw_splits
+    with pytest.warns(UserWarning, match="train: 1 of 21 records have no response and were left out"):
+        _ = InstructionDataModule(**options, empty_responses="drop").raw_splits
+
+
 def test_a_chat_with_an_empty_turn_of_the_assistant_has_no_response(chatty: str, tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}]
     rows = [{"messages": turns}] * 20 + [{"messages": [*turns, turns[0], {"role": "assistant", "content": " "}]}]

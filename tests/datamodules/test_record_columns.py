@@ -172,3 +172,10 @@ def test_training_and_prediction_read_the_same_columns(tiny_backbone: TinyBackbo
     }
     (prompt,) = module.load_prediction_splits()["predict"]
     assert prompt.shown == "w1"
+
+
+@pytest.mark.parametrize("fields", [{"instruction": "hi"}, {"messages": [{"role": "user", "content": "hi"}]}])
+def test_a_prompt_need_not_have_the_columns_of_messages(fields: dict[str, Any]) -> None:
+    columns: dict[str, str | list[str]] = {"messages": "turns", "role": "speaker", "content": "text"}
+    [renamed] = rename_fields([Record("p", fields)], columns, are_prompts=True)
+    assert renamed.fields == fields
