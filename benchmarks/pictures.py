@@ -13,11 +13,15 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from lora_lightning.figures.calibration import calibration_figure
 from lora_lightning.figures.confusion import confusion_figure
 from lora_lightning.figures.drift import drift_figure
+from lora_lightning.figures.labels import label_scores_figure
 from lora_lightning.figures.layers import layer_map_figure
 from lora_lightning.figures.pixels import image_of
 from lora_lightning.figures.rank import spectra_figure, utilization_figure
+from lora_lightning.metrics.calibration import CalibrationBins, calibration_bins
+from lora_lightning.metrics.label_scores import LabelScore
 
 FOLDER = Path(__file__).parent.parent / "docs" / "pictures"
 COLORS = 48  # enough for a heat map, and a third of the bytes
@@ -73,6 +77,33 @@ def confusion(mistakes: Mapping[tuple[int, int], int], right: int) -> torch.Tens
     return counts
 
 
+def labels(lowest: float) -> list[LabelScore]:
+    """Scores of 20 labels, between `lowest` and 1."""
+    random = np.random.default_rng(1)
+    names = [
+        *INTENTS,
+        "timer",
+        "alarm",
+        "weather",
+        "time",
+        "date",
+        "text",
+        "spelling",
+        "definition",
+        "fun_fact",
+        "taxes",
+    ]
+    shares = lowest + (1 - lowest) * random.uniform(0.2, 1, (len(names), 2)).round(2)
+    return [LabelScore(n, p, r, 2 * p * r / (p + r), 30) for n, (p, r) in zip(names, shares.tolist(), strict=True)]
+
+
+def calibration(power: float) -> CalibrationBins:
+    """5,500 predictions; those of confidence c are right with probability c to this power."""
+    random = np.random.default_rng(0)
+    confidences = random.beta(5, 1, 5500).clip(0.03)
+    return calibration_bins(confidences, (random.random(5500) < confidences**power).astype(float))
+
+
 def pictures() -> dict[str, Figure]:
     """Every picture, by the name of its file."""
     few = {(1, 2): 3, (2, 1): 2, (8, 9): 1, (4, 5): 2}
@@ -86,6 +117,9 @@ def pictures() -> dict[str, Figure]:
     return {
         "confusion_good": confusion_figure(confusion(few, 30), INTENTS, "val"),
         "confusion_bad": confusion_figure(confusion(many, 30), INTENTS, "val"),
+        "labels": label_scores_figure(labels(0.5), "test"),
+        "calibration_good": calibration_figure(calibration(1.0), "test"),
+        "calibration_bad": calibration_figure(calibration(3.0), "test"),
         "utilization_good": utilization_figure(by_module(0.4, 0.95, 1), 300),
         "utilization_bad": utilization_figure(by_module(0.12, 0.2, 2), 300),
         "spectra_good": spectra_figure(spectra(0.75, 1.5)),

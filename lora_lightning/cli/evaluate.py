@@ -9,7 +9,7 @@ from lora_lightning.cli.tables import label_table, metrics_table
 from lora_lightning.runs.record import metrics_by_split
 from lora_lightning.training.commands import prepare_command
 from lora_lightning.training.evaluation import folder_of_checkpoint, score_split, write_metrics
-from lora_lightning.training.label_results import scores_of_last_splits, write_label_scores
+from lora_lightning.training.label_results import results_of_last_splits, write_label_scores, write_pictures
 from lora_lightning.training.lightning_cli import LoraLightningCLI
 
 
@@ -47,7 +47,8 @@ def _score(command: Literal["validate", "test"], arguments: Sequence[str]) -> Lo
         console = Console(highlight=False, markup=False, soft_wrap=True)
         console.print(metrics_table(metrics_by_split(metrics)))
         console.print(f"metrics: {path}")
-        for split, scores in scores_of_last_splits(cli.trainer).items():
-            console.print(label_table(split, scores))
-            console.print(f"labels: {write_label_scores(folder, split, scores)}")
+        for split, found in results_of_last_splits(cli.trainer).items():
+            console.print(label_table(split, found.scores))
+            console.print(f"labels: {write_label_scores(folder, split, found.scores)}")
+            console.print(f"pictures: {', '.join(map(str, write_pictures(folder, split, found)))}")
     return cli

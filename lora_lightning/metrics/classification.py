@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from torchmetrics.classification import (
 
 from lora_lightning.errors import ConfigurationError, suggest_names
 from lora_lightning.metrics.all_rows import AllRowsMetric, WeightedMean
-from lora_lightning.metrics.calibration import expected_calibration_error
+from lora_lightning.metrics.calibration import CalibrationBins, calibration_bins, expected_calibration_error
 from lora_lightning.metrics.label_space import MULTI_LABEL, REGRESSION, SINGLE_LABEL, LabelSpace
 from lora_lightning.metrics.matthews import MatthewsCorrelation
 from lora_lightning.metrics.regression import (
@@ -120,6 +121,8 @@ class ClassificationMetrics(nn.Module):
         self.chosen = chosen_metrics(space)
         self.metrics = nn.ModuleDict({name: metric.build(num_labels) for name, metric in self.chosen.items()})
         self.confusion = MulticlassConfusionMatrix(num_labels) if self.problem_type == SINGLE_LABEL else None
+        rows = {"confidence": torch.float32, "correct": torch.float32}
+        self.confidences = AllRowsMetric(calibration_bins, rows) if self.problem_type == SINGLE_LABEL else None
         self.by_label = MultilabelStatScores(num_labels, average=None) if self.problem_type == MULTI_LABEL else None
 
     def update(self, logits: Tensor, target: Tensor, loss: Tensor) -> None:
@@ -137,8 +140,9 @@ class ClassificationMetrics(nn.Module):
         self.loss.update(loss, weight=len(target))
         for name, metric in self.chosen.items():
             self.metrics[name].update(scores if metric.on_scores else decisions, target)  # type: ignore[operator]
-        if self.confusion is not None:
+        if self.confusion is not None and self.confidences is not None:
             self.confusion.update(decisions, target)
+            self.confidences.update(scores.amax(dim=-1), decisions == target)
         if self.by_label is not None:
             self.by_label.update(decisions, target)
 
@@ -165,6 +169,10 @@ class ClassificationMetrics(nn.Module):
             right, wrongly, _, _, true = self.by_label.compute().cpu().numpy().T
             return np.stack([right, right + wrongly, true], axis=1)
         return None
+
+    def calibration(self) -> CalibrationBins | None:
+        """Confidence and accuracy of the rows that have a class; `None` unless a text has a single label."""
+        return None if self.confidences is None else cast("CalibrationBins", self.confidences.compute())
 
     def names(self) -> list[str]:
         """Names that `compute` may give a value, with any rows."""

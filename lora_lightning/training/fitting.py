@@ -43,7 +43,7 @@ from lora_lightning.training.announcements import announce_run, announce_skipped
 from lora_lightning.training.checkpointing import AdapterCheckpoint
 from lora_lightning.training.ending import check_at_least_one_step, early_end_reason, no_best_reason
 from lora_lightning.training.finite_loss import check_finite_losses
-from lora_lightning.training.label_results import scores_of_last_splits, write_label_scores
+from lora_lightning.training.label_results import results_of_last_splits, write_label_scores
 from lora_lightning.training.lightning_cli import LoraLightningCLI
 from lora_lightning.training.logged_settings import LoggedSettings
 from lora_lightning.training.option_checks import (
@@ -283,8 +283,8 @@ class TrainingRun:
         tested = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         check_finite_losses(tested, chosen)
         if self.trainer.is_global_zero:
-            for split, scores in scores_of_last_splits(self.trainer).items():
-                write_label_scores(self.folder, split, scores)
+            for split, found in results_of_last_splits(self.trainer).items():
+                write_label_scores(self.folder, split, found.scores)
         return metrics | tested
 
     def write_results(self, metrics: dict[str, float]) -> None:

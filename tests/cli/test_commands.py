@@ -119,7 +119,9 @@ def test_tensorboard_shows_curves_and_the_confusion(run: Path) -> None:
         "with_best/test/in_scope_accuracy",
         "with_best/test/calibration_error",
     } <= tags["scalars"]
-    assert {"val/confusion", "with_best/test/confusion"} <= tags["images"]
+    assert {"val/confusion", *(f"with_best/test/{name}" for name in ("confusion", "labels", "calibration"))} <= tags[
+        "images"
+    ]
 
 
 def test_a_checkpoint_holds_what_trains_and_nothing_else(run: Path) -> None:
