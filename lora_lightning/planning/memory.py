@@ -114,7 +114,7 @@ def memory_row(
             gradients=gradients,
             optimizer=measure.optimizer,
             activations=activations,
-            overhead=overhead_of(device, measure.weights, activations),
+            overhead=overhead_of(device, is_quantized=precision.quantization is not None),
             phase=phase,
         )
 

@@ -149,8 +149,8 @@ def _memory_notes(training: PlannedTraining, device: str, depths: Sequence[int],
         )
     else:
         notes.append(
-            "Memory on a CPU is that of tensors alone, a lower bound: in measured runs resident memory rose by 1.3 to "
-            "3.5 times as much (docs/plan.md)."
+            "Memory on a CPU is resident memory beyond what Python and the libraries take before the weights load; the "
+            "overhead is that of measured runs (docs/plan.md)."
         )
     strategy, devices = str(training.options.trainer.strategy), str(training.options.trainer.devices)
     if strategy != "auto" or devices not in {"auto", "1"}:

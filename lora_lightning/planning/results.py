@@ -60,7 +60,7 @@ class MemoryRow:
         gradients: At the peak.
         optimizer: Both moments of AdamW, and what a variant of LoRA keeps.
         activations: What forward and backward pass hold at the peak.
-        overhead: The allocator's part and the libraries'; 0 until it is fitted.
+        overhead: What libraries take on a CPU beside tensors, fitted on measured runs.
         phase: When the peak is: `forward`, `backward` or `validation`.
         largest_batch: The most rows that fit into the memory that was asked about; 0 for none, `None` if no memory was
             given.

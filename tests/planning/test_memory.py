@@ -176,7 +176,7 @@ def test_layers_that_differ_are_all_traced(
 def test_the_largest_batch_fits_and_one_more_row_does_not(
     quickstart: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "overhead_of", lambda *_: 0)
+    monkeypatch.setattr(memory, "overhead_of", lambda *_, **__: 0)
     limit = round(2.5 * config_row(quickstart).peak)
     row = config_row(quickstart, memory=limit)
     assert row.fits
@@ -234,6 +234,7 @@ def test_every_task_has_a_plan_on_both_devices(
     (row,) = plan.memory
     assert row.fits
     assert row.activations > 0
+    assert (row.overhead > 0) is (device == "cpu")
     assert any("CUDA" in note for note in plan.notes) is (device == "cuda")
 
 
