@@ -26,9 +26,7 @@ DRAWN_COSTS = ("weight_bytes", "peak_memory_bytes", "seconds_per_step")
 def similarity_figures(findings: Findings, found: AdapterSimilarity) -> tuple[ReportFigure, ...]:
     """Draws similarities by layer and module, and spectra."""
     panels = {
-        f"another {kind}": {each.module: each.cosine[kind] for each in found.modules}
-        for kind in (PairKind.PRECISION, PairKind.SEED)
-        if kind in found.by_kind
+        f"another {kind}": {each.module: each.cosine[kind] for each in found.modules} for kind in _drawn_kinds(found)
     }
     spectra: dict[str, dict[str, list[float]]] = {}
     for place, precision in enumerate(findings.precisions):
@@ -52,6 +50,12 @@ def similarity_figures(findings: Findings, found: AdapterSimilarity) -> tuple[Re
     )
 
 
+def _drawn_kinds(found: AdapterSimilarity) -> list[PairKind]:
+    """One change at a time; if no such pair is there, such as after failed runs, what is there."""
+    kinds = [kind for kind in PairKind if kind in found.by_kind]
+    return [kind for kind in kinds if kind in {PairKind.PRECISION, PairKind.SEED}] or kinds
+
+
 def _angle_figures(found: AdapterSimilarity) -> tuple[ReportFigure, ...]:
     """Draws principal angles and overlaps by layer and module, for pairs of precisions and for pairs of seeds."""
     kinds = [kind for kind in PairKind if kind in found.by_kind]
@@ -59,8 +63,7 @@ def _angle_figures(found: AdapterSimilarity) -> tuple[ReportFigure, ...]:
     overlaps = {
         f"{side}, another {kind}": {each.module: getattr(each, name)[kind] for each in found.modules}
         for side, name in (("outputs", "output_overlap"), ("inputs", "input_overlap"))
-        for kind in (PairKind.PRECISION, PairKind.SEED)
-        if kind in kinds
+        for kind in _drawn_kinds(found)
     }
     text = (
         "The largest principal angle between the column or row spaces of two updates, by layer and module; 90 degrees: "

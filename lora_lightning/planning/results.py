@@ -61,7 +61,7 @@ class MemoryRow:
         optimizer: Both moments of AdamW, and what a variant of LoRA keeps.
         activations: What forward and backward pass hold at the peak.
         overhead: What libraries take on a CPU beside tensors, fitted on measured runs.
-        phase: When the peak is: `forward`, `backward` or `validation`.
+        phase: When the peak is: `forward`, `backward`, `validation`, or `checkpoint`, while one is read back.
         largest_batch: The most rows that fit into the memory that was asked about; 0 for none, `None` if no memory was
             given.
         fits: Whether the batch size of the config fits; `None` if no memory was given.

@@ -168,7 +168,9 @@ def two_way_estimate(differences: NDArray[np.float64]) -> Estimate:
     """Estimates the standard error of the mean over seeds and examples by the method of moments.
 
     Var(mean) = (MS_s + MS_e - MS_r) / (S N), at least MS_s / (S N); degrees of freedom after Satterthwaite 1946 from
-    all three mean squares. If that is 0 by chance although differences vary, the rest alone is counted.
+    all three mean squares, at least those of the seeds or of the examples alone: his formula is for sums, and would
+    leave next to none of a difference, with a t interval wider than anything. If the variance is 0 by chance although
+    differences vary, the rest alone is counted.
 
     Args:
         differences: shape (..., seeds, examples), floating: at least 2 seeds and 2 examples.
@@ -183,6 +185,7 @@ def two_way_estimate(differences: NDArray[np.float64]) -> Estimate:
     of_rest = (seeds - 1) * (examples - 1)
     with np.errstate(divide="ignore", invalid="ignore"):
         freedom = total**2 / (of_seeds**2 / (seeds - 1) + of_examples**2 / (examples - 1) + rest**2 / of_rest)
+    freedom = np.maximum(freedom, min(seeds, examples) - 1)
     total, freedom = np.where(canceled, rest, total), np.where(canceled, of_rest, freedom)
     return np.sqrt(total / (seeds * examples)), freedom
 

@@ -78,6 +78,9 @@ def _end(excess: Callable[[float], float], value: float, step: float) -> float |
     for _ in range(MOST_DOUBLINGS):
         outside = value + step
         if excess(outside) > 0:
-            return float(brentq(excess, value, outside, xtol=1e-12, rtol=1e-9))
+            try:
+                return float(brentq(excess, value, outside, xtol=1e-12, rtol=1e-9))
+            except RuntimeError:  # no convergence: the ends are not known
+                return None
         step *= 2
     return None

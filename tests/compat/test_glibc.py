@@ -40,10 +40,10 @@ def test_free_blocks_between_live_ones_are_given_back() -> None:
     assert before - resident() > 0.7 * BLOCK * BLOCKS / 2
 
 
-def run(file: Path, code: str, words: list[str], variable: str | None = None) -> tuple[list[str], int]:
+def run(file: Path, code: str, words: list[str], variable: str | None = None, **more: str) -> tuple[list[str], int]:
     """What the command says after its process's id, which must be that of the process we started; and its status."""
     file.write_text(PROGRAM + code)
-    environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
+    environment = {name: value for name, value in os.environ.items() if name != VARIABLE} | more
     environment |= {} if variable is None else {VARIABLE: variable}
     command = [sys.executable, "-X", "dev", "-W", "ignore", str(file), *words]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
@@ -77,6 +77,26 @@ def test_commands_that_train_start_again_with_tunables_unless_the_user_has_set_s
 def test_what_runs_inside_another_process_replaces_nothing(code: str, tmp_path: Path) -> None:
     said, _ = run(tmp_path / "program.py", code, [])
     assert said == ["None", "True", "fit"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs glibc")
+@pytest.mark.parametrize("name", ["MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"])
+def test_thresholds_of_the_user_are_kept(name: str, tmp_path: Path) -> None:
+    said, _ = run(tmp_path / "program.py", "program.program()", ["fit"], **{name: "131072"})
+    assert said[0] == "None"
+
+
+def test_a_variable_that_is_stripped_restarts_nothing_twice(tmp_path: Path) -> None:
+    said, _ = run(tmp_path / "program.py", f"os.environ.pop({VARIABLE!r}, None); program.program()", ["fit"])
+    assert said == ["None", "True", "fit"]
+
+
+def test_a_program_from_standard_input_is_not_lost() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
+    command = [sys.executable, "-X", "dev", "-", "fit"]
+    code = PROGRAM + "program.program()\n"
+    done = subprocess.run(command, input=code, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.strip().split("|")[1:] == ["None", "True", "fit"]
 
 
 def test_the_documentation_names_the_same_tunables() -> None:

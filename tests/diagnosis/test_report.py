@@ -12,6 +12,7 @@ import yaml
 from lora_lightning.diagnosis.adapter_similarity import PairKind
 from lora_lightning.diagnosis.findings import Findings, check_required
 from lora_lightning.diagnosis.report import make_page, write_report
+from lora_lightning.diagnosis.report_figures import similarity_figures
 from lora_lightning.diagnosis.report_tables import effects_tables, layers_tables, shown_change, similarity_tables
 from lora_lightning.diagnosis.results_files import write_findings, write_skip_list
 from lora_lightning.errors import DataError, VerificationError
@@ -184,3 +185,11 @@ def test_effects_on_the_metric_are_in_its_unit_and_larger_is_better() -> None:
     assert kinds.rows[0][3].startswith("-0.7 (")
     (section,) = (each for each in make_page(planted.findings()).sections if each.title == TITLES[4])
     assert "makes accuracy better by -1.55 (" in section.paragraphs[0]
+
+
+def test_pairs_that_differ_in_both_are_drawn_if_there_are_no_others() -> None:
+    found = planted.findings()
+    assert found.similarity is not None
+    only = {PairKind.BOTH: found.similarity.by_kind[PairKind.BOTH]}
+    figures = similarity_figures(found, replace(found.similarity, by_kind=only))
+    assert {"similarity", "angles", "overlaps"} <= {figure.name for figure in figures}

@@ -69,3 +69,17 @@ def test_equal_parts_are_exact() -> None:
     wholes = np.array([[0.1], [0.2], [0.15]])
     found = ratio_of_means(0 * wholes, wholes)
     assert (found.value, found.low, found.high) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(("seeds", "examples"), [(3, 50), (3, 500)])
+def test_outcomes_of_0_and_1_have_intervals_of_a_plausible_width(seeds: int, examples: int) -> None:
+    """Three mean squares may cancel; degrees of freedom near 0 gave intervals of 1e17, and a search without an end."""
+    generator = np.random.default_rng(10)
+    shares = []
+    for _ in range(150):
+        full, quantized, chosen = ((generator.random((seeds, examples)) < p) * 1.0 for p in (0.9, 0.6, 0.8))
+        shares.append(ratio_of_means(chosen - quantized, full - quantized))
+    told = [share for share in shares if not np.isnan(share.low)]
+    assert len(told) > 50
+    assert all(share.low <= share.value <= share.high for share in told)
+    assert max(share.high - share.low for share in told) < 40
