@@ -55,7 +55,7 @@ def export_adapter(
     base = name_base(
         base_model_id, BaseIdentity.from_saved(config.file(f"{BASE_MODEL}.json")), allowed=allow_other_base
     )
-    if warning := _unfinished(folder.parent):
+    if warning := _unfinished(folder.parent) if folder.name == ADAPTER_FOLDER else "":
         warnings.warn(warning, stacklevel=2)
     with new_folder(output, overwrite=overwrite, marker=ADAPTER) as draft:
         _copy_files(folder, draft)
@@ -71,10 +71,10 @@ def _unfinished(run: Path) -> str:
     best = "the best so far" if record.best_checkpoint else "its last one"
     since = f", while the run has reached step {last}" if last not in (None, exported) else ""
     of_step = "" if exported is None else f": the adapter is that of step {exported}, {best}{since}"
-    return (
-        f"the run {run} is {record.state}, so its training has not finished{of_step}; "
-        f"`lora-lightning fit --config {run / CONFIG} --resume auto` resumes it."
-    )
+    remedy = f"`lora-lightning fit --config {run / CONFIG} --resume auto` resumes it."
+    if record.state == "running":
+        remedy = "export it again once it has."
+    return f"the run {run} is {record.state}, so its training has not finished{of_step}; {remedy}"
 
 
 def _step(checkpoint: Path | None) -> int | None:

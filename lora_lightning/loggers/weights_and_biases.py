@@ -44,9 +44,12 @@ class WandbBoard(Board):
         self.logger.log_table(tag, columns=list(table.columns), data=rows, step=step)
 
     def start(self, settings: RunSettings) -> None:
-        """Adds the settings that tables of runs show to the run's config, each by its short name."""
-        options = self.logger.experiment.config
-        self.logger.log_hyperparams({name: value for name, value in settings.main.items() if name not in options})
+        """Adds the settings that tables of runs show to the run's config, each by its short name.
+
+        The options of the data are `data` there already, so its name is `data_name`.
+        """
+        main = {"data_name" if name == "data" else name: value for name, value in settings.main.items()}
+        self.logger.log_hyperparams(main)
         self.add_text("config.yaml", settings.config, 0)
 
     def end(self, ending: Ending, results: Mapping[str, float], step: int) -> None:

@@ -126,19 +126,27 @@ def prepare_loggers(
     """
     if trainer.logger is False:
         return
-    is_former = run is not None and run.parent == place.former
     if trainer.logger is None or trainer.logger is True:
         save_dir = run.parent.parent if run is not None else place.save_dir
         options = Namespace(save_dir=str(save_dir), name=UNNAMED, version=None)  # type: ignore[no-untyped-call]
         trainer.logger = Namespace(class_path=TENSORBOARD, init_args=options)  # type: ignore[no-untyped-call]
     entries = logger_entries(trainer)
     for entry, own_id in zip_longest(entries, ids[: len(entries)]):
-        _name_run(entry, UNNAMED if is_former else default_name, own_id)
-    own = next((entry.init_args for entry in entries if class_name(entry) in FOLDER_LOGGERS), None)
-    if own is None:
+        _name_run(entry, default_name, own_id)
+    numbered = [entry.init_args for entry in entries if class_name(entry) in FOLDER_LOGGERS]
+    if not numbered:
         trainer.default_root_dir = str(run or next_folder(place.folder))
-    elif run is not None and own.get("version") is None:
-        own.version = int(run.name[8:])
+        return
+    together = [each for each in numbered if _folder_of(each) == _folder_of(numbered[0])]
+    for options in together if run is not None or len(together) > 1 else ():
+        if run is not None and place.version is None:  # it may have been moved
+            options.save_dir, options.name = str(run.parent.parent), run.parent.name
+        if options.get("version") is None:
+            options.version = int((run or next_folder(place.folder)).name[8:])
+
+
+def _folder_of(options: Any) -> Path:
+    return Path(options.save_dir) / (options.get("name") or "")
 
 
 def _name_run(entry: Any, name: str, own_id: str | None) -> None:

@@ -21,10 +21,11 @@ from lora_lightning.runs.layout import (
     FAILED_CHECK,
     LAST,
     PREVIOUS,
+    RUN,
     SUMMARY,
     truncate_event_files,
 )
-from lora_lightning.runs.place import RunPlace
+from lora_lightning.runs.place import RunPlace, numbered_folders
 from lora_lightning.runs.settings import list_differences, settings_identity, settings_in, text_fingerprint
 
 SETTINGS = "settings"  # in a checkpoint: the fingerprint of its run's config.yaml
@@ -77,17 +78,24 @@ def find_interrupted_run(
         CheckpointError: If all checkpoints of the run are damaged.
     """
     runs = place.run_folders()
-    chosen = {path.resolve() for path in given}
-    own = [run for run in runs if (run / CONFIG).resolve() in chosen]
+    own = [(path if path.parent.name else path.resolve()).parent for path in given if _is_of_numbered_run(path)]
     run = find_run([*own, *runs], config, fill_defaults)
     if run is None:
         explain_new_run(runs, config, version_given=place.version is not None)
+        if place.version is None:
+            _name_elsewhere(place, config, fill_defaults)
         return None
     text = (run / CONFIG).read_text(encoding="utf-8")
     if (ending := how_it_finished(run)) is not None:
         return InterruptedRun(run, text, None, {}, {}, ending)
     path, checkpoint = newest_intact_checkpoint(run, text)
     return InterruptedRun(run, text, path, checkpoint, checkpoint.get(EVENT_SIZES) if path is not None else {})
+
+
+def _is_of_numbered_run(config: Path) -> bool:
+    """Whether this is the `config.yaml` of a run, wherever its folder has been moved to."""
+    run = config.resolve().parent
+    return config.name == CONFIG and run in numbered_folders(run.parent) and (run / RUN).is_file()
 
 
 def explain_new_run(runs: Sequence[Path], config: str, version_given: bool) -> None:
@@ -127,6 +135,17 @@ def explain_new_run(runs: Sequence[Path], config: str, version_given: bool) -> N
     _print_once(f"starting a new run, because the newest run, {run}, has other settings: {listed}")
 
 
+def _name_elsewhere(place: RunPlace, config: str, fill_defaults: FillDefaults) -> None:
+    """Names an unfinished run that differs in its logger alone; shipped configs had names of their own before."""
+    folders = sorted(path for path in place.save_dir.glob("*") if path.is_dir() and path != place.folder)
+    others = [run for folder in folders for run in numbered_folders(folder) if not (run / SUMMARY).is_file()]
+    if (run := find_run(others, config, fill_defaults, of_loggers=False)) is not None:
+        _print_once(
+            f"the unfinished run {run} differs only in its logger or its name; to resume it, give its own config: "
+            f"--config {run / CONFIG} --resume auto"
+        )
+
+
 @rank_zero_only
 def _print_once(text: str) -> None:
     """Prints on the main process only, although every process looks for the run."""
@@ -152,13 +171,14 @@ def how_it_finished(run: Path) -> RunFinished | VerificationError | None:
     return RunFinished(f"the run {run} is finished: there is nothing to resume", run)
 
 
-def find_run(runs: Iterable[Path], config: str, fill_defaults: FillDefaults) -> Path | None:
+def find_run(runs: Iterable[Path], config: str, fill_defaults: FillDefaults, *, of_loggers: bool = True) -> Path | None:
     """Returns the first run with the given settings.
 
     Args:
         runs: Run folders.
         config: All settings as YAML.
         fill_defaults: As in `find_interrupted_run`.
+        of_loggers: Whether the options of the loggers have to be the same, too.
 
     Returns:
         The run folder; `None` if no run has the same settings.
@@ -167,19 +187,27 @@ def find_run(runs: Iterable[Path], config: str, fill_defaults: FillDefaults) -> 
     for run in runs:
         with contextlib.suppress(OSError, UnicodeDecodeError):
             text = (run / CONFIG).read_text(encoding="utf-8")
-            if text_fingerprint(text) == text_fingerprint(config) or _have_same_settings(text, settings, fill_defaults):
+            if text_fingerprint(text) == text_fingerprint(config):
+                return run
+            if _have_same_settings(text, settings, fill_defaults, of_loggers=of_loggers):
                 return run
     return None
 
 
-def _have_same_settings(text: str, settings: Mapping[str, Any], fill_defaults: FillDefaults) -> bool:
+def _have_same_settings(
+    text: str, settings: Mapping[str, Any], fill_defaults: FillDefaults, *, of_loggers: bool
+) -> bool:
     """Returns whether a run's config is equal to these settings once today's defaults are filled in."""
-    found = settings_in(text)
+
+    def compared(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if of_loggers or not name.startswith("trainer.logger")}
+
+    found, settings = compared(settings_in(text)), compared(settings)
     changed = [name for name in found.keys() & settings.keys() if found[name] != settings[name]]
     if not found or [name for name in changed if not name.endswith("class_path")]:
         return False  # defaults cannot make them equal, so the text need not be parsed
     try:
-        return settings_identity(fill_defaults(text)) == settings_identity(settings)
+        return settings_identity(compared(fill_defaults(text))) == settings_identity(settings)
     except ConfigurationError:  # written by a release with options that no longer exist
         return False
 

@@ -280,9 +280,10 @@ class QuestionAnsweringTask(AdaptationTask):
         self.split_metrics("test").reset()
 
     def on_validation_epoch_end(self) -> None:
-        """Chooses the threshold, then logs."""
+        """Chooses the threshold, then logs; the sanity check's few rows choose nothing."""
         scores = self.question_scores("val")
-        self.null_threshold.fill_(choose_threshold(scores))
+        if not self.trainer.sanity_checking:
+            self.null_threshold.fill_(choose_threshold(scores))
         self._log_metrics("val", scores)
 
     @property

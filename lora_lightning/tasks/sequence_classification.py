@@ -297,8 +297,8 @@ class SequenceClassificationTask(AdaptationTask):
         return cast("ClassificationMetrics", self.metrics[split])
 
     def on_validation_epoch_end(self) -> None:
-        """Chooses the threshold, if there is one, then logs."""
-        for split in self.scored_splits:
+        """Chooses the threshold, if there is one, then logs; the sanity check's few rows choose nothing."""
+        for split in () if self.trainer.sanity_checking else self.scored_splits:
             self.choose_threshold(split)
         self._log_metrics()
 

@@ -295,6 +295,10 @@ class AdapterCheckpoint(HookedCheckpoint):
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
         """Restores Lightning's state and the best epoch's metrics, also if the run continues in a new folder."""
         best, own = Path(str(state_dict.get("best_model_path") or "")), self.dirpath
+        moved = Path(own or ".") / best.name
+        if best.name and not best.is_file() and moved.is_file():  # with the run's folder
+            best = moved
+            state_dict = {**state_dict, "best_model_path": str(moved)}
         # Moved, deleted or never written: there is no score to beat. A test after training needs the weights only.
         if not best.is_file() or self._has_ended:
             return

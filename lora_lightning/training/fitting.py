@@ -126,6 +126,12 @@ class TrainingRun:
         check_monitor_is_reported(self.options.checkpoint.monitor, self.datamodule.split_names("val"), names)
         check_step_options(self.options.trainer, self.options.early_stopping)
         check_validation_options(self.options.trainer)
+        if self.task.threshold_name == "label_threshold" and self.options.trainer.limit_val_batches == 0:
+            msg = (
+                "model.decision_threshold is best_f1, which validation chooses, but trainer.limit_val_batches is 0; "
+                "validate, or leave model.decision_threshold out."
+            )
+            raise ConfigurationError(msg)
         if self.trainer.local_rank == 0:
             self.datamodule.prepare_data()  # nothing is left to do when the trainer calls it
 

@@ -133,6 +133,8 @@ class LoraLightningCLI(LightningCLI):
             ids = [] if run is None else read_json(run / RUN).get("loggers", [])
             prepare_loggers(self.options.trainer, name, self.place, run, ids)
             log_curves_alone(self.options.trainer)
+        else:  # no logger, which need not be installed here, and would write into the current folder
+            self.options.trainer.logger = False
 
     def _adopt_adapter(self, words: Sequence[str]) -> LoraLightningError | None:
         """Takes the settings of the adapter in `model.adapter`; returns why it cannot, since a checkpoint has them."""

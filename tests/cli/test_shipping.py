@@ -112,6 +112,16 @@ def test_a_fully_trained_model_has_no_base_to_name(
     assert f"base_model_id is '{ID}', but a fully trained model needs no base" in capsys.readouterr().err
 
 
+def test_a_threshold_that_validation_chooses_needs_validation(
+    run: RunRecord, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"--config={run.folder / 'config.yaml'}", f"--trainer.logger.save_dir={tmp_path}"]
+    words += ["--model.decision_threshold=best_f1", "--trainer.limit_val_batches=0", "--base_model_id=null"]
+    assert main(["fit", *words]) == 2
+    assert "model.decision_threshold is best_f1, which validation chooses" in capsys.readouterr().err
+    assert not (tmp_path / "mine").exists()
+
+
 def test_a_card_without_validation_claims_no_choice(run: RunRecord, tmp_path: Path) -> None:
     words = [f"--config={run.folder / 'config.yaml'}", f"--trainer.logger.save_dir={tmp_path}"]
     words += [

@@ -1,10 +1,13 @@
 """The loss and the readable predictions of every kind of label."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from lora_lightning.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL, LabelSpace
+from lora_lightning.tasks import SequenceClassificationTask
 from lora_lightning.tasks.classification_outputs import (
     classification_loss,
     outputs_of_logits,
@@ -127,3 +130,15 @@ def test_labels_apply_from_the_threshold_and_margins_end_there(space: LabelSpace
         moved = logits + share * (towards if several else torch.stack([-towards, towards], dim=1))
         decisions = outputs_of_logits(moved, space, threshold).decisions
         assert ((decisions != outputs.decisions) == changes).all()
+
+
+@pytest.mark.parametrize("sanity_checking", [True, False])
+def test_the_sanity_check_chooses_no_threshold(sanity_checking: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[str] = []
+    monkeypatch.setattr(SequenceClassificationTask, "choose_threshold", lambda _, split: chosen.append(split))
+    monkeypatch.setattr(SequenceClassificationTask, "_log_metrics", lambda _: None)
+    monkeypatch.setattr(SequenceClassificationTask, "trainer", SimpleNamespace(sanity_checking=sanity_checking))
+    task = SequenceClassificationTask("tiny")
+    task.scored_splits = ["val"]
+    task.on_validation_epoch_end()
+    assert chosen == ([] if sanity_checking else ["val"])

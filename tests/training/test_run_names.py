@@ -1,6 +1,7 @@
 """A run without a name is called by what it is, and is found again under that name, or under the former one."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +127,64 @@ def test_a_name_of_the_users_stays(tmp_path: Path) -> None:
     logger = {"class_path": "CSVLogger", "init_args": {"save_dir": str(tmp_path), "name": "mine"}}
     assert main(["fit", f"--config={save_config(tmp_path, logger)}", "--test_after_fit=false"]) == 0
     assert (tmp_path / "mine/version_0/metrics.csv").exists()
+
+
+def test_a_run_that_was_moved_goes_on_by_its_own_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", f"--config={save_config(tmp_path, None)}", "--test_after_fit=false"]) == 0
+    moved = Path("lightning_logs/final/version_3")
+    moved.parent.mkdir()
+    Path("lightning_logs/planted-rank-lora-r4-s0/version_0").rename(moved)
+    before = (moved / "summary.json").read_bytes()
+    (moved / "summary.json").unlink()
+    assert main(["fit", f"--config={moved / 'config.yaml'}", "--resume=auto", "--test_after_fit=false"]) == 0
+    assert json.loads((moved / "summary.json").read_bytes())["metrics"] == json.loads(before)["metrics"]
+    assert not list(Path("lightning_logs/planted-rank-lora-r4-s0").glob("version_*"))
+
+
+def test_an_unfinished_run_under_the_name_that_a_config_had_before_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    named = {"class_path": "TensorBoardLogger", "init_args": {"save_dir": "lightning_logs", "name": "mine"}}
+    assert main(["fit", f"--config={save_config(tmp_path, named)}", "--test_after_fit=false"]) == 0
+    run = Path("lightning_logs/mine/version_0")
+    again = ["fit", f"--config={save_config(tmp_path, None)}", "--test_after_fit=false", "--resume=auto"]
+    sentence = f"the unfinished run {run} differs only in its logger or its name"
+    capsys.readouterr()
+    assert main(again) == 0
+    assert sentence not in capsys.readouterr().out  # it is finished
+    (run / "summary.json").unlink()
+    assert main([*again, "--model.lora.r=2"]) == 0
+    assert sentence not in capsys.readouterr().out
+    Path("lightning_logs/planted-rank-lora-r4-s0").rename("elsewhere")
+    assert main(again) == 0
+    assert f"{sentence}; to resume it, give its own config: --config {run / 'config.yaml'}" in capsys.readouterr().out
+
+
+def test_loggers_of_one_name_write_into_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    loggers = [{"class_path": kind, "init_args": {"save_dir": "logs"}} for kind in ("TensorBoardLogger", "CSVLogger")]
+    command = ["fit", f"--config={save_config(tmp_path, loggers)}", "--test_after_fit=false"]
+    for number in range(2):
+        assert main(command) == 0
+        run = Path(f"logs/planted-rank-lora-r4-s0/version_{number}")
+        assert list(run.glob("events.*"))
+        assert (run / "metrics.csv").exists()
+    (run / "summary.json").unlink()
+    assert main([*command, "--resume=auto"]) == 0
+    assert (run / "summary.json").exists()
+    assert [path.name for path in sorted(run.parent.iterdir())] == ["version_0", "version_1"]
+
+
+def test_a_prediction_needs_no_logger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    named = {"class_path": "CSVLogger", "init_args": {"save_dir": "logs", "name": "mine"}}
+    assert main(["fit", f"--config={save_config(tmp_path, named)}", "--test_after_fit=false"]) == 0
+    config = tmp_path / "logs/mine/version_0/config.yaml"
+    settings = yaml.safe_load(config.read_text())
+    settings["trainer"]["logger"] = {"class_path": "MLFlowLogger", "init_args": {"tracking_uri": "sqlite:///runs.db"}}
+    config.write_text(yaml.safe_dump(settings))
+    words = [f"--config={config}", f"--ckpt_path={config.parent / 'checkpoints/last.ckpt'}"]
+    assert main(["validate", *words]) == 0
+    assert not Path("runs.db").exists()
