@@ -137,6 +137,7 @@ class AdapterCheckpoint(HookedCheckpoint):
         """Copies the best checkpoint of the run that this one continues, if no later epoch was better."""
         own = Path(self.dirpath or ".") / f"{BEST}.ckpt"
         if trainer.is_global_zero:
+            read_checkpoint(self.best_model_path)  # an error names the file that the user has
             try:
                 shutil.copyfile(self.best_model_path, own)
             except OSError as error:
