@@ -281,7 +281,9 @@ class TrainingRun:
         if self.is_fast_dev_run or not self.options.test_after_fit or not chosen:
             return metrics
         if not self.datamodule.split_names("test"):
-            announce_skipped_test(self.trainer, self.datamodule.without_test)
+            share = "; --data.test_share 0.2 would test on a fifth of the training rows"
+            remedy = share if hasattr(self.datamodule, "test_share") else ""
+            announce_skipped_test(self.trainer, self.datamodule.without_test + remedy)
             return metrics
         read_checkpoint(chosen)  # a resumed run's may lie anywhere
         with self._add_resume_hint(), self._measure_seconds("test_seconds"):

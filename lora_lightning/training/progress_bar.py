@@ -20,7 +20,8 @@ NARROWEST_BAR, WIDEST_BAR = 4, 40
 class MetricsProgressBar(RichProgressBar):
     """Shows epoch, batches, remaining time and as many metrics as fit in one line, each with its complete number.
 
-    Lightning's own has a bar of fixed width, breaks names and numbers in narrow terminals, and shows `v_num`.
+    Lightning's own has a bar of fixed width, breaks names and numbers in narrow terminals, shows `v_num` and counts
+    epochs from 0. Where there is no terminal, such as in a log file, a line tells of every validation.
 
     Args:
         console_kwargs: Of rich's console.
@@ -47,6 +48,27 @@ class MetricsProgressBar(RichProgressBar):
             BatchesProcessedColumn(style=self.theme.batch_progress),
             TimeRemainingColumn(),
         ]
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prints a line where no bar is drawn.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The task.
+        """
+        super().on_validation_end(trainer, pl_module)
+        if self.is_disabled or trainer.state.fn != "fit" or trainer.sanity_checking or get_console().is_terminal:
+            return
+        values = {tag: value for tag, value in trainer.progress_bar_metrics.items() if tag.startswith("val")}
+        shown = ", ".join(f"{tag} {value:.4g}" for tag, value in values.items())
+        epoch = self._get_train_description(trainer.current_epoch).strip().lower()
+        print(f"{epoch}, step {trainer.global_step}{': ' * bool(shown)}{shown}", flush=True)
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        """Counts epochs from 1, as `max_epochs` does; padded like Lightning's own, or the line would flicker."""
+        last = self.trainer.max_epochs
+        description = f"Epoch {current_epoch + 1}" + (f"/{last}" if last is not None and last > 0 else "")
+        return f"{description:{len(self.validation_description)}}"
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Returns the metrics to show.

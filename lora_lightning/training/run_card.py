@@ -27,6 +27,7 @@ SETTINGS = {
     "use_rslora": "model.init_args.lora.use_rslora",
     "use_dora": "model.init_args.lora.use_dora",
     "quantization, bits": "model.init_args.quantization.bits",
+    "class_weight": "model.init_args.class_weight",
     "learning rate": "model.init_args.optimization.learning_rate",
     "loraplus_lr_ratio": "model.init_args.optimization.loraplus_lr_ratio",
     "schedule": "model.init_args.optimization.schedule",

@@ -61,4 +61,29 @@ def test_a_line_is_complete(width: int, tmp_path: Path) -> None:
     assert ("in_scope_accuracy: 0.9123" in line) is (width > 60)
     assert len(line) <= width
     assert "v_num" not in text
+    assert "Epoch 1/1 " in line
     assert all(part not in text for part in ("0.0001234", "it/s", "…"))
+
+
+class Validated(Model):
+    """Validates on an accuracy."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        self.log("val/accuracy", torch.tensor(0.5), prog_bar=True)
+        return super().validation_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_every_validation_has_a_line_in_a_log_file(
+    is_terminal: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bar = MetricsProgressBar(console_kwargs={"file": io.StringIO(), "force_terminal": is_terminal})
+    options: dict[str, Any] = {"max_epochs": 2, "limit_train_batches": 3, "limit_val_batches": 1, "accelerator": "cpu"}
+    silent: dict[str, Any] = {"enable_model_summary": False, "enable_checkpointing": False}
+    try:
+        Trainer(callbacks=[bar], logger=CSVLogger(tmp_path), **options, **silent).fit(Validated())
+    finally:
+        rich.reconfigure()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    expected = [f"epoch {n}/2, step {3 * n}: val/in_scope_accuracy 0.9123, val/accuracy 0.5" for n in (1, 2)]
+    assert lines == ([] if is_terminal else expected)
