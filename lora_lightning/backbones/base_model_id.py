@@ -75,14 +75,11 @@ def check_hub_id(name: str) -> None:
     Raises:
         ConfigurationError: If it is a path, or has forbidden characters.
     """
-    msg = f"{OPTION} is {name!r}, but it must be a model's id on the hub, such as org/name."
     try:
         validate_repo_id(name)
     except HFValidationError as error:
+        msg = f"{OPTION} is {name!r}, but it must be a model's id on the hub, such as org/name."
         raise ConfigurationError(msg) from error
-    if Path(name).is_dir():
-        msg = f"{msg} There is a folder of this name here."
-        raise ConfigurationError(msg)
 
 
 def name_base(

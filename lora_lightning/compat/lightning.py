@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Any
 
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
@@ -285,3 +285,22 @@ def _places(traceback: TracebackType | None) -> Iterator[tuple[str, str]]:
         frame = traceback.tb_frame
         yield str(frame.f_globals.get("__name__", "")), frame.f_code.co_name
         traceback = traceback.tb_next
+
+
+class EpochsFromOne(RichProgressBar):
+    """Lightning's progress bar, which counts epochs from 0, counting as `max_epochs` does (2.6)."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        del current_epoch
+        # As long as the other description, like Lightning's own, or the line would flicker.
+        return f"{epoch_of(self.trainer):{len(self.validation_description)}}"
+
+
+def epoch_of(trainer: Trainer) -> str:
+    """Returns the epoch that is trained, from 1, such as `Epoch 1/6`.
+
+    Args:
+        trainer: While it trains.
+    """
+    last = trainer.max_epochs
+    return f"Epoch {trainer.current_epoch + 1}" + (f"/{last}" if last is not None and last > 0 else "")

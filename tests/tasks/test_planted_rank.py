@@ -21,7 +21,8 @@ def fit(folder: Path, *words: str) -> Path:
     """Runs the shipped config; the run's folder."""
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu", f"--trainer.logger.save_dir={folder}"]
     assert main(["fit", f"--config={CONFIG}", *quiet, *words]) == 0
-    return folder / "planted_rank" / "version_0"
+    (run,) = folder.glob("planted-rank-*/version_0")
+    return run
 
 
 @pytest.fixture(scope="module")
