@@ -1,7 +1,7 @@
 """Train, read the run, evaluate and predict from Python; the same works in a notebook.
 
 pip install -e ".[quickstart]"
-python examples/train_in_python.py                  # a minute and a half on two CPU cores
+python examples/train_in_python.py                  # less than two minutes on two CPU cores
 python examples/train_in_python.py --max_steps 20   # a first look
 """
 
