@@ -83,3 +83,11 @@ def test_outcomes_of_0_and_1_have_intervals_of_a_plausible_width(seeds: int, exa
     assert len(told) > 50
     assert all(share.low <= share.value <= share.high for share in told)
     assert max(share.high - share.low for share in told) < 40
+
+
+def test_an_interval_keeps_the_degrees_of_freedom_of_its_seeds() -> None:
+    generator = np.random.default_rng(1)
+    for _ in range(300):
+        table = (generator.random((3, 200)) < 0.9) * 1.0 - (generator.random((3, 200)) < 0.85)
+        interval = paired_difference(table).interval
+        assert interval.high - interval.value < 1
