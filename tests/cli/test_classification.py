@@ -157,7 +157,7 @@ def test_the_scores_of_labels_are_in_a_file_and_in_a_table(
     assert f"labels: {run / 'val_labels.csv'}" in printed
     pictures = ["val_labels.png", *(["val_calibration.png"] if kind == "word" else [])]
     assert f"pictures: {', '.join(str(run / name) for name in pictures)}" in printed
-    assert {path.name for path in run.glob("*.png")} == set(pictures)
+    assert {path.name for path in run.glob("val_*.png")} == set(pictures)
     scores = [float(row["f1"] or 0) for row in val]
     name, expected = ("val/f1", scores[1]) if kind == "word" else ("val/macro_f1", sum(scores) / 3)
     assert metrics_of(run)[name] == pytest.approx(expected, abs=1e-6)
