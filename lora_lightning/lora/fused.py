@@ -62,8 +62,8 @@ class _LoraLinear(torch.autograd.Function):
 class FusedLoraLinear(LoraLinear):  # PEFT is not typed
     """PEFT's LoRA layer over `nn.Linear`, with the same result in fewer steps if that is possible.
 
-    Merged adapters, several adapters, DoRA and other variants, mixed precision and quantized bases use PEFT's own
-    forward pass.
+    Merged adapters, several adapters, DoRA and other variants, and quantized bases use PEFT's own forward pass. Under
+    autocast everything is cast to its dtype once a call, and the adapter's input and output are not rounded in between.
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -75,23 +75,25 @@ class FusedLoraLinear(LoraLinear):  # PEFT is not typed
             kwargs: Passed on to PEFT, for example `adapter_names`.
 
         Returns:
-            (..., out_features), the dtype of x.
+            (..., out_features), the dtype of x, or under autocast that of autocast.
         """
         if args or kwargs or not self._is_plain(x):
             return super().forward(x, *args, **kwargs)
         name = self.active_adapters[0]
         base, dropout = self.base_layer, self.lora_dropout[name]
         p = dropout.p if self.training and isinstance(dropout, nn.Dropout) else 0.0
-        flat = x.reshape(-1, x.shape[-1])
-        mask = inverted_mask(flat, p) if p else None
+        device, dtype = x.device.type, x.dtype
+        if torch.is_autocast_enabled(device):  # the function below is not one that autocast knows
+            dtype = torch.get_autocast_dtype(device)
+        flat = x.reshape(-1, x.shape[-1]).to(dtype)
         y = _LoraLinear.apply(  # type: ignore[no-untyped-call]
             flat,
-            base.weight,
-            base.bias,
-            self.lora_A[name].weight,
-            self.lora_B[name].weight,
+            base.weight.to(dtype),
+            None if base.bias is None else base.bias.to(dtype),
+            self.lora_A[name].weight.to(dtype),
+            self.lora_B[name].weight.to(dtype),
             self.scaling[name],
-            mask,
+            inverted_mask(flat, p) if p else None,
         )
         # A view only if it is needed: FSDP2 warns of views.
         return y if x.ndim == flat.ndim else y.view(*x.shape[:-1], y.shape[-1])  # type: ignore[no-any-return]
@@ -106,9 +108,15 @@ class FusedLoraLinear(LoraLinear):  # PEFT is not typed
             and name not in self.lora_variant
             and not self.lora_bias[name]
             and not self.base_layer.weight.requires_grad
-            and x.dtype == self.base_layer.weight.dtype == self.lora_A[name].weight.dtype
-            and not torch.is_autocast_enabled(x.device.type)
+            and self._is_in_one_dtype(x, name)
         )
+
+    def _is_in_one_dtype(self, x: Tensor, name: str) -> bool:
+        """Whether all are in the dtype of x, or autocast casts them to one."""
+        dtypes = {x.dtype, self.base_layer.weight.dtype, self.lora_A[name].weight.dtype}
+        if torch.is_autocast_enabled(x.device.type):  # it leaves other dtypes alone, such as float64
+            return dtypes <= {torch.float32, torch.bfloat16, torch.float16}
+        return len(dtypes) == 1
 
 
 def fuse_lora_layers(model: nn.Module) -> int:

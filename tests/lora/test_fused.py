@@ -237,13 +237,44 @@ def test_merging_and_unmerging_come_back_to_the_fused_way(fused_calls: list[int]
     torch.testing.assert_close(other.merge_and_unload()(x), before, rtol=1e-10, atol=1e-10)
 
 
-def test_autocast_goes_pefts_way(fused_calls: list[int]) -> None:
-    plain, other = pair(dtype=torch.float32)
-    x = torch.randn(4, IN)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("settings", [{}, {"bias": "all"}, {"layer_bias": False}])
+def test_autocast_rounds_no_more_than_in_pefts_way(
+    monkeypatch: pytest.MonkeyPatch, fused_calls: list[int], settings: dict[str, object], half: torch.dtype
+) -> None:
+    monkeypatch.setattr("tests.lora.test_fused.IN", 48)
+    monkeypatch.setattr("tests.lora.test_fused.OUT", 40)
+    plain, other = pair(dtype=torch.float32, **settings)
+    x = torch.randn(64, 48)
+    exact = results(copy.deepcopy(plain).double(), x.double())
+    with torch.autocast("cpu", dtype=half):
         left, right = results(other, x), results(plain, x)
-    assert left["y"].dtype == torch.bfloat16
-    assert_same(left, right, 0.0)
+    assert len(fused_calls) == 1
+    assert left["y"].dtype == half
+    assert left.keys() == right.keys() == exact.keys()
+    for name, reference in exact.items():
+        assert left[name].dtype == right[name].dtype, name
+        errors = [float((found[name].double() - reference).norm() / reference.norm()) for found in (left, right)]
+        assert errors[0] < 1.5 * errors[1] + 1e-4, name
+        assert errors[0] < 0.1, name  # a bias's gradient is a sum that cancels
+
+
+def test_autocast_drops_elements_of_the_adapters_input_only(fused_calls: list[int]) -> None:
+    _, other = pair(dtype=torch.float32, lora_dropout=0.5)
+    x = torch.ones(2000, IN)
+    kept = other.eval()(x)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        trained = other.train()(x).float()
+    assert len(fused_calls) == 2
+    torch.testing.assert_close(trained.mean(dim=0), kept, rtol=0.1, atol=0.1)
+    assert trained.std(dim=0).min() > 0
+
+
+def test_autocast_leaves_float64_alone(fused_calls: list[int]) -> None:
+    plain, other = pair()
+    x = torch.randn(4, IN, dtype=torch.float64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_same(results(other, x), results(plain, x), 0.0)
     assert not fused_calls
 
 
