@@ -182,13 +182,25 @@ def _weight_files(files: _LocalFiles) -> list[Path]:
     found = next((path for name in WEIGHTS if (path := files.find(name)) is not None), None)
     if found is None:
         return []
-    if found.suffix != ".json":
-        return [found]
+    return [found, *files.existing(shards_of(found) or [])]  # transformers says what is wrong with a list of shards
+
+
+def shards_of(weights: Path) -> list[str] | None:
+    """Reads which files a list of shards names.
+
+    Args:
+        weights: A file of weights, or a list of shards, which is JSON.
+
+    Returns:
+        Names, sorted; none for a file of weights; `None` for a list that cannot be read.
+    """
+    if weights.suffix != ".json":
+        return []
     try:
-        shards = set(json.loads(found.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError):  # transformers says what is wrong with it
-        return [found]
-    return [found, *files.existing(sorted(str(shard) for shard in shards))]
+        shards = set(json.loads(weights.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return sorted(str(shard) for shard in shards)
 
 
 def _config_hash(files: _LocalFiles) -> str:

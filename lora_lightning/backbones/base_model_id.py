@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not in __all__
 
-from lora_lightning.backbones.base_identity import WEIGHTS, BaseIdentity, identify_base
+from lora_lightning.backbones.base_identity import WEIGHTS, BaseIdentity, identify_base, shards_of
 from lora_lightning.backbones.model_card import TRAINED_WITH
 from lora_lightning.backbones.saved_base import BASE_MODEL
 from lora_lightning.errors import BackboneError, CheckpointError, ConfigurationError
@@ -139,13 +139,8 @@ def cached_identity(name: str) -> BaseIdentity | None:
 
 def _is_complete(weights: Path) -> bool:
     """Whether all files of weights that a list of shards names are there."""
-    if weights.suffix != ".json":
-        return True
-    try:
-        shards = set(json.loads(weights.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return False
-    return all((weights.parent / str(shard)).exists() for shard in shards)
+    shards = shards_of(weights)
+    return shards is not None and all((weights.parent / shard).exists() for shard in shards)
 
 
 def write_base_name(folder: Path, base: NamedBase) -> None:

@@ -61,7 +61,7 @@ arguments. `AutoConfig.from_pretrained(folder, subfolder="config")` is the base 
 
 `pipeline("text-classification", model=model, tokenizer=tokenizer)` works. `pipeline("text-classification", FOLDER)`
 needs a merged model in the folder: load with `AutoPeftModelForSequenceClassification`, call `merge_and_unload()`, and
-save the result and the tokenizer with `save_pretrained`.
+save the result and the tokenizer with `save_pretrained`, or as below.
 """,
     QUESTION_ANSWERER: """\
 `{peft_class}.from_pretrained({arguments})` works as well; transformers 5 has no pipeline for this task any more.
@@ -72,6 +72,10 @@ save the result and the tokenizer with `save_pretrained`.
 `pipeline("text-generation", model=model, tokenizer=tokenizer)` work as well.
 """,
 }
+MERGING_NOTE = """\
+`lora-lightning merge FOLDER --output merged` writes a model that loads without PEFT, and checks that its outputs are
+the same.
+"""
 PIPELINE_NOTE = """\
 So does `pipeline("text-generation", folder, tokenizer=folder)`, which stops where the base model stops.
 """
@@ -121,6 +125,7 @@ def model_card(
         parts.append(NOTES[auto_class].format(**words))
         parts += [PIPELINE_NOTE] if auto_class == LANGUAGE_MODEL and arguments == ["folder"] else []
         parts += [SEGMENTS_NOTE] if auto_class == QUESTION_ANSWERER and token_types else []
+        parts.append(MERGING_NOTE)
     return "\n".join(parts)
 
 
@@ -203,6 +208,11 @@ def _front_matter(model: PreTrainedModel, auto_class: str, is_adapter: bool) -> 
     lines = ["---", f"library_name: {'peft' if is_adapter else 'transformers'}"]
     lines += [] if is_local else [f"base_model: {base}"]
     lines += [f"pipeline_tag: {AUTO_CLASSES[auto_class][1]}", *(["tags:", "- lora"] if is_adapter else []), "---"]
-    name = Path(base).name if is_local else base
+    name = _folder_name(Path(base)) if is_local else base
     title = f"LoRA adapter for {name}" if is_adapter else f"{name}, fine-tuned"
     return "\n".join([*lines, "", f"# {title}", "", TRAINED_WITH, ""])
+
+
+def _folder_name(base: Path) -> str:
+    """Packages hold their weights in a folder that is called `model`."""
+    return base.parent.name if base.name == "model" else base.name

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,17 @@ def test_pipelines_give_the_classifier_s_scores(
         for scores, row in zip(found, expected, strict=True):
             by_name = {score["label"]: score["score"] for score in scores}
             assert by_name == pytest.approx(dict(zip(space.names, row.tolist(), strict=True)), abs=1e-5)
+
+
+@pytest.mark.parametrize(("folder", "name"), [("minilm/model", "minilm"), ("model/minilm", "minilm")])
+def test_the_title_is_not_that_of_every_package(
+    tiny_backbone: TinyBackbone, tmp_path: Path, folder: str, name: str
+) -> None:
+    base = tmp_path / folder
+    shutil.copytree(tiny_backbone("bert"), base)
+    readme = export(build(base, "classification"), base, tmp_path / "adapter")
+    assert f"# LoRA adapter for {name}\n" in readme
+    assert "`lora-lightning merge FOLDER --output merged`" in readme
 
 
 def line_of_merging(readme: str, place: Path) -> Path:
