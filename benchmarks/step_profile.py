@@ -1,22 +1,18 @@
-"""Train on CLINC150 like the command line does, without evaluation; prints speed and memory as one line of JSON.
+"""Shares of a training step on CLINC150 by kind of operation; prints JSON. `benchmarks/run.py` measures the speed.
 
-All other options are passed to `lora-lightning fit`. With --profile, the output includes the share of time by
-operation.
+All other options are passed to `lora-lightning fit`.
 
 Example:
-    python benchmarks/train_once.py --data ../shared/data/clinc150 --trainer.max_epochs=1 --model.base_dropout=0
-    python benchmarks/train_once.py --data ../shared/data/clinc150 --trainer.max_steps=40 --profile
+    python benchmarks/step_profile.py --data ../shared/data/clinc150 --trainer.max_steps=40 --model.base_dropout=0
 """
 
 import argparse
 import json
-import resource
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.profilers import PyTorchProfiler
 
 from lora_lightning.cli.commands import run_command
@@ -52,27 +48,12 @@ def main() -> None:
     """Parses its own options and passes all others to `lora-lightning fit`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--profile", action="store_true")
     options, rest = parser.parse_known_args()
     words = ["fit", "--config", str(CONFIG), "--data.data_dir", options.data, *rest]
-    words += ["--trainer.callbacks+=Timer", "--trainer.callbacks.interval=step", "--test_after_fit=false"]
     words += ["--trainer.logger.init_args.save_dir", tempfile.mkdtemp(), "--trainer.limit_val_batches=0"]
-    words += ["--trainer.profiler=PyTorchProfiler"] * options.profile
-    cli = run_command(words)
-    timer = next(c for c in cli.trainer.callbacks if isinstance(c, Timer))
-    seconds = timer.time_elapsed("train")
-    rows = len(cli.datamodule.splits["train"])
-    steps = cli.trainer.global_step
-    samples = rows * steps / len(cli.datamodule.train_dataloader())
-    result: dict[str, Any] = {
-        "train_samples_per_second": samples / seconds,
-        "train_s": seconds,
-        "steps": steps,
-        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    }
-    if options.profile:
-        result |= {"shares": shares_of_a_step(cast("PyTorchProfiler", cli.trainer.profiler))}
-    print(json.dumps(result))
+    words += ["--test_after_fit=false", "--trainer.profiler=PyTorchProfiler"]
+    profiler = run_command(words).trainer.profiler
+    print(json.dumps(shares_of_a_step(cast("PyTorchProfiler", profiler))))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,77 @@
+"""transformers.Trainer with PEFT on CLINC150. What no option changes is transformers' default, as a user leaves it."""
+
+import tempfile
+import time
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, DataCollatorWithPadding, TrainerCallback, TrainingArguments
+
+from peers.clinc150 import BATCH_SIZE, OUT_OF_SCOPE, in_scope_accuracy, load_model, parse_arguments, read_split
+from peers.step_log import StepLog
+from peers.trainer_clock import ClockedTrainer
+
+STEPS_BETWEEN_VALIDATIONS = 236  # half an epoch
+
+
+class StopAtQuality(TrainerCallback):
+    """Stops the training at a validation that reaches a quality, and notes when.
+
+    Args:
+        quality: Least in-scope accuracy, in [0, 1].
+        log: Gets the time.
+    """
+
+    def __init__(self, quality: float, log: StepLog) -> None:
+        self.quality, self.log = quality, log
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """Decides after a validation."""
+        del args, state
+        if more["metrics"]["eval_in_scope_accuracy"] >= self.quality:
+            self.log.more["reached"] = time.time()
+            control.should_training_stop = True
+
+
+def main() -> None:
+    """Trains."""
+    options = parse_arguments(__doc__)
+    words: dict[str, Any] = {"train_sampling_strategy": "group_by_length"} if options.group else {}
+    if options.quality is not None:
+        words |= {"eval_strategy": "steps", "eval_steps": STEPS_BETWEEN_VALIDATIONS, "per_device_eval_batch_size": 64}
+        words |= {"eval_steps": min(STEPS_BETWEEN_VALIDATIONS, options.steps)} if options.steps > 0 else {}
+    arguments = TrainingArguments(
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=BATCH_SIZE,
+        learning_rate=options.learning_rate,
+        num_train_epochs=options.epochs,
+        max_steps=options.steps,
+        lr_scheduler_type="cosine",
+        report_to=[],
+        save_strategy="no",
+        use_cpu=not torch.cuda.is_available(),
+        bf16=options.bf16,
+        **words,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    train, names = read_split(options.data, tokenizer, "train")
+    outside, log = names.index(OUT_OF_SCOPE), StepLog()
+    trainer = ClockedTrainer(
+        log,
+        model=load_model(options, len(names)),
+        args=arguments,
+        train_dataset=train,
+        eval_dataset=read_split(options.data, tokenizer, "val")[0] if options.quality is not None else None,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        compute_metrics=lambda found: {
+            "in_scope_accuracy": in_scope_accuracy(found.predictions, found.label_ids, outside)
+        },
+    )
+    if options.quality is not None:
+        trainer.add_callback(StopAtQuality(options.quality, log))
+    trainer.train()
+    log.write()
+
+
+if __name__ == "__main__":
+    main()
