@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lora_lightning.cli.sentence_parser import SentenceParser
+from lora_lightning.errors import ConfigurationError
 from lora_lightning.reports.study_json import json_text
 
 if TYPE_CHECKING:
@@ -77,6 +78,9 @@ def run_plan(arguments: Sequence[str]) -> "TrainingPlan":
     from lora_lightning.planning.plan import plan_from_arguments  # noqa: PLC0415
     from lora_lightning.planning.report import PLAN, write_plan  # noqa: PLC0415
 
+    if options.overwrite and options.output is None:
+        msg = "--overwrite replaces the folder of --output, which is not given; give --output DIR, or leave it out."
+        raise ConfigurationError(msg)
     if options.output is not None:
         check_output(options.output, None, overwrite=options.overwrite, marker=PLAN)
     plan = plan_from_arguments(
@@ -116,7 +120,11 @@ def print_plan(plan: "TrainingPlan") -> None:
         console.print()
         console.print(_ranks_table(plan))
     if plan.memory:
-        console.print()
+        batch = plan.batch
+        console.print(
+            f"\npeak memory with batches of {batch.rows} rows of {batch.tokens} tokens, in validation "
+            f"{batch.evaluation_rows} of {batch.evaluation_tokens}:"
+        )
         console.print(_memory_table(plan))
     for note in plan.notes:
         console.print(f"note: {note}")

@@ -50,39 +50,37 @@ def count_modules(network: nn.Module) -> list[ModuleKind]:
     ]
 
 
-def exported_bytes(network: nn.Module, settings: LoraSettings | None) -> int:
+def exported_bytes(network: nn.Module, settings: LoraSettings | None, bytes_per_number: int) -> int:
     """The size of the tensors in the safetensors file that `fit` exports.
 
     Args:
         network: Without values.
         settings: The adapter's; `None` for a model that trains in full.
+        bytes_per_number: Of the precision in which it trains; the network without values is float32.
 
     Returns:
         Bytes, without the file's header. AdaLoRA's final ranks are taken to be `target_r` everywhere: their sum is
         known before training, their places are not.
     """
     if not isinstance(network, PeftModel):
-        return _bytes_of_model(network)
+        tied = tied_weights(network) if isinstance(network, PreTrainedModel) else {}
+        kept = [tensor for name, tensor in network.state_dict().items() if name not in tied]
+        return _bytes(kept, bytes_per_number)
     if settings is None or settings.adalora is None:
         with as_plain_lora(network) as plain:
-            return _bytes(get_peft_model_state_dict(network, state_dict=plain, save_embedding_layers=False).values())
+            state = get_peft_model_state_dict(network, state_dict=plain, save_embedding_layers=False)
+            return _bytes(state.values(), bytes_per_number)
     state = get_peft_model_state_dict(network, save_embedding_layers=False)
-    others = _bytes(tensor for name, tensor in state.items() if not is_adapter_parameter(name))
-    factors = sum(_size(factor) for layer in adapted_layers(network).values() for factor in factors_to_export(layer))
-    return others + factors * settings.adalora.target_r // settings.adalora.init_r
+    others = _bytes((tensor for name, tensor in state.items() if not is_adapter_parameter(name)), bytes_per_number)
+    factors = [factor for layer in adapted_layers(network).values() for factor in factors_to_export(layer)]
+    return others + _bytes(factors, bytes_per_number) * settings.adalora.target_r // settings.adalora.init_r
 
 
-def _bytes_of_model(network: nn.Module) -> int:
-    tied = tied_weights(network) if isinstance(network, PreTrainedModel) else {}
-    return _bytes(tensor for name, tensor in network.state_dict().items() if name not in tied)
-
-
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(_size(tensor) for tensor in tensors)
-
-
-def _size(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+def _bytes(tensors: Iterable[Tensor], bytes_per_number: int) -> int:
+    return sum(
+        tensor.numel() * (bytes_per_number if tensor.is_floating_point() else tensor.element_size())
+        for tensor in tensors
+    )
 
 
 def factors_to_export(layer: LoraLayer) -> list[nn.Parameter]:
@@ -97,13 +95,14 @@ def matrices_of(layer: LoraLayer) -> list[nn.Parameter]:
     return [*factors_to_export(layer), *more]
 
 
-def rank_table(network: PeftModel, settings: LoraSettings, exported: int) -> list[RankRow]:
+def rank_table(network: PeftModel, settings: LoraSettings, exported: int, bytes_per_number: int) -> list[RankRow]:
     """What other ranks would take: parameters and bytes are linear in r.
 
     Args:
         network: With its adapters, without values. Modules in `rank_pattern` keep their ranks.
         settings: The adapter's.
         exported: From `exported_bytes`.
+        bytes_per_number: As there.
 
     Returns:
         A row for each of `RANKS` up to the longest side of an adapted layer, above which `fit` refuses r; of PiSSA and
@@ -115,7 +114,8 @@ def rank_table(network: PeftModel, settings: LoraSettings, exported: int) -> lis
     growing = [each for layer in varied.values() for each in matrices_of(layer)]
     trained = sum(each.numel() // own for each in growing if each.requires_grad)
     added = sum(each.numel() // own for each in growing)
-    saved = sum(_size(each) // own for layer in varied.values() for each in factors_to_export(layer))
+    saved = sum(each.numel() // own for layer in varied.values() for each in factors_to_export(layer))
+    saved *= bytes_per_number
     # PiSSA and OLoRA are exported with rank 2 r, AdaLoRA with `target_r`.
     saved *= 0 if settings.adalora is not None else 2 if settings.changes_base else 1
     sides = {name: _sides(layer) for name, layer in layers.items()}

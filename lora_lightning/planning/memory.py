@@ -48,6 +48,7 @@ class Measure:
         backward_gradients: Gradients at that moment.
         validation: Activations of a batch in validation.
         checkpoint: What a checkpoint on the device holds, which is read after training.
+        second_base: The base model that a monitor loads beside the trained one, with a batch of validation.
     """
 
     weights: int
@@ -58,6 +59,7 @@ class Measure:
     backward_gradients: int
     validation: int
     checkpoint: int
+    second_base: int
 
     def parts(self, rows: int) -> tuple[str, int, int]:
         """When the peak with some rows in a step is, and its activations and gradients."""
@@ -70,6 +72,7 @@ class Measure:
             ("backward", self.backward.at(rows), self.backward_gradients),
             ("validation", self.validation, self.gradients),
             ("checkpoint", self.checkpoint, 0),
+            ("merge check", self.second_base, self.gradients),
         ]
         return max(phases, key=lambda phase: phase[1] + phase[2])
 
@@ -167,15 +170,18 @@ def _measure(
         total, constant = grow(lambda trace: peak(trace).activations)
         return Linear(constant, (total - constant) / rows)
 
+    accumulated = gradients if training.accumulates else 0
+    validation = round(grow(lambda trace: trace.validation.activations)[0])
     return Measure(
         weights,
         gradients,
         optimizer,
         forward=linear(lambda trace: trace.forward),
         backward=linear(lambda trace: trace.backward),
-        backward_gradients=min(gradients, round(grow(lambda trace: trace.backward.gradients)[0])),
-        validation=round(grow(lambda trace: trace.validation.activations)[0]),
+        backward_gradients=max(accumulated, min(gradients, round(grow(lambda trace: trace.backward.gradients)[0]))),
+        validation=validation,
         checkpoint=gradients + optimizer if device == "cpu" else 0,
+        second_base=weights + validation if training.loads_second_base else 0,
     )
 
 
@@ -187,8 +193,8 @@ def _trace(
     tracer: StepTracer, training: PlannedTraining, model: nn.Module, depth: int, rows: int, *, validates: bool = True
 ) -> StepTrace:
     shapes = [
-        BatchShape(count, training.tokens, training.has_padding, training.is_packed)
-        for count in (rows, training.evaluation_rows)
+        BatchShape(count, tokens, training.has_padding, training.is_packed)
+        for count, tokens in ((rows, training.tokens), (training.evaluation_rows, training.evaluation_tokens))
     ]
     with cut_to(model, depth):
         return tracer.trace(shapes[0], shapes[1] if validates else None)

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from peft import PeftModel
 
@@ -91,32 +91,34 @@ def plan_from_arguments(
 
 def _plan(training: PlannedTraining, device: str, limit: int | None, precisions: str) -> TrainingPlan:
     task, lora = training.task, training.task.lora
-    rows = [] if precisions == "none" else precisions_of(task, training.options.trainer.precision)
-    own = [row for row in rows if row.is_config]
-    outline = build_outline(task, own[0].compute_dtype(device)) if own else build_outline(task)
+    rows = precisions_of(task, training.options.trainer.precision)
+    own = next(row for row in rows if row.is_config)
+    outline = build_outline(task) if precisions == "none" else build_outline(task, own.compute_dtype(device))
     network = outline.network
     counts = sum(count_by_kind(network).values(), start=ParameterCounts())
-    exported = exported_bytes(network, lora)
-    is_adapted = isinstance(network, PeftModel) and lora is not None
+    exported = exported_bytes(network, lora, own.bytes_per_number)
+    ranks = []
+    if isinstance(network, PeftModel) and lora is not None and task.adapter is None:  # whose rank is given
+        ranks = rank_table(network, lora, exported, own.bytes_per_number)
     plan = TrainingPlan(
         backbone=task.backbone,
         model=type(task.transformers_model).__name__,
         device=device,
-        batch=Batch(training.rows, training.evaluation_rows, training.tokens),
+        batch=Batch(training.rows, training.evaluation_rows, training.tokens, training.evaluation_tokens),
         modules=count_modules(network),
         adapted_modules=list(adapted_layers(network)),
         trainable=counts.trained,
         total=counts.total,
         pretrained=counts.pretrained,
         adapter_bytes=exported,
-        ranks=rank_table(cast("PeftModel", network), lora, exported) if is_adapted and lora is not None else [],
+        ranks=ranks,
         r=default_rank(lora) if lora is not None else None,
         memory_limit=limit,
         notes=[*training.notes, *outline.notes],
     )
-    if not rows:
+    if precisions == "none":
         return plan
-    memory, notes = _memory(training, own if precisions == "config" else rows, device, limit)
+    memory, notes = _memory(training, [own] if precisions == "config" else rows, device, limit)
     return replace(plan, memory=memory, notes=[*plan.notes, *notes])
 
 
@@ -158,4 +160,7 @@ def _memory_notes(training: PlannedTraining, device: str, depths: Sequence[int],
             f"Memory is that of one process without sharding (trainer.strategy is {strategy}, trainer.devices is "
             f"{devices})."
         )
+    if training.callbacks:
+        second = ", but for the second base model of MergeEquivalence" if training.loads_second_base else ""
+        notes.append(f"What trainer.callbacks ({', '.join(training.callbacks)}) hold is not counted{second}.")
     return notes

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -42,6 +42,11 @@ class Precision:
         return HALVES.get(self.trainer)
 
     @property
+    def bytes_per_number(self) -> int:
+        """Of what is trained, and so of the file that `fit` exports."""
+        return (self.weights or torch.float32).itemsize
+
+    @property
     def autocast(self) -> torch.dtype | None:
         """The dtype of products, if it is not that of the weights."""
         return AUTOCASTS.get(self.trainer)
@@ -71,22 +76,42 @@ def precisions_of(task: AdaptationTask, trainer_precision: object) -> list[Preci
     """
     precision = SPELLINGS.get(str(trainer_precision), str(trainer_precision))
     given = task.quantization
-    four = given if given is not None and (given.bits, given.type) == (4, "nf4") else QuantizationSettings(bits=4)
-    eight = given if given is not None and given.bits == 8 else QuantizationSettings(bits=8)  # noqa: PLR2004
-    wanted = [
-        ("float32", FULL, None, "--trainer.precision 32-true"),
-        ("bf16", "bf16-true", None, "--trainer.precision bf16-true"),
-        ("int8", FULL, eight, "--model.quantization.bits 8"),
-        ("NF4", FULL, four, "--model.quantization.bits 4"),
-    ]
+    kept = None if given is None else given.skip_modules
+    four = (
+        given
+        if given is not None and (given.bits, given.type) == (4, "nf4")
+        else QuantizationSettings(skip_modules=kept)
+    )
+    eight = given if given is not None and given.bits == 8 else QuantizationSettings(bits=8, skip_modules=kept)  # noqa: PLR2004
+    wanted = [("float32", FULL, None), ("bf16", "bf16-true", None), ("int8", FULL, eight), ("NF4", FULL, four)]
     rows = [
-        Precision(name, trainer, quantization, options, is_config=(trainer, quantization) == (precision, given))
-        for name, trainer, quantization, options in wanted
+        Precision(
+            name,
+            trainer,
+            quantization,
+            _options((trainer, quantization), (precision, given)),
+            is_config=(trainer, quantization) == (precision, given),
+        )
+        for name, trainer, quantization in wanted
     ]
     if not any(row.is_config for row in rows):
         bits = "" if given is None else f", {given.type if given.bits == 4 else 'int8'}"  # noqa: PLR2004
         rows.insert(0, Precision(f"{precision}{bits}", precision, given, "as in the config", is_config=True))
     return rows
+
+
+def _options(wanted: tuple[str, QuantizationSettings | None], given: tuple[str, QuantizationSettings | None]) -> str:
+    """What to write after the config for another precision: all that differs from it."""
+    (trainer, quantization), (given_trainer, given_quantization) = wanted, given
+    options = [] if trainer == given_trainer else [f"--trainer.precision {trainer}"]
+    if quantization is None:
+        options += [] if given_quantization is None else ["--model.quantization null"]
+    elif quantization != given_quantization:
+        before = asdict(given_quantization or QuantizationSettings())
+        changed = {name: value for name, value in asdict(quantization).items() if value != before[name]}
+        changed = {"bits": quantization.bits, **changed}
+        options += [f"--model.quantization.{name} {str(value).lower()}" for name, value in changed.items()]
+    return " ".join(options) or "as in the config"
 
 
 def why_unavailable(task: AdaptationTask, precision: Precision) -> str:

@@ -10,7 +10,7 @@ from lora_lightning.backbones import load_config, position_limit
 from lora_lightning.backbones.base_identity import TOKENIZERS
 from lora_lightning.backbones.local_files import local_folder
 from lora_lightning.datamodules import AdaptationDataModule
-from lora_lightning.datamodules.base import TRAIN
+from lora_lightning.datamodules.base import TRAIN, VALIDATION
 from lora_lightning.errors import ConfigurationError, LoraLightningError
 from lora_lightning.metrics import LabelSpace
 from lora_lightning.tasks import AdaptationTask, SequenceClassificationTask
@@ -18,6 +18,7 @@ from lora_lightning.training.commands import prepare_command
 from lora_lightning.training.lightning_cli import LoraLightningCLI
 
 LENGTH_OPTIONS = ("max_length", "context_length")  # of data modules
+SECOND_BASE = "MergeEquivalence"
 DEFAULT_LENGTH = 128  # tokens, for a data module of a user's own without such an option
 
 
@@ -43,7 +44,8 @@ class PlannedTraining:
         options: Every option of `fit`.
         rows: Training rows of a step, each of `tokens` tokens.
         evaluation_rows: Rows of a batch in validation.
-        tokens: Of the longest row.
+        tokens: Of the longest training row.
+        evaluation_tokens: Of the longest row in validation.
         has_padding: Whether a batch has rows of different lengths, so that attention needs a mask.
         is_packed: Whether a row holds several documents.
         notes: Sentences on what was assumed.
@@ -55,9 +57,26 @@ class PlannedTraining:
     rows: int
     evaluation_rows: int
     tokens: int
+    evaluation_tokens: int
     has_padding: bool
     is_packed: bool
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether gradients of former batches are there in a backward pass."""
+        return int(self.options.trainer.accumulate_grad_batches) > 1
+
+    @property
+    def callbacks(self) -> list[str]:
+        """Class names in `trainer.callbacks`."""
+        given = self.options.trainer.callbacks or []
+        return [each.class_path.rpartition(".")[2] for each in (given if isinstance(given, list) else [given])]
+
+    @property
+    def loads_second_base(self) -> bool:
+        """Whether a monitor opens the exported adapter on a fresh base after training."""
+        return SECOND_BASE in self.callbacks
 
 
 def read_settings(arguments: Sequence[str], num_labels: int | None = None) -> PlannedTraining:
@@ -85,7 +104,7 @@ def read_settings(arguments: Sequence[str], num_labels: int | None = None) -> Pl
         raise ConfigurationError(msg)
     if task.auto_class is not None and not has_tokenizer(task.backbone):
         task.pad_token_id = _pad_token_id(task.backbone)
-    tokens = _longest_row(task, datamodule, notes)
+    tokens, evaluation_tokens = _longest_rows(task, datamodule, notes)
     return PlannedTraining(
         task,
         datamodule,
@@ -93,6 +112,7 @@ def read_settings(arguments: Sequence[str], num_labels: int | None = None) -> Pl
         rows=datamodule.batch_size,
         evaluation_rows=datamodule.eval_batch_size,
         tokens=tokens,
+        evaluation_tokens=evaluation_tokens,
         has_padding=not hasattr(datamodule, "end_of_text") and type(datamodule).__name__ != "PlainTextDataModule",
         is_packed=bool(getattr(datamodule, "packing", False)),
         notes=notes,
@@ -133,10 +153,10 @@ def _labels(datamodule: AdaptationDataModule, num_labels: int | None, notes: lis
     return space
 
 
-def _longest_row(task: AdaptationTask, datamodule: AdaptationDataModule, notes: list[str]) -> int:
-    """Tokens of the longest training row, or those that the options allow if the data cannot be read."""
+def _longest_rows(task: AdaptationTask, datamodule: AdaptationDataModule, notes: list[str]) -> tuple[int, int]:
+    """Tokens of the longest row in training and in validation, or those that the options allow without the data."""
     if task.auto_class is None:
-        return 1
+        return 1, 1
     allowed = next((getattr(datamodule, name) for name in LENGTH_OPTIONS if hasattr(datamodule, name)), DEFAULT_LENGTH)
     limit = position_limit(load_config(task.backbone))
     allowed = allowed if limit is None else min(allowed, limit)
@@ -147,6 +167,10 @@ def _longest_row(task: AdaptationTask, datamodule: AdaptationDataModule, notes: 
         except LoraLightningError as error:
             why = str(error).rstrip(".")
         else:
-            return int(max(datamodule.splits[name].lengths.max() for name in datamodule.split_names(TRAIN)))
+            longest = [
+                max((int(datamodule.splits[name].lengths.max()) for name in datamodule.split_names(stage)), default=0)
+                for stage in (TRAIN, VALIDATION)
+            ]
+            return longest[0], longest[1] or longest[0]
     notes.append(f"Rows of {allowed} tokens are assumed, the most that the options allow, because {why}.")
-    return allowed
+    return allowed, allowed

@@ -65,6 +65,7 @@ def test_json_is_all_that_standard_output_has(words: list[str], capsys: pytest.C
     ("more", "message"),
     [
         (["--memory=much"], "--memory is 'much', but a size with its unit is needed"),
+        (["--overwrite"], "--overwrite replaces the folder of --output, which is not given"),
         (["--device=tpu"], "--device is 'tpu', but it must be cpu or cuda"),
         (["--precisions=NF4"], "--precisions is 'NF4', but it must be all, config or none"),
         (["--precisions=none", "--memory=1GiB"], "--memory is 1GiB, but --precisions=none plans no memory"),

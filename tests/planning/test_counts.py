@@ -95,6 +95,29 @@ def test_counts_of_variants_are_those_of_fit(name: str, quickstart: list[str], t
 
 
 @pytest.mark.parametrize(
+    ("precision", "dtype"), [("bf16-true", torch.bfloat16), ("64-true", torch.float64), ("bf16-mixed", torch.float32)]
+)
+def test_files_have_the_precision_of_training(
+    precision: str, dtype: torch.dtype, quickstart: list[str], tmp_path: Path
+) -> None:
+    words = [*quickstart, f"--trainer.precision={precision}"]
+    task = read_settings(words).task
+    task.configure_model()
+    export_model(task.built_network.to(dtype), None, tmp_path / "exported", {})  # as Lightning's plugin does
+    plan = counted(words)
+    assert plan.adapter_bytes == bytes_of_file(tmp_path / "exported")
+    assert plan.ranks[-1].adapter_bytes == counted([*words, f"--model.lora.r={plan.ranks[-1].r}"]).adapter_bytes
+
+
+def test_a_continued_adapter_has_one_rank(quickstart: list[str], tmp_path: Path) -> None:
+    task = read_settings(quickstart).task
+    task.configure_model()
+    export_model(task.built_network, None, tmp_path / "adapter", {})
+    plan = counted([*quickstart, f"--model.adapter={tmp_path / 'adapter'}"])
+    assert (plan.ranks, plan.r) == ([], 8)
+
+
+@pytest.mark.parametrize(
     "more",
     [
         [],

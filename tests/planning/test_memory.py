@@ -14,7 +14,7 @@ from lora_lightning.planning import memory, plan_training
 from lora_lightning.planning.layers import cut_to, depths_to_trace
 from lora_lightning.planning.outline import build_outline
 from lora_lightning.planning.plan import plan_from_arguments
-from lora_lightning.planning.precisions import precisions_of, why_unavailable
+from lora_lightning.planning.precisions import Precision, precisions_of, why_unavailable
 from lora_lightning.planning.results import MemoryRow
 from lora_lightning.planning.settings import read_settings
 from lora_lightning.planning.sizes import format_size, parse_size
@@ -219,6 +219,58 @@ def test_another_precision_of_the_config_has_a_row_of_its_own(quickstart: list[s
     assert row.precision == "bf16-mixed"
     task = read_settings([*quickstart, "--model.quantization={bits: 4, type: fp4}"]).task
     assert [each.name for each in precisions_of(task, "32-true")] == ["32-true, fp4", "float32", "bf16", "int8", "NF4"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["--trainer.precision=bf16-true"],
+        ["--model.quantization={bits: 4, double_quantization: true, compute_dtype: float32}"],
+        ["--model.quantization={bits: 4, type: fp4, skip_modules: [query]}", "--trainer.precision=bf16-mixed"],
+        ["--model.quantization.bits=8"],
+    ],
+    ids=lambda more: " ".join(more) or "plain",
+)
+def test_the_options_of_a_row_give_that_row(more: list[str], quickstart: list[str]) -> None:
+    def rows_of(words: list[str]) -> list[Precision]:
+        training = read_settings(words)
+        training.task.check_settings()
+        return precisions_of(training.task, training.options.trainer.precision)
+
+    for row in rows_of([*quickstart, *more]):
+        options = [] if row.options == "as in the config" else row.options.split()
+        (chosen,) = [each for each in rows_of([*quickstart, *more, *options]) if each.is_config]
+        assert (chosen.name, chosen.trainer, chosen.quantization) == (row.name, row.trainer, row.quantization)
+        assert bool(options) != row.is_config
+
+
+def test_accumulated_gradients_are_all_there_in_a_backward_pass(quickstart: list[str]) -> None:
+    words = [*quickstart, "--model.lora=null", "--data.batch_size=64"]
+    assert measured(words).backward_gradients < measured(words).gradients
+    accumulating = measured([*words, "--trainer.accumulate_grad_batches=4"])
+    assert accumulating.backward_gradients == accumulating.gradients
+
+
+def test_the_second_base_of_the_merge_check_is_counted_and_other_monitors_are_named(quickstart: list[str]) -> None:
+    words = [word for word in quickstart if "callbacks" not in word]
+    plain = plan_from_arguments([*words, "--trainer.callbacks=null"], precisions="config")
+    assert not [note for note in plain.notes if "callbacks" in note]
+    merging = [*words, "--trainer.callbacks=null", "--trainer.callbacks+=MergeEquivalence"]
+    checked = plan_from_arguments(merging, precisions="config")
+    assert checked.memory[0].phase == "merge check"
+    assert checked.memory[0].activations > checked.memory[0].weights
+    assert checked.memory[0].peak > plain.memory[0].peak
+    assert any("(MergeEquivalence) hold is not counted, but for the second base" in note for note in checked.notes)
+
+
+def measured(words: list[str]) -> memory.Measure:
+    """What a training in the config's own precision holds."""
+    training = read_settings(words)
+    training.task.check_settings()
+    build_outline(training.task)
+    (own,) = [each for each in precisions_of(training.task, "32-true") if each.is_config]
+    return memory._measure(training, own, "cpu", head_is_linear=True, needs_slope=False)
 
 
 @pytest.mark.parametrize(
