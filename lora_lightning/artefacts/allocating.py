@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -16,7 +15,7 @@ from lora_lightning.figures.allocation import rank_map_figure
 from lora_lightning.figures.png import png_bytes
 from lora_lightning.lora.rank_patterns import layer_scaling, scaling_divisor
 from lora_lightning.runs.files import atomic_file, write_text_atomically
-from lora_lightning.training.api import Config, config_arguments, option_arguments
+from lora_lightning.training.api import Config, Options, config_arguments, option_arguments
 from lora_lightning.training.commands import explain_errors
 
 BATCHES = 8
@@ -30,7 +29,7 @@ def allocate(
     budget: int | str,
     output: str | Path,
     config: Config | Sequence[Config] = (),
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Options | None = None,
     batches: int | None = None,
     shuffled: int | None = None,
     overwrite: bool = False,
@@ -47,7 +46,7 @@ def allocate(
         budget: Trainable adapter parameters, or `r=8` for as many as rank 8 takes in all layers.
         output: The YAML file to write; a picture goes beside it, with the suffix `.png`.
         config: Config of `fit` whose gradients are measured: a YAML file, its content, or several of them.
-        overrides: Options that override the config, named as on the command line.
+        overrides: Options that override the config, named as on the command line; by name, or pairs.
         batches: Training batches to measure gradients on; by default 8.
         shuffled: A seed: shuffle the ranks over layers of the same shape, as a control of the choice.
         overwrite: Replace existing files.
@@ -84,7 +83,7 @@ def _ignore(line: str) -> None:
 def _check_source(
     run: str | Path | None,
     configs: Sequence[str],
-    overrides: Mapping[str, Any],
+    overrides: Options,
     batches: int | None,
     shuffled: int | None,
 ) -> None:
@@ -93,7 +92,7 @@ def _check_source(
         msg = f"{given} RUN and --config are given; give a trained run, or a config to measure gradients of."
         raise ConfigurationError(msg if run is not None else msg.replace("neither RUN and", "neither RUN nor"))
     if run is not None and (batches is not None or overrides):
-        name = "batches" if batches is not None else next(iter(overrides))
+        name = "batches" if batches is not None else option_arguments(overrides)[0].partition("=")[0].removeprefix("--")
         msg = f"--{name} applies to gradients, but the adapter of a run is measured; leave it out, or give --config."
         raise ConfigurationError(msg)
     if batches is not None and batches < 1:
@@ -216,6 +215,8 @@ def _choose(measured: MeasuredLayers, budget: int | str, output: Path, shuffled:
         kept=_kept(spectra, ranks),
         uniform=uniform,
         uniform_kept=_kept(spectra, uniform_ranks(spectra, uniform)),
+        lora=measured.lora,
+        lorafa=measured.lorafa,
     )
 
 

@@ -1,13 +1,28 @@
 """What `allocate` chose: ranks by layer, as JSON and as a partial config of `fit`."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.rank_patterns import most_common, shortest_patterns
+
+# What decides which layers get an adapter, its scaling, how many parameters a rank takes, and who chooses the ranks.
+# A base config with other values would train other adapters than those that were allocated.
+DECIDING = (
+    "target_modules",
+    "target_parameters",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "use_rslora",
+    "use_dora",
+    "init_lora_weights",
+    "eva_config",
+    "adalora",
+)
 
 
 @dataclass(frozen=True)
@@ -17,7 +32,7 @@ class LayerRank:
     Attributes:
         name: Full dotted name in the pretrained model.
         rank: Its rank.
-        alpha: Its lora_alpha, which keeps the scaling of the base config.
+        alpha: Its lora_alpha, which keeps its scaling.
         parameters: Trainable adapter parameters that depend on the rank.
         kept: Share of its measured squared singular values that the rank keeps, in [0, 1].
     """
@@ -43,6 +58,8 @@ class Allocation:
         kept: Share of all measured squared singular values that the ranks keep, in [0, 1].
         uniform: The largest rank for all layers within the budget, not in layers that have fewer.
         uniform_kept: What it keeps.
+        lora: The settings to which the ranks belong.
+        lorafa: Whether LoRA-FA leaves A frozen; `None` for a task without `model.optimization`.
     """
 
     output: Path
@@ -54,6 +71,8 @@ class Allocation:
     kept: float
     uniform: int
     uniform_kept: float
+    lora: LoraSettings
+    lorafa: bool | None
 
     @property
     def picture(self) -> Path:
@@ -66,7 +85,7 @@ class Allocation:
         return {layer.name: layer.rank for layer in self.layers}
 
     def settings(self) -> dict[str, Any]:
-        """The options of `model.lora` that give each layer its rank and alpha; they replace those of the base."""
+        """The options of `model.lora` that ranks and scalings depend on; they replace those of the base config."""
         alphas = {layer.name: layer.alpha for layer in self.layers}
         r, alpha = most_common(self.ranks), most_common(alphas)
         return {
@@ -74,6 +93,7 @@ class Allocation:
             "lora_alpha": alpha,
             "rank_pattern": shortest_patterns(self.ranks, r) or None,
             "alpha_pattern": shortest_patterns(alphas, alpha) or None,
+            **{name: getattr(self.lora, name) for name in DECIDING},
         }
 
     def config(self) -> str:
@@ -82,14 +102,19 @@ class Allocation:
         lines = [
             f"Ranks by {self.measured_by}{shuffled}.",
             f"Trainable adapter parameters: {self.parameters:,} of a budget of {self.budget:,}.",
-            "Every layer keeps the scaling that the base config gives it.",
+            "Every layer keeps the scaling that it had where it was measured.",
+            "What ranks and scalings depend on is set too, so that another base config trains the same adapters.",
             f"lora-lightning fit --config BASE.yaml --config {self.output.name}",
         ]
         comment = "".join(f"# {line}\n" for line in lines)
-        options: str = yaml.safe_dump({"model": {"lora": self.settings()}}, sort_keys=False)
+        model: dict[str, Any] = {"lora": self.settings()}
+        if self.lorafa is not None:
+            model["optimization"] = {"lorafa": self.lorafa}
+        options: str = yaml.safe_dump({"model": model}, sort_keys=False)
         return comment + options
 
     def as_json(self) -> dict[str, Any]:
         """All numbers, for JSON."""
-        found: Mapping[str, Any] = asdict(self)
+        found: dict[str, Any] = asdict(self)
+        del found["lora"]  # what counts of it is in the settings
         return {**found, "output": str(self.output), "picture": str(self.picture), "settings": self.settings()}

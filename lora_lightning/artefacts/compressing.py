@@ -1,9 +1,9 @@
 """Truncates a trained adapter to the least rank that is enough, and writes it so that every loader reads the same."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from lora_lightning.artefacts.compress_checks import Ranks, check_before_loading
 from lora_lightning.artefacts.compress_job import CompressJob, CompressOptions
@@ -15,7 +15,7 @@ from lora_lightning.backbones.adapter_config import ADAPTER_CONFIG
 from lora_lightning.backbones.source import resolve_backbone
 from lora_lightning.errors import CheckpointError, ConfigurationError, suggest_names
 from lora_lightning.runs.layout import ADAPTER_FOLDER, CONFIG
-from lora_lightning.training.api import Config, config_arguments, option_arguments
+from lora_lightning.training.api import Config, Options, config_arguments, option_arguments
 from lora_lightning.training.commands import explain_errors
 
 
@@ -30,7 +30,7 @@ def compress(
     trained_at_k: Sequence[str | Path] = (),
     check_targets: Sequence[str] = (),
     config: Config | Sequence[Config] = (),
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Options | None = None,
     overwrite: bool = False,
     report: Callable[[str], None] | None = None,
 ) -> CompressResult:
@@ -55,7 +55,7 @@ def compress(
         trained_at_k: Runs that were trained at a lower rank, to compare with on the same examples.
         check_targets: Programs that have to load the folder right: `peft`, `vllm`, `llama.cpp`.
         config: A YAML file with `data` other than the run's own, or its content.
-        overrides: Options of the data, named as on the command line: `{"data.data_dir": "DIR"}`.
+        overrides: Options of the data, named as on the command line: `{"data.data_dir": "DIR"}`, or pairs of them.
         overwrite: Replace an existing adapter folder, once the new one has passed.
         report: Is called with a line about each step; `None` for silence.
 

@@ -51,6 +51,7 @@ class MeasuredLayers:
         costs: Trainable adapter parameters of one rank, by the same names.
         fixed: Trainable adapter parameters that do not depend on ranks: DoRA's magnitudes.
         measured_by: What was measured, in words.
+        lorafa: Whether LoRA-FA leaves A frozen; `None` for a task without `model.optimization`.
     """
 
     lora: LoraSettings
@@ -59,6 +60,7 @@ class MeasuredLayers:
     costs: dict[str, int]
     fixed: int
     measured_by: str
+    lorafa: bool | None
 
 
 def check_settings(lora: LoraSettings | None, adapter: str | None, source: str) -> LoraSettings:
@@ -227,7 +229,7 @@ def _with_costs(
     spectra: dict[str, Tensor],
     measured_by: str,
 ) -> MeasuredLayers:
-    trains_a = optimization is None or not optimization.lorafa
-    costs = {name: out + trains_a * inputs for name, (inputs, out) in sides.items()}
+    lorafa = None if optimization is None else optimization.lorafa
+    costs = {name: out + (0 if lorafa else inputs) for name, (inputs, out) in sides.items()}
     magnitudes = sum(out for _, out in sides.values()) if lora.use_dora else 0
-    return MeasuredLayers(lora, sides, spectra, costs, magnitudes, measured_by)
+    return MeasuredLayers(lora, sides, spectra, costs, magnitudes, measured_by, lorafa)

@@ -1,8 +1,8 @@
 """Merges an adapter into its base, proves that the written folder is the adapter model, or writes nothing."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from lora_lightning.artefacts.adapter_folder import open_adapter_folder
 from lora_lightning.artefacts.finished_run import open_run
@@ -16,7 +16,7 @@ from lora_lightning.backbones.source import resolve_backbone
 from lora_lightning.errors import CheckpointError, ConfigurationError, suggest_names
 from lora_lightning.lora.merging import MergeTarget
 from lora_lightning.runs.layout import CONFIG
-from lora_lightning.training.api import Config, config_arguments, option_arguments
+from lora_lightning.training.api import Config, Options, config_arguments, option_arguments
 from lora_lightning.training.commands import explain_errors
 
 QUANTIZED_TARGETS = ("original", "dequantized", "requantized")
@@ -30,7 +30,7 @@ def merge(
     dtype: DtypeName = "float32",
     base_model_id: str | None = None,
     config: Config | Sequence[Config] = (),
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Options | None = None,
     overwrite: bool = False,
     report: Callable[[str], None] | None = None,
 ) -> MergeResult:
@@ -46,7 +46,7 @@ def merge(
         dtype: Of the weights.
         base_model_id: The base model's id on the hub, for the model card, if it was loaded from a folder.
         config: A YAML file with the `data` to compare on, or its content; a run has its own.
-        overrides: Options of the data, named as on the command line: `{"data.data_dir": "DIR"}`.
+        overrides: Options of the data, named as on the command line: `{"data.data_dir": "DIR"}`, or pairs of them.
         overwrite: Replace an existing model folder, once the new one has passed.
         report: Is called with a line about each step; `None` for silence.
 

@@ -69,7 +69,7 @@ def build_compress_parser() -> SentenceParser:
     trained = "a run that was trained at a lower rank, to compare with on the same examples; repeatable"
     add("--trained_at_k", "--trained-at-k", metavar="RUN", type=Path, action="append", default=[], help=trained)
     targets = "programs that have to load the folder right: peft, vllm, llama.cpp; with commas"
-    add("--check_targets", "--check-targets", metavar="LIST", default="", help=targets)
+    add("--check_targets", "--check-targets", metavar="LIST", help=targets)
     config = "a YAML file with `data` other than the run's own; repeatable, and --data.* options override it"
     add("--config", metavar="DATA.yaml", action="append", default=[], help=config)
     add("--json", action="store_true", help="print all numbers as JSON instead of tables")
@@ -101,7 +101,7 @@ def run_compress(arguments: Sequence[str]) -> "CompressResult":
         ranks=read_ranks(options.ranks),
         layout=options.layout,
         trained_at_k=options.trained_at_k,
-        check_targets=[name.strip() for name in options.check_targets.split(",") if name.strip()],
+        check_targets=read_targets(options.check_targets),
         config=options.config,
         overrides=data,
         overwrite=options.overwrite,
@@ -133,6 +133,25 @@ def read_ranks(text: str | None) -> list[int] | Literal["all"] | None:
     except ValueError as error:
         msg = f"--ranks is {text!r}, but it must be whole numbers with commas, such as 8,4,2, or all."
         raise ConfigurationError(msg) from error
+
+
+def read_targets(text: str | None) -> list[str]:
+    """Reads `--check_targets`.
+
+    Args:
+        text: Names with commas; `None` for the default.
+
+    Returns:
+        What `compress` takes.
+
+    Raises:
+        ConfigurationError: If there is no name.
+    """
+    names = [name.strip() for name in (text or "").split(",") if name.strip()]
+    if text is not None and not names:
+        msg = f"--check_targets is {text!r}, which names no program; give peft, vllm or llama.cpp, or leave it out."
+        raise ConfigurationError(msg)
+    return names
 
 
 def print_compression(result: "CompressResult") -> None:

@@ -4,24 +4,25 @@ import sys
 from collections.abc import Sequence
 
 
-def split_data_options(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+def split_data_options(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
     """Separates the options of the data, which depend on the data module, and of the model from those of the command.
 
     Args:
         arguments: As on the command line.
 
     Returns:
-        The other words, and values by name, such as `{"data.data_dir": "DIR"}`.
+        The other words; and names with values, such as `("data.data_dir", "DIR")`, in their order, since an option that
+        appends to a list (`--data.columns+=a`) may be given several times.
     """
     words: list[str] = []
-    data: dict[str, str] = {}
+    data: list[tuple[str, str]] = []
     rest = list(arguments)
     while rest:
         word = rest.pop(0)
         name, equals, value = word.partition("=")
         if name == "--data" or name.startswith(("--data.", "--model.")):
             has_value = bool(equals) or (bool(rest) and not rest[0].startswith("--"))
-            data[name[2:]] = value if equals else rest.pop(0) if has_value else "true"
+            data.append((name[2:], value if equals else rest.pop(0) if has_value else "true"))
         else:
             words.append(word)
     return words, data

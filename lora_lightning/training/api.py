@@ -17,6 +17,7 @@ from lora_lightning.training.evaluation import predict_rows, score_split
 from lora_lightning.training.fitting import TrainingRun
 
 Config = str | Path | Mapping[str, Any]
+Options = Mapping[str, Any] | Sequence[tuple[str, Any]]
 COMMANDS: dict[str, Literal["validate", "test"]] = {"val": "validate", "test": "test"}
 
 
@@ -135,16 +136,18 @@ def config_arguments(config: Config | Sequence[Config]) -> list[str]:
     return [f"--config={yaml.safe_dump(dict(c)) if isinstance(c, Mapping) else c}" for c in configs]
 
 
-def option_arguments(options: Mapping[str, Any]) -> list[str]:
+def option_arguments(options: Options) -> list[str]:
     """Turns options into command-line arguments.
 
     Args:
-        options: Values by dotted name. YAML must be able to represent the values.
+        options: Values by dotted name, or pairs of them, in which a name such as `data.columns+` may occur again. YAML
+            must be able to represent the values.
 
     Returns:
         `--name=value` for each option.
     """
-    return [f"--{name}={_as_argument(value)}" for name, value in options.items()]
+    pairs = options.items() if isinstance(options, Mapping) else options
+    return [f"--{name}={_as_argument(value)}" for name, value in pairs]
 
 
 def run_arguments(run: RunRecord | str | Path, overrides: Mapping[str, Any]) -> list[str]:

@@ -134,6 +134,36 @@ def test_gradients_decide_before_training(
     check_announced(network_of(config, found.output), found, scalings_of(network_of(config)))
 
 
+PAIRS_ALONE: dict[str, Any] = {
+    "target_modules": ["query", "value"],
+    "exclude_modules": ["layer.0.attention.self.value"],
+    "use_rslora": True,
+    "use_dora": True,
+}
+LAST_LAYER: dict[str, Any] = {
+    "layers_to_transform": [1],
+    "layers_pattern": "layer",
+    "init_lora_weights": "pissa",
+    "optimization": {"lorafa": True},
+}
+
+
+@pytest.mark.parametrize(
+    ("measured", "others"),
+    [(PAIRS_ALONE, [LAST_LAYER, {"adalora": {"target_r": 2, "init_r": 3}}]), (LAST_LAYER, [PAIRS_ALONE])],
+    ids=["pairs", "last layer"],
+)
+def test_another_base_config_trains_what_was_allocated(
+    measured: dict[str, Any], others: list[dict[str, Any]], tiny_backbone: TinyBackbone, tmp_path: Path
+) -> None:
+    config = config_of(tiny_backbone("bert"), tmp_path, **measured)
+    found = allocate(config=config, budget="r=3", output=tmp_path / "r.yaml", batches=1)
+    scalings = scalings_of(network_of(config))
+    for other in others:
+        base = config_of(tiny_backbone("bert"), tmp_path, **other)
+        check_announced(network_of(base, found.output), found, scalings)
+
+
 def test_the_gradients_are_those_of_the_frozen_weights(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
     """Dense gradients of all batches by autograd, in float64."""
     config = config_of(tiny_backbone("bert"), tmp_path, target_modules=["query", "output.dense"])

@@ -62,6 +62,16 @@ def test_fit_trains_what_was_announced(base: Path, tmp_path: Path, capsys: pytes
     assert sum(weight.numel() for weight in factors.values()) == found["parameters"] <= found["budget"]
 
 
+def test_options_that_append_to_a_list_all_count(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["allocate", f"--config={base}", "--budget=r=2", f"--output={tmp_path / 'ranks.yaml'}", "--batches=1"]
+    excluded = [f"--model.lora.exclude_modules+=layer.{number}.attention.self.value" for number in range(2)]
+    assert main([*words, *excluded, "--json"]) == 0
+    layers = json.loads(capsys.readouterr().out)["layers"]
+    assert [layer["name"].rpartition(".")[2] for layer in layers] == ["query", "query"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -80,6 +80,11 @@ def test_a_loss_on_test_exits_with_3_and_writes_nothing(
         (["RUN"], "the following arguments are required: --output"),
         (["RUN", "--output=out", "--mergin=1"], "unrecognized arguments: --mergin=1"),
         (["RUN", "--output=out", "--ranks=8;4"], "--ranks is '8;4', but it must be whole numbers with commas"),
+        (["RUN", "--output=out", "--ranks=,"], "--ranks is ',', but it must be whole numbers with commas"),
+        (
+            ["RUN", "--output=out", "--check-targets=, "],
+            "--check_targets is ', ', which names no program; give peft",
+        ),
         (["RUN", "--output=out", "--margin=x"], "argument --margin: invalid float value: 'x'"),
         (["RUN", "--output=out", "--data.batch_sise=3"], "batch_sise"),
         (["RUN", "--output=out", "--trained-at-k=nothing"], "nothing does not exist; give a run such as"),

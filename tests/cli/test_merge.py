@@ -12,6 +12,7 @@ from lora_lightning.artefacts import FreshProcessCheck, merge_gate, merge_job
 from lora_lightning.cli.data_options import split_data_options
 from lora_lightning.cli.main import main
 from lora_lightning.cli.merge import EPILOG
+from lora_lightning.training.api import option_arguments
 from tests.artefacts.adapters import save_random_adapter
 from tests.conftest import TinyBackbone
 
@@ -124,4 +125,11 @@ def test_options_of_the_data_are_separated_from_the_others() -> None:
     words = ["--data", "M", "RUN", "--data.a=1", "--output", "o", "--data.b", "x y", "--data.c", "--json"]
     others, data = split_data_options(words)
     assert others == ["RUN", "--output", "o", "--json"]
-    assert data == {"data": "M", "data.a": "1", "data.b": "x y", "data.c": "true"}
+    assert data == [("data", "M"), ("data.a", "1"), ("data.b", "x y"), ("data.c", "true")]
+
+
+def test_options_that_append_to_a_list_are_all_kept() -> None:
+    words = ["--data.a=[x]", "--data.a+=y", "--data.a+", "z", "--model.lora.exclude_modules+=query"]
+    others, data = split_data_options([*words, "RUN"])
+    assert others == ["RUN"]
+    assert option_arguments(data) == ["--data.a=[x]", "--data.a+=y", "--data.a+=z", words[-1]]
