@@ -3,14 +3,15 @@
 import copy
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from lightning import Trainer
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from lora_lightning.analysis.metric_outcomes import largest_change, metric_outcomes, metrics_of_examples
 from lora_lightning.analysis.metric_scale import choose_scale
@@ -24,6 +25,7 @@ from lora_lightning.tasks.held_out_batches import (
     some_batches,
     validation_precision,
 )
+from lora_lightning.tasks.next_token import IGNORED
 from lora_lightning.tasks.outcome_rows import DOCUMENT, HITS, INDEX, WEIGHT, batch_rows, split_rows, summed_rows
 
 SHARED = ("question", DOCUMENT)  # columns of batches whose examples may take several rows
@@ -106,13 +108,16 @@ class SplitExamples:
             rows: About how many to keep.
 
         Returns:
-            The split itself if it has no more, or if an example may take several rows: windows of a question or a
-            document.
+            The split itself if it has no more. Of a question or a document, which may take several rows, all are kept
+            or none counts, and one at least is kept.
         """
         batches, total = len(self.batches), self.row_count
-        if total <= rows or not batches or any(name in self.batches[0] for name in SHARED):
+        if total <= rows or not batches:
             return self
         few = copy.copy(self)
+        if any(name in self.batches[0] for name in SHARED):
+            few.batches = _whole_examples(self.batches, rows)
+            return few
         count = max(min(2, batches), round(batches * rows / total))  # a single one would be that of the longest rows
         places = np.linspace(0, batches - 1, count).round().astype(int)
         each = max(1, math.ceil(rows / count))
@@ -167,6 +172,48 @@ class SplitExamples:
     def in_words(self, examples: int) -> str:
         """What the examples are, such as `val of Clinc150DataModule, 3,100 examples`."""
         return f"{self.split} of {type(self.datamodule).__name__}, {examples:,} examples"
+
+
+def _whole_examples(batches: Sequence[Batch], least: int) -> list[Batch]:
+    """Keeps rows of whole questions or documents, evenly spread over the split, until there are at least so many."""
+    rows_of: dict[int, set[tuple[int, int]]] = {}
+    for number, batch in enumerate(batches):
+        for row, owner in _owners(batch):
+            rows_of.setdefault(owner, set()).add((number, row))
+    examples = list(rows_of.values())
+    if not examples:
+        return list(batches)
+    count = max(1, math.ceil(least * len(examples) / sum(map(len, examples))))
+    kept: set[tuple[int, int]] = set()
+    while len(kept) < least or not kept:
+        places = ((np.arange(count) + 0.5) * len(examples) / count).astype(int)
+        kept, count = set().union(*(examples[place] for place in places)), count + 1
+        if len(places) == len(examples):
+            break
+    whole = torch.tensor([owner for owner, rows in rows_of.items() if rows <= kept])
+    found = []
+    for number, batch in enumerate(batches):
+        rows = [row for row in range(len(next(iter(batch.values())))) if (number, row) in kept]
+        if rows:
+            found.append(_only_of({name: tensor[rows] for name, tensor in batch.items()}, whole))
+    return found
+
+
+def _owners(batch: Batch) -> list[tuple[int, int]]:
+    """Each row with a question or document that has labels in it."""
+    if DOCUMENT not in batch:
+        return list(enumerate(batch["question"].tolist()))
+    is_label = batch["labels"] != IGNORED
+    pairs = zip(is_label.nonzero()[:, 0].tolist(), batch[DOCUMENT][is_label].tolist(), strict=True)
+    return sorted(set(pairs))
+
+
+def _only_of(batch: Batch, documents: Tensor) -> Batch:
+    """Leaves out the labels of documents of which other rows are missing; they share a row with a whole one."""
+    if DOCUMENT not in batch:
+        return batch
+    is_whole = torch.isin(batch[DOCUMENT], documents.to(batch[DOCUMENT].dtype))
+    return {**batch, "labels": batch["labels"].masked_fill(~is_whole, IGNORED)}
 
 
 def labeled_documents(rows: Rows) -> Rows:

@@ -14,12 +14,14 @@ from lora_lightning.diagnosis.effects import Direction, Effect, Grouping
 from lora_lightning.diagnosis.merge_recovery import MergeRecoveries
 from lora_lightning.diagnosis.rank_threshold import RankThreshold
 from lora_lightning.diagnosis.sensitivity import Sensitivity
+from lora_lightning.statistics.recovery import Recovery
 from lora_lightning.statistics.verdicts import Verdict
 
 LEAST_RECOVERY = 0.99  # of the adapter's gain
 SENSITIVE_SHARE, SENSITIVE_TIMES = 0.25, 5.0  # of the joint divergence, and of the median module's
 LEAST_DIVERGENCE = 1e-4  # nats; below it, nobody sees a difference
 FEWEST_MODULES = 4
+DEQUANTIZED = "dequantized"  # the merge target that is recommended
 UNUSED = 0.25  # of the rank
 RISE = 1.05  # of the least validation loss
 
@@ -87,7 +89,8 @@ def unchecked_failure_modes(evidence: Evidence) -> tuple[str, ...]:
     Returns:
         Names, as in `FailureMode`.
     """
-    similarity, sensitivity, merges = evidence.similarity, evidence.sensitivity, evidence.merges
+    similarity, sensitivity = evidence.similarity, evidence.sensitivity
+    dequantized = _dequantized_merge(evidence.merges)
     decided = {Verdict.IDENTICAL, Verdict.NOT_WORSE, Verdict.WORSE, Verdict.UNDECIDED, Verdict.NOT_TESTED}
     precisions = evidence.ranks.precisions if evidence.ranks is not None else ()
     singles = [] if sensitivity is None else _known_singles(sensitivity)
@@ -95,7 +98,7 @@ def unchecked_failure_modes(evidence: Evidence) -> tuple[str, ...]:
         "insufficient rank": bool(precisions)
         and all(each.verdicts and each.verdicts[max(each.verdicts)] in decided for each in precisions),
         "divergence beyond seed noise": similarity is not None and math.isfinite(similarity.against_seeds.low),
-        "merge drift": merges is not None and any(each.recovery.judged for each in merges.targets),
+        "merge drift": dequantized is not None and dequantized.has_gain,
         "sensitive layer": len(singles) >= FEWEST_MODULES,
         "unused rank": bool(evidence.utilization),
         "dead adapter": similarity is not None,
@@ -146,22 +149,25 @@ def divergence_beyond_seeds(evidence: Evidence) -> FailureMode | None:
 
 
 def merge_drift(evidence: Evidence) -> FailureMode | None:
-    """A merge loses a part of the adapter's gain."""
-    lost = [
-        each
-        for each in (evidence.merges.targets if evidence.merges is not None else ())
-        if each.recovery.judged and each.recovery.ratio.high < 1 and each.recovery.ratio.value < LEAST_RECOVERY
-    ]
-    if not lost:
+    """The merge into the dequantized weights, which should lose nothing, loses a part of the adapter's gain.
+
+    Other targets change the base or round the update: that is expected, nobody asked for them, and it is only shown.
+    """
+    found = _dequantized_merge(evidence.merges)
+    if found is None or not found.has_gain or not (found.ratio.high < 1 and found.ratio.value < LEAST_RECOVERY):
         return None
-    targets = " and ".join(each.target for each in lost)
     return FailureMode(
         "merge drift",
-        f"merged into the {targets} weights, the model is not what was trained",
-        "; ".join(f"{each.target}: {each.recovery}" for each in lost),
+        f"merged into the {DEQUANTIZED} weights, the model is not what was trained",
+        f"{DEQUANTIZED}: {found}",
         "the merged base is not the one that the adapter was trained on, or the sum is rounded to few bits",
-        "merge into the dequantized weights (lora-lightning merge RUN --target dequantized), or keep the adapter apart",
+        "keep the adapter apart, or merge in a wider dtype",
     )
+
+
+def _dequantized_merge(merges: MergeRecoveries | None) -> Recovery | None:
+    targets = () if merges is None else merges.targets
+    return next((each.recovery for each in targets if each.target == DEQUANTIZED), None)
 
 
 def sensitive_layer(evidence: Evidence) -> FailureMode | None:

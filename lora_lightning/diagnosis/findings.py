@@ -27,6 +27,7 @@ from lora_lightning.diagnosis.skip_proof import SkipFinding, judge_skips, reason
 from lora_lightning.diagnosis.specification import Diagnosis
 from lora_lightning.diagnosis.verdicts import Advice, DiagnosisVerdict, State, advise, reach_verdicts
 from lora_lightning.errors import ConfigurationError, VerificationError
+from lora_lightning.statistics.pairing import common_seeds
 from lora_lightning.statistics.study_results import Metric, StudyResults
 from lora_lightning.studies.open_study import OpenStudy, open_study
 from lora_lightning.studies.study_folder import STUDY
@@ -117,7 +118,10 @@ def collect_findings(diagnosis: Diagnosis, folder: DiagnosisFolder, study: OpenS
     behaviors = measured.known(BEHAVIOR, Behaviors)
     choice = None if sensitivity is None else sensitivity.skip
     why_not = reason_not_to_train(diagnosis, choice, ranks.compared)
-    skip = None if why_not or choice is None else _judge_proof(diagnosis, folder, results, choice)
+    skip: SkipFinding | None = None
+    proof_notes: tuple[str, ...] = ()
+    if choice is not None and not why_not:
+        skip, proof_notes = _judge_proof(diagnosis, folder, results, choice)
     evidence = Evidence(
         ranks,
         similarity,
@@ -156,6 +160,7 @@ def collect_findings(diagnosis: Diagnosis, folder: DiagnosisFolder, study: OpenS
                 "" if errors is None else errors.caution,
                 results.unfinished,
                 *collected.notes,
+                *(f"Of the runs with lists of modules to skip: {note}" for note in proof_notes),
                 _merge_note(merges),
                 _stale_note(measured),
             )
@@ -184,20 +189,24 @@ def check_required(diagnosis: Diagnosis, findings: Findings) -> None:
 
 def _judge_proof(
     diagnosis: Diagnosis, folder: DiagnosisFolder, results: StudyResults, choice: SkipChoice
-) -> SkipFinding | None:
-    """Judges the runs of exactly these lists; `None` if they have not been trained."""
+) -> tuple[SkipFinding | None, tuple[str, ...]]:
+    """Judges the runs of exactly these lists once all have ended, and says what they lack."""
     own = folder.proof(choice.lists)
     if diagnosis.proof is None or not (own.path / STUDY).is_file():
-        return None
+        return None, ()
     study = open_study(own.path)
     statuses = study.journal.statuses(study.plan.trials)
-    lists = collect_results(study.plan, own, study.tag, statuses).results.configurations
-    if not all(each.values for each in lists):
-        return None
+    collected = collect_results(study.plan, own, study.tag, statuses)
+    lists, unfinished = collected.results.configurations, collected.results.unfinished
+    notes = tuple(note for note in (unfinished, *collected.notes) if note)
+    if unfinished or not all(each.values for each in lists):
+        return None, notes
     full, quantized = (
         results.configuration(diagnosis.configuration(precision, diagnosis.rank)) for precision in diagnosis.precisions
     )
-    return judge_skips(full, quantized, lists, choice, diagnosis.proof, results.metric)
+    if not common_seeds(full, quantized, *lists):
+        return None, (*notes, "No seed has finished runs of all lists and of both precisions.")
+    return judge_skips(full, quantized, lists, choice, diagnosis.proof, results.metric), notes
 
 
 def _utilization(diagnosis: Diagnosis, results: StudyResults) -> dict[str, Mapping[int, float]]:

@@ -178,6 +178,9 @@ def judge_skips(
     sentence += (
         f"buys back {ratio} of the loss by quantization. {_beside_random(random, rank, p_value, choice, metric)}"
     )
+    if set(seeds := common_seeds(full, quantized, *lists)) != {*proof.seeds}:
+        named = ", ".join(map(str, seeds))
+        sentence += f" It rests on {len(seeds)} of {len(proof.seeds)} seeds ({named}): the others lack a finished run."
     return SkipFinding(
         choice.modules, choice.share, ratio, over, p_value, random, rank, means, enough and better, sentence
     )

@@ -135,7 +135,10 @@ def _precisions_differ(similarity: AdapterSimilarity | None) -> tuple[State, str
     test = None if similarity is None else similarity.permutation
     if test is None:
         return State.MISSING, "Adapters of the quantized precision with seeds of their own (other_seeds) are needed."
-    numbers = f"(exact permutation of labels, p = {test.p_value:.3g} of {test.splits} splits"
+    kind = (
+        "exact permutation of labels" if test.is_exact else "random permutations of labels, that of the data included"
+    )
+    numbers = f"({kind}, p = {test.p_value:.3g} of {test.splits:,} splits"
     if test.p_value <= ERROR_RATE:
         return State.YES, f"Adapters of the two precisions differ by more than those of one precision {numbers})."
     least = f", least possible {test.least_p_value:.3g})"
@@ -184,6 +187,8 @@ def _merge_keeps_gain(merges: MergeRecoveries | None) -> tuple[State, str]:
     if found is None:
         return State.MISSING, "No merge was measured."
     sentence = f"Merged into the dequantized weights: {found}."
+    if found.judged and not found.has_gain:
+        return State.UNDECIDED, f"The adapter has no gain over its base that a merge could keep (gain {found.gain})."
     if not found.judged:
         return State.UNDECIDED, sentence
     if found.ratio.low >= KEPT:
@@ -223,9 +228,12 @@ def advise(
     quality, skip = by_name[VerdictName.NOT_WORSE], by_name[VerdictName.SKIP_LIST_PROVEN]
     saved = _savings(diagnosis, costs)
     use_quantized, use_full = [], []
-    if quality.state is State.YES:
-        use_quantized.append(f"{saved.cheaper or 'memory or time'} counts: {quality.sentence}")
-    elif saved.cheaper:
+    missing = []
+    if not saved.cheaper:
+        missing.append(f"It is not measured that {diagnosis.quantized} saves {MATTERS:g} % of memory or time.")
+    elif quality.state is State.YES:
+        use_quantized.append(f"{saved.cheaper} counts: {quality.sentence}")
+    else:
         doubt = "which is lost" if quality.state is State.NO else "of which a loss is not ruled out"
         use_quantized.append(f"{saved.cheaper} counts more than quality, {doubt}")
     if quality.state is State.NO:
@@ -235,13 +243,16 @@ def advise(
     if saved.dearer:
         use_full.append(f"{saved.dearer} counts")
     if merges is not None and _loses(merges, "requantized"):
-        use_full.append("the merged model has to be quantized again: that loses a part of the adapter's gain")
-    missing = tuple(
+        use_quantized.append(
+            "its adapter is kept apart or merged into the dequantized base: quantizing the merged model again loses a "
+            "part of the adapter's gain"
+        )
+    missing += [
         each.sentence
         for each in verdicts
         if each.state in {State.UNDECIDED, State.MISSING} and not (each is skip and diagnosis.proof is None)
-    )
-    return Advice(tuple(use_quantized), tuple(use_full), missing)
+    ]
+    return Advice(tuple(use_quantized), tuple(use_full), tuple(missing))
 
 
 @dataclass(frozen=True)
@@ -270,4 +281,4 @@ def _percent(found: Interval, word: str) -> str:
 
 def _loses(merges: MergeRecoveries, target: str) -> bool:
     found = next((each.recovery for each in merges.targets if each.target == target), None)
-    return found is not None and found.judged and found.ratio.high < KEPT
+    return found is not None and found.has_gain and found.ratio.high < KEPT

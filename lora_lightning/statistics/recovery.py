@@ -24,6 +24,11 @@ class Recovery:
     change: Interval
     judged: bool
 
+    @property
+    def has_gain(self) -> bool:
+        """Whether the adapter is clearly better than its base, so that there is something to keep."""
+        return self.judged and self.gain.low > 0
+
     def __str__(self) -> str:
         """Such as `recovery ratio 0.998 (95 % interval 0.991 to 1.004)`."""
         if self.judged:

@@ -90,14 +90,42 @@ def test_the_examples_are_those_of_the_split_and_some_of_them_are_spread() -> No
         assert [batch["mismatched"].tolist() for batch in examples.spread(rows).batches] == [[0], [70]]
 
 
-@pytest.mark.parametrize("column", ["question", "document"])
-def test_examples_of_several_rows_are_not_taken_apart(column: str) -> None:
-    """The windows of a question are in different batches."""
-    rows: Any = type("Rows", (), {"__getitem__": lambda _, index: {column: torch.tensor(index) % 8}})()
-    loader = SimpleNamespace(sampler=[[number, number + 8] for number in range(8)], dataset=rows)
+def of_batches(*batches: Any) -> SplitExamples:
+    rows: Any = type("Rows", (), {"__getitem__": lambda _, index: batches[index]})()
+    loader = SimpleNamespace(sampler=range(len(batches)), dataset=rows)
     module = SimpleNamespace(val_dataloader=lambda: loader, split_names=lambda _: ["val"])
-    examples = SplitExamples(QuestionAnsweringTask("nowhere"), SimpleNamespace(datamodule=module), "val")  # type: ignore[arg-type]
-    assert examples.spread(2) is examples
+    return SplitExamples(QuestionAnsweringTask("nowhere"), SimpleNamespace(datamodule=module), "val")  # type: ignore[arg-type]
+
+
+def test_questions_keep_all_their_windows() -> None:
+    """The windows of a question are in different batches."""
+    examples = of_batches(*({"question": torch.tensor([number, (number + 5) % 8])} for number in range(8)))
+    assert examples.spread(16) is examples
+    for rows, questions in ((1, [4]), (2, [4]), (3, [2, 6]), (4, [2, 6])):
+        batches = examples.spread(rows).batches
+        kept = sorted(question for batch in batches for question in batch["question"].tolist())
+        assert len(kept) == 2 * len(questions)
+        assert len({*kept}) == len(questions)
+
+
+def test_documents_are_whole_and_others_in_their_rows_do_not_count() -> None:
+    """Document 1 begins in the row in which document 0 ends; -1 is padding, and a prompt has no labels."""
+    documents = torch.tensor([[0, 0, 1, 1], [1, 1, 1, -1], [2, 2, -1, -1], [3, 3, 3, -1]])
+    labels = torch.where(documents < 0, -100, 5)
+    labels[2:, 0] = -100
+    examples = of_batches(*({"document": documents[i : i + 2], "labels": labels[i : i + 2]} for i in (0, 2)))
+    (batch,) = examples.spread(1).batches
+    assert batch["document"].tolist() == [[2, 2, -1, -1]]
+    first, second = examples.spread(2).batches  # documents 1 and 3
+    assert first["document"].tolist() == documents[:2].tolist()
+    assert first["labels"].tolist() == [[5, 5, 5, 5], [5, 5, 5, -100]]  # document 0 is whole, too
+    assert second["document"].tolist() == [[3, 3, 3, -1]]
+    torn = of_batches({"document": documents[:2].flip(0), "labels": labels[:2].flip(0)}).spread(1)
+    assert {label for batch in torn.batches for label in batch["labels"].flatten().tolist()} == {5, -100}
+    cut = of_batches({"document": torch.tensor([[0, 1], [1, 1], [2, 2]]), "labels": torch.full((3, 2), 5)})
+    only_first = cut.batches[0] | {"document": torch.tensor([[0, 1], [0, 0], [1, 1]])}
+    (kept,) = of_batches(only_first).spread(1).batches
+    assert kept["labels"].tolist() in ([[5, -100], [5, 5]], [[-100, 5], [5, 5]])
 
 
 def test_the_rank_of_a_folder_is_the_largest_of_its_layers(tmp_path: Path) -> None:

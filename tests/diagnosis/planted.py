@@ -150,9 +150,9 @@ def sensitivity(divergences: Sequence[float] = (0.012, 0.011, 0.01, 0.01, 0.01, 
     return Sensitivity("accuracy", 256, scores, (*kinds, *groups, *singles, joint), added, (), None)
 
 
-def merges(requantized: float = 0.998, judged: bool = True) -> MergeRecoveries:
+def merges(requantized: float = 0.998, judged: bool = True, dequantized: float = 1.0) -> MergeRecoveries:
     """The recovery ratio of each target."""
-    ratios = {"dequantized": 1.0, "original": 0.999, "requantized": requantized}
+    ratios = {"dequantized": dequantized, "original": 0.999, "requantized": requantized}
     targets = tuple(
         TargetRecovery(target, Recovery(near(ratio, 0.003), near(0.5), near(0.5 * (ratio - 1)), judged))
         for target, ratio in ratios.items()

@@ -29,9 +29,12 @@ def test_diagnosis_config_runs(
     config = yaml.safe_load(base.read_text())
     content |= {"base": str(base), "name": path.stem, "seeds": content["seeds"][:1], "ranks": content["ranks"][2:3]}
     content["compare"] = {"rank": content["compare"]["rank"]}
-    content["measure"] |= {"rows": 8, "singles": 2, "prompts": 1, "new_tokens": 2}
+    is_language_model = config["model"]["class_path"] == "CausalLanguageModelingTask"
+    rows = 2 if is_language_model else 8  # fewer than there are
+    content["measure"] |= {"rows": rows, "singles": 2, "prompts": 1, "new_tokens": 2}
     (tmp_path / "diagnosis.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     words = data_words(config["data"], tmp_path / "data")
+    words += ["--data.validation_share=0.6"] * is_language_model
     if config["data"]["class_path"] == "Clinc150DataModule":
         words = [f"--data.data_dir={save_tiny_clinc150(tmp_path / 'data', VARIANTS)}"]
     words += [f"--model.backbone={stand_in(config, tiny_backbone, tmp_path)}", f"--data.cache_dir={tmp_path}"]
@@ -44,8 +47,10 @@ def test_diagnosis_config_runs(
         assert found[part] is not None, part
     (pair,) = found["behaviors"]["pairs"]
     assert pair["predictions"]["rows"] > 0
-    is_language_model = config["model"]["class_path"] == "CausalLanguageModelingTask"
     assert (pair["greedy"] is not None) is is_language_model
+    assert found["sensitivity"]["examples"] == found["behaviors"]["examples"]
+    # Rows of 40 tokens hold several of the 22 documents that are held out.
+    assert 0 < found["sensitivity"]["examples"] <= (12 if is_language_model else 8)
     assert (pair["flips"] is not None) is not is_language_model
     assert len(found["sensitivity"]["scores"]) == len(found["errors"]["layers"]) > 4
     assert (found["sensitivity"]["skip"] is not None) is ("skip_modules" in content)

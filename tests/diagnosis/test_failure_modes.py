@@ -40,7 +40,7 @@ PLANTED = {
     "divergence beyond seed noise": lambda: replace(
         planted.healthy(), similarity=planted.similarity(by_precision=0.0, moved=4.0)
     ),
-    "merge drift": lambda: replace(planted.healthy(), merges=planted.merges(requantized=0.9)),
+    "merge drift": lambda: replace(planted.healthy(), merges=planted.merges(dequantized=0.9)),
     "sensitive layer": lambda: replace(
         planted.healthy(), sensitivity=planted.sensitivity((0.3, 0.011, 0.01, 0.01, 0.01, 0.009))
     ),
@@ -91,8 +91,9 @@ def test_a_rule_without_data_is_named() -> None:
 @pytest.mark.parametrize(
     "evidence",
     [
-        {"merges": planted.merges(requantized=0.9, judged=False)},  # noise over noise
-        {"merges": planted.merges(requantized=0.995)},
+        {"merges": planted.merges(dequantized=0.9, judged=False)},  # noise over noise
+        {"merges": planted.merges(dequantized=0.995)},
+        {"merges": planted.merges(requantized=0.5)},  # rounds a small update away, as expected
         {"similarity": replace(planted.similarity(), against_seeds=Interval(0.1, -0.1, 0.3))},
         {"sensitivity": planted.sensitivity((0.00009, 1e-7, 1e-7, 1e-7, 1e-7, 1e-7))},  # which nobody sees
         {"sensitivity": planted.sensitivity((0.04, 0.03, 0.03, 0.02, 0.02, 0.02))},

@@ -52,6 +52,19 @@ def judge(chosen: float, *random: float) -> Any:
     return judge_skips(runs("full", 0.92), runs("quantized", 0.84), lists, choice, proof, Metric("accuracy"))
 
 
+def test_seeds_without_all_runs_are_named() -> None:
+    assert "It rests on" not in judge(0.91).sentence
+    proof = SkipProof(seeds=(*planted.SEEDS, 77))
+    lists = [runs("sensitive modules", 0.91), runs("random list 1", 0.85)]
+    choice = replace(CHOICE, random_bytes=(1200,))
+    found = judge_skips(runs("full", 0.92), runs("quantized", 0.84), lists, choice, proof, Metric("accuracy"))
+    count = len(planted.SEEDS)
+    named = ", ".join(map(str, planted.SEEDS))
+    assert found.sentence.endswith(
+        f"It rests on {count} of {count + 1} seeds ({named}): the others lack a finished run."
+    )
+
+
 def test_a_list_that_buys_back_most_of_the_loss_is_proven() -> None:
     found = judge(0.91)
     assert found.proven

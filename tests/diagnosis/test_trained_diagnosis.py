@@ -39,7 +39,9 @@ from lora_lightning.lora.delta import adapter_deltas
 from lora_lightning.lora.variants.adalora import AdaLoraSettings
 from lora_lightning.statistics.jackknife import Interval
 from lora_lightning.studies.open_study import open_study
+from lora_lightning.studies.plan import StudyPlan
 from lora_lightning.studies.trial_numbers import TIMINGS
+from lora_lightning.studies.trial_results import StudyNotes, collect_results
 from lora_lightning.tasks import SequenceClassificationTask
 from lora_lightning.training.commands import prepare_command
 from tests.conftest import TinyBackbone
@@ -532,6 +534,18 @@ def test_a_list_is_trained_if_there_is_a_loss_to_buy_back(
     assert skip.modules == tuple(choice["modules"])
     assert not skip.proven  # one seed proves nothing
     assert set(skip.means) == {"float32, r = 4", "NF4, r = 4", "sensitive modules", "random list 1"}
+
+    def one_waits(plan: StudyPlan, *others: Any) -> StudyNotes:
+        """As with a second seed, of which a run has not ended."""
+        found = collect_results(plan, *others)
+        left = "The report is partial: 1 of 2" if plan.study.name.endswith("skip_modules") else ""
+        return replace(found, results=replace(found.results, unfinished=left))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lora_lightning.diagnosis.findings.collect_results", one_waits)
+        partial = findings(copied)
+    assert partial.skip is None
+    assert any("lists of modules to skip: The report is partial: 1 of 2" in note for note in partial.notes)
     (copied / "qlora.yaml").write_text(yaml.safe_dump(yaml.safe_load(path.read_text())["base"]))
     words = [f"--config={copied / 'qlora.yaml'}", "--model.quantization.bits=4"]
     merged = prepare_command("fit", [*words, f"--config={copied / 'skip_modules.yaml'}"]).model.quantization

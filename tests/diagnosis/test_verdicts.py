@@ -134,10 +134,36 @@ def test_a_merge_that_is_not_judged_decides_nothing() -> None:
     assert verdicts(merges=planted.merges(judged=False))[VerdictName.MERGE_KEEPS_GAIN].state is State.UNDECIDED
 
 
+def test_a_merge_of_an_adapter_without_gain_keeps_nothing() -> None:
+    """Its ratio is 1 all the same: the merge does as much harm as the adapter."""
+    targets = planted.merges().targets
+    harmful = [replace(each, recovery=replace(each.recovery, gain=planted.near(-0.5))) for each in targets]
+    found = verdicts(merges=replace(planted.merges(), targets=tuple(harmful)))[VerdictName.MERGE_KEEPS_GAIN]
+    assert found.state is State.UNDECIDED
+    assert found.sentence.startswith("The adapter has no gain over its base that a merge could keep (gain -0.5")
+
+
+def test_without_a_measured_saving_none_is_claimed() -> None:
+    own = list(verdicts().values())
+    found = advise(planted.diagnosis(), own, CostTable((), {}), None)
+    assert found.use_quantized == ()
+    assert "It is not measured that NF4 saves 5 % of memory or time." in found.missing
+
+
+def test_random_permutations_are_said() -> None:
+    similarity = planted.similarity()
+    assert similarity.permutation is not None
+    drawn = replace(similarity, permutation=replace(similarity.permutation, splits=100_000, is_exact=False))
+    found = verdicts(similarity=drawn)[VerdictName.PRECISIONS_DIFFER]
+    assert "random permutations of labels, that of the data included, p = " in found.sentence
+    assert "of 100,000 splits" in found.sentence
+
+
 def test_a_requantized_merge_that_loses_is_a_reason() -> None:
     own = list(verdicts(why_no_list="No proof was asked for.").values())
-    reasons = advise(planted.diagnosis(), own, costs(), planted.merges(requantized=0.8)).use_full
-    assert any("quantized again" in each for each in reasons)
+    reasons = advise(planted.diagnosis(), own, costs(), planted.merges(requantized=0.8))
+    assert any("kept apart or merged into the dequantized base" in each for each in reasons.use_quantized)
+    assert not any("quantiz" in each for each in reasons.use_full)  # no merge of that precision was measured
     proof = replace(planted.diagnosis(), proof=SkipProof(seeds=(0,)))
     assert "No proof was asked for." in advise(proof, own, costs(), planted.merges()).missing
 

@@ -66,6 +66,17 @@ def test_too_few_objects_or_unknown_distances_are_refused(matrix: Matrix, group:
         label_permutation(matrix, group)
 
 
-def test_more_splits_than_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="have 5,200,300 splits"):
-        label_permutation(np.zeros((26, 26)), 13)
+def test_of_many_splits_some_are_drawn_and_that_of_the_data_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = np.random.default_rng(0).normal(size=(21, 2))
+    points[9:] += 50
+    found = label_permutation(distances(points), 9)
+    assert (found.splits, found.is_exact) == (100_000, False)
+    assert found.p_value == found.least_p_value == 1e-5
+    near = distances(np.random.default_rng(1).normal(size=(14, 2)))
+    exact = label_permutation(near, 7)
+    monkeypatch.setattr("lora_lightning.statistics.permutation.MOST_SPLITS", 1000)
+    drawn = label_permutation(near, 7)
+    assert (exact.is_exact, drawn.is_exact) == (True, False)
+    assert drawn == label_permutation(near, 7)
+    assert drawn.statistic == exact.statistic
+    assert drawn.p_value == pytest.approx(exact.p_value, abs=0.01)
