@@ -94,7 +94,7 @@ def methods(benchmark: Benchmark, options: dict[str, Any], folder: Path) -> dict
 def write_study(name: str, data: Path, folder: Path) -> Path:
     """Writes the study; everything in it is known before its first run."""
     benchmark = BENCHMARKS[name]
-    options = {**benchmark.options, "data.data_dir": str(data.resolve())}
+    options = {**benchmark.options, "data.data_dir": str(data)}  # as given: results name no path of a machine
     study = {
         "base": str(ROOT / benchmark.config),
         "options": options,

@@ -7,10 +7,12 @@ claims whose studies have not been run. Both print what they wrote.
 
 Example:
     python benchmarks/study_results.py keep lightning_logs/studies/rank
+    python benchmarks/study_results.py keep FOLDER --written_by "allocation.py clinc150 --data DATA"
     python benchmarks/study_results.py page
 """
 
 import argparse
+import ast
 import json
 import shutil
 from collections.abc import Iterator
@@ -45,12 +47,13 @@ PART, CLAIMS = "page.md", "claims.md"  # of a study, for the page
 HEADINGS = ("claim", "source", "verdict", "found, with 95 % interval", "claimed", "study")
 
 
-def keep(source: Path, results: Path = RESULTS) -> Path:
+def keep(source: Path, results: Path = RESULTS, written_by: str | None = None) -> Path:
     """Copies a study, and writes its report and its part of the page.
 
     Args:
         source: The folder of the study. Before its first tested run there is no report.
         results: Where to.
+        written_by: The script in benchmarks/ that wrote the study, with its arguments, if `configs/studies` lacks it.
 
     Returns:
         The folder of the copy.
@@ -75,7 +78,7 @@ def keep(source: Path, results: Path = RESULTS) -> Path:
     write_trial_table(plan, study.folder, statuses)
     shutil.copyfile(source / "results.csv", target / "results.csv")
     (target / CLAIMS).write_text("".join(f"{line}\n" for line in claim_lines(source.name, audit)))
-    (target / PART).write_text("".join(f"{line}\n" for line in study_lines(source.name, study, audit, target)))
+    (target / PART).write_text("".join(f"{line}\n" for line in study_lines(study, audit, target, written_by)))
     return target
 
 
@@ -106,12 +109,23 @@ def claim_lines(name: str, audit: StudyAudit) -> Iterator[str]:
         yield table_row(row.claim, row.source, f"**{row.verdict}**", found, row.claimed, f"[{name}](#{name})")
 
 
-def study_lines(name: str, study: OpenStudy, audit: StudyAudit, folder: Path) -> Iterator[str]:
-    """The question, the answer, a figure and a table of a study."""
+def question_and_commands(name: str, written_by: str | None) -> tuple[str, list[str]]:
+    """What a study asks and how it is run: the comments of its YAML file, or how its script starts."""
+    if written_by is not None:
+        script = ast.parse((ROOT / "benchmarks" / written_by.split()[0]).read_text())
+        paragraphs = (ast.get_docstring(script) or "").split("\n\n")
+        return " ".join("\n\n".join(paragraphs[:2]).split()), [f"python benchmarks/{written_by}"]
     path = next(STUDIES.rglob(f"{name}.yaml"), None)
     comments = [line.removeprefix("# ") for line in path.read_text().splitlines() if line[:1] == "#"] if path else []
     commands = [line for line in comments if line.startswith("lora-lightning")]
-    yield from (f"## {name}", "", " ".join(line for line in comments if line not in commands), "")
+    return " ".join(line for line in comments if line not in commands), commands
+
+
+def study_lines(study: OpenStudy, audit: StudyAudit, folder: Path, written_by: str | None) -> Iterator[str]:
+    """The question, the answer, a figure and a table of a study."""
+    name = folder.name
+    question, commands = question_and_commands(name, written_by)
+    yield from (f"## {name}", "", question, "")
     yield from (audit.analysis.recommendation.answer, "")
     figures = [each for each in FIGURES if (folder / "report" / "figures" / f"{each}.png").is_file()]
     for figure in figures[:1]:
@@ -198,9 +212,10 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     keeping = commands.add_parser("keep", help="copy a study into docs/results")
     keeping.add_argument("study", type=Path, metavar="FOLDER")
+    keeping.add_argument("--written_by", metavar="COMMAND", help="script in benchmarks/ and its arguments, if one was")
     commands.add_parser("page", help="write docs/results/README.md")
     options = parser.parse_args()
-    print(keep(options.study) if options.command == "keep" else page())
+    print(keep(options.study, written_by=options.written_by) if options.command == "keep" else page())
 
 
 if __name__ == "__main__":

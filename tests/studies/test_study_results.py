@@ -30,6 +30,14 @@ def test_what_is_kept_gives_the_same_verdicts_without_weights(folder: Path, tmp_
     assert second.results.configuration("r = 4 truncated to 2").outcomes.keys() == {0, 1}
 
 
+def test_a_study_of_a_script_has_its_question_and_command(folder: Path, tmp_path: Path) -> None:
+    study_results.keep(folder / "small", tmp_path, written_by="allocation.py clinc150 --data FOLDER")
+    page = study_results.page(tmp_path).read_text()
+    assert "Does choosing ranks by measurement beat one rank for all?" in page
+    assert "`python benchmarks/allocation.py clinc150 --data FOLDER`" in page
+    assert "Example:" not in page
+
+
 def test_the_page_has_answers_claims_and_what_was_not_run(folder: Path, tmp_path: Path) -> None:
     study_results.keep(folder / "small", tmp_path)
     study_results.keep(folder / "small", tmp_path)  # again, when the study has gone on
