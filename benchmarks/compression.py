@@ -37,21 +37,29 @@ def trained(data: Path, folder: Path, name: str, rank: int, seed: int) -> RunRec
     return train(CONFIG, overrides, resume=True)
 
 
+def timed_training(data: Path, folder: Path, seed: int) -> tuple[RunRecord, float]:
+    """The run that is compressed, and the CPU seconds that it took when it was trained."""
+    path = folder / f"training_seed_{seed}.json"
+    start = time.process_time()
+    run = trained(data, folder, f"r{RANK}_seed{seed}", RANK, seed)
+    if not path.exists():
+        path.write_text(json.dumps(time.process_time() - start))
+    return run, float(json.loads(path.read_text()))
+
+
 def measured(data: Path, folder: Path, seed: int) -> dict[str, Any]:
     """Trains, compresses, trains at k, and compares."""
     path = folder / f"seed_{seed}.json"
     if path.exists():
         found: dict[str, Any] = json.loads(path.read_text())
         return found
+    run, training = timed_training(data, folder, seed)
     start = time.process_time()
-    run = trained(data, folder, f"r{RANK}_seed{seed}", RANK, seed)
-    training = time.process_time() - start
-    start = time.process_time()
-    first = compress(run.folder, folder / f"compressed_seed{seed}", overwrite=True, report=print)
+    first = compress(run.folder, folder / f"compressed_seed{seed}", ranks="all", overwrite=True, report=print)
     cost = time.process_time() - start
     rival = trained(data, folder, f"r{first.k}_seed{seed}", first.k, seed)
     output = folder / f"compared_seed{seed}"
-    result = compress(run.folder, output, trained_at_k=[rival.folder], overwrite=True, report=print)
+    result = compress(run.folder, output, ranks="all", trained_at_k=[rival.folder], overwrite=True, report=print)
     found = {
         "seed": seed,
         "training_cpu_seconds": training,
