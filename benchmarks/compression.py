@@ -68,6 +68,8 @@ def measured(data: Path, folder: Path, seed: int) -> dict[str, Any]:
         "test_metrics_trained_at_k": rival.metrics["test"],
         "compression": {**result.as_json(), "source": run.folder.name, "output": output.name},
     }
+    for each in (*found["compression"]["validation"], found["compression"]["test"], found["compression"]["full_test"]):
+        del each["ranks"]  # by layer: they are in the folder that was written
     path.write_text(json.dumps(found, indent=1) + "\n")
     return found
 
