@@ -264,6 +264,16 @@ def test_the_second_base_of_the_merge_check_is_counted_and_other_monitors_are_na
     assert any("(MergeEquivalence) hold is not counted, but for the second base" in note for note in checked.notes)
 
 
+def test_validation_has_rows_of_its_own_length(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
+    for name, words in (("train", 3), ("val", 12)):
+        (tmp_path / f"{name}.csv").write_text("text,label\n" + f"{' '.join(['w1'] * words)},a\nw2,b\n" * 2)
+    words = [f"--config={CONFIGS / 'text_classification' / 'minilm_lora.yaml'}"]
+    words += [f"--model.backbone={tiny_backbone('bert')}", "--model.lora.modules_to_save=null"]
+    words += [f"--data.train_file={tmp_path / 'train.csv'}", f"--data.validation_file={tmp_path / 'val.csv'}"]
+    training = read_settings([*words, f"--data.cache_dir={tmp_path}"])
+    assert training.evaluation_tokens - training.tokens == 12 - 3
+
+
 def measured(words: list[str]) -> memory.Measure:
     """What a training in the config's own precision holds."""
     training = read_settings(words)
