@@ -15,6 +15,7 @@ from lora_lightning.artefacts.data_options import check_data_module, keep_data_o
 from lora_lightning.artefacts.finished_run import opened_task
 from lora_lightning.artefacts.observers import RandomTokenObserver
 from lora_lightning.artefacts.opened import OpenedAdapter
+from lora_lightning.artefacts.saved_threshold import KeptThreshold, decision_options, saved_threshold
 from lora_lightning.backbones import load_tokenizer
 from lora_lightning.backbones.adapter_config import ANSWERS, AdapterConfig, read_adapter_config
 from lora_lightning.backbones.adapter_labels import LABELS, has_numbered_names, read_label_space
@@ -73,9 +74,12 @@ def open_adapter_folder(folder: Path, arguments: Sequence[str] = ()) -> OpenedAd
     if labels is not None:
         task.adopt_labels(labels)
     task.check_data(datamodule)
+    threshold = saved_threshold(config, task.threshold_name)
+    task.set_threshold(threshold)
     tokenizer = _tokenizer(config)
     task.network, notes = load_adapter(config, weights, labels, tokenizer)
     trainer = Trainer(
+        callbacks=[] if threshold is None else [KeptThreshold()],
         accelerator="auto",
         devices=1,
         logger=False,
@@ -86,8 +90,11 @@ def open_adapter_folder(folder: Path, arguments: Sequence[str] = ()) -> OpenedAd
     )
     trainer.validate(task, datamodule=datamodule, verbose=False)
     notes = (*_base_notes(config), *notes, *label_notes, *_tokenizer_notes(tokenizer, datamodule.tokenizer))
+    if threshold is None and task.threshold is not None:
+        notes = (*notes, f"the adapter has no {task.threshold_name}; {task.threshold:.4g} was chosen on these rows.")
     opened = opened_task(folder, task, trainer, datamodule, notes=notes)
-    return replace(opened, backbone=config.base, tokenizer=tokenizer, files={**opened.files, **files})
+    files = {**files, **opened.files} if threshold is None else {**opened.files, **files}
+    return replace(opened, backbone=config.base, tokenizer=tokenizer, files=files)
 
 
 def _check_labels(config: AdapterConfig, own: LabelSpace | None, space: LabelSpace) -> tuple[LabelSpace, Notes]:
@@ -125,7 +132,7 @@ def _tokenizer_notes(own: PreTrainedTokenizerBase, of_base: PreTrainedTokenizerB
 
 def _prepare_task(config: AdapterConfig, words: Sequence[str]) -> tuple[AdaptationTask, Any]:
     fixed = [f"--model={TASKS[config.auto_class]}", f"--model.backbone={config.base}", "--model.lora=null"]
-    cli = prepare_command("fit", [*fixed, "--trainer.logger=false", *words])
+    cli = prepare_command("fit", [*fixed, *decision_options(config), "--trainer.logger=false", *words])
     return cli.model, cli.datamodule
 
 

@@ -1,6 +1,5 @@
 """Opens the best checkpoint of a run, with the run's validation data."""
 
-import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from peft import PeftModel
 from lora_lightning.artefacts.data_options import keep_run_options
 from lora_lightning.artefacts.observers import ValidationObserver
 from lora_lightning.artefacts.opened import OpenedAdapter
+from lora_lightning.artefacts.saved_threshold import KeptThreshold
 from lora_lightning.backbones.model_card import auto_class_of
 from lora_lightning.backbones.saved_base import REMEDY
 from lora_lightning.datamodules import AdaptationDataModule
@@ -19,14 +19,13 @@ from lora_lightning.errors import BackboneError, CheckpointError, ConfigurationE
 from lora_lightning.lora.delta import adapted_layers
 from lora_lightning.runs.record import RunRecord
 from lora_lightning.tasks import AdaptationTask
-from lora_lightning.tasks.held_out_batches import held_out_batches
+from lora_lightning.tasks.held_out_batches import validation_batches
 from lora_lightning.training.api import run_arguments
 from lora_lightning.training.commands import prepare_command
 from lora_lightning.training.evaluation import score_split
 from lora_lightning.training.fitting import check_same_labels
 from lora_lightning.training.lightning_cli import LoraLightningCLI
 
-ALL = sys.maxsize
 # How the run was trained must not decide how its adapter is compared: one process, float32, nothing but the model.
 PLAIN_TRAINER = {
     "trainer.accelerator": "auto",  # the run's GPU may not be here
@@ -98,6 +97,7 @@ class PreparedRun:
             LoraLightningError: If the base does not fit, or has changed.
         """
         cli = self.cli
+        cli.trainer.callbacks.append(KeptThreshold())  # type: ignore[attr-defined]
         score_split(cli, "validate")
         notes = []
         if cli.start.base is None:
@@ -116,7 +116,7 @@ def prepare_run(
     Args:
         folder: The run folder.
         arguments: Options of the data, and `--model.backbone`, that override those of the run, as on a command line.
-        validates: Whether the adapter is validated once it is opened; otherwise thresholds are those of the checkpoint.
+        validates: Whether the adapter is validated once it is opened; thresholds are those of the checkpoint anyway.
         needs_test: Whether data without test rows is refused.
 
     Returns:
@@ -184,7 +184,7 @@ def opened_task(
         notes: Sentences for the user.
 
     Returns:
-        The adapter model with all batches of the first validation split.
+        The adapter model with all batches of the validation splits.
 
     Raises:
         ConfigurationError: If it has no adapter, or if transformers has no class that would load the merged folder.
@@ -199,8 +199,8 @@ def opened_task(
             "and causal language models of transformers; choose another run."
         )
         raise ConfigurationError(msg)
-    batches = held_out_batches(trainer, ALL)
-    rows = sum(len(next(iter(batch.values()))) for batch in batches)
+    batches = validation_batches(trainer)
+    rows = sum(len(next(iter(batch.values()))) for found in batches.values() for batch in found)
     return OpenedAdapter(
         source=source,
         network=network,
@@ -209,7 +209,7 @@ def opened_task(
         tokenizer=datamodule.tokenizer,
         observer=ValidationObserver(task, trainer, batches),
         files=task.export_files(),
-        measured_on=f"{datamodule.split_names('val')[0]} of {type(datamodule).__name__}, {rows} rows",
+        measured_on=f"{' and '.join(batches)} of {type(datamodule).__name__}, {rows} rows",
         datasets=() if datamodule.hub_dataset is None else (datamodule.hub_dataset,),
         monitor=monitor,
         notes=notes,

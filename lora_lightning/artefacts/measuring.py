@@ -78,13 +78,14 @@ def _estimates(adapter: JackknifeMetrics | None, merged: JackknifeMetrics | None
     if adapter is None or merged is None:
         return ()
     before, after = adapter.values(), merged.values()
-    return tuple(_estimate(name, before[name], after[name]) for name in before if name in after)
+    return tuple(_estimate(*place, before[place], after[place]) for place in before if place in after)
 
 
-def _estimate(name: str, before: Values, after: Values) -> MetricEstimate:
+def _estimate(split: str, name: str, before: Values, after: Values) -> MetricEstimate:
     least, greatest = metric_range(name)
     change = jackknife_interval(after[0] - before[0], after[1] - before[1])
     return MetricEstimate(
+        split,
         name,
         jackknife_interval(*before).clipped(least, greatest),
         jackknife_interval(*after).clipped(least, greatest),

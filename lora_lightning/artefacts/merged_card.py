@@ -63,14 +63,14 @@ def base_model_name(backbone: str, given: str | None) -> str | None:
 
 
 def _results(opened: OpenedAdapter, measured: MergeMeasurement) -> list[EvalResult]:
-    split, _, rest = opened.measured_on.partition(" of ")
+    *_, rest = opened.measured_on.partition(" of ")
     dataset = opened.datasets[0] if opened.datasets else rest.partition(",")[0]
     return [
         EvalResult(
             task_type=AUTO_CLASSES[opened.auto_class][1],
             dataset_type=dataset,
             dataset_name=dataset,
-            dataset_split=split,
+            dataset_split=estimate.split,
             metric_type=estimate.name,
             metric_name=f"{estimate.name} (95 % interval {_ends(estimate.merged)})",
             metric_value=estimate.merged.value,
@@ -125,7 +125,7 @@ def _measurements(opened: OpenedAdapter, measured: MergeMeasurement) -> str:
     if measured.metrics:
         lines += ["| metric | adapter | merged | 95 % interval |", "| --- | ---: | ---: | --- |"]
         lines += [
-            f"| {each.name}{' (lower is better)' if each.name in LOWER_IS_BETTER else ''} | {each.adapter.value:.4f} "
+            f"| {measured.label(each)}{' (lower is better)' if each.name in LOWER_IS_BETTER else ''} | {each.adapter.value:.4f} "
             f"| {each.merged.value:.4f} | {_ends(each.merged)} |"
             for each in measured.metrics
         ]

@@ -21,7 +21,6 @@ from lora_lightning.tasks import AdaptationTask
 from lora_lightning.tasks.base import MODEL_INPUTS
 from lora_lightning.tasks.held_out_batches import (
     Batch,
-    first_validation_split,
     isolated_evaluation,
     network_replaced,
     on_device,
@@ -35,39 +34,44 @@ RANDOM_BATCHES, RANDOM_ROWS, RANDOM_TOKENS = 4, 4, 32
 
 
 class JackknifeMetrics:
-    """A task's metrics over all examples, and without each of several groups of them in turn.
+    """A task's metrics over all examples of each split, and without each of several groups of them in turn.
 
     Args:
         task: In evaluation mode.
-        groups: How many groups there are; at least one.
+        groups: How many groups there are, by split; at least one each.
     """
 
-    def __init__(self, task: AdaptationTask, groups: int) -> None:
-        self.task, self.split = task, first_validation_split(task)
+    def __init__(self, task: AdaptationTask, groups: Mapping[str, int]) -> None:
+        self.task, self.groups = task, groups
         self.overall = copy.deepcopy(task.metrics)
         reset_metrics(self.overall)
-        self.without = [copy.deepcopy(self.overall) for _ in range(groups)]
+        self.without = [copy.deepcopy(self.overall) for _ in range(max(groups.values()))]
 
-    def add(self, number: int, batch: Batch, found: Any) -> None:
-        """Adds a batch; its number decides its group."""
-        own, found = number % len(self.without), self.task.condense(batch, found)
+    def add(self, split: str, number: int, batch: Batch, found: Any) -> None:
+        """Adds a batch of a split; its number in the split decides its group."""
+        own, found = number % self.groups[split], self.task.condense(batch, found)
+        others = [metrics for group, metrics in enumerate(self.without[: self.groups[split]]) if group != own]
         with self._metrics_kept():
-            for metrics in (self.overall, *(other for group, other in enumerate(self.without) if group != own)):
+            for metrics in (self.overall, *others):
                 self.task.metrics = metrics
-                self.task.add_to_metrics(self.split, batch, found)
+                self.task.add_to_metrics(split, batch, found)
 
-    def values(self) -> dict[str, tuple[float, NDArray[np.float64]]]:
-        """Each metric over all examples, and without each group, (groups,); NaN if it has no value then."""
+    def values(self) -> dict[tuple[str, str], tuple[float, NDArray[np.float64]]]:
+        """Each metric by split and name: over all examples, and without each group, (groups,); NaN for no value."""
+        found = {}
         with self._metrics_kept():
-            overall, *without = (self._values_of(metrics) for metrics in (self.overall, *self.without))
-        return {
-            name: (value, np.array([values.get(name, math.nan) for values in without]))
-            for name, value in overall.items()
-        }
+            for split, groups in self.groups.items():
+                overall, *without = (
+                    self._values_of(split, metrics) for metrics in (self.overall, *self.without[:groups])
+                )
+                for name, value in overall.items():
+                    left_out = np.array([values.get(name, math.nan) for values in without])
+                    found[split, name] = (value, left_out)
+        return found
 
-    def _values_of(self, metrics: nn.ModuleDict) -> dict[str, float]:
+    def _values_of(self, split: str, metrics: nn.ModuleDict) -> dict[str, float]:
         self.task.metrics = metrics
-        return self.task.metric_values(self.split)
+        return self.task.metric_values(split)
 
     @contextmanager
     def _metrics_kept(self) -> Iterator[None]:
@@ -119,19 +123,22 @@ class Observer(ABC):
 
 
 class ValidationObserver(Observer):
-    """The first validation split of a data module, with the task's metrics.
+    """The validation splits of a data module, with the task's metrics.
 
     Args:
-        task: Its network is the adapter model, and its metrics are those of the split.
+        task: Its network is the adapter model, and its metrics are those of the splits.
         trainer: Has validated the task.
-        batches: Of the split.
+        batches: By split.
     """
 
     has_labels = True
 
-    def __init__(self, task: AdaptationTask, trainer: Trainer, batches: list[Batch]) -> None:
-        super().__init__(task.adapted_network, split_rows(batches, GROUPS))
+    def __init__(self, task: AdaptationTask, trainer: Trainer, batches: Mapping[str, list[Batch]]) -> None:
+        pieces = {split: split_rows(found, GROUPS) for split, found in batches.items()}
+        super().__init__(task.adapted_network, [batch for found in pieces.values() for batch in found])
         self.task, self.trainer = task, trainer
+        self.places = [(split, number) for split, found in pieces.items() for number in range(len(found))]
+        self.groups = {split: min(GROUPS, len(found)) for split, found in pieces.items() if found}
 
     def replaced(self, model: PreTrainedModel) -> Any:
         """The task runs another model."""
@@ -143,7 +150,7 @@ class ValidationObserver(Observer):
 
     def new_metrics(self) -> JackknifeMetrics:
         """Empty metrics of all examples and of ten groups."""
-        return JackknifeMetrics(self.task, min(GROUPS, len(self.batches)))
+        return JackknifeMetrics(self.task, self.groups)
 
     def observe(self, numbers: Sequence[int], metrics: JackknifeMetrics | None = None) -> list[Outputs]:
         """What the task makes of the batches."""
@@ -154,7 +161,7 @@ class ValidationObserver(Observer):
                 found = self.task.evaluate(batch)
                 outputs.append(self.task.outputs(batch, found).on_host())
                 if metrics is not None:
-                    metrics.add(number, batch, found)
+                    metrics.add(*self.places[number], batch, found)
         return outputs
 
     @property

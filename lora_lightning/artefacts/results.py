@@ -20,12 +20,14 @@ class MetricEstimate:
     metric has no value on some of them.
 
     Attributes:
+        split: Of the examples, such as `val` or `val_mismatched`.
         name: Such as `accuracy`.
         adapter: Of the adapter beside its base.
         merged: Of the merged model.
         change: Merged minus adapter, on the same examples.
     """
 
+    split: str
     name: str
     adapter: Interval
     merged: Interval
@@ -55,6 +57,11 @@ class MergeMeasurement:
     metrics: tuple[MetricEstimate, ...]
     size: int
     failure: str | None = None
+
+    def label(self, estimate: MetricEstimate) -> str:
+        """The name of a metric, with its split if there are several."""
+        several = len({each.split for each in self.metrics}) > 1
+        return f"{estimate.split}/{estimate.name}" if several else estimate.name
 
 
 @dataclass(frozen=True)

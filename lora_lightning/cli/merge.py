@@ -36,7 +36,7 @@ examples, complete:
   lora-lightning merge ADAPTER --output merged --config DATA.yaml --data.data_dir FOLDER
   hf upload my-name/my-model merged                              (uploads the folder to the hub)
 
-data: a run is compared on its own validation split, which --data.* options change, and --model.backbone FOLDER says
+data: a run is compared on its own validation data, which --data.* options change, and --model.backbone FOLDER says
 where its base model is now. A bare adapter needs a YAML file
 with `data:` (class_path and init_args), or --data CLASS and --data.* options; without them it is compared on random
 tokens, and its gain over the base is not judged.
@@ -188,7 +188,7 @@ def _metrics_table(found: "MergeMeasurement") -> Table:
     for each in found.metrics:
         arrow = " (lower is better)" if each.name in LOWER_IS_BETTER else ""
         values = (f"{each.adapter.value:.4f}", f"{each.merged.value:.4f}", _ends(each.merged))
-        table.add_row(each.name + arrow, *values, f"{each.change.value:+.4f}", _ends(each.change, "+"))
+        table.add_row(found.label(each) + arrow, *values, f"{each.change.value:+.4f}", _ends(each.change, "+"))
     return table
 
 

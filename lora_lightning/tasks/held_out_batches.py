@@ -1,6 +1,7 @@
 """A few held-out batches, and the outputs of a state of the model for them."""
 
 import copy
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple, cast
@@ -36,6 +37,15 @@ class Observation(NamedTuple):
 def held_out_batches(trainer: Trainer, count: int) -> list[Batch]:
     """Some of this process's validation batches, spread evenly, on the host; collated without workers."""
     return some_batches(trainer.datamodule.val_dataloader(), count)  # type: ignore[attr-defined]
+
+
+def validation_batches(trainer: Trainer) -> dict[str, list[Batch]]:
+    """All validation batches of this process by split, in the order of the loaders, on the host."""
+    datamodule = trainer.datamodule  # type: ignore[attr-defined]
+    loaders = datamodule.val_dataloader()
+    each = loaders if isinstance(loaders, list) else [loaders]
+    splits = datamodule.split_names("val")
+    return {split: some_batches(loader, sys.maxsize) for split, loader in zip(splits, each, strict=True)}
 
 
 def some_batches(loaders: Any, count: int) -> list[Batch]:

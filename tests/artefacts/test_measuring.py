@@ -29,7 +29,7 @@ from lora_lightning.statistics import Interval, jackknife_interval
 def test_ends_are_values_that_the_metric_can_have(name: str, value: float, ends: tuple[float, float]) -> None:
     without = value + 0.01 * np.linspace(-1.0, 1.0, 10)
     wide = jackknife_interval(value, without)
-    found = _estimate(name, (value, without), (value, without))
+    found = _estimate("val", name, (value, without), (value, without))
     expected = Interval(value, max(wide.low, ends[0]), min(wide.high, ends[1]))
     assert found.merged == found.adapter == expected
     assert found.merged.high - found.merged.low < wide.high - wide.low or wide == expected
@@ -37,7 +37,7 @@ def test_ends_are_values_that_the_metric_can_have(name: str, value: float, ends:
 
 
 def test_no_interval_stays_none() -> None:
-    found = _estimate("accuracy", (1.0, np.array([1.0, np.nan])), (1.0, np.array([1.0, np.nan])))
+    found = _estimate("val", "accuracy", (1.0, np.array([1.0, np.nan])), (1.0, np.array([1.0, np.nan])))
     assert math.isnan(found.merged.low)
     assert math.isnan(found.merged.high)
 
