@@ -35,12 +35,16 @@ class Benchmark(NamedTuple):
         options: That all runs have.
         steps: Optimizer steps of a run, for AdaLoRA's schedule.
         objective: The metric that decides.
+        rates: Learning rates that are tried, a factor of 2 apart, and more of them beyond the best one at an end.
+        measured_rate: That of the run whose spectrum is measured.
     """
 
     config: str
     options: dict[str, Any]
     steps: int
     objective: str
+    rates: tuple[float, ...]
+    measured_rate: float
 
 
 BENCHMARKS = {
@@ -49,12 +53,16 @@ BENCHMARKS = {
         {"data.variant": "small", "trainer.max_epochs": 2},
         476,
         "in_scope_accuracy",
+        (5.0e-4, 1.0e-3, 2.0e-3, 4.0e-3),
+        1.0e-3,
     ),
     "stsb": Benchmark(
         "configs/glue/stsb_minilm_lora.yaml",
-        {"data.test_share": 0.2, "data.split_seed": 0, "trainer.max_epochs": 3},
-        430,
+        {"data.test_share": 0.2, "data.split_seed": 0, "trainer.max_epochs": 2},
+        288,
         "pearson",
+        (2.0e-3, 4.0e-3, 8.0e-3),
+        4.0e-3,
     ),
 }
 
@@ -64,17 +72,18 @@ def uniform(rank: int) -> dict[str, Any]:
     return {"model.lora.r": rank, "model.lora.lora_alpha": 2 * rank}
 
 
-def measured_run(config: Path, options: dict[str, Any], folder: Path) -> RunRecord:
+def measured_run(benchmark: Benchmark, options: dict[str, Any], folder: Path) -> RunRecord:
     """The run whose spectrum is measured; trained unless it is there."""
     logger = {"class_path": "TensorBoardLogger", "init_args": {"save_dir": str(folder), "name": "measured"}}
-    overrides = {**options, **uniform(MEASURED_RANK), "seed_everything": SEED, "trainer.logger": logger}
-    return train(config, {**overrides, "test_after_fit": False}, resume=True)
+    settings = {"model.optimization.learning_rate": benchmark.measured_rate, "seed_everything": SEED}
+    overrides = {**options, **uniform(MEASURED_RANK), **settings, "trainer.logger": logger}
+    return train(ROOT / benchmark.config, {**overrides, "test_after_fit": False}, resume=True)
 
 
 def methods(benchmark: Benchmark, options: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
     """Options by method."""
     config = ROOT / benchmark.config
-    run = measured_run(config, options, folder)
+    run = measured_run(benchmark, options, folder)
     found: dict[str, dict[str, Any]] = {"uniform": uniform(RANK)}
     for name, source in (
         ("spectrum", {"run": run.folder}),
@@ -99,7 +108,7 @@ def write_study(name: str, data: Path, folder: Path) -> Path:
         "base": str(ROOT / benchmark.config),
         "options": options,
         "axes": {"ranks": methods(benchmark, options, folder)},
-        "learning_rate": {"values": [5.0e-4, 1.0e-3, 2.0e-3, 4.0e-3], "seeds": [SEED], "extend": 2},
+        "learning_rate": {"values": list(benchmark.rates), "seeds": [SEED], "extend": 2},
         "seeds": [0, 1, 2, 3, 4],
         "objective": benchmark.objective,
         "margin": 0.5,

@@ -39,6 +39,7 @@ from lora_lightning.artefacts.plain_adapter import (
     logit_tolerance,
     logits_of_some_rows,
     release_weights,
+    weight_bytes,
     write_adapter,
 )
 from lora_lightning.artefacts.rank_trials import Comparison, RankChoice, RankTrials, shown_ends
@@ -120,6 +121,7 @@ class CompressJob:
         overwrite: bool = False,
     ) -> None:
         self.opened: OpenedAdapter = run.open()
+        self.adapter = run.record.adapter
         self.output, self.options, self.report, self.overwrite = output, options, report, overwrite
         observer = cast("ValidationObserver", self.opened.observer)
         self.task: AdaptationTask = observer.task
@@ -183,7 +185,8 @@ class CompressJob:
         """Exports the adapter and loads it as anybody would; what is truncated is what the run's folder stores."""
         self.report("exporting the adapter as plain LoRA, and loading it on a fresh base")
         own = self.opened.network
-        size = write_adapter(self.opened, self.task, own, folder)
+        written = write_adapter(self.opened, self.task, own, folder)
+        size = written if self.adapter is None else weight_bytes(self.adapter)  # in the run's precision, maybe 16 bits
         self._check_targets(_facts_if_compressed(read_adapter_facts(folder), self.options.layout))
         before = logits_of_some_rows(self.opened, own)
         with without_adapters(own):

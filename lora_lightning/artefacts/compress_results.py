@@ -57,9 +57,9 @@ class Sizes:
     """Bytes of the weight file.
 
     Attributes:
-        full: Of the adapter as it was trained.
+        full: Of the run's own adapter, in the run's precision.
         kept: Of the ranks that are enough, without padding.
-        written: Of the folder that was written.
+        written: Of the folder that was written, in float32.
     """
 
     full: int

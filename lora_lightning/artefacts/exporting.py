@@ -55,7 +55,7 @@ def export_adapter(
     base = name_base(
         base_model_id, BaseIdentity.from_saved(config.file(f"{BASE_MODEL}.json")), allowed=allow_other_base
     )
-    if warning := _unfinished(folder.parent) if folder.name == ADAPTER_FOLDER else "":
+    if warning := unfinished_warning(folder.parent) if folder.name == ADAPTER_FOLDER else "":
         warnings.warn(warning, stacklevel=2)
     with new_folder(output, overwrite=overwrite, marker=ADAPTER) as draft:
         _copy_files(folder, draft)
@@ -63,8 +63,15 @@ def export_adapter(
     return base
 
 
-def _unfinished(run: Path) -> str:
-    """Says that a run has not finished, and of which step its adapter is; empty if it has, or if this is no run."""
+def unfinished_warning(run: Path) -> str:
+    """Says that a run has not finished, and of which step its exported adapter is.
+
+    Args:
+        run: A run folder, or another one.
+
+    Returns:
+        A sentence; empty if it has finished, or if this is no run.
+    """
     if not (run / CONFIG).is_file() or (record := RunRecord.load(run)).trainable_parameters:
         return ""
     exported, last = _step(record.checkpoint), _step(record.last_checkpoint)
@@ -73,7 +80,7 @@ def _unfinished(run: Path) -> str:
     of_step = "" if exported is None else f": the adapter is that of step {exported}, {best}{since}"
     remedy = f"`lora-lightning fit --config {run / CONFIG} --resume auto` resumes it."
     if record.state == "running":
-        remedy = "export it again once it has."
+        remedy = "start this command again once it has."
     return f"the run {run} is {record.state}, so its training has not finished{of_step}; {remedy}"
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lora_lightning.analysis.gradient_spectrum import gradient_spectra
 from lora_lightning.analysis.rank_choices import Ranks
+from lora_lightning.artefacts.exporting import unfinished_warning
 from lora_lightning.artefacts.finished_run import PLAIN_TRAINER
 from lora_lightning.artefacts.saved_updates import saved_updates
 from lora_lightning.errors import CheckpointError, ConfigurationError, DataError
@@ -89,6 +90,12 @@ def check_settings(lora: LoraSettings | None, adapter: str | None, source: str) 
             "target_modules alone."
         )
         raise ConfigurationError(msg)
+    if lora.init_lora_weights == "orthogonal":
+        msg = (
+            f"{source} sets model.lora.init_lora_weights to orthogonal, which needs even ranks, but this command chooses "
+            "any; measure with another initialization, such as true."
+        )
+        raise ConfigurationError(msg)
     for variant in chosen_variants(lora):
         if variant.chooses_ranks:
             msg = f"{source} sets {variant.title}, which chooses ranks itself; leave one of the two out."
@@ -115,6 +122,8 @@ def measure_run(folder: Path) -> MeasuredLayers:
     if record.adapter is None:
         msg = f"{source} has exported no adapter yet; train or resume it first."
         raise CheckpointError(msg)
+    if warning := unfinished_warning(folder):
+        warnings.warn(warning, stacklevel=2)
     updates = saved_updates(record.adapter)
     spectra = {each.module: each.scaling * decompose_factors(each.A, each.B)[1] for each in updates}
     sides = {each.module: (each.A.shape[1], each.B.shape[0]) for each in updates}

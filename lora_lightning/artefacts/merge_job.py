@@ -203,9 +203,10 @@ class MergeJob:
             reference = load_merged(folder, self.auto_class, opened.observer.device)
         found = run_in_fresh_process(folder, opened.auto_class, opened.observer, reference, opened.tokenizer)
         if clause := find_fresh_process_failure(found, self.tolerance if is_exact else ROUNDED_TOLERANCE):
-            msg = f"the merged folder is not the adapter model: {clause}; nothing was written."
+            model = "the adapter model" if is_exact else "what was merged in this process"
+            msg = f"the merged folder is not {model}: {clause}; nothing was written."
             raise VerificationError(msg)
-        return found
+        return found if is_exact else replace(found, reference="merged")
 
     def _write_card(self, folder: Path) -> None:
         measured = self.measurements[self.chosen]

@@ -124,10 +124,9 @@ def _measurements(opened: OpenedAdapter, measured: MergeMeasurement) -> str:
     lines = ["## Merge check", "", summary, ""]
     if measured.metrics:
         lines += ["| metric | adapter | merged | 95 % interval |", "| --- | ---: | ---: | --- |"]
-        lines += [
-            f"| {measured.label(each)}{' (lower is better)' if each.name in LOWER_IS_BETTER else ''} | {each.adapter.value:.4f} "
-            f"| {each.merged.value:.4f} | {_ends(each.merged)} |"
-            for each in measured.metrics
-        ]
+        for each in measured.metrics:
+            label = f"{measured.label(each)}{' (lower is better)' if each.name in LOWER_IS_BETTER else ''}"
+            values = f"{each.adapter.value:.4f} | {each.merged.value:.4f} | {_ends(each.merged)}"
+            lines.append(f"| {label} | {values} |")
         lines.append("")
     return "\n".join(lines)

@@ -53,6 +53,11 @@ def write_adapter(opened: OpenedAdapter, task: AdaptationTask, network: PeftMode
         files[f"{BASE_MODEL}.json"] = task.base_identity.as_dict()
     origin = read_json(opened.source / RUN).get("continued_from")
     export_model(network, opened.tokenizer, folder, files, continued_from=origin)
+    return weight_bytes(folder)
+
+
+def weight_bytes(folder: Path) -> int:
+    """Bytes of the weight files of an adapter folder."""
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 

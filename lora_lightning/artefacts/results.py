@@ -10,6 +10,7 @@ from lora_lightning.statistics import Interval, Recovery
 from lora_lightning.statistics.analysis import as_json
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
+FreshReference = Literal["adapter", "merged"]
 
 
 @dataclass(frozen=True)
@@ -69,16 +70,18 @@ class FreshProcessCheck:
     """What a new process found that loaded the folder with transformers alone.
 
     Attributes:
-        max_logit_difference: From the adapter model (`original` and `requantized`: from the merged model in this
-            process), largest absolute value.
+        max_logit_difference: From the reference, largest absolute value.
         max_difference_after_saving_again: Between the folder and what transformers saved of it and loaded once
             more; `None` if transformers cannot save it, as a model that was loaded in 4 bits.
-        largest_logit: Absolute, of the model that is compared with.
+        largest_logit: Absolute, of the reference.
+        reference: What it was compared with: the adapter model, or the merged model in this process where the merge
+            rounds (`original`, `requantized`, and all in 16 bits), because the merge itself moves the logits then.
     """
 
     max_logit_difference: float
     max_difference_after_saving_again: float | None
     largest_logit: float
+    reference: FreshReference = "adapter"
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ PLACES = {  # by AdaptationTask.threshold_name
 
 
 class KeptThreshold(Callback):
-    """Restores after a validation the threshold of before, since validation chooses one for the data that it is given."""
+    """Restores the threshold after a validation, which chooses one for the data that it is given."""
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remembers it; the checkpoint, if there is one, has been loaded."""
@@ -98,6 +98,5 @@ def saved_threshold(config: AdapterConfig, name: str | None) -> float | None:
 
 
 def _wrong(config: AdapterConfig, file: str, key: str, value: Any, allowed: str) -> CheckpointError:
-    return CheckpointError(
-        f"{config.folder / file}: {key} is {value!r}, but it must be {allowed}; export the adapter again, or correct it."
-    )
+    msg = f"{config.folder / file}: {key} is {value!r}, but it must be {allowed}; correct it, or export again."
+    return CheckpointError(msg)

@@ -136,8 +136,9 @@ def print_merge(result: "MergeResult") -> None:
 
 def _fresh_process_sentence(result: "MergeResult") -> str:
     found, again = result.fresh_process, result.fresh_process.max_difference_after_saving_again
-    text = f"fresh process, transformers alone: logits move by up to {found.max_logit_difference:.1e}"
-    return text if again is None else f"{text}, and by up to {again:.1e} after saving and loading once more"
+    model = "the adapter model's" if found.reference == "adapter" else "those of the merged model in this process"
+    text = f"fresh process, transformers alone: logits differ from {model} by up to {found.max_logit_difference:.1e}"
+    return text if again is None else f"{text}, and move by up to {again:.1e} after saving and loading once more"
 
 
 def _merges_table(result: "MergeResult") -> Table:

@@ -1,6 +1,7 @@
 """Ranks under a budget: what is written trains exactly the ranks and parameters that were announced."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,14 @@ def test_the_gradients_are_those_of_the_frozen_weights(tiny_backbone: TinyBackbo
         np.testing.assert_allclose(spectrum, values[: len(spectrum)], atol=1e-4 * values[0])
 
 
+def test_a_run_that_has_not_finished_is_named(run: RunRecord, tmp_path: Path) -> None:
+    unfinished = tmp_path / "run"
+    shutil.copytree(run.folder, unfinished)
+    (unfinished / "summary.json").unlink()
+    with pytest.warns(UserWarning, match="its training has not finished: the adapter is that of step"):
+        allocate(unfinished, budget="r=2", output=tmp_path / "ranks.yaml")
+
+
 def test_shuffled_ranks_are_the_same_ones_elsewhere(run: RunRecord, tmp_path: Path) -> None:
     found = allocate(run.folder, budget="r=2", output=tmp_path / "a.yaml")
     control = allocate(run.folder, budget="r=2", output=tmp_path / "b.yaml", shuffled=3)
@@ -269,6 +278,7 @@ def test_existing_files_are_kept_unless_told_otherwise(
     [
         (None, r"has no adapters \(model.lora: null\)"),
         ({"adalora": {"target_r": 2, "init_r": 3}}, "sets model.lora.adalora, which chooses ranks itself"),
+        ({"init_lora_weights": "orthogonal"}, "orthogonal, which needs even ranks"),
         ({"init_lora_weights": "eva"}, "sets model.lora.init_lora_weights eva, which chooses ranks itself"),
         (
             {"target_parameters": ["experts.down_proj"], "lora_dropout": 0.0},

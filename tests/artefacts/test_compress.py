@@ -121,6 +121,15 @@ def test_readers_without_patterns_compute_what_peft_computes(run: RunRecord, com
         assert float((logits_of(wrong) - original).abs().max()) > 10 * allowed
 
 
+def test_bytes_are_compared_with_the_file_that_the_run_wrote(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
+    run = train_tiny_run("intents", tiny_backbone("bert"), tmp_path / "run", trainer__precision="bf16-true")
+    assert run.adapter is not None
+    saved = run.adapter / "adapter_model.safetensors"
+    assert load_file(saved)["base_model.model.classifier.weight"].dtype is torch.bfloat16
+    result = compress(run.folder, tmp_path / "small", margin=ANY, ranks=[2])
+    assert result.sizes.full == saved.stat().st_size
+
+
 def test_the_folder_is_complete(run: RunRecord, compressed: CompressResult) -> None:
     names = {path.name for path in compressed.output.iterdir()}
     assert run.adapter is not None

@@ -116,7 +116,7 @@ def test_a_decision_threshold_of_the_run(tiny_backbone: TinyBackbone, merge_here
 @pytest.mark.parametrize("value", ["high", True, [0.5], float("nan")])
 def test_a_threshold_that_is_no_number(value: Any, run: RunRecord, merge_here: Merge, tmp_path: Path) -> None:
     adapter = changed_adapter(run, tmp_path / "adapter", "labels.json", out_of_scope_threshold=value)
-    with pytest.raises(CheckpointError, match="labels.json: out_of_scope_threshold is .* must be a number"):
+    with pytest.raises(CheckpointError, match=r"labels.json: out_of_scope_threshold is .* must be a number"):
         merge_here(adapter, config={"data": run.settings["data"]})
 
 
@@ -125,7 +125,7 @@ def test_a_length_that_is_no_number_of_tokens(
     value: Any, questions: RunRecord, merge_here: Merge, tmp_path: Path
 ) -> None:
     adapter = changed_adapter(questions, tmp_path / "adapter", "question_answering.json", max_answer_length=value)
-    with pytest.raises(CheckpointError, match="max_answer_length is .* must be a number of tokens above 0"):
+    with pytest.raises(CheckpointError, match=r"max_answer_length is .* must be a number of tokens above 0"):
         merge_here(adapter, config={"data": questions.settings["data"]})
 
 
@@ -138,7 +138,10 @@ def test_every_validation_split_is_compared(
         tiny_backbone("bert"),
         tmp_path / "run",
         checkpoint__monitor="val_matched/loss",
-        data={"class_path": "GlueDataModule", "init_args": {"data_dir": str(data), "task_name": "mnli", "allow_partial": True}},
+        data={
+            "class_path": "GlueDataModule",
+            "init_args": {"data_dir": str(data), "task_name": "mnli", "allow_partial": True},
+        },
     )
     result = merge_here(run.folder)
     assert result.measured_on == "val_matched and val_mismatched of GlueDataModule, 24 rows"

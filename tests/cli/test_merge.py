@@ -44,6 +44,7 @@ def test_it_prints_tables_and_writes_a_folder(
     printed = capsys.readouterr()
     assert "base" in printed.out
     assert "passes, written" in printed.out
+    assert "logits differ from those of the merged model in this process by up to 1.0e-07" in printed.out
     assert "not judged without data" in printed.out
     assert f"merged model: {output}" in printed.out
     assert "merging into the base weights in float32" in printed.err
@@ -64,6 +65,7 @@ def test_json_has_all_numbers_and_nothing_else_is_on_standard_output(
     assert found["measurements"][0]["difference"]["max_logit_difference"] < 1e-5
     assert found["measurements"][0]["failure"] is None
     assert found["fresh_process"]["max_logit_difference"] == 1e-7
+    assert found["fresh_process"]["reference"] == "adapter"
 
 
 def test_a_merge_that_fails_its_check_exits_with_3(
