@@ -92,8 +92,8 @@ def check_settings(lora: LoraSettings | None, adapter: str | None, source: str) 
         raise ConfigurationError(msg)
     if lora.init_lora_weights == "orthogonal":
         msg = (
-            f"{source} sets model.lora.init_lora_weights to orthogonal, which needs even ranks, but this command chooses "
-            "any; measure with another initialization, such as true."
+            f"{source} sets model.lora.init_lora_weights to orthogonal, which needs even ranks, but this command may "
+            "choose odd ones; measure with another initialization, such as true."
         )
         raise ConfigurationError(msg)
     for variant in chosen_variants(lora):
