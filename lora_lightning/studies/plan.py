@@ -12,6 +12,7 @@ from lora_lightning.studies.specification import RATE_OPTION, Study, label_of
 from lora_lightning.studies.trials import Configuration, Trial, make_configuration, make_trial
 
 RANK = "model.lora.r"
+RANKS_BY_LAYER = [parts_of(f"model.lora.{name}") for name in ("rank_pattern", "adalora")]  # then r is not the rank
 
 
 @dataclass(frozen=True)
@@ -256,11 +257,13 @@ def _sequence(study: Study, configurations: tuple[Configuration, ...], reference
 
 
 def rank_of(configuration: Configuration) -> float | None:
-    """Returns the rank that the options of a configuration set; `None` if they set none.
+    """Returns the rank that the options of a configuration set for all layers; `None` if they set none, or several.
 
     Args:
         configuration: The configuration.
     """
+    if any(value and parts_of(option)[:3] in RANKS_BY_LAYER for option, value in configuration.options.items()):
+        return None
     found = [value for option, value in configuration.options.items() if parts_of(option) == parts_of(RANK)]
     numbers = [float(value) for value in found if isinstance(value, int | float) and value > 0]
     return numbers[0] if numbers else None

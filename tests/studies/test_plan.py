@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from lora_lightning.errors import ConfigurationError
-from lora_lightning.studies.plan import StudyPlan, plan_study, rank_axis
+from lora_lightning.studies.plan import StudyPlan, plan_study, rank_axis, rank_of
 from lora_lightning.studies.study_file import read_study_file
 from tests.studies.small_study import save_study
 
@@ -63,6 +63,17 @@ def test_named_values_set_several_options(tmp_path: Path) -> None:
     assert [each.name for each in found.configurations] == ["full", "LoRA", "NF4"]
     assert [each.options for each in found.configurations] == list(methods.values())
     assert found.configurations[0].labels == {"method": "full"}
+
+
+def test_ranks_by_layer_are_no_rank(tmp_path: Path) -> None:
+    values = {
+        "uniform": {"model.lora.r": 8, "model.lora.rank_pattern": None},
+        "allocated": {"model.lora.r": 1, "model.init_args.lora.rank_pattern": {"query": 16}},
+        "AdaLoRA": {"model.lora.r": 8, "model.lora.adalora": {"target_r": 8}},
+        "pruned": {"model.lora.r": 8, "model.lora.adalora.target_r": 8},
+    }
+    found = plan(tmp_path, axes={"ranks": values}, derived=None, reference="uniform")
+    assert [rank_of(each) for each in found.configurations] == [8, None, None, None]
 
 
 def test_derived_values_may_use_earlier_ones(tmp_path: Path) -> None:
