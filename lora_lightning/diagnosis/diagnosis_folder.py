@@ -13,7 +13,7 @@ from lora_lightning.diagnosis.stored import as_json, from_json
 from lora_lightning.errors import ConfigurationError, DataError
 from lora_lightning.runs.files import save_text, write_error
 from lora_lightning.runs.save_dirs import DIAGNOSES
-from lora_lightning.studies.study_folder import StudyFolder, load_plan
+from lora_lightning.studies.study_folder import STUDY, StudyFolder, load_plan
 
 SETTINGS, MEASUREMENTS, PROOF, REPORT = "diagnosis_settings.json", "measurements", "skip_modules", "report"
 FINDINGS, SKIP_LIST = "diagnosis.json", "skip_modules.yaml"
@@ -57,6 +57,11 @@ class DiagnosisFolder:
             lists: The list and the random ones.
         """
         return StudyFolder(self.path / PROOF / _identity({"lists": [list(each) for each in lists]})[:8])
+
+    @property
+    def proofs(self) -> list[Path]:
+        """The folders of all studies of lists, of former choices too."""
+        return sorted(path.parent for path in (self.path / PROOF).glob(f"*/{STUDY}"))
 
     def save(self, diagnosis: Diagnosis) -> None:
         """Writes what the study's own file does not have. The folder must exist.

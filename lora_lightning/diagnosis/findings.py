@@ -21,16 +21,15 @@ from lora_lightning.diagnosis.finished_runs import FinishedRun, finished_runs
 from lora_lightning.diagnosis.measuring import BEHAVIOR, ERRORS, MERGES, SENSITIVITY, SIMILARITY, Measurer
 from lora_lightning.diagnosis.merge_recovery import MergeRecoveries
 from lora_lightning.diagnosis.model_behavior import Behaviors
+from lora_lightning.diagnosis.proof_runs import judge_proof
 from lora_lightning.diagnosis.rank_threshold import RankThreshold, find_rank_threshold
-from lora_lightning.diagnosis.sensitivity import Sensitivity, SkipChoice
-from lora_lightning.diagnosis.skip_proof import SkipFinding, judge_skips, reason_not_to_train
+from lora_lightning.diagnosis.sensitivity import Sensitivity
+from lora_lightning.diagnosis.skip_proof import SkipFinding, reason_not_to_train
 from lora_lightning.diagnosis.specification import Diagnosis
 from lora_lightning.diagnosis.verdicts import Advice, DiagnosisVerdict, State, advise, reach_verdicts
 from lora_lightning.errors import ConfigurationError, VerificationError
-from lora_lightning.statistics.pairing import common_seeds
 from lora_lightning.statistics.study_results import Metric, StudyResults
-from lora_lightning.studies.open_study import OpenStudy, open_study
-from lora_lightning.studies.study_folder import STUDY
+from lora_lightning.studies.open_study import OpenStudy
 from lora_lightning.studies.trial_results import collect_results
 
 VALIDATION_LOSS = "val/loss"
@@ -121,7 +120,8 @@ def collect_findings(diagnosis: Diagnosis, folder: DiagnosisFolder, study: OpenS
     skip: SkipFinding | None = None
     proof_notes: tuple[str, ...] = ()
     if choice is not None and not why_not:
-        skip, proof_notes = _judge_proof(diagnosis, folder, results, choice)
+        proof = judge_proof(diagnosis, folder, study, runs, collected, choice)
+        skip, why_not, proof_notes = proof.finding, proof.reason, proof.notes
     evidence = Evidence(
         ranks,
         similarity,
@@ -185,28 +185,6 @@ def check_required(diagnosis: Diagnosis, findings: Findings) -> None:
         if verdict.name in diagnosis.require and verdict.state is not State.YES:
             msg = f"the required verdict {verdict.name} is not reached ({verdict.state}): {verdict.sentence}"
             raise VerificationError(msg)
-
-
-def _judge_proof(
-    diagnosis: Diagnosis, folder: DiagnosisFolder, results: StudyResults, choice: SkipChoice
-) -> tuple[SkipFinding | None, tuple[str, ...]]:
-    """Judges the runs of exactly these lists once all have ended, and says what they lack."""
-    own = folder.proof(choice.lists)
-    if diagnosis.proof is None or not (own.path / STUDY).is_file():
-        return None, ()
-    study = open_study(own.path)
-    statuses = study.journal.statuses(study.plan.trials)
-    collected = collect_results(study.plan, own, study.tag, statuses)
-    lists, unfinished = collected.results.configurations, collected.results.unfinished
-    notes = tuple(note for note in (unfinished, *collected.notes) if note)
-    if unfinished or not all(each.values for each in lists):
-        return None, notes
-    full, quantized = (
-        results.configuration(diagnosis.configuration(precision, diagnosis.rank)) for precision in diagnosis.precisions
-    )
-    if not common_seeds(full, quantized, *lists):
-        return None, (*notes, "No seed has finished runs of all lists and of both precisions.")
-    return judge_skips(full, quantized, lists, choice, diagnosis.proof, results.metric), notes
 
 
 def _utilization(diagnosis: Diagnosis, results: StudyResults) -> dict[str, Mapping[int, float]]:

@@ -1,7 +1,7 @@
 """The finished runs of a diagnosis, and whether they can be compared."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from lora_lightning.runs.record import RunRecord
 from lora_lightning.studies.journal import TrialStatus
 from lora_lightning.studies.open_study import OpenStudy
 from lora_lightning.studies.plan import StudyPlan
-from lora_lightning.studies.same_inputs import base_identity, compare_facts
+from lora_lightning.studies.same_inputs import Runs, base_identity, compare_facts
 from lora_lightning.studies.study_folder import StudyFolder
 from lora_lightning.studies.trial_runs import base_configs, run_options
 from lora_lightning.studies.trials import Trial, make_trial
@@ -92,21 +92,21 @@ def finished_runs(study: OpenStudy) -> list[FinishedRun]:
             raise CheckpointError(msg)
         rank = int(configuration.options[RANK_AXIS])
         found.append(FinishedRun(configuration.labels[PRECISION_AXIS], rank, trial.seed, trial, record))
-    check_comparable(found)
+    check_comparable([(run.trial, run.record) for run in found])
     return found
 
 
-def check_comparable(runs: Sequence[FinishedRun]) -> None:
+def check_comparable(runs: Runs) -> None:
     """Refuses runs of different data, base models or labels.
 
     Args:
-        runs: Of all precisions, ranks and seeds.
+        runs: Of all precisions, ranks and seeds, and with lists of modules to skip.
 
     Raises:
         DataError: Names two runs that differ.
     """
     compare_facts(
-        [(run.trial, run.record) for run in runs],
+        runs,
         {
             "trained, validated or tested on other rows": lambda record: dict(record.data_fingerprint),
             "trained from another base model": base_identity,

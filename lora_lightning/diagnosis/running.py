@@ -1,10 +1,12 @@
 """Runs a diagnosis: checks it, starts its study, and the study of the list of modules to skip."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from lora_lightning.diagnosis.diagnosis_folder import DiagnosisFolder
 from lora_lightning.diagnosis.finished_runs import check_precisions, finished_runs
 from lora_lightning.diagnosis.measuring import SENSITIVITY, Measurer
+from lora_lightning.diagnosis.proof_runs import BUDGET_SPENT, hours_left
 from lora_lightning.diagnosis.rank_threshold import find_rank_threshold
 from lora_lightning.diagnosis.sensitivity import Sensitivity
 from lora_lightning.diagnosis.skip_proof import proof_study, reason_not_to_train
@@ -125,7 +127,11 @@ def start_proof(
     if why_not := reason_not_to_train(diagnosis, choice, find_rank_threshold(diagnosis, results).compared):
         report(why_not)
         return None
-    own = folder.proof(choice.lists)
+    own, hours = folder.proof(choice.lists), hours_left(folder, study, choice.lists)
+    if hours == 0 and own.path not in folder.proofs:
+        report(BUDGET_SPENT)
+        return None
     skipped = next(run.skipped for run in runs if run.precision == diagnosis.quantized)
-    plan = plan_study(proof_study(diagnosis, study.planned, choice, diagnosis.proof, skipped))
+    lists = proof_study(diagnosis, study.planned, choice, diagnosis.proof, skipped)
+    plan = plan_study(replace(lists, name=f"{lists.name}-{own.path.name}", budget=hours))
     return start_study(plan, own, check_study(plan, own), retry_failed=retry_failed)

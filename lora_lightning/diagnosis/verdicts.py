@@ -9,6 +9,7 @@ from lora_lightning.diagnosis.adapter_similarity import AdapterSimilarity
 from lora_lightning.diagnosis.costs import WEIGHTS, CostTable
 from lora_lightning.diagnosis.failure_modes import FailureMode
 from lora_lightning.diagnosis.merge_recovery import MergeRecoveries
+from lora_lightning.diagnosis.proof_runs import NOT_STARTED
 from lora_lightning.diagnosis.rank_threshold import RankThreshold
 from lora_lightning.diagnosis.skip_proof import SkipFinding
 from lora_lightning.diagnosis.specification import Diagnosis
@@ -77,7 +78,7 @@ def reach_verdicts(
     skip: SkipFinding | None,
     failures: Sequence[FailureMode],
     unchecked: Sequence[str] = (),
-    why_no_list: str = "",
+    why_no_list: str = NOT_STARTED,
 ) -> tuple[DiagnosisVerdict, ...]:
     """Reaches all verdicts.
 
@@ -89,7 +90,7 @@ def reach_verdicts(
         skip: Of the list of modules to skip.
         failures: The failure modes that were found.
         unchecked: Names of failure modes whose rules lack data.
-        why_no_list: Why no list is trained; empty if there is one to train.
+        why_no_list: Why no list was judged; not used if one was.
 
     Returns:
         One verdict for each name.
@@ -198,7 +199,7 @@ def _merge_keeps_gain(merges: MergeRecoveries | None) -> tuple[State, str]:
 
 def _skip_list(skip: SkipFinding | None, why_no_list: str) -> tuple[State, str]:
     if skip is None:
-        return State.MISSING, why_no_list or "The runs with the list have not finished."
+        return State.MISSING, why_no_list
     return State.YES if skip.proven else State.UNDECIDED, skip.sentence
 
 

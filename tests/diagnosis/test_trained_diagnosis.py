@@ -5,7 +5,7 @@ import math
 import re
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,10 @@ from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.delta import adapter_deltas
 from lora_lightning.lora.variants.adalora import AdaLoraSettings
 from lora_lightning.statistics.jackknife import Interval
+from lora_lightning.studies.journal import StudyJournal, TrialStatus
 from lora_lightning.studies.open_study import open_study
-from lora_lightning.studies.plan import StudyPlan
 from lora_lightning.studies.trial_numbers import TIMINGS
-from lora_lightning.studies.trial_results import StudyNotes, collect_results
+from lora_lightning.studies.trials import Trial
 from lora_lightning.tasks import SequenceClassificationTask
 from lora_lightning.training.commands import prepare_command
 from tests.conftest import TinyBackbone
@@ -494,6 +494,46 @@ def test_adapters_that_cannot_be_compared_are_refused(lora: LoraSettings | None)
         check_adapters(lora, "NF4")
 
 
+def check_runs_with_lists(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs with lists are compared with those of both precisions, and a list whose runs failed is not judged."""
+    (own,) = (folder / "skip_modules").glob("*/study.json")
+    (run,) = own.parent.glob("random_list_1_seed_0_*")
+    record, labels = RunRecord.load(run), run / "adapter/labels.json"
+    changes = {
+        "trained, validated or tested on other rows": {"data": dict(record.data_fingerprint) | {"train": "0"}},
+        "trained from another base model": {"base_model": dict(record.base_model or {}) | {"weights": "0"}},
+        "trained on other labels": {},
+    }
+    for message, change in changes.items():
+        kept = {path: path.read_text() for path in (run / "run.json", labels)}
+        change_run(own.parent, run.name, **change)
+        if not change:
+            labels.write_text(kept[labels].replace("timer", "clock"))
+        assert main(["diagnose", "report", str(folder)]) == 2
+        assert f"the run 'random list 1, seed 0' was {message} than 'float32, r = 4, seed 0'" in capsys.readouterr().err
+        for path, text in kept.items():
+            path.write_text(text)
+    known = StudyJournal.statuses
+    ends = {
+        "1 of 2 runs with lists failed, the first one (random list 1, seed 0) because the disk broke.": (
+            TrialStatus("failed", error="the disk broke"),
+            "1 of 2 trials failed and are left out",
+        ),
+        "1 of 2 runs with lists have not finished.": (TrialStatus("waiting"), "The report is partial: 1 of 2"),
+    }
+    for sentence, (status, note) in ends.items():
+
+        def one_differs(journal: StudyJournal, trials: Sequence[Trial], status: TrialStatus = status) -> Any:
+            return {name: status if name == run.name else each for name, each in known(journal, trials).items()}
+
+        with monkeypatch.context() as patch:
+            patch.setattr(StudyJournal, "statuses", one_differs)
+            found = findings(folder)
+        (verdict,) = (each for each in found.verdicts if each.name is VerdictName.SKIP_LIST_PROVEN)
+        assert (found.skip, verdict.state, verdict.sentence) == (None, State.MISSING, sentence)
+        assert any(f"lists of modules to skip: {note}" in each for each in found.notes)
+
+
 def test_a_list_is_trained_if_there_is_a_loss_to_buy_back(
     copied: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -514,7 +554,17 @@ def test_a_list_is_trained_if_there_is_a_loss_to_buy_back(
 
     for module in ("running", "findings"):
         monkeypatch.setattr(f"lora_lightning.diagnosis.{module}.find_rank_threshold", with_a_loss)
+    spent = open_study(copied).journal.spent_seconds()
+    save_diagnosis(copied.parent, base, **SETTINGS, skip_modules=own, budget=sum(spent) / 3600)
     assert main(words) == 0
+    assert "The budget of the diagnosis is spent, so no list is trained." in capsys.readouterr().err
+    assert not (copied / "skip_modules").exists()
+    save_diagnosis(copied.parent, base, **SETTINGS, skip_modules=own, budget=100)
+    assert main(words) == 0
+    (study,) = (copied / "skip_modules").glob("*/study.json")
+    settings = json.loads(study.read_text())
+    assert settings["name"] == f"small-skip_modules-{study.parent.name}"  # other lists have another name in a database
+    assert settings["budget"] == pytest.approx(100 - sum(spent) / 3600)
     choice = json.loads((copied / "measurements/sensitivity.json").read_text())["content"]["skip"]
     lists = {"sensitive_modules_seed_0_*": choice["modules"], "random_list_1_seed_0_*": choice["random"][0]}
     for pattern, modules in lists.items():
@@ -534,18 +584,7 @@ def test_a_list_is_trained_if_there_is_a_loss_to_buy_back(
     assert skip.modules == tuple(choice["modules"])
     assert not skip.proven  # one seed proves nothing
     assert set(skip.means) == {"float32, r = 4", "NF4, r = 4", "sensitive modules", "random list 1"}
-
-    def one_waits(plan: StudyPlan, *others: Any) -> StudyNotes:
-        """As with a second seed, of which a run has not ended."""
-        found = collect_results(plan, *others)
-        left = "The report is partial: 1 of 2" if plan.study.name.endswith("skip_modules") else ""
-        return replace(found, results=replace(found.results, unfinished=left))
-
-    with monkeypatch.context() as patch:
-        patch.setattr("lora_lightning.diagnosis.findings.collect_results", one_waits)
-        partial = findings(copied)
-    assert partial.skip is None
-    assert any("lists of modules to skip: The report is partial: 1 of 2" in note for note in partial.notes)
+    check_runs_with_lists(copied, capsys, monkeypatch)
     (copied / "qlora.yaml").write_text(yaml.safe_dump(yaml.safe_load(path.read_text())["base"]))
     words = [f"--config={copied / 'qlora.yaml'}", "--model.quantization.bits=4"]
     merged = prepare_command("fit", [*words, f"--config={copied / 'skip_modules.yaml'}"]).model.quantization
