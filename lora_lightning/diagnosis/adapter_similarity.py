@@ -1,5 +1,6 @@
 """Does quantization change what is learnt? The updates of both precisions, beside those of other seeds."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -30,6 +31,7 @@ from lora_lightning.statistics.permutation import PermutationTest, label_permuta
 from lora_lightning.statistics.seed_noise import difference_from_seed_noise
 
 LEAST_GROUP = 2
+TELLING_COSINE = 0.5  # of two seeds: D^2 > 2 d^2 needs more, as d^2 = 2 - 2 cos, and D^2 <= 2 unless both are opposed
 
 
 class PairKind(StrEnum):
@@ -156,6 +158,22 @@ class AdapterSimilarity:
     start: SharedStart
     zero_modules: tuple[str, ...]
     scalings: Mapping[str, tuple[float, float]]
+
+    @property
+    def seed_cosine(self) -> float:
+        """Mean cosine of dW of two seeds of one precision over modules; NaN without such a pair."""
+        cosines = [each.cosine.get(PairKind.SEED, math.nan) for each in self.modules]
+        known = [cosine for cosine in cosines if math.isfinite(cosine)]
+        return fmean(known) if known else math.nan
+
+    @property
+    def seeds_are_telling(self) -> bool:
+        """Whether the change by precision could be larger than that by another seed.
+
+        If adapters of two seeds have little in common, another seed changes so much that the precision cannot change
+        more, not even if adapters of both precisions have nothing in common.
+        """
+        return not self.seed_cosine < TELLING_COSINE or self.against_seeds.low > 0
 
 
 def compare_adapters(

@@ -35,9 +35,9 @@ class CostRow:
         configuration: Its name.
         precision: Its precision.
         rank: r.
-        quality: Mean of the metric, as shown, over the seeds that both precisions have at this rank; over all of its
-            own if there is none.
-        costs: Mean by cost over the same seeds with its t interval; what was not measured is left out.
+        seeds: Those of the means: of both precisions at this rank; all of its own if they have none in common.
+        quality: Mean of the metric, as shown.
+        costs: Mean by cost with its t interval; what was not measured is left out.
         savings: Of the quantized precision, by cost: percent less than the other precision at the same rank, with the
             jackknife's interval over the same seeds, of which both have runs; negative if it costs more.
     """
@@ -45,9 +45,25 @@ class CostRow:
     configuration: str
     precision: str
     rank: int
+    seeds: tuple[int, ...]
     quality: float
     costs: Mapping[str, Interval]
     savings: Mapping[str, Interval]
+
+
+@dataclass(frozen=True)
+class Front:
+    """The Pareto front of a cost, among means over the same seeds: the compared rank has more of them than others.
+
+    Attributes:
+        seeds: Those that all configurations with this cost have.
+        points: Mean cost and mean of the metric, as shown, by configuration; empty without a seed in common.
+        best: Names of the configurations that no other one beats in quality and cost at once.
+    """
+
+    seeds: tuple[int, ...]
+    points: Mapping[str, tuple[float, float]]
+    best: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -56,11 +72,11 @@ class CostTable:
 
     Attributes:
         rows: In the order of the study.
-        pareto: By cost: names of the configurations that no other one beats in quality and cost at once.
+        pareto: By cost.
     """
 
     rows: tuple[CostRow, ...]
-    pareto: Mapping[str, tuple[str, ...]]
+    pareto: Mapping[str, Front]
 
 
 def cost_table(
@@ -83,6 +99,7 @@ def cost_table(
     common = {rank: _common_seeds(diagnosis, results, rank) for rank in diagnosis.ranks}
     rows: list[CostRow] = []
     others: dict[int, Numbers] = {}
+    every: dict[str, Numbers] = {}
     for precision in diagnosis.precisions:
         for rank in diagnosis.ranks:
             name = diagnosis.configuration(precision, rank)
@@ -93,6 +110,7 @@ def cost_table(
             known = {**each.measurements, ADAPTER: adapters.get(name, {})}
             if precision in weights and rank == diagnosis.rank:
                 known[WEIGHTS] = dict.fromkeys(seeds, weights[precision])
+            every[name] = known
             numbers = {
                 cost: {seed: known[cost][seed] for seed in seeds if seed in known[cost]}
                 for cost in COSTS
@@ -102,8 +120,9 @@ def cost_table(
             savings = _savings(numbers, others.get(rank, {})) if common[rank] else {}
             others.setdefault(rank, numbers)
             quality = results.metric.shown_value(fmean(each.values[seed] for seed in seeds))
-            rows.append(CostRow(name, precision, rank, quality, costs, savings))
-    return CostTable(tuple(rows), {cost: _front(rows, cost, results) for cost in COSTS if _known(rows, cost)})
+            rows.append(CostRow(name, precision, rank, tuple(seeds), quality, costs, savings))
+    shown = [cost for cost in COSTS if any(cost in row.costs for row in rows)]
+    return CostTable(tuple(rows), {cost: _front(every, cost, results) for cost in shown})
 
 
 def _common_seeds(diagnosis: Diagnosis, results: StudyResults, rank: int) -> list[int]:
@@ -129,15 +148,20 @@ def _saving(own: NDArray[np.float64], other: NDArray[np.float64]) -> Interval:
     return jackknife_interval(float(100 * (1 - own.sum() / other.sum())), without)
 
 
-def _mean(row: CostRow, cost: str) -> float:
-    return row.costs[cost].value if cost in row.costs else float("nan")
-
-
-def _known(rows: list[CostRow], cost: str) -> bool:
-    return any(cost in row.costs for row in rows)
-
-
-def _front(rows: list[CostRow], cost: str, results: StudyResults) -> tuple[str, ...]:
+def _front(every: Mapping[str, Numbers], cost: str, results: StudyResults) -> Front:
+    known = {name: numbers[cost] for name, numbers in every.items() if numbers.get(cost)}
+    values = {name: results.configuration(name).values for name in known}
+    common = set.intersection(*(each.keys() & values[name].keys() for name, each in known.items()))
+    if not common:
+        return Front((), {}, ())
+    points = {
+        name: (
+            fmean(each[seed] for seed in common),
+            results.metric.shown_value(fmean(values[name][seed] for seed in common)),
+        )
+        for name, each in known.items()
+    }
     sign = 1.0 if results.metric.higher_is_better else -1.0
-    kept = pareto_front([sign * row.quality for row in rows], [_mean(row, cost) for row in rows])
-    return tuple(row.configuration for row, on_front in zip(rows, kept, strict=True) if on_front)
+    kept = pareto_front([sign * quality for _, quality in points.values()], [price for price, _ in points.values()])
+    best = tuple(name for name, on_front in zip(points, kept, strict=True) if on_front)
+    return Front(tuple(sorted(common)), points, best)

@@ -17,7 +17,7 @@ from lora_lightning.studies.study_folder import STUDY, StudyFolder, load_plan
 
 SETTINGS, MEASUREMENTS, PROOF, REPORT = "diagnosis_settings.json", "measurements", "skip_modules", "report"
 FINDINGS, SKIP_LIST = "diagnosis.json", "skip_modules.yaml"
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 FIXED = ("full", "quantized", "rank")
 Measured = TypeVar("Measured")
 
@@ -190,8 +190,9 @@ class DiagnosisFolder:
 
     @property
     def measured_seconds(self) -> float:
-        """What all measurements took."""
-        return float(sum(_read(path)["seconds"] for path in (self.path / MEASUREMENTS).glob("*.json")))
+        """What all measurements of this release's schema took."""
+        known = (self.timed(path.stem) for path in (self.path / MEASUREMENTS).glob("*.json"))
+        return float(sum(each.seconds for each in known if each is not None))
 
     def _measurement(self, name: str) -> Path:
         return self.path / MEASUREMENTS / f"{name}.json"

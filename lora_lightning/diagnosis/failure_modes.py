@@ -22,6 +22,7 @@ SENSITIVE_SHARE, SENSITIVE_TIMES = 0.25, 5.0  # of the joint divergence, and of 
 LEAST_DIVERGENCE = 1e-4  # nats; below it, nobody sees a difference
 FEWEST_MODULES = 4
 DEQUANTIZED = "dequantized"  # the merge target that is recommended
+BOTH = 2  # precisions
 UNUSED = 0.25  # of the rank
 RISE = 1.05  # of the least validation loss
 
@@ -97,10 +98,12 @@ def unchecked_failure_modes(evidence: Evidence) -> tuple[str, ...]:
     checked = {
         "insufficient rank": bool(precisions)
         and all(each.verdicts and each.verdicts[max(each.verdicts)] in decided for each in precisions),
-        "divergence beyond seed noise": similarity is not None and math.isfinite(similarity.against_seeds.low),
+        "divergence beyond seed noise": similarity is not None
+        and math.isfinite(similarity.against_seeds.low)
+        and similarity.seeds_are_telling,
         "merge drift": dequantized is not None and dequantized.has_gain,
         "sensitive layer": len(singles) >= FEWEST_MODULES,
-        "unused rank": bool(evidence.utilization),
+        "unused rank": len(evidence.utilization) == BOTH and all(evidence.utilization.values()),
         "dead adapter": similarity is not None,
         "pad token outside the vocabulary": evidence.errors is not None,
         "overfitting": any(curve.shape[1] > 1 for curve in evidence.validation_losses.values()),
@@ -120,18 +123,18 @@ def _known_singles(sensitivity: Sensitivity) -> list[Effect]:
 
 def insufficient_rank(evidence: Evidence) -> FailureMode | None:
     """The largest rank is proven better than the next one, so a larger one may be better still."""
-    for each in evidence.ranks.precisions if evidence.ranks is not None else ():
-        lower = sorted(each.verdicts)
-        if lower and each.verdicts[lower[-1]] is Verdict.WORSE:
-            largest = max(each.means)
-            return FailureMode(
-                "insufficient rank",
-                f"{each.precision} still gains from its last step in rank",
-                each.sentences[lower[-1]],
-                "the task needs more directions than the adapters have",
-                f"add ranks above {largest}, each with a learning rate that suits it",
-            )
-    return None
+    precisions = evidence.ranks.precisions if evidence.ranks is not None else ()
+    gaining = [each for each in precisions if each.verdicts and each.verdicts[max(each.verdicts)] is Verdict.WORSE]
+    if not gaining:
+        return None
+    largest = max(gaining[0].means)
+    return FailureMode(
+        "insufficient rank",
+        f"the last step in rank is still a gain for {' and for '.join(each.precision for each in gaining)}",
+        " ".join(each.sentences[max(each.verdicts)] for each in gaining),
+        "the task needs more directions than the adapters have",
+        f"add ranks above {largest}, each with a learning rate that suits it",
+    )
 
 
 def divergence_beyond_seeds(evidence: Evidence) -> FailureMode | None:
@@ -171,13 +174,19 @@ def _dequantized_merge(merges: MergeRecoveries | None) -> Recovery | None:
 
 
 def sensitive_layer(evidence: Evidence) -> FailureMode | None:
-    """One module causes much of what quantizing all of them does."""
+    """One module causes much of what quantizing all of them does.
+
+    The median is of the modules that were quantized singly, those with the largest scores. That of all modules is
+    smaller, so the rule may overlook a layer, and says of which modules its median is.
+    """
     if evidence.sensitivity is None:
         return None
     singles = _known_singles(evidence.sensitivity)
     if len(singles) < FEWEST_MODULES:
         return None
     joint, usual = evidence.sensitivity.joint.divergence, median(each.divergence.value for each in singles)
+    every = len(evidence.sensitivity.scores)
+    of_which = "" if len(singles) == every else f" of the {len(singles)} with the largest scores of {every}"
     worst = max(singles, key=lambda each: each.divergence.value)
     found = worst.divergence
     least = max(SENSITIVE_SHARE * joint.value, SENSITIVE_TIMES * usual, LEAST_DIVERGENCE)
@@ -186,24 +195,32 @@ def sensitive_layer(evidence: Evidence) -> FailureMode | None:
     return FailureMode(
         "sensitive layer",
         f"quantizing {worst.group} alone causes {found.value / joint.value:.0%} of what quantizing everything causes",
-        f"KL divergence {found} nats, of all modules together {joint}; of the median module {usual:.3g}",
+        f"KL divergence {found} nats, of all modules together {joint}; of the median module{of_which} {usual:.3g}",
         "outliers in its weight, or inputs that amplify its error",
         f"leave it unquantized: model.quantization.skip_modules: [{worst.group}]",
     )
 
 
 def unused_rank(evidence: Evidence) -> FailureMode | None:
-    """No adapter of a precision uses a quarter of its rank."""
-    for precision, shares in evidence.utilization.items():
-        if shares and max(shares.values()) < UNUSED:
-            return FailureMode(
-                "unused rank",
-                f"the adapters of {precision} use little of the largest rank",
-                f"effective rank as a share of r: {', '.join(f'{share:.2f}' for share in shares.values())}",
-                "the task needs few directions, or the learning rate is too small to fill more",
-                "take a smaller rank that the fixed-sequence test proves to be enough",
-            )
-    return None
+    """With each seed, the effective rank of a precision's updates is below a quarter of r, as a mean over layers.
+
+    It says how evenly singular values are spread and not that small ones may be left out.
+    """
+    unused = {name: shares for name, shares in evidence.utilization.items() if shares and max(shares.values()) < UNUSED}
+    if not unused:
+        return None
+    named = [
+        f"{name}: {', '.join(f'{share:.2f} with seed {seed}' for seed, share in shares.items())}"
+        for name, shares in unused.items()
+    ]
+    return FailureMode(
+        "unused rank",
+        f"the updates of {' and of '.join(unused)} at the largest rank lie mostly in few directions",
+        f"effective rank as a share of r, mean over layers; {'; '.join(named)}",
+        "the task needs few directions, or the learning rate is too small to fill more",
+        "try a smaller rank, and take it if the fixed-sequence test proves it to be enough: directions with small "
+        "singular values may still count",
+    )
 
 
 def dead_adapter(evidence: Evidence) -> FailureMode | None:

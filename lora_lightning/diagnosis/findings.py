@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from lora_lightning.diagnosis.failure_modes import (
     find_failure_modes,
     unchecked_failure_modes,
 )
-from lora_lightning.diagnosis.finished_runs import FinishedRun, finished_runs
+from lora_lightning.diagnosis.finished_runs import FinishedRun, different_options, finished_runs
 from lora_lightning.diagnosis.measuring import BEHAVIOR, ERRORS, MERGES, SENSITIVITY, SIMILARITY, Measurer
 from lora_lightning.diagnosis.merge_recovery import MergeRecoveries
 from lora_lightning.diagnosis.model_behavior import Behaviors
@@ -44,8 +45,12 @@ class Findings:
         name: Of the diagnosis.
         precisions: The one that is not quantized, and the quantized one.
         rank: The rank at which they are compared closely.
-        seeds: Seeds that both have at that rank.
-        other_seeds: Further seeds of the quantized precision.
+        seeds: Seeds of which both have finished runs at that rank.
+        other_seeds: Further seeds of the quantized precision, as far as their runs are finished.
+        measured: Titles of the runs on whose base and adapters modules and merges are measured, the one that is not
+            quantized first; empty if no seed has both.
+        different_options: Options beside `model.quantization` that differ between the precisions, with the values of
+            both; `None` if no rank has runs of both.
         metric: The metric that decides.
         ranks: What ranks show.
         similarity: Of adapters.
@@ -69,6 +74,8 @@ class Findings:
     rank: int
     seeds: tuple[int, ...]
     other_seeds: tuple[int, ...]
+    measured: tuple[str, ...]
+    different_options: Mapping[str, tuple[Any, Any]] | None
     metric: Metric
     ranks: RankThreshold
     similarity: AdapterSimilarity | None
@@ -134,13 +141,16 @@ def collect_findings(diagnosis: Diagnosis, folder: DiagnosisFolder, study: OpenS
     failures = find_failure_modes(evidence)
     unchecked = unchecked_failure_modes(evidence)
     verdicts = reach_verdicts(diagnosis, ranks, similarity, merges, skip, failures, unchecked, why_not)
+    different = different_options(diagnosis, runs)
     costs = cost_table(diagnosis, results, _weight_bytes(diagnosis, errors), _adapter_bytes(diagnosis, runs))
     return Findings(
         name=study.plan.study.name,
         precisions=diagnosis.precisions,
         rank=diagnosis.rank,
-        seeds=diagnosis.seeds,
-        other_seeds=diagnosis.other_seeds,
+        seeds=tuple(measured.common_seeds),
+        other_seeds=tuple(seed for seed in diagnosis.other_seeds if seed in measured.quantized),
+        measured=tuple(side[seed].title for seed in measured.common_seeds[:1] for side in measured.sides),
+        different_options=different,
         metric=results.metric,
         ranks=ranks,
         similarity=similarity,
@@ -157,7 +167,9 @@ def collect_findings(diagnosis: Diagnosis, folder: DiagnosisFolder, study: OpenS
         notes=tuple(
             note
             for note in (
+                note_on_options(diagnosis.precisions, different) if different else "",
                 "" if errors is None else errors.caution,
+                _lacking_note(diagnosis, measured),
                 results.unfinished,
                 *collected.notes,
                 *(f"Of the runs with lists of modules to skip: {note}" for note in proof_notes),
@@ -236,6 +248,32 @@ def _stale_note(measured: Measurer) -> str:
     if not stale:
         return ""
     return f"Measured on other runs or with other settings, and left out: {', '.join(stale)}; run the diagnosis again."
+
+
+def note_on_options(precisions: Sequence[str], different: Mapping[str, tuple[Any, Any]]) -> str:
+    """Names the options beside `model.quantization` that differ between the precisions.
+
+    Args:
+        precisions: Names of both.
+        different: Values of both by option; at least one.
+
+    Returns:
+        A sentence.
+    """
+    full, quantized = precisions
+    named = "; ".join(
+        f"{name} is {own} for {full} and {other} for {quantized}" for name, (own, other) in different.items()
+    )
+    return f"The precisions differ in more than model.quantization, so this is compared too: {named}."
+
+
+def _lacking_note(diagnosis: Diagnosis, measured: Measurer) -> str:
+    """Names seeds of the compared rank that are not used."""
+    lacking = [seed for seed in diagnosis.seeds if seed not in measured.common_seeds]
+    lacking += [seed for seed in diagnosis.other_seeds if seed not in measured.quantized]
+    if not lacking:
+        return ""
+    return f"Seeds that lack a finished run at r = {diagnosis.rank}: {', '.join(map(str, lacking))}."
 
 
 def _merge_note(merges: MergeRecoveries | None) -> str:

@@ -1,7 +1,7 @@
 """The finished runs of a diagnosis, and whether they can be compared."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from lora_lightning.studies.trials import Trial, make_trial
 from lora_lightning.training.api import config_arguments, option_arguments
 from lora_lightning.training.commands import explain_errors, prepare_command
 
+OF_THE_RUN = ("model.init_args.quantization", "seed_everything", "trainer.logger")  # what has to differ
 WHICH_MODULES = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 
 
@@ -119,6 +120,32 @@ def _labels(record: RunRecord) -> Any:
     path = None if record.adapter is None else record.adapter / LABELS
     saved = read_json_file(path) if path is not None and path.is_file() else {}
     return {name: saved[name] for name in ("names", "problem_type") if name in saved}  # thresholds may differ
+
+
+def different_options(diagnosis: Diagnosis, runs: Sequence[FinishedRun]) -> dict[str, tuple[Any, Any]] | None:
+    """Finds the options beside `model.quantization` that differ between the precisions, so that they are compared too.
+
+    Args:
+        diagnosis: The diagnosis.
+        runs: Its finished runs.
+
+    Returns:
+        By dotted name: the values of the precision that is not quantized and of the other one; `None` if no rank has
+        runs of both.
+    """
+    first: dict[tuple[str, int], FinishedRun] = {}
+    for run in runs:
+        first.setdefault((run.precision, run.rank), run)
+    for rank in (diagnosis.rank, *diagnosis.ranks):
+        pair = [first.get((precision, rank)) for precision in diagnosis.precisions]
+        full, quantized = ({} if run is None else run.record.flat_settings for run in pair)
+        if full and quantized:
+            return {
+                name: (full.get(name), quantized.get(name))
+                for name in sorted(full.keys() | quantized.keys())
+                if full.get(name) != quantized.get(name) and not name.startswith(OF_THE_RUN)
+            }
+    return None
 
 
 def check_precisions(diagnosis: Diagnosis, plan: StudyPlan, folder: StudyFolder) -> None:

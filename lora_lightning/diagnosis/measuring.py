@@ -1,6 +1,6 @@
 """Measures everything on the finished runs of a diagnosis; what was measured on the same runs before is kept."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -41,6 +41,11 @@ class Measurer:
         self.full = {run.seed: run for run in own if run.precision == diagnosis.full}
         self.quantized = {run.seed: run for run in own if run.precision == diagnosis.quantized}
         self.opened = OpenedRuns(diagnosis.measuring.rows)
+
+    @property
+    def sides(self) -> tuple[Mapping[int, FinishedRun], Mapping[int, FinishedRun]]:
+        """The finished runs at the compared rank by seed, without quantization and with it."""
+        return self.full, self.quantized
 
     @property
     def common_seeds(self) -> list[int]:
@@ -123,7 +128,7 @@ class Measurer:
         self.report(f"comparing the predictions of {2 * len(self.common_seeds)} runs")
         pairs: list[PairBehavior] = []
         former: Observed | None = None
-        examples = 0
+        examples = probed = completions = 0
         for seed in self.common_seeds:
             full, quantized = (
                 observe(self.opened.open(side[seed]), self.diagnosis.measuring) for side in (self.full, self.quantized)
@@ -132,4 +137,5 @@ class Measurer:
             if former is not None:
                 pairs.append(compare_behavior(former, full, PairKind.SEED))
             former, examples = full, len(next(iter(full.rows.values()), []))
-        return Behaviors(examples, tuple(pairs))
+            probed, completions = len(full.states[0]) if full.states else 0, len(full.completions)
+        return Behaviors(examples, probed, completions, tuple(pairs))

@@ -70,10 +70,14 @@ class Behaviors:
 
     Attributes:
         examples: How many validation examples were compared.
+        probed: Of how many of them hidden states were compared.
+        completions: How many texts were continued greedily.
         pairs: The pairs.
     """
 
     examples: int
+    probed: int
+    completions: int
     pairs: tuple[PairBehavior, ...]
 
 

@@ -21,7 +21,8 @@ class RankOfPrecision:
     Attributes:
         precision: Its name.
         smallest: The least rank that is proven to be enough, compared with the largest one; `None` if none is.
-        means: Mean of the metric by rank, as shown, with a t interval over seeds.
+        means: Mean of the metric by rank, as shown, with a t interval over all of its seeds.
+        seeds: How many these are, by rank: the compared rank has more than others.
         verdicts: By rank below the largest: the verdict of the fixed-sequence test.
         sentences: By rank below the largest, with numbers.
     """
@@ -29,6 +30,7 @@ class RankOfPrecision:
     precision: str
     smallest: int | None
     means: Mapping[int, Interval]
+    seeds: Mapping[int, int]
     verdicts: Mapping[int, Verdict]
     sentences: Mapping[int, str]
 
@@ -154,6 +156,7 @@ def _of_precision(diagnosis: Diagnosis, results: StudyResults, precision: str) -
         precision,
         None if smallest is None else by_name[smallest],
         {rank: mean_interval(values) for rank, values in shown.items()},
+        {rank: len(values) for rank, values in shown.items()},
         {rank: each.verdict for rank, each in found.items()},
         {rank: each.sentence for rank, each in found.items()},
     )

@@ -7,13 +7,15 @@ from pathlib import Path
 from lora_lightning.diagnosis import report_tables as tables
 from lora_lightning.diagnosis.adapter_similarity import AdapterSimilarity, PairKind
 from lora_lightning.diagnosis.effects import Grouping
-from lora_lightning.diagnosis.findings import Findings
+from lora_lightning.diagnosis.findings import Findings, note_on_options
+from lora_lightning.diagnosis.model_behavior import Behaviors
 from lora_lightning.diagnosis.report_figures import (
     behavior_figures,
     costs_figures,
     errors_figure,
     ranks_figure,
     sensitivity_figures,
+    shown_seeds,
     similarity_figures,
 )
 from lora_lightning.diagnosis.sensitivity import Sensitivity
@@ -24,7 +26,7 @@ from lora_lightning.statistics.jackknife import Interval
 from lora_lightning.statistics.verdicts import shown_margin
 
 READING = (
-    "Both precisions are trained with the same seeds, data and options. Not worse: proven not to be worse by more than "
+    "Not worse: proven not to be worse by more than "
     "the margin; the chance of a false proof is 5 %. A p value below 0.05 tells a difference from zero. Updates are "
     "dW = scaling B A, since the factors A and B alone mean nothing; a similarity is read beside those of another seed "
     "and of random subspaces. Relative distance is 0 for equal updates and 1.41 for orthogonal ones of the same size; "
@@ -75,16 +77,31 @@ def make_page(findings: Findings) -> Page:
     ]
     caution = "" if findings.errors is None else findings.errors.caution
     subtitle = f"{full} against {quantized}; {findings.metric.name}, margin {shown_margin(findings.metric)}; compared "
-    subtitle += f"at r = {findings.rank} with seeds {', '.join(map(str, findings.seeds))}"
+    subtitle += f"at r = {findings.rank} " + (
+        f"with {shown_seeds(findings.seeds)}" if findings.seeds else "without a seed that both precisions have"
+    )
+    different = findings.different_options
+    cautions = [note_on_options(findings.precisions, different)] if different else []
+    cautions += [caution] if caution else []
     return Page(
         title=findings.name,
         subtitle=subtitle,
-        answers=(*_answers(findings), *([caution] if caution else [])),
+        answers=(*_answers(findings), *cautions),
         proven=quality.state in {State.YES, State.NO},
         sections=tuple(_with_caution(section, caution) for section in sections if section is not None),
         notes=(*findings.notes, _share_of_measuring(findings)),
-        reading=READING,
+        reading=f"{_training(findings)} {READING}",
     )
+
+
+def _training(findings: Findings) -> str:
+    """What both precisions have in common, as far as it is known."""
+    if findings.different_options is None:
+        return "Both precisions are trained on the same data; no rank has runs of both, so options are not compared."
+    options = (
+        "other options (named above)" if findings.different_options else "the same options but for model.quantization"
+    )
+    return f"Both precisions are trained on the same data with {options}; verdicts on quality compare the same seeds."
 
 
 def _with_caution(section: Section, caution: str) -> Section:
@@ -169,7 +186,8 @@ def _base(findings: Findings) -> Section | None:
         return None
     saved = 100 * (1 - found.quantized_bytes / found.full_bytes)
     text = f"The weights take {found.full_bytes / 1e6:,.1f} MB without quantization and "
-    text += f"{found.quantized_bytes / 1e6:,.1f} MB with it, {saved:.0f} % less."
+    text += f"{found.quantized_bytes / 1e6:,.1f} MB with it, {saved:.0f} % less, adapters included."
+    text += _of_one_adapter(findings, "What adapters cancel is measured on one of each precision")
     return Section(
         "What does quantization do to the base?",
         (text,),
@@ -184,8 +202,11 @@ def _modules(findings: Findings) -> Section | None:
         return None
     joint = found.joint
     text = f"Measured on {found.examples:,} validation examples, by quantizing parts of the base of a run without "
+    text += f"quantization{f' ({findings.measured[0]})' if findings.measured else ''}, which stands for all others. "
+    if found.predictions:
+        text += f"Divergences are of {found.predictions:,} predictions for these examples{_sampled(findings)}. "
     change = tables.interval(tables.shown_change(joint.metric, findings.metric))
-    text += f"quantization. Quantizing everything changes the loss by {tables.interval(joint.loss)} nats, makes "
+    text += f"Quantizing everything changes the loss by {tables.interval(joint.loss)} nats, makes "
     text += f"{found.metric} better by {change}{findings.metric.unit} and changes the predictions by "
     text += f"{tables.interval(joint.divergence)} nats of KL divergence."
     paragraphs = [
@@ -242,7 +263,7 @@ def _behavior(findings: Findings) -> Section | None:
     if found is None or not found.pairs:
         return None
     text = f"On {found.examples:,} validation examples, in the measures of llama.cpp; pairs of two seeds show what "
-    text += "chance alone changes."
+    text += f"chance alone changes.{_what_was_compared(findings, found)}"
     return Section(
         "Do the models behave alike?",
         (text,),
@@ -251,13 +272,41 @@ def _behavior(findings: Findings) -> Section | None:
     )
 
 
+def _what_was_compared(findings: Findings, found: Behaviors) -> str:
+    """How many predictions, hidden states and completions the numbers of each pair are of."""
+    counts = {pair.predictions.rows for pair in found.pairs if pair.predictions is not None}
+    parts = []
+    if counts:
+        rows = " or ".join(f"{count:,}" for count in sorted(counts))
+        parts.append(f"KL divergences, changes of p and perplexities are of {rows} predictions{_sampled(findings)}")
+    if found.probed:
+        parts.append(f"hidden states are of the first {found.probed:,} examples")
+    if found.completions:
+        parts.append(f"completions are of {found.completions:,} texts")
+    return f" {'; '.join(parts)}." if parts else ""
+
+
+def _sampled(findings: Findings) -> str:
+    """That a language model's divergences are of some tokens only."""
+    pairs = () if findings.behaviors is None else findings.behaviors.pairs
+    is_language_model = any(pair.greedy is not None for pair in pairs)
+    return " (tokens, as many of each batch, and not all of them)" if is_language_model else ""
+
+
+def _of_one_adapter(findings: Findings, what: str) -> str:
+    if not findings.measured:
+        return ""
+    return f" {what} ({' and '.join(findings.measured)}): other seeds and ranks may differ."
+
+
 def _merges(findings: Findings) -> Section | None:
     found = findings.merges
     if found is None or not found.targets:
         return None
     text = (
-        f"The adapter of {found.run}, merged in memory. The recovery ratio is 1 if its gain is kept, 0 if it is lost."
+        f"The adapter of {found.run}, merged in memory. The recovery ratio is 1 if its gain is kept, 0 if it is lost. "
     )
+    text += "Intervals are over validation examples of this one adapter; other seeds and ranks may differ."
     return Section("What does each merge target do?", (text,), tables=(tables.merges_table(found),))
 
 

@@ -109,7 +109,8 @@ def sensitivity_figures(found: Sensitivity) -> tuple[ReportFigure, ...]:
         ReportFigure(
             "scores",
             "Cheap score against measurement",
-            "Measured divergence of the predictions against the sum of Fisher scores, for kinds, layers and modules.",
+            "Measured divergence of the predictions against the sum of Fisher scores, for kinds, layers and "
+            f"{len(found.singles)} of {len(found.scores)} modules, those with the largest scores.",
             scores_figure(points),
         ),
     )
@@ -148,9 +149,15 @@ def ranks_figure(findings: Findings) -> ReportFigure:
     return ReportFigure(
         "ranks",
         f"{words(findings.metric.name)} against rank",
-        "Means over seeds with 95 % intervals for both precisions; a ring marks the least rank proven to be enough.",
+        "Means over all seeds of each, whose number is in the table, with 95 % intervals for both precisions; verdicts "
+        "compare the same seeds. A ring marks the least rank proven to be enough.",
         precision_ranks_figure(means, enough, axis_label(None, findings.metric)),
     )
+
+
+def shown_seeds(seeds: Sequence[int]) -> str:
+    """Names seeds, such as `the seeds 0, 1, 2`."""
+    return f"the seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
 def costs_figures(findings: Findings) -> tuple[ReportFigure, ...]:
@@ -159,13 +166,15 @@ def costs_figures(findings: Findings) -> tuple[ReportFigure, ...]:
     places = {precision: place for place, precision in enumerate(findings.precisions)}
     figures = []
     for cost in DRAWN_COSTS:
-        points = {
-            row.configuration: (places[row.precision], row.costs[cost].value, row.quality)
-            for row in found.rows
-            if cost in row.costs
-        }
-        if points:
-            figure = cost_quality_figure(points, found.pareto[cost], words(cost), label)
-            text = f"{label} against {words(cost)}; on the Pareto front: {', '.join(found.pareto[cost])}."
+        front = found.pareto.get(cost)
+        if front is not None and front.points:
+            points = {
+                row.configuration: (places[row.precision], *front.points[row.configuration])
+                for row in found.rows
+                if row.configuration in front.points
+            }
+            figure = cost_quality_figure(points, front.best, words(cost), label)
+            text = f"{label} against {words(cost)}, as means over {shown_seeds(front.seeds)}, which all configurations "
+            text += f"here have; on the Pareto front: {', '.join(front.best)}."
             figures.append(ReportFigure(f"cost_{cost}", f"Quality against {words(cost)}", text, figure))
     return tuple(figures)

@@ -186,15 +186,24 @@ def effects_tables(found: Sensitivity, metric: Metric) -> tuple[PageTable, ...]:
         for each in singles
     )
     headings = ("module", "Fisher score, nats", "Taylor score, nats", "loss, nats", shown, "KL divergence, nats")
-    tables.append(PageTable(headings, rows, caption="The modules with the largest scores, singly, and all together"))
+    of_all = _of_all_modules(found)
+    tables.append(PageTable(headings, rows, caption=f"Modules singly{of_all}, and all together"))
     agreements = tuple(
         (str(each.grouping), each.score, each.effect, number(each.correlation), str(each.groups))
         for each in found.agreements
     )
     headings = ("groups by", "score", "measured", "Spearman's correlation", "groups")
-    caption = "Cheap scores against measured effects, one in"
+    caption = f"Cheap scores against measured effects, one in; modules{of_all or ', all of them'}"
+    if of_all:
+        caption += ": a correlation among the largest alone is usually lower than among all"
     tables.append(PageTable(headings, agreements, texts=frozenset({1, 2}), caption=caption))
     return tuple(tables)
+
+
+def _of_all_modules(found: Sensitivity) -> str:
+    """Which modules were quantized singly; empty if all were."""
+    singles, every = len(found.singles), len(found.scores)
+    return "" if singles == every else f" ({singles} of {every}, those with the largest Fisher scores)"
 
 
 def _effect(each: Effect, metric: Metric) -> tuple[str, ...]:
@@ -231,15 +240,16 @@ def ranks_tables(found: RankThreshold) -> tuple[PageTable, ...]:
     for each in found.precisions:
         for rank, mean in sorted(each.means.items()):
             verdict = str(each.verdicts.get(rank, "reference"))
-            rows.append((each.precision, str(rank), interval(mean), verdict, each.sentences.get(rank, "")))
-    headings = ("precision", "r", "mean (95 % interval over seeds)", "verdict", "in words")
+            seeds = str(each.seeds[rank])
+            rows.append((each.precision, str(rank), seeds, interval(mean), verdict, each.sentences.get(rank, "")))
+    headings = ("precision", "r", "seeds", "mean (95 % interval over seeds)", "verdict", "in words")
     losses = tuple(
         (f"r = {each.rank} against r = {each.other_rank}", str(each.verdict), number(each.p_value), each.sentence)
         for each in (*found.losses, *found.bought_back)
     )
     caption = "The quantized precision against the other one, at the same rank and at smaller ones (p values by Holm)"
     return (
-        PageTable(headings, tuple(rows), texts=frozenset({4}), states=3),
+        PageTable(headings, tuple(rows), texts=frozenset({5}), states=4),
         PageTable(("ranks", "verdict", "p", "in words"), losses, texts=frozenset({3}), states=1, caption=caption),
     )
 
@@ -316,17 +326,17 @@ def costs_table(found: CostTable) -> PageTable:
         cells = []
         for cost in names:
             saved = f"; {_less(row.savings[cost])}" if cost in row.savings else ""
-            on_front = " \u2605" if row.configuration in found.pareto.get(cost, ()) else ""
+            on_front = " \u2605" if cost in found.pareto and row.configuration in found.pareto[cost].best else ""
             cells.append(f"{_cost(row.costs[cost])}{saved}{on_front}" if cost in row.costs else "-")
-        rows.append((row.configuration, f"{row.quality:.4g}", *cells))
-    headings = ("configuration", "quality", *(cost.replace("_", " ") for cost in names))
+        rows.append((row.configuration, str(len(row.seeds)), f"{row.quality:.4g}", *cells))
+    headings = ("configuration", "seeds", "quality", *(cost.replace("_", " ") for cost in names))
     caption = (
-        "Means over seeds; after the semicolon: against the other precision at the same rank, on the same seeds. In "
+        "Means over the seeds of both precisions at the rank; after the semicolon: against the other precision. In "
     )
     caption += (
         "parentheses: 95 % intervals over seeds; without one, all seeds cost the same, or there is one seed. A star: "
     )
-    caption += "on the Pareto front of that cost."
+    caption += "on the Pareto front of that cost, of means over the seeds that all configurations with it have."
     return PageTable(headings, tuple(rows), caption=caption)
 
 

@@ -100,6 +100,7 @@ class Sensitivity:
     Attributes:
         metric: The metric of `Effect.metric`.
         examples: How many validation examples were measured.
+        predictions: How many of their predictions the divergences are of; of a language model, tokens. 0 without.
         scores: Of all quantized modules, the most sensitive first.
         effects: Of groups and of the worst modules; the last one is of everything.
         additivity: By grouping: sum of the single increases of the loss minus the joint one.
@@ -109,11 +110,17 @@ class Sensitivity:
 
     metric: str
     examples: int
+    predictions: int
     scores: tuple[ModuleScore, ...]
     effects: tuple[Effect, ...]
     additivity: Mapping[Grouping, Interval]
     agreements: tuple[Agreement, ...]
     skip: SkipChoice | None
+
+    @property
+    def singles(self) -> tuple[Effect, ...]:
+        """The effects of single modules, which only those with the largest scores have."""
+        return tuple(each for each in self.effects if each.grouping is Grouping.MODULE)
 
     @property
     def joint(self) -> Effect:
@@ -164,6 +171,7 @@ def measure_sensitivity(
     return Sensitivity(
         metric=metric,
         examples=parts.none.measured.examples,
+        predictions=0 if parts.all.changes is None else len(parts.all.changes.divergences),
         scores=tuple(ModuleScore(name, scores[name].taylor, scores[name].fisher) for name in ordered),
         effects=tuple(effects),
         additivity=sums,

@@ -56,7 +56,7 @@ class SkipFinding:
         p_value: One-sided, of not being better than random lists.
         random: Each random list, the best first.
         rank: Of the list among all of them, 1 for the best.
-        means: Mean of the metric by list, as shown, with both precisions.
+        means: Mean of the metric by list, as shown, with both precisions, over the seeds that all of them have.
         proven: Whether enough is bought back, and more than by random lists.
         sentence: In words.
     """
@@ -165,6 +165,8 @@ def judge_skips(
     Returns:
         The finding.
     """
+    seeds = common_seeds(full, quantized, *lists)
+    full, quantized, *lists = (_of_seeds(each, seeds) for each in (full, quantized, *lists))
     chosen = lists[0]
     ratio = bought_back_share(full, quantized, chosen)
     over = compare(chosen, average(lists[1:]), metric) if lists[1:] else None
@@ -178,12 +180,18 @@ def judge_skips(
     sentence += (
         f"buys back {ratio} of the loss by quantization. {_beside_random(random, rank, p_value, choice, metric)}"
     )
-    if set(seeds := common_seeds(full, quantized, *lists)) != {*proof.seeds}:
+    if {*seeds} != {*proof.seeds}:
         named = ", ".join(map(str, seeds))
         sentence += f" It rests on {len(seeds)} of {len(proof.seeds)} seeds ({named}): the others lack a finished run."
     return SkipFinding(
         choice.modules, choice.share, ratio, over, p_value, random, rank, means, enough and better, sentence
     )
+
+
+def _of_seeds(results: ConfigurationResults, seeds: Sequence[int]) -> ConfigurationResults:
+    """Results of these seeds alone: every number of the judgement is of the same ones."""
+    outcomes = {seed: results.outcomes[seed] for seed in seeds if seed in results.outcomes}
+    return replace(results, values={seed: results.values[seed] for seed in seeds}, outcomes=outcomes)
 
 
 def _random_lists(

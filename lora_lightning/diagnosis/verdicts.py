@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from lora_lightning.diagnosis.adapter_similarity import AdapterSimilarity
+from lora_lightning.diagnosis.adapter_similarity import TELLING_COSINE, AdapterSimilarity
 from lora_lightning.diagnosis.costs import WEIGHTS, CostTable
 from lora_lightning.diagnosis.failure_modes import FailureMode
 from lora_lightning.diagnosis.merge_recovery import MergeRecoveries
@@ -119,17 +119,22 @@ def _not_worse(diagnosis: Diagnosis, ranks: RankThreshold | None) -> tuple[State
 
 
 def _against_seeds(similarity: AdapterSimilarity | None) -> tuple[State, str]:
-    interval = None if similarity is None else similarity.against_seeds
-    if interval is None or math.isnan(interval.low):
+    if similarity is None or math.isnan((interval := similarity.against_seeds).low):
         return State.MISSING, (
             "At least 3 seeds of each precision are needed, of the quantized one seeds of their own (other_seeds)."
         )
-    numbers = f"(squared distance by precision minus by seed: {interval}; no pair starts with the same A)"
+    cosine = similarity.seed_cosine
+    numbers = f"(squared distance by precision minus by seed: {interval}; no pair starts with the same A; mean cosine "
+    numbers += f"of dW of two seeds: {cosine:.3f})."
+    if not similarity.seeds_are_telling:
+        numbers += f" This says little: where adapters of two seeds have a cosine below {TELLING_COSINE:g}, another "
+        numbers += "seed changes so much that the answer would be yes even if adapters of the two precisions had "
+        numbers += "nothing in common."
     if interval.high < 0:
-        return State.YES, f"The precision changes adapters less than another seed does {numbers}."
+        return State.YES, f"The precision changes adapters less than another seed does {numbers}"
     if interval.low > 0:
-        return State.NO, f"The precision changes adapters more than another seed does {numbers}."
-    return State.UNDECIDED, f"Whether the precision changes adapters less than another seed is undecided {numbers}."
+        return State.NO, f"The precision changes adapters more than another seed does {numbers}"
+    return State.UNDECIDED, f"Whether the precision changes adapters less than another seed is undecided {numbers}"
 
 
 def _precisions_differ(similarity: AdapterSimilarity | None) -> tuple[State, str]:
@@ -185,11 +190,12 @@ def _more_rank(diagnosis: Diagnosis, ranks: RankThreshold | None) -> tuple[State
 def _merge_keeps_gain(merges: MergeRecoveries | None) -> tuple[State, str]:
     recoveries = {} if merges is None else {each.target: each.recovery for each in merges.targets}
     found: Recovery | None = recoveries.get("dequantized")
-    if found is None:
+    if merges is None or found is None:
         return State.MISSING, "No merge was measured."
-    sentence = f"Merged into the dequantized weights: {found}."
+    sentence = f"Merged into the dequantized weights, the adapter of {merges.run}: {found}."
     if found.judged and not found.has_gain:
-        return State.UNDECIDED, f"The adapter has no gain over its base that a merge could keep (gain {found.gain})."
+        sentence = f"The adapter of {merges.run} has no gain over its base that a merge could keep (gain {found.gain})."
+        return State.UNDECIDED, sentence
     if not found.judged:
         return State.UNDECIDED, sentence
     if found.ratio.low >= KEPT:

@@ -77,13 +77,14 @@ def results(loss: float = 0.0, accuracies: tuple[float, ...] = (0.90, 0.92, 0.92
     return StudyResults("planted", Metric("accuracy", 2.0), found, "float32, r = 8")
 
 
-def adapters(by_precision: float = 0.3, moved: float = 0.0, r: int = 4) -> list[Adapter]:
+def adapters(by_precision: float = 0.3, moved: float = 0.0, r: int = 4, shared: float = 2.0) -> list[Adapter]:
     """Adapters as points: each seed starts elsewhere, and the precision moves it.
 
     Args:
         by_precision: How far the precision moves an adapter at random, relative to the distance of two seeds.
         moved: How far it moves all adapters in a common direction.
         r: Their rank.
+        shared: How much the factors of all seeds have in common; the cosine of two seeds is 0.64, and 0 without it.
     """
 
     def drawn(seed: int) -> torch.Tensor:
@@ -94,7 +95,7 @@ def adapters(by_precision: float = 0.3, moved: float = 0.0, r: int = 4) -> list[
     found = []
     for is_quantized, seeds in ((False, SEEDS), (True, (*SEEDS, *OTHER_SEEDS))):
         for seed in seeds:
-            factors = drawn(seed)
+            factors = drawn(seed) + shared * drawn(998)
             if is_quantized:
                 factors = factors + by_precision * drawn(1000 + seed) + moved * common
             updates = {
@@ -147,7 +148,7 @@ def sensitivity(divergences: Sequence[float] = (0.012, 0.011, 0.01, 0.01, 0.01, 
     ]
     scores = tuple(ModuleScore(name, value / 3, value / 2) for name, value in zip(MODULES, divergences, strict=True))
     added = {Grouping.KIND: near(0.0), Grouping.LAYER: near(0.001)}
-    return Sensitivity("accuracy", 256, scores, (*kinds, *groups, *singles, joint), added, (), None)
+    return Sensitivity("accuracy", 256, 1024, scores, (*kinds, *groups, *singles, joint), added, (), None)
 
 
 def merges(requantized: float = 0.998, judged: bool = True, dequantized: float = 1.0) -> MergeRecoveries:
@@ -192,7 +193,7 @@ def behaviors() -> Behaviors:
         "float32, r = 8, seed 0", "NF4, r = 8, seed 0", PairKind.PRECISION, summary, layers, Estimate(0.8, 0.1), flips
     )
     other = replace(pair, second="float32, r = 8, seed 1", kind=PairKind.SEED, greedy=None, predictions=None)
-    return Behaviors(256, (pair, other))
+    return Behaviors(256, 64, 16, (pair, other))
 
 
 def skip() -> tuple[SkipChoice, SkipFinding]:
@@ -221,6 +222,8 @@ def findings(**changes: Any) -> Findings:
         rank=8,
         seeds=SEEDS,
         other_seeds=OTHER_SEEDS,
+        measured=("float32, r = 8, seed 0", "NF4, r = 8, seed 0"),
+        different_options={},
         metric=study.metric,
         ranks=ranks,
         similarity=evidence.similarity,

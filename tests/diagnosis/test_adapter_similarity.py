@@ -15,7 +15,7 @@ from tests.diagnosis import planted
 
 
 def test_pairs_are_sorted_by_what_differs_and_averaged() -> None:
-    own = planted.adapters()
+    own = planted.adapters(shared=0.0)
     found = compare_adapters(own, planted.SEEDS, planted.OTHER_SEEDS)
     module, at = planted.MODULES[2], found.modules[2]
     assert (at.module, at.layer, at.kind) == ("encoder.layer.1.query", 1, "query")

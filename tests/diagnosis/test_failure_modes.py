@@ -60,6 +60,32 @@ def test_a_planted_fault_is_found_alone(name: str) -> None:
         assert len(part) > 10
 
 
+def test_a_sensitive_layer_says_of_which_modules_the_median_is() -> None:
+    (found,) = find_failure_modes(PLANTED["sensitive layer"]())
+    assert "of the median module 0.01" in found.evidence
+    measured = planted.sensitivity((0.3, 0.011, 0.01, 0.01, 0.01, 0.009))
+    fewer = replace(measured, effects=tuple(each for each in measured.effects if each.group != planted.MODULES[5]))
+    (found,) = find_failure_modes(replace(planted.healthy(), sensitivity=fewer))
+    assert "of the median module of the 5 with the largest scores of 6 0.01" in found.evidence
+
+
+def test_each_precision_that_gains_from_more_rank_is_named() -> None:
+    (found,) = find_failure_modes(PLANTED["insufficient rank"]())
+    assert found.symptom == "the last step in rank is still a gain for float32 and for NF4"
+    assert found.evidence.startswith("float32, r = 4 is worse than")
+    assert "NF4, r = 4 is worse than" in found.evidence
+
+
+def test_each_precision_with_unused_rank_is_named_with_its_seeds() -> None:
+    shares = {"float32": {0: 0.1, 1: 0.2}, "NF4": {0: 0.24, 1: 0.03}}
+    (found,) = find_failure_modes(replace(planted.healthy(), utilization=shares))
+    assert found.symptom.startswith("the updates of float32 and of NF4 at the largest rank")
+    assert found.evidence == (
+        "effective rank as a share of r, mean over layers; float32: 0.10 with seed 0, 0.20 with seed 1; NF4: 0.24 with "
+        "seed 0, 0.03 with seed 1"
+    )
+
+
 def test_nothing_is_found_on_a_healthy_pair_or_without_data() -> None:
     assert find_failure_modes(planted.healthy()) == ()
     assert find_failure_modes(Evidence()) == ()
@@ -86,6 +112,8 @@ def test_a_rule_without_data_is_named() -> None:
     }
     for name, evidence in lacking.items():
         assert unchecked_failure_modes(replace(planted.healthy(), **evidence)) == (name,)  # type: ignore[arg-type]
+    one = replace(planted.healthy(), utilization={"NF4": {0: 0.6}})  # and nothing is known of the other precision
+    assert unchecked_failure_modes(one) == ("unused rank",)
 
 
 @pytest.mark.parametrize(

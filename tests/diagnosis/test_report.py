@@ -12,9 +12,16 @@ import yaml
 from lora_lightning.diagnosis.adapter_similarity import PairKind
 from lora_lightning.diagnosis.findings import Findings, check_required
 from lora_lightning.diagnosis.report import make_page, write_report
-from lora_lightning.diagnosis.report_figures import similarity_figures
-from lora_lightning.diagnosis.report_tables import effects_tables, layers_tables, shown_change, similarity_tables
+from lora_lightning.diagnosis.report_figures import sensitivity_figures, similarity_figures
+from lora_lightning.diagnosis.report_tables import (
+    effects_tables,
+    layers_tables,
+    ranks_tables,
+    shown_change,
+    similarity_tables,
+)
 from lora_lightning.diagnosis.results_files import write_findings, write_skip_list
+from lora_lightning.diagnosis.verdict_names import VerdictName
 from lora_lightning.errors import DataError, VerificationError
 from lora_lightning.reports.page import Page as PageOfReport
 from lora_lightning.reports.page import render_page, write_page
@@ -63,6 +70,54 @@ def test_the_answer_comes_first_and_every_part_is_there(folder: Path) -> None:
     assert "The list, number 1 of 2, and random lists, the best first" in text
     assert "1,990 (-0.5%)" in text
     assert "both verdicts take the seeds 10, 11, 12, 13, 14 of the quantized precision" in text
+
+
+def test_options_and_seeds_are_those_of_the_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_figures_out(monkeypatch)
+    page = make_page(planted.findings(seeds=(1, 3)))
+    assert page.subtitle.endswith("compared at r = 8 with the seeds 1, 3")
+    assert "on the same data with the same options but for model.quantization" in page.reading
+    different = {"model.init_args.lora.lora_alpha": (16, 8), "model.init_args.optimization.learning_rate": (0.1, 0.2)}
+    page = make_page(planted.findings(different_options=different))
+    assert page.answers[-1] == (
+        "The precisions differ in more than model.quantization, so this is compared too: "
+        "model.init_args.lora.lora_alpha is 16 for float32 and 8 for NF4; "
+        "model.init_args.optimization.learning_rate is 0.1 for float32 and 0.2 for NF4."
+    )
+    assert "same options" not in page.reading
+    page = make_page(planted.findings(different_options=None, seeds=()))
+    assert "same options" not in page.reading
+    assert page.subtitle.endswith("without a seed that both precisions have")
+
+
+def test_what_numbers_are_of_stands_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_figures_out(monkeypatch)
+    found = planted.findings()
+    paragraphs = {section.title: " ".join(section.paragraphs) for section in make_page(found).sections}
+    one = "float32, r = 8, seed 0"
+    assert f"measured on one of each precision ({one} and NF4, r = 8, seed 0)" in paragraphs[TITLES[3]]
+    assert f"of a run without quantization ({one}), which stands for all others" in paragraphs[TITLES[4]]
+    assert "Divergences are of 1,024 predictions for these examples (tokens, as many" in paragraphs[TITLES[4]]
+    assert "perplexities are of 1,024 predictions (tokens" in paragraphs[TITLES[6]]
+    assert "hidden states are of the first 64 examples; completions are of 16 texts." in paragraphs[TITLES[6]]
+    assert "of this one adapter; other seeds and ranks may differ" in paragraphs[TITLES[7]]
+    merge = next(each for each in found.verdicts if each.name is VerdictName.MERGE_KEEPS_GAIN)
+    assert merge.sentence.startswith("Merged into the dequantized weights, the adapter of NF4, r = 8, seed 0: recovery")
+    ranks, _ = ranks_tables(found.ranks)
+    assert ranks.rows[0][:3] == ("float32", "2", "5")
+
+
+def test_modules_that_were_not_quantized_singly_are_said() -> None:
+    found = planted.sensitivity()
+    *_, singles, agreements = effects_tables(found, planted.results().metric)
+    assert singles.caption == "Modules singly, and all together"
+    assert agreements.caption.endswith("one in; modules, all of them")
+    fewer = replace(found, effects=tuple(each for each in found.effects if each.group not in planted.MODULES[4:]))
+    *_, singles, agreements = effects_tables(fewer, planted.results().metric)
+    said = "(4 of 6, those with the largest Fisher scores)"
+    assert said in singles.caption
+    assert f"modules {said}: a correlation among the largest alone is usually lower" in agreements.caption
+    assert "4 of 6 modules, those with the largest scores" in sensitivity_figures(fewer)[1].description
 
 
 def test_the_page_loads_nothing_and_is_small(folder: Path) -> None:

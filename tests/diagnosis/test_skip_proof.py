@@ -65,6 +65,23 @@ def test_seeds_without_all_runs_are_named() -> None:
     )
 
 
+def test_all_numbers_are_of_the_same_seeds() -> None:
+    """The quantized precision has a seed of its own, and one list lacks a seed in which the others are far off."""
+    full, quantized, chosen = (runs(name, each) for name, each in (("full", 0.92), ("quantized", 0.84), ("own", 0.91)))
+    other, short = runs("random list 1", 0.85), runs("random list 2", 0.85)
+    quantized = replace(quantized, values={**quantized.values, 10: 0.0})
+    last = planted.SEEDS[-1]
+    lists = [replace(each, values={**each.values, last: far}) for each, far in ((chosen, 0.1), (other, 0.9))]
+    lists += [replace(short, values={seed: value for seed, value in short.values.items() if seed != last})]
+    choice = replace(CHOICE, random_bytes=(1200, 1200))
+    proof = SkipProof(seeds=planted.SEEDS)
+    found = judge_skips(full, quantized, lists, choice, proof, Metric("accuracy"))
+    assert [round(mean) for mean in found.means.values()] == [92, 84, 91, 85, 85]
+    assert [each.difference.seeds for each in found.random] == [len(planted.SEEDS) - 1] * 2
+    assert found.proven
+    assert "It rests on 4 of 5 seeds (0, 1, 2, 3)" in found.sentence
+
+
 def test_a_list_that_buys_back_most_of_the_loss_is_proven() -> None:
     found = judge(0.91)
     assert found.proven

@@ -74,7 +74,15 @@ def test_a_measurement_is_made_once_for_the_same_inputs(tmp_path: Path) -> None:
     assert folder.measure("part", Part, {"runs": [1]}, compute).number == 1
     assert folder.measure("part", Part, {"runs": [2]}, compute).number == 2
     assert folder.stored("part", Part) == Part(2.0, 1, Kind.ONE)
-    assert folder.measured_seconds >= 0
+    path = tmp_path / "measurements/part.json"
+    content = json.loads(path.read_text()) | {"seconds": 5.0}
+    path.write_text(json.dumps(content))
+    assert folder.measured_seconds == 5
+    path.write_text(json.dumps(content | {"schema_version": 1}))  # of another release, so it is measured again
+    assert folder.measured_seconds == 0
+    path.write_text(json.dumps({name: value for name, value in content.items() if name != "seconds"}))
+    with pytest.raises(DataError, match="is damaged"):
+        _ = folder.measured_seconds
 
 
 @pytest.mark.parametrize("content", ["{", '{"identity": "x", "seconds": 1, "content": {"number": 1}}'])

@@ -24,11 +24,12 @@ from lora_lightning.diagnosis.base_errors import measure_base_errors
 from lora_lightning.diagnosis.diagnosis_folder import DiagnosisFolder
 from lora_lightning.diagnosis.effects import Direction, Grouping, QuantizedParts, groups_of
 from lora_lightning.diagnosis.findings import Findings, collect_findings
-from lora_lightning.diagnosis.finished_runs import FinishedRun, check_adapters, finished_runs
+from lora_lightning.diagnosis.finished_runs import FinishedRun, check_adapters, different_options, finished_runs
 from lora_lightning.diagnosis.merge_recovery import measure_merges
 from lora_lightning.diagnosis.model_behavior import compare_behavior, observe
 from lora_lightning.diagnosis.opened_runs import OpenedRun, OpenedRuns, full_weight_of, quantized_weight_of
 from lora_lightning.diagnosis.rank_threshold import RankThreshold, find_rank_threshold
+from lora_lightning.diagnosis.report import make_page
 from lora_lightning.diagnosis.sensitivity import choose_skips, measure_sensitivity, score_modules
 from lora_lightning.diagnosis.specification import Measuring, SkipProof
 from lora_lightning.diagnosis.verdict_names import VerdictName
@@ -260,6 +261,43 @@ def test_sensitivity_ends_in_a_list_within_its_budget(pair: tuple[OpenedRun, Ope
     assert len(lines) == 3
     none = choose_skips(found.effects, {}, errors, replace(proof, more_bytes=1e-6))
     assert (none.modules, none.random) == ((), ())
+
+
+def test_the_seeds_of_finished_runs_are_named_and_one_adapter_is_one(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = trained / "diagnoses/small"
+    found = findings(folder)
+    assert (found.seeds, found.other_seeds, found.different_options) == ((0, 1), (5, 6), {})
+    assert found.measured == ("float32, r = 4, seed 0", "NF4, r = 4, seed 0")
+    assert found.sensitivity is not None
+    assert found.sensitivity.predictions == found.sensitivity.examples == 24
+    assert found.behaviors is not None
+    assert (found.behaviors.examples, found.behaviors.completions) == (24, 0)
+    assert 0 < found.behaviors.probed <= 24
+    known = StudyJournal.statuses
+
+    def two_fail(journal: StudyJournal, trials: Sequence[Trial]) -> dict[str, TrialStatus]:
+        failed, lost = TrialStatus("failed", error="x"), {("float32, r = 4", 0), ("NF4, r = 4", 6)}
+        ids = {trial.id for trial in trials if (trial.configuration, trial.seed) in lost}
+        return {name: failed if name in ids else each for name, each in known(journal, trials).items()}
+
+    monkeypatch.setattr(StudyJournal, "statuses", two_fail)
+    found = findings(folder)
+    assert (found.seeds, found.other_seeds) == ((1,), (5,))
+    assert found.measured == ("float32, r = 4, seed 1", "NF4, r = 4, seed 1")
+    assert "Seeds that lack a finished run at r = 4: 0, 6." in found.notes
+    assert "compared at r = 4 with the seed 1" in make_page(found).subtitle
+
+
+def test_options_that_differ_beside_quantization_are_found(runs: dict[tuple[str, int], FinishedRun]) -> None:
+    own = DiagnosisFolder(next(iter(runs.values())).record.folder.parent).load()
+    other = replace(runs["NF4", 0], record=replace(runs["NF4", 0].record))
+    other.record.flat_settings["model.init_args.optimization.learning_rate"] = 0.02
+    assert different_options(own, [runs["float32", 0], other]) == {
+        "model.init_args.optimization.learning_rate": (0.01, 0.02)
+    }
+    assert different_options(own, [other]) is None
 
 
 def test_nothing_is_done_twice(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -499,7 +537,7 @@ def check_runs_with_lists(folder: Path, capsys: pytest.CaptureFixture[str], monk
     (own,) = (folder / "skip_modules").glob("*/study.json")
     (run,) = own.parent.glob("random_list_1_seed_0_*")
     record, labels = RunRecord.load(run), run / "adapter/labels.json"
-    changes = {
+    changes: dict[str, dict[str, Any]] = {
         "trained, validated or tested on other rows": {"data": dict(record.data_fingerprint) | {"train": "0"}},
         "trained from another base model": {"base_model": dict(record.base_model or {}) | {"weights": "0"}},
         "trained on other labels": {},

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from lora_lightning.diagnosis.costs import CostTable, cost_table
-from lora_lightning.diagnosis.failure_modes import find_failure_modes
+from lora_lightning.diagnosis.failure_modes import find_failure_modes, unchecked_failure_modes
 from lora_lightning.diagnosis.rank_threshold import find_rank_threshold
+from lora_lightning.diagnosis.report_figures import costs_figures
 from lora_lightning.diagnosis.specification import SkipProof
 from lora_lightning.diagnosis.verdict_names import VerdictName
 from lora_lightning.diagnosis.verdicts import Advice, DiagnosisVerdict, State, advise, reach_verdicts
@@ -116,6 +117,22 @@ def test_a_pair_is_not_healthy_if_rules_lack_data() -> None:
     assert found.sentence == "No failure mode was found, but there is no data to look for overfitting, merge drift."
 
 
+def test_seeds_with_nothing_in_common_say_little_and_that_is_said() -> None:
+    """Whatever the precision does: adapters of both precisions have nothing in common here."""
+    for similarity, is_said in (
+        (planted.similarity(shared=0.0), True),
+        (planted.similarity(shared=0.0, by_precision=50.0), True),
+        (planted.similarity(), False),
+    ):
+        found = verdicts(similarity=similarity)[VerdictName.SAME_ADAPTERS_AS_ANOTHER_SEED]
+        assert found.state is State.YES
+        assert similarity.seed_cosine == pytest.approx(0.0 if is_said else 0.64, abs=0.05)
+        assert f"mean cosine of dW of two seeds: {similarity.seed_cosine:.3f})." in found.sentence
+        assert ("This says little: where adapters of two seeds have a cosine below 0.5" in found.sentence) is is_said
+        unchecked = unchecked_failure_modes(replace(planted.healthy(), similarity=similarity))
+        assert unchecked == (("divergence beyond seed noise",) if is_said else ())
+
+
 def test_the_opposite_is_said_if_it_is_proven() -> None:
     found = verdicts(
         0.06,
@@ -140,7 +157,8 @@ def test_a_merge_of_an_adapter_without_gain_keeps_nothing() -> None:
     harmful = [replace(each, recovery=replace(each.recovery, gain=planted.near(-0.5))) for each in targets]
     found = verdicts(merges=replace(planted.merges(), targets=tuple(harmful)))[VerdictName.MERGE_KEEPS_GAIN]
     assert found.state is State.UNDECIDED
-    assert found.sentence.startswith("The adapter has no gain over its base that a merge could keep (gain -0.5")
+    start = "The adapter of NF4, r = 8, seed 0 has no gain over its base that a merge could keep (gain -0.5"
+    assert found.sentence.startswith(start)
 
 
 def test_without_a_measured_saving_none_is_claimed() -> None:
@@ -186,7 +204,7 @@ def test_costs_are_means_with_savings_and_a_front() -> None:
     assert rows["float32, r = 8"].savings == {}
     assert "adapter_bytes" not in rows["NF4, r = 2"].costs
     assert "weight_bytes" not in rows["NF4, r = 2"].costs  # it was measured at the compared rank
-    front = table.pareto["trainable_parameters"]
+    front = table.pareto["trainable_parameters"].best
     assert any("r = 2" in name for name in front)
     assert set(table.pareto) == {*row.costs}
 
@@ -205,6 +223,31 @@ def test_costs_are_compared_on_common_seeds() -> None:
     ).rows[-1]
     assert (row.quality, row.costs["seconds_per_step"].value, row.savings) == (50, 3, {})
     assert len(row.costs) == 1
+
+
+def test_the_front_is_among_means_over_the_same_seeds() -> None:
+    """The compared rank has two more seeds, which are easy and fast: over all of them, it would be the best."""
+    study = planted.results()
+    values = {r: dict.fromkeys((0, 1, 2), quality) for r, quality in ((2, 0.91), (4, 0.92), (8, 0.90))}
+    values[8] |= {3: 1.0, 4: 1.0}
+    steps = {r: dict.fromkeys((0, 1, 2), float(r)) | {3: 0.1, 4: 0.1} for r in planted.RANKS}
+    rows = [
+        replace(each, values=values[r], outcomes={}, measurements={"seconds_per_step": steps[r]})
+        for each in study.configurations
+        for r in [int(each.rank or 0)]
+    ]
+    table = cost_table(planted.diagnosis(), replace(study, configurations=rows), {}, {})
+    row = next(row for row in table.rows if row.configuration == "NF4, r = 8")
+    assert (row.seeds, row.quality) == ((0, 1, 2, 3, 4), pytest.approx(94))
+    front = table.pareto["seconds_per_step"]
+    assert (front.seeds, front.points["NF4, r = 8"]) == ((0, 1, 2), pytest.approx((8, 90)))
+    assert {*front.best} == {f"{precision}, r = {rank}" for precision in ("float32", "NF4") for rank in (2, 4)}
+    (figure,) = costs_figures(planted.findings(costs=table))
+    assert "as means over the seeds 0, 1, 2, which all configurations here have" in figure.description
+    apart = [replace(each, values={int(each.rank or 0): 1.0}) for each in rows]
+    nothing = cost_table(planted.diagnosis(), replace(study, configurations=apart), {}, {})
+    assert not any(each.best for each in nothing.pareto.values())
+    assert costs_figures(planted.findings(costs=nothing)) == ()
 
 
 def test_costs_and_savings_have_intervals_over_seeds() -> None:
