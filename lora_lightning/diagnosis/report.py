@@ -290,7 +290,7 @@ def _sampled(findings: Findings) -> str:
     """That a language model's divergences are of some tokens only."""
     pairs = () if findings.behaviors is None else findings.behaviors.pairs
     is_language_model = any(pair.greedy is not None for pair in pairs)
-    return " (tokens, as many of each batch, and not all of them)" if is_language_model else ""
+    return " (tokens, up to the same number from each batch)" if is_language_model else ""
 
 
 def _of_one_adapter(findings: Findings, what: str) -> str:

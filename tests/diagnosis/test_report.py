@@ -97,7 +97,7 @@ def test_what_numbers_are_of_stands_beside_them(monkeypatch: pytest.MonkeyPatch)
     one = "float32, r = 8, seed 0"
     assert f"measured on one of each precision ({one} and NF4, r = 8, seed 0)" in paragraphs[TITLES[3]]
     assert f"of a run without quantization ({one}), which stands for all others" in paragraphs[TITLES[4]]
-    assert "Divergences are of 1,024 predictions for these examples (tokens, as many" in paragraphs[TITLES[4]]
+    assert "Divergences are of 1,024 predictions for these examples (tokens, up to the same" in paragraphs[TITLES[4]]
     assert "perplexities are of 1,024 predictions (tokens" in paragraphs[TITLES[6]]
     assert "hidden states are of the first 64 examples; completions are of 16 texts." in paragraphs[TITLES[6]]
     assert "of this one adapter; other seeds and ranks may differ" in paragraphs[TITLES[7]]
