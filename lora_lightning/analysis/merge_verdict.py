@@ -1,4 +1,4 @@
-"""Whether a merge is faithful: one function for monitors, for commands that merge, and for comparisons of bases.
+"""Whether a merge that a monitor tries is faithful; `artefacts.merge_gate` decides about a folder that is shipped.
 
 A merge in 16 bits rounds every weight, and a tolerance that lets this pass lets real faults pass too. So a merge is
 compared with others of the same model that are intact and differ in their rounding alone: what it changes beyond them

@@ -63,7 +63,7 @@ def allocate(
     configs = config_arguments(config)
     _check_source(run, configs, overrides or {}, batches, shuffled)
     read_budget(budget, uniform_parameters=0)
-    check_output_file(output, configs, overwrite=overwrite)
+    check_output_file(output, configs, None if run is None else Path(run), overwrite=overwrite)
     with explain_errors():
         if run is not None:
             measured = measure_run(Path(run))
@@ -128,12 +128,13 @@ def read_budget(budget: int | str, uniform_parameters: int, fixed: int = 0) -> i
     return int(number) * uniform_parameters + fixed if text.startswith(UNIFORM) else int(number)
 
 
-def check_output_file(output: Path, configs: Sequence[str], *, overwrite: bool) -> None:
+def check_output_file(output: Path, configs: Sequence[str], run: Path | None, *, overwrite: bool) -> None:
     """Refuses an output file before any work is done.
 
     Args:
         output: The YAML file to write.
         configs: `--config=...` that are read.
+        run: The run that is read; `None` for none.
         overwrite: Whether existing files may be replaced.
 
     Raises:
@@ -145,6 +146,9 @@ def check_output_file(output: Path, configs: Sequence[str], *, overwrite: bool) 
     for path in (output, output.with_suffix(".png")):
         if path.exists() and not path.is_file():
             msg = f"--output would write {path}, which is not a file; choose another name."
+            raise ConfigurationError(msg)
+        if path.exists() and run is not None and run.resolve() in path.resolve().parents:
+            msg = f"--output would replace {path}, a file of the run that is read; choose another name."
             raise ConfigurationError(msg)
         if path.exists() and not overwrite:
             msg = f"--output would replace {path}; choose another name, or replace it with --overwrite."
@@ -184,10 +188,15 @@ def _largest_ranks(known: MeasuredLayers, budget: int | str) -> Ranks:
     parameters = _budget_of(known, budget)
     full = {name: min(sides) for name, sides in known.sides.items()}
     _check_budget(known, parameters, full, "full ranks")
-    uniform = 1
-    while adapter_parameters(_at_most(full, uniform), known.costs) + known.fixed < parameters:
-        uniform += 1
-    return _at_most(full, MOST * uniform)
+    return _at_most(full, MOST * _uniform_rank(full, known.costs, parameters - known.fixed))
+
+
+def _uniform_rank(limits: Ranks, costs: Mapping[str, int], parameters: int) -> int:
+    """The largest rank for all layers that fits, not in layers that have fewer."""
+    rank = 1
+    while rank < max(limits.values()) and adapter_parameters(_at_most(limits, rank + 1), costs) <= parameters:
+        rank += 1
+    return rank
 
 
 def _at_most(ranks: Ranks, rank: int) -> Ranks:
@@ -199,12 +208,13 @@ def _choose(measured: MeasuredLayers, budget: int | str, output: Path, shuffled:
     if not any(spectrum.any() for spectrum in spectra.values()):
         msg = f"the {measured.measured_by} are all zero, so they cannot choose ranks; nothing was written."
         raise VerificationError(msg)
+    limits = {name: len(spectrum) for name, spectrum in spectra.items()}
     reason = "the ranks of the run (no direction beyond them was measured)"
-    _check_budget(measured, parameters, {name: len(spectrum) for name, spectrum in spectra.items()}, reason)
+    _check_budget(measured, parameters, limits, reason)
     ranks = budget_ranks(spectra, measured.costs, parameters - measured.fixed)
     if shuffled is not None:
         ranks = shuffle_ranks(ranks, measured.sides, shuffled)
-    uniform = (parameters - measured.fixed) // sum(measured.costs.values())
+    uniform = _uniform_rank(limits, measured.costs, parameters - measured.fixed)
     return Allocation(
         output=output,
         measured_by=measured.measured_by,
@@ -261,15 +271,13 @@ def shuffle_ranks(ranks: Ranks, sides: Mapping[str, tuple[int, int]], seed: int)
 
 
 def _write(allocation: Allocation) -> None:
-    picture, is_new = allocation.picture, not allocation.picture.exists()
     content = png_bytes(rank_map_figure(allocation.ranks))
     try:
-        with atomic_file(picture) as file:
+        with atomic_file(allocation.picture) as file:
             file.write(content)
-        write_text_atomically(allocation.output, allocation.config())
+            file.flush()  # a full disk must not leave the ranks beside the picture of others
+            write_text_atomically(allocation.output, allocation.config())
     except OSError as error:
-        if is_new:
-            picture.unlink(missing_ok=True)
         msg = (
             f"--output {allocation.output} cannot be written ({(error.strerror or str(error)).lower()}); free some "
             "space, or choose another folder."

@@ -54,7 +54,7 @@ class Allocation:
         shuffled: The seed with which the ranks were shuffled over layers of the same shape; `None` if they were not.
         budget: Trainable adapter parameters that were allowed.
         parameters: Trainable adapter parameters that there are; at most the budget.
-        layers: In the model's order.
+        layers: In the model's order, or, of a run, in that of the names, numbers as such.
         kept: Share of all measured squared singular values that the ranks keep, in [0, 1].
         uniform: The largest rank for all layers within the budget, not in layers that have fewer.
         uniform_kept: What it keeps.

@@ -140,7 +140,7 @@ class CompressJob:
         start = time.monotonic()
         with new_folder(self.output, overwrite=self.overwrite, marker=ADAPTER) as draft:
             with scratch_folder(self.output) as scratch:
-                network, full_size = self._open_plain_adapter(scratch / "full")
+                network, full_in_float32 = self._open_plain_adapter(scratch / "full")
             trials = RankTrials(network, decompose_adapters(network), self.report)
             self._check_adapter(trials)
             examples = SplitExamples(self.task, self.trainer, self.options.metric.split)
@@ -148,7 +148,9 @@ class CompressJob:
             tests = SplitExamples(self.task, self.trainer, self._test_split(examples.split))
             full = None if search.is_full else self._measure_on_test(trials, search, tests)
             stored = self._stored_ranks(search.chosen)
-            sizes = self._write(trials, search, stored, draft, full_size)
+            kept, written_size = self._write(trials, search, stored, draft)
+            full_size = full_in_float32 if self.adapter is None else weight_bytes(self.adapter)
+            sizes = Sizes(full_size, kept, written_size, full_in_float32)
             loaders = self._check_targets(read_adapter_facts(draft))
             again, difference = self._load_again(trials, draft)
             written = tests.measure(again, threshold=search.row.threshold)
@@ -185,8 +187,7 @@ class CompressJob:
         """Exports the adapter and loads it as anybody would; what is truncated is what the run's folder stores."""
         self.report("exporting the adapter as plain LoRA, and loading it on a fresh base")
         own = self.opened.network
-        written = write_adapter(self.opened, self.task, own, folder)
-        size = written if self.adapter is None else weight_bytes(self.adapter)  # in the run's precision, maybe 16 bits
+        size = write_adapter(self.opened, self.task, own, folder)
         self._check_targets(_facts_if_compressed(read_adapter_facts(folder), self.options.layout))
         before = logits_of_some_rows(self.opened, own)
         with without_adapters(own):
@@ -280,7 +281,7 @@ class CompressJob:
         largest = max(chosen.ranks.values())
         return dict.fromkeys(chosen.ranks, portable_rank(largest) if self.options.layout == "portable" else largest)
 
-    def _write(self, trials: RankTrials, search: Search, stored: dict[str, int], draft: Path, full_size: int) -> Sizes:
+    def _write(self, trials: RankTrials, search: Search, stored: dict[str, int], draft: Path) -> tuple[int, int]:
         chosen = search.chosen
         self.report(f"writing {chosen.name} at rank {max(stored.values())}")
         set_adapter_ranks(trials.network, trials.decomposed, chosen.ranks, stored)
@@ -288,7 +289,7 @@ class CompressJob:
         self.task.set_threshold(search.row.threshold)
         written = write_adapter(self.opened, self.task, trials.network, draft)
         padding = FLOAT32 * (adapter_parameters(stored, trials.costs) - chosen.parameters)
-        return Sizes(full_size, written - padding, written)
+        return written - padding, written
 
     def _check_targets(self, facts: AdapterFacts) -> tuple[LoaderCheck, ...]:
         checks = check_loaders(facts)

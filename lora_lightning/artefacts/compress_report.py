@@ -89,15 +89,9 @@ def result_notes(result: CompressResult, lora: LoraSettings | None) -> list[str]
     """
     notes = [] if result.threshold is None else [threshold_note(result.threshold, result.tested_on)]
     if result.sizes.written >= result.sizes.full:
-        reason = ""
-        if result.layout == "portable":
-            reason = (
-                f", because portable ranks are 8, 16, 32, 64, 128 and 256; --layout exact pads "
-                f"to k = {max(result.chosen.ranks.values())} alone"
-            )
         notes.append(
             f"the written folder is not smaller than the run's own ({result.sizes.written:,} against "
-            f"{result.sizes.full:,} bytes){reason}."
+            f"{result.sizes.full:,} bytes), because {_why_not_smaller(result)}."
         )
     if result.layout == "mixed":
         notes.append("mixed ranks are right in PEFT only: other loaders read one alpha and one r.")
@@ -107,10 +101,20 @@ def result_notes(result: CompressResult, lora: LoraSettings | None) -> list[str]
             "is right in PEFT only."
         )
     if not result.rivals:
-        notes.append(
-            "no other choice of ranks was compared, because there is no lower rank or the adapter is on experts."
-        )
+        reason = "adapters of experts have one rank" if result.k < result.r else "no lower rank is proven to be enough"
+        notes.append(f"no other choice of ranks was compared, because {reason}.")
     return notes
+
+
+def _why_not_smaller(result: CompressResult) -> str:
+    reasons, k = [], max(result.chosen.ranks.values())
+    if result.k == result.r:
+        reasons.append("no lower rank is proven to be enough")
+    if result.layout == "portable" and result.rank > k:
+        reasons.append(f"portable ranks are 8, 16, 32, 64, 128 and 256 (--layout exact pads to k = {k} alone)")
+    if result.sizes.full < result.sizes.full_in_float32:
+        reasons.append("the run's own is in 16 bits, and the written one in float32")
+    return " and because ".join(reasons) or "the layers were trained at different ranks, and one rank holds all"
 
 
 def threshold_note(found: ChosenThreshold, tested_on: str) -> str:

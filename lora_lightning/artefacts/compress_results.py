@@ -58,13 +58,15 @@ class Sizes:
 
     Attributes:
         full: Of the run's own adapter, in the run's precision.
-        kept: Of the ranks that are enough, without padding.
+        kept: Of the ranks that are enough, without padding, in float32.
         written: Of the folder that was written, in float32.
+        full_in_float32: Of the run's own adapter, if it were in float32.
     """
 
     full: int
     kept: int
     written: int
+    full_in_float32: int
 
 
 @dataclass(frozen=True)

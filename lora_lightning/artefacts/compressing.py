@@ -75,7 +75,8 @@ def compress(
     wanted = check_ranks(ranks)
     runs = [check_run(Path(folder)) for folder in (source, *trained_at_k)]
     check_output(output, source, overwrite=overwrite, marker=ADAPTER)
-    check_not_read(output, source / ADAPTER_FOLDER)
+    for folder in runs:
+        check_not_read(output, folder / ADAPTER_FOLDER)
     data = (*config_arguments(config), *option_arguments(overrides or {}))
     with explain_errors():
         run = prepare_run(runs[0], data, validates=False, needs_test=True)

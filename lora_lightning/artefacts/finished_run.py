@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from lora_lightning.artefacts.data_options import keep_run_options
 from lora_lightning.artefacts.observers import ValidationObserver
 from lora_lightning.artefacts.opened import OpenedAdapter
 from lora_lightning.artefacts.saved_threshold import KeptThreshold
+from lora_lightning.backbones.base_model_id import saved_base_name
 from lora_lightning.backbones.model_card import auto_class_of
 from lora_lightning.backbones.saved_base import REMEDY
 from lora_lightning.datamodules import AdaptationDataModule
@@ -103,9 +104,8 @@ class PreparedRun:
         if cli.start.base is None:
             backbone = cli.model.backbone
             notes = [f"it is not known whether {backbone} is still the base model that the adapter was trained on."]
-        return opened_task(
-            self.record.folder, cli.model, cli.trainer, cli.datamodule, self.record.monitor, tuple(notes)
-        )
+        opened = opened_task(self.record.folder, cli.model, cli.trainer, cli.datamodule, self.monitor, tuple(notes))
+        return replace(opened, named_base=saved_base_name(self.record.adapter))
 
 
 def prepare_run(
@@ -137,10 +137,10 @@ def prepare_run(
     words = [*run_arguments(record, settings), *keep_run_options(arguments)]
     cli = _prepare(words)
     if getattr(cli.model, "lora", None) is None:
-        msg = (
-            f"the run {folder} has no adapter (model.lora: null); {record.adapter} is a complete transformers folder "
-            "already."
-        )
+        whole = f"{record.adapter} is a complete transformers folder already."
+        if record.adapter is None:
+            whole = "it trains the whole model, which is exported once the run has finished."
+        msg = f"the run {folder} has no adapter (model.lora: null); {whole}"
         raise CheckpointError(msg)
     for stage in ("validate", "test") if needs_test else ("validate",):
         cli.datamodule.check_splits(stage)

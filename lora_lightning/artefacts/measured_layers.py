@@ -47,7 +47,7 @@ class MeasuredLayers:
 
     Attributes:
         lora: The settings to which the ranks belong.
-        sides: (in_features, out_features), by full dotted name, in the model's order.
+        sides: (in_features, out_features), by full dotted name, in the model's order; of a run in that of the names.
         spectra: Singular values, descending, float, by the same names.
         costs: Trainable adapter parameters of one rank, by the same names.
         fixed: Trainable adapter parameters that do not depend on ranks: DoRA's magnitudes.

@@ -48,14 +48,14 @@ def find_merge_failure(measured: MergeMeasurement, tolerance: float = LOGIT_TOLE
             which the adapter model computes. On an 8-bit base it rounds its activations to 8 bits.
 
     Returns:
-        A clause; `None` if it passes. If the gain is not judged, the adapter's effect on the logits decides.
+        A clause; `None` if it passes. Without a gain clearly above 0, the adapter's effect on the logits decides.
     """
     difference, recovery = measured.difference, measured.recovery
     if not difference.max_logit_difference < math.inf:
         return "its logits are not finite"
     if rounds_nothing(measured.target, measured.dtype) and (clause := find_inequality(difference, tolerance)):
         return clause
-    if recovery is None or not recovery.judged:
+    if recovery is None or not recovery.has_gain:
         return _find_lost_effect(measured)
     if not recovery.ratio.low > LEAST_RECOVERY:
         return f"{recovery}, and its lower bound must be above {LEAST_RECOVERY}"

@@ -62,7 +62,8 @@ class MergeJob:
         overwrite: bool = False,
     ) -> None:
         self.opened, self.output, self.report, self.overwrite = opened, output, report, overwrite
-        self.base_model = base_model_name(opened.backbone, base_model_id)
+        named = opened.named_base
+        self.base_model = base_model_name(opened.backbone, base_model_id or (named.name if named else None))
         self.notes = list(opened.notes)
         self.auto_class = getattr(transformers, opened.auto_class)
         self.quantized = list(quantized_modules(opened.model))
@@ -103,10 +104,8 @@ class MergeJob:
             self.notes.append(
                 f"the adapter's gain is not judged without data; give it with --config or --data. {EFFECT}"
             )
-        elif not recovery.judged:
-            self.notes.append(
-                f"the recovery ratio is not judged, because the adapter's gain over its base may be 0. {EFFECT}"
-            )
+        elif not recovery.has_gain:
+            self.notes.append(f"{recovery}. {EFFECT}")
         return MergeResult(
             source=self.opened.source,
             output=self.output,
@@ -182,11 +181,11 @@ class MergeJob:
         found = list(self.measurements.values())
         passed = [each for each in found if each.failure is None]
         for each in found:
-            is_chosen = each is self.measurements[self.chosen]
-            if each.failure is None or not (is_chosen or rounds_nothing(each.target, each.dtype)):
+            is_chosen, is_exact = each is self.measurements[self.chosen], rounds_nothing(each.target, each.dtype)
+            if each.failure is None or not (is_chosen or is_exact):
                 continue
             advice = "keep the adapter beside its base, and look for what is wrong"
-            if is_chosen and passed:
+            if passed and not is_exact:  # which would have to pass whatever is chosen
                 target = f"--target {passed[0].target} " if self.quantized else ""
                 advice = f"{target}--dtype {passed[0].dtype} passes"
             msg = (

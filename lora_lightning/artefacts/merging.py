@@ -44,7 +44,8 @@ def merge(
         output: The folder to write.
         target: For a quantized base: `dequantized` (default), `original` or `requantized`.
         dtype: Of the weights.
-        base_model_id: The base model's id on the hub, for the model card, if it was loaded from a folder.
+        base_model_id: The base model's id on the hub, for the model card, if it was loaded from a folder; `None` for
+            that which the run was given.
         config: A YAML file with the `data` to compare on, or its content; a run has its own.
         overrides: Options of the data, named as on the command line: `{"data.data_dir": "DIR"}`, or pairs of them.
         overwrite: Replace an existing model folder, once the new one has passed.

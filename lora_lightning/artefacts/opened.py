@@ -9,6 +9,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_lightning.artefacts.observers import Observer
+from lora_lightning.backbones.base_model_id import NamedBase
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class OpenedAdapter:
         measured_on: What the examples are, in words.
         datasets: Hub ids of the data, for the model card.
         monitor: The metric that decided which checkpoint is best; `None` if unknown.
+        named_base: The id of the base that a run's own export has; `None` without one.
         notes: Sentences for the user.
     """
 
@@ -39,6 +41,7 @@ class OpenedAdapter:
     measured_on: str
     datasets: tuple[str, ...] = ()
     monitor: str | None = None
+    named_base: NamedBase | None = None
     notes: tuple[str, ...] = field(default=())
 
     @property

@@ -43,7 +43,7 @@ def write_adapter(opened: OpenedAdapter, task: AdaptationTask, network: PeftMode
         folder: Replaced if it exists.
 
     Returns:
-        Bytes of the weight file.
+        Bytes of the weight file. The folder names the base as the run's own export does.
 
     Raises:
         OSError: If the disk is full.
@@ -52,7 +52,7 @@ def write_adapter(opened: OpenedAdapter, task: AdaptationTask, network: PeftMode
     if task.base_identity is not None:
         files[f"{BASE_MODEL}.json"] = task.base_identity.as_dict()
     origin = read_json(opened.source / RUN).get("continued_from")
-    export_model(network, opened.tokenizer, folder, files, continued_from=origin)
+    export_model(network, opened.tokenizer, folder, files, continued_from=origin, base=opened.named_base)
     return weight_bytes(folder)
 
 

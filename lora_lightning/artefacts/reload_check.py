@@ -20,6 +20,7 @@ from lora_lightning.artefacts import fresh_process
 from lora_lightning.artefacts.observers import Observer, raw_inputs, raw_logits, rows_of_output
 from lora_lightning.artefacts.output_folder import scratch_folder
 from lora_lightning.artefacts.results import FreshProcessCheck
+from lora_lightning.backbones.model_card import CLASSIFIER
 from lora_lightning.errors import ConfigurationError, VerificationError
 from lora_lightning.runs.signals import KILLED
 from lora_lightning.tasks.held_out_batches import Batch
@@ -48,7 +49,7 @@ def run_in_fresh_process(
         The differences, not judged yet.
 
     Raises:
-        VerificationError: If the folder does not load, lacks weights or tokenizes otherwise.
+        VerificationError: If the folder does not load, lacks weights, names labels otherwise or tokenizes otherwise.
         ConfigurationError: If the process was killed, as it is if memory runs out.
         OSError: If the disk is full.
     """
@@ -63,6 +64,10 @@ def run_in_fresh_process(
     if answer["modules"]:
         msg = f"the merged folder loads {' and '.join(answer['modules'])}, but transformers alone should do."
         raise VerificationError(msg)
+    names = {str(number): name for number, name in (observer.network.config.id2label or {}).items()}
+    if auto_class == CLASSIFIER and answer["labels"] != names:
+        msg = f"the merged folder has the labels {_shown(answer['labels'])}, but the adapter has {_shown(names)}."
+        raise VerificationError(msg)
     if tokenizer is not None and answer["tokens"] != tokenizer(PROBE)["input_ids"]:
         msg = "the tokenizer in the merged folder gives other token ids than the adapter's."
         raise VerificationError(msg)
@@ -71,6 +76,10 @@ def run_in_fresh_process(
         expected = [raw_logits(reference, batch, observer.device).float().cpu() for batch in batches]
     found = compare_outputs(expected, batches, outputs, places)
     return found if answer["saved_again"] else replace(found, max_difference_after_saving_again=None)
+
+
+def _shown(names: dict[str, str]) -> str:
+    return ", ".join(names.values())[:200] or "(none)"
 
 
 def some_batches(batches: Sequence[Batch]) -> list[Batch]:

@@ -21,7 +21,7 @@ def saved_updates(folder: Path) -> list[AdapterDelta]:
         folder: The PEFT folder.
 
     Returns:
-        dW of each linear layer, in the order of the file.
+        dW of each linear layer, by name, numbers as such: layer 2 before layer 10. The file's own order is another one.
 
     Raises:
         CheckpointError: If the file is missing or damaged.
@@ -41,8 +41,13 @@ def saved_updates(folder: Path) -> list[AdapterDelta]:
             factors.setdefault(saved_module_name(name), {})[is_factor_b(name)] = weight
     return [
         AdapterDelta(name, pair[False].float(), pair[True].float(), _saved_scaling(config, name, len(pair[False])))
-        for name, pair in factors.items()
+        for name, pair in sorted(factors.items(), key=lambda item: _natural(item[0]))
     ]
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts parts of a module's name that are numbers by their value."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
 
 
 def _saved_scaling(config: Mapping[str, Any], module: str, rank: int) -> float:

@@ -117,6 +117,22 @@ def name_base(
     return NamedBase(name, "different", identity.weights)
 
 
+def saved_base_name(folder: Path | None) -> NamedBase | None:
+    """The id that an exported folder names its base by, so that what is made of it names it as well.
+
+    Args:
+        folder: The export of a run; `None` if there is none.
+
+    Returns:
+        The name, compared anew with the hub's cache; `None` for a folder without a given id.
+    """
+    file = None if folder is None else folder / f"{BASE_MODEL}.json"
+    saved: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file is not None and file.is_file() else {}
+    if not isinstance(saved.get("name"), str):
+        return None
+    return name_base(saved["name"], BaseIdentity.from_saved(saved), allowed=True)
+
+
 def cached_identity(name: str) -> BaseIdentity | None:
     """Hashes a model in the hub's cache.
 

@@ -89,7 +89,7 @@ class MergeComparison:
         self._recoveries[target] = recovery
         self.measurements += [*_rows(target, difference), _seconds(target, found)]
         self.measurements += metric_changes(self.trainer, target, self._adapted.metrics, found.metrics)
-        if recovery.judged:
+        if recovery.has_gain:
             values = asdict(recovery.ratio).values()
             names = ("recovery_ratio", "recovery_ratio_low", "recovery_ratio_high")
             self.measurements += [

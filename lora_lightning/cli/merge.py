@@ -43,7 +43,7 @@ tokens, and its gain over the base is not judged.
 
 a merge passes if
   - the lower bound of the recovery ratio, the share of the adapter's gain in log-likelihood that is left, is above 0.95
-  - without data, or if that gain may be 0, 95 to 105 % of the adapter's effect on the logits are left
+  - without data, or if that gain may be 0 or less, 95 to 105 % of the adapter's effect on the logits are left
   - in float32, no logit moves by more than 1e-4 of max(1, largest logit), in this and in the fresh process
 Otherwise, and for an adapter that changes nothing or lacks its head, the exit status is 3 and nothing is written.
 
@@ -175,7 +175,7 @@ def _divergence_and_flips(difference: "OutputDifference") -> tuple[str, str]:
 
 
 def _recovery(found: "MergeMeasurement") -> str:
-    if found.recovery is None or not found.recovery.judged:
+    if found.recovery is None or not found.recovery.has_gain:
         return "not judged"
     ratio = found.recovery.ratio
     return f"{ratio.value:.4f} ({ratio.low:.4f} to {ratio.high:.4f})"

@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 
 from lora_lightning.cli.sentence_parser import SentenceParser
-from lora_lightning.errors import ConfigurationError
 from lora_lightning.reports.study_json import json_text
 
 if TYPE_CHECKING:
@@ -74,24 +73,17 @@ def run_plan(arguments: Sequence[str]) -> "TrainingPlan":
         LoraLightningError: If an option is wrong or does not fit the architecture.
     """
     options, of_fit = build_plan_parser().parse_known_args(list(arguments) or ["--help"])
-    from lora_lightning.artefacts.output_folder import check_output  # noqa: PLC0415  # seconds, and --help is quick
-    from lora_lightning.planning.plan import plan_from_arguments  # noqa: PLC0415
-    from lora_lightning.planning.report import PLAN, write_plan  # noqa: PLC0415
+    from lora_lightning.planning.plan import plan_from_arguments  # noqa: PLC0415  # seconds, and --help is quick
 
-    if options.overwrite and options.output is None:
-        msg = "--overwrite replaces the folder of --output, which is not given; give --output DIR, or leave it out."
-        raise ConfigurationError(msg)
-    if options.output is not None:
-        check_output(options.output, None, overwrite=options.overwrite, marker=PLAN)
     plan = plan_from_arguments(
         of_fit,
         device=options.device,
         memory=options.memory,
         precisions=options.precisions,
         num_labels=options.num_labels,
+        output=options.output,
+        overwrite=options.overwrite,
     )
-    if options.output is not None:
-        write_plan(plan, options.output, overwrite=options.overwrite)
     if options.json:
         print(json_text(plan.as_json()))
     else:

@@ -309,7 +309,7 @@ def merges_table(found: MergeRecoveries) -> PageTable:
     rows = tuple(
         (
             each.target,
-            interval(each.recovery.ratio) if each.recovery.judged else "not judged",
+            interval(each.recovery.ratio) if each.recovery.has_gain else "not judged",
             interval(each.recovery.change),
             interval(each.recovery.gain),
         )

@@ -3,11 +3,13 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 from peft import PeftModel
 
 from lora_lightning.analysis.parameter_counts import ParameterCounts, count_by_kind
+from lora_lightning.artefacts.output_folder import check_output
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.delta import adapted_layers
 from lora_lightning.planning.counts import count_modules, default_rank, exported_bytes, rank_table
@@ -15,6 +17,7 @@ from lora_lightning.planning.layers import depths_to_trace, layer_lists
 from lora_lightning.planning.memory import memory_row
 from lora_lightning.planning.outline import build_outline
 from lora_lightning.planning.precisions import Precision, precisions_of
+from lora_lightning.planning.report import PLAN, write_plan
 from lora_lightning.planning.results import Batch, MemoryRow, TrainingPlan
 from lora_lightning.planning.settings import PlannedTraining, read_settings
 from lora_lightning.planning.sizes import parse_size
@@ -36,6 +39,8 @@ def plan_training(
     memory: str | int | None = None,
     precisions: Precisions = "all",
     num_labels: int | None = None,
+    output: str | Path | None = None,
+    overwrite: bool = False,
 ) -> TrainingPlan:
     """Plans a training before any weights are downloaded or loaded, like `lora-lightning plan`.
 
@@ -47,13 +52,15 @@ def plan_training(
         precisions: For which precisions to trace peak memory: `all`, that of the `config`, or `none`, which takes a
             second.
         num_labels: Number of labels, if the data is not there.
+        output: A folder to write with the plan as JSON and its pictures; `None` for none.
+        overwrite: Replace a folder with another plan, once this one is done.
 
     Returns:
         The plan.
 
     Raises:
-        LoraLightningError: If an option is wrong or does not fit the architecture, or if the backbone's `config.json`
-            cannot be found.
+        LoraLightningError: If an option is wrong or does not fit the architecture, if the backbone's `config.json`
+            cannot be found, or if the folder exists or cannot be written.
     """
     return plan_from_arguments(
         [*config_arguments(config), *option_arguments(overrides or {})],
@@ -61,6 +68,8 @@ def plan_training(
         memory=memory,
         precisions=precisions,
         num_labels=num_labels,
+        output=output,
+        overwrite=overwrite,
     )
 
 
@@ -71,6 +80,8 @@ def plan_from_arguments(
     memory: str | int | None = None,
     precisions: str = "all",
     num_labels: int | None = None,
+    output: str | Path | None = None,
+    overwrite: bool = False,
 ) -> TrainingPlan:
     """Plans a training from the options of `fit` as on a command line; otherwise like `plan_training`."""
     if device not in DEVICES:
@@ -82,11 +93,19 @@ def plan_from_arguments(
     if precisions == "none" and memory is not None:
         msg = f"--memory is {memory}, but --precisions=none plans no memory; leave one of them out."
         raise ConfigurationError(msg)
+    if overwrite and output is None:
+        msg = "--overwrite replaces the folder of --output, which is not given; give --output DIR, or leave it out."
+        raise ConfigurationError(msg)
+    if output is not None:
+        check_output(Path(output), None, overwrite=overwrite, marker=PLAN)
     limit = parse_size(memory) if isinstance(memory, str) else memory
     with explain_errors():
         training = read_settings(arguments, num_labels)
         training.task.check_settings()
-        return _plan(training, device, limit, precisions)
+        plan = _plan(training, device, limit, precisions)
+    if output is not None:
+        write_plan(plan, Path(output), overwrite=overwrite)
+    return plan
 
 
 def _plan(training: PlannedTraining, device: str, limit: int | None, precisions: str) -> TrainingPlan:

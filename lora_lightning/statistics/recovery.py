@@ -12,6 +12,9 @@ from lora_lightning.statistics.jackknife import CONFIDENCE, Interval, jackknife_
 class Recovery:
     """The recovery ratio and what it is a ratio of.
 
+    A ratio above 1 is a larger gain, or, of an adapter that is worse than its base, a larger loss: without `has_gain`
+    it does not say what is kept.
+
     Attributes:
         ratio: (changed - base) / (adapted - base): 1 if nothing is lost, 0 if the adapter is.
         gain: adapted - base.
@@ -31,8 +34,10 @@ class Recovery:
 
     def __str__(self) -> str:
         """Such as `recovery ratio 0.998 (95 % interval 0.991 to 1.004)`."""
-        if self.judged:
+        if self.has_gain:
             return f"recovery ratio {self.ratio}"
+        if self.judged:
+            return f"recovery ratio not judged (the adapter is worse than its base: gain {self.gain})"
         return "recovery ratio not judged (the adapter's gain over its base may be 0)"
 
 

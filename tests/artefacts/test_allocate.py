@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from peft import PeftModel
+from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification
 
 from lora_lightning import RunRecord
@@ -271,6 +272,39 @@ def test_existing_files_are_kept_unless_told_otherwise(
         allocate(run.folder, budget="r=2", output=other)
     assert not other.exists()
     assert not other.with_suffix(".png").exists()
+    former = {path: path.read_bytes() for path in (output, output.with_suffix(".png"))}
+    with pytest.raises(ConfigurationError, match="cannot be written"):
+        allocate(run.folder, budget="r=3", output=output, overwrite=True)
+    assert {path: path.read_bytes() for path in former} == former
+
+
+def test_the_config_of_the_measured_run_is_not_replaced(run: RunRecord) -> None:
+    config = run.folder / "config.yaml"
+    former = config.read_bytes()
+    with pytest.raises(ConfigurationError, match=r"config.yaml, a file of the run that is read"):
+        allocate(run.folder, budget="r=2", output=config, overwrite=True)
+    assert config.read_bytes() == former
+
+
+def test_the_uniform_rank_is_the_largest_that_fits(run: RunRecord, tmp_path: Path) -> None:
+    found = allocate(run.folder, budget="r=1", output=tmp_path / "one.yaml")
+    costs = {layer.name: layer.parameters // layer.rank for layer in found.layers}
+    limits = {name: 3 if name.endswith("layer.1.output.dense") else 5 if "query" in name else 4 for name in costs}
+    budget = sum(cost * min(limits[name], 4) for name, cost in costs.items())
+    assert budget < 4 * sum(costs.values())
+    assert allocate(run.folder, budget=budget, output=tmp_path / "four.yaml").uniform == 4
+
+
+def test_layers_of_a_run_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    names = [f"layer.{number}.query" for number in range(12)]
+    factors = {"lora_A": torch.ones(2, 4), "lora_B": torch.ones(4, 2)}
+    weights = {
+        f"base_model.model.{name}.{part}.weight": factor.clone() for name in names for part, factor in factors.items()
+    }
+    save_file(weights, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 2}))
+    assert list(saved_updates.read_adapter_weights(tmp_path)) != list(weights)
+    assert [each.module for each in saved_updates.saved_updates(tmp_path)] == names
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from transformers import (
 from lora_lightning import RunRecord
 from lora_lightning.artefacts import CompressResult, compress, compress_job
 from lora_lightning.artefacts.compress_report import verdict_sentences
-from lora_lightning.artefacts.finished_run import PreparedRun
+from lora_lightning.artefacts.finished_run import PreparedRun, open_run
+from lora_lightning.backbones.base_model_id import saved_base_name
 from lora_lightning.errors import CheckpointError, ConfigurationError, DataError, VerificationError
 from lora_lightning.lora.quantized import keep_4bit_weights_in_order
 from tests.artefacts.adapters import left_beside
@@ -121,6 +123,27 @@ def test_readers_without_patterns_compute_what_peft_computes(run: RunRecord, com
         assert float((logits_of(wrong) - original).abs().max()) > 10 * allowed
 
 
+def test_the_base_keeps_the_id_that_the_run_was_given(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
+    run = train_tiny_run("intents", tiny_backbone("bert"), tmp_path / "run", base_model_id="org/tiny-bert")
+    assert run.adapter is not None
+    result = compress(run.folder, tmp_path / "small", margin=ANY, ranks=[2])
+    for name in ("base_model.json", "adapter_config.json"):
+        here, there = (json.loads((folder / name).read_text()) for folder in (result.output, run.adapter))
+        for key in ("name", "compared", "base_model_name_or_path"):
+            assert here.get(key) == there.get(key)
+    assert json.loads((result.output / "adapter_config.json").read_text())["base_model_name_or_path"] == "org/tiny-bert"
+    assert "base_model: org/tiny-bert" in (result.output / "README.md").read_text()
+    assert open_run(run.folder).named_base == saved_base_name(run.adapter)
+
+
+def test_nothing_lower_is_the_reason_if_nothing_lower_is_proven(run: RunRecord, tmp_path: Path) -> None:
+    result = compress(run.folder, tmp_path / "small", margin=1e-6, ranks=[2])
+    assert result.k == result.r
+    because = "because no lower rank is proven to be enough"
+    assert any("not smaller than the run's own" in note and because in note for note in result.notes)
+    assert f"no other choice of ranks was compared, {because}." in result.notes
+
+
 def test_bytes_are_compared_with_the_file_that_the_run_wrote(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
     run = train_tiny_run("intents", tiny_backbone("bert"), tmp_path / "run", trainer__precision="bf16-true")
     assert run.adapter is not None
@@ -128,6 +151,7 @@ def test_bytes_are_compared_with_the_file_that_the_run_wrote(tiny_backbone: Tiny
     assert load_file(saved)["base_model.model.classifier.weight"].dtype is torch.bfloat16
     result = compress(run.folder, tmp_path / "small", margin=ANY, ranks=[2])
     assert result.sizes.full == saved.stat().st_size
+    assert any("the run's own is in 16 bits, and the written one in float32" in note for note in result.notes)
 
 
 def test_the_folder_is_complete(run: RunRecord, compressed: CompressResult) -> None:
@@ -426,6 +450,10 @@ def test_runs_that_are_refused(run: RunRecord, tiny_backbone: TinyBackbone, tmp_
         compress(tmp_path / "nowhere", tmp_path / "out")
     with pytest.raises(ConfigurationError, match=r"would replace .* which is being read"):
         compress(run.folder, run.adapter, overwrite=True)
+    rival = tmp_path / "rival"
+    shutil.copytree(run.folder, rival)
+    with pytest.raises(ConfigurationError, match=r"would replace .*rival/adapter, which is being read"):
+        compress(run.folder, rival / "adapter", trained_at_k=[rival], overwrite=True)
     full = tmp_path / "full"
     full.mkdir()
     (full / "notes.txt").write_text("mine")

@@ -1,5 +1,6 @@
 """Every planted fault is caught, and leaves nothing behind."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,10 @@ def test_a_planted_fault_is_caught_and_nothing_is_written(
     family, settings, plant = FAULTS[fault]
     adapter = save_random_adapter(tiny_backbone(family), tmp_path / "adapter", "CAUSAL_LM", **settings)
     plant(monkeypatch)
-    with pytest.raises(VerificationError, match=r"merging into the (base|dequantized) weights in float32 changes"):
+    message = (
+        r"merging into the (base|dequantized) weights in float32 changes the model: .*; keep the adapter beside its"
+    )
+    with pytest.raises(VerificationError, match=message):
         merge_here(adapter, dtype=dtype)
     assert not (tmp_path / "out").exists()
 
@@ -209,6 +213,29 @@ def test_the_fresh_process_catches_what_is_written_wrongly(
 
     monkeypatch.setattr(merge_job, "run_in_fresh_process", after_damage)
     with pytest.raises(VerificationError, match="in a fresh process with transformers alone"):
+        merge(adapter, tmp_path / "out" / "merged")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_fresh_process_reads_the_label_names(
+    tiny_backbone: TinyBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modules = {"target_modules": ["query"], "modules_to_save": ["classifier", "pooler"]}
+    adapter = save_random_adapter(tiny_backbone("bert"), tmp_path / "adapter", "SEQ_CLS", **modules)
+    run = merge_job.run_in_fresh_process
+
+    def after_damage(folder: Path, *rest: Any) -> Any:
+        config = json.loads((folder / "config.json").read_text())
+        names = config["id2label"]
+        config["id2label"] = names | {"0": names["1"], "1": names["0"]}
+        (folder / "config.json").write_text(json.dumps(config))
+        return run(folder, *rest)
+
+    (adapter / "config").mkdir()
+    saved = {"model_type": "bert", "id2label": {"0": "no", "1": "yes", "2": "perhaps"}}
+    (adapter / "config" / "config.json").write_text(json.dumps(saved))
+    monkeypatch.setattr(merge_job, "run_in_fresh_process", after_damage)
+    with pytest.raises(VerificationError, match="has the labels yes, no, perhaps, but the adapter has no, yes, perhap"):
         merge(adapter, tmp_path / "out" / "merged")
     assert not (tmp_path / "out").exists()
 

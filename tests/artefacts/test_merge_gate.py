@@ -17,6 +17,7 @@ from lora_lightning.statistics import Interval, Recovery
 
 FULL = Interval(1.0, 0.99, 1.01)
 JUDGED = Recovery(FULL, Interval(0.5, 0.4, 0.6), Interval(0.0, 0.0, 0.0), judged=True)
+HARMFUL = replace(JUDGED, ratio=Interval(5.9, 5.7, 6.1), gain=Interval(-0.2, -0.3, -0.1))  # a loss six times as large
 UNJUDGED = replace(JUDGED, ratio=Interval(0.1, 0.0, 0.2), judged=False)
 EFFECT = OutputDifference(1e-2, 1e-3, 1e-3, 1e-4, 0.0, 20.0, 100)
 DIFFERENCE = OutputDifference(1e-6, 1e-7, 1e-7, 1e-12, 0.0, 20.0, 100, lost_share=0.0, effect_norm=50.0)
@@ -50,6 +51,9 @@ def measurement(target: Any = "base", dtype: Any = "float32", recovery: Any = JU
         (measurement("original", recovery=UNJUDGED, lost_share=0.06), "95 to 105 % must be"),
         (measurement("original", recovery=UNJUDGED, lost_share=float("nan")), "of the adapter's effect"),
         (measurement("requantized", lost_share=0.27), None),  # the gain decides
+        (measurement("requantized", recovery=HARMFUL, lost_share=0.27), "73 % of the adapter's effect"),
+        (measurement(dtype="bfloat16", recovery=HARMFUL, rms_logit_difference=1.1e-3), "moves them by 1.0e-03 only"),
+        (measurement(dtype="bfloat16", recovery=HARMFUL, rms_logit_difference=0.9e-3), None),
         (measurement(dtype="bfloat16", recovery=None, rms_logit_difference=0.9e-3), None),
         (measurement(dtype="bfloat16", recovery=None, rms_logit_difference=1.1e-3), "moves them by 1.0e-03 only"),
     ],

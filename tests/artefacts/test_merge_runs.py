@@ -164,6 +164,10 @@ def test_a_run_without_adapters_needs_no_merge(merge_here: Merge, tiny_backbone:
     full = train_tiny_run("intents", tiny_backbone("bert"), tmp_path / "full", model__lora=None)
     with pytest.raises(CheckpointError, match=r"has no adapter \(model.lora: null\); .*adapter is a complete"):
         merge_here(full.folder)
+    assert full.adapter is not None
+    shutil.rmtree(full.adapter)  # as before the first export
+    with pytest.raises(CheckpointError, match=r"it trains the whole model, which is exported once the run has"):
+        merge_here(full.folder)
     assert not (tmp_path / "out").exists()
 
 
@@ -189,6 +193,14 @@ def test_a_run_on_a_base_that_has_changed_is_refused(merge_here: Merge, tmp_path
     model.save_pretrained(base)
     with pytest.raises(CheckpointError, match=r"was trained on another base model: .* with --model.backbone[.]$"):
         merge_here(run.folder)
+
+
+def test_the_card_names_the_base_by_the_id_that_the_run_was_given(
+    merge_here: Merge, tiny_backbone: TinyBackbone, tmp_path: Path
+) -> None:
+    run = train_tiny_run("intents", tiny_backbone("bert"), tmp_path / "run", base_model_id="org/tiny-bert")
+    assert merge_here(run.folder).base_model == "org/tiny-bert"
+    assert merge_here(run.folder, base_model_id="org/other", overwrite=True).base_model == "org/other"
 
 
 def test_an_untrained_run_changes_nothing(merge_here: Merge, tiny_backbone: TinyBackbone, tmp_path: Path) -> None:

@@ -300,12 +300,15 @@ def test_every_task_has_a_plan_on_both_devices(
     assert any("CUDA" in note for note in plan.notes) is (device == "cuda")
 
 
-def test_the_python_function_takes_a_mapping_and_overrides(quickstart: list[str]) -> None:
+def test_the_python_function_takes_a_mapping_and_overrides(quickstart: list[str], tmp_path: Path) -> None:
     words = dict(word[2:].split("=", 1) for word in quickstart)
     config = words.pop("config")
-    plan = plan_training(config, {**words, "model.lora.r": 2}, precisions="none")
+    plan = plan_training(config, {**words, "model.lora.r": 2}, precisions="none", output=tmp_path / "plan")
     assert plan.r == 2
     assert not plan.memory
+    assert {path.name for path in (tmp_path / "plan").iterdir()} == {"plan.json", "ranks.png", "ranks.svg"}
+    with pytest.raises(ConfigurationError, match="exists; choose another folder"):
+        plan_training(config, words, precisions="none", output=tmp_path / "plan")
 
 
 @pytest.mark.parametrize(

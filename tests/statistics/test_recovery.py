@@ -62,7 +62,9 @@ def test_a_lost_adapter_and_a_kept_one_are_told_apart() -> None:
     assert recovery_ratio(base, adapted, base).ratio.value == 0
     worse = recovery_ratio(adapted, base, base)  # an adapter that does harm
     assert worse.judged
+    assert not worse.has_gain
     assert worse.gain.high < 0
+    assert str(worse).startswith("recovery ratio not judged (the adapter is worse than its base: gain -")
 
 
 def test_too_few_examples_and_nan_have_no_interval() -> None:
