@@ -11,11 +11,12 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lora_lightning.analysis.spectrum import common_energy_rank, rank_numbers, singular_values
 from lora_lightning.lora.delta import AdapterDelta
@@ -32,18 +33,28 @@ SHAPES = {  # (out_features, in_features) of each kind of layer
 }
 
 
-def random_deltas(r: int) -> list[AdapterDelta]:
-    """A random update for every linear layer."""
+def random_deltas(r: int, layers: int = LAYERS, shapes: Mapping[str, tuple[int, int]] = SHAPES) -> list[AdapterDelta]:
+    """A random update for every linear layer.
+
+    Args:
+        r: Of all of them.
+        layers: Number of transformer layers.
+        shapes: (out_features, in_features) of each kind of linear layer.
+    """
     return [
         AdapterDelta(f"model.layers.{layer}.{kind}", torch.randn(r, inputs), torch.randn(outputs, r), 2.0)
-        for layer in range(LAYERS)
-        for kind, (outputs, inputs) in SHAPES.items()
+        for layer in range(layers)
+        for kind, (outputs, inputs) in shapes.items()
     ]
 
 
 def measure(deltas: list[AdapterDelta]) -> None:
     """Computes what RankUtilizationMonitor computes."""
-    spectra = singular_values(deltas)
+    summarize(deltas, singular_values(deltas))
+
+
+def summarize(deltas: list[AdapterDelta], spectra: list[Tensor]) -> None:
+    """Computes the monitor's numbers from the singular values of each update, (at least r,), descending."""
     for delta, spectrum in zip(deltas, spectra, strict=True):
         rank_numbers(spectrum, delta.r)
     common_energy_rank(spectra, 0.99)

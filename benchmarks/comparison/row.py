@@ -118,6 +118,12 @@ def tokens_per_second(outcome: Outcome) -> float:
     return _speed(outcome, "tokens")
 
 
+def milliseconds_a_step(outcome: Outcome) -> float:
+    """Mean milliseconds of a step, without the first one."""
+    ends = outcome.log["ends"]
+    return float(1000 * (ends[-1] - ends[0]) / (len(ends) - 1))
+
+
 def logged(name: str) -> Value:
     """A number that the command wrote under this name."""
     return lambda outcome: float(outcome.log[name])

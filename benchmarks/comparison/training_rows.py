@@ -21,6 +21,12 @@ SMOLLM2_WEIGHTS = 30 * (2 * 576**2 + 2 * 576 * 192 + 3 * 576 * 1536) + 49152 * 5
 TYPES = {"float32": "32-true", "bf16": "bf16-mixed"}  # and Lightning's names
 QUALITY = 0.94
 QUICK_STEPS = 3
+PEERS = {  # by script
+    "trainer_clinc150": "Trainer + PEFT",
+    "trainer_texts": "Trainer + PEFT",
+    "trainer_squad": "Trainer + PEFT",
+    "bare_clinc150": "bare loop + PEFT",
+}
 
 
 def products(precision: str, weights: int, goal: float | None) -> Limit:
@@ -53,18 +59,47 @@ def machine_limits(settings: Settings) -> Row:
     return Row("limits of the machine", "10^9/s", limits)
 
 
-def our_classifier(settings: Settings, precision: str, dropout: float) -> Side:
-    """`fit` on CLINC150, one epoch, with r = 8 on query and value."""
+def our_encoder(settings: Settings, config: str, precision: str, dropout: float, *words: object) -> Side:
+    """`fit` on MiniLM, one epoch, with r = 8 on query and value.
+
+    Args:
+        settings: What the command line says.
+        config: Below `configs`.
+        precision: `float32` or `bf16`.
+        dropout: Of the base.
+        words: Further options, such as those of the data.
+    """
     lora = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": "attention-qv"}
-    words = ["fit", "--config", CONFIGS / "clinc150/minilm_lora.yaml", f"--model.init_args.lora={json.dumps(lora)}"]
-    words += [f"--data.data_dir={settings.data_folder('clinc150')}", f"--model.base_dropout={dropout}"]
-    words += [f"--trainer.max_steps={QUICK_STEPS}" if settings.quick else "--trainer.max_epochs=1", LOGS]
-    words += [f"--trainer.precision={TYPES[precision]}", *TRAINING_ONLY, CLOCK]
-    return Side(f"ours, {precision}", program(*words), samples_per_second)
+    command = ["fit", "--config", CONFIGS / config, f"--model.init_args.lora={json.dumps(lora)}", *words]
+    command += [f"--model.base_dropout={dropout}"]
+    command += [f"--trainer.max_steps={QUICK_STEPS}" if settings.quick else "--trainer.max_epochs=1", LOGS]
+    command += [f"--trainer.precision={TYPES[precision]}", *TRAINING_ONLY, CLOCK]
+    return Side(f"ours, {precision}", program(*command), samples_per_second)
+
+
+def peer_encoder(settings: Settings, script: str, precision: str, *words: object) -> Side:
+    """A peer on MiniLM, one epoch.
+
+    Args:
+        settings: What the command line says.
+        script: One of `PEERS`.
+        precision: `float32` or `bf16`.
+        words: Further options of the script, such as its data.
+    """
+    more = ["--model", package_folder(ENCODER) / "model", *words]
+    more += ["--steps", QUICK_STEPS] * settings.quick + ["--bf16"] * (precision == "bf16")
+    command = settings.module("transformers", script, *more)
+    return Side(f"{PEERS[script]}, {precision}", command, samples_per_second)
+
+
+def our_classifier(settings: Settings, precision: str, dropout: float) -> Side:
+    """`fit` on CLINC150."""
+    data = f"--data.data_dir={settings.data_folder('clinc150')}"
+    return our_encoder(settings, "clinc150/minilm_lora.yaml", precision, dropout, data)
 
 
 def peer_classifier(settings: Settings, script: str, precision: str, *words: str) -> Side:
-    """A peer on CLINC150, one epoch.
+    """A peer on CLINC150.
 
     Args:
         settings: What the command line says.
@@ -72,10 +107,7 @@ def peer_classifier(settings: Settings, script: str, precision: str, *words: str
         precision: `float32` or `bf16`.
         words: Further options of the script.
     """
-    more = ["--model", package_folder(ENCODER) / "model", "--data", settings.data_folder("clinc150"), *words]
-    more += ["--steps", QUICK_STEPS] * settings.quick + ["--bf16"] * (precision == "bf16")
-    name = {"trainer_clinc150": "Trainer + PEFT", "bare_clinc150": "bare loop + PEFT"}[script]
-    return Side(f"{name}, {precision}", settings.module("transformers", script, *more), samples_per_second)
+    return peer_encoder(settings, script, precision, "--data", settings.data_folder("clinc150"), *words)
 
 
 # How the peer is used: its options, the dropout of the base on both sides, and the goal.

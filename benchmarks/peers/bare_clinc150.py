@@ -7,7 +7,8 @@ from typing import Any
 from transformers import AutoTokenizer, DataCollatorWithPadding
 
 from peers.bare_loop import train
-from peers.clinc150 import BATCH_SIZE, load_model, parse_arguments, read_split
+from peers.clinc150 import BATCH_SIZE, parse_arguments, read_split
+from peers.minilm import load_classifier
 
 POOL = 50 * BATCH_SIZE  # rows that are sorted together, as transformers does
 
@@ -41,7 +42,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     rows, names = read_split(options.data, tokenizer, "train")
     batches = batches_of(list(rows), DataCollatorWithPadding(tokenizer), options.steps, group=options.group)
-    train(load_model(options, len(names)), batches, options.learning_rate, bf16=options.bf16)
+    train(load_classifier(options, len(names)), batches, options.learning_rate, bf16=options.bf16)
 
 
 if __name__ == "__main__":

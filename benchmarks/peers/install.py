@@ -13,7 +13,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-SAME = ("torch", "transformers", "peft", "datasets", "accelerate", "gguf")
+SAME = ("torch", "transformers", "peft", "bitsandbytes", "datasets", "accelerate", "gguf")
 PEERS: dict[str, list[str]] = {  # by folder
     "transformers": [f"{name}=={version(name).partition('+')[0]}" for name in SAME],
     "litgpt": [f"torch=={version('torch').partition('+')[0]}", "litgpt==0.5.13"],

@@ -1,13 +1,12 @@
 """transformers.Trainer with PEFT on CLINC150. What no option changes is transformers' default, as a user leaves it."""
 
-import tempfile
 import time
 from typing import Any
 
-import torch
-from transformers import AutoTokenizer, DataCollatorWithPadding, TrainerCallback, TrainingArguments
+from transformers import AutoTokenizer, DataCollatorWithPadding, TrainerCallback
 
-from peers.clinc150 import BATCH_SIZE, OUT_OF_SCOPE, in_scope_accuracy, load_model, parse_arguments, read_split
+from peers.clinc150 import BATCH_SIZE, OUT_OF_SCOPE, in_scope_accuracy, parse_arguments, read_split
+from peers.minilm import load_classifier, training_arguments
 from peers.step_log import StepLog
 from peers.trainer_clock import ClockedTrainer
 
@@ -36,30 +35,17 @@ class StopAtQuality(TrainerCallback):
 def main() -> None:
     """Trains."""
     options = parse_arguments(__doc__)
-    words: dict[str, Any] = {"train_sampling_strategy": "group_by_length"} if options.group else {}
+    words: dict[str, Any] = {}
     if options.quality is not None:
         words |= {"eval_strategy": "steps", "eval_steps": STEPS_BETWEEN_VALIDATIONS, "per_device_eval_batch_size": 64}
         words |= {"eval_steps": min(STEPS_BETWEEN_VALIDATIONS, options.steps)} if options.steps > 0 else {}
-    arguments = TrainingArguments(
-        output_dir=tempfile.mkdtemp(),
-        per_device_train_batch_size=BATCH_SIZE,
-        learning_rate=options.learning_rate,
-        num_train_epochs=options.epochs,
-        max_steps=options.steps,
-        lr_scheduler_type="cosine",
-        report_to=[],
-        save_strategy="no",
-        use_cpu=not torch.cuda.is_available(),
-        bf16=options.bf16,
-        **words,
-    )
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     train, names = read_split(options.data, tokenizer, "train")
     outside, log = names.index(OUT_OF_SCOPE), StepLog()
     trainer = ClockedTrainer(
         log,
-        model=load_model(options, len(names)),
-        args=arguments,
+        model=load_classifier(options, len(names)),
+        args=training_arguments(options, BATCH_SIZE, **words),
         train_dataset=train,
         eval_dataset=read_split(options.data, tokenizer, "val")[0] if options.quality is not None else None,
         data_collator=DataCollatorWithPadding(tokenizer),

@@ -6,6 +6,7 @@ from typing import Any
 from comparison.page import write_comparison
 from comparison.rows import ROWS
 
+ENDS = ("", "_bf16")
 MACHINE = {"cpus": 2, "processor": "a processor", "memory_gib": 8, "gpu": "", "threads": "2", "commit": "abc"}
 
 
@@ -55,7 +56,14 @@ def test_the_page_has_ratios_goals_and_what_limits_them(tmp_path: Path) -> None:
 
 
 def test_every_row_that_has_a_goal_is_there() -> None:
-    uses = {f"clinc150_{use}{end}" for use in ("as_left", "grouped", "tuned") for end in ("", "_bf16")}
+    uses = {f"clinc150_{use}{end}" for use in ("as_left", "grouped", "tuned") for end in ENDS}
     models = {f"lm_{what}_{precision}" for what in ("packed", "responses") for precision in ("float32", "bf16")}
     others = {"clinc150_best", "time_to_quality", "first_step", "fit_help", "predict", "predict_steady", "study"}
     assert uses | models | others <= ROWS.keys()
+
+
+def test_every_kind_of_row_is_there() -> None:
+    lengths = {f"{data}_{use}{end}" for data in ("pairs", "squad") for use in ("as_left", "grouped") for end in ENDS}
+    growth = {f"growth_{name}" for name in ("r_4", "r_64", "modules_6", "modules_36", "tokens_16", "tokens_256")}
+    others = {*(f"clinc150_qlora{end}" for end in ENDS), "growth_size_12x768", "monitors", "spectrum", "second_start"}
+    assert lengths | growth | others <= ROWS.keys()

@@ -7,17 +7,21 @@ import time
 from pathlib import Path
 
 import pytest
-from comparison import prediction_rows, training_rows
+from comparison import growth_rows, prediction_rows, random_encoder, spectra, startup_rows, training_rows
 from comparison.row import Outcome, Side
 from comparison.rows import ROWS
 from comparison.settings import DECODER, ENCODER, Settings
-from peers import smollm2
+from peers import smollm2, trainer_squad
 from peers.step_log import FILE
+from transformers import AutoConfig, AutoTokenizer
 
 from lora_lightning.cli.commands import run_command
+from lora_lightning.datamodules.context_windows import encode_windows
+from lora_lightning.datamodules.squad_format import read_squad_json
 from tests.conftest import TinyBackbone
-from tests.tiny_data import save_tiny_clinc150, save_tiny_instructions, save_tiny_wikitext
+from tests.tiny_data import save_tiny_clinc150, save_tiny_instructions, save_tiny_squad, save_tiny_wikitext
 from tests.tiny_gguf import save_tiny_gguf
+from tests.tiny_glue import save_tiny_glue
 
 ENCODER_OPTIONS = ("--trainer.accelerator=cpu", "--trainer.logger=CSVLogger", "--trainer.logger.save_dir={scratch}")
 TEMPLATE = "{% for message in messages %}{{ message.content }} t1 {% endfor %}"
@@ -27,6 +31,8 @@ TEMPLATE = "{% for message in messages %}{{ message.content }} t1 {% endfor %}"
 def settings(tiny_backbone: TinyBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Tiny data, an encoder and a decoder in place of the packages, and an interpreter that is never started."""
     save_tiny_clinc150(tmp_path / "data" / "clinc150")
+    save_tiny_glue(tmp_path / "data/glue", "mnli", rows=40)
+    save_tiny_squad(tmp_path / "data/squad_v2")
     save_tiny_wikitext(tmp_path / "data/text/wikitext-2-raw")
     records = save_tiny_instructions(tmp_path / "data/text/alpaca").read_text().splitlines()
     (tmp_path / "data/text/alpaca/alpaca_data.json").write_text(json.dumps([json.loads(line) for line in records]))
@@ -37,7 +43,8 @@ def settings(tiny_backbone: TinyBackbone, tmp_path: Path, monkeypatch: pytest.Mo
     python = tmp_path / "peers/transformers/bin/python"
     python.parent.mkdir(parents=True)
     python.touch()
-    monkeypatch.setattr(training_rows, "package_folder", lambda name: tmp_path / name)
+    for rows in (training_rows, growth_rows):
+        monkeypatch.setattr(rows, "package_folder", lambda name: tmp_path / name)
     monkeypatch.setenv(FILE, str(tmp_path / "steps.json"))
     return Settings(tmp_path / "data", tmp_path / "peers", tmp_path, quick=True)
 
@@ -55,6 +62,20 @@ def run_peer(side: Side, settings: Settings, monkeypatch: pytest.MonkeyPatch, *m
     start = time.time()
     importlib.import_module(words[0]).main()
     return value_of(side, settings, start)
+
+
+def make_random_encoder(settings: Settings, monkeypatch: pytest.MonkeyPatch, layers: int, hidden: int) -> Path:
+    folder = settings.work / f"random_{layers}x{hidden}"
+    words = ["", str(settings.work / ENCODER / "model"), str(folder), str(layers), str(hidden)]
+    monkeypatch.setattr(sys, "argv", words)
+    random_encoder.main()
+    return folder
+
+
+def tokens_of(settings: Settings) -> list[int]:
+    """Tokens of each step of the last run."""
+    tokens: list[int] = json.loads((settings.work / "steps.json").read_text())["tokens"]
+    return tokens
 
 
 def value_of(side: Side, settings: Settings, start: float) -> float:
@@ -104,3 +125,79 @@ def test_training_a_language_model(
     module = importlib.import_module(row.peers[0].command[2])
     monkeypatch.setattr(module, "load_model", load_with_template)
     assert run_peer(row.peers[0], settings, monkeypatch, "--context", "16", "--batch-size", "2") > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "ours", "peers"),
+    [
+        ("pairs_grouped", (), ()),
+        ("squad_as_left", ("--data.max_length=32", "--data.doc_stride=8"), ("--max-length", "32", "--stride", "8")),
+        ("clinc150_qlora", ("--data.batch_size=4",), ("--model", "random_1x64")),
+        ("growth_tokens_16", (), ()),
+    ],
+)
+def test_training_an_encoder(
+    name: str,
+    ours: tuple[str, ...],
+    peers: tuple[str, ...],
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_backbone: TinyBackbone,
+) -> None:
+    make_random_encoder(
+        settings, monkeypatch, layers=1, hidden=64
+    )  # has a pooler, which MiniLM has and the tiny one not
+    monkeypatch.chdir(settings.work)
+    row = ROWS[name](settings)
+    more = (f"--model.backbone={tiny_backbone('bert')}", "--trainer.accelerator=cpu", *ours)
+    assert run_ours(row.ours[0], settings, monkeypatch, *more) > 0
+    counted = tokens_of(settings)
+    assert run_peer(row.peers[0], settings, monkeypatch, *peers) > 0
+    if name.startswith("growth"):
+        assert counted == tokens_of(settings) == 3 * [32 * 14]  # the tiny tokenizer has no marks
+
+
+def test_both_sides_cut_the_same_windows(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
+    file = save_tiny_squad(tmp_path) / "train-v2.0.json"
+    tokenizer = AutoTokenizer.from_pretrained(tiny_backbone("bert"))
+    questions = [question for article in read_squad_json(file, "--data.train_file") for question in article]
+    ours = list(encode_windows(questions, tokenizer, 32, 8, "train"))
+    peers = trainer_squad.read_windows(file, tokenizer, 32, 8)
+    assert len(ours) > len(questions)
+    assert [window.input_ids.tolist() for window in ours] == list(peers["input_ids"])
+    assert [window.start_position for window in ours] == list(peers["start_positions"])
+    assert [window.end_position for window in ours] == list(peers["end_positions"])
+
+
+def test_a_row_of_model_sizes_has_a_random_encoder(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_random_encoder(settings, monkeypatch, layers=3, hidden=192)
+    config = AutoConfig.from_pretrained(folder)
+    assert (config.num_hidden_layers, config.hidden_size, config.intermediate_size) == (3, 192, 768)
+    row = ROWS["growth_size_3x192"](settings)
+    assert f"--model.backbone={folder}" in row.ours[0].command
+    assert str(folder) in row.peers[0].command
+
+
+def test_monitors_are_all_that_differs(settings: Settings) -> None:
+    row = ROWS["monitors"](settings)
+    watched, plain = row.ours[0].command, row.peers[0].command
+    assert [Path(word).name for word in watched if word not in plain] == ["all_monitors.yaml"]
+    assert len(watched) == len(plain) + 2
+
+
+def test_a_second_start_finds_the_tokens_of_one_before(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Side] = []
+    monkeypatch.setattr(startup_rows, "run_side", started.append)
+    row = ROWS["second_start"](settings)
+    assert started == [row.ours[0]]
+    assert row.ours[0].command[:-1] == row.peers[0].command[:-1]
+    assert row.peers[0].command[-1].startswith("{scratch}")
+
+
+def test_spectra_are_measured_in_both_ways(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spectra, "SHAPES", {"query": (24, 20)})
+    row = ROWS["spectrum"](settings)
+    for side in (*row.ours, *row.peers):
+        monkeypatch.setattr(sys, "argv", list(side.command[1:]))
+        spectra.main()
+        assert value_of(side, settings, time.time()) > 0

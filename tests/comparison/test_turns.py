@@ -4,7 +4,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from comparison.row import Limit, Outcome, Row, Side, logged, samples_per_second, seconds_to_first_step
+from comparison.row import (
+    Limit,
+    Outcome,
+    Row,
+    Side,
+    logged,
+    milliseconds_a_step,
+    samples_per_second,
+    seconds_to_first_step,
+)
 from comparison.turns import measure_row
 
 WRITE = """
@@ -51,4 +60,5 @@ def test_speeds_leave_out_the_first_step() -> None:
     log = {"ends": [103.0, 105.0, 107.0], "samples": [32, 32, 16], "tokens": [400, 300, 200]}
     outcome = Outcome(started=100.0, seconds=9.0, cpu_seconds=9.0, peak_mib=1.0, load=None, log=log)
     assert samples_per_second(outcome) == pytest.approx((32 + 16) / 4)
+    assert milliseconds_a_step(outcome) == pytest.approx(2000)
     assert seconds_to_first_step(outcome) == pytest.approx(3.0)
