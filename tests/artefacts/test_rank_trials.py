@@ -121,7 +121,7 @@ def result(*, is_tested_on_validation: bool) -> CompressResult:
         validation=(full, row),
         test=row,
         full_test=full,
-        sizes=Sizes(2, 1, 1),
+        sizes=Sizes(2, 1, 1, 2),
         loaders=(),
         max_logit_difference=0.0,
         largest_logit=1.0,
