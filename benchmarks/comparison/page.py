@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from comparison.pictures import load_figure, memory_figure, ratio_figure, share_figure
+from comparison.pictures import load_figure, pair_figure, ratio_figure, share_figure
 from comparison.ratios import is_reached
 from lora_lightning.reports.files import ReportFigure
 from lora_lightning.reports.page import Page, PageTable, Section, write_page
@@ -36,6 +36,8 @@ def write_comparison(results: Results, folder: Path) -> Path:
     measured = {name: row for name, row in found.items() if name not in planned}
     sections = [Section("Against peers", tables=(ratio_table(measured),), figures=ratio_pictures(measured))]
     sections += [Section("Numbers of each side", tables=(value_table(measured),))]
+    grown = {name: row for name, row in measured.items() if name.startswith("growth_")}
+    sections += [Section("Growth of a step", tables=(growth_table(grown),), figures=growth_pictures(grown))]
     sections += [Section("Limits of the machine", tables=(share_table(measured),), figures=share_pictures(measured))]
     sections += [Section("Peak memory of the processes", tables=(memory_table(measured),), figures=memories(measured))]
     sections += [Section("Peak memory that `plan` predicts, beside a run", tables=(plan_table(planned),))]
@@ -87,6 +89,15 @@ def value_table(results: Results) -> PageTable:
         for side, found in row["values"].items()
     ]
     return PageTable(("row", "command", "unit", "median (range)"), tuple(rows), texts=frozenset({1, 2}))
+
+
+def growth_table(results: Results) -> PageTable:
+    """How long a step takes on both sides, by what it is made of."""
+    rows = [
+        (name, *(shown(row["values"][row[side][0]]) for side in ("ours", "peers")), shown(row["ratio"]))
+        for name, row in results.items()
+    ]
+    return PageTable(("row", "ours, ms", "the peer, ms", "ours / peer"), tuple(rows))
 
 
 def share_table(results: Results) -> PageTable:
@@ -183,6 +194,17 @@ def ratio_pictures(results: Results) -> tuple[ReportFigure, ...]:
     return (ReportFigure("ratios", "Ratios within turns", text, ratio_figure(found)),)
 
 
+def growth_pictures(results: Results) -> tuple[ReportFigure, ...]:
+    """The time of a step on both sides, if there is any."""
+    if not results:
+        return ()
+    text = "Median milliseconds of a step of ours and of the peer; each row says what differs from the other ones."
+    ours, peers = (
+        {name: row["values"][row[side][0]]["median"] for name, row in results.items()} for side in ("ours", "peers")
+    )
+    return (ReportFigure("growth", "Growth of a step", text, pair_figure(ours, peers, "ms")),)
+
+
 def share_pictures(results: Results) -> tuple[ReportFigure, ...]:
     """The shares of the dense rate, if there are any."""
     found = {name: row for name, row in results.items() if "share" in row and row["higher_is_better"]}
@@ -200,7 +222,7 @@ def memories(results: Results) -> tuple[ReportFigure, ...]:
     text = "Peak resident memory of ours and of the peer, the largest process of each."
     ours = {name: max(peaks[side] for side in results[name]["ours"]) for name, peaks in found.items()}
     peers = {name: max(peaks[side] for side in results[name]["peers"]) for name, peaks in found.items()}
-    return (ReportFigure("memory", "Peak memory", text, memory_figure(ours, peers)),)
+    return (ReportFigure("memory", "Peak memory", text, pair_figure(ours, peers, "MiB")),)
 
 
 def loads(results: Results) -> tuple[ReportFigure, ...]:

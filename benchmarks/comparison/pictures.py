@@ -60,12 +60,13 @@ def share_figure(rows: Rows) -> "Figure":
     return figure
 
 
-def memory_figure(ours: Mapping[str, float], peers: Mapping[str, float]) -> "Figure":
-    """Draws peak memory of both sides as pairs of bars.
+def pair_figure(ours: Mapping[str, float], peers: Mapping[str, float], unit: str) -> "Figure":
+    """Draws an amount of both sides as pairs of bars.
 
     Args:
-        ours: MiB by row.
+        ours: By row.
         peers: The same of the peer.
+        unit: Of the amount.
 
     Returns:
         A matplotlib figure that belongs to no window.
@@ -74,7 +75,7 @@ def memory_figure(ours: Mapping[str, float], peers: Mapping[str, float]) -> "Fig
     for offset, values, color, label in ((-0.2, ours, BLUE, "ours"), (0.2, peers, ORANGE, "peer")):
         places = [place + offset for place in range(len(values))]
         axes.barh(places, list(values.values()), height=0.38, color=color, label=label)
-    axes.set_xlabel("MiB", fontsize=FONT)
+    axes.set_xlabel(unit, fontsize=FONT)
     name_rows(axes, list(ours))
     show_names(axes)
     return figure

@@ -38,12 +38,13 @@ def test_the_page_has_ratios_goals_and_what_limits_them(tmp_path: Path) -> None:
     results = {
         "clinc150_tuned": planted("training", unit="samples/s", ratio=1.25, goal=1.5),
         "first_step": planted("start", unit="s", ratio=0.8, goal=0.9, foreign=1.5),
+        "growth_r_64": planted("a step", unit="ms", ratio=0.625, goal=1.0),
         "memory_encoder": planted("memory", unit="MiB", ratio=1.5, goal=2.0),
         "lm_packed_float32": {"title": "lm", "error": "litgpt is missing", "quick": False}
         | {"machine": {**MACHINE, "versions": {"torch": "2"}}, "measured": "today"},
     }
     page = write_comparison(results, tmp_path).read_text(encoding="utf-8")
-    assert "1 of 2 goals are reached." in page
+    assert "2 of 3 goals are reached." in page
     assert "1.25 (1.15 to 1.35)" in page
     assert "≥ 1.5" in page
     assert "≤ 0.9" in page
@@ -51,7 +52,8 @@ def test_the_page_has_ratios_goals_and_what_limits_them(tmp_path: Path) -> None:
     assert "777" in page
     assert "The machine was not quiet: first_step." in page
     assert "lm_packed_float32 was not measured: litgpt is missing." in page
-    assert page.count("<svg") == 4
+    assert "Growth of a step" in page
+    assert page.count("<svg") == 5
     assert (tmp_path / "figures" / "ratios.png").is_file()
 
 
