@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lora_lightning.cli.sentence_parser import SentenceParser
+from lora_lightning.errors import ConfigurationError
 from lora_lightning.reports.study_json import json_text
 
 if TYPE_CHECKING:
@@ -72,7 +74,9 @@ def run_plan(arguments: Sequence[str]) -> "TrainingPlan":
     Raises:
         LoraLightningError: If an option is wrong or does not fit the architecture.
     """
-    options, of_fit = build_plan_parser().parse_known_args(list(arguments) or ["--help"])
+    parser = build_plan_parser()
+    options, of_fit = parser.parse_known_args(list(arguments) or ["--help"])
+    _check_names(of_fit, [name for action in parser._actions for name in action.option_strings])  # noqa: SLF001
     from lora_lightning.planning.plan import plan_from_arguments  # noqa: PLC0415  # seconds, and --help is quick
 
     plan = plan_from_arguments(
@@ -91,6 +95,15 @@ def run_plan(arguments: Sequence[str]) -> "TrainingPlan":
         if options.output is not None:
             Console(highlight=False, markup=False, soft_wrap=True).print(f"plan: {options.output}")
     return plan
+
+
+def _check_names(of_fit: Sequence[str], own: Sequence[str]) -> None:
+    """Refuses a misspelt option of `plan`, which would otherwise be looked for among those of `fit`."""
+    for word in of_fit:
+        name = word.partition("=")[0]
+        if name.startswith("--") and (close := get_close_matches(name, own, n=1, cutoff=0.85)):
+            msg = f"plan has no option {name}; did you mean {close[0]}?"
+            raise ConfigurationError(msg)
 
 
 def print_plan(plan: "TrainingPlan") -> None:

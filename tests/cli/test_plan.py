@@ -72,6 +72,8 @@ def test_json_is_all_that_standard_output_has(words: list[str], capsys: pytest.C
         (["--num-labels=0"], "--num-labels is 0, but it must be at least 1"),
         (["--num-labels=3"], "but the data has 30 labels; leave --num-labels out"),
         (["--num-labels=x"], "invalid int value"),
+        (["--devic=cuda"], "plan has no option --devic; did you mean --device?"),
+        (["--memry", "1GiB"], "plan has no option --memry; did you mean --memory?"),
         (["--modle.lora.r=4"], "did you mean --model.lora.r?"),
         (["--model.lora.rank=4"], "did you mean model.lora.r?"),
         (["--model.lora.r=0"], "must be at least 1"),
