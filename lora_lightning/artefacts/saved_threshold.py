@@ -7,6 +7,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from lora_lightning.backbones.adapter_config import ANSWERS, AdapterConfig
 from lora_lightning.backbones.adapter_labels import LABELS
+from lora_lightning.backbones.model_card import CLASSIFIER, QUESTION_ANSWERER
 from lora_lightning.errors import CheckpointError
 from lora_lightning.tasks import AdaptationTask
 
@@ -62,9 +63,10 @@ def decision_options(config: AdapterConfig) -> list[str]:
         CheckpointError: If a file holds something else.
     """
     options = []
-    if PLACES["label_threshold"].key in (config.file(LABELS) or {}):
+    if config.auto_class == CLASSIFIER and PLACES["label_threshold"].key in (config.file(LABELS) or {}):
         options.append("--model.decision_threshold=best_f1")
-    length = (config.file(ANSWERS) or {}).get("max_answer_length")
+    answers = config.file(ANSWERS) if config.auto_class == QUESTION_ANSWERER else None
+    length = (answers or {}).get("max_answer_length")
     if length is not None:
         if not isinstance(length, int) or isinstance(length, bool) or length < 1:
             raise _wrong(config, ANSWERS, "max_answer_length", length, "a number of tokens above 0")

@@ -125,12 +125,22 @@ def saved_base_name(folder: Path | None) -> NamedBase | None:
 
     Returns:
         The name, compared anew with the hub's cache; `None` for a folder without a given id.
+
+    Raises:
+        CheckpointError: If the file is damaged.
     """
     file = None if folder is None else folder / f"{BASE_MODEL}.json"
-    saved: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file is not None and file.is_file() else {}
-    if not isinstance(saved.get("name"), str):
+    if file is None or not file.is_file():
         return None
-    return name_base(saved["name"], BaseIdentity.from_saved(saved), allowed=True)
+    try:
+        saved: Any = json.loads(file.read_text(encoding="utf-8"))
+        name = saved.get("name")
+    except (AttributeError, ValueError) as error:
+        msg = f"{file} is damaged ({' '.join(str(error).split())[:100]}); copy it from another export, or delete it."
+        raise CheckpointError(msg) from error
+    if not isinstance(name, str):
+        return None
+    return name_base(name, BaseIdentity.from_saved(saved), allowed=True)
 
 
 def cached_identity(name: str) -> BaseIdentity | None:

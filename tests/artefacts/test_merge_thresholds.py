@@ -9,6 +9,7 @@ import pytest
 
 from lora_lightning import RunRecord
 from lora_lightning.artefacts import MergeResult
+from lora_lightning.backbones.base_model_id import saved_base_name
 from lora_lightning.cli.merge import print_merge
 from lora_lightning.errors import CheckpointError
 from tests.artefacts.conftest import Merge
@@ -111,6 +112,13 @@ def test_a_decision_threshold_of_the_run(tiny_backbone: TinyBackbone, merge_here
     assert run.metrics["val"]["micro_f1_at_threshold"] > 0
     assert merged_metrics(result)["micro_f1_at_threshold"] == 0  # no label applies
     assert shipped(result)["decision_threshold"] == 1.1
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_damaged_record_of_the_base_is_a_sentence(content: str, tmp_path: Path) -> None:
+    (tmp_path / "base_model.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"base_model.json is damaged .* or delete it"):
+        saved_base_name(tmp_path)
 
 
 @pytest.mark.parametrize("value", ["high", True, [0.5], float("nan")])
