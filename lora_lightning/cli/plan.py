@@ -74,9 +74,8 @@ def run_plan(arguments: Sequence[str]) -> "TrainingPlan":
     Raises:
         LoraLightningError: If an option is wrong or does not fit the architecture.
     """
-    parser = build_plan_parser()
-    options, of_fit = parser.parse_known_args(list(arguments) or ["--help"])
-    _check_names(of_fit, [name for action in parser._actions for name in action.option_strings])  # noqa: SLF001
+    options, of_fit = build_plan_parser().parse_known_args(list(arguments) or ["--help"])
+    _check_names(of_fit, [f"--{name}" for name in vars(options)])
     from lora_lightning.planning.plan import plan_from_arguments  # noqa: PLC0415  # seconds, and --help is quick
 
     plan = plan_from_arguments(
