@@ -15,7 +15,7 @@ from lora_lightning.runs.save_dirs import STUDIES
 from lora_lightning.runs.settings import flatten, list_differences
 from lora_lightning.studies.claim_settings import claims_as_json, claims_from_json
 from lora_lightning.studies.plan import StudyPlan, plan_study, seed_by_seed
-from lora_lightning.studies.specification import Axis, LearningRates, Range, Search, Study
+from lora_lightning.studies.specification import SEED_OPTION, Axis, LearningRates, Range, Search, Study
 from lora_lightning.studies.study_yaml import read_yaml
 from lora_lightning.studies.trials import Trial, make_trial
 
@@ -25,6 +25,8 @@ FURTHER_SEEDS = "further_seeds"
 RECOMMENDED = "recommended.yaml"
 SCHEMA_VERSION = 1
 DECIDED_BEFOREHAND = ("objective", "direction", "margin", "reference", "costs", "sequence", "full_fine_tuning")
+# What every trial replaces (`run_options` in trial_runs.py), so that it may differ in the base.
+REPLACED = (SEED_OPTION, "test_after_fit", "trainer.logger", "trainer.enable_progress_bar")
 MOST_NAMED = 3
 REMEDY = "restore the YAML, --base and --set, or give the study another name"
 
@@ -224,7 +226,7 @@ def check_only_adds(former: StudyPlan, plan: StudyPlan, path: Path) -> None:
     kept = (*DECIDED_BEFOREHAND, CLAIMED, TRUNCATED)
     here, there = ({key: json.loads(json.dumps(each[key])) for key in kept} for each in (new, old))
     changed = [
-        *list_differences(flatten(_numbered(new["base"])), flatten(_numbered(old["base"])), "there"),
+        *list_differences(_base_settings(new["base"]), _base_settings(old["base"]), "there"),
         *list_differences(here, there, "there"),
     ]
     if changed:
@@ -277,9 +279,15 @@ def _without_rates(plan: StudyPlan) -> list[Trial]:
     return [make_trial(plan.study, each, seed) for each, seed in seed_by_seed(plan.study, plan.configurations)]
 
 
-def _numbered(configs: list[Mapping[str, Any]]) -> dict[str, Any]:
-    return (
-        {f"base {number}": config for number, config in enumerate(configs, start=1)}
-        if len(configs) > 1
-        else dict(configs[0])
-    )
+def _base_settings(configs: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """The settings of the base configs by dotted name, without those that every trial replaces."""
+    settings: dict[str, Any] = {}
+    for number, config in enumerate(configs, start=1):
+        place = f"base {number}." if len(configs) > 1 else ""
+        kept = {name: value for name, value in flatten(config).items() if not _is_replaced(name)}
+        settings |= {f"{place}{name}": value for name, value in kept.items()}
+    return settings
+
+
+def _is_replaced(name: str) -> bool:
+    return any(f"{name}.".startswith(f"{option}.") for option in REPLACED)

@@ -9,7 +9,8 @@ import pytest
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.studies.plan import StudyPlan, plan_study
 from lora_lightning.studies.study_file import read_study_file
-from lora_lightning.studies.study_folder import REMEDY, STUDY, StudyFolder, load_plan, load_tags
+from lora_lightning.studies.study_folder import REMEDY, REPLACED, STUDY, StudyFolder, load_plan, load_tags
+from lora_lightning.studies.trial_runs import run_options
 from tests.studies.small_study import BASE, save_study
 
 
@@ -80,6 +81,18 @@ def test_a_contradiction_is_refused(changes: Any, message: str, folder: StudyFol
     with pytest.raises(ConfigurationError, match=f"{message}.*{REMEDY}"):
         save(folder, plan(tmp_path, **changes))
     assert (folder.path / STUDY).read_bytes() == before
+
+
+def test_what_every_trial_replaces_may_differ_in_the_base(folder: StudyFolder, tmp_path: Path) -> None:
+    logger = {"class_path": "TensorBoardLogger", "init_args": {"save_dir": "elsewhere", "name": "renamed"}}
+    trainer = BASE["trainer"] | {"logger": logger, "enable_progress_bar": True}
+    save(folder, plan(tmp_path, base=BASE | {"trainer": trainer, "seed_everything": 7, "test_after_fit": True}))
+    save(folder, plan(tmp_path, base=BASE | {"trainer": BASE["trainer"] | {"logger": [logger, logger]}}))
+    study = plan(tmp_path)
+    assert set(REPLACED) <= run_options(folder, study.trials[0]).keys()
+    other = BASE | {"trainer": trainer | {"log_every_n_steps": 1}}
+    with pytest.raises(ConfigurationError, match=r"settings: trainer\.log_every_n_steps is 1 here and 2 there; r"):
+        save(folder, plan(tmp_path, base=other))
 
 
 def test_a_folder_of_something_else_or_of_a_newer_release_is_refused(folder: StudyFolder, tmp_path: Path) -> None:
