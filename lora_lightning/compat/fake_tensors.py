@@ -14,6 +14,7 @@ __all__ = [
     "ASKS_FOR_DEVICE",
     "FakeTensorMode",
     "TorchDispatchMode",
+    "block_starts",
     "errors_of_shapes_hidden",
     "is_fake",
     "tree_leaves",
@@ -25,6 +26,17 @@ ASKS_FOR_DEVICE = torch.ops.prim.device.default  # what `tensor.device` becomes 
 def is_fake(tensor: Tensor) -> bool:
     """Returns whether a tensor has no values, so that nothing may be drawn for it in NumPy."""
     return type(tensor) is FakeTensor
+
+
+def block_starts(tensor: Tensor, stop: int, step: int) -> range:
+    """Returns where blocks of a tensor start that are computed one after another.
+
+    Args:
+        tensor: Of any kind; without values only the first block counts, since all others take the same memory.
+        stop: Where the last one ends.
+        step: Their length.
+    """
+    return range(0, min(stop, step) if is_fake(tensor) else stop, step)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from lora_lightning.lora.dropout import FastDropout
 from lora_lightning.tasks import AdaptationTask
 
 NAME = "planned_fused_attention"
-FUSED = ("sdpa", "cpu_dropout")  # what becomes a fused kernel on CUDA
+FUSED = ("sdpa", "cpu_training")  # what becomes a fused kernel on CUDA
 
 
 class _FusedAttention(torch.autograd.Function):

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from lora_lightning.lora.kept_casts import FrozenLinear, cast_weight
 from lora_lightning.lora.sharding import run_as_forward
+from lora_lightning.tasks.linear_cross_entropy import linear_cross_entropy
 from lora_lightning.tasks.packed_documents import (
     Inputs,
     Way,
@@ -72,10 +74,14 @@ class NextTokenModel:
         head = self._head
         hidden, weight = self._hidden_states(inputs)[has_label], head.weight
         if torch.is_autocast_enabled(hidden.device.type):  # the function below is not one that autocast knows
-            hidden, weight = (tensor.to(torch.get_autocast_dtype(hidden.device.type)) for tensor in (hidden, weight))
+            dtype = torch.get_autocast_dtype(hidden.device.type)
+            hidden, weight = hidden.to(dtype), cast_weight(head, dtype)
+        hidden = hidden.to(weight.dtype)
+        if weight.device.type == "cpu" and weight.dtype in {torch.float32, torch.bfloat16}:
+            return linear_cross_entropy(hidden, weight, head.bias, labels), len(labels)
         in_parts = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=ROWS_AT_ONCE, chunking_method=None)
         mean = functional.linear_cross_entropy(
-            hidden.to(weight.dtype),
+            hidden,
             weight,
             labels,
             linear_bias=head.bias,
@@ -206,7 +212,7 @@ class NextTokenModel:
     @cached_property
     def head_is_linear(self) -> bool:
         """Whether the logits are a linear layer of the last hidden state and nothing else; Gemma 2 squashes them."""
-        if type(self._head) is not nn.Linear or self.model.base_model is self.model:  # as Llama 4's is
+        if type(self._head) not in {nn.Linear, FrozenLinear} or self.model.base_model is self.model:  # as Llama 4's is
             return False
         tokens = _some_tokens(self.model)
         with _evaluating(self.model), torch.no_grad():

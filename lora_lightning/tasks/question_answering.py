@@ -18,13 +18,14 @@ from lora_lightning.backbones import (
     load_question_answering_config,
     uses_token_types,
 )
-from lora_lightning.backbones.attention import use_dropout_attention
+from lora_lightning.backbones.attention import use_cpu_attention
 from lora_lightning.backbones.model_card import QUESTION_ANSWERER
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.dropout import use_fast_dropout
 from lora_lightning.lora.fused import fuse_lora_layers
 from lora_lightning.lora.injection import attach_lora, train_head_only
+from lora_lightning.lora.kept_casts import keep_casts_of_linear_layers
 from lora_lightning.metrics.question_answering import (
     Candidates,
     QuestionAnsweringMetrics,
@@ -161,7 +162,7 @@ class QuestionAnsweringTask(AdaptationTask):
 
     def adapt(self, loaded: LoadedBackbone) -> nn.Module:
         """Attaches the adapters."""
-        use_dropout_attention(loaded.model)
+        use_cpu_attention(loaded.model)
         network: nn.Module = loaded.model
         if self.lora is not None:
             # PEFT's wrapper for QUESTION_ANS silently drops token_type_ids (seen with 0.21.2).
@@ -172,6 +173,7 @@ class QuestionAnsweringTask(AdaptationTask):
             train_head_only(loaded.model, loaded.lacked)
         use_fast_dropout(network)
         fuse_lora_layers(network)
+        keep_casts_of_linear_layers(network)
         return network.train()  # from_pretrained leaves it in eval mode, and Lightning keeps modes as they are
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:

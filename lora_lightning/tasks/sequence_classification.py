@@ -19,7 +19,7 @@ from lora_lightning.backbones import (
     load_classification_config,
     load_sequence_classifier,
 )
-from lora_lightning.backbones.attention import use_dropout_attention
+from lora_lightning.backbones.attention import use_cpu_attention
 from lora_lightning.backbones.finished_head import output_layer_name
 from lora_lightning.backbones.first_token import keep_first_token_only
 from lora_lightning.backbones.loading import build_without_storage
@@ -29,6 +29,7 @@ from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.dropout import use_fast_dropout
 from lora_lightning.lora.fused import fuse_lora_layers
 from lora_lightning.lora.injection import attach_lora, train_head_only
+from lora_lightning.lora.kept_casts import keep_casts_of_linear_layers
 from lora_lightning.metrics import (
     SINGLE_LABEL,
     ClassificationMetrics,
@@ -222,7 +223,7 @@ class SequenceClassificationTask(AdaptationTask):
     def adapt(self, loaded: LoadedBackbone) -> nn.Module:
         """Attaches the adapters."""
         keep_first_token_only(loaded.model)
-        use_dropout_attention(loaded.model)
+        use_cpu_attention(loaded.model)
         network: nn.Module = loaded.model
         head = output_layer_name(loaded.model)  # trains even if the checkpoint has it, whatever its name
         trained_in_full = list(dict.fromkeys([*loaded.lacked, *([] if head is None else [head])]))
@@ -233,6 +234,7 @@ class SequenceClassificationTask(AdaptationTask):
             train_head_only(loaded.model, trained_in_full)
         use_fast_dropout(network)
         fuse_lora_layers(network)
+        keep_casts_of_linear_layers(network)
         return network.train()  # from_pretrained leaves it in eval mode, and Lightning keeps modes as they are
 
     def forward(self, batch: Batch) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from lora_lightning.backbones import attention
-from lora_lightning.backbones.attention import dropout_attention_forward, use_dropout_attention
+from lora_lightning.backbones.attention import cpu_attention_forward, use_cpu_attention
 from lora_lightning.lora.dropout import inverted_mask
 from tests.conftest import TinyClassifier
 from tests.tiny_models import FAMILIES
@@ -47,7 +47,7 @@ def numpy_attention(q: Any, k: Any, v: Any, where: Any, drop: NDArray[np.float64
 def test_equals_numpy_with_the_same_elements_dropped(mask: Tensor | None, scaling: float | None) -> None:
     q, k, v = qkv()
     torch.manual_seed(7)
-    y, weights = dropout_attention_forward(LAYER, q, k, v, mask, dropout=0.4, scaling=scaling)  # type: ignore[arg-type]
+    y, weights = cpu_attention_forward(LAYER, q, k, v, mask, dropout=0.4, scaling=scaling)  # type: ignore[arg-type]
     torch.manual_seed(7)
     drop = inverted_mask(torch.empty(BATCH * HEADS, TOKENS, TOKENS), 0.4).view(BATCH, HEADS, TOKENS, TOKENS)
     where = np.ones((1, 1, 1, 1), dtype=bool) if mask is None else mask.numpy()
@@ -74,7 +74,7 @@ def test_one_tensor_of_weights_is_kept_for_the_backward_pass() -> None:
     tokens = 64
     q, k, v = qkv(tokens=tokens)
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):  # type: ignore[func-returns-value]
-        dropout_attention_forward(LAYER, q, k, v, None, dropout=0.3)  # type: ignore[arg-type]
+        cpu_attention_forward(LAYER, q, k, v, None, dropout=0.3)  # type: ignore[arg-type]
     assert sum(size == BATCH * HEADS * tokens * tokens for size in kept) == 1
     assert sum(kept) < 2 * BATCH * HEADS * tokens * tokens
 
@@ -83,7 +83,7 @@ def test_mean_over_many_draws_is_the_attention_without_dropout() -> None:
     q, k, v = (x.detach() for x in qkv())
     expected, _ = sdpa_attention_forward(LAYER, q, k, v, padding_mask())  # type: ignore[arg-type]
     drawn = torch.stack(
-        [dropout_attention_forward(LAYER, q, k, v, padding_mask(), dropout=0.25)[0] for _ in range(4000)]  # type: ignore[arg-type]
+        [cpu_attention_forward(LAYER, q, k, v, padding_mask(), dropout=0.25)[0] for _ in range(4000)]  # type: ignore[arg-type]
     )
     error = (drawn.mean(dim=0) - expected).abs()
     assert (error <= 5 * drawn.std(dim=0) / 4000**0.5 + 1e-6).all()
@@ -108,7 +108,7 @@ def test_what_it_does_not_know_goes_pytorchs_way(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(attention, "sdpa_attention_forward", pytorchs)
     words = {"attention_mask": padding_mask(), "dropout": 0.5, **options}
-    y, _ = dropout_attention_forward(LAYER, q, k, v, **words)  # type: ignore[arg-type]
+    y, _ = cpu_attention_forward(LAYER, q, k, v, **words)  # type: ignore[arg-type]
     assert len(called) == 1
     assert y.shape == (BATCH, TOKENS, HEADS, SIZE)
 
@@ -119,7 +119,7 @@ def test_every_family_gives_the_same_logits_and_saves_no_trace(tiny_classifier: 
     batch = {"input_ids": torch.randint(5, 100, (4, 9)), "attention_mask": torch.ones(4, 9, dtype=torch.int64)}
     batch["attention_mask"][1:, 6:] = 0
     expected = model(**batch).logits
-    use_dropout_attention(model)
+    use_cpu_attention(model)
     torch.testing.assert_close(model(**batch).logits, expected)
     model.train()(**batch).logits.sum().backward()
     assert attention.NAME not in str(model.config.to_dict())
@@ -127,15 +127,23 @@ def test_every_family_gives_the_same_logits_and_saves_no_trace(tiny_classifier: 
 
 def test_bert_uses_it_while_training(tiny_classifier: TinyClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_classifier("bert", base_dropout=0.3).model.train()
-    use_dropout_attention(model)
+    use_cpu_attention(model)
     monkeypatch.setattr(attention, "sdpa_attention_forward", None)
     model(input_ids=torch.randint(5, 100, (4, 9)), attention_mask=torch.ones(4, 9, dtype=torch.int64))
 
 
-def test_under_autocast_pytorch_does_it() -> None:
-    """With inputs in float32, as bitsandbytes' layers give them: the backward pass met two dtypes."""
-    q, k, v = qkv()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        y, _ = dropout_attention_forward(LAYER, q, k, v, None, dropout=0.4)  # type: ignore[arg-type]
-    y.float().sum().backward()
-    assert all(x.grad is not None and x.grad.dtype == torch.float32 for x in (q, k, v))
+def test_under_autocast_it_is_computed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of inputs in float32, as bitsandbytes' layers give them: the backward pass met two dtypes."""
+    monkeypatch.setattr(attention, "sdpa_attention_forward", None)
+    inputs = qkv()
+    torch.manual_seed(7)
+    expected, _ = cpu_attention_forward(LAYER, *inputs, padding_mask(), dropout=0.4)  # type: ignore[arg-type]
+    for dtype in (torch.float32, torch.bfloat16):
+        q, k, v = (each.detach().to(dtype).requires_grad_() for each in inputs)
+        torch.manual_seed(7)  # the same elements are dropped
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y, _ = cpu_attention_forward(LAYER, q, k, v, padding_mask(), dropout=0.4)  # type: ignore[arg-type]
+        y.float().sum().backward()
+        assert y.dtype == torch.bfloat16
+        torch.testing.assert_close(y.float(), expected, rtol=2e-2, atol=2e-2)
+        assert all(x.grad is not None and x.grad.dtype == dtype for x in (q, k, v))

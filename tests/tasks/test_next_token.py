@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, Llama4ForCausalLM, Llama4TextConfig, PreTrainedModel
 
-from lora_lightning.tasks import next_token
+from lora_lightning.tasks import linear_cross_entropy, next_token
 from lora_lightning.tasks.next_token import IGNORED, NextTokenModel
 from tests.tiny_models import DECODERS
 
@@ -74,7 +74,7 @@ def evaluated(ours: NextTokenModel, batch: dict[str, Tensor]) -> tuple[Tensor, T
 def test_loss_and_hits_are_those_of_all_logits(family: str, in_parts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if in_parts:
         monkeypatch.setattr(next_token, "ROWS_AT_ONCE", 4)
-        monkeypatch.setattr(next_token, "LOGITS_AT_ONCE", 0)
+        monkeypatch.setattr(linear_cross_entropy, "MOST_ROWS", 4)
     model, batch = make(family), plain_batch()
     with torch.no_grad():
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
@@ -92,7 +92,7 @@ def test_loss_and_hits_are_those_of_all_logits(family: str, in_parts: bool, monk
 def test_gradients_are_those_of_all_logits(family: str, in_parts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if in_parts:
         monkeypatch.setattr(next_token, "ROWS_AT_ONCE", 4)
-        monkeypatch.setattr(next_token, "LOGITS_AT_ONCE", 0)
+        monkeypatch.setattr(linear_cross_entropy, "MOST_ROWS", 4)
     model, batch = make(family), plain_batch()
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), reduction="sum").backward()
@@ -103,6 +103,25 @@ def test_gradients_are_those_of_all_logits(family: str, in_parts: bool, monkeypa
     for name, parameter in model.named_parameters():
         scale = max(float(expected[name].abs().max()), 1e-3 * largest)  # that of a key's bias is 0 but for rounding
         torch.testing.assert_close(parameter.grad / scale, expected[name] / scale, rtol=0, atol=2e-5, msg=name)
+
+
+@pytest.mark.parametrize("at_once", [0, 2**26])
+def test_on_other_devices_and_in_other_precisions_pytorch_computes_the_loss(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(next_token, "ROWS_AT_ONCE", 4)
+    monkeypatch.setattr(next_token, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(next_token, "linear_cross_entropy", None)
+    model, batch = make("llama").double(), plain_batch()
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    expected = nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), reduction="sum")
+    expected.backward()
+    gradient = next(model.parameters()).grad
+    model.zero_grad()
+    loss, _ = NextTokenModel(model).loss(batch)
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    torch.testing.assert_close(next(model.parameters()).grad, gradient, rtol=1e-5, atol=1e-5)
 
 
 def test_the_head_runs_on_learnt_positions_only_and_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
