@@ -25,8 +25,8 @@ def run_name(settings: Settings) -> str:
     """
     seed = settings.get("seed_everything")
     parts = [data_name(settings), backbone_name(settings), method_name(settings)]
-    rank = rank_of(settings)
-    parts += [] if rank is None else [f"r{rank}"]
+    ranks = _ranks(settings)
+    parts += ["r" + "-".join(str(rank) for rank in sorted({min(ranks), max(ranks)}))] if ranks else []
     parts += [f"s{seed}"] if isinstance(seed, int) and not isinstance(seed, bool) else []
     return "-".join(filter(None, map(_as_part, parts)))
 
@@ -86,15 +86,24 @@ def method_name(settings: Settings) -> str:
 
 
 def rank_of(settings: Settings) -> int | None:
-    """Returns the rank of the adapters: AdaLoRA's target, or `r`; `None` without adapters.
+    """Returns the rank of the adapters: AdaLoRA's target, or `r`; `None` without adapters, or with several ranks.
 
     Args:
         settings: Options by dotted name.
     """
-    if not has_lora(settings):
-        return None
-    rank = settings.get("model.init_args.lora.adalora.target_r") or settings.get("model.init_args.lora.r")
-    return None if rank is None else int(rank)
+    ranks = set(_ranks(settings))
+    return ranks.pop() if len(ranks) == 1 else None
+
+
+def _ranks(settings: Settings) -> list[int]:
+    """The rank, and those of `rank_pattern`; empty without adapters."""
+    prefix = "model.init_args.lora"
+    target = settings.get(f"{prefix}.adalora.target_r")
+    if target is not None or not has_lora(settings):
+        return [] if target is None else [int(target)]
+    found = [settings.get(f"{prefix}.r")]
+    found += [value for name, value in settings.items() if name.startswith(f"{prefix}.rank_pattern.")]
+    return [int(rank) for rank in found if rank is not None]
 
 
 def has_lora(settings: Settings) -> bool:

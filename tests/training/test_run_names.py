@@ -35,6 +35,8 @@ def lora(r: int = 8, **options: Any) -> dict[str, Any]:
         (lora(use_rslora=True), "rslora-r8"),
         (lora(init_lora_weights="pissa_niter_4"), "pissa-r8"),
         (lora(adalora={"init_r": 12, "target_r": 4}), "adalora-r4"),
+        (lora(rank_pattern={"layer.0.*query": 2, "value": 16}), "lora-r2-16"),
+        (lora(rank_pattern={"value": 8}), "lora-r8"),
         (lora() | {"quantization": {"bits": 4}}, "qlora-r8"),
         (lora(init_lora_weights="loftq") | {"quantization": {"bits": 4}}, "qlora-loftq-r8"),
         (lora() | {"optimization": {"lorafa": True}}, "lorafa-r8"),
