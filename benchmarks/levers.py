@@ -76,22 +76,20 @@ def plain_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tens
     return functional.linear_cross_entropy(hidden, weight, labels, linear_bias=bias) * len(labels)
 
 
-LAYER, CASTS = "LoRA layer in one function", "frozen weights cast once"
-SHORT, DROPOUT = "attention of short texts in bfloat16", "attention with dropout"
-LOSS, MASKS = "loss of the head in parts", "masks of dropout"
+LAYER, LOSS = "LoRA layer in one function", "loss of the head in parts"
+SHORT, DROPOUT = "attention of short texts in float32", "attention with dropout"
+MASKS = "masks of dropout"
 WITHOUT: dict[str, Lever] = {
     LAYER: lambda network: of_class(network, FusedLoraLinear, LoraLinear),
-    CASTS: lambda _: patch("lora_lightning.lora.kept_casts._may_keep", lambda *_: False),
-    SHORT: lambda _: patch.object(attention, "bfloat16_attention", pytorchs_attention),
+    SHORT: lambda _: patch.object(attention, "SHORT", 0),
     DROPOUT: lambda _: patch.object(attention, "_attend_with_dropout", pytorchs_attention),
     LOSS: lambda _: patch.object(next_token, "linear_cross_entropy", plain_loss),
     MASKS: lambda network: of_class(network, FastDropout, nn.Dropout),
 }
-IN_BFLOAT16 = {CASTS, SHORT}
 
 
 def pytorchs_attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, p: float = 0.0
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, p: float
 ) -> Tensor:
     """PyTorch's attention for the same."""
     layer = nn.Module()
@@ -141,14 +139,14 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     if options.model == "smollm2":
-        cases = {"": (decoder(), {LAYER, CASTS, LOSS})}
+        cases = {"": (decoder(), {LAYER, LOSS})}
     else:
         cases = {
-            "no dropout of the base, ": (encoder(0.0), {LAYER, CASTS, SHORT}),
-            "dropout of the base, ": (encoder(0.1), {LAYER, CASTS, DROPOUT, MASKS}),
+            "no dropout of the base, ": (encoder(0.0), {LAYER, SHORT}),
+            "dropout of the base, ": (encoder(0.1), {LAYER, DROPOUT, MASKS}),
         }
     for title, ((network, loss), levers) in cases.items():
-        for precision, used in (("float32", levers - IN_BFLOAT16), ("bf16", levers)):
+        for precision, used in (("float32", levers - {SHORT}), ("bf16", levers)):
             found = measure(network, loss, precision, used, options.turns)
             print(json.dumps({"step": f"{options.model}, {title}{precision}", **found}), flush=True)
 

@@ -1,10 +1,16 @@
-"""Attention that trains fast on a CPU: with dropout, and in bfloat16 (see bfloat16_attention.py).
+"""Attention that trains fast on a CPU: with dropout, and short texts in bfloat16.
 
 PyTorch's fused kernel knows no dropout on a CPU: it falls back to separate operations, draws one Bernoulli number after
 another, and its softmax over ten elements runs without vector instructions. For short texts that is twice the time.
 Here dropout has the same distribution.
+
+In bfloat16 the kernel's backward pass takes several times as long as in float32 where a text is short, so there it
+computes in float32, which is more accurate, too.
 """
 
+import re
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,11 +18,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from lora_lightning.backbones.bfloat16_attention import MOST_TOKENS, bfloat16_attention
 from lora_lightning.compat.transformers import attention_implementation, sdpa_attention_forward, sdpa_mask
 from lora_lightning.lora.dropout import random_signs
 
 NAME = "cpu_training"
+ASKS = re.compile(r"_attn_implementation\s*(==|!=|in|not in)\s.*sdpa")  # in the source of an architecture
+SHORT = 128  # tokens, up to which attention in bfloat16 trains faster in float32
 
 
 class _DropoutAttention(torch.autograd.Function):
@@ -82,8 +89,8 @@ def cpu_attention_forward(
 ) -> tuple[Tensor, Tensor | None]:
     """Attention as transformers asks for it, in whichever way trains fastest.
 
-    With dropout it is computed in float32. Without, a backward pass in bfloat16 has its own way, too. All else, and all
-    on other devices, goes PyTorch's own way.
+    With dropout, and for short texts that train in bfloat16, it is computed in float32. All else, and all on other
+    devices, goes PyTorch's own way.
 
     Args:
         module: The attention layer.
@@ -99,22 +106,20 @@ def cpu_attention_forward(
     Returns:
         (batch, tokens, heads, head size), contiguous; and `None` for the weights.
     """
-    layer_is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    causal = layer_is_causal and attention_mask is None and query.shape[2] > 1
-    factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
     is_plain = _is_plain(query, key, value, attention_mask) and not _has_extras(kwargs)
-    if is_plain and dropout > 0 and not causal and query.shape == key.shape:
-        y = _attend_with_dropout(query, key, value, attention_mask, factor, dropout).to(dtype)
-    elif is_plain and dropout == 0 and dtype == torch.bfloat16 and _pays_in_bfloat16(query, key, value):
-        mask = _causal_mask(query.shape[2]) if causal else attention_mask
-        y = bfloat16_attention(query, key, value, mask, factor)
-    else:
-        attended: tuple[Tensor, Tensor | None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs
-        )
-        return attended
-    return y.transpose(1, 2).contiguous(), None
+    if is_plain and dropout > 0 and query.shape == key.shape and (attention_mask is not None or not causal):
+        factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+        y = _attend_with_dropout(query, key, value, attention_mask, factor, dropout)
+        return y.to(dtype).transpose(1, 2).contiguous(), None
+    options: dict[str, Any] = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **kwargs}
+    if is_plain and dropout == 0 and dtype == torch.bfloat16 and _is_short_and_trains(query, key, value):
+        with torch.autocast("cpu", enabled=False):
+            q, k, v = (each.float() for each in (query, key, value))
+            y, _ = sdpa_attention_forward(module, q, k, v, attention_mask, **options)
+        return y.to(dtype), None
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
 
 
 def _attend_with_dropout(
@@ -143,14 +148,9 @@ def _is_plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) ->
     )
 
 
-def _pays_in_bfloat16(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether there will be a backward pass, of short texts."""
+def _is_short_and_trains(query: Tensor, key: Tensor, value: Tensor) -> bool:
     needs_gradients = torch.is_grad_enabled() and any(each.requires_grad for each in (query, key, value))
-    return needs_gradients and query.shape[2] <= MOST_TOKENS
-
-
-def _causal_mask(tokens: int) -> Tensor:
-    return torch.ones(tokens, tokens, dtype=torch.bool).tril_()[None, None]
+    return needs_gradients and query.shape[2] <= SHORT
 
 
 def _has_extras(options: dict[str, Any]) -> bool:
@@ -160,11 +160,20 @@ def _has_extras(options: dict[str, Any]) -> bool:
 def use_cpu_attention(model: PreTrainedModel) -> None:
     """Switches a model that uses PyTorch's scaled dot product attention, in place; another model is left alone.
 
+    So is one whose layers ask for that name to decide what they compute: sparse attention (DeepSeek V3.2, MiniMax M3)
+    leaves its selection to a mask under the names that transformers knows, and under others to the attention function.
+
     Args:
         model: Its saved files do not change: a configuration does not keep the choice.
     """
-    if attention_implementation(model) != "sdpa":
+    if attention_implementation(model) != "sdpa" or _asks_for_the_name(model):
         return
     AttentionInterface.register(NAME, cpu_attention_forward)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)
+
+
+def _asks_for_the_name(model: PreTrainedModel) -> bool:
+    names = {type(module).__module__ for module in model.modules()}
+    files = [getattr(sys.modules.get(name), "__file__", None) for name in names if not name.startswith("torch.")]
+    return any(file is None or ASKS.search(Path(file).read_text(encoding="utf-8")) for file in files)

@@ -39,15 +39,6 @@ def convert_tensors(module: nn.Module, convert: Conversion) -> None:
     module._apply(convert)  # type: ignore[no-untyped-call]
 
 
-def version(tensor: Tensor) -> int:
-    """Returns how often a tensor was changed in place; not one that was made in inference mode.
-
-    Args:
-        tensor: Changes through its `data` do not count.
-    """
-    return tensor._version
-
-
 def hide_parameter(module: nn.Module, name: str, tensor: Tensor) -> None:
     """Lets a module find another tensor under a parameter's name; the parameter itself stays as it is.
 

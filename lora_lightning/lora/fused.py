@@ -14,7 +14,6 @@ from torch.nn import functional
 
 from lora_lightning.compat.peft import LoraLinear
 from lora_lightning.lora.dropout import inverted_mask
-from lora_lightning.lora.kept_casts import cast_weight
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -89,7 +88,7 @@ class FusedLoraLinear(LoraLinear):  # PEFT is not typed
         flat = x.reshape(-1, x.shape[-1]).to(dtype)
         y = _LoraLinear.apply(  # type: ignore[no-untyped-call]
             flat,
-            cast_weight(base, dtype),
+            base.weight.to(dtype),
             None if base.bias is None else base.bias.to(dtype),
             self.lora_A[name].weight.to(dtype),
             self.lora_B[name].weight.to(dtype),

@@ -11,7 +11,6 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lora_lightning.lora.delta import full_tensor
-from lora_lightning.lora.kept_casts import keep_no_casts
 
 Result = TypeVar("Result")
 
@@ -30,7 +29,6 @@ def shard_model(model: nn.Module, mesh: DeviceMesh) -> None:
             process alone; elsewhere it may be on the meta device.
         mesh: The processes, one dimension, the main process first.
     """
-    keep_no_casts(model)
     for part in (*transformer_layers(model), model):
         places = _make_room(part, mesh)
         # By default the outermost module keeps its weights gathered; PEFT, which freezes and unfreezes modules around a

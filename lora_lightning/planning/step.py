@@ -60,7 +60,8 @@ class StepTracer:
         task: With its network, which gets tensors without values on the CPU for good.
         autocast: In which dtype products are computed; `None` for that of the weights.
         head_is_linear: Of a language model: whether its logits are a linear layer of the last hidden state.
-        device: `cuda` has fused attention also under dropout, and masks of dropout in a byte an element.
+        device: `cuda` has fused attention also under dropout, masks of dropout in a byte an element, and PyTorch's own
+            loss of a language model's head.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class StepTracer:
         # What a trainer divides by is a number; it holds nothing.
         vars(task)["scale_summed_loss"] = lambda loss, *_: loss
         if isinstance(task, CausalLanguageModelingTask):
-            model = NextTokenModel(task.transformers_model, "positions")
+            model = NextTokenModel(task.transformers_model, "positions", on_cpu=device == "cpu")
             vars(model)["head_is_linear"] = head_is_linear
             vars(task)["next_token"] = model
 

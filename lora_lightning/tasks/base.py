@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import torch
 import transformers
@@ -25,7 +25,6 @@ from lora_lightning.compat.torch import HookedConversion, convert_tensors
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.combinations import check_combinations, check_lora_and_quantization, check_sharding
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
-from lora_lightning.lora.kept_casts import forget_casts
 from lora_lightning.lora.quantized import keep_4bit_weights_in_order, keep_8bit_scales_beside_weights
 from lora_lightning.lora.sharding import is_sharded, shard_model
 from lora_lightning.lora.variants import chosen_variants
@@ -114,16 +113,6 @@ class AdaptationTask(HookedConversion, ContinuingTask):
             shard_model(self.transformers_model, self.device_mesh["data_parallel"])
             # Only one process has drawn what is new; from here on all draw the same, as without sharding.
             torch.set_rng_state(self.trainer.strategy.broadcast(torch.get_rng_state()))
-
-    def train(self, mode: bool = True) -> Self:
-        """Sets the mode of all modules; weights that were cast for training leave the memory when it stops.
-
-        Args:
-            mode: Whether to train.
-        """
-        if not mode:
-            forget_casts(self)
-        return super().train(mode)
 
     def _build_with_starts(self) -> nn.Module:
         starts_from_adapter = self.starts_from_adapter and not self.adapter_is_gone()

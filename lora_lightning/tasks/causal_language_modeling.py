@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedToken
 
 from lora_lightning.analysis.outputs import Outputs, top_margins
 from lora_lightning.backbones import LoadedBackbone, load_tokenizer, position_limit
-from lora_lightning.backbones.attention import use_cpu_attention
 from lora_lightning.backbones.causal_language_modeling import (
     check_causal_lm_settings,
     load_causal_lm,
@@ -26,7 +25,6 @@ from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.dropout import use_fast_dropout
 from lora_lightning.lora.fused import fuse_lora_layers
 from lora_lightning.lora.injection import attach_lora
-from lora_lightning.lora.kept_casts import keep_casts_of_linear_layers
 from lora_lightning.metrics.all_rows import WeightedMean
 from lora_lightning.tasks.base import EVALUATED, AdaptationTask
 from lora_lightning.tasks.generation import GenerationSettings, complete
@@ -171,13 +169,11 @@ class CausalLanguageModelingTask(AdaptationTask):
         """Attaches the adapters."""
         model = loaded.model
         network: nn.Module = model
-        use_cpu_attention(model)
         if self.lora is not None:
             network = attach_lora(model, self.lora, [], "CAUSAL_LM", [output_head_name(model)])
             self.load_adapter(network, [])
         use_fast_dropout(network)
         fuse_lora_layers(network)
-        keep_casts_of_linear_layers(network)
         return network.train()  # from_pretrained leaves it in eval mode, and Lightning keeps modes as they are
 
     @cached_property

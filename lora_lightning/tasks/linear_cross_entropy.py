@@ -14,8 +14,8 @@ from torch.autograd.function import once_differentiable
 from lora_lightning.compat.fake_tensors import block_starts
 
 MOST_ROWS = 512  # whose logits are held together; more make no product faster
-LOGITS_AT_ONCE = 2**24  # 64 MiB of float32
-FEWEST_ROWS = 128  # so that the head's weights are not read too often, whatever the vocabulary
+LOGITS_AT_ONCE = 2**24  # 64 MiB of float32, unless the vocabulary has more than 131,072 tokens
+FEWEST_ROWS = 128  # so that the head's weights are not read too often
 CACHED = 2**18  # logits that go through the softmax together: 1 MiB of float32, half of a usual second-level cache
 
 
@@ -41,7 +41,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grad_hidden is not None:
                 torch.mm(logits, weight, out=grad_hidden[part])
             if grad_weight is not None:
-                grad_weight += logits.t() @ hidden[part]
+                _add_product(grad_weight, logits.t(), hidden[part])
             if grad_bias is not None:
                 grad_bias += logits.sum(dim=0, dtype=torch.float32)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
@@ -53,6 +53,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         found = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         return *(None if each is None else (each * grad).to(dtype) for each, dtype in found), None
+
+
+def _add_product(total: Tensor, x: Tensor, y: Tensor) -> None:
+    """Adds x @ y in place; in float32 without another tensor of that size."""
+    if x.dtype == total.dtype:
+        total.addmm_(x, y)
+    else:
+        total += x @ y
 
 
 def _replace_by_gradients(logits: Tensor, labels: Tensor, losses: Tensor) -> None:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from lora_lightning.lora.kept_casts import FrozenLinear, cast_weight
 from lora_lightning.lora.sharding import run_as_forward
 from lora_lightning.tasks.linear_cross_entropy import linear_cross_entropy
 from lora_lightning.tasks.packed_documents import (
@@ -37,17 +36,20 @@ class NextTokenModel:
     document. All int64. Rows are padded on the right, where earlier positions do not see the padding.
 
     The logits of a whole batch are the largest tensor of a training step (402 MB for 2,048 positions of SmolLM2, and
-    1,061 MiB at the peak with their gradient). Here the head runs only for positions with a label, `ROWS_AT_ONCE` of
-    them at a time (85 MiB at the peak).
+    1,061 MiB at the peak with their gradient). Here the head runs only for positions with a label, some hundreds at a
+    time: on a CPU as `linear_cross_entropy` says, elsewhere all at once as long as that takes 256 MiB, otherwise
+    `ROWS_AT_ONCE` of them.
 
     Args:
         model: The causal language model, adapters in place.
         known_way: How its architecture keeps the documents of a row apart; `None` to test that when it is needed.
+        on_cpu: Whether to compute the loss as on a CPU; `None` to go by the weights. A plan has none on the device.
     """
 
-    def __init__(self, model: PreTrainedModel, known_way: Way | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, known_way: Way | None = None, *, on_cpu: bool | None = None) -> None:
         self.model = model
         self._known_way = known_way
+        self._on_cpu = on_cpu
 
     def loss(self, batch: Batch) -> tuple[Tensor, int]:
         """Cross entropy, differentiable.
@@ -74,10 +76,10 @@ class NextTokenModel:
         head = self._head
         hidden, weight = self._hidden_states(inputs)[has_label], head.weight
         if torch.is_autocast_enabled(hidden.device.type):  # the function below is not one that autocast knows
-            dtype = torch.get_autocast_dtype(hidden.device.type)
-            hidden, weight = hidden.to(dtype), cast_weight(head, dtype)
+            hidden, weight = (tensor.to(torch.get_autocast_dtype(hidden.device.type)) for tensor in (hidden, weight))
         hidden = hidden.to(weight.dtype)
-        if weight.device.type == "cpu" and weight.dtype in {torch.float32, torch.bfloat16}:
+        on_cpu = weight.device.type == "cpu" if self._on_cpu is None else self._on_cpu
+        if on_cpu and weight.dtype in {torch.float32, torch.bfloat16}:
             return linear_cross_entropy(hidden, weight, head.bias, labels), len(labels)
         in_parts = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=ROWS_AT_ONCE, chunking_method=None)
         mean = functional.linear_cross_entropy(
@@ -212,7 +214,7 @@ class NextTokenModel:
     @cached_property
     def head_is_linear(self) -> bool:
         """Whether the logits are a linear layer of the last hidden state and nothing else; Gemma 2 squashes them."""
-        if type(self._head) not in {nn.Linear, FrozenLinear} or self.model.base_model is self.model:  # as Llama 4's is
+        if type(self._head) is not nn.Linear or self.model.base_model is self.model:  # as Llama 4's is
             return False
         tokens = _some_tokens(self.model)
         with _evaluating(self.model), torch.no_grad():

@@ -25,7 +25,6 @@ from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.dropout import use_fast_dropout
 from lora_lightning.lora.fused import fuse_lora_layers
 from lora_lightning.lora.injection import attach_lora, train_head_only
-from lora_lightning.lora.kept_casts import keep_casts_of_linear_layers
 from lora_lightning.metrics.question_answering import (
     Candidates,
     QuestionAnsweringMetrics,
@@ -173,7 +172,6 @@ class QuestionAnsweringTask(AdaptationTask):
             train_head_only(loaded.model, loaded.lacked)
         use_fast_dropout(network)
         fuse_lora_layers(network)
-        keep_casts_of_linear_layers(network)
         return network.train()  # from_pretrained leaves it in eval mode, and Lightning keeps modes as they are
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from lora_lightning.backbones import attention
@@ -130,6 +131,66 @@ def test_bert_uses_it_while_training(tiny_classifier: TinyClassifier, monkeypatc
     use_cpu_attention(model)
     monkeypatch.setattr(attention, "sdpa_attention_forward", None)
     model(input_ids=torch.randint(5, 100, (4, 9)), attention_mask=torch.ones(4, 9, dtype=torch.int64))
+
+
+@pytest.fixture
+def pytorchs(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
+    """In which dtypes PyTorch's own attention was asked."""
+    called: list[torch.dtype] = []
+
+    def watched(module: Any, query: Tensor, *args: Any, **kwargs: Any) -> Any:
+        called.append(query.dtype)
+        return sdpa_attention_forward(module, query, *args, **kwargs)
+
+    monkeypatch.setattr(attention, "sdpa_attention_forward", watched)
+    return called
+
+
+@pytest.mark.parametrize(("mask", "causal"), [(None, False), (padding_mask(), False), (None, True)])
+@pytest.mark.parametrize("kind", ["bfloat16", "float32 under autocast"])
+def test_short_texts_in_bfloat16_train_in_float32(
+    mask: Tensor | None, causal: bool, kind: str, pytorchs: list[torch.dtype]
+) -> None:
+    """Output and gradients are within one rounding of those of float64."""
+    layer: Any = SimpleNamespace(is_causal=causal)
+    autocast = kind != "bfloat16"
+    inputs = [x.detach().bfloat16() for x in qkv()]
+    ours = [x.to(torch.float32 if autocast else torch.bfloat16).requires_grad_() for x in inputs]
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        y, _ = cpu_attention_forward(layer, *ours, mask)
+    expected, _ = sdpa_attention_forward(layer, *exact, mask)
+    for out in (y, expected):
+        out.backward(torch.linspace(-1, 2, out.numel()).view(out.shape).bfloat16().to(out.dtype))
+    assert (y.dtype, pytorchs) == (torch.bfloat16, [torch.float32])
+    for found, wanted in zip([y, *(x.grad for x in ours)], [expected, *(x.grad for x in exact)], strict=True):
+        assert found is not None
+        assert wanted is not None
+        assert (found.double() - wanted).norm() <= 2**-8 * wanted.norm()
+
+
+@pytest.mark.parametrize("reason", ["a long text", "no gradients", "a cache"])
+def test_all_else_in_bfloat16_stays_in_it(reason: str, pytorchs: list[torch.dtype]) -> None:
+    q, k, v = qkv(torch.bfloat16, tokens=129 if reason == "a long text" else TOKENS)
+    with torch.set_grad_enabled(reason != "no gradients"):
+        cpu_attention_forward(LAYER, q[:, :, -1:] if reason == "a cache" else q, k, v, None)  # type: ignore[arg-type]
+    assert pytorchs == [torch.bfloat16]
+
+
+def test_sparse_attention_is_left_alone() -> None:
+    """Its layers look for the name "sdpa", and leave their selection out under another: the logits would change."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"vocab_size": 160, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 4, "intermediate_size": 64, "max_position_embeddings": 128, "kv_lora_rank": 16}
+    sizes |= {"q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "index_topk": 3}
+    sizes |= {"moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1}
+    sizes |= {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 2, "index_n_heads": 2, "index_head_dim": 16}
+    config = AutoConfig.for_model("axk2", **sizes, pad_token_id=0, num_labels=3)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    tokens = torch.arange(3, 23)[None]
+    expected = model(input_ids=tokens).logits
+    use_cpu_attention(model)
+    assert torch.equal(model(input_ids=tokens).logits, expected)
 
 
 def test_under_autocast_it_is_computed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lora_lightning.compat.fake_tensors import FakeTensorMode
 from lora_lightning.errors import ConfigurationError
@@ -20,6 +20,8 @@ from lora_lightning.planning.settings import read_settings
 from lora_lightning.planning.sizes import format_size, parse_size
 from lora_lightning.planning.step import BatchShape, StepTracer
 from lora_lightning.planning.storage import Peak, StorageCounter
+from lora_lightning.tasks import next_token
+from lora_lightning.tasks.linear_cross_entropy import linear_cross_entropy
 from tests.conftest import TinyBackbone
 from tests.test_configs import CONFIGS, tiny_training
 
@@ -298,6 +300,26 @@ def test_every_task_has_a_plan_on_both_devices(
     assert row.activations > 0
     assert (row.overhead > 0) is (device == "cpu")
     assert any("CUDA" in note for note in plan.notes) is (device == "cuda")
+
+
+def test_a_language_models_loss_is_that_of_the_device(
+    tiny_backbone: TinyBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU it has a function of its own, which holds fewer logits than PyTorch's."""
+    _, words = tiny_training([CONFIGS / "causal_lm/gpt2_instructions_lora.yaml"], tiny_backbone, tmp_path)
+    shape = BatchShape(2, 12, has_padding=False, is_packed=False)
+    asked: list[int] = []
+
+    def watched(hidden: Tensor, *rest: Any) -> Tensor:
+        asked.append(len(hidden))
+        return linear_cross_entropy(hidden, *rest)
+
+    monkeypatch.setattr(next_token, "linear_cross_entropy", watched)
+    for device, found in (("cuda", []), ("cpu", [2 * 12])):
+        task = read_settings(words).task
+        build_outline(task)
+        StepTracer(task, None, head_is_linear=True, device=device).trace(shape, None)
+        assert asked == found
 
 
 def test_the_python_function_takes_a_mapping_and_overrides(quickstart: list[str], tmp_path: Path) -> None:

@@ -105,20 +105,21 @@ def test_gradients_are_those_of_all_logits(family: str, in_parts: bool, monkeypa
         torch.testing.assert_close(parameter.grad / scale, expected[name] / scale, rtol=0, atol=2e-5, msg=name)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("at_once", [0, 2**26])
 def test_on_other_devices_and_in_other_precisions_pytorch_computes_the_loss(
-    at_once: int, monkeypatch: pytest.MonkeyPatch
+    at_once: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(next_token, "ROWS_AT_ONCE", 4)
     monkeypatch.setattr(next_token, "LOGITS_AT_ONCE", at_once)
     monkeypatch.setattr(next_token, "linear_cross_entropy", None)
-    model, batch = make("llama").double(), plain_batch()
+    model, batch = make("llama").to(dtype), plain_batch()
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     expected = nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), reduction="sum")
     expected.backward()
     gradient = next(model.parameters()).grad
     model.zero_grad()
-    loss, _ = NextTokenModel(model).loss(batch)
+    loss, _ = NextTokenModel(model, on_cpu=None if dtype == torch.float64 else False).loss(batch)
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     torch.testing.assert_close(next(model.parameters()).grad, gradient, rtol=1e-5, atol=1e-5)
