@@ -1,14 +1,18 @@
 """How the metric of a table is understood: its direction, its scale and the margin, from its name and its values."""
 
 import math
+import re
 from collections.abc import Sequence
 from enum import StrEnum
 
 from lora_lightning.errors import ConfigurationError
-from lora_lightning.metrics.direction import HIGHER_IS_BETTER, higher_is_better
+from lora_lightning.metrics.direction import higher_is_better, is_logarithm, metric_range
 from lora_lightning.statistics.study_results import MARGIN_IN_PERCENT, MARGIN_IN_POINTS, Metric, Scale
 
-SHARES = (*HIGHER_IS_BETTER, "calibration_error", "out_of_scope_fpr_at_95_tpr")  # bounded by 1, or by 100 %
+BOUNDED = {(0.0, 1.0), (-1.0, 1.0)}  # ranges of metrics whose margin is in points
+PERPLEXITIES = (1.0, math.inf)
+LARGEST_LOGARITHM = 700.0  # of which the exponential is still a number
+RARE_ERROR = 0.1  # a share of errors above this may also be a percentage below 1
 
 
 class TableScale(StrEnum):
@@ -76,7 +80,7 @@ def choose_scale(name: str, values: Sequence[float], scale: str | None = None) -
         TableScale.FRACTION: max(abs(low), high) > 1,
         TableScale.PERCENT: max(abs(low), high) > 100,  # noqa: PLR2004
         TableScale.PERPLEXITY: low <= 0,
-        TableScale.LOG: False,
+        TableScale.LOG: max(abs(low), high) > LARGEST_LOGARITHM,
         TableScale.PLAIN: False,
     }
     if wrong[chosen]:
@@ -128,13 +132,40 @@ def choose_metric(name: str, scale: TableScale, direction: str | None = None, ma
     return metric
 
 
+def doubtful_scale_note(name: str, values: Sequence[float], scale: TableScale) -> str:
+    """Says how values were read that may be fractions or percentages below 1, such as a calibration error of 0.8.
+
+    Args:
+        name: The metric.
+        values: All its values, finite.
+        scale: The scale that was chosen by name and values.
+
+    Returns:
+        A sentence; empty if the values can hardly be percentages.
+    """
+    largest = max(values, default=0.0)
+    if scale is not TableScale.FRACTION or higher_is_better(name) is not False or largest <= RARE_ERROR:
+        return ""
+    return (
+        f"The values of {name} are read as fractions, so that {largest:g} is {100 * largest:.4g} %; if they are "
+        "percent, give the scale percent."
+    )
+
+
 def _scale_by_name(name: str, values: Sequence[float]) -> TableScale:
-    name = name.lower().replace(" ", "_").replace("-", "_")
-    if name.endswith("perplexity"):
-        return TableScale.LOG if "log" in name else TableScale.PERPLEXITY
-    if not name.endswith(SHARES):
+    least, greatest = metric_range(name)
+    if (least, greatest) == PERPLEXITIES:
+        return _scale_of_perplexity(name)
+    largest = max(map(abs, values), default=math.inf)
+    if (least, greatest) == (-math.inf, math.inf) and largest <= 1:
+        msg = (
+            f"it is not known whether the values of {name!r}, which lie between -1 and 1, are fractions, whose margin "
+            "is in points, or plain numbers, whose margin is in their own unit; give the scale fraction or plain"
+        )
+        raise ConfigurationError(msg)
+    if (least, greatest) not in BOUNDED:
         return TableScale.PLAIN
-    if max(map(abs, values), default=0) <= 1:
+    if not values or largest <= 1:
         return TableScale.FRACTION
     if doubtful := [value for value in values if 0 < abs(value) <= 1]:
         msg = (
@@ -143,3 +174,11 @@ def _scale_by_name(name: str, values: Sequence[float]) -> TableScale:
         msg += "correct the table, or give the scale percent"
         raise ConfigurationError(msg)
     return TableScale.PERCENT
+
+
+def _scale_of_perplexity(name: str) -> TableScale:
+    if found := re.search(r"(?<![a-z0-9])log_?(2|10)(?![0-9])", name.lower()):
+        msg = f"{name!r} is a logarithm to the base {found[1]}, but natural logarithms are needed; multiply its values "
+        msg += f"by {math.log(int(found[1])):.6g} and rename it to 'log_perplexity'"
+        raise ConfigurationError(msg)
+    return TableScale.LOG if is_logarithm(name) else TableScale.PERPLEXITY

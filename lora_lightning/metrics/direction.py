@@ -1,6 +1,7 @@
 """Which metrics are better when they are lower, and which when they are higher; which values they can have."""
 
 import math
+import re
 
 LOWER_IS_BETTER = (
     "loss",
@@ -23,26 +24,28 @@ HIGHER_IS_BETTER = (  # also at the end of longer names
     "spearman",
 )
 CORRELATIONS = ("correlation", "pearson", "spearman")
-SHARES = (*HIGHER_IS_BETTER, "calibration_error", "mean_average_precision", "out_of_scope_fpr_at_95_tpr")
+SHARES = (*HIGHER_IS_BETTER, "calibration_error", "out_of_scope_fpr_at_95_tpr")
+
+
+QUALIFIERS = ("_at_threshold", "_macro", "_micro", "_weighted")  # which decision, or which mean over labels
 
 
 def higher_is_better(metric: str) -> bool | None:
     """Looks up the direction of a metric.
 
     Args:
-        metric: Its name, such as `"in_scope_accuracy"`; prefixes and upper case do not matter.
+        metric: Its name, such as `"in_scope_accuracy"`, `"f1_macro"` or `"domain_accuracy/travel"`; prefixes and upper
+            case do not matter.
 
     Returns:
         Whether larger values are better; `None` if the metric is unknown.
     """
-    name = "_".join(metric.lower().replace("/", "_").replace("-", "_").split())
-    if name.endswith(LOWER_IS_BETTER):
-        return False
-    return True if name.endswith(HIGHER_IS_BETTER) else None
+    name = _known_name(metric)
+    return not name.endswith(LOWER_IS_BETTER) if name else None
 
 
 def metric_range(metric: str) -> tuple[float, float]:
-    """Looks up which values a metric of a task can have.
+    """Looks up which values a metric can have.
 
     Args:
         metric: Its name, such as `"out_of_scope_f1_at_threshold"` or `"domain_accuracy/travel"`.
@@ -50,7 +53,7 @@ def metric_range(metric: str) -> tuple[float, float]:
     Returns:
         The least and the greatest; infinite ones for an unknown metric.
     """
-    name = metric.partition("/")[0].removesuffix("_at_threshold")
+    name = _known_name(metric)
     if name.endswith(CORRELATIONS):
         return -1.0, 1.0
     if name.endswith("perplexity"):
@@ -58,3 +61,23 @@ def metric_range(metric: str) -> tuple[float, float]:
     if name.endswith(("loss", "mean_absolute_error", "mean_squared_error")):
         return 0.0, math.inf
     return (0.0, 1.0) if name.endswith(SHARES) else (-math.inf, math.inf)
+
+
+def is_logarithm(metric: str) -> bool:
+    """Whether a name says that its values are natural logarithms: `"log_perplexity"`, but not `"dialog_perplexity"`.
+
+    Args:
+        metric: The name.
+    """
+    return not {"log", "ln", "logperplexity"}.isdisjoint(re.split(r"[^a-z0-9]+", metric.lower()))
+
+
+def _known_name(metric: str) -> str:
+    """The first part between slashes whose direction is known, without qualifiers; empty if there is none."""
+    for part in metric.lower().split("/"):
+        name = "_".join(part.replace("-", "_").split())
+        for qualifier in QUALIFIERS:
+            name = name.removesuffix(qualifier)
+        if name.endswith((*LOWER_IS_BETTER, *HIGHER_IS_BETTER)):
+            return name
+    return ""

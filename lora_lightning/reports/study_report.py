@@ -15,6 +15,7 @@ from lora_lightning.figures.study import (
     trade_off_figure,
     words,
 )
+from lora_lightning.metrics.direction import is_logarithm
 from lora_lightning.reports.claim_rows import claim_rows
 from lora_lightning.reports.drawing import inline_svg, svg_text
 from lora_lightning.reports.files import ReportFigure, write_report_files
@@ -177,7 +178,7 @@ def results_csv(results: StudyResults) -> str:
         CSV with one row per run.
     """
     metric = results.metric.name
-    if results.metric.scale is Scale.LOG and "log" not in metric.lower():
+    if results.metric.scale is Scale.LOG and not is_logarithm(metric):
         metric = f"log_{metric}"  # what the values are
     settings = list(dict.fromkeys(name for each in results.configurations for name in each.settings))
     names = list(dict.fromkeys(name for each in results.configurations for name in each.measurements))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MARGIN_IN_POINTS = 0.5
 MARGIN_IN_PERCENT = 1.0
+OVERFLOW = 700.0  # a logarithm whose exponential is too large to show
 
 
 class Scale(StrEnum):
@@ -75,7 +76,7 @@ class Metric:
             that is 1 % higher.
         """
         if self.scale is Scale.LOG:
-            return -100 * math.expm1(-difference)
+            return -100 * math.expm1(-difference) if difference > -OVERFLOW else -math.inf
         return 100 * difference if self.scale is Scale.FRACTION else difference
 
     def stored_difference(self, shown: float) -> float:
@@ -102,7 +103,7 @@ class Metric:
             The value as shown.
         """
         if self.scale is Scale.LOG:
-            return math.exp(value)
+            return math.exp(value) if value < OVERFLOW else math.inf
         return 100 * value if self.scale is Scale.FRACTION else value
 
 

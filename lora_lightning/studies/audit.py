@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_lightning.analysis.metric_scale import TableScale, choose_metric, choose_scale
+from lora_lightning.analysis.metric_scale import TableScale, choose_metric, choose_scale, doubtful_scale_note
 from lora_lightning.errors import DataError, suggest_names
 from lora_lightning.metrics.direction import higher_is_better
 from lora_lightning.statistics.analysis import StudyAnalysis, analyze_study, weak_reference_note
@@ -92,7 +92,13 @@ def audit_results(
         unfinished=_missing_values(table, metric, values),
     )
     analysis = analyze_study(results)
-    notes = [results.unfinished, *reader.notes, unpaired_runs_note(results), weak_reference_note(results, analysis)]
+    notes = [
+        results.unfinished,
+        doubtful_scale_note(metric, known, chosen) if scale is None else "",
+        *reader.notes,
+        unpaired_runs_note(results),
+        weak_reference_note(results, analysis),
+    ]
     return StudyAudit(results, analysis, tuple(note for note in notes if note))
 
 

@@ -1,12 +1,13 @@
 """Directions of metrics by their names, and the room's names on first use."""
 
+import math
 import subprocess
 import sys
 
 import pytest
 
 import lora_lightning.metrics
-from lora_lightning.metrics.direction import higher_is_better
+from lora_lightning.metrics.direction import higher_is_better, is_logarithm, metric_range
 
 
 @pytest.mark.parametrize(
@@ -21,12 +22,41 @@ from lora_lightning.metrics.direction import higher_is_better
         ("log_perplexity", False),
         ("test perplexity", False),
         ("out_of_scope_fpr_at_95_tpr", False),
+        ("out_of_scope_f1_at_threshold", True),
+        ("test/out_of_scope_fpr_at_95_tpr", False),
+        ("domain_accuracy/travel", True),
+        ("test/domain_accuracy/lossless", True),
+        ("f1_macro", True),
+        ("Precision weighted", True),
+        ("loss_at_threshold", False),
         ("score", None),
+        ("accuracy_spread", None),
         ("", None),
     ],
 )
 def test_direction(name: str, direction: bool | None) -> None:
     assert higher_is_better(name) is direction
+
+
+@pytest.mark.parametrize(
+    ("name", "ends"),
+    [
+        ("out_of_scope_f1_at_threshold", (0, 1)),
+        ("val/domain_accuracy/travel", (0, 1)),
+        ("F1 macro", (0, 1)),
+        ("matthews_correlation", (-1, 1)),
+        ("test/perplexity", (1, math.inf)),
+        ("val/loss", (0, math.inf)),
+        ("score", (-math.inf, math.inf)),
+    ],
+)
+def test_range(name: str, ends: tuple[float, float]) -> None:
+    assert metric_range(name) == ends
+
+
+def test_a_logarithm_is_a_word_of_the_name() -> None:
+    assert all(map(is_logarithm, ["log_perplexity", "test/log perplexity", "Log-Perplexity", "logPerplexity"]))
+    assert not any(map(is_logarithm, ["dialog_perplexity", "logit_perplexity", "catalog/perplexity", "perplexity"]))
 
 
 def test_every_name_of_the_room_exists_and_no_other() -> None:

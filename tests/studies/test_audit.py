@@ -14,8 +14,9 @@ from pyarrow import parquet
 from scipy import stats
 
 from lora_lightning.errors import LoraLightningError
+from lora_lightning.reports.study_report import results_csv
 from lora_lightning.statistics.analysis import analyze_study
-from lora_lightning.statistics.study_results import Scale
+from lora_lightning.statistics.study_results import Metric, Scale
 from lora_lightning.statistics.verdicts import Verdict
 from lora_lightning.studies import audit_results
 from tests.conftest import SHARED_DATA
@@ -111,6 +112,56 @@ def test_perplexity_is_compared_by_its_logarithm() -> None:
     assert audit.results.metric.margin == 1.0
 
 
+@pytest.mark.parametrize("name", ["out_of_scope_f1_at_threshold", "domain_accuracy/travel", "f1_macro"])
+def test_longer_names_of_shares_have_margins_in_points(name: str) -> None:
+    """A loss of 30 points is no proof with a margin of 0.5, which would be 50 points of a plain number."""
+    columns = two_configurations(**{name: [0.951, 0.947, 0.95, 0.65, 0.648, 0.651]})
+    del columns["accuracy"]
+    audit = audit_results(columns, "r = 64", direction="higher", margin=0.5)
+    assert audit.results.metric.stored_margin == pytest.approx(0.005)
+    assert audit.analysis.comparisons[0].verdict is Verdict.WORSE
+
+
+def test_an_unknown_metric_between_minus_1_and_1_needs_a_scale() -> None:
+    columns = two_configurations(word_error_rate=[0.15, 0.16, 0.155, 0.3, 0.312, 0.304])
+    asked: dict[str, Any] = {"metric": "word_error_rate", "direction": "lower", "margin": 0.5}
+    with pytest.raises(LoraLightningError, match=r"'word_error_rate'.*give the scale fraction or plain"):
+        audit_results(columns, "r = 64", **asked)
+    found = audit_results(columns, "r = 64", scale="fraction", **asked)
+    assert found.analysis.comparisons[0].verdict is Verdict.WORSE
+    columns["word_error_rate"] = [100 * cell for cell in columns["word_error_rate"]]
+    assert audit_results(columns, "r = 64", **asked).results.metric.scale is Scale.PLAIN
+
+
+def test_a_share_of_errors_that_may_be_percent_is_noted() -> None:
+    columns = two_configurations(calibration_error=[0.8, 0.82, 0.81, 0.9, 0.91, 0.92])
+    (note,) = audit_results(columns, "r = 64", metric="calibration_error").notes
+    assert "read as fractions, so that 0.92 is 92 %; if they are percent, give the scale percent" in note
+    for scale in ("fraction", "percent"):
+        assert not audit_results(columns, "r = 64", metric="calibration_error", scale=scale).notes
+    columns["calibration_error"] = [cell / 10 for cell in columns["calibration_error"]]
+    assert not audit_results(columns, "r = 64", metric="calibration_error").notes
+
+
+@pytest.mark.parametrize("name", ["dialog_perplexity", "logit_perplexity"])
+def test_log_within_a_word_is_no_logarithm(name: str) -> None:
+    columns = two_configurations(**{name: [2000.0, 2010.0, 2005.0, 2100.0, 2110.0, 2104.0]})
+    audit = audit_results(columns, "r = 64", metric=name)
+    assert audit.results.configuration("r = 64").mean_value == pytest.approx(math.log(2005), abs=1e-3)
+    assert results_csv(audit.results).startswith(f"configuration,seed,log_{name},")
+
+
+def test_logarithms_that_are_none_and_of_another_base_are_refused() -> None:
+    columns = two_configurations(log_perplexity=[2000.0] * 6, log2_perplexity=[4.3] * 6)
+    with pytest.raises(LoraLightningError, match=r"range from 2000 to 2000.*not possible for the scale log"):
+        audit_results(columns, "r = 64", metric="log_perplexity")
+    with pytest.raises(LoraLightningError, match=r"base 2.*multiply its values by 0.693147"):
+        audit_results(columns, "r = 64", metric="log2_perplexity")
+    metric = Metric("log_perplexity", 1.0, higher_is_better=False, scale=Scale.LOG)
+    assert metric.shown_value(2000) == math.inf
+    assert metric.shown_difference(-2000) == -math.inf
+
+
 def test_a_loss_needs_a_margin_and_an_unknown_metric_a_direction() -> None:
     columns = two_configurations()
     columns["loss"] = columns.pop("accuracy")
@@ -203,7 +254,7 @@ BROKEN: list[tuple[str, Columns, dict[str, Any], str]] = [
     ("direction", two_configurations(), {"direction": "up"}, "higher or lower"),
     ("wrong direction", two_configurations(), {"direction": "lower"}, "contradicts 'accuracy'"),
     ("scale", two_configurations(), {"scale": "points"}, "the scales are fraction"),
-    ("no direction", two_configurations(score=[1] * 6), {"metric": "score"}, "larger 'score' is better"),
+    ("no direction", two_configurations(score=[1] * 6), {"metric": "score", "scale": "plain"}, "larger 'score'"),
     ("no margin", two_configurations(loss=[1] * 6), {"metric": "loss"}, "'loss' has no usual margin"),
     ("sequence", two_configurations(), {"sequence": ["r = 8", "r = 8"]}, "once"),
     ("no rows", {"configuration": [], "seed": [], "accuracy": []}, {}, "at least one row"),
