@@ -57,7 +57,8 @@ def add_audit_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("results", metavar="RESULTS.csv", type=Path, help="the table: CSV, TSV, JSON lines or Parquet")
     add("--reference", required=True, metavar="NAME", help="the configuration that the others are compared with")
-    add("--metric", metavar="COLUMN", help="the metric that decides (default: the only one in the table)")
+    metric = "the metric that decides (default: the only column that can be meant; of several, one must be named)"
+    add("--metric", metavar="COLUMN", help=metric)
     margin = "largest loss that does not matter (default: 0.5 points; for perplexity 1 percent)"
     add("--margin", type=float, metavar="NUMBER", help=margin)
     add("--direction", metavar="higher|lower", help="which is better (default: as the metric's name says)")

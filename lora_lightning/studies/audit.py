@@ -11,15 +11,14 @@ from numpy.typing import NDArray
 
 from lora_lightning.analysis.metric_scale import TableScale, choose_metric, choose_scale, doubtful_scale_note
 from lora_lightning.errors import DataError, suggest_names
-from lora_lightning.metrics.direction import higher_is_better
 from lora_lightning.statistics.analysis import StudyAnalysis, analyze_study, weak_reference_note
 from lora_lightning.statistics.pairing import unpaired_seeds
 from lora_lightning.statistics.study_results import ConfigurationResults, StudyResults
 from lora_lightning.studies.example_outcomes import read_outcomes
+from lora_lightning.studies.metric_column import RANKS, choose_metric_column
 from lora_lightning.studies.results_table import ResultsTable, few_names, read_results_table
 
 COSTS = ("trainable_parameters",)  # columns of which less is better, if the table has them
-RANKS = ("model.lora.r", "lora_r", "rank", "r")
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def audit_results(
     """
     table = read_results_table(source)
     costs = [cost for cost in COSTS if cost in table.others] if costs is None else list(costs)
-    metric = metric or _only_metric(table, costs)
+    metric, note_on_metric = (metric, "") if metric else choose_metric_column(table, costs)
     values = table.numbers(metric)
     known = [value for value in values if not math.isnan(value)]
     chosen = choose_scale(metric, known, scale)
@@ -93,6 +92,7 @@ def audit_results(
     )
     analysis = analyze_study(results)
     notes = [
+        note_on_metric,
         results.unfinished,
         doubtful_scale_note(metric, known, chosen) if scale is None else "",
         *reader.notes,
@@ -113,7 +113,7 @@ class _RunReader:
         if unknown := [cost for cost in costs if cost not in others]:
             msg = f"{table.table.name} has no column {unknown[0]!r} for a cost; {suggest_names(unknown[0], others)}"
             raise DataError(msg)
-        ranks = [name for name in RANKS if name in others and name not in costs and self._describes(name)]
+        ranks = [name for name in RANKS if name in others and name not in costs and table.describes(name)]
         self.rank_setting = next((name for name in ranks if table.is_numeric(name)), None)
         self.measurements = {
             name: table.numbers(name)
@@ -121,11 +121,12 @@ class _RunReader:
             if name in costs or (table.is_numeric(name) and name != self.rank_setting)
         }
         texts = [name for name in others if name not in self.measurements]
-        self.settings = [name for name in texts if self._describes(name)]
+        self.settings = [name for name in texts if table.describes(name)]
         ignored = [name for name in texts if name not in self.settings]
         self.outcomes = read_outcomes(table, values, scale)
         self.notes = [
             _empty_costs({cost: self.measurements[cost] for cost in costs}),
+            _several_sizes(table, self.measurements),
             _runs_without_outcomes(table, values, self.outcomes),
             _unused_columns(ignored),
         ]
@@ -153,26 +154,6 @@ class _RunReader:
             {column: numbers for column, numbers in measurements.items() if numbers},
             rank=rank if rank is not None and rank > 0 else None,
         )
-
-    def _describes(self, column: str) -> bool:
-        """Whether all runs of a configuration have the same cell in a column."""
-        pairs = set(zip(self.table.configurations, map(str, self.table.table.columns[column]), strict=True))
-        return len(pairs) == len(set(self.table.configurations))
-
-
-def _only_metric(table: ResultsTable, costs: Sequence[str]) -> str:
-    """The one column that can be the metric."""
-    numeric = [name for name in table.others if name not in {*costs, *RANKS} and table.is_numeric(name)]
-    known = [name for name in numeric if higher_is_better(name) is not None]
-    candidates = known or numeric
-    if len(candidates) == 1:
-        return candidates[0]
-    if not candidates:
-        msg = f"{table.table.name} has no column with a metric beside the columns configuration and seed; add one"
-        raise DataError(msg)
-    msg = f"{table.table.name} has {len(candidates)} columns that could be the metric ({few_names(candidates)}); name "
-    msg += "the one that decides"
-    raise DataError(msg)
 
 
 def _unused_columns(names: Sequence[str]) -> str:
@@ -203,6 +184,23 @@ def _empty_costs(costs: Mapping[str, Sequence[float]]) -> str:
     empty = {name: sum(map(math.isnan, numbers)) for name, numbers in costs.items()}
     counted = [f"{count} in {name!r}" for name, count in empty.items() if count]
     return f"Empty cells of costs are left out of their means: {few_names(counted)}." if counted else ""
+
+
+def _several_sizes(table: ResultsTable, measurements: Mapping[str, Sequence[float]]) -> str:
+    """A size is a fact of a configuration: if it differs between its runs, they may be of several configurations."""
+    size = next((name for name in COSTS if name in measurements), None)
+    if size is None:
+        return ""
+    found: dict[str, set[float]] = {}
+    for name, number in zip(table.configurations, measurements[size], strict=True):
+        found.setdefault(name, set()).update(() if math.isnan(number) else (number,))
+    several = [f"{name!r} (from {min(own):.10g} to {max(own):.10g})" for name, own in found.items() if len(own) > 1]
+    if not several:
+        return ""
+    return (
+        f"{size!r} differs between the runs of a configuration, so that its mean counts: {few_names(several)}. If they "
+        "are runs of several configurations, give each its own name."
+    )
 
 
 def unpaired_runs_note(results: StudyResults) -> str:

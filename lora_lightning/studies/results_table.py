@@ -64,7 +64,10 @@ class ResultsTable:
         for row, number in enumerate(found):
             if number is None:
                 shown = str(cells[row])[:80]
-                msg = f"{self.table.where(row)}: {column!r} must be a number, but is {shown!r}"
+                msg = (
+                    f"{self.table.where(row)}: {column!r} must be a number, but is {shown!r}; leave the cell of a run "
+                )
+                msg += "without a result empty"
                 raise DataError(msg)
         return [math.nan if number is None or not math.isfinite(number) else number for number in found]
 
@@ -72,6 +75,11 @@ class ResultsTable:
         """Whether a column has a number in some row, and nothing else in the others."""
         found = [to_number(cell) for cell in self.table.columns[column]]
         return None not in found and any(number is not None and not math.isnan(number) for number in found)
+
+    def describes(self, column: str) -> bool:
+        """Whether all runs of a configuration have the same cell in a column."""
+        pairs = set(zip(self.configurations, map(str, self.table.columns[column]), strict=True))
+        return len(pairs) == len(set(self.configurations))
 
 
 def read_results_table(source: Path | str | Mapping[str, Sequence[Any]]) -> ResultsTable:

@@ -186,6 +186,24 @@ def test_costs_and_other_columns() -> None:
     assert audit_results(columns, "r = 64").results.costs == ["trainable_parameters"]
 
 
+def test_a_column_that_may_be_meant_instead_of_the_metric_is_named() -> None:
+    columns = two_configurations(seconds=[5, 6, 7, 1, 2, 3], alpha=[128] * 3 + [16] * 3, loss=["dpo"] * 6)
+    expected = "'accuracy' is judged, the only column with the name of a known metric, and not seconds."
+    assert audit_results(columns, "r = 64").notes == (expected,)
+    assert audit_results(columns, "r = 64", metric="accuracy").notes == ()
+    columns["Validation accuracy"] = columns.pop("accuracy")
+    del columns["seconds"]
+    audit = audit_results(columns, "r = 64")
+    assert audit.results.metric.name == "Validation accuracy"
+    assert audit.notes[0].startswith("'Validation accuracy' is judged, which is no test result by its name")
+
+
+def test_a_size_that_differs_within_a_configuration_is_named() -> None:
+    audit = audit_results(two_configurations(trainable_parameters=[800, 800, "", 100, 100, 6400]), "r = 64")
+    assert "'trainable_parameters' differs between the runs of a configuration" in audit.notes[-1]
+    assert "counts: 'r = 8' (from 100 to 6400)." in audit.notes[-1]
+
+
 @pytest.mark.parametrize("cell", ["", "NaN", "inf", "-inf", "n/a", None, math.nan])
 def test_a_run_without_a_result_is_counted(cell: object) -> None:
     audit = audit_results(two_configurations(accuracy=[*LARGE, *SMALL[:2], cell]), "r = 64")
@@ -233,6 +251,24 @@ BROKEN: list[tuple[str, Columns, dict[str, Any], str]] = [
     ("no metric", {"configuration": ["a"], "seed": [1]}, {}, "no column with a metric"),
     ("two metrics", two_configurations(f1=[0.5] * 6), {}, "2 columns that could be the metric .accuracy, f1"),
     ("unknown metric", two_configurations(), {"metric": "acuracy"}, "did you mean 'accuracy'"),
+    ("test has OOM", two_configurations(test_accuracy=[*LARGE, 1, 1, "OOM"]), {}, "2 columns that could be the metric"),
+    ("test in %", two_configurations(test_accuracy=["95.1%"] * 6), {}, "2 columns .* .accuracy, test_accuracy"),
+    ("in % alone", two_configurations(accuracy=["95.1%"] * 6), {}, "row 1.*'95.1%'; leave the cell of a run without"),
+    (
+        "score or text",
+        {**two_configurations(score=[1, 2, 3, 4, 5, "x"], cpu=LARGE * 2), "accuracy": [""] * 6},
+        {},
+        "score",
+    ),
+    (
+        "val or mcc",
+        {
+            "val_f1" if name == "accuracy" else name: cells
+            for name, cells in two_configurations(mcc=[*LARGE, *SMALL]).items()
+        },
+        {},
+        "val_f1, mcc",
+    ),
     ("unknown cost", two_configurations(), {"costs": ["flops"]}, "no column 'flops' for a cost"),
     ("text in metric", two_configurations(accuracy=[*LARGE, 1, 1, "high"]), {"metric": "accuracy"}, "row 6.*'high'"),
     ("text in cost", two_configurations(cost=[1, 2, 3, 4, 5, "x"]), {"costs": ["cost"]}, "row 6.*'x'"),

@@ -1,0 +1,68 @@
+"""Which column of a table of results is its metric, if nobody names it."""
+
+import math
+import re
+from collections.abc import Sequence
+
+from lora_lightning.errors import DataError
+from lora_lightning.metrics.direction import higher_is_better
+from lora_lightning.studies.results_table import ResultsTable, few_names, to_number
+
+RANKS = ("model.lora.r", "lora_r", "rank", "r")
+NOT_TESTED = {"train", "training", "val", "valid", "validation"}  # words in names of metrics
+
+
+def choose_metric_column(table: ResultsTable, costs: Sequence[str]) -> tuple[str, str]:
+    """Finds the one column that can be the metric.
+
+    A column with a metric's name counts even if some of its cells are no numbers, such as "95.1%" or "OOM": another
+    column must not be judged in its place.
+
+    Args:
+        table: The table.
+        costs: Columns of which less is better.
+
+    Returns:
+        Its name, and a sentence on columns that may have been meant instead; empty if there are none.
+
+    Raises:
+        DataError: If no column, or more than one, can be the metric.
+    """
+    others = [name for name in table.others if name not in {*costs, *RANKS}]
+    known = [name for name in others if higher_is_better(name) is not None and _has_digits(table, name)]
+    numeric = [name for name in others if _has_numbers(table, name)]
+    candidates = known or numeric
+    unknown = [name for name in numeric if name not in known and not table.describes(name)] if known else []
+    if len(candidates) == 1 and unknown and _is_not_tested(candidates[0]):
+        candidates = [*candidates, *unknown]
+    if not candidates:
+        msg = f"{table.table.name} has no column with a metric beside the columns configuration and seed; add one"
+        raise DataError(msg)
+    if len(candidates) > 1:
+        msg = f"{table.table.name} has {len(candidates)} columns that could be the metric ({few_names(candidates)}); "
+        msg += "name the one that decides"
+        raise DataError(msg)
+    return candidates[0], _note(candidates[0], unknown)
+
+
+def _note(metric: str, unknown: Sequence[str]) -> str:
+    if _is_not_tested(metric):
+        return f"{metric!r} is judged, which is no test result by its name; name the metric if another column is meant."
+    if not unknown:
+        return ""
+    return f"{metric!r} is judged, the only column with the name of a known metric, and not {few_names(unknown)}."
+
+
+def _is_not_tested(metric: str) -> bool:
+    return not NOT_TESTED.isdisjoint(re.split(r"[^a-z0-9]+|_", metric.lower()))
+
+
+def _has_digits(table: ResultsTable, column: str) -> bool:
+    """Whether a cell has a digit; the name of a loss function has none, and is no result."""
+    return any(re.search(r"\d", str(cell)) for cell in table.table.columns[column] if cell is not None)
+
+
+def _has_numbers(table: ResultsTable, column: str) -> bool:
+    """Whether a cell is a number or a percentage, be the others what they may."""
+    found = (to_number(str(cell).removesuffix("%")) for cell in table.table.columns[column] if cell is not None)
+    return any(number is not None and not math.isnan(number) for number in found)
