@@ -11,6 +11,8 @@ import yaml
 from lora_lightning.statistics.claims import Claim
 
 SEED_OPTION, RATE_OPTION = "seed_everything", "model.optimization.learning_rate"
+# The columns of `results.csv` that are no settings; settings of these names get longer ones there.
+FACTS_OF_TRIALS = ("trial", "configuration", "seed", "is_tested", "state", "error")
 COSTS = (
     "trainable_parameters",
     "peak_memory_bytes",

@@ -22,6 +22,7 @@ from lora_lightning.studies.search_settings import (
 )
 from lora_lightning.studies.specification import (
     COSTS,
+    FACTS_OF_TRIALS,
     RATE_OPTION,
     SEED_OPTION,
     Axis,
@@ -211,6 +212,8 @@ class _Reader:
             for label, options in values.items():
                 for option in options:
                     self.check_option(option, f"the value {label!r} of the axis {name}")
+            if name in FACTS_OF_TRIALS:
+                self.refuse(f"the axis {name} is called like a column of results.csv; give it another name")
             return Axis(name, values, is_named=True)
         self.check_option(name, "axes")
         if not isinstance(values, list) or not values:

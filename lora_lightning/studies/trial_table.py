@@ -2,18 +2,21 @@
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from lora_lightning.runs.files import atomic_file, write_error
 from lora_lightning.runs.record import RunRecord
 from lora_lightning.studies.journal import TrialStatus
-from lora_lightning.studies.plan import StudyPlan
-from lora_lightning.studies.specification import RATE_OPTION, Axis, label_of
+from lora_lightning.studies.option_conflicts import parts_of
+from lora_lightning.studies.plan import RANK, StudyPlan
+from lora_lightning.studies.specification import FACTS_OF_TRIALS, RATE_OPTION, label_of
 from lora_lightning.studies.study_folder import StudyFolder
 from lora_lightning.studies.trial_numbers import trial_numbers
 from lora_lightning.studies.trials import Trial
+from lora_lightning.training.main_settings import NUMBERS, TEXTS
 
+USUAL = {**NUMBERS, **TEXTS, "r": RANK}  # which option TensorBoard shows by which short name
 TABLE = "results"  # .csv and .parquet, in the study's folder
 Row = dict[str, Any]
 
@@ -27,64 +30,57 @@ def trial_rows(plan: StudyPlan, folder: StudyFolder, statuses: Mapping[str, Tria
         statuses: The state of each trial, by id.
 
     Returns:
-        Rows with equal keys: `trial` (its folder), `configuration`, `seed`, `is_tested`, `state`, `error`, the options
-        that the study varies by their short names, and all numbers of `trial_numbers`; `None` if a trial has no such
-        value.
+        Rows with equal keys: `FACTS_OF_TRIALS` (`trial` is its folder), the options that the study varies by their
+        short names, and all numbers of `trial_numbers`; `None` if a trial has no such value.
 
     Raises:
         LoraLightningError: If a run folder is damaged.
     """
+    states = {"finished", "pruned"}
+    ended = [trial for trial in plan.trials if statuses[trial.id].state in states]
+    numbers = {trial.id: trial_numbers(RunRecord.load(folder.run(trial))) for trial in ended}
+    measured = {name for found in numbers.values() for name in found}
     rows = []
     for trial in plan.trials:
         status = statuses[trial.id]
-        row: Row = {
-            "trial": trial.id,
-            "configuration": trial.configuration,
-            "seed": trial.seed,
-            "is_tested": trial in plan.tested,
-            "state": status.state,
-            "error": status.error or None,
-            **short_settings(plan, trial),
-        }
-        if status.state in {"finished", "pruned"}:
-            row |= trial_numbers(RunRecord.load(folder.run(trial)))
-        rows.append(row)
+        facts = (trial.id, trial.configuration, trial.seed, trial in plan.tested, status.state, status.error or None)
+        row: Row = dict(zip(FACTS_OF_TRIALS, facts, strict=True))
+        rows.append(row | short_settings(plan, trial, measured) | numbers.get(trial.id, {}))
     names = dict.fromkeys(name for row in rows for name in row)
     return [{name: row.get(name) for name in names} for row in rows]
 
 
-def short_settings(plan: StudyPlan, trial: Trial) -> dict[str, Any]:
+def short_settings(plan: StudyPlan, trial: Trial, taken: Collection[str] = ()) -> dict[str, Any]:
     """Returns what distinguishes a trial from others: its axes, derived options and learning rate, by short names.
 
     Args:
         plan: The study.
         trial: The trial.
+        taken: Names of other columns, beside `FACTS_OF_TRIALS`.
 
     Returns:
-        Values by the last part of the option's name, or by the full name if two options end alike: text, numbers and
-        truth values; others as YAML.
+        Values by the last part of the option's name, or by the full name if two options end alike, or if the last part
+        is the name of another column or usual for another option: text, numbers and truth values; others as YAML.
     """
-    values = {
-        axis.name: _label(axis, trial) if axis.is_named else trial.options.get(axis.name) for axis in plan.study.axes
-    }
-    values |= {name: trial.options.get(name) for name in plan.study.derived}
+    study = plan.study
+    values = {axis.name: trial.labels[axis.name] if axis.is_named else trial.options[axis.name] for axis in study.axes}
+    values |= {name: trial.options[name] for name in study.derived}
     if RATE_OPTION in trial.options:
         values[RATE_OPTION] = trial.options[RATE_OPTION]
     short = [name.rpartition(".")[2] for name in values]
+    taken = {*taken, *FACTS_OF_TRIALS, *(last for last in short if short.count(last) > 1)}
     return {
-        name if short.count(last) > 1 else last: value if isinstance(value, str | int | float) else label_of(value)
+        _column(name, last, taken): value if isinstance(value, str | int | float) else label_of(value)
         for (name, value), last in zip(values.items(), short, strict=True)
     }
 
 
-def _label(axis: Axis, trial: Trial) -> str:
-    """The name of the value that a trial has of an axis of named values."""
-    fitting = [
-        label
-        for label, options in axis.values.items()
-        if all(trial.options.get(name) == value for name, value in options.items())
-    ]
-    return max(fitting, key=lambda label: len(axis.values[label]))
+def _column(name: str, last: str, taken: Collection[str]) -> str:
+    """The name of the column of a setting."""
+    if name == last:
+        return f"axis.{name}" if name in taken else name
+    usual = USUAL.get(last)
+    return name if last in taken or (usual is not None and parts_of(usual) != parts_of(name)) else last
 
 
 def write_trial_table(plan: StudyPlan, folder: StudyFolder, statuses: Mapping[str, TrialStatus]) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lora_lightning.studies.arithmetic import evaluate_expression
@@ -40,6 +40,7 @@ class Trial:
         options: Options of `fit` that override the base's, without the seed.
         rate: The learning rate that it tries, on validation alone; otherwise `None`.
         suggestion: Number of the suggestion of a search that it tries, on validation alone; otherwise `None`.
+        labels: Label by axis, of its configuration.
     """
 
     id: str
@@ -48,6 +49,7 @@ class Trial:
     options: Mapping[str, Any]
     rate: float | None = None
     suggestion: int | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_tested(self) -> bool:
@@ -91,7 +93,7 @@ def make_trial(
     tried = "" if rate is None else f"_rate_{rate:g}"
     first = "" if suggestion is None else f"search_{suggestion}_"
     name = f"{first}{readable}{tried}_seed_{seed}_{hashlib.sha256(content.encode()).hexdigest()[:HASH]}"
-    return Trial(name, configuration.name, seed, options, rate, suggestion)
+    return Trial(name, configuration.name, seed, options, rate, suggestion, configuration.labels)
 
 
 def make_configuration(study: Study, chosen: Mapping[str, Any]) -> Configuration:
