@@ -10,6 +10,7 @@ from lora_lightning.statistics.analysis import analyze_study
 from lora_lightning.statistics.study_results import ConfigurationResults, StudyResults
 from lora_lightning.studies.audit import StudyAudit, unpaired_runs_note
 from lora_lightning.studies.open_study import OpenStudy, open_study
+from lora_lightning.studies.results_table import few_names
 from lora_lightning.studies.same_inputs import check_same_rows
 from lora_lightning.studies.trial_results import collect_results
 from lora_lightning.studies.trial_runs import study_metric
@@ -104,8 +105,12 @@ def _check_same_metric(first: OpenStudy, second: OpenStudy) -> None:
 def _read_side(study: OpenStudy, name: str | None) -> Side:
     plan, path = study.plan, study.folder.path
     names = [each.name for each in plan.configurations]
-    if name is None:
-        name = names[-1] if plan.study.search is not None else plan.reference
+    note = ""
+    if name is None and plan.study.search is not None:
+        name = _winner_of(study, names)
+        if name == plan.reference:
+            note = f"The winner of the search {plan.study.name} is its reference, {name}."
+    name = plan.reference if name is None else name
     if name not in names:
         msg = f"the study {path} has no configuration {name!r}; {suggest_names(name, names)}"
         raise ConfigurationError(msg)
@@ -113,7 +118,16 @@ def _read_side(study: OpenStudy, name: str | None) -> Side:
     if not found.results.configuration(name).values:
         msg = f"no run of {name!r} in the study {path} is finished and tested; run the study first"
         raise ConfigurationError(msg)
-    return Side(study, found.results, name, found.notes, found.rows)
+    return Side(study, found.results, name, (*filter(None, [note]), *found.notes), found.rows)
+
+
+def _winner_of(study: OpenStudy, names: Sequence[str]) -> str:
+    """The configuration that a search has found; the reference must not be taken for it."""
+    if not study.has_winner:
+        msg = f"the search of the study {study.folder.path} has no winner yet; let it end with `study run`, or name "
+        msg += f"configurations with --configurations: {few_names(names)}"
+        raise ConfigurationError(msg)
+    return names[-1]
 
 
 def _check_comparable(first: Side, second: Side, margin: float | None) -> None:

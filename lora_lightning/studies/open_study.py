@@ -1,16 +1,18 @@
 """A study in its folder: which trials it has, which one is next, and what is chosen so far."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
 from optuna.trial import TrialState
 
 from lora_lightning.studies.journal import ENDED, Claim, StudyJournal, TrialStatus
 from lora_lightning.studies.learning_rates import Statuses, chosen_rates, configurations_without_rate, further_trials
 from lora_lightning.studies.plan import StudyPlan
+from lora_lightning.studies.results_table import few_names
 from lora_lightning.studies.search import (
     SearchRun,
     Suggestion,
@@ -54,6 +56,12 @@ class OpenStudy:
         tried = [search_trial(self.planned.study, each) for each in suggested]
         is_over = self.is_search_over(runs)
         return self.planned.with_search(tried, self.winner(runs) if is_over else None, is_over=is_over)
+
+    @property
+    def has_winner(self) -> bool:
+        """Whether a search has chosen the configuration that is tested beside the reference."""
+        runs = self.journal.search_runs() if self.planned.study.search is not None else []
+        return bool(runs) and self.is_search_over(runs) and self.winner(runs) is not None
 
     @property
     def higher_is_better(self) -> bool:
@@ -224,8 +232,36 @@ def start_study(
         study.journal.add_trials(plan.trials)
         study.journal.add_lost(study.plan.trials)
         if retry_failed:
-            study.journal.add_again(study.plan.trials)
+            retry_failed_trials(study)
     return study
+
+
+def retry_failed_trials(study: OpenStudy) -> None:
+    """Adds the failed trials once more, unless they would choose again what is tested already. The folder is locked.
+
+    Args:
+        study: The study. A warning names the trials that are not repeated.
+    """
+    plan, statuses = study.plan, study.statuses()
+    failed = [trial for trial in plan.trials if statuses[trial.id].state == "failed"]
+    started = {trial.configuration for trial in plan.tested if statuses[trial.id].state != "waiting"}
+    chosen = [trial for trial in failed if not trial.is_tested and _is_chosen(study, plan, trial, started)]
+    study.journal.add_again(trial for trial in failed if trial not in chosen)
+    if chosen:
+        named = few_names([trial.title for trial in chosen])
+        rank_zero_warn(
+            f"{len(chosen)} failed runs are not repeated, because what they helped to choose is tested already, and "
+            f"they could change the choice after its test results are known: {named}; to repeat them, give the study "
+            "another name"
+        )
+
+
+def _is_chosen(study: OpenStudy, plan: StudyPlan, trial: Trial, started: Collection[str]) -> bool:
+    """Whether tests have started that depend on what a run helps to choose: its rate, or the winner of a search."""
+    if trial.suggestion is not None:
+        return study.has_winner and plan.configurations[-1].name in started  # the winner
+    rates = plan.study.learning_rate
+    return bool(started) if rates is not None and rates.shared else trial.configuration in started
 
 
 def open_study(path: Path) -> OpenStudy:

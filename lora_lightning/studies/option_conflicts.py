@@ -14,12 +14,25 @@ def check_options_are_set_once(study: Study) -> None:
         study: The study. Values of the same axis exclude each other, so they may set the same options.
 
     Raises:
-        ConfigurationError: Names both options and where they are set.
+        ConfigurationError: Names both options and where they are set. Also if a derived option has the short name of an
+            axis or of another one, by which expressions know them.
     """
     for place, options in _mappings(study):
         _check_pairs(combinations(options, 2), place, place)
     for (one, options), (other, others) in combinations(_places(study).items(), 2):
         _check_pairs(product(options, others), one, other)
+    _check_names_of_derived(study)
+
+
+def _check_names_of_derived(study: Study) -> None:
+    """Expressions know axes and earlier derived options by the last part of their names, which must be told apart."""
+    known = {axis.short_name: axis.name for axis in study.axes}
+    for option in study.derived:
+        short = option.rpartition(".")[2]
+        if (other := known.setdefault(short, option)) != option:
+            msg = f"the derived option {option} and {other} both end in {short!r}, so that an expression with {short} "
+            msg += "could mean either; set one of them by the named values of an axis"
+            raise ConfigurationError(msg)
 
 
 def _check_pairs(pairs: Iterator[tuple[str, str]], one: str, other: str) -> None:
@@ -48,6 +61,15 @@ def _places(study: Study) -> Mapping[str, Collection[str]]:
     places: dict[str, Collection[str]] = {"options or --set": study.options, "derived": study.derived}
     places |= {f"the axis {axis.name}": _options_of(axis) for axis in study.axes}
     return places if study.learning_rate is None else places | {"learning_rate": [RATE_OPTION]}
+
+
+def varied_options(study: Study) -> list[str]:
+    """Returns the options in which the configurations of a study differ: those of its axes, and derived ones.
+
+    Args:
+        study: The study.
+    """
+    return list(dict.fromkeys([*(option for axis in study.axes for option in _options_of(axis)), *study.derived]))
 
 
 def _options_of(axis: Axis) -> Collection[str]:

@@ -1,7 +1,8 @@
 """Runs are comparable only if they had the same test rows, and repeated runs only if nothing but the seed differs."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,32 +10,60 @@ from numpy.typing import NDArray
 
 from lora_lightning.errors import DataError
 from lora_lightning.runs.record import RunRecord
+from lora_lightning.studies.option_conflicts import parts_of
 from lora_lightning.studies.trials import Trial
 
+# Options that decide on the rows, on the base model, and on the adapter that is continued.
+DATA = ("data",)
+BASE = ("model.backbone", "model.revision", "model.quantization", "model.class_path")
+ADAPTER = (*BASE, "model.adapter")
+NOT_SET = "(not set)"
 REMEDY = "delete the folders of the runs that no longer count, and run the study again"
 Runs = Sequence[tuple[Trial, RunRecord]]
 Fact = Callable[[RunRecord], Any]
 
 
-def check_same_inputs(runs: Runs, split: str) -> None:
+def check_same_inputs(runs: Runs, split: str, varied: Collection[str] = ()) -> None:
     """Refuses to compare runs if their data, their base model or the adapter in `model.adapter` changed between them.
 
+    Configurations may differ in these only if the study varies an option of theirs; those with the same values of these
+    options must have had the same.
+
     Args:
-        runs: The finished and tested runs of a study.
+        runs: The ended runs of a study, also those that help to choose and are not tested.
         split: The test split that decides.
+        varied: The options that axes and derived values of the study set.
 
     Raises:
-        DataError: If two runs were tested on different rows, or two runs of a configuration were trained on different
-            rows or from different weights, be it of the base model or of the adapter in `model.adapter`.
+        DataError: If two runs were tested on different rows, or trained on different rows or from different weights, be
+            it of the base model or of the adapter in `model.adapter`, although the study does not vary them.
     """
-    compare_facts(runs, {f"tested on other rows of {split}": lambda record: record.data_fingerprint.get(split)})
-    facts: dict[str, Fact] = {
-        "trained or validated on other rows": lambda record: dict(record.data_fingerprint),
-        "trained from another base model": base_identity,
-        "continued from another adapter": lambda record: (record.continued_from or {}).get("weights"),
+    compare_facts(runs, {f"tested on other rows of {split}": _rows_of(split)})
+    splits = dict.fromkeys(name for _, record in runs for name in record.data_fingerprint)
+    data: dict[str, Fact] = {f"given other rows of {name}": _rows_of(name) for name in splits}
+    base: dict[str, Fact] = {"trained from another base model": base_identity}
+    adapter: dict[str, Fact] = {
+        "continued from another adapter": lambda record: (record.continued_from or {}).get("weights")
     }
-    for name in dict.fromkeys(trial.configuration for trial, _ in runs):
-        compare_facts([run for run in runs if run[0].configuration == name], facts)
+    for options, facts in ((DATA, data), (BASE, base), (ADAPTER, adapter)):
+        own = [option for option in varied if _concerns(option, options)]
+        groups: dict[str, list[tuple[Trial, RunRecord]]] = {}
+        for trial, record in runs:
+            values = {option: trial.options.get(option, NOT_SET) for option in own}
+            groups.setdefault(json.dumps(values, default=str), []).append((trial, record))
+        for group in groups.values():
+            compare_facts(group, facts)
+
+
+def _rows_of(split: str) -> Fact:
+    """The rows of a split; runs that are not tested may not have all splits."""
+    return lambda record: record.data_fingerprint.get(split)
+
+
+def _concerns(option: str, others: Collection[str]) -> bool:
+    """Whether an option is one of others, inside of one, or around one."""
+    pairs = ((parts_of(option), parts_of(other)) for other in others)
+    return any(all(one == two for one, two in zip(parts, own, strict=False)) for parts, own in pairs)
 
 
 def rows_identity(rows: Mapping[str, NDArray[Any]]) -> str:

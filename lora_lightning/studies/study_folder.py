@@ -246,6 +246,19 @@ def check_only_adds(former: StudyPlan, plan: StudyPlan, path: Path) -> None:
         msg = f"the folder {path} has {len(lost)} runs that the study no longer contains ({named}); a study may only "
         msg += f"gain values and seeds: {REMEDY}"
         raise ConfigurationError(msg)
+    _check_sequence(former, plan, path)
+
+
+def _check_sequence(former: StudyPlan, plan: StudyPlan, path: Path) -> None:
+    """Refuses another order of tests; a rank above the reference would end the fixed sequence of a study of ranks."""
+    if tuple(name for name in plan.sequence if name in former.sequence) != former.sequence:
+        kept = list(former.sequence)
+        msg = (
+            f"the folder {path} has a study that tests its configurations in the fixed sequence {kept}, but with what "
+        )
+        msg += f"it gains now, the sequence is {list(plan.sequence)}, so that verdicts would change after results were "
+        msg += "seen. Add no rank above the reference, or give the study another name"
+        raise ConfigurationError(msg)
 
 
 def _check_rates(former: StudyPlan, plan: StudyPlan, path: Path) -> None:

@@ -18,6 +18,7 @@ from lora_lightning.statistics.study_results import ConfigurationResults, StudyR
 from lora_lightning.studies.claim_settings import truncated_name
 from lora_lightning.studies.journal import ENDED, TrialStatus
 from lora_lightning.studies.learning_rates import tried_rates
+from lora_lightning.studies.option_conflicts import varied_options
 from lora_lightning.studies.plan import StudyPlan, rank_of
 from lora_lightning.studies.results_table import few_names
 from lora_lightning.studies.same_inputs import check_same_inputs, check_same_rows, note_on_versions, rows_identity
@@ -93,7 +94,7 @@ def collect_results(plan: StudyPlan, folder: StudyFolder, tag: str, statuses: Ma
             )
         )
     truncated = reader.truncated(plan, statuses)
-    check_same_inputs(reader.runs, reader.split)
+    check_same_inputs([*reader.runs, *reader.untested(plan, statuses)], reader.split, varied_options(plan.study))
     check_same_rows(reader.rows)
     measured = {name for each in configurations for name in each.measurements}
     results = StudyResults(
@@ -162,6 +163,12 @@ class _TrialReader:
             if name in wanted or (split.startswith(VALIDATION) and metric == self.metric):
                 points = np.array([curve.steps, curve.values], dtype=np.float64)
                 found.curves.setdefault(wanted.get(name, name), {})[seed] = points
+
+    def untested(self, plan: StudyPlan, statuses: Mapping[str, TrialStatus]) -> list[tuple[Trial, RunRecord]]:
+        """The runs that helped to choose, as far as their folders are there."""
+        ended = [trial for trial in plan.trials if statuses[trial.id].state in {"finished", "pruned"}]
+        kept = [trial for trial in ended if not trial.is_tested and self.folder.run(trial).exists()]
+        return [(trial, self.load(trial)) for trial in kept]
 
     def truncated(self, plan: StudyPlan, statuses: Mapping[str, TrialStatus]) -> list[ConfigurationResults]:
         """Reads what the trials measured after truncation; what is not finite then is left out."""

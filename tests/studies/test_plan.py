@@ -148,6 +148,18 @@ def test_an_option_that_is_set_twice_is_refused(
     assert option in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "derived",
+    [
+        {"data.r": "2 * r", "model.lora.lora_alpha": "2 * r"},
+        {"model.lora.lora_alpha": "2 * r", "data.lora_alpha": "lora_alpha"},
+    ],
+)
+def test_expressions_must_be_able_to_tell_names_apart(derived: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"both end in '(r|lora_alpha)', so that an expression with"):
+        plan(tmp_path, derived=derived)
+
+
 def test_values_of_one_axis_may_set_the_same_options(tmp_path: Path) -> None:
     methods = {"full": {"model.lora": None}, "small": {"model.lora.r": 1}, "large": {"model.lora.r": 4}}
     path = save_study(tmp_path, axes={"method": methods}, derived=None, reference="full")

@@ -41,10 +41,10 @@ def runs(**changes: Any) -> Runs:
     ("changes", "message"),
     [
         ({"data_fingerprint": ROWS | {"test": "d"}}, "'r = 2, seed 1' was tested on other rows of test than 'r = 1, s"),
-        ({"data_fingerprint": ROWS | {"train": "d"}}, "was trained or validated on other rows than 'r = 2, seed 0'"),
-        ({"base_model": MODEL | {"weights": "v"}}, "was trained from another base model than 'r = 2, seed 0'"),
-        ({"base_model": MODEL | {"tokenizer": "v"}}, "was trained from another base model than 'r = 2, seed 0'"),
-        ({"continued_from": ADAPTER | {"weights": "v"}}, "was continued from another adapter than 'r = 2, seed 0'"),
+        ({"data_fingerprint": ROWS | {"train": "d"}}, "was given other rows of train than 'r = 1, seed 0'"),
+        ({"base_model": MODEL | {"weights": "v"}}, "was trained from another base model than 'r = 1, seed 0'"),
+        ({"base_model": MODEL | {"tokenizer": "v"}}, "was trained from another base model than 'r = 1, seed 0'"),
+        ({"continued_from": ADAPTER | {"weights": "v"}}, "was continued from another adapter than 'r = 1, seed 0'"),
     ],
 )
 def test_runs_that_differ_are_not_compared(changes: dict[str, Any], message: str) -> None:
@@ -57,12 +57,32 @@ def test_what_may_differ() -> None:
     check_same_inputs(runs(base_model=MODEL | {"commit": "abc"}), "test")
     check_same_inputs(runs(continued_from=ADAPTER | {"adapter": "/moved", "commit": "abc"}), "test")
     check_same_inputs(runs(base_model=None, data_fingerprint={}), "test")  # of an older release
+    check_same_inputs(runs(data_fingerprint={"train": "a", "val": "b"}), "test")  # of a run that tries a learning rate
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "data.init_args.train_fraction": {"data_fingerprint": ROWS | {"train": "d"}},
+    "model.init_args.backbone": {"base_model": MODEL | {"weights": "v"}},
+    "model.quantization.bits": {"base_model": MODEL | {"weights": "v"}},
+    "model.adapter": {"continued_from": ADAPTER | {"weights": "v"}},
+}
+
+
+@pytest.mark.parametrize("option", CHANGES)
+def test_configurations_differ_in_inputs_only_where_the_study_varies_them(option: str) -> None:
+    """The runs of a configuration that is added later see changed data or weights all alike."""
     other = runs()
-    for _, record in other[2:]:  # an axis may vary training data, base and adapter, but not the rows of the test
-        object.__setattr__(record, "data_fingerprint", ROWS | {"train": "d"})
-        object.__setattr__(record, "base_model", MODEL | {"weights": "v"})
-        object.__setattr__(record, "continued_from", ADAPTER | {"weights": "v"})
-    check_same_inputs(other, "test")
+    for trial, record in other[2:]:
+        for name, value in CHANGES[option].items():
+            object.__setattr__(record, name, value)
+        object.__setattr__(trial, "options", {option: 2, "model.lora.r": 2})
+    with pytest.raises(DataError, match=r"'r = 2, seed 0' was .* than 'r = 1, seed 0', so they cannot be compared"):
+        check_same_inputs(other, "test", ["model.lora.r", "model.lora.lora_alpha"])
+    check_same_inputs(other, "test", ["model.lora.r", option])
+    for trial, _ in other[:2]:
+        object.__setattr__(trial, "options", {option: 2, "model.lora.r": 1})
+    with pytest.raises(DataError, match=r"'r = 2, seed 0' was .* than 'r = 1, seed 0'"):
+        check_same_inputs(other, "test", ["model.lora.r", option])  # the same value
 
 
 def test_runs_on_other_examples_or_tokens_are_not_compared() -> None:

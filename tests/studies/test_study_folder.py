@@ -102,3 +102,11 @@ def test_a_folder_of_something_else_or_of_a_newer_release_is_refused(folder: Stu
     (folder.path / STUDY).write_text(json.dumps(content | {"schema_version": 99}))
     with pytest.raises(ConfigurationError, match="schema version 99, but this release reads 1"):
         load_plan(folder.path)
+
+
+def test_a_rank_above_the_reference_would_replace_the_sequence_of_tests(folder: StudyFolder, tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"the fixed sequence \['r = 2', 'r = 1'\], but with .* is \[\], so that"
+    ):
+        save(folder, plan(tmp_path, axes={"model.lora.r": [1, 2, 4, 8]}))
+    save(folder, plan(tmp_path, axes={"model.lora.r": [1, 2, 3, 4]}))

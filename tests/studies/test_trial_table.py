@@ -13,7 +13,7 @@ from lora_lightning.studies.study_file import read_study_file
 from lora_lightning.studies.trial_table import short_settings
 from tests.studies.small_study import save_study
 
-METHODS = {"full": {"model.lora": None}, "LoRA": {"model.lora.r": 8, "model.lora.lora_alpha": 8}}
+METHODS = {"full": {"model.lora": None}, "LoRA": {"model.lora.r": 8}}
 
 
 def plan(folder: Path, **changes: Any) -> StudyPlan:
