@@ -107,7 +107,7 @@ def test_a_hopeless_run_is_ended_early(here: Path, capsys: pytest.CaptureFixture
     assert run(path) == 0
 
 
-def test_a_failed_suggestion_counts_and_can_be_repeated(
+def test_a_failed_suggestion_counts_and_is_not_repeated_after_the_winner_is_tested(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(task: Any) -> None:
@@ -119,7 +119,8 @@ def test_a_failed_suggestion_counts_and_can_be_repeated(
         patch_step(patch, fail)
         assert run(path) == 3
     assert "; 1 failed. The best one is" in capsys.readouterr().out
-    assert run(path, "--retry_failed") == 0
+    assert run(path, "--retry_failed") == 3
+    assert "1 failed runs are not repeated" in capsys.readouterr().err
     assert sorted(suggested()) == [0, 1, 2]
     assert len(open_study(FOLDER).journal.search_runs()) == 3
 
