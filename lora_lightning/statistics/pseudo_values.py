@@ -141,8 +141,8 @@ def matthews_pseudo_values(labels: NDArray[np.int64], predictions: NDArray[np.in
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.asarray(
                 (hits * total - both - cross)
-                / np.sqrt(
-                    (total**2 - of_predictions - squared_predictions) * (total**2 - of_labels - squared_labels) * 1.0
+                / np.sqrt(  # as floats: from 60,000 examples on, the product of both is too large for an integer
+                    1.0 * (total**2 - of_predictions - squared_predictions) * (total**2 - of_labels - squared_labels)
                 )
             )
 

@@ -51,6 +51,14 @@ def test_macro_f1_and_matthews(classes: int) -> None:
     np.testing.assert_allclose(found, brute_force(metrics.matthews_corrcoef, labels, predictions), atol=1e-9)
 
 
+def test_matthews_of_a_large_test_set() -> None:
+    """The product of two squares of 200,000 does not fit into 64 bits."""
+    labels, predictions = (np.tile(each, 4000) for each in labels_and_predictions(0, 2, 50))
+    found = pv.matthews_pseudo_values(labels, predictions)
+    assert found is not None
+    assert found.mean() == pytest.approx(metrics.matthews_corrcoef(labels, predictions))
+
+
 def test_pearson() -> None:
     random = np.random.default_rng(0)
     first = random.normal(3, 2, 50)
