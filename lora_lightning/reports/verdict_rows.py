@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lora_lightning.statistics.analysis import Pair, StudyAnalysis
 from lora_lightning.statistics.study_results import ConfigurationResults, Metric, Scale, StudyResults
-from lora_lightning.statistics.verdicts import Comparison, Verdict, shown_number
+from lora_lightning.statistics.verdicts import Comparison, shown_number
 
 MOST_PAIRS = 6  # named in a sentence
 
@@ -88,16 +88,18 @@ def chance_sentence(analysis: StudyAnalysis) -> str:
         analysis: The verdicts.
 
     Returns:
-        A sentence; empty if there is a single configuration.
+        A sentence on the pairs that have an interval; empty if there are none.
     """
-    apart = [pair for pair in analysis.pairs if pair.told_apart]
-    together = len(analysis.pairs) - len(apart)
-    if not analysis.pairs:
+    known = [pair for pair in analysis.pairs if not math.isnan(pair.difference.interval.low)]
+    apart = [pair for pair in known if pair.told_apart]
+    together = len(known) - len(apart)
+    if not known:
         return ""
     rate = "Holm's correction, an error rate of 5 % over all pairs"
-    if len(analysis.pairs) == 1:
+    if len(known) == 1 == len(analysis.pairs):
         return "The difference is more than chance." if apart else "The difference may be noise."
-    pairs = f"{len(analysis.pairs)} pairs of configurations"
+    pairs = f"{len(known)} pair{'s' * (len(known) > 1)} of configurations"
+    pairs += " with an interval" if len(known) < len(analysis.pairs) else ""
     if not apart:
         return f"None of {pairs} can be told apart ({rate}): all differences may be noise."
     names = "; ".join(f"{pair.first} and {pair.second}" for pair in apart[:MOST_PAIRS])
@@ -115,7 +117,7 @@ def _cells(comparison: Comparison, pair: Pair, metric: Metric) -> tuple[str, str
         "" if math.isnan(number) else shown_number(metric.shown_difference(number), metric)
         for number in (found.value, found.low, found.high)
     )
-    if comparison.verdict is Verdict.IDENTICAL:
+    if comparison.difference.identical:
         kind = "none"
     elif math.isnan(found.low):
         kind = "unknown"

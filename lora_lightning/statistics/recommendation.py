@@ -39,8 +39,10 @@ def recommend(
 
     Returns:
         The cheapest proven configuration; the reference if none is proven, or none that costs less. If costs are
-        missing, the last proven configuration of the fixed sequence, or none.
+        missing, the last proven configuration of the fixed sequence, or none. None if the reference has no result.
     """
+    if not results.configuration(results.reference).values:
+        return _without_reference(results.reference)
     proven = {each.name: each for each in comparisons if each.verdict.proven}
     if not proven:
         return Recommendation(results.reference, proven=False, answer=_nothing_proven(results, comparisons))
@@ -92,6 +94,8 @@ def recommend_winner(results: StudyResults, analysis: "StudyAnalysis") -> Recomm
         The winner; the reference if the winner is proven neither better, nor cheaper and not worse.
     """
     found = next(iter(analysis.comparisons), None)
+    if not results.configuration(results.reference).values:
+        return _without_reference(results.reference)
     if found is None or analysis.recommendation.name == found.name:
         return analysis.recommendation
     difference = f"({shown_difference(found.difference, results.metric)})"
@@ -107,6 +111,11 @@ def recommend_winner(results: StudyResults, analysis: "StudyAnalysis") -> Recomm
 def shown_cost(cost: float) -> str:
     """Formats a cost, such as `294,912` or `1.25`."""
     return f"{cost:,.0f}" if cost >= 1000 else f"{cost:.4g}"  # noqa: PLR2004
+
+
+def _without_reference(name: str) -> Recommendation:
+    answer = f"Nothing is recommended: the reference {name} has no finished and tested run to compare others with."
+    return Recommendation(None, proven=False, answer=answer)
 
 
 def _proof(results: StudyResults, found: Comparison, smallest_sufficient: str | None) -> str:

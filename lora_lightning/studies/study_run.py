@@ -12,7 +12,7 @@ from lora_lightning.errors import ConfigurationError
 from lora_lightning.runs.files import save_text
 from lora_lightning.runs.layout import CONFIG
 from lora_lightning.statistics.analysis import analyze_study, weak_reference_note
-from lora_lightning.statistics.recommendation import Recommendation, recommend_winner
+from lora_lightning.statistics.recommendation import recommend_winner
 from lora_lightning.studies.audit import StudyAudit
 from lora_lightning.studies.journal import ENDED
 from lora_lightning.studies.learning_rates import notes_on_rates
@@ -89,19 +89,7 @@ def judge_study(study: OpenStudy) -> StudyAudit:
         notes = (*notes, weak_reference_note(found.results, analysis))
     else:
         analysis = replace(analysis, recommendation=recommend_winner(found.results, analysis))
-    if not found.results.configuration(plan.reference).values:
-        analysis = replace(analysis, recommendation=without_reference(plan.reference))
     return StudyAudit(found.results, analysis, tuple(note for note in notes if note))
-
-
-def without_reference(name: str) -> Recommendation:
-    """Recommends nothing, because the reference has no finished run.
-
-    Args:
-        name: Of the reference.
-    """
-    answer = f"Nothing is recommended: the reference {name} has no finished and tested run to compare others with."
-    return Recommendation(None, proven=False, answer=answer)
 
 
 def budget_note(study: OpenStudy) -> str:
