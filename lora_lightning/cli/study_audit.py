@@ -40,9 +40,9 @@ verdicts on each configuration, compared with the reference:
   not worse            proven not to be worse by more than the margin
   worse                proven to be worse by more than the margin
   undecided            neither is proven; the output says how many seeds or test examples are missing
-  identical            all outcomes are equal
+  identical            all outcomes are equal, of enough test examples for a proof
   not tested           a configuration before it in --sequence is not proven
-  not enough evidence  there is no interval, as with one seed
+  not enough evidence  there is no interval, as with one seed, or too few examples have equal outcomes
 
 The reference should be chosen before the results are seen: the largest rank, or full fine-tuning, not the best one.
 """
@@ -67,6 +67,7 @@ def add_audit_options(parser: argparse.ArgumentParser) -> None:
     cost = "columns of which less is better, the most important first (default: trainable_parameters)"
     add("--cost", nargs="+", metavar="COLUMN", help=cost)
     sequence = "configurations in a fixed order of tests, the most expensive first, which needs no correction"
+    sequence += "; others are tested if all of them pass"
     add("--sequence", nargs="+", default=[], metavar="NAME", help=f"{sequence} (default: Holm's correction)")
     add("--full_fine_tuning", metavar="NAME", help="the configuration that is full fine-tuning, to compare others with")
     add("--output", type=Path, metavar="DIR", help="folder for report.html, analysis.json, results.csv and figures")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from lora_lightning.diagnosis.specification import Diagnosis
 from lora_lightning.statistics.analysis import StudyAnalysis, analyze_study
 from lora_lightning.statistics.jackknife import Interval, mean_interval
-from lora_lightning.statistics.multiple_tests import ERROR_RATE, holm
+from lora_lightning.statistics.multiple_tests import ERROR_RATE, holm, holm_share
 from lora_lightning.statistics.paired import PairedDifference
 from lora_lightning.statistics.pairing import compare
 from lora_lightning.statistics.ratio import bought_back_share
@@ -173,8 +173,9 @@ def _losses(diagnosis: Diagnosis, results: StudyResults, pairs: list[tuple[int, 
     two_sided = holm([difference.p_value for *_, difference in known])
     above = holm([difference.p_value_above(-margin) for *_, difference in known])
     below = holm([difference.p_value_below(-margin) for *_, difference in known])
+    share = holm_share(above)
     return tuple(
-        _loss(diagnosis, results, each, p_value, is_above <= ERROR_RATE, is_below <= ERROR_RATE)
+        _loss(diagnosis, results, each, p_value, is_above <= ERROR_RATE, is_below <= ERROR_RATE, share)
         for each, p_value, is_above, is_below in zip(known, two_sided, above, below, strict=True)
     )
 
@@ -186,6 +187,7 @@ def _loss(
     p_value: float,
     is_not_worse: bool,
     is_worse: bool,
+    share: float,
 ) -> PrecisionLoss:
     rank, other, difference = pair
     verdict = _verdict(difference, is_not_worse=is_not_worse, is_worse=is_worse)
@@ -200,12 +202,12 @@ def _loss(
     }.get(verdict, f"{own} against {reference} is undecided at a margin of {margin}")
     sentence += f" ({shown_difference(difference, metric)})"
     if verdict not in {Verdict.IDENTICAL, Verdict.NOT_WORSE, Verdict.WORSE}:
-        sentence += f"; missing: {what_is_missing(difference, metric)}"
+        sentence += f"; missing: {what_is_missing(difference, metric, share)}"
     return PrecisionLoss(rank, other, difference, p_value, verdict, f"{sentence}.")
 
 
 def _verdict(difference: PairedDifference, *, is_not_worse: bool, is_worse: bool) -> Verdict:
-    if difference.identical:
+    if difference.identical and is_not_worse:
         return Verdict.IDENTICAL
     if difference.note:
         return Verdict.NOT_ENOUGH_EVIDENCE

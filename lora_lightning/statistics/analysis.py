@@ -8,7 +8,7 @@ from typing import Any
 
 from lora_lightning.statistics.claims import ClaimFinding, judge_claims
 from lora_lightning.statistics.jackknife import Interval
-from lora_lightning.statistics.multiple_tests import ERROR_RATE, fixed_sequence, holm
+from lora_lightning.statistics.multiple_tests import ERROR_RATE, fixed_sequence, holm, holm_share
 from lora_lightning.statistics.paired import PairedDifference
 from lora_lightning.statistics.pairing import check_study_results, compare, unpaired_seeds
 from lora_lightning.statistics.pareto import pareto_front
@@ -171,14 +171,18 @@ def compare_with_reference(results: StudyResults) -> tuple[Comparison, ...]:
     p_values = {name: difference.p_value_above(-margin) for name, difference in found.items()}
     apart = [name for name in found if name not in results.sequence]
     p_values |= dict(zip(apart, holm([p_values[name] for name in apart]), strict=True))
+    share = holm_share([p_values[name] for name in apart])
     passed = fixed_sequence([p_values[name] for name in results.sequence])
-    proven = {*results.sequence[:passed], *(name for name in apart if p_values[name] <= ERROR_RATE)}
+    # What the sequence leaves out has the error rate only if the sequence did not use it up.
+    whole = passed == len(results.sequence)
+    proven = {*results.sequence[:passed], *(name for name in apart if whole and p_values[name] <= ERROR_RATE)}
     below = holm([difference.p_value_below(-margin) for difference in found.values()])
     worse = {name for name, p in zip(found, below, strict=True) if p <= ERROR_RATE}
     comparisons = []
     for each in others:
         difference = found[each.name]
-        untested = each.name in results.sequence[passed + 1 :]
+        untested = not whole if each.name in apart else each.name in results.sequence[passed + 1 :]
+        rate = share if each.name in apart else ERROR_RATE
         verdict = _verdict(difference, each.name in proven, each.name in worse, untested)
         waiting = verdict in {Verdict.UNDECIDED, Verdict.NOT_ENOUGH_EVIDENCE}
         comparison = Comparison(
@@ -187,7 +191,7 @@ def compare_with_reference(results: StudyResults) -> tuple[Comparison, ...]:
             verdict=verdict,
             p_value=p_values[each.name],
             test="fixed sequence" if each.name in results.sequence else "Holm",
-            missing=what_is_missing(difference, results.metric) if waiting else "",
+            missing=what_is_missing(difference, results.metric, rate) if waiting else "",
             unpaired_seeds=unpaired_seeds(each, reference),
             sentence="",
             variance_shares=variance_shares(difference),
@@ -237,9 +241,12 @@ def compare_with_full(results: StudyResults) -> tuple[AgainstFull, ...]:
     compared = []
     for each in results.configurations:
         if each.name != full.name:
-            ends = compare(each, full, results.metric).interval
-            interval = Interval(percent(ends.value), percent(ends.low), percent(ends.high))
-            compared.append(AgainstFull(each.name, interval, claim_verdict(interval, low=-CLOSE_TO_FULL)))
+            found = compare(each, full, results.metric)
+            interval, covered = (
+                Interval(percent(ends.value), percent(ends.low), percent(ends.high))
+                for ends in (found.interval, found.covered)
+            )
+            compared.append(AgainstFull(each.name, interval, claim_verdict(covered, low=-CLOSE_TO_FULL)))
     return tuple(compared)
 
 
@@ -262,10 +269,12 @@ def as_json(value: Any) -> Any:
 
 
 def _verdict(difference: PairedDifference, proven: bool, worse: bool, untested: bool) -> Verdict:
-    if difference.note and not difference.identical:
+    if difference.identical and proven:
+        return Verdict.IDENTICAL
+    if difference.note:
         return Verdict.NOT_ENOUGH_EVIDENCE
     if proven:
-        return Verdict.IDENTICAL if difference.identical else Verdict.NOT_WORSE
+        return Verdict.NOT_WORSE
     if worse:
         return Verdict.WORSE
     return Verdict.NOT_TESTED if untested else Verdict.UNDECIDED

@@ -121,15 +121,17 @@ def _judge_difference(claim: Claim, results: StudyResults) -> ClaimFinding:
         each.name: compare(each, against, results.metric) for each in _configurations(claim, results, against.name)
     }
     shown = results.metric.shown_difference
-    intervals = {
-        name: Interval(*(shown(end) for end in (each.interval.value, each.interval.low, each.interval.high)))
-        for name, each in found.items()
-    }
+
+    def in_unit_of_claim(interval: Interval) -> Interval:
+        return Interval(*(shown(end) for end in (interval.value, interval.low, interval.high)))
+
+    intervals = {name: in_unit_of_claim(each.interval) for name, each in found.items()}
     seeds = min((each.seeds for each in found.values()), default=0)
     low, high = (_stored(results, end) for end in (claim.low, claim.high))
     share = ERROR_RATE / 2 / max(1, len(found))
     outside = any(each.p_value_below(low) <= share or each.p_value_above(high) <= share for each in found.values())
-    verdicts = [claim_verdict(each, claim.low, claim.high) for each in intervals.values()]
+    covered = [in_unit_of_claim(each.covered) for each in found.values()]
+    verdicts = [claim_verdict(each, claim.low, claim.high) for each in covered]
     verdict = ClaimVerdict.FAIL if outside else _common_verdict(verdicts)
     return ClaimFinding(claim, verdict, intervals, seeds, "" if seeds else NOTHING)
 

@@ -24,6 +24,19 @@ def fixed_sequence(p_values: Sequence[float], error_rate: float = ERROR_RATE) ->
     return failures[0] if failures else len(p_values)
 
 
+def holm_share(adjusted: Sequence[float], error_rate: float = ERROR_RATE) -> float:
+    """The error rate that a further rejection takes for certain, whatever the other hypotheses do.
+
+    Args:
+        adjusted: p values adjusted by Holm.
+        error_rate: Of all tests together.
+
+    Returns:
+        `error_rate`, divided by the number of hypotheses that are not rejected.
+    """
+    return error_rate / max(1, sum(not p <= error_rate for p in adjusted))
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjusts p values, so that rejecting those up to 5 % has a chance of at most 5 % for any false rejection.
 

@@ -5,6 +5,7 @@ random-effects model without replication splits its variance into seeds, example
 uncertainty of all three, and an interval over the seeds' means alone is checked beside it: the wider one is reported.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from lora_lightning.statistics.jackknife import CONFIDENCE, Interval
 
 ROUNDING = 1e-12  # differences that differ by less, relative to their size, are equal
 IDENTICAL = "identical on this test set"
+EQUAL_SEEDS = "equal values of seeds, which do not show that the answers are equal"
 ONE_SEED = "one seed shows no variation between seeds: at least 2 are needed for an interval"
 NO_VARIANCE = "all differences are equal, so there is no variance to judge by"
 Estimate = tuple[NDArray[np.float64], NDArray[np.float64]]  # standard error of the mean, degrees of freedom
@@ -74,6 +76,7 @@ class PairedDifference:
             are compared), and of the seeds' means.
         components: Where the variance comes from; `None` without an interval.
         note: Why there is no interval, or `"identical on this test set"`; otherwise empty.
+        limit: The largest possible absolute difference of an example, if it is known and all outcomes are equal.
     """
 
     interval: Interval
@@ -82,11 +85,30 @@ class PairedDifference:
     estimates: tuple[tuple[float, float], ...] = ()
     components: VarianceComponents | None = None
     note: str = ""
+    limit: float | None = None
 
     @property
     def identical(self) -> bool:
         """Whether all outcomes are equal."""
         return self.note == IDENTICAL
+
+    @property
+    def covered(self) -> Interval:
+        """The interval, of equal outcomes with all that they do not rule out: what a claim is judged by."""
+        far = self.not_ruled_out(1 - CONFIDENCE) if self.identical else 0.0
+        return Interval(self.interval.value, self.interval.low - far, self.interval.high + far)
+
+    def not_ruled_out(self, error_rate: float) -> float:
+        """The difference that equal outcomes of so many examples rule out.
+
+        Args:
+            error_rate: In (0, 1).
+
+        Returns:
+            A mean difference of which all these examples show nothing with that probability, in units of the metric;
+            infinite if an example has no known limit.
+        """
+        return math.inf if self.limit is None else self.limit * (1 - error_rate ** (1 / self.examples))
 
     def p_value_above(self, bound: float) -> float:
         """Tests whether the mean difference is above a bound.
@@ -99,7 +121,7 @@ class PairedDifference:
             interval.
         """
         if self.identical:
-            return float(bound >= 0)
+            return self._chance_of_equality(-bound)
         if not self.estimates:
             return 1.0
         return max(float(stdtr(df, (bound - self.interval.value) / error)) for error, df in self.usable_estimates)
@@ -114,7 +136,7 @@ class PairedDifference:
             The one-sided p value of "the mean is at least `bound`"; 1 without an interval.
         """
         if self.identical:
-            return float(bound <= 0)
+            return self._chance_of_equality(bound)
         if not self.estimates:
             return 1.0
         return max(float(stdtr(df, (self.interval.value - bound) / error)) for error, df in self.usable_estimates)
@@ -133,9 +155,17 @@ class PairedDifference:
         Returns:
             The bound, in units of the metric; NaN without an interval.
         """
+        if self.identical:
+            return -self.not_ruled_out(1 - confidence)
         if not self.estimates:
             return self.interval.low
         return self.interval.value - max(float(stdtrit(df, confidence)) * error for error, df in self.usable_estimates)
+
+    def _chance_of_equality(self, difference: float) -> float:
+        """At most the probability that no example shows a mean difference: a share of them as large as it, or more."""
+        if self.limit is None or difference <= 0:
+            return 1.0
+        return max(0.0, 1 - difference / self.limit) ** self.examples
 
     @property
     def usable_estimates(self) -> list[tuple[float, float]]:
@@ -220,15 +250,16 @@ def variance_components(differences: NDArray[np.float64]) -> VarianceComponents:
     return VarianceComponents(max(0.0, of_seeds - rest) / examples, max(0.0, of_examples - rest) / seeds, rest)
 
 
-def paired_difference(differences: NDArray[np.float64]) -> PairedDifference:
+def paired_difference(differences: NDArray[np.float64], limit: float | None = None) -> PairedDifference:
     """Estimates the mean paired difference over seeds and test examples, with a 95 % interval.
 
     Args:
         differences: shape (seeds, examples), float64, finite; shape (seeds, 1) if the metric is no mean over examples.
+        limit: The largest possible absolute difference of an example, such as 1 for hits; `None` if it is not known.
 
     Returns:
         The wider of the two-way t interval and the t interval over the seeds' means; without one if there is a single
-        seed, or if all differences equal the same number other than 0.
+        seed, or if all differences are equal. Only of examples without any difference it is from 0 to 0.
 
     Raises:
         ValueError: If there is no difference, or one that is not finite.
@@ -240,10 +271,12 @@ def paired_difference(differences: NDArray[np.float64]) -> PairedDifference:
     examples = columns if columns > 1 else 0
     mean = float(differences.mean())
     nothing = float("nan")
-    if not differences.any() and seeds > 1:
-        return PairedDifference(Interval(0.0, 0.0, 0.0), seeds, examples, note=IDENTICAL)
     if seeds == 1:
         return PairedDifference(Interval(mean, nothing, nothing), seeds, examples, note=ONE_SEED)
+    if not differences.any():
+        if not examples:
+            return PairedDifference(Interval(0.0, nothing, nothing), seeds, examples, note=EQUAL_SEEDS)
+        return PairedDifference(Interval(0.0, 0.0, 0.0), seeds, examples, note=IDENTICAL, limit=limit)
     if np.ptp(differences) <= ROUNDING * np.abs(differences).max():
         return PairedDifference(Interval(mean, nothing, nothing), seeds, examples, note=NO_VARIANCE)
     found = ([two_way_estimate(differences)] if examples else []) + [seeds_estimate(differences.mean(axis=1))]

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.statistics.jackknife import Interval
 from lora_lightning.statistics.paired import PairedDifference, paired_difference
-from lora_lightning.statistics.study_results import ConfigurationResults, Metric, StudyResults
+from lora_lightning.statistics.study_results import ConfigurationResults, Metric, Scale, StudyResults
 
 AGREEMENT = 1e-3  # between a seed's value and the mean of its outcomes, relative; loggers round to float32
 NO_COMMON_SEED = "no seed in common"
@@ -33,7 +33,15 @@ def compare(configuration: ConfigurationResults, reference: ConfigurationResults
         return PairedDifference(Interval(nothing, nothing, nothing), 0, 0, note=NO_COMMON_SEED)
     sign = 1.0 if metric.higher_is_better else -1.0
     first, second = paired_tables(configuration, reference)
-    return paired_difference(sign * (first - second))
+    return paired_difference(sign * (first - second), _limit(first, second, metric))
+
+
+def _limit(first: NDArray[np.float64], second: NDArray[np.float64], metric: Metric) -> float | None:
+    """1 for hits; `None` for other numbers, such as the pseudo-values of F1, of which one example may change more."""
+    hits = all(np.isin(table, (0.0, 1.0)).all() for table in (first, second))
+    # All pseudo-values of a perfect F1 or AUROC are 1, too.
+    are_known = len(np.unique(first)) > 1 or metric.name.lower().endswith(("accuracy", "exact", "exact_match"))
+    return 1.0 if hits and are_known and metric.scale is Scale.FRACTION else None
 
 
 def paired_tables(*configurations: ConfigurationResults) -> list[NDArray[np.float64]]:

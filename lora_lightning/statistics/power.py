@@ -62,7 +62,9 @@ def power_of_t_test(distance: float, standard_error: float, freedom: float, erro
     return float(1 - nctdtr(freedom, shift, critical))
 
 
-def planned_power(components: VarianceComponents, distance: float, seeds: int, examples: int) -> float:
+def planned_power(
+    components: VarianceComponents, distance: float, seeds: int, examples: int, error_rate: float = ERROR_RATE
+) -> float:
     """Computes the power of a study that is to be run.
 
     Args:
@@ -70,13 +72,14 @@ def planned_power(components: VarianceComponents, distance: float, seeds: int, e
         distance: True mean difference plus the margin.
         seeds: Number of seeds, at least 2.
         examples: Number of test examples; up to 1 if only seeds are compared.
+        error_rate: Of the test; with Holm's correction the share of 5 % that this comparison has.
 
     Returns:
         The smaller power of both t tests.
     """
     columns = max(examples, 1)
     of_means = math.sqrt((components.seeds + components.rest / columns) / seeds)
-    power = power_of_t_test(distance, of_means, seeds - 1)
+    power = power_of_t_test(distance, of_means, seeds - 1, error_rate)
     if examples < 2:  # noqa: PLR2004
         return power
     of_seeds = columns * components.seeds + components.rest
@@ -86,22 +89,26 @@ def planned_power(components: VarianceComponents, distance: float, seeds: int, e
         return power
     squares = of_seeds**2 / (seeds - 1) + of_examples**2 / (columns - 1)
     squares += components.rest**2 / ((seeds - 1) * (columns - 1))
-    return min(power, power_of_t_test(distance, math.sqrt(total / (seeds * columns)), total**2 / squares))
+    two_way = power_of_t_test(distance, math.sqrt(total / (seeds * columns)), total**2 / squares, error_rate)
+    return min(power, two_way)
 
 
-def power_with_all_seeds(components: VarianceComponents, distance: float, examples: int) -> float:
+def power_with_all_seeds(
+    components: VarianceComponents, distance: float, examples: int, error_rate: float = ERROR_RATE
+) -> float:
     """Computes the power in the limit of infinitely many seeds.
 
     Args:
         components: Variances of the paired difference.
         distance: True mean difference plus the margin.
         examples: Number of test examples; up to 1 if only seeds are compared.
+        error_rate: Of the test.
 
     Returns:
         The power that the variance between test examples leaves.
     """
     columns = max(examples, 2)
-    return power_of_t_test(distance, math.sqrt(components.examples / columns), columns - 1)
+    return power_of_t_test(distance, math.sqrt(components.examples / columns), columns - 1, error_rate)
 
 
 def smallest_number(enough: Callable[[int], bool], start: int) -> int | None:
@@ -125,6 +132,18 @@ def smallest_number(enough: Callable[[int], bool], start: int) -> int | None:
     return high
 
 
+def examples_for_equality(distance: float, limit: float, error_rate: float = ERROR_RATE) -> int:
+    """Computes of how many test examples equal outcomes are a proof, two significant digits.
+
+    Args:
+        distance: The mean difference that they have to rule out, above 0.
+        limit: The largest possible absolute difference of an example.
+        error_rate: Of the test.
+    """
+    share = min(distance / limit, 1.0)
+    return round_up(math.ceil(math.log(error_rate) / math.log1p(-share))) if share < 1 else 1
+
+
 def round_up(number: int) -> int:
     """Rounds up to two significant digits, so that no digit promises what a plan cannot."""
     digits = max(0, len(str(number)) - 2)
@@ -132,7 +151,7 @@ def round_up(number: int) -> int:
 
 
 def missing_evidence(
-    components: VarianceComponents, distance: float, seeds: int, examples: int
+    components: VarianceComponents, distance: float, seeds: int, examples: int, error_rate: float = ERROR_RATE
 ) -> MissingEvidence | None:
     """Computes what it takes to prove non-inferiority with a power of 80 %.
 
@@ -141,6 +160,7 @@ def missing_evidence(
         distance: Assumed true mean difference plus the margin.
         seeds: Seeds so far, at least 2.
         examples: Test examples so far; 0 if only seeds are compared.
+        error_rate: Of the test; with Holm's correction the share of 5 % that this comparison has.
 
     Returns:
         Seeds, if any number of them will do; otherwise test examples, or both; `None` if
@@ -148,12 +168,16 @@ def missing_evidence(
     """
     if distance <= 0:
         return None
-    if power_with_all_seeds(components, distance, examples) >= POWER:
-        needed = smallest_number(lambda n: planned_power(components, distance, n, examples) >= POWER, seeds)
+
+    def is_enough(planned_seeds: int, planned_examples: int) -> bool:
+        return planned_power(components, distance, planned_seeds, planned_examples, error_rate) >= POWER
+
+    if power_with_all_seeds(components, distance, examples, error_rate) >= POWER:
+        needed = smallest_number(lambda n: is_enough(n, examples), seeds)
         if needed is not None:
             return MissingEvidence(max(1, needed - seeds), 0, enough_seeds_exist=True)
     plans = [
-        (planned, smallest_number(partial(_enough_examples, components, distance, planned), examples))
+        (planned, smallest_number(partial(is_enough, planned), examples))
         for planned in range(seeds, seeds + MOST_SEEDS)
     ]
     runs = {planned: planned * found for planned, found in plans if found is not None}
@@ -164,7 +188,3 @@ def missing_evidence(
     return MissingEvidence(
         planned - seeds, round_up(max(1, runs[planned] // planned - examples)), enough_seeds_exist=False
     )
-
-
-def _enough_examples(components: VarianceComponents, distance: float, seeds: int, examples: int) -> bool:
-    return planned_power(components, distance, seeds, examples) >= POWER

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from lora_lightning.statistics.jackknife import Interval
+from lora_lightning.statistics.multiple_tests import ERROR_RATE
 from lora_lightning.statistics.paired import PairedDifference
-from lora_lightning.statistics.power import POWER, missing_evidence, planned_power
+from lora_lightning.statistics.power import POWER, examples_for_equality, missing_evidence, planned_power
 from lora_lightning.statistics.study_results import Metric
 
 
@@ -15,12 +16,12 @@ class Verdict(StrEnum):
     """The verdict on a configuration, compared with the reference.
 
     Attributes:
-        IDENTICAL: All outcomes are equal.
+        IDENTICAL: All outcomes are equal, of enough test examples for a proof.
         NOT_WORSE: Proven not to be worse by more than the margin.
         WORSE: Proven to be worse by more than the margin.
         UNDECIDED: Neither is proven.
         NOT_TESTED: A more expensive configuration of the fixed sequence is not proven, so the test stopped before it.
-        NOT_ENOUGH_EVIDENCE: There is no interval, as with one seed.
+        NOT_ENOUGH_EVIDENCE: There is no interval, as with one seed, or too few test examples have equal outcomes.
     """
 
     IDENTICAL = "identical"
@@ -122,7 +123,7 @@ def shown_margin(metric: Metric) -> str:
     return f"{metric.margin:g}{metric.unit}"
 
 
-def what_is_missing(difference: PairedDifference, metric: Metric) -> str:
+def what_is_missing(difference: PairedDifference, metric: Metric, error_rate: float = ERROR_RATE) -> str:
     """Says which data would prove non-inferiority with a power of 80 %.
 
     The two configurations are assumed to be equal, unless the data contradict that; then the observed difference
@@ -131,21 +132,36 @@ def what_is_missing(difference: PairedDifference, metric: Metric) -> str:
     Args:
         difference: In the unit of the values.
         metric: The metric that decides.
+        error_rate: Of the test; with Holm's correction the share of 5 % that this comparison has.
 
     Returns:
         Such as `4 more seeds`, or why nothing would.
     """
     if difference.components is None:
-        return "at least 2 seeds in common" if difference.seeds < 2 else "seeds with different results"  # noqa: PLR2004
+        return _missing_variance(difference, metric, error_rate)
     margin, size = metric.stored_margin, (difference.seeds, difference.examples)
-    contradicted = difference.interval.high < 0 or planned_power(difference.components, margin, *size) >= POWER
+    contradicted = (
+        difference.interval.high < 0 or planned_power(difference.components, margin, *size, error_rate) >= POWER
+    )
     assumed = min(0.0, difference.interval.value) if contradicted else 0.0
-    missing = missing_evidence(difference.components, margin + assumed, *size)
+    missing = missing_evidence(difference.components, margin + assumed, *size, error_rate)
     if missing is not None:
         return str(missing)
     if assumed <= -margin:
         return "nothing of this kind: the observed difference is beyond the margin, so more data would rather refute it"
     return "far more seeds and test examples than a study can have, or a larger margin"
+
+
+def _missing_variance(difference: PairedDifference, metric: Metric, error_rate: float) -> str:
+    """What is missing if no difference varies."""
+    if difference.seeds < 2:  # noqa: PLR2004
+        return "at least 2 seeds in common"
+    if not difference.identical:
+        return "seeds with different results"
+    if difference.limit is None:
+        return f"test examples with different outcomes, since one example may change {metric.name} by any amount"
+    needed = examples_for_equality(metric.stored_margin, difference.limit, error_rate) - difference.examples
+    return f"{max(1, needed):,} more test example{'s' * (needed > 1)}, if their outcomes are equal, too"
 
 
 def variance_sentence(difference: PairedDifference) -> str:
@@ -208,8 +224,8 @@ def verdict_sentence(name: str, reference: str, metric: Metric, found: Compariso
         Verdict.WORSE: f"{name} is worse than {reference} by more than {margin} {numbers}.",
         Verdict.UNDECIDED: f"{name} against {reference} is undecided at a margin of {margin} {numbers}; "
         f"{correction}missing: {found.missing}.",
-        Verdict.NOT_TESTED: f"{name} is not tested, because a configuration before it in the fixed sequence is not "
-        f"proven {numbers}.",
+        Verdict.NOT_TESTED: f"{name} is not tested, because a configuration "
+        f"{'of' if found.test == 'Holm' else 'before it in'} the fixed sequence is not proven {numbers}.",
         Verdict.NOT_ENOUGH_EVIDENCE: f"{name} against {reference}: not enough evidence, {found.difference.note} "
         f"{numbers}; missing: {found.missing}.",
     }[found.verdict]

@@ -9,8 +9,11 @@ import pytest
 from scipy import stats
 
 from lora_lightning.errors import ConfigurationError
+from lora_lightning.reports.verdict_rows import chance_sentence
 from lora_lightning.statistics.analysis import analyze_study, as_json, weak_reference_note
+from lora_lightning.statistics.claims import Claim, Quantity
 from lora_lightning.statistics.jackknife import Interval
+from lora_lightning.statistics.power import planned_power
 from lora_lightning.statistics.recommendation import Recommendation, recommend_winner
 from lora_lightning.statistics.study_results import ConfigurationResults, Metric, Scale, StudyResults
 from lora_lightning.statistics.verdicts import ClaimVerdict, Verdict, claim_verdict
@@ -90,6 +93,87 @@ def test_identical_outcomes() -> None:
         "identical on this test set (difference 0.00 points, 95 % interval 0.00 to 0.00" in found.recommendation.answer
     )
     assert found.recommendation.name == "r = 8"
+
+
+def equal_hits(examples: int, **change: object) -> StudyResults:
+    study = rank_study({64: 0.0, 8: 0.0}, examples=examples)
+    same = replace(study.configurations[0], name="r = 8")
+    return replace(study, configurations=[study.configurations[0], same], **change)
+
+
+def test_identical_is_a_proof_on_many_examples_only() -> None:
+    """With a loss of 0.5 points, 100 examples show nothing of it in 61 % of studies, 600 in 5 %."""
+    found = analyze_study(equal_hits(100))
+    assert found.comparisons[0].verdict is Verdict.NOT_ENOUGH_EVIDENCE
+    assert found.comparisons[0].p_value == pytest.approx(0.995**100)
+    assert "not enough evidence, identical on this test set (difference 0.00" in found.comparisons[0].sentence
+    assert "missing: 500 more test examples, if their outcomes are equal, too." in found.comparisons[0].sentence
+    assert found.recommendation.name == "r = 64"
+    assert analyze_study(equal_hits(597)).comparisons[0].verdict is Verdict.NOT_ENOUGH_EVIDENCE
+    assert analyze_study(equal_hits(598)).comparisons[0].verdict is Verdict.IDENTICAL
+
+
+def test_identical_without_a_known_limit_or_examples_is_no_proof() -> None:
+    study = equal_hits(1500)
+    plain = analyze_study(replace(study, metric=Metric("loss", 0.1, higher_is_better=False, scale=Scale.PLAIN)))
+    assert plain.comparisons[0].verdict is Verdict.NOT_ENOUGH_EVIDENCE
+    assert "one example may change loss by any amount" in plain.comparisons[0].missing
+    perfect = [
+        replace(each, values={0: 1.0, 1: 1.0}, outcomes=dict.fromkeys((0, 1), np.ones(1500)))
+        for each in study.configurations
+    ]
+    for name, verdict in (("auroc", Verdict.NOT_ENOUGH_EVIDENCE), ("accuracy", Verdict.IDENTICAL)):
+        found = analyze_study(replace(study, configurations=perfect, metric=Metric(name)))
+        assert found.comparisons[0].verdict is verdict
+    by_seed = analyze_study(seeds_only({"small": [0.95, 0.95], "large": [0.95, 0.95]})).comparisons[0]
+    assert by_seed.verdict is Verdict.NOT_ENOUGH_EVIDENCE
+    assert "equal values of seeds" in by_seed.sentence
+
+
+def test_identical_outcomes_of_few_examples_decide_no_claim() -> None:
+    claim = Claim("quote", "source", Quantity.DIFFERENCE, low=-0.5, configurations=("r = 8",))
+    verdicts = [
+        analyze_study(equal_hits(examples, claims=[claim], full_fine_tuning="r = 64")) for examples in (90, 1500)
+    ]
+    assert [found.claims[0].verdict for found in verdicts] == [ClaimVerdict.UNDECIDED, ClaimVerdict.PASS]
+    assert [found.against_full[0].verdict for found in verdicts] == [ClaimVerdict.UNDECIDED, ClaimVerdict.PASS]
+
+
+def test_what_a_sequence_leaves_out_is_tested_only_if_all_of_it_passes() -> None:
+    """Otherwise the sequence and Holm's correction would have 5 % each, and both together up to 10 %."""
+    study = rank_study({64: 0.0, 32: -0.02, 16: 0.0, 8: 0.0})
+    found = {each.name: each for each in analyze_study(replace(study, sequence=("r = 32",))).comparisons}
+    assert found["r = 32"].verdict is Verdict.WORSE
+    assert found["r = 16"].verdict is found["r = 8"].verdict is Verdict.NOT_TESTED
+    assert "r = 16 is not tested, because a configuration of the fixed sequence is not" in found["r = 16"].sentence
+    passed = {each.name: each for each in analyze_study(replace(study, sequence=("r = 16",))).comparisons}
+    assert passed["r = 8"].verdict is Verdict.NOT_WORSE
+    assert passed["r = 8"].test == "Holm"
+
+
+def test_missing_seeds_count_holms_correction() -> None:
+    """What is missing is enough if its p value is rejected at 5 % divided by all that are not rejected."""
+    noise = np.random.default_rng(3).normal(0, 0.006, (7, 5))
+    rows = {f"c{place}": list(0.9 + row - row.mean()) for place, row in enumerate(noise)}
+    found = analyze_study(seeds_only({**rows, "large": [0.9] * 5})).comparisons
+    waiting = [each for each in found if each.verdict is Verdict.UNDECIDED]
+    assert len(waiting) > 2
+    for each in waiting:
+        assert each.difference.components is not None
+        seeds = 5 + int(each.missing.split()[0])
+        power = [
+            planned_power(each.difference.components, 0.005, n, 0, 0.05 / len(waiting)) for n in (seeds - 1, seeds)
+        ]
+        assert power[0] < 0.8 <= power[1]
+
+
+def test_without_a_result_of_the_reference_nothing_is_recommended() -> None:
+    study = seeds_only({"small": [0.95, 0.948], "other": [0.95, 0.949], "large": []})
+    found = analyze_study(study)
+    assert found.recommendation.name is None
+    assert "the reference large has no finished and tested run" in found.recommendation.answer
+    assert recommend_winner(study, found).name is None
+    assert chance_sentence(found).startswith("None of 1 pair of configurations with an interval can be told apart")
 
 
 def test_unpaired_seeds_are_named_and_not_compared() -> None:

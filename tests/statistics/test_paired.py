@@ -10,6 +10,7 @@ from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 
 from lora_lightning.statistics.paired import (
+    EQUAL_SEEDS,
     IDENTICAL,
     NO_VARIANCE,
     ONE_SEED,
@@ -82,11 +83,28 @@ def test_only_seeds_are_compared_with_one_column() -> None:
 
 
 def test_equal_outcomes_are_identical() -> None:
-    found = paired_difference(np.zeros((3, 10)))
+    found = paired_difference(np.zeros((3, 10)), limit=1.0)
     assert (found.interval.low, found.interval.value, found.interval.high) == (0.0, 0.0, 0.0)
     assert found.note == IDENTICAL == "identical on this test set"
-    assert found.p_value_above(-0.005) == 0
-    assert found.p_value == 1
+    assert found.p_value_above(-0.005) == found.p_value_below(0.005) == pytest.approx(0.995**10)
+    assert found.p_value_above(-1.0) == 0
+    assert found.p_value == found.p_value_above(0.0) == found.p_value_below(-0.1) == 1
+    assert found.covered.low == -found.covered.high == found.lower_bound() == pytest.approx(0.05**0.1 - 1)
+
+
+def test_equal_outcomes_without_a_known_limit_prove_nothing() -> None:
+    found = paired_difference(np.zeros((3, 10**5)))
+    assert found.identical
+    assert found.p_value_above(-0.5) == 1
+    assert found.covered.low == -math.inf
+
+
+def test_equal_values_of_seeds_are_not_identical() -> None:
+    found = paired_difference(np.zeros((3, 1)), limit=1.0)
+    assert found.note == EQUAL_SEEDS
+    assert not found.identical
+    assert math.isnan(found.interval.low)
+    assert found.p_value_above(-0.5) == 1
 
 
 @pytest.mark.parametrize(
