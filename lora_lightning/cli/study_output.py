@@ -152,7 +152,10 @@ def print_plan(plan: StudyPlan, folder: Path, estimate: "StudyEstimate", workers
     several = f" of one worker; {workers} share them" if workers > 1 else ""
     basis = f"{estimate.measured_steps} of the {estimate.steps} steps of {plan.reference} were measured"
     console.print(f"time: about {shown_time(runs * estimate.seconds)}{several} ({basis})")
-    console.print(f"disk: about {runs * estimate.bytes / 1e6:,.0f} MB")
+    size = f"about {runs * estimate.bytes / 1e9:,.1f} GB"
+    console.print(
+        printable_name(f"disk: {size}, if each run takes the {estimate.bytes / 1e6:,.0f} MB of {plan.reference}")
+    )
 
 
 def shown_axis(axis: "Axis") -> str:
