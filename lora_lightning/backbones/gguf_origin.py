@@ -1,4 +1,7 @@
-"""From which quantization the weights of a GGUF file come, since transformers dequantizes them and says nothing."""
+"""What a GGUF file holds: from which quantization its weights come, and what it takes to dequantize them.
+
+Transformers dequantizes them all, and says nothing about it.
+"""
 
 from collections import Counter
 from pathlib import Path
@@ -36,3 +39,26 @@ def origin_of_weights(backbone: str) -> str:
     return (
         "" if kept.keys() <= FLOATING else " and ".join(f"{name} ({100 * share:.0f} %)" for name, share in kept.items())
     )
+
+
+def memory_to_load(backbone: str) -> int:
+    """What dequantizing a GGUF file takes at most, in bytes, before a quantized base is made from the result.
+
+    Args:
+        backbone: As in a config.
+
+    Returns:
+        All weights and once more the largest tensor, in float32, and the file, which is mapped into memory; 0 for other
+        files, which are read tensor by tensor.
+
+    Raises:
+        BackboneError: If the backbone is not there.
+    """
+    source = resolve_backbone(backbone)
+    if (file := gguf_file_of(source)) is None:
+        return 0
+    from gguf import GGUFReader  # noqa: PLC0415  # an optional package
+
+    path = Path(source) / file
+    sizes = [4 * int(tensor.n_elements) for tensor in GGUFReader(str(path)).tensors]
+    return sum(sizes) + max(sizes) + path.stat().st_size

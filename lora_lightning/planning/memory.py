@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from lora_lightning.backbones.gguf_origin import memory_to_load
 from lora_lightning.compat.fake_tensors import errors_of_shapes_hidden
 from lora_lightning.compat.torch import convert_tensors
 from lora_lightning.errors import LoraLightningError
@@ -17,6 +18,7 @@ from lora_lightning.planning.results import MemoryRow
 from lora_lightning.planning.settings import PlannedTraining
 from lora_lightning.planning.step import BatchShape, StepTrace, StepTracer
 from lora_lightning.planning.storage import Peak, storages_of
+from lora_lightning.tasks import AdaptationTask
 
 MOMENTS = 2  # of AdamW
 IMPORTANCES = 3  # of AdaLoRA
@@ -49,6 +51,7 @@ class Measure:
         validation: Activations of a batch in validation.
         checkpoint: What a checkpoint on the device holds, which is read after training.
         second_base: The base model that a monitor loads beside the trained one, with a batch of validation.
+        loading: All that is there while a GGUF file is dequantized, less the overhead of the later phases.
     """
 
     weights: int
@@ -60,6 +63,7 @@ class Measure:
     validation: int
     checkpoint: int
     second_base: int
+    loading: int
 
     def parts(self, rows: int) -> tuple[str, int, int]:
         """When the peak with some rows in a step is, and its activations and gradients."""
@@ -73,6 +77,7 @@ class Measure:
             ("validation", self.validation, self.gradients),
             ("checkpoint", self.checkpoint, 0),
             ("merge check", self.second_base, self.gradients),
+            ("loading", self.loading - self.weights - self.optimizer, 0),
         ]
         return max(phases, key=lambda phase: phase[1] + phase[2])
 
@@ -182,7 +187,13 @@ def _measure(
         validation=validation,
         checkpoint=gradients + optimizer if device == "cpu" else 0,
         second_base=weights + validation if training.loads_second_base else 0,
+        loading=_loading(task, precision) if device == "cpu" else 0,
     )
+
+
+def _loading(task: AdaptationTask, precision: Precision) -> int:
+    overhead = overhead_of("cpu", is_quantized=precision.quantization is not None)
+    return 0 if task.auto_class is None else memory_to_load(task.backbone) - overhead
 
 
 def _per_layer(depths: tuple[int, ...], values: list[int]) -> float:

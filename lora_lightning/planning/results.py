@@ -61,8 +61,8 @@ class MemoryRow:
         optimizer: Both moments of AdamW, and what a variant of LoRA keeps.
         activations: What forward and backward pass hold at the peak.
         overhead: What libraries take on a CPU beside tensors, fitted on measured runs.
-        phase: When the peak is: `forward`, `backward`, `validation`, `checkpoint`, while one is read back, or
-            `merge check`, while MergeEquivalence has a second base model.
+        phase: When the peak is: `forward`, `backward`, `validation`, `checkpoint`, while one is read back, `loading`,
+            while a GGUF file is dequantized, or `merge check`, while MergeEquivalence has a second base model.
         largest_batch: The most rows that fit into the memory that was asked about; 0 for none, `None` if no memory was
             given.
         fits: Whether the batch size of the config fits; `None` if no memory was given.

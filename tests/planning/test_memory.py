@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lora_lightning.backbones.gguf_origin import memory_to_load
 from lora_lightning.compat.fake_tensors import FakeTensorMode
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.planning import memory, plan_training
@@ -24,6 +25,7 @@ from lora_lightning.tasks import next_token
 from lora_lightning.tasks.linear_cross_entropy import linear_cross_entropy
 from tests.conftest import TinyBackbone
 from tests.test_configs import CONFIGS, tiny_training
+from tests.tiny_gguf import save_tiny_gguf
 
 
 def test_the_counter_adds_what_lives_and_forgets_what_does_not() -> None:
@@ -300,6 +302,24 @@ def test_every_task_has_a_plan_on_both_devices(
     assert row.activations > 0
     assert (row.overhead > 0) is (device == "cpu")
     assert any("CUDA" in note for note in plan.notes) is (device == "cuda")
+
+
+def test_a_gguf_file_is_dequantized_as_a_whole(tmp_path: Path) -> None:
+    (tmp_path / "gguf").mkdir()
+    model = save_tiny_gguf(tmp_path / "gguf")
+    file = (tmp_path / "gguf/tiny.gguf").stat().st_size
+    weights = 4 * (sum(each.numel() for each in model.parameters()) + 2 * 32 * 64 // 2)
+    found = memory_to_load(str(tmp_path / "gguf"))
+    assert weights + file == pytest.approx(found, rel=0.02)
+    model.save_pretrained(tmp_path / "plain")
+    assert memory_to_load(str(tmp_path / "plain")) == 0
+
+
+def test_loading_may_need_most() -> None:
+    step = memory.Linear(0, 10)
+    measure = memory.Measure(100, 1, 2, step, step, 1, 30, 3, 0, loading=500)
+    assert measure.parts(1) == ("loading", 500 - 100 - 2, 0)
+    assert measure.parts(50)[0] == "forward"
 
 
 def test_a_language_models_loss_is_that_of_the_device(
