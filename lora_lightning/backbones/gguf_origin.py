@@ -4,6 +4,7 @@ Transformers dequantizes them all, and says nothing about it.
 """
 
 from collections import Counter
+from functools import lru_cache
 from pathlib import Path
 
 from lora_lightning.backbones.source import gguf_file_of, resolve_backbone
@@ -57,8 +58,14 @@ def memory_to_load(backbone: str) -> int:
     source = resolve_backbone(backbone)
     if (file := gguf_file_of(source)) is None:
         return 0
+    path = Path(source) / file
+    return _memory_of(path, path.stat().st_mtime_ns)
+
+
+@lru_cache  # looking into a file takes seconds, and a plan asks once for each precision
+def _memory_of(path: Path, changed: int) -> int:
     from gguf import GGUFReader  # noqa: PLC0415  # an optional package
 
-    path = Path(source) / file
+    del changed
     sizes = [4 * int(tensor.n_elements) for tensor in GGUFReader(str(path)).tensors]
     return sum(sizes) + max(sizes) + path.stat().st_size
