@@ -28,8 +28,10 @@ from lora_lightning.compat.transformers import sdpa_attention_forward
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.dropout import FastDropout
 from lora_lightning.lora.fused import FusedLoraLinear
+from lora_lightning.lora.sharding import transformer_layers
 from lora_lightning.metrics.label_space import LabelSpace
 from lora_lightning.tasks import CausalLanguageModelingTask, SequenceClassificationTask, next_token
+from lora_lightning.tasks.compiled_layers import compile_layers
 
 Lever = Callable[[nn.Module], AbstractContextManager[object]]
 
@@ -71,6 +73,17 @@ def of_class(network: nn.Module, ours: type[nn.Module], plain: type[nn.Module]) 
         module.__class__ = ours
 
 
+@contextmanager
+def not_compiled(network: nn.Module) -> Iterator[None]:
+    """Layers as they were before `compile_layers` for a while."""
+    layers = [(layer, type(layer)) for layer in transformer_layers(network)]
+    for layer, ours in layers:
+        layer.__class__ = ours.__bases__[0]
+    yield
+    for layer, ours in layers:
+        layer.__class__ = ours
+
+
 def plain_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
     """PyTorch's function for the same."""
     return functional.linear_cross_entropy(hidden, weight, labels, linear_bias=bias) * len(labels)
@@ -79,12 +92,14 @@ def plain_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tens
 LAYER, LOSS = "LoRA layer in one function", "loss of the head in parts"
 SHORT, DROPOUT = "attention of short texts in float32", "attention with dropout"
 MASKS = "masks of dropout"
+COMPILED = "compiled layers (model.torch_compile)"
 WITHOUT: dict[str, Lever] = {
     LAYER: lambda network: of_class(network, FusedLoraLinear, LoraLinear),
     SHORT: lambda _: patch.object(attention, "SHORT", 0),
     DROPOUT: lambda _: patch.object(attention, "_attend_with_dropout", pytorchs_attention),
     LOSS: lambda _: patch.object(next_token, "linear_cross_entropy", plain_loss),
     MASKS: lambda network: of_class(network, FastDropout, nn.Dropout),
+    COMPILED: not_compiled,
 }
 
 
@@ -111,7 +126,9 @@ def measure(
         network.zero_grad(set_to_none=True)
         return time.thread_time() - start
 
+    start = time.perf_counter()
     step()
+    first = time.perf_counter() - start
     seconds: list[float] = []
     ratios: dict[str, list[float]] = {name: [] for name in WITHOUT if name in levers}
     for _ in range(turns):
@@ -121,6 +138,7 @@ def measure(
             seconds.append(step())
             found.append(other / seconds[-1])
     return {
+        "seconds of the first step": round(first, 1),
         "milliseconds of a step": round(1e3 * statistics.median(seconds), 1),
         "times as long without": {name: _spread(found) for name, found in ratios.items()},
     }
@@ -128,6 +146,11 @@ def measure(
 
 def _spread(values: list[float]) -> str:
     return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def report(step: str, found: dict[str, object]) -> None:
+    """Prints a line."""
+    print(json.dumps({"step": step, **found}), flush=True)
 
 
 def main() -> None:
@@ -147,8 +170,14 @@ def main() -> None:
         }
     for title, ((network, loss), levers) in cases.items():
         for precision, used in (("float32", levers - {SHORT}), ("bf16", levers)):
-            found = measure(network, loss, precision, used, options.turns)
-            print(json.dumps({"step": f"{options.model}, {title}{precision}", **found}), flush=True)
+            report(f"{options.model}, {title}{precision}", measure(network, loss, precision, used, options.turns))
+    if options.model == "smollm2":
+        network, loss = decoder()
+        compile_layers(network.get_base_model())  # type: ignore[operator]
+        for precision in ("float32", "bf16"):
+            report(
+                f"{options.model}, compiled, {precision}", measure(network, loss, precision, {COMPILED}, options.turns)
+            )
 
 
 if __name__ == "__main__":

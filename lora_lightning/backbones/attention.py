@@ -5,7 +5,7 @@ another, and its softmax over ten elements runs without vector instructions. For
 Here dropout has the same distribution.
 
 In bfloat16 the kernel's backward pass takes several times as long as in float32 where a text is short, so there it
-computes in float32, which is more accurate, too.
+computes in float32, which is more accurate, too. Compiled code fuses the separate operations and needs neither.
 """
 
 import re
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from lora_lightning.compat.transformers import attention_implementation, sdpa_attention_forward, sdpa_mask
@@ -24,6 +25,7 @@ from lora_lightning.lora.dropout import random_signs
 NAME = "cpu_training"
 ASKS = re.compile(r"_attn_implementation\s*(==|!=|in|not in)\s.*sdpa")  # in the source of an architecture
 SHORT = 128  # tokens, up to which attention in bfloat16 trains faster in float32
+MODERATE = 512  # tokens, up to which compiled code may hold all weights; memory grows with their square
 
 
 class _DropoutAttention(torch.autograd.Function):
@@ -107,10 +109,13 @@ def cpu_attention_forward(
         (batch, tokens, heads, head size), contiguous; and `None` for the weights.
     """
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    factor = query.shape[-1] ** -0.5 if scaling is None else scaling
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
     is_plain = _is_plain(query, key, value, attention_mask) and not _has_extras(kwargs)
+    if is_plain and torch.compiler.is_compiling() and query.shape[2] <= MODERATE:
+        y = _attend_in_steps(query, key, value, attention_mask, factor, dropout, causal=causal)
+        return y.to(dtype).transpose(1, 2).contiguous(), None
     if is_plain and dropout > 0 and query.shape == key.shape and (attention_mask is not None or not causal):
-        factor = query.shape[-1] ** -0.5 if scaling is None else scaling
         y = _attend_with_dropout(query, key, value, attention_mask, factor, dropout)
         return y.to(dtype).transpose(1, 2).contiguous(), None
     options: dict[str, Any] = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **kwargs}
@@ -133,6 +138,21 @@ def _attend_with_dropout(
     with torch.autocast("cpu", enabled=False):
         y: Tensor = _DropoutAttention.apply(*inputs, bias, scaling, p)  # type: ignore[no-untyped-call]
     return y
+
+
+def _attend_in_steps(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, p: float, *, causal: bool
+) -> Tensor:
+    """(batch, heads, tokens, head size); the steps between the two products become one in compiled code."""
+    repeats = query.shape[1] // key.shape[1]
+    key, value = (each.repeat_interleave(repeats, dim=1) if repeats > 1 else each for each in (key, value))
+    scores = (query @ key.transpose(2, 3)).float() * scaling
+    if mask is None and causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(torch.float32).min)
+    weights = functional.dropout(scores.softmax(dim=-1), p)
+    return weights.to(value.dtype) @ value
 
 
 def _is_plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:

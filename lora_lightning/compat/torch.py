@@ -3,10 +3,17 @@
 from collections.abc import Callable
 from typing import Any, Self
 
+import torch._dynamo
 from torch import Tensor, nn
 
 Conversion = Callable[[Tensor], Tensor]
+VARIANTS = 64  # of compiled code; PyTorch's 8 are few for layers of several kinds, and then nothing is compiled
 RECEIVES_TENSORS = "torch.multiprocessing.reductions"  # the module that takes a tensor over from another process
+
+
+def allow_variants_of_compiled_code() -> None:
+    """Lets `torch.compile` compile the same code more often: for layers with and without a window, for example."""
+    torch._dynamo.config.recompile_limit = VARIANTS
 
 
 class HookedConversion(nn.Module):

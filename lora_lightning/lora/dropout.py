@@ -1,7 +1,8 @@
 """Dropout that is fast on a CPU.
 
 On a CPU PyTorch draws one Bernoulli number after another, which takes a fifth of a training step of a small encoder.
-Here each element of a mask takes a byte of random 64-bit words instead. On any other device PyTorch draws the mask.
+Here each element of a mask takes a byte of random 64-bit words instead. On any other device, and in compiled code,
+PyTorch draws the mask.
 """
 
 import numpy as np
@@ -20,13 +21,14 @@ def inverted_mask(x: Tensor, p: float) -> Tensor:
 
     Args:
         x: Any shape, floating dtype; only its shape, dtype and device matter.
-        p: Probability of dropping an element, in [0, 1); on a CPU rounded to a multiple of 1 / 256.
+        p: Probability of dropping an element, in [0, 1); on a CPU, outside of compiled code, rounded to a multiple of
+            1 / 256.
 
     Returns:
         Shape and dtype of x: 0 for dropped elements, 1 / (1 - p) for all others, with the rounded p, so that the mean
         does not change.
     """
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or torch.compiler.is_compiling():  # compiled code draws it along with what it is for
         return functional.dropout(torch.ones_like(x), p)
     if is_fake(x):
         return torch.empty_like(x)
@@ -71,7 +73,7 @@ class FastDropout(nn.Dropout):
         Returns:
             Same shape and dtype.
         """
-        if not self.training or self.p == 0 or x.device.type != "cpu" or self.p >= 1:
+        if not self.training or self.p == 0 or x.device.type != "cpu" or self.p >= 1 or torch.compiler.is_compiling():
             return super().forward(x)
         return x * inverted_mask(x, self.p)
 

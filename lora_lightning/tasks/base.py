@@ -28,6 +28,7 @@ from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.quantized import keep_4bit_weights_in_order, keep_8bit_scales_beside_weights
 from lora_lightning.lora.sharding import is_sharded, shard_model
 from lora_lightning.lora.variants import chosen_variants
+from lora_lightning.tasks.compiled_layers import check_compiling, compile_layers
 from lora_lightning.tasks.continuing import ContinuingTask
 from lora_lightning.tasks.gradient_checkpointing import enable_gradient_checkpointing
 from lora_lightning.tasks.hyperparameters import as_settings
@@ -54,6 +55,8 @@ class AdaptationTask(HookedConversion, ContinuingTask):
         base_dropout: Probability for every dropout of the pretrained model; `null` leaves it unchanged.
         gradient_checkpointing: Store only the input of each layer, and recompute the rest in the backward pass: much
             less memory for long texts, about a third more time.
+        torch_compile: Compile the layers of the pretrained model for training: faster steps after half a minute of
+            compiling, which pays in long runs. Needs a C++ compiler on a CPU.
         freeze_backbone: With `lora: null`, train only the head and other modules that the pretrained checkpoint lacks.
         adapter: An existing PEFT adapter to continue, a folder or a hub id; it decides all of `lora` but the dropout.
     """
@@ -67,6 +70,7 @@ class AdaptationTask(HookedConversion, ContinuingTask):
         optimization: OptimizationSettings = OptimizationSettings(),  # noqa: B008
         base_dropout: float | None = None,
         gradient_checkpointing: bool = False,
+        torch_compile: bool = False,
         freeze_backbone: bool = False,
         adapter: str | None = None,
     ) -> None:
@@ -82,6 +86,7 @@ class AdaptationTask(HookedConversion, ContinuingTask):
         self.optimization = as_settings(OptimizationSettings, optimization) or OptimizationSettings()
         self.base_dropout = base_dropout
         self.gradient_checkpointing = gradient_checkpointing
+        self.torch_compile = torch_compile
         self.freeze_backbone = freeze_backbone
         if freeze_backbone and self.lora is not None:
             msg = "model.freeze_backbone trains the head alone, but model.lora asks for adapters; write `lora: null`."
@@ -113,6 +118,8 @@ class AdaptationTask(HookedConversion, ContinuingTask):
             shard_model(self.transformers_model, self.device_mesh["data_parallel"])
             # Only one process has drawn what is new; from here on all draw the same, as without sharding.
             torch.set_rng_state(self.trainer.strategy.broadcast(torch.get_rng_state()))
+        if trains and self.torch_compile:
+            compile_layers(self.transformers_model)
 
     def _build_with_starts(self) -> nn.Module:
         starts_from_adapter = self.starts_from_adapter and not self.adapter_is_gone()
@@ -206,18 +213,21 @@ class AdaptationTask(HookedConversion, ContinuingTask):
         return all(variant.is_settled(self.adapted_network, self.trainer.global_step) for variant in self.variants)
 
     def check_trainer(self, trainer: Trainer) -> None:
-        """Refuses a trainer that a quantized backbone, or a variant of LoRA, cannot work with, before any weights load.
+        """Refuses a trainer that the backbone's settings, or a variant of LoRA, cannot work with, before weights load.
 
         Args:
             trainer: Its device, strategy and precision matter.
 
         Raises:
-            ConfigurationError: If one of them does not work with bitsandbytes' layers, or with a variant of LoRA.
+            ConfigurationError: If one of them does not work with bitsandbytes' layers, with compiled ones, or with a
+                variant of LoRA.
         """
         if isinstance(trainer.strategy, ModelParallelStrategy):
             check_sharding(self.lora, self.optimization)
         if self.quantization is not None:
             check_quantized_trainer(self.quantization, trainer)
+        if self.torch_compile:
+            check_compiling(trainer, is_quantized=self.quantization is not None)
 
     def quantization_on_device(self) -> Quantization | None:
         """How to quantize on the trainer's device; without a trainer on the CPU.

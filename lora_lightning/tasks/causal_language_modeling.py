@@ -52,6 +52,8 @@ class CausalLanguageModelingTask(AdaptationTask):
         base_dropout: Probability for every dropout of the pretrained model; `null` leaves it unchanged.
         gradient_checkpointing: Store only the input of each layer, and recompute the rest in the backward pass: much
             less memory for long texts, about a third more time.
+        torch_compile: Compile the layers of the pretrained model for training: faster steps after half a minute of
+            compiling, which pays in long runs. Needs a C++ compiler on a CPU.
         generation: How `predict` and sample texts are generated.
     """
 
@@ -67,10 +69,18 @@ class CausalLanguageModelingTask(AdaptationTask):
         optimization: OptimizationSettings = OptimizationSettings(),  # noqa: B008
         base_dropout: float | None = None,
         gradient_checkpointing: bool = False,
+        torch_compile: bool = False,
         generation: GenerationSettings = GenerationSettings(),  # noqa: B008
     ) -> None:
         super().__init__(
-            backbone, lora, quantization, optimization, base_dropout, gradient_checkpointing, adapter=adapter
+            backbone,
+            lora=lora,
+            quantization=quantization,
+            optimization=optimization,
+            base_dropout=base_dropout,
+            gradient_checkpointing=gradient_checkpointing,
+            torch_compile=torch_compile,
+            adapter=adapter,
         )
         self.generation = as_settings(GenerationSettings, generation) or GenerationSettings()
         self._documents_kept_apart_by: Way | None = None
@@ -88,6 +98,7 @@ class CausalLanguageModelingTask(AdaptationTask):
             optimization=optimization,
             base_dropout=base_dropout,
             gradient_checkpointing=gradient_checkpointing,
+            torch_compile=torch_compile,
             generation=generation,
         )
 

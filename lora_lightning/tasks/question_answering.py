@@ -66,6 +66,8 @@ class QuestionAnsweringTask(AdaptationTask):
         base_dropout: Probability for every dropout of the pretrained model; `null` leaves it unchanged.
         gradient_checkpointing: Store only the input of each layer, and recompute the rest in the backward pass: much
             less memory for long texts, about a third more time.
+        torch_compile: Compile the layers of the pretrained model for training: faster steps after half a minute of
+            compiling, which pays in long runs. Needs a C++ compiler on a CPU.
         freeze_backbone: With `lora: null`, train only the head and other modules that the pretrained checkpoint lacks.
         max_answer_length: Largest number of tokens in an answer.
         n_best: Number of answers that `predict` writes for each question.
@@ -85,6 +87,7 @@ class QuestionAnsweringTask(AdaptationTask):
         optimization: OptimizationSettings = OptimizationSettings(),  # noqa: B008
         base_dropout: float | None = None,
         gradient_checkpointing: bool = False,
+        torch_compile: bool = False,
         freeze_backbone: bool = False,
         max_answer_length: int = 30,
         n_best: int = 20,
@@ -96,6 +99,7 @@ class QuestionAnsweringTask(AdaptationTask):
             optimization=optimization,
             base_dropout=base_dropout,
             gradient_checkpointing=gradient_checkpointing,
+            torch_compile=torch_compile,
             freeze_backbone=freeze_backbone,
             adapter=adapter,
         )
@@ -116,6 +120,7 @@ class QuestionAnsweringTask(AdaptationTask):
             optimization=optimization,
             base_dropout=base_dropout,
             gradient_checkpointing=gradient_checkpointing,
+            torch_compile=torch_compile,
             freeze_backbone=freeze_backbone,
             max_answer_length=max_answer_length,
             n_best=n_best,

@@ -72,6 +72,8 @@ class SequenceClassificationTask(AdaptationTask):
         base_dropout: Probability for every dropout of the pretrained model; `null` leaves it unchanged.
         gradient_checkpointing: Store only the input of each layer, and recompute the rest in the backward pass: much
             less memory for long texts, about a third more time.
+        torch_compile: Compile the layers of the pretrained model for training: faster steps after half a minute of
+            compiling, which pays in long runs. Needs a C++ compiler on a CPU.
         freeze_backbone: With `lora: null`, train only the head and other modules that the pretrained checkpoint lacks.
         label_smoothing: Share of the target's mass spread over all classes, in [0, 1); for single labels.
         class_weight: How much the rows of a label count in the training loss: weights by label (others 1), or
@@ -95,6 +97,7 @@ class SequenceClassificationTask(AdaptationTask):
         optimization: OptimizationSettings = OptimizationSettings(),  # noqa: B008
         base_dropout: float | None = None,
         gradient_checkpointing: bool = False,
+        torch_compile: bool = False,
         freeze_backbone: bool = False,
         label_smoothing: float = 0.0,
         class_weight: ClassWeight | None = None,
@@ -108,6 +111,7 @@ class SequenceClassificationTask(AdaptationTask):
             optimization=optimization,
             base_dropout=base_dropout,
             gradient_checkpointing=gradient_checkpointing,
+            torch_compile=torch_compile,
             freeze_backbone=freeze_backbone,
             adapter=adapter,
         )
@@ -132,6 +136,7 @@ class SequenceClassificationTask(AdaptationTask):
             optimization=optimization,
             base_dropout=base_dropout,
             gradient_checkpointing=gradient_checkpointing,
+            torch_compile=torch_compile,
             freeze_backbone=freeze_backbone,
             label_smoothing=label_smoothing,
             class_weight=class_weight,
