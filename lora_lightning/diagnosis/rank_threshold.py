@@ -1,6 +1,7 @@
 """Which rank is enough at which precision, and does more rank buy back what quantization lost?"""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lora_lightning.diagnosis.specification import Diagnosis
@@ -43,7 +44,7 @@ class PrecisionLoss:
         rank: r of the quantized precision.
         other_rank: r of the other one.
         difference: Quantized minus not quantized, in the metric's stored unit, larger is better.
-        p_value: Two-sided, of no difference.
+        p_value: Two-sided, of no difference; NaN if there is no test, such as with one seed.
         verdict: Whether the quantized one is worse by more than the margin.
         sentence: In words.
     """
@@ -57,13 +58,30 @@ class PrecisionLoss:
 
     @property
     def told_from_zero(self) -> bool:
-        """Whether the difference is more than chance."""
+        """Whether the difference is more than chance, which is not known without a test."""
         return self.p_value <= ERROR_RATE
+
+    @property
+    def test(self) -> str:
+        """What the test of no difference says, or why there is none, as a sentence."""
+        if math.isnan(self.p_value):
+            return f"The difference is not tested: {self.difference.note}."
+        return f"The difference is {'' if self.told_from_zero else 'not '}told from zero (p = {self.p_value:.3g})."
 
     @property
     def is_loss(self) -> bool:
         """Whether the quantized precision is worse by more than chance, so that there is something to buy back."""
         return self.told_from_zero and self.difference.interval.value < 0
+
+    @property
+    def why_no_loss(self) -> str:
+        """Why nothing can be bought back, as a sentence, unless `is_loss`."""
+        if math.isnan(self.p_value):
+            sentence = f"The loss by quantization is not tested ({self.difference.note})"
+            return f"{sentence}, so it is not known whether there is anything to buy back."
+        if self.told_from_zero:
+            return "Quantization makes the metric better, told from zero, so there is nothing to buy back."
+        return "The loss by quantization is not told from zero, so there is no proven loss to buy back."
 
 
 @dataclass(frozen=True)
@@ -73,7 +91,7 @@ class RankThreshold:
     Attributes:
         precisions: The one that is not quantized, then the quantized one.
         compared: Both precisions at the rank that was chosen beforehand, tested alone; `None` if a run is missing.
-        losses: By rank, ascending: both precisions at the same rank, with Holm's correction over ranks.
+        losses: By rank, ascending: both precisions at the same rank, with Holm's correction over the tested ranks.
         bought_back: The quantized precision at its largest rank, compared with the other one at each smaller rank.
         share: Of the loss at the compared rank, what the largest rank buys back, with its interval over seeds and
             examples; NaN if the compared rank is the largest, or runs are missing.
@@ -170,14 +188,21 @@ def _losses(diagnosis: Diagnosis, results: StudyResults, pairs: list[tuple[int, 
         found.append((rank, other, compare(own, reference, results.metric)))
     known = [each for each in found if each[2].seeds]
     margin = results.metric.stored_margin
-    two_sided = holm([difference.p_value for *_, difference in known])
-    above = holm([difference.p_value_above(-margin) for *_, difference in known])
-    below = holm([difference.p_value_below(-margin) for *_, difference in known])
-    share = holm_share(above)
+    tests = [difference for *_, difference in known if difference.is_tested]
+    two_sided = _adjusted(known, [each.p_value for each in tests])
+    above = _adjusted(known, [each.p_value_above(-margin) for each in tests])
+    below = _adjusted(known, [each.p_value_below(-margin) for each in tests])
+    share = holm_share([p_value for p_value in above if not math.isnan(p_value)])
     return tuple(
         _loss(diagnosis, results, each, p_value, is_above <= ERROR_RATE, is_below <= ERROR_RATE, share)
         for each, p_value, is_above, is_below in zip(known, two_sided, above, below, strict=True)
     )
+
+
+def _adjusted(pairs: Sequence[tuple[int, int, PairedDifference]], p_values: Sequence[float]) -> list[float]:
+    """Adjusts the p values of the pairs that are tested; NaN for the others, which are no part of the family."""
+    found = iter(holm(p_values))
+    return [next(found) if difference.is_tested else math.nan for *_, difference in pairs]
 
 
 def _loss(

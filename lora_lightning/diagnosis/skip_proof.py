@@ -1,5 +1,6 @@
 """Proves a list of modules to leave unquantized by training with it, and with random lists of equal bytes."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,7 +34,8 @@ class RandomList:
         more_bytes: What it takes more.
         mean: Mean of the metric, as shown.
         difference: The chosen list minus this one, in the metric's stored unit, larger is better.
-        p_value: One-sided, of the chosen list not being better, with Holm's correction over all random lists.
+        p_value: One-sided, of the chosen list not being better, with Holm's correction over all random lists; NaN if
+            there is no test, such as with one seed.
     """
 
     name: str
@@ -53,7 +55,7 @@ class SkipFinding:
         bought_back: The share of the loss by quantization that it buys back, with its interval over seeds and examples.
         over_random: The list minus the mean of the random lists, in the metric's stored unit, larger is better; `None`
             if there is no other list of its bytes.
-        p_value: One-sided, of not being better than random lists.
+        p_value: One-sided, of not being better than random lists; NaN if there is no test, such as with one seed.
         random: Each random list, the best first.
         rank: Of the list among all of them, 1 for the best.
         means: Mean of the metric by list, as shown, with both precisions, over the seeds that all of them have.
@@ -90,9 +92,9 @@ def reason_not_to_train(diagnosis: Diagnosis, choice: SkipChoice | None, loss: P
         return "The sensitivity of modules was not measured."
     if not choice.modules:
         return "No module that is sensitive fits into the budget of bytes, so there is no list to prove."
-    if loss is None or not loss.is_loss:
-        return "The loss by quantization is not told from zero, so there is nothing for a list to buy back."
-    return ""
+    if loss is None:
+        return f"No seed has finished runs of both precisions at r = {diagnosis.rank}, so a loss is not known."
+    return "" if loss.is_loss else loss.why_no_loss
 
 
 def proof_study(
@@ -170,7 +172,7 @@ def judge_skips(
     chosen = lists[0]
     ratio = bought_back_share(full, quantized, chosen)
     over = compare(chosen, average(lists[1:]), metric) if lists[1:] else None
-    p_value = 1.0 if over is None else over.p_value_above(0.0)
+    p_value = over.p_value_above(0.0) if over is not None and over.is_tested else math.nan
     random = _random_lists(chosen, lists[1:], choice, metric)
     rank = 1 + sum(each.difference.interval.value <= 0 for each in random)
     enough = ratio.low >= proof.bought_back and choice.share <= proof.more_bytes
@@ -198,7 +200,8 @@ def _random_lists(
     chosen: ConfigurationResults, lists: Sequence[ConfigurationResults], choice: SkipChoice, metric: Metric
 ) -> tuple[RandomList, ...]:
     differences = [compare(chosen, each, metric) for each in lists]
-    p_values = holm([each.p_value_above(0.0) for each in differences])
+    tested = iter(holm([each.p_value_above(0.0) for each in differences if each.is_tested]))
+    p_values = [next(tested) if each.is_tested else math.nan for each in differences]
     found = [
         RandomList(each.name, more_bytes, metric.shown_value(each.mean_value), difference, p_value)
         for each, more_bytes, difference, p_value in zip(lists, choice.random_bytes, differences, p_values, strict=True)
@@ -211,8 +214,9 @@ def _beside_random(random: Sequence[RandomList], rank: int, p_value: float, choi
     if not random:
         return "There is no other list of its bytes to compare it with."
     proof = "better than" if p_value <= ERROR_RATE and rank == 1 else "not proven better than"
+    test = "not tested" if math.isnan(p_value) else f"one-sided p = {p_value:.3g}"
     sentence = f"It is number {rank} of {len(random) + 1} lists, and {proof} {len(random)} random ones (their mean: "
-    sentence += f"one-sided p = {p_value:.3g}; the best one, {random[0].name}: "
+    sentence += f"{test}; the best one, {random[0].name}: "
     sentence += f"{shown_difference(random[0].difference, metric)}), "
     lacking = max(1 - each.more_bytes / choice.more_bytes for each in random)
     return sentence + ("which take the same bytes." if not lacking else f"which take up to {lacking:.1%} fewer bytes.")

@@ -93,6 +93,11 @@ class PairedDifference:
         return self.note == IDENTICAL
 
     @property
+    def is_tested(self) -> bool:
+        """Whether p values are those of a test, and not 1 for want of one, such as with one seed."""
+        return self.identical or bool(self.estimates)
+
+    @property
     def covered(self) -> Interval:
         """The interval, of equal outcomes with all that they do not rule out: what a claim is judged by."""
         far = self.not_ruled_out(1 - CONFIDENCE) if self.identical else 0.0

@@ -123,6 +123,17 @@ def test_without_another_list_of_these_bytes_nothing_is_proven() -> None:
     assert "no other list of its bytes" in found.sentence
 
 
+def test_one_seed_is_no_test_of_lists() -> None:
+    own = [replace(runs(name, each), values={0: each}) for name, each in (("full", 0.92), ("quantized", 0.84))]
+    lists = [replace(runs(name, 0.9), values={0: each}) for name, each in (("chosen", 0.91), ("random list 1", 0.85))]
+    choice = replace(CHOICE, random_bytes=(1200,))
+    found = judge_skips(*own, lists, choice, SkipProof(seeds=(0,)), Metric("accuracy"))
+    assert not found.proven
+    assert math.isnan(found.p_value)
+    assert [math.isnan(each.p_value) for each in found.random] == [True]
+    assert "(their mean: not tested; the best one" in found.sentence
+
+
 def test_the_share_counts_chance_of_seeds_and_of_examples() -> None:
     def of(values: list[float], outcomes: Any = None) -> ConfigurationResults:
         return ConfigurationResults("x", {}, dict(enumerate(values)), dict(enumerate(outcomes or [])))
