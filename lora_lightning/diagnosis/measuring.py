@@ -13,7 +13,7 @@ from lora_lightning.diagnosis.merge_recovery import MergeRecoveries, measure_mer
 from lora_lightning.diagnosis.model_behavior import Behaviors, Observed, PairBehavior, compare_behavior, observe
 from lora_lightning.diagnosis.opened_runs import OpenedRuns
 from lora_lightning.diagnosis.sensitivity import Sensitivity, measure_sensitivity
-from lora_lightning.diagnosis.specification import Diagnosis
+from lora_lightning.diagnosis.specification import Diagnosis, SkipProof
 
 SIMILARITY, ERRORS, SENSITIVITY = "adapter_similarity", "base_errors", "sensitivity"
 BEHAVIOR, MERGES = "model_behavior", "merge_recovery"
@@ -64,13 +64,17 @@ class Measurer:
         pair: dict[str, Any] = {"runs": pairs[:2]}
         rows = {**pair, "rows": self.diagnosis.measuring.rows, "metric": self.metric}
         everything = {**rows, **asdict(self.diagnosis.measuring)}
-        proof = None if self.diagnosis.proof is None else asdict(self.diagnosis.proof)
         return found | {
             ERRORS: pair,
-            SENSITIVITY: {**everything, "proof": proof},
+            SENSITIVITY: {**everything, "proof": asdict(self._budget)},
             MERGES: rows,
             BEHAVIOR: {**everything, "runs": pairs},
         }
+
+    @property
+    def _budget(self) -> SkipProof:
+        """Of the list of modules to skip, which costs nothing once effects are measured, also without a proof."""
+        return self.diagnosis.proof or SkipProof()
 
     def known(self, name: str, kind: type[Kind]) -> Kind | None:
         """What was measured on the finished runs; `None` if it was not, or on other runs or with other settings."""
@@ -118,7 +122,7 @@ class Measurer:
         diagnosis = self.diagnosis
         self.report("scoring all modules in one backward pass")
         opened = self.opened.open(full), self.opened.open(quantized)
-        return measure_sensitivity(*opened, self.metric, diagnosis.measuring, errors, diagnosis.proof, self.report)
+        return measure_sensitivity(*opened, self.metric, diagnosis.measuring, errors, self._budget, self.report)
 
     def _merges(self, quantized: FinishedRun) -> MergeRecoveries:
         self.report(f"merging {quantized.title} in memory")

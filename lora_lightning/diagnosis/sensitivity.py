@@ -105,7 +105,7 @@ class Sensitivity:
         effects: Of groups and of the worst modules; the last one is of everything.
         additivity: By grouping: sum of the single increases of the loss minus the joint one.
         agreements: Of cheap scores with measured effects.
-        skip: What to leave unquantized; `None` if no proof was asked for.
+        skip: What to leave unquantized.
     """
 
     metric: str
@@ -115,7 +115,7 @@ class Sensitivity:
     effects: tuple[Effect, ...]
     additivity: Mapping[Grouping, Interval]
     agreements: tuple[Agreement, ...]
-    skip: SkipChoice | None
+    skip: SkipChoice
 
     @property
     def singles(self) -> tuple[Effect, ...]:
@@ -134,7 +134,7 @@ def measure_sensitivity(
     metric: str,
     measuring: Measuring,
     errors: BaseErrors,
-    proof: SkipProof | None,
+    proof: SkipProof,
     report: Callable[[str], None],
 ) -> Sensitivity:
     """Measures how sensitive modules are.
@@ -145,7 +145,7 @@ def measure_sensitivity(
         metric: The metric that decides, without a split.
         measuring: How much to measure.
         errors: Has the bytes of modules.
-        proof: The budget of the list of modules to skip; `None` for none.
+        proof: The budget of the list of modules to skip.
         report: Is called with a line about each step.
 
     Returns:
@@ -176,7 +176,7 @@ def measure_sensitivity(
         effects=tuple(effects),
         additivity=sums,
         agreements=tuple(_agreements(effects, scores)),
-        skip=None if proof is None else choose_skips(effects, scores, errors, proof),
+        skip=choose_skips(effects, scores, errors, proof),
     )
 
 
