@@ -96,7 +96,7 @@ def report_findings(
 
 
 def print_findings(findings: "Findings") -> None:
-    """Prints verdicts, advice, failure modes and notes.
+    """Prints verdicts, advice, what is not decided, failure modes and notes.
 
     Args:
         findings: What was found.
@@ -113,6 +113,8 @@ def print_findings(findings: "Findings") -> None:
     show("verdicts", [f"{each.name}: {each.state}. {each.sentence}" for each in findings.verdicts])
     show(f"use {quantized} when", list(findings.advice.use_quantized))
     show(f"use {full} when", list(findings.advice.use_full))
+    of_verdicts = {each.sentence for each in findings.verdicts}  # which are printed with their states
+    show("not decided", [each for each in findings.advice.missing if each not in of_verdicts])
     failures = [
         f"{each.name}: {each.symptom} ({each.evidence}); {each.cause}; {each.remedy}." for each in findings.failures
     ]

@@ -1,6 +1,6 @@
 """What does it cost? Memory, time and size of each configuration on common seeds, and the Pareto front."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -14,16 +14,14 @@ from lora_lightning.statistics.study_results import StudyResults
 
 Numbers = Mapping[str, Mapping[int, float]]  # by cost and seed
 
-WEIGHTS, ADAPTER = "weight_bytes", "adapter_bytes"
-COSTS = (
-    WEIGHTS,
-    "peak_memory_bytes",
-    "seconds_per_step",
-    "wall_seconds",
-    "inference_ms_adapter_batch_1",
-    "inference_ms_adapter_batch_32",
-    ADAPTER,
-    "trainable_parameters",
+WEIGHTS, ADAPTER, TRAINABLE = "weight_bytes", "adapter_bytes", "trainable_parameters"
+PEAK_MEMORY, STEP = "peak_memory_bytes", "seconds_per_step"
+INFERENCE = ("inference_ms_adapter_batch_1", "inference_ms_adapter_batch_32")
+COSTS = (WEIGHTS, PEAK_MEMORY, STEP, "wall_seconds", *INFERENCE, ADAPTER, TRAINABLE)
+FLOAT32 = 4  # bytes; adapters are trained in it whatever the base is in
+PROCESS_MEMORY = (
+    "on a CPU it is that of the whole process, with Python, libraries and what earlier runs have left there, so it "
+    "grows with the order of runs, in which one precision comes before the other"
 )
 
 
@@ -73,10 +71,13 @@ class CostTable:
     Attributes:
         rows: In the order of the study.
         pareto: By cost.
+        is_process_memory: Whether peak memory is that of the whole process, as on a CPU. It has no savings and no front
+            then, since runs that are alike differ by what came before them.
     """
 
     rows: tuple[CostRow, ...]
     pareto: Mapping[str, Front]
+    is_process_memory: bool = False
 
 
 def cost_table(
@@ -84,14 +85,17 @@ def cost_table(
     results: StudyResults,
     weights: Mapping[str, float],
     adapters: Mapping[str, Mapping[int, float]],
+    *,
+    is_process_memory: bool = False,
 ) -> CostTable:
     """Arranges costs.
 
     Args:
         diagnosis: The diagnosis.
         results: What its study measured.
-        weights: Memory of the model's weights by precision, at the compared rank; counted, and the same for all seeds.
+        weights: Memory of the model's weights by configuration; counted, and the same for all seeds.
         adapters: Size of the exported adapter by configuration and seed.
+        is_process_memory: Whether peak memory is that of the whole process.
 
     Returns:
         The table.
@@ -108,8 +112,8 @@ def cost_table(
                 continue
             seeds = common[rank] or [*each.values]
             known = {**each.measurements, ADAPTER: adapters.get(name, {})}
-            if precision in weights and rank == diagnosis.rank:
-                known[WEIGHTS] = dict.fromkeys(seeds, weights[precision])
+            if name in weights:
+                known[WEIGHTS] = dict.fromkeys(each.values, weights[name])
             every[name] = known
             numbers = {
                 cost: {seed: known[cost][seed] for seed in seeds if seed in known[cost]}
@@ -118,11 +122,60 @@ def cost_table(
             }
             costs = {cost: mean_interval([*own.values()]) for cost, own in numbers.items() if own}
             savings = _savings(numbers, others.get(rank, {})) if common[rank] else {}
+            if is_process_memory:
+                savings.pop(PEAK_MEMORY, None)
             others.setdefault(rank, numbers)
             quality = results.metric.shown_value(fmean(each.values[seed] for seed in seeds))
             rows.append(CostRow(name, precision, rank, tuple(seeds), quality, costs, savings))
     shown = [cost for cost in COSTS if any(cost in row.costs for row in rows)]
-    return CostTable(tuple(rows), {cost: _front(every, cost, results) for cost in shown})
+    compared = [cost for cost in shown if not (cost == PEAK_MEMORY and is_process_memory)]
+    return CostTable(tuple(rows), {cost: _front(every, cost, results) for cost in compared}, is_process_memory)
+
+
+def weights_by_rank(diagnosis: Diagnosis, results: StudyResults, compared: Mapping[str, float]) -> dict[str, float]:
+    """Counts the memory of weights at every rank: that of the compared one, with adapters of another size.
+
+    Args:
+        diagnosis: The diagnosis.
+        results: What its study measured, with the number of trained parameters of each run.
+        compared: Memory of the model's weights by precision, at the compared rank, in bytes, adapters included.
+
+    Returns:
+        Bytes by configuration; without those of which no run has a number of parameters.
+    """
+    found = {}
+    for precision, size in compared.items():
+        of_rank = {rank: diagnosis.configuration(precision, rank) for rank in diagnosis.ranks}
+        found[of_rank[diagnosis.rank]] = size
+        trained = {rank: [*_trainable(results, name)] for rank, name in of_rank.items()}
+        if own := trained[diagnosis.rank]:
+            found |= {of_rank[r]: size + FLOAT32 * (each[0] - own[0]) for r, each in trained.items() if each}
+    return found
+
+
+def _trainable(results: StudyResults, name: str) -> Iterable[float]:
+    """The number of trained parameters of each run of a configuration; what depends on the rank is the adapters."""
+    return results.configuration(name).measurements.get(TRAINABLE, {}).values()
+
+
+def note_on_missing_costs(table: CostTable) -> str:
+    """Names the costs that nobody measured, which the table has no column for.
+
+    Args:
+        table: The table.
+
+    Returns:
+        A sentence; empty if all were measured.
+    """
+    names: dict[str, tuple[str, ...]] = {"memory of the weights": (WEIGHTS,), "peak memory": (PEAK_MEMORY,)}
+    names |= {"time a step": (STEP,), "inference time": INFERENCE}
+    known = {cost for row in table.rows for cost in row.costs}
+    lacking = [name for name, costs in names.items() if not known & {*costs}]
+    if not lacking:
+        return ""
+    timed = "time a step" in lacking or "inference time" in lacking
+    hint = "; diagnose run --timings measures the times of all runs" if timed else ""
+    return f"Costs that were not measured: {', '.join(lacking)}{hint}."
 
 
 def _common_seeds(diagnosis: Diagnosis, results: StudyResults, rank: int) -> list[int]:

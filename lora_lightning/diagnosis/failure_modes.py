@@ -11,17 +11,15 @@ from numpy.typing import NDArray
 from lora_lightning.diagnosis.adapter_similarity import AdapterSimilarity
 from lora_lightning.diagnosis.base_errors import BaseErrors
 from lora_lightning.diagnosis.effects import Direction, Effect, Grouping
-from lora_lightning.diagnosis.merge_recovery import MergeRecoveries
+from lora_lightning.diagnosis.merge_recovery import DEQUANTIZED, KEPT, MergeRecoveries
 from lora_lightning.diagnosis.rank_threshold import RankThreshold
 from lora_lightning.diagnosis.sensitivity import Sensitivity
 from lora_lightning.statistics.recovery import Recovery
 from lora_lightning.statistics.verdicts import Verdict
 
-LEAST_RECOVERY = 0.99  # of the adapter's gain
 SENSITIVE_SHARE, SENSITIVE_TIMES = 0.25, 5.0  # of the joint divergence, and of the median module's
 LEAST_DIVERGENCE = 1e-4  # nats; below it, nobody sees a difference
 FEWEST_MODULES = 4
-DEQUANTIZED = "dequantized"  # the merge target that is recommended
 BOTH = 2  # precisions
 UNUSED = 0.25  # of the rank
 RISE = 1.05  # of the least validation loss
@@ -57,7 +55,9 @@ class Evidence:
         sensitivity: Of modules.
         merges: Of merge targets.
         utilization: At the largest rank, by precision and seed: the share of the rank that the adapter uses.
-        validation_losses: At the compared rank, by run: the curve, (2, points): steps and losses.
+        skipped: The modules that the quantized precision leaves unquantized anyway.
+        validation_losses: At the compared rank, by precision and seed, of seeds that both precisions have: the curve,
+            (2, points): steps and losses.
     """
 
     ranks: RankThreshold | None = None
@@ -66,7 +66,8 @@ class Evidence:
     sensitivity: Sensitivity | None = None
     merges: MergeRecoveries | None = None
     utilization: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
-    validation_losses: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
+    validation_losses: Mapping[str, Mapping[int, NDArray[np.float64]]] = field(default_factory=dict)
 
 
 def find_failure_modes(evidence: Evidence) -> tuple[FailureMode, ...]:
@@ -106,7 +107,8 @@ def unchecked_failure_modes(evidence: Evidence) -> tuple[str, ...]:
         "unused rank": len(evidence.utilization) == BOTH and all(evidence.utilization.values()),
         "dead adapter": similarity is not None,
         "pad token outside the vocabulary": evidence.errors is not None,
-        "overfitting": any(curve.shape[1] > 1 for curve in evidence.validation_losses.values()),
+        "overfitting": len(evidence.validation_losses) == BOTH
+        and all(map(_with_several_points, evidence.validation_losses.values())),
         "scaling that differs": similarity is not None,
     }
     return tuple(name for name, is_checked in checked.items() if not is_checked)
@@ -147,7 +149,7 @@ def divergence_beyond_seeds(evidence: Evidence) -> FailureMode | None:
         "the precision changes adapters more than another seed does",
         f"squared distance by precision minus by seed: {found.against_seeds}",
         "the quantized base leads training elsewhere: its error, or options that differ beside the precision",
-        "compare the configs of the runs, then leave the most sensitive modules unquantized, or use 8 bits",
+        "compare the configs of the runs, then leave the most sensitive modules unquantized, or use more bits",
     )
 
 
@@ -157,7 +159,7 @@ def merge_drift(evidence: Evidence) -> FailureMode | None:
     Other targets change the base or round the update: that is expected, nobody asked for them, and it is only shown.
     """
     found = _dequantized_merge(evidence.merges)
-    if found is None or not found.has_gain or not (found.ratio.high < 1 and found.ratio.value < LEAST_RECOVERY):
+    if found is None or not found.has_gain or not (found.ratio.high < 1 and found.ratio.value < KEPT):
         return None
     return FailureMode(
         "merge drift",
@@ -197,7 +199,8 @@ def sensitive_layer(evidence: Evidence) -> FailureMode | None:
         f"quantizing {worst.group} alone causes {found.value / joint.value:.0%} of what quantizing everything causes",
         f"KL divergence {found} nats, of all modules together {joint}; of the median module{of_which} {usual:.3g}",
         "outliers in its weight, or inputs that amplify its error",
-        f"leave it unquantized: model.quantization.skip_modules: [{worst.group}]",
+        "leave it unquantized: model.quantization.skip_modules: "
+        f"[{', '.join((*evidence.skipped, worst.group))}]",  # the option replaces what is skipped already
     )
 
 
@@ -252,20 +255,42 @@ def pad_outside_vocabulary(evidence: Evidence) -> FailureMode | None:
 
 
 def overfitting(evidence: Evidence) -> FailureMode | None:
-    """The validation loss rises before training ends, in half of the runs or more."""
-    curves = {name: curve for name, curve in evidence.validation_losses.items() if curve.shape[1] > 1}
-    risen = {name: curve for name, curve in curves.items() if curve[1, -1] > RISE * curve[1].min() > 0}
-    if not risen or 2 * len(risen) < len(curves):
+    """The validation loss of a precision rises before training ends, in half of its runs or more.
+
+    Each precision is judged by its own runs: together, one could hide the other, or be blamed for it.
+    """
+    curves = {name: _with_several_points(own) for name, own in evidence.validation_losses.items()}
+    risen = {name: {seed: each for seed, each in own.items() if _rises(each)} for name, own in curves.items()}
+    found = [name for name, own in risen.items() if own and 2 * len(own) >= len(curves[name])]
+    if not found:
         return None
-    name, curve = next(iter(risen.items()))
-    best, step = curve[1].min(), int(curve[0, int(curve[1].argmin())])
+    numbers = [f"{name}: {_risen_curves(risen[name], len(own))}" for name, own in curves.items() if own]
     return FailureMode(
         "overfitting",
-        "the validation loss rises before training ends",
-        f"{len(risen)} of {len(curves)} runs; {name}: {best:.4g} at step {step}, {curve[1, -1]:.4g} at the end",
+        f"the validation loss of {' and of '.join(found)} rises before training ends",
+        "; ".join(numbers),
         "more epochs than the data has lessons, or too large a learning rate",
         "train fewer epochs, or add lora_dropout; the best checkpoint is the one that was compared",
     )
+
+
+def _with_several_points(curves: Mapping[int, NDArray[np.float64]]) -> dict[int, NDArray[np.float64]]:
+    """The curves that can rise."""
+    return {seed: curve for seed, curve in curves.items() if curve.shape[1] > 1}
+
+
+def _rises(curve: NDArray[np.float64]) -> bool:
+    return bool(curve[1, -1] > RISE * curve[1].min() > 0)
+
+
+def _risen_curves(risen: Mapping[int, NDArray[np.float64]], runs: int) -> str:
+    """Such as `2 of 3 runs, of seed 0 from 0.5 at step 20 to 0.9 at the end`."""
+    text = f"{len(risen)} of {runs} runs"
+    if not risen:
+        return text
+    seed, curve = next(iter(risen.items()))
+    best, step = curve[1].min(), int(curve[0, int(curve[1].argmin())])
+    return f"{text}, of seed {seed} from {best:.4g} at step {step} to {curve[1, -1]:.4g} at the end"
 
 
 def different_scaling(evidence: Evidence) -> FailureMode | None:

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_lightning.diagnosis.adapter_similarity import AdapterSimilarity
+from lora_lightning.diagnosis.advice import Advice, advise
 from lora_lightning.diagnosis.base_errors import BaseErrors
-from lora_lightning.diagnosis.costs import CostTable, cost_table
+from lora_lightning.diagnosis.costs import CostTable, cost_table, note_on_missing_costs, weights_by_rank
 from lora_lightning.diagnosis.diagnosis_folder import DiagnosisFolder
 from lora_lightning.diagnosis.failure_modes import (
     Evidence,
@@ -27,7 +28,8 @@ from lora_lightning.diagnosis.rank_threshold import RankThreshold, find_rank_thr
 from lora_lightning.diagnosis.sensitivity import Sensitivity
 from lora_lightning.diagnosis.skip_proof import SkipFinding, reason_not_to_train
 from lora_lightning.diagnosis.specification import Diagnosis
-from lora_lightning.diagnosis.verdicts import Advice, DiagnosisVerdict, State, advise, reach_verdicts
+from lora_lightning.diagnosis.trained_in_full import TrainedInFull, trained_in_full
+from lora_lightning.diagnosis.verdicts import DiagnosisVerdict, State, reach_verdicts
 from lora_lightning.errors import ConfigurationError, VerificationError
 from lora_lightning.statistics.study_results import Metric, StudyResults
 from lora_lightning.studies.open_study import OpenStudy
@@ -35,6 +37,7 @@ from lora_lightning.studies.trial_results import collect_results
 
 VALIDATION_LOSS = "val/loss"
 WEIGHTS_FILE = "adapter_model.safetensors"
+GPU = "cuda"  # where peak memory is what PyTorch allocated, and not that of the process
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Findings:
         metric: The metric that decides.
         ranks: What ranks show.
         similarity: Of adapters.
+        trained_in_full: What trains beside the adapters, of a run at the compared rank; `None` if there is none.
         errors: Of the base.
         sensitivity: Of modules.
         behaviors: Of models.
@@ -79,6 +83,7 @@ class Findings:
     metric: Metric
     ranks: RankThreshold
     similarity: AdapterSimilarity | None
+    trained_in_full: TrainedInFull | None
     errors: BaseErrors | None
     sensitivity: Sensitivity | None
     behaviors: Behaviors | None
@@ -129,6 +134,7 @@ def collect_findings(diagnosis: Diagnosis, folder: DiagnosisFolder, study: OpenS
     if choice is not None and not why_not:
         proof = judge_proof(diagnosis, folder, study, runs, collected, choice)
         skip, why_not, proof_notes = proof.finding, proof.reason, proof.notes
+    skipped = tuple(next(run.skipped for run in runs if run.precision == diagnosis.quantized))
     evidence = Evidence(
         ranks,
         similarity,
@@ -136,13 +142,16 @@ def collect_findings(diagnosis: Diagnosis, folder: DiagnosisFolder, study: OpenS
         sensitivity,
         merges,
         utilization=_utilization(diagnosis, results),
-        validation_losses=_validation_losses(diagnosis, runs),
+        skipped=skipped,
+        validation_losses=_validation_losses(measured),
     )
     failures = find_failure_modes(evidence)
     unchecked = unchecked_failure_modes(evidence)
     verdicts = reach_verdicts(diagnosis, ranks, similarity, merges, skip, failures, unchecked, why_not)
     different = different_options(diagnosis, runs)
-    costs = cost_table(diagnosis, results, _weight_bytes(diagnosis, errors), _adapter_bytes(diagnosis, runs))
+    costs = _costs(diagnosis, results, errors, runs)
+    compared = [run for side in measured.sides for run in side.values()]
+    in_full = trained_in_full(compared[0]) if compared else None
     return Findings(
         name=study.plan.study.name,
         precisions=diagnosis.precisions,
@@ -154,22 +163,25 @@ def collect_findings(diagnosis: Diagnosis, folder: DiagnosisFolder, study: OpenS
         metric=results.metric,
         ranks=ranks,
         similarity=similarity,
+        trained_in_full=in_full,
         errors=errors,
         sensitivity=sensitivity,
         behaviors=behaviors,
         merges=merges,
         skip=skip,
-        skipped=tuple(next(run.skipped for run in runs if run.precision == diagnosis.quantized)),
+        skipped=skipped,
         costs=costs,
         failures=failures,
         verdicts=verdicts,
-        advice=advise(diagnosis, verdicts, costs, merges),
+        advice=advise(diagnosis, verdicts, costs, ranks.compared, merges),
         notes=tuple(
             note
             for note in (
                 note_on_options(diagnosis.precisions, different) if different else "",
                 "" if errors is None else errors.caution,
                 _lacking_note(diagnosis, measured),
+                "" if in_full is None else in_full.note,
+                note_on_missing_costs(costs),
                 results.unfinished,
                 *collected.notes,
                 *(f"Of the runs with lists of modules to skip: {note}" for note in proof_notes),
@@ -209,13 +221,25 @@ def _utilization(diagnosis: Diagnosis, results: StudyResults) -> dict[str, Mappi
     return {precision: shares for precision, shares in found.items() if shares}
 
 
-def _validation_losses(diagnosis: Diagnosis, runs: Sequence[FinishedRun]) -> dict[str, NDArray[np.float64]]:
-    curves = {run.title: run.record.curves.get(VALIDATION_LOSS) for run in runs if run.rank == diagnosis.rank}
-    return {
-        title: np.array([curve.steps, curve.values], dtype=np.float64)
-        for title, curve in curves.items()
-        if curve is not None
-    }
+def _validation_losses(measured: Measurer) -> dict[str, dict[int, NDArray[np.float64]]]:
+    """The curves of both precisions, of the seeds that both have: other seeds have no pair to be read beside."""
+    found: dict[str, dict[int, NDArray[np.float64]]] = {}
+    for precision, side in zip(measured.diagnosis.precisions, measured.sides, strict=True):
+        curves = {seed: side[seed].record.curves.get(VALIDATION_LOSS) for seed in measured.common_seeds}
+        found[precision] = {
+            seed: np.array([curve.steps, curve.values], dtype=np.float64)
+            for seed, curve in curves.items()
+            if curve is not None
+        }
+    return found
+
+
+def _costs(
+    diagnosis: Diagnosis, results: StudyResults, errors: BaseErrors | None, runs: Sequence[FinishedRun]
+) -> CostTable:
+    weights = weights_by_rank(diagnosis, results, _weight_bytes(diagnosis, errors))
+    on_gpu = all(run.record.device == GPU for run in runs)
+    return cost_table(diagnosis, results, weights, _adapter_bytes(diagnosis, runs), is_process_memory=not on_gpu)
 
 
 def _weight_bytes(diagnosis: Diagnosis, errors: BaseErrors | None) -> dict[str, float]:

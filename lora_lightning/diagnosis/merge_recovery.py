@@ -16,6 +16,8 @@ from lora_lightning.tasks.held_out_batches import isolated_evaluation
 from lora_lightning.tasks.outcome_rows import SCORE, WEIGHT
 
 Array = NDArray[np.float64]
+DEQUANTIZED = "dequantized"  # the merge target that is recommended, since it should lose nothing
+KEPT = 0.98  # of the adapter's gain: what is below it has lost a part
 
 
 @dataclass(frozen=True)

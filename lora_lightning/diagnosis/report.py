@@ -148,7 +148,9 @@ def _adapters(findings: Findings) -> Section | None:
     )
     rotated += f"the cosine {demo.update:.3f} of dW, {demo.a:.3f} of A and {demo.b:.3f} of B."
     names = (VerdictName.SAME_ADAPTERS_AS_ANOTHER_SEED, VerdictName.PRECISIONS_DIFFER)
+    in_full = findings.trained_in_full
     paragraphs = [*(_sentence(findings, name) for name in names), rotated, *_start(findings, found)]
+    paragraphs += [in_full.note] if in_full is not None and in_full.note else []
     return Section(
         "Does quantization change what is learnt?",
         tuple(paragraphs),
@@ -233,8 +235,6 @@ def _additivity(grouping: Grouping, found: Interval) -> str:
 
 def _skip_list(found: Sensitivity, proof: str) -> list[str]:
     choice = found.skip
-    if choice is None:
-        return []
     if not choice.modules:
         return ["No sensitive module fits into the budget of bytes for a list of modules to skip."]
     named = ", ".join(choice.modules)

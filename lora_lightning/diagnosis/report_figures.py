@@ -5,6 +5,7 @@ from statistics import fmean
 
 from lora_lightning.diagnosis.adapter_similarity import AdapterSimilarity, PairKind
 from lora_lightning.diagnosis.base_errors import BaseErrors
+from lora_lightning.diagnosis.costs import PEAK_MEMORY, STEP, WEIGHTS
 from lora_lightning.diagnosis.effects import Direction, Grouping, groups_of
 from lora_lightning.diagnosis.findings import Findings
 from lora_lightning.diagnosis.model_behavior import Behaviors
@@ -20,7 +21,7 @@ from lora_lightning.figures.diagnosis import (
 from lora_lightning.figures.study import axis_label, words
 from lora_lightning.reports.files import ReportFigure
 
-DRAWN_COSTS = ("weight_bytes", "peak_memory_bytes", "seconds_per_step")
+DRAWN_COSTS = (WEIGHTS, PEAK_MEMORY, STEP)
 
 
 def similarity_figures(findings: Findings, found: AdapterSimilarity) -> tuple[ReportFigure, ...]:
@@ -176,5 +177,7 @@ def costs_figures(findings: Findings) -> tuple[ReportFigure, ...]:
             figure = cost_quality_figure(points, front.best, words(cost), label)
             text = f"{label} against {words(cost)}, as means over {shown_seeds(front.seeds)}, which all configurations "
             text += f"here have; on the Pareto front: {', '.join(front.best)}."
+            lacking = [row.configuration for row in found.rows if row.configuration not in front.points]
+            text += f" Not measured, and not drawn: {', '.join(lacking)}." if lacking else ""
             figures.append(ReportFigure(f"cost_{cost}", f"Quality against {words(cost)}", text, figure))
     return tuple(figures)

@@ -6,7 +6,7 @@ from statistics import fmean
 
 from lora_lightning.diagnosis.adapter_similarity import AdapterSimilarity, PairKind
 from lora_lightning.diagnosis.base_errors import BaseErrors, LayerError
-from lora_lightning.diagnosis.costs import CostTable
+from lora_lightning.diagnosis.costs import PEAK_MEMORY, PROCESS_MEMORY, CostTable
 from lora_lightning.diagnosis.effects import Direction, Effect, Grouping
 from lora_lightning.diagnosis.failure_modes import FailureMode
 from lora_lightning.diagnosis.merge_recovery import MergeRecoveries
@@ -247,7 +247,8 @@ def ranks_tables(found: RankThreshold) -> tuple[PageTable, ...]:
         (f"r = {each.rank} against r = {each.other_rank}", str(each.verdict), number(each.p_value), each.sentence)
         for each in (*found.losses, *found.bought_back)
     )
-    caption = "The quantized precision against the other one, at the same rank and at smaller ones (p values by Holm)"
+    caption = "The quantized precision against the other one, at the same rank and at smaller ones (p values by Holm; "
+    caption += "a dash: not tested, since there is one seed or no variance)"
     return (
         PageTable(headings, tuple(rows), texts=frozenset({5}), states=4),
         PageTable(("ranks", "verdict", "p", "in words"), losses, texts=frozenset({3}), states=1, caption=caption),
@@ -329,7 +330,7 @@ def costs_table(found: CostTable) -> PageTable:
             on_front = " \u2605" if cost in found.pareto and row.configuration in found.pareto[cost].best else ""
             cells.append(f"{_cost(row.costs[cost])}{saved}{on_front}" if cost in row.costs else "-")
         rows.append((row.configuration, str(len(row.seeds)), f"{row.quality:.4g}", *cells))
-    headings = ("configuration", "seeds", "quality", *(cost.replace("_", " ") for cost in names))
+    headings = ("configuration", "seeds", "quality", *(_heading(cost, found) for cost in names))
     caption = (
         "Means over the seeds of both precisions at the rank; after the semicolon: against the other precision. In "
     )
@@ -337,7 +338,14 @@ def costs_table(found: CostTable) -> PageTable:
         "parentheses: 95 % intervals over seeds; without one, all seeds cost the same, or there is one seed. A star: "
     )
     caption += "on the Pareto front of that cost, of means over the seeds that all configurations with it have."
+    if found.is_process_memory and PEAK_MEMORY in names:
+        caption += f" Peak memory is not compared: {PROCESS_MEMORY}."
     return PageTable(headings, tuple(rows), caption=caption)
+
+
+def _heading(cost: str, found: CostTable) -> str:
+    whole = " (of the whole process)" if cost == PEAK_MEMORY and found.is_process_memory else ""
+    return f"{cost.replace('_', ' ')}{whole}"
 
 
 def _cost(found: Interval) -> str:

@@ -1,4 +1,4 @@
-"""What a diagnosis decides, and when to use which precision, from what was measured."""
+"""What a diagnosis decides, from what was measured."""
 
 import math
 from collections.abc import Sequence
@@ -6,21 +6,17 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from lora_lightning.diagnosis.adapter_similarity import TELLING_COSINE, AdapterSimilarity
-from lora_lightning.diagnosis.costs import WEIGHTS, CostTable
 from lora_lightning.diagnosis.failure_modes import FailureMode
-from lora_lightning.diagnosis.merge_recovery import MergeRecoveries
+from lora_lightning.diagnosis.merge_recovery import DEQUANTIZED, KEPT, MergeRecoveries
 from lora_lightning.diagnosis.proof_runs import NOT_STARTED
 from lora_lightning.diagnosis.rank_threshold import RankThreshold
 from lora_lightning.diagnosis.skip_proof import SkipFinding
 from lora_lightning.diagnosis.specification import Diagnosis
 from lora_lightning.diagnosis.verdict_names import VerdictName
-from lora_lightning.statistics.jackknife import Interval
 from lora_lightning.statistics.multiple_tests import ERROR_RATE
 from lora_lightning.statistics.recovery import Recovery
 from lora_lightning.statistics.verdicts import Verdict
 
-KEPT = 0.98  # of the adapter's gain
-MATTERS = 5.0  # percent of a cost
 BOUGHT_BACK = 0.5  # of the loss by quantization
 
 
@@ -55,21 +51,6 @@ class DiagnosisVerdict:
     sentence: str
 
 
-@dataclass(frozen=True)
-class Advice:
-    """When to use which precision.
-
-    Attributes:
-        use_quantized: Reasons for the quantized precision.
-        use_full: Reasons for the other one.
-        missing: What is not decided.
-    """
-
-    use_quantized: tuple[str, ...]
-    use_full: tuple[str, ...]
-    missing: tuple[str, ...]
-
-
 def reach_verdicts(
     diagnosis: Diagnosis,
     ranks: RankThreshold | None,
@@ -102,7 +83,7 @@ def reach_verdicts(
         _enough_rank(diagnosis, ranks),
         _more_rank(diagnosis, ranks),
         _merge_keeps_gain(merges),
-        _skip_list(skip, why_no_list),
+        _skip_list(diagnosis, skip, why_no_list),
         _healthy(failures, unchecked),
     )
     return tuple(DiagnosisVerdict(name, *each) for name, each in zip(VerdictName, found, strict=True))
@@ -113,9 +94,7 @@ def _not_worse(diagnosis: Diagnosis, ranks: RankThreshold | None) -> tuple[State
     if loss is None:
         return State.MISSING, f"No seed has finished runs of both precisions at r = {diagnosis.rank}."
     states = {Verdict.IDENTICAL: State.YES, Verdict.NOT_WORSE: State.YES, Verdict.WORSE: State.NO}
-    told = "told from zero" if loss.told_from_zero else "not told from zero"
-    sentence = f"{loss.sentence} The difference is {told} (p = {loss.p_value:.3g})."
-    return states.get(loss.verdict, State.UNDECIDED), sentence
+    return states.get(loss.verdict, State.UNDECIDED), f"{loss.sentence} {loss.test}"
 
 
 def _against_seeds(similarity: AdapterSimilarity | None) -> tuple[State, str]:
@@ -126,14 +105,14 @@ def _against_seeds(similarity: AdapterSimilarity | None) -> tuple[State, str]:
     cosine = similarity.seed_cosine
     numbers = f"(squared distance by precision minus by seed: {interval}; no pair starts with the same A; mean cosine "
     numbers += f"of dW of two seeds: {cosine:.3f})."
-    if not similarity.seeds_are_telling:
-        numbers += f" This says little: where adapters of two seeds have a cosine below {TELLING_COSINE:g}, another "
-        numbers += "seed changes so much that the answer would be yes even if adapters of the two precisions had "
-        numbers += "nothing in common."
-    if interval.high < 0:
-        return State.YES, f"The precision changes adapters less than another seed does {numbers}"
     if interval.low > 0:
         return State.NO, f"The precision changes adapters more than another seed does {numbers}"
+    if not similarity.seeds_are_telling:
+        numbers += f" Seeds do not tell: where adapters of two seeds have a cosine below {TELLING_COSINE:g}, another "
+        numbers += "seed changes so much that the difference would be below 0 even if adapters of the two precisions "
+        numbers += "had nothing in common."
+    elif interval.high < 0:
+        return State.YES, f"The precision changes adapters less than another seed does {numbers}"
     return State.UNDECIDED, f"Whether the precision changes adapters less than another seed is undecided {numbers}"
 
 
@@ -179,7 +158,7 @@ def _more_rank(diagnosis: Diagnosis, ranks: RankThreshold | None) -> tuple[State
             f"compare.rank is the largest rank, r = {largest}, so no larger one could buy anything back.",
         )
     if not loss.is_loss:
-        return State.MISSING, "The loss by quantization is not told from zero, so there is nothing to buy back."
+        return State.MISSING, loss.why_no_loss
     sentence = f"{diagnosis.quantized} with r = {largest} buys back {ranks.share} of what quantization loses at "
     sentence += f"r = {diagnosis.rank}."
     if ranks.share.low >= BOUGHT_BACK:
@@ -189,7 +168,7 @@ def _more_rank(diagnosis: Diagnosis, ranks: RankThreshold | None) -> tuple[State
 
 def _merge_keeps_gain(merges: MergeRecoveries | None) -> tuple[State, str]:
     recoveries = {} if merges is None else {each.target: each.recovery for each in merges.targets}
-    found: Recovery | None = recoveries.get("dequantized")
+    found: Recovery | None = recoveries.get(DEQUANTIZED)
     if merges is None or found is None:
         return State.MISSING, "No merge was measured."
     sentence = f"Merged into the dequantized weights, the adapter of {merges.run}: {found}."
@@ -203,10 +182,15 @@ def _merge_keeps_gain(merges: MergeRecoveries | None) -> tuple[State, str]:
     return State.NO if found.ratio.high < KEPT else State.UNDECIDED, sentence
 
 
-def _skip_list(skip: SkipFinding | None, why_no_list: str) -> tuple[State, str]:
+def _skip_list(diagnosis: Diagnosis, skip: SkipFinding | None, why_no_list: str) -> tuple[State, str]:
     if skip is None:
         return State.MISSING, why_no_list
-    return State.YES if skip.proven else State.UNDECIDED, skip.sentence
+    if skip.proven:
+        return State.YES, skip.sentence
+    wanted = math.nan if diagnosis.proof is None else diagnosis.proof.bought_back
+    if skip.bought_back.high < wanted:
+        return State.NO, f"{skip.sentence} That is less than the {wanted:.0%} that it has to buy back."
+    return State.UNDECIDED, skip.sentence
 
 
 def _healthy(failures: Sequence[FailureMode], unchecked: Sequence[str]) -> tuple[State, str]:
@@ -215,77 +199,3 @@ def _healthy(failures: Sequence[FailureMode], unchecked: Sequence[str]) -> tuple
     if unchecked:
         return State.MISSING, f"No failure mode was found, but there is no data to look for {', '.join(unchecked)}."
     return State.YES, "No failure mode was found."
-
-
-def advise(
-    diagnosis: Diagnosis, verdicts: Sequence[DiagnosisVerdict], costs: CostTable, merges: MergeRecoveries | None
-) -> Advice:
-    """Says when to use which precision.
-
-    Args:
-        diagnosis: The diagnosis.
-        verdicts: Its verdicts.
-        costs: What configurations cost.
-        merges: Of merge targets.
-
-    Returns:
-        Reasons, each with its numbers. Costs are listed whether or not quality is decided, which they say.
-    """
-    by_name = {each.name: each for each in verdicts}
-    quality, skip = by_name[VerdictName.NOT_WORSE], by_name[VerdictName.SKIP_LIST_PROVEN]
-    saved = _savings(diagnosis, costs)
-    use_quantized, use_full = [], []
-    missing = []
-    if not saved.cheaper:
-        missing.append(f"It is not measured that {diagnosis.quantized} saves {MATTERS:g} % of memory or time.")
-    elif quality.state is State.YES:
-        use_quantized.append(f"{saved.cheaper} counts: {quality.sentence}")
-    else:
-        doubt = "which is lost" if quality.state is State.NO else "of which a loss is not ruled out"
-        use_quantized.append(f"{saved.cheaper} counts more than quality, {doubt}")
-    if quality.state is State.NO:
-        use_full.append(f"quality counts: {quality.sentence}")
-    if skip.state is State.YES:
-        use_quantized.append(f"sensitive modules may stay unquantized: {skip.sentence}")
-    if saved.dearer:
-        use_full.append(f"{saved.dearer} counts")
-    if merges is not None and _loses(merges, "requantized"):
-        use_quantized.append(
-            "its adapter is kept apart or merged into the dequantized base: quantizing the merged model again loses a "
-            "part of the adapter's gain"
-        )
-    missing += [
-        each.sentence
-        for each in verdicts
-        if each.state in {State.UNDECIDED, State.MISSING} and not (each is skip and diagnosis.proof is None)
-    ]
-    return Advice(tuple(use_quantized), tuple(use_full), tuple(missing))
-
-
-@dataclass(frozen=True)
-class _Savings:
-    cheaper: str
-    dearer: str
-
-
-def _savings(diagnosis: Diagnosis, costs: CostTable) -> _Savings:
-    """What the quantized precision saves, and what it costs more, at the compared rank."""
-    name = diagnosis.configuration(diagnosis.quantized, diagnosis.rank)
-    row = next((row for row in costs.rows if row.configuration == name), None)
-    shown = {WEIGHTS: "memory of the weights", "peak_memory_bytes": "peak memory", "seconds_per_step": "time a step"}
-    known = {} if row is None else {shown[cost]: value for cost, value in row.savings.items() if cost in shown}
-    told = {cost: each for cost, each in known.items() if not each.low <= 0 <= each.high}  # or of one seed
-    cheaper = [f"{cost} ({_percent(each, 'less')})" for cost, each in told.items() if each.value >= MATTERS]
-    more = {cost: Interval(-each.value, -each.high, -each.low) for cost, each in told.items()}
-    dearer = [f"{cost} ({_percent(each, 'more')})" for cost, each in more.items() if each.value >= MATTERS]
-    return _Savings(" or ".join(cheaper), " or ".join(dearer))
-
-
-def _percent(found: Interval, word: str) -> str:
-    ends = f", 95 % interval {found.low:.0f} to {found.high:.0f}" if found.low < found.high else ""
-    return f"{found.value:.0f} % {word}{ends}"
-
-
-def _loses(merges: MergeRecoveries, target: str) -> bool:
-    found = next((each.recovery for each in merges.targets if each.target == target), None)
-    return found is not None and found.has_gain and found.ratio.high < KEPT

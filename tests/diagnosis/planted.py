@@ -10,6 +10,7 @@ import torch
 
 from lora_lightning.analysis.behavior import Flips
 from lora_lightning.diagnosis.adapter_similarity import Adapter, AdapterSimilarity, PairKind, compare_adapters
+from lora_lightning.diagnosis.advice import advise
 from lora_lightning.diagnosis.base_errors import BaseErrors, LayerError
 from lora_lightning.diagnosis.costs import cost_table
 from lora_lightning.diagnosis.effects import Direction, Effect, Grouping
@@ -21,7 +22,8 @@ from lora_lightning.diagnosis.rank_threshold import find_rank_threshold
 from lora_lightning.diagnosis.sensitivity import ModuleScore, Sensitivity, SkipChoice
 from lora_lightning.diagnosis.skip_proof import RandomList, SkipFinding
 from lora_lightning.diagnosis.specification import PRECISION_AXIS, RANK_AXIS, Diagnosis, SkipProof
-from lora_lightning.diagnosis.verdicts import advise, reach_verdicts
+from lora_lightning.diagnosis.trained_in_full import TrainedInFull
+from lora_lightning.diagnosis.verdicts import reach_verdicts
 from lora_lightning.lora.delta import AdapterDelta
 from lora_lightning.statistics.divergence import DivergenceSummary, Estimate
 from lora_lightning.statistics.jackknife import Interval
@@ -148,7 +150,9 @@ def sensitivity(divergences: Sequence[float] = (0.012, 0.011, 0.01, 0.01, 0.01, 
     ]
     scores = tuple(ModuleScore(name, value / 3, value / 2) for name, value in zip(MODULES, divergences, strict=True))
     added = {Grouping.KIND: near(0.0), Grouping.LAYER: near(0.001)}
-    return Sensitivity("accuracy", 256, 1024, scores, (*kinds, *groups, *singles, joint), added, (), None)
+    return Sensitivity(
+        "accuracy", 256, 1024, scores, (*kinds, *groups, *singles, joint), added, (), SkipChoice((), 0, 20_000, (), ())
+    )
 
 
 def merges(requantized: float = 0.998, judged: bool = True, dequantized: float = 1.0) -> MergeRecoveries:
@@ -161,6 +165,13 @@ def merges(requantized: float = 0.998, judged: bool = True, dequantized: float =
     return MergeRecoveries("NF4, r = 8, seed 0", targets, "")
 
 
+def curves(rising: int = 0) -> dict[int, np.ndarray[Any, np.dtype[np.float64]]]:
+    """The validation losses of all seeds, of which the first ones rise at the end."""
+    return {
+        seed: np.array([[10, 20, 30], [0.9, 0.6, 0.9 if seed < rising else 0.61 - 0.02 * (seed % 2)]]) for seed in SEEDS
+    }
+
+
 @cache
 def healthy() -> Evidence:
     """A pair of precisions in which nothing is wrong."""
@@ -171,9 +182,7 @@ def healthy() -> Evidence:
         sensitivity=sensitivity(),
         merges=merges(),
         utilization={"float32": dict.fromkeys(SEEDS, 0.6), "NF4": dict.fromkeys(SEEDS, 0.55)},
-        validation_losses={
-            f"run {number}": np.array([[10, 20, 30], [0.9, 0.6, 0.61 - 0.02 * number]]) for number in range(2)
-        },
+        validation_losses={"float32": curves(), "NF4": curves()},
     )
 
 
@@ -215,7 +224,7 @@ def findings(**changes: Any) -> Findings:
     failures = find_failure_modes(replace(evidence, errors=errors(pad_token_id=100)))
     assert evidence.merges is not None
     verdicts = reach_verdicts(own, ranks, evidence.similarity, evidence.merges, finding, failures)
-    costs = cost_table(own, study, {"float32": 40_000.0, "NF4": 20_000.0}, {})
+    costs = cost_table(own, study, {"float32, r = 8": 40_000.0, "NF4, r = 8": 20_000.0}, {})
     found = Findings(
         name="planted",
         precisions=own.precisions,
@@ -227,6 +236,7 @@ def findings(**changes: Any) -> Findings:
         metric=study.metric,
         ranks=ranks,
         similarity=evidence.similarity,
+        trained_in_full=TrainedInFull(("classifier",), 1000, 0.25, 8),
         errors=evidence.errors,
         sensitivity=replace(sensitivity(), skip=choice),
         behaviors=behaviors(),
@@ -236,7 +246,7 @@ def findings(**changes: Any) -> Findings:
         costs=costs,
         failures=failures,
         verdicts=verdicts,
-        advice=advise(own, verdicts, costs, evidence.merges),
+        advice=advise(own, verdicts, costs, ranks.compared, evidence.merges),
         notes=("The report is partial: 3 of 45 trials have not finished.",),
         training_seconds=1000.0,
         measuring_seconds=200.0,

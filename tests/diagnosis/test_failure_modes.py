@@ -12,7 +12,13 @@ from lora_lightning.diagnosis.rank_threshold import find_rank_threshold
 from lora_lightning.statistics.jackknife import Interval
 from tests.diagnosis import planted
 
-BAD_CURVES = {f"run {number}": np.array([[10, 20, 30], [0.9, 0.6, 0.9]]) for number in range(2)}
+POINT = {seed: np.array([[10.0], [0.5]]) for seed in planted.SEEDS}
+
+
+def with_curves(**rising: int) -> Evidence:
+    """Evidence of which so many of the five runs of each precision overfit."""
+    curves = {precision: planted.curves(number) for precision, number in rising.items()}
+    return replace(planted.healthy(), validation_losses=curves)
 
 
 def dead() -> Evidence:
@@ -47,7 +53,7 @@ PLANTED = {
     "unused rank": lambda: replace(planted.healthy(), utilization={"NF4": {0: 0.2, 1: 0.1}}),
     "dead adapter": dead,
     "pad token outside the vocabulary": lambda: replace(planted.healthy(), errors=planted.errors(pad_token_id=100)),
-    "overfitting": lambda: replace(planted.healthy(), validation_losses=BAD_CURVES),
+    "overfitting": lambda: with_curves(float32=2, NF4=5),
     "scaling that differs": scaled,
 }
 
@@ -58,6 +64,11 @@ def test_a_planted_fault_is_found_alone(name: str) -> None:
     assert found.name == name
     for part in (found.symptom, found.evidence, found.cause, found.remedy):
         assert len(part) > 10
+
+
+def test_the_remedy_for_a_sensitive_layer_keeps_what_is_skipped_already() -> None:
+    (found,) = find_failure_modes(replace(PLANTED["sensitive layer"](), skipped=("pooler", "head")))
+    assert found.remedy.endswith(f"skip_modules: [pooler, head, {planted.MODULES[0]}]")
 
 
 def test_a_sensitive_layer_says_of_which_modules_the_median_is() -> None:
@@ -108,19 +119,36 @@ def test_a_rule_without_data_is_named() -> None:
         "merge drift": {"merges": planted.merges(judged=False)},
         "sensitive layer": {"sensitivity": unknown},
         "unused rank": {"utilization": {}},
-        "overfitting": {"validation_losses": {"run 0": BAD_CURVES["run 0"][:, :1]}},
+        "overfitting": {"validation_losses": {"float32": POINT, "NF4": POINT}},
     }
     for name, evidence in lacking.items():
         assert unchecked_failure_modes(replace(planted.healthy(), **evidence)) == (name,)  # type: ignore[arg-type]
     one = replace(planted.healthy(), utilization={"NF4": {0: 0.6}})  # and nothing is known of the other precision
     assert unchecked_failure_modes(one) == ("unused rank",)
+    half = replace(planted.healthy(), validation_losses={"float32": planted.curves(), "NF4": POINT})
+    assert unchecked_failure_modes(half) == ("overfitting",)
+
+
+@pytest.mark.parametrize("rising", [{"float32": 5, "NF4": 0}, {"float32": 1, "NF4": 5}])
+def test_a_precision_that_overfits_alone_is_found_and_named(rising: dict[str, int]) -> None:
+    """Of ten runs of both, five and six would be found without their precision, or not at all beside more seeds."""
+    (found,) = find_failure_modes(with_curves(**rising))
+    bad = max(rising, key=lambda name: rising[name])
+    assert found.symptom == f"the validation loss of {bad} rises before training ends"
+    assert f"{bad}: 5 of 5 runs, of seed 0 from 0.6 at step 20 to 0.9 at the end" in found.evidence
+    other = min(rising, key=lambda name: rising[name])
+    assert f"{other}: {rising[other]} of 5 runs" in found.evidence
+    more = {seed + 5: curve for seed, curve in planted.curves().items()}
+    curves = with_curves(**rising).validation_losses
+    unequal = {name: own if name == bad else own | more for name, own in curves.items()}  # type: ignore[operator]
+    assert find_failure_modes(replace(planted.healthy(), validation_losses=unequal))
 
 
 @pytest.mark.parametrize(
     "evidence",
     [
         {"merges": planted.merges(dequantized=0.9, judged=False)},  # noise over noise
-        {"merges": planted.merges(dequantized=0.995)},
+        {"merges": planted.merges(dequantized=0.985)},
         {"merges": planted.merges(requantized=0.5)},  # rounds a small update away, as expected
         {"similarity": replace(planted.similarity(), against_seeds=Interval(0.1, -0.1, 0.3))},
         {"sensitivity": planted.sensitivity((0.00009, 1e-7, 1e-7, 1e-7, 1e-7, 1e-7))},  # which nobody sees
@@ -128,8 +156,8 @@ def test_a_rule_without_data_is_named() -> None:
         {"utilization": {"NF4": {0: 0.2, 1: 0.3}}},
         {"errors": planted.errors(pad_token_id=99)},
         {"errors": planted.errors(pad_token_id=-1)},
-        {"validation_losses": {**planted.healthy().validation_losses, "third": BAD_CURVES["run 0"]}},
-        {"validation_losses": {"one": np.array([[10.0], [0.5]])}},
+        {"validation_losses": {"float32": planted.curves(2), "NF4": planted.curves(2)}},
+        {"validation_losses": {"float32": POINT, "NF4": POINT}},
     ],
     ids=lambda evidence: next(iter(evidence)),
 )

@@ -9,7 +9,9 @@ from xml.etree import ElementTree as ET
 import pytest
 import yaml
 
+from lora_lightning.cli.diagnose_report import print_findings
 from lora_lightning.diagnosis.adapter_similarity import PairKind
+from lora_lightning.diagnosis.costs import CostTable
 from lora_lightning.diagnosis.findings import Findings, check_required
 from lora_lightning.diagnosis.report import make_page, write_report
 from lora_lightning.diagnosis.report_figures import sensitivity_figures, similarity_figures
@@ -22,6 +24,7 @@ from lora_lightning.diagnosis.report_tables import (
 )
 from lora_lightning.diagnosis.results_files import write_findings, write_skip_list
 from lora_lightning.diagnosis.verdict_names import VerdictName
+from lora_lightning.diagnosis.verdicts import State
 from lora_lightning.errors import DataError, VerificationError
 from lora_lightning.reports.page import Page as PageOfReport
 from lora_lightning.reports.page import render_page, write_page
@@ -103,6 +106,8 @@ def test_what_numbers_are_of_stands_beside_them(monkeypatch: pytest.MonkeyPatch)
     assert "of this one adapter; other seeds and ranks may differ" in paragraphs[TITLES[7]]
     merge = next(each for each in found.verdicts if each.name is VerdictName.MERGE_KEEPS_GAIN)
     assert merge.sentence.startswith("Merged into the dequantized weights, the adapter of NF4, r = 8, seed 0: recovery")
+    in_full = "Beside the adapters, classifier train in full (1,000 numbers, 25% of all that train at r = 8)"
+    assert in_full in paragraphs[TITLES[2]]
     ranks, _ = ranks_tables(found.ranks)
     assert ranks.rows[0][:3] == ("float32", "2", "5")
 
@@ -118,6 +123,16 @@ def test_modules_that_were_not_quantized_singly_are_said() -> None:
     assert said in singles.caption
     assert f"modules {said}: a correlation among the largest alone is usually lower" in agreements.caption
     assert "4 of 6 modules, those with the largest scores" in sensitivity_figures(fewer)[1].description
+
+
+def test_what_is_not_decided_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
+    found = planted.findings(costs=CostTable((), {}))
+    no_saving = "It is not measured that NF4 saves 5 % of memory or time."
+    verdict = next(each for each in found.verdicts if each.state is State.UNDECIDED)
+    print_findings(replace(found, advice=replace(found.advice, missing=(no_saving, verdict.sentence))))
+    printed = capsys.readouterr().out
+    assert f"\nnot decided\n- {no_saving}\n" in printed
+    assert printed.count(verdict.sentence) == 1
 
 
 def test_the_page_loads_nothing_and_is_small(folder: Path) -> None:

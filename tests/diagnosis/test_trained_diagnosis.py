@@ -20,7 +20,8 @@ from lora_lightning.analysis.similarity import delta_cosine
 from lora_lightning.artefacts.saved_updates import saved_updates
 from lora_lightning.cli.main import main
 from lora_lightning.diagnosis.adapter_similarity import PairKind
-from lora_lightning.diagnosis.base_errors import measure_base_errors
+from lora_lightning.diagnosis.base_errors import measure_base_errors, model_bytes
+from lora_lightning.diagnosis.costs import weights_by_rank
 from lora_lightning.diagnosis.diagnosis_folder import DiagnosisFolder
 from lora_lightning.diagnosis.effects import Direction, Grouping, QuantizedParts, groups_of
 from lora_lightning.diagnosis.findings import Findings, collect_findings
@@ -32,13 +33,16 @@ from lora_lightning.diagnosis.rank_threshold import RankThreshold, find_rank_thr
 from lora_lightning.diagnosis.report import make_page
 from lora_lightning.diagnosis.sensitivity import choose_skips, measure_sensitivity, score_modules
 from lora_lightning.diagnosis.specification import Measuring, SkipProof
+from lora_lightning.diagnosis.trained_in_full import trained_in_full
 from lora_lightning.diagnosis.verdict_names import VerdictName
 from lora_lightning.diagnosis.verdicts import State
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.delta import adapter_deltas
+from lora_lightning.lora.parameter_names import is_factor
 from lora_lightning.lora.variants.adalora import AdaLoraSettings
 from lora_lightning.statistics.jackknife import Interval
+from lora_lightning.statistics.study_results import ConfigurationResults
 from lora_lightning.studies.journal import StudyJournal, TrialStatus
 from lora_lightning.studies.open_study import open_study
 from lora_lightning.studies.trial_numbers import TIMINGS
@@ -46,6 +50,7 @@ from lora_lightning.studies.trials import Trial
 from lora_lightning.tasks import SequenceClassificationTask
 from lora_lightning.training.commands import prepare_command
 from tests.conftest import TinyBackbone
+from tests.diagnosis import planted
 from tests.diagnosis.small_diagnosis import intents, leave_figures_out, save_diagnosis
 
 BITS = {"bits": 4, "compute_dtype": "float32"}
@@ -107,11 +112,55 @@ def test_the_files_have_all_numbers(trained: Path) -> None:
         assert part is not None
     assert found.measuring_seconds > 0
     assert (folder / "results.csv").is_file()
-    assert not (folder / "skip_modules.yaml").exists()
+    assert found.sensitivity is not None
+    assert found.sensitivity.skip.modules
+    assert "not proven by training" in (folder / "skip_modules.yaml").read_text()  # nobody asked for a proof
+    assert not (folder / "skip_modules").exists()
     row = found.costs.rows[1]
     assert row.configuration == "NF4, r = 4"
     assert 30 < row.savings["weight_bytes"].value < 80
     assert row.costs["adapter_bytes"].value > 1000
+    assert found.costs.is_process_memory
+    assert "peak_memory_bytes" not in row.savings
+    assert any("inference time; diagnose run --timings" in note for note in found.notes)
+
+
+def test_what_trains_in_full_is_named_with_its_share(
+    trained: Path, runs: dict[tuple[str, int], FinishedRun], pair: tuple[OpenedRun, OpenedRun]
+) -> None:
+    found = findings(trained / "diagnoses/small")
+    assert found.trained_in_full is not None
+    trains = {name: each.numel() for name, each in pair[0].task.named_parameters() if each.requires_grad}
+    in_full = {name: size for name, size in trains.items() if not is_factor(name)}
+    assert found.trained_in_full.numbers == sum(in_full.values()) > 0
+    assert found.trained_in_full.share == pytest.approx(sum(in_full.values()) / sum(trains.values()))
+    assert found.trained_in_full.modules[-1] == "classifier"
+    assert found.trained_in_full.note in found.notes
+    saved = [replace(runs["float32", 0], record=replace(runs["float32", 0].record, trainable_parameters=None))]
+    assert "%" not in trained_in_full(saved[0]).note
+
+
+def test_weights_at_another_rank_are_those_of_a_model_with_wider_factors(pair: tuple[OpenedRun, OpenedRun]) -> None:
+    """Twice the rank is twice the factors; quantized weights, the head and all others stay."""
+    errors = measure_base_errors(*pair)
+    own = replace(planted.diagnosis(), ranks=(4, 8), rank=4)
+    configurations = []
+    for precision, opened in zip(own.precisions, pair, strict=True):
+        trains = {name: each.numel() for name, each in opened.task.named_parameters() if each.requires_grad}
+        factors = sum(size for name, size in trains.items() if is_factor(name))
+        for rank, size in ((4, sum(trains.values())), (8, sum(trains.values()) + factors)):
+            name = own.configuration(precision, rank)
+            configurations.append(
+                ConfigurationResults(name, {}, {}, measurements={"trainable_parameters": {0: float(size)}})
+            )
+    results = replace(planted.results(), configurations=configurations)
+    compared = {"float32": float(errors.full_bytes), "NF4": float(errors.quantized_bytes)}
+    found = weights_by_rank(own, results, compared)
+    for precision, opened in zip(own.precisions, pair, strict=True):
+        more = sum(each.nbytes for name, each in opened.task.named_parameters() if is_factor(name))
+        counted = model_bytes(opened.task.built_network, opened.layers)
+        assert found[f"{precision}, r = 4"] == counted
+        assert found[f"{precision}, r = 8"] == counted + more
 
 
 def test_updates_are_those_of_the_trained_models(
