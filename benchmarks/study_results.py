@@ -75,6 +75,9 @@ def keep(source: Path, results: Path = RESULTS, written_by: str | None = None) -
         return target
     audit = judge_study(study)
     write_study_report(audit.results, audit.analysis, target / "report", audit.notes)
+    for picture in (target / "report" / "figures").iterdir():  # the report's page has all of them, too
+        if picture.name not in {f"{name}.png" for name in FIGURES}:
+            picture.unlink()
     write_trial_table(plan, study.folder, statuses)
     shutil.copyfile(source / "results.csv", target / "results.csv")
     (target / CLAIMS).write_text("".join(f"{line}\n" for line in claim_lines(source.name, audit)))

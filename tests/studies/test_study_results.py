@@ -25,6 +25,8 @@ def test_what_is_kept_gives_the_same_verdicts_without_weights(folder: Path, tmp_
     files = [path for path in kept.rglob("*") if path.is_file()]
     assert not [path for path in files if path.suffix in {".ckpt", ".safetensors"} or "events" in path.name]
     assert sum(path.stat().st_size for path in files if "report" not in path.parts) < 200_000
+    pictures = {path.stem for path in files if path.suffix in {".png", ".svg"}}
+    assert 1 <= len(pictures) <= len(study_results.FIGURES)  # all others are in the report's page alone
     first, second = (judge_study(open_study(path)) for path in (folder / "small", kept))
     assert second.analysis == first.analysis
     assert second.results.configuration("r = 4 truncated to 2").outcomes.keys() == {0, 1}
