@@ -24,6 +24,7 @@ OWN_KEYS = ("precisions", "ranks", "compare", "measure", "skip_modules", "requir
 STUDY_KEYS = ("name", "base", "options", "derived", "seeds", "objective", "margin", "direction", "storage", "budget")
 COMPARE_KEYS = ("rank", "further_seeds", "other_seeds")
 SKIP_KEYS = ("more_bytes", "bought_back", "random_lists", "seeds")
+FEWEST_SEEDS = 2  # for an interval over seeds
 COSTS = ["trainable_parameters", "peak_memory_bytes", "seconds_per_step", "wall_seconds"]
 COSTS += [f"inference_ms_adapter_batch_{size}" for size in (1, 32)]
 EXAMPLE = "precisions: {float32: {}, NF4: {model.quantization: {bits: 4}}}"
@@ -134,6 +135,8 @@ class _Reader:
             return ()
         if not isinstance(found, list) or not all(_is_count(seed, least=0) for seed in found):
             self.refuse(f"{name} is {found!r}, but a list of integers is needed, such as [3, 4]")
+        if len({*found}) < len(found):
+            self.refuse(f"{name} is {found}, but each seed may occur once: equal runs are no further evidence")
         return tuple(found)
 
     def mapping(self, key: str, keys: Sequence[str]) -> Mapping[str, Any]:
@@ -169,6 +172,13 @@ class _Reader:
             self.refuse(
                 f"skip_modules.seeds has {strange[0]}, with which the two precisions are not compared; choose from "
                 f"{', '.join(map(str, seeds))}"
+            )
+        if len(chosen) < FEWEST_SEEDS:
+            default = "" if found.get("seeds") else " (all that are compared)"
+            self.refuse(
+                f"skip_modules.seeds is {[*chosen]}{default}, but a list is proven over at least "
+                f"{FEWEST_SEEDS} different seeds; add seeds of both precisions with "
+                "compare.further_seeds, or leave skip_modules out"
             )
         return SkipProof(**{**found, "seeds": chosen})
 

@@ -12,6 +12,7 @@ from lora_lightning.errors import CheckpointError, ConfigurationError, DataError
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.runs.layout import SUMMARY
 from lora_lightning.runs.record import RunRecord
+from lora_lightning.runs.settings import settings_in
 from lora_lightning.studies.journal import TrialStatus
 from lora_lightning.studies.open_study import OpenStudy
 from lora_lightning.studies.plan import StudyPlan
@@ -23,7 +24,18 @@ from lora_lightning.training.api import config_arguments, option_arguments
 from lora_lightning.training.commands import explain_errors, prepare_command
 
 OF_THE_RUN = ("model.init_args.quantization", "seed_everything", "trainer.logger")  # what has to differ
-WHICH_MODULES = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+TESTED = "trainer.limit_test_batches"
+WHICH_MODULES = (
+    "target_modules",
+    "exclude_modules",
+    "modules_to_save",  # those get no adapter
+    "layers_to_transform",
+    "layers_pattern",
+    "rank_pattern",
+)
+# What may differ between the precisions, of options that decide on examples: how fast they are read, not which.
+HOW_READ = ("batch_size", "eval_batch_size", "num_workers", "cache_dir", "predict_file")
+OF_EXAMPLES = ("model.class_path", "model.init_args.backbone", "model.init_args.revision", TESTED)
 
 
 @dataclass(frozen=True)
@@ -157,16 +169,19 @@ def check_precisions(diagnosis: Diagnosis, plan: StudyPlan, folder: StudyFolder)
         folder: Its folder; nothing is written there.
 
     Raises:
-        ConfigurationError: If the first precision is quantized or the second one is not, or the adapters do not start
-            as dW = 0 on linear layers alone, the same ones for both.
+        ConfigurationError: If the first precision is quantized or the second one is not, the adapters do not start as
+            dW = 0 on linear layers alone, the same ones of the same ranks for both, or both do not get the same
+            examples and the same base.
     """
     found: list[LoraSettings] = []
+    settings: list[Mapping[str, Any]] = []
     for precision in diagnosis.precisions:
         configuration = plan.configuration(diagnosis.configuration(precision, diagnosis.rank))
         trial = make_trial(plan.study, configuration, plan.study.seeds[0])
         words = [*config_arguments(base_configs(plan)), *option_arguments(run_options(folder, trial))]
         with explain_errors():
-            task = prepare_command("fit", words).model
+            cli = prepare_command("fit", words)
+        task = cli.model
         is_quantized = task.quantization is not None
         if is_quantized is not (precision == diagnosis.quantized):
             wanted = "must set" if not is_quantized else "must not set"
@@ -174,11 +189,40 @@ def check_precisions(diagnosis: Diagnosis, plan: StudyPlan, folder: StudyFolder)
             msg += f"{task.quantization}; change the precision's options or the base config"
             raise ConfigurationError(msg)
         found.append(check_adapters(task.lora, precision))
+        settings.append(settings_in(cli.settings_text()))
     check_same_modules(*diagnosis.precisions, *found)
+    check_same_examples(*diagnosis.precisions, *settings)
+
+
+def check_same_examples(first: str, second: str, own: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    """Refuses options that would give the precisions other examples or another base: nothing could be compared.
+
+    Args:
+        first: Name of a precision.
+        second: Name of the other one.
+        own: The options of its runs by dotted name.
+        other: Those of the other one's.
+
+    Raises:
+        ConfigurationError: Names the option that differs.
+    """
+    tested = own.get(TESTED)
+    all_are_tested = tested is None or (isinstance(tested, float) and tested == 1)  # the integer 1 is one batch
+    free = {f"data.init_args.{name}" for name in HOW_READ if all_are_tested or name != "eval_batch_size"}
+    for name in sorted(own.keys() | other.keys()):
+        decides = name in OF_EXAMPLES or (name.startswith("data.") and name not in free)
+        if decides and own.get(name) != other.get(name):
+            msg = f"the precisions {first!r} and {second!r} of the diagnosis would not be compared on the same "
+            msg += f"examples and base, because {name.replace('.init_args', '')} is {own.get(name)} and "
+            msg += (
+                f"{other.get(name)}; set it to the same value for both (of data, only {', '.join(HOW_READ)} may differ"
+            )
+            msg += ")" if all_are_tested else f", and of these not eval_batch_size where {TESTED} is set)"
+            raise ConfigurationError(msg)
 
 
 def check_same_modules(first: str, second: str, lora: LoraSettings, other: LoraSettings) -> None:
-    """Refuses adapters on different modules, whose updates cannot be compared.
+    """Refuses adapters on different modules, or of different ranks, whose updates cannot be compared.
 
     Args:
         first: Name of a precision.
@@ -193,7 +237,8 @@ def check_same_modules(first: str, second: str, lora: LoraSettings, other: LoraS
         values = [getattr(settings, name) for settings in (lora, other)]
         one, two = (sorted(map(str, value)) if isinstance(value, list) else value for value in values)
         if one != two:
-            msg = f"the precisions {first!r} and {second!r} of the diagnosis may adapt different modules, because "
+            what = "give modules different ranks" if name == "rank_pattern" else "adapt different modules"
+            msg = f"the precisions {first!r} and {second!r} of the diagnosis may {what}, because "
             msg += f"model.lora.{name} is {values[0]} and {values[1]}; set it to the same value for both"
             raise ConfigurationError(msg)
 

@@ -24,6 +24,7 @@ def test_diagnosis_config_runs(
     path: Path, tiny_backbone: TinyBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leave_figures_out(monkeypatch)
+    monkeypatch.setattr("lora_lightning.diagnosis.diagnosis_file.FEWEST_SEEDS", 1)  # a second one takes as long again
     content = yaml.safe_load(path.read_text())
     base = (path.parent / content["base"]).resolve()
     config = yaml.safe_load(base.read_text())

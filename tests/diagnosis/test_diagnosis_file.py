@@ -49,7 +49,8 @@ def test_defaults_compare_the_largest_rank_and_prove_no_list(tmp_path: Path) -> 
     assert (found.measuring, found.proof, found.require) == (Measuring(), None, ())
     proof = read(tmp_path, seeds=[3, 5], skip_modules={"random_lists": 2}).proof
     assert proof == SkipProof(random_lists=2, seeds=(3, 5))
-    assert read(tmp_path, skip_modules={"more_bytes": 0.3, "seeds": [0]}).proof == SkipProof(more_bytes=0.3, seeds=(0,))
+    proof = read(tmp_path, seeds=[0, 1, 2], skip_modules={"more_bytes": 0.3, "seeds": [0, 2]}).proof
+    assert proof == SkipProof(more_bytes=0.3, seeds=(0, 2))
 
 
 @pytest.mark.parametrize(
@@ -83,6 +84,16 @@ def test_defaults_compare_the_largest_rank_and_prove_no_list(tmp_path: Path) -> 
         ({"skip_modules": {"more_bytes": 0}}, "skip_modules.more_bytes is 0, but a share above 0"),
         ({"skip_modules": {"random_lists": 0}}, "skip_modules.random_lists is 0, but an integer above 0"),
         ({"skip_modules": {"seeds": [9]}}, "skip_modules.seeds has 9, with which the two precisions are not compared"),
+        (
+            {"seeds": [0, 1], "skip_modules": {"seeds": [0]}},
+            "skip_modules.seeds is [0], but a list is proven over at least 2 different seeds",
+        ),
+        (
+            {"skip_modules": {}},
+            "skip_modules.seeds is [0] (all that are compared), but a list is proven over at least 2 different seeds",
+        ),
+        ({"skip_modules": {"seeds": [0, 0]}}, "skip_modules.seeds is [0, 0], but each seed may occur once"),
+        ({"compare": {"other_seeds": [7, 7]}}, "compare.other_seeds is [7, 7], but each seed may occur once"),
         ({"require": ["not_wors"]}, "require names the verdict 'not_wors'; did you mean 'not_worse'"),
         ({"require": "not_worse"}, "require is 'not_worse', but a list of verdicts"),
         ({"objective": None}, "objective is missing"),
