@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,15 +73,28 @@ def compare_predictions(first: Tensor, second: Tensor, labels: Tensor, examples:
 
 
 @dataclass(frozen=True)
-class Flips:
-    """Decisions of two classifiers on the same examples with labels.
+class Decisions:
+    """What a user gets from a model.
 
     Attributes:
-        examples: How many were decided.
+        made: (decisions,), any dtype with equality: one for each text, for each label of a text, or for each question.
+        are_right: (decisions,), bool.
+    """
+
+    made: NDArray[Any]
+    are_right: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Decisions of two models on the same examples with labels.
+
+    Attributes:
+        examples: How many decisions there were.
         same: How many decisions are the same.
         lost: How many the first model has right and the second one wrong.
         gained: How many the first model has wrong and the second one right.
-        other: How many are wrong in two ways.
+        other: How many are wrong, or right, in two ways.
     """
 
     examples: int
@@ -95,21 +109,20 @@ class Flips:
         return self.same / self.examples if self.examples else float("nan")
 
 
-def count_flips(labels: NDArray[np.int64], first: NDArray[np.int64], second: NDArray[np.int64]) -> Flips:
-    """Counts how the decisions of two classifiers differ.
+def count_flips(first: Decisions, second: Decisions) -> Flips:
+    """Counts how the decisions of two models differ.
 
     Args:
-        labels: (examples,), integers: what is right.
-        first: (examples,), decisions of one model.
-        second: (examples,), decisions of the other one.
+        first: Those of one model.
+        second: Those of the other one, in the same order.
 
     Returns:
         The counts.
     """
-    differs = first != second
-    lost, gained = differs & (first == labels), differs & (second == labels)
+    differs = first.made != second.made
+    lost, gained = (differs & (one.are_right & ~other.are_right) for one, other in ((first, second), (second, first)))
     return Flips(
-        examples=len(labels),
+        examples=len(first.made),
         same=int((~differs).sum()),
         lost=int(lost.sum()),
         gained=int(gained.sum()),

@@ -1,6 +1,9 @@
 """How much updates of the same layer have in common, from their factors; no (out, in) matrix is formed."""
 
+import math
 from collections.abc import Sequence
+from functools import cache
+from statistics import fmean
 from typing import Literal
 
 import torch
@@ -11,6 +14,7 @@ from lora_lightning.lora.delta import AdapterDelta
 from lora_lightning.lora.truncation import decompose_factors
 
 NOTHING = 1e-6  # of the largest singular value: below it, a direction is rounding
+ANGLE_DRAWS = 20
 Side = Literal["outputs", "inputs"]  # the column space of dW, or its row space
 
 
@@ -197,6 +201,27 @@ def random_overlap(features: int, r1: int, r2: int) -> float:
         max(r1, r2) / features.
     """
     return max(r1, r2) / features
+
+
+@cache
+def random_largest_angle(sides: tuple[tuple[int, int], ...]) -> float:
+    """The largest principal angle between two random subspaces, a mean over draws with a fixed seed.
+
+    Args:
+        sides: (features, dimension of both subspaces) of each space; the largest angle in any of them counts.
+
+    Returns:
+        Degrees, in [0, 90].
+    """
+    generator = torch.Generator().manual_seed(0)
+    angles = []
+    for _ in range(ANGLE_DRAWS):
+        least = 1.0
+        for features, r in sides:
+            first, second = torch.linalg.qr(torch.randn(2, features, r, generator=generator, dtype=torch.float64)).Q
+            least = min(least, float(principal_cosines(first, second)[-1]))
+        angles.append(math.degrees(math.acos(least)))
+    return fmean(angles)
 
 
 @torch.no_grad()

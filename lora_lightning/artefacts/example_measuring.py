@@ -33,6 +33,19 @@ Rows = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
+class ChosenRows:
+    """Rows of a split on which several models are compared, whatever the size of the batches of each.
+
+    Attributes:
+        batches: On the host.
+        dataset: Makes a batch of any rows, by their numbers.
+    """
+
+    batches: list[Batch]
+    dataset: Any
+
+
+@dataclass(frozen=True)
 class Measured:
     """What a model made of a split.
 
@@ -94,6 +107,7 @@ class SplitExamples:
         loaders = self.datamodule.test_dataloader() if kind == "test" else self.datamodule.val_dataloader()
         if isinstance(loaders, list):
             loaders = loaders[names.index(self.split)]
+        self.dataset: Any = loaders.dataset
         self.batches: list[Batch] = some_batches(loaders, sys.maxsize)
 
     @property
@@ -123,6 +137,34 @@ class SplitExamples:
         each = max(1, math.ceil(rows / count))
         few.batches = [{name: tensor[:each] for name, tensor in self.batches[place].items()} for place in places]
         return few
+
+    @property
+    def chosen(self) -> ChosenRows:
+        """The rows, for the same split as other runs have it."""
+        return ChosenRows(self.batches, self.dataset)
+
+    def has_rows(self, chosen: ChosenRows) -> bool:
+        """Whether this run's data has the rows that were chosen in another run's: the same tokens, labels and numbers.
+
+        Args:
+            chosen: Of the same split; batches without `index` have to be those that this object has.
+        """
+        if not all(INDEX in batch for batch in (*chosen.batches, *self.batches)):
+            return len(self.batches) == len(chosen.batches) and all(map(_is_same, self.batches, chosen.batches))
+        numbers = [batch[INDEX].tolist() for batch in chosen.batches]
+        if max((number for rows in numbers for number in rows), default=-1) >= len(self.dataset):
+            return False
+        return all(_is_same(self.dataset[rows], chosen.dataset[rows]) for rows in numbers)
+
+    def at(self, chosen: ChosenRows) -> "SplitExamples":
+        """Other rows of the split, in their batches.
+
+        Args:
+            chosen: For which `has_rows` is true.
+        """
+        found = copy.copy(self)
+        found.batches = chosen.batches
+        return found
 
     def measure(
         self,
@@ -172,6 +214,10 @@ class SplitExamples:
     def in_words(self, examples: int) -> str:
         """What the examples are, such as `val of Clinc150DataModule, 3,100 examples`."""
         return f"{self.split} of {type(self.datamodule).__name__}, {examples:,} examples"
+
+
+def _is_same(one: Batch, other: Batch) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
 def _whole_examples(batches: Sequence[Batch], least: int) -> list[Batch]:

@@ -17,6 +17,7 @@ from lora_lightning.analysis.similarity import (
     factor_cosine,
     inner_products,
     principal_cosines,
+    random_largest_angle,
     random_overlap,
     rotated_factors,
     squares_on_one_scale,
@@ -35,17 +36,22 @@ TELLING_COSINE = 0.5  # of two seeds: D^2 > 2 d^2 needs more, as d^2 = 2 - 2 cos
 
 
 class PairKind(StrEnum):
-    """In what two adapters differ.
+    """In what two adapters, or the models that have them, differ.
 
     Attributes:
-        PRECISION: In the precision alone; both started with the same A.
+        PRECISION: In the precision alone; both started with the same A and the same new head.
         SEED: In the seed alone.
-        BOTH: In both.
+        BOTH: In both; these share no start, so they are what stands beside `SEED`.
     """
 
     PRECISION = "precision"
     SEED = "seed"
     BOTH = "precision and seed"
+
+    @property
+    def shown(self) -> str:
+        """As it stands over a column or a panel."""
+        return f"another {self}{', same start' if self is PairKind.PRECISION else ''}"
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,7 @@ class ModuleSimilarity:
         largest_angle: The largest principal angle of both, in degrees.
         random_output_overlap: What random subspaces of the same dimensions have.
         random_input_overlap: The same of row spaces.
+        random_largest_angle: Their largest principal angle, in degrees.
         norms: Mean Frobenius norm of dW by precision: first not quantized.
         effective_ranks: Mean effective rank of dW by precision.
         spectra: Mean singular values of dW by precision, descending.
@@ -95,6 +102,7 @@ class ModuleSimilarity:
     largest_angle: Mapping[PairKind, float]
     random_output_overlap: float
     random_input_overlap: float
+    random_largest_angle: float
     norms: tuple[float, float]
     effective_ranks: tuple[float, float]
     spectra: tuple[tuple[float, ...], tuple[float, ...]]
@@ -279,6 +287,7 @@ def _of_module(
         largest_angle={kind: _mean_over(angles, chosen) for kind, chosen in known.items()},
         random_output_overlap=random_overlap(out, min(r, out), min(r, out)),
         random_input_overlap=random_overlap(inputs, min(r, inputs), min(r, inputs)),
+        random_largest_angle=random_largest_angle(tuple((side, min(r, side)) for side in (out, inputs))),
         norms=_both([[float(spectrum.norm()) for spectrum in group] for group in by_precision]),
         effective_ranks=_both(
             [[rank_numbers(spectrum, r)["effective_rank"] for spectrum in group] for group in by_precision]

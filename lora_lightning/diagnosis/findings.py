@@ -23,6 +23,7 @@ from lora_lightning.diagnosis.finished_runs import FinishedRun, different_option
 from lora_lightning.diagnosis.measuring import BEHAVIOR, ERRORS, MERGES, SENSITIVITY, SIMILARITY, Measurer
 from lora_lightning.diagnosis.merge_recovery import MergeRecoveries
 from lora_lightning.diagnosis.model_behavior import Behaviors
+from lora_lightning.diagnosis.product_dtypes import note_on_products
 from lora_lightning.diagnosis.proof_runs import judge_proof
 from lora_lightning.diagnosis.rank_threshold import RankThreshold, find_rank_threshold
 from lora_lightning.diagnosis.sensitivity import Sensitivity
@@ -178,6 +179,7 @@ def collect_findings(diagnosis: Diagnosis, folder: DiagnosisFolder, study: OpenS
             note
             for note in (
                 note_on_options(diagnosis.precisions, different) if different else "",
+                note_on_products(*(_first_run(runs, precision) for precision in diagnosis.precisions)),
                 "" if errors is None else errors.caution,
                 _lacking_note(diagnosis, measured),
                 "" if in_full is None else in_full.note,
@@ -240,6 +242,10 @@ def _costs(
     weights = weights_by_rank(diagnosis, results, _weight_bytes(diagnosis, errors))
     on_gpu = all(run.record.device == GPU for run in runs)
     return cost_table(diagnosis, results, weights, _adapter_bytes(diagnosis, runs), is_process_memory=not on_gpu)
+
+
+def _first_run(runs: Sequence[FinishedRun], precision: str) -> FinishedRun:
+    return next(run for run in runs if run.precision == precision)
 
 
 def _weight_bytes(diagnosis: Diagnosis, errors: BaseErrors | None) -> dict[str, float]:

@@ -40,7 +40,8 @@ class Measurer:
         own = [run for run in runs if run.rank == diagnosis.rank]
         self.full = {run.seed: run for run in own if run.precision == diagnosis.full}
         self.quantized = {run.seed: run for run in own if run.precision == diagnosis.quantized}
-        self.opened = OpenedRuns(diagnosis.measuring.rows)
+        common = self.common_seeds
+        self.opened = OpenedRuns(diagnosis.measuring.rows, self.full[common[0]] if common else None)
 
     @property
     def sides(self) -> tuple[Mapping[int, FinishedRun], Mapping[int, FinishedRun]]:
@@ -51,6 +52,11 @@ class Measurer:
     def common_seeds(self) -> list[int]:
         """The seeds with finished runs of both precisions, in the order of the diagnosis."""
         return [seed for seed in self.diagnosis.seeds if seed in self.full and seed in self.quantized]
+
+    @property
+    def other_quantized(self) -> list[FinishedRun]:
+        """The finished runs of the quantized precision with seeds of their own."""
+        return [self.quantized[seed] for seed in self.diagnosis.other_seeds if seed in self.quantized]
 
     def inputs(self) -> dict[str, dict[str, Any]]:
         """What each measurement depends on, by its name; only those that the finished runs allow."""
@@ -68,7 +74,7 @@ class Measurer:
             ERRORS: pair,
             SENSITIVITY: {**everything, "proof": asdict(self._budget)},
             MERGES: rows,
-            BEHAVIOR: {**everything, "runs": pairs},
+            BEHAVIOR: {**everything, "runs": [*pairs, *(run.identity for run in self.other_quantized)]},
         }
 
     @property
@@ -129,17 +135,26 @@ class Measurer:
         return measure_merges(self.opened.open(quantized))
 
     def _behavior(self) -> Behaviors:
-        self.report(f"comparing the predictions of {2 * len(self.common_seeds)} runs")
+        """One change at a time, and both at once: only those pairs share a start as little as two seeds do."""
+        others = self.other_quantized[: len(self.common_seeds)]
+        self.report(f"comparing the predictions of {2 * len(self.common_seeds) + len(others)} runs")
         pairs: list[PairBehavior] = []
         former: Observed | None = None
-        examples = probed = completions = 0
-        for seed in self.common_seeds:
-            full, quantized = (
-                observe(self.opened.open(side[seed]), self.diagnosis.measuring) for side in (self.full, self.quantized)
-            )
-            pairs.append(compare_behavior(full, quantized, PairKind.PRECISION))
+        examples, probed, completions, decided = 0, 0, 0, ""
+        for place, seed in enumerate(self.common_seeds):
+            full = self._observe(self.full[seed])
             if former is not None:
                 pairs.append(compare_behavior(former, full, PairKind.SEED))
-            former, examples = full, len(next(iter(full.rows.values()), []))
-            probed, completions = len(full.states[0]) if full.states else 0, len(full.completions)
-        return Behaviors(examples, probed, completions, tuple(pairs))
+            quantized = self._observe(self.quantized[seed])
+            pairs.append(compare_behavior(full, quantized, PairKind.PRECISION))
+            if not others and former is not None:
+                pairs.append(compare_behavior(former, quantized, PairKind.BOTH))
+            if place < len(others):
+                del quantized  # predictions of a language model are large
+                pairs.append(compare_behavior(full, self._observe(others[place]), PairKind.BOTH))
+            former = full
+            examples, probed, completions, decided = full.examples, full.probed, len(full.completions), full.decided
+        return Behaviors(examples, probed, completions, decided, tuple(pairs))
+
+    def _observe(self, run: FinishedRun) -> Observed:
+        return observe(self.opened.open(run), self.diagnosis.measuring)

@@ -10,7 +10,7 @@ from lora_lightning.diagnosis.opened_runs import OpenedRun
 from lora_lightning.errors import BackboneError
 from lora_lightning.lora.delta import adapted_layers
 from lora_lightning.lora.merging import merge_targets, merged_adapters, without_adapters
-from lora_lightning.lora.quantized import quantized_bits
+from lora_lightning.lora.quantized import computing_in_float32, quantized_bits
 from lora_lightning.statistics.recovery import Recovery, recovery_ratio
 from lora_lightning.tasks.held_out_batches import isolated_evaluation
 from lora_lightning.tasks.outcome_rows import SCORE, WEIGHT
@@ -63,14 +63,16 @@ def measure_merges(opened: OpenedRun) -> MergeRecoveries:
         originals = load_original_weights(task.transformers_model, task.backbone, layers)
     except BackboneError as error:
         note = f"the target original was not measured: {error}"
-    adapted, weights = _scores(opened)
-    with isolated_evaluation(task), without_adapters(task):
-        base, _ = _scores(opened)
     found = []
-    for target in merge_targets(task, originals) if len(adapted) else ():
-        with isolated_evaluation(task), merged_adapters(task, target, originals):
-            merged, _ = _scores(opened)
-        found.append(TargetRecovery(target, recovery_ratio(base, adapted, merged, weights)))
+    # A merged layer multiplies in float32; the adapter's own model must not round where that one does not.
+    with computing_in_float32(task.built_network):
+        adapted, weights = _scores(opened)
+        with isolated_evaluation(task), without_adapters(task):
+            base, _ = _scores(opened)
+        for target in merge_targets(task, originals) if len(adapted) else ():
+            with isolated_evaluation(task), merged_adapters(task, target, originals):
+                merged, _ = _scores(opened)
+            found.append(TargetRecovery(target, recovery_ratio(base, adapted, merged, weights)))
     return MergeRecoveries(opened.run.title, tuple(found), note)
 
 

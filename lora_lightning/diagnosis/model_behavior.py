@@ -6,26 +6,37 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from lora_lightning.analysis.behavior import Flips, PredictionChanges, compare_predictions, count_flips, leading_match
+from lora_lightning.analysis.behavior import (
+    Decisions,
+    Flips,
+    PredictionChanges,
+    compare_predictions,
+    count_flips,
+    leading_match,
+)
 from lora_lightning.analysis.representations import linear_cka, pool_tokens, row_cosines
 from lora_lightning.artefacts.example_measuring import Rows
 from lora_lightning.backbones.first_token import every_token
 from lora_lightning.callbacks.representation_drift import shortened_mask
 from lora_lightning.diagnosis.adapter_similarity import PairKind
+from lora_lightning.diagnosis.decisions import DecisionRecorder, decisions_in_words
 from lora_lightning.diagnosis.opened_runs import OpenedRun
 from lora_lightning.diagnosis.prediction_rows import PredictionRecorder, Predictions
 from lora_lightning.diagnosis.specification import Measuring
+from lora_lightning.errors import DataError
+from lora_lightning.lora.quantized import computing_in_float32
 from lora_lightning.statistics.divergence import DivergenceSummary, Estimate, summarize_divergence
 from lora_lightning.tasks.causal_language_modeling import CausalLanguageModelingTask
 from lora_lightning.tasks.generation import GenerationSettings, complete_tokens
-from lora_lightning.tasks.held_out_batches import isolated_evaluation, on_device
+from lora_lightning.tasks.held_out_batches import Batch, isolated_evaluation, on_device
 from lora_lightning.tasks.next_token import IGNORED
-from lora_lightning.tasks.outcome_rows import WEIGHT
+from lora_lightning.tasks.outcome_rows import INDEX, WEIGHT
 
 PROBED = 64  # examples whose hidden states are compared
-LABEL, PREDICTION = "label", "prediction"
+LABEL = "label"
 
 
 @dataclass(frozen=True)
@@ -48,11 +59,11 @@ class PairBehavior:
     Attributes:
         first: Title of one run.
         second: Title of the other one.
-        kind: In what they differ.
+        kind: In what they differ; both of `PRECISION` started with the same adapter and the same new head.
         predictions: In the measures of llama.cpp; `None` for a task that predicts numbers.
         layers: Hidden states by layer, the embeddings' output first; empty if the model reads no tokens.
         greedy: Share of a greedy completion that the second model repeats; `None` unless it is a language model.
-        flips: Decisions; `None` unless each example has one of several classes.
+        flips: Decisions; `None` for a task that makes none.
     """
 
     first: str
@@ -72,12 +83,14 @@ class Behaviors:
         examples: How many validation examples were compared.
         probed: Of how many of them hidden states were compared.
         completions: How many texts were continued greedily.
+        decisions: What decisions are, or why there are none, in words.
         pairs: The pairs.
     """
 
     examples: int
     probed: int
     completions: int
+    decisions: str
     pairs: tuple[PairBehavior, ...]
 
 
@@ -91,6 +104,8 @@ class Observed:
         rows: Of the split.
         states: (examples, features) by layer.
         completions: Tokens by prompt.
+        decisions: What a user would get; `None` for a task that makes none.
+        decided: What decisions are, or why there are none, in words.
     """
 
     title: str
@@ -98,6 +113,18 @@ class Observed:
     rows: Rows
     states: list[Tensor]
     completions: list[list[int]]
+    decisions: Decisions | None
+    decided: str
+
+    @property
+    def examples(self) -> int:
+        """How many were run."""
+        return len(next(iter(self.rows.values()), []))
+
+    @property
+    def probed(self) -> int:
+        """How many have hidden states."""
+        return len(self.states[0]) if self.states else 0
 
 
 def observe(opened: OpenedRun, measuring: Measuring) -> Observed:
@@ -110,15 +137,26 @@ def observe(opened: OpenedRun, measuring: Measuring) -> Observed:
     Returns:
         What it does.
     """
-    recorder = PredictionRecorder(opened.task, len(opened.examples.batches))
-    measured = opened.examples.measure(opened.task.built_network, recorder.watch)
-    return Observed(
-        opened.run.title,
-        recorder.kept,
-        measured.rows,
-        hidden_states(opened),
-        greedy_completions(opened, measuring.prompts, measuring.new_tokens),
-    )
+    task, examples = opened.task, opened.examples
+    recorder = PredictionRecorder(task, len(examples.batches))
+    decisions = DecisionRecorder(task, examples.split, len(examples.batches))
+
+    def watch(batch: Batch, found: Any) -> None:
+        recorder.watch(batch, found)
+        decisions.watch(batch, found)
+
+    # Products in 16 bits on one side would be taken for what quantizing the weights does.
+    with computing_in_float32(task.built_network):
+        measured = examples.measure(task.built_network, watch)
+        return Observed(
+            opened.run.title,
+            recorder.kept,
+            measured.rows,
+            hidden_states(opened),
+            greedy_completions(opened, measuring.prompts, measuring.new_tokens),
+            decisions.decisions,
+            decisions_in_words(task),
+        )
 
 
 def hidden_states(opened: OpenedRun, examples: int = PROBED) -> list[Tensor]:
@@ -126,22 +164,45 @@ def hidden_states(opened: OpenedRun, examples: int = PROBED) -> list[Tensor]:
 
     Args:
         opened: The run.
-        examples: How many, at least.
+        examples: How many at most.
 
     Returns:
         (examples, features), float32, on the CPU, by layer; empty if batches have no attention mask.
     """
-    task, pooled, count = opened.task, [], 0
+    task, pooled = opened.task, []
     with isolated_evaluation(task), every_token(task):
-        for batch in opened.examples.batches:
-            if count >= examples or "attention_mask" not in batch:
-                break
+        for batch in rows_of_all_lengths(opened.examples.batches, examples):
+            if "attention_mask" not in batch:
+                return []
             moved = on_device(opened.trainer, batch)
             mask = moved["attention_mask"]
             states = task.hidden_states(moved)
             pooled.append([pool_tokens(each, shortened_mask(mask, each.shape[1]), "mean").cpu() for each in states])
-            count += len(mask)
     return [torch.cat(parts) for parts in zip(*pooled, strict=True)]
+
+
+def rows_of_all_lengths(batches: Sequence[Batch], count: int) -> list[Batch]:
+    """Some rows of batches, evenly spread over all of them: the first batches have the longest rows.
+
+    Args:
+        batches: Each with tensors whose first axis is its rows.
+        count: How many rows to keep at most.
+
+    Returns:
+        The batches with these rows; those without one are left out.
+    """
+    owners = [(number, row) for number, batch in enumerate(batches) for row in range(len(next(iter(batch.values()))))]
+    kept: dict[int, list[int]] = {}
+    for place in spread_places(len(owners), count):
+        number, row = owners[place]
+        kept.setdefault(number, []).append(row)
+    return [{name: tensor[rows] for name, tensor in batches[number].items()} for number, rows in kept.items()]
+
+
+def spread_places(total: int, count: int) -> list[int]:
+    """At most `count` of the numbers below `total`, evenly spread, ascending."""
+    few = min(total, count)
+    return [(2 * number + 1) * total // (2 * few) for number in range(few)]
 
 
 def greedy_completions(opened: OpenedRun, prompts: int, new_tokens: int) -> list[list[int]]:
@@ -149,7 +210,7 @@ def greedy_completions(opened: OpenedRun, prompts: int, new_tokens: int) -> list
 
     Args:
         opened: The run.
-        prompts: How many.
+        prompts: How many, evenly spread over the examples.
         new_tokens: Tokens of a completion, at most.
 
     Returns:
@@ -160,16 +221,13 @@ def greedy_completions(opened: OpenedRun, prompts: int, new_tokens: int) -> list
         return []
     limit = getattr(task.transformers_model.config, "max_position_embeddings", None) or 2**31
     settings = GenerationSettings(max_new_tokens=new_tokens)
+    starts = [start for batch in opened.examples.batches for start in beginnings(batch)]
     found: list[list[int]] = []
     with isolated_evaluation(task):
-        for batch in opened.examples.batches:
-            starts = [start[: limit - new_tokens] for start in beginnings(batch)[: prompts - len(found)]]
-            for start in starts:
-                ids = start[None].to(task.device)
-                prompt = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-                found += complete_tokens(task.transformers_model, task.tokenizer, prompt, settings)
-            if len(found) >= prompts:
-                break
+        for place in spread_places(len(starts), prompts):
+            ids = starts[place][None, : limit - new_tokens].to(task.device)
+            prompt = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            found += complete_tokens(task.transformers_model, task.tokenizer, prompt, settings)
     return found
 
 
@@ -202,7 +260,11 @@ def compare_behavior(first: Observed, second: Observed, kind: PairKind) -> PairB
 
     Returns:
         How they differ.
+
+    Raises:
+        DataError: If they were not run on the same examples with the same labels.
     """
+    _check_same_examples(first, second)
     changes = [
         compare_predictions(one.logits, other.logits, one.labels, one.examples)
         for one, other in zip(first.predictions, second.predictions, strict=True)
@@ -217,8 +279,23 @@ def compare_behavior(first: Observed, second: Observed, kind: PairKind) -> PairB
             for one, other in zip(first.states, second.states, strict=True)
         ),
         greedy=_greedy_match(first.completions, second.completions),
-        flips=_flips(first.rows, second.rows),
+        flips=_flips(first.decisions, second.decisions),
     )
+
+
+def _check_same_examples(first: Observed, second: Observed) -> None:
+    """Numbers of two texts mean nothing, and nobody would see it if their counts agree."""
+    own, other = (_what_was_run(each) for each in (first, second))
+    if len(own) != len(other) or not all(map(np.array_equal, own, other)):
+        msg = f"{first.title!r} and {second.title!r} were run on different validation examples, so that their "
+        msg += "predictions cannot be compared; give both precisions the same options of data"
+        raise DataError(msg)
+
+
+def _what_was_run(observed: Observed) -> list[NDArray[Any]]:
+    rows = [observed.rows[name] for name in (INDEX, WEIGHT, LABEL) if name in observed.rows]
+    predictions = [part for each in observed.predictions for part in (each.labels.numpy(), each.examples.numpy())]
+    return [*rows, *predictions]
 
 
 def _summarize(changes: PredictionChanges) -> DivergenceSummary:
@@ -235,8 +312,5 @@ def _greedy_match(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]
     return Estimate(float(shares.mean()), error)
 
 
-def _flips(first: Rows, second: Rows) -> Flips | None:
-    if PREDICTION not in first or first[PREDICTION].dtype.kind != "i":
-        return None
-    kept: Any = first[WEIGHT] > 0
-    return count_flips(first[LABEL][kept], first[PREDICTION][kept], second[PREDICTION][kept])
+def _flips(first: Decisions | None, second: Decisions | None) -> Flips | None:
+    return None if first is None or second is None else count_flips(first, second)

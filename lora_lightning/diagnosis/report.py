@@ -262,14 +262,30 @@ def _behavior(findings: Findings) -> Section | None:
     found = findings.behaviors
     if found is None or not found.pairs:
         return None
-    text = f"On {found.examples:,} validation examples, in the measures of llama.cpp; pairs of two seeds show what "
-    text += f"chance alone changes.{_what_was_compared(findings, found)}"
+    text = f"On {found.examples:,} validation examples, in the measures of llama.cpp, with products in float32 on both "
+    text += f"sides.{_what_was_compared(findings, found)}"
     return Section(
         "Do the models behave alike?",
-        (text,),
-        tables=(tables.behavior_table(found), *tables.layers_tables(found)),
+        (text, _baseline(found)),
+        tables=(*tables.behavior_tables(found), *tables.layers_tables(found)),
         figures=behavior_figures(found),
     )
+
+
+def _baseline(found: Behaviors) -> str:
+    """Which pairs can be read beside which: those of one seed share more than their precision can change."""
+    kinds = {pair.kind for pair in found.pairs}
+    text = ""
+    if PairKind.PRECISION in kinds:
+        text = "Two precisions with one seed start with the same adapter and, where there is one, the same new head, "
+        text += "and see the data in the same order. They are near each other for that alone, so they do "
+        text += "not show that quantization changes little. "
+    if PairKind.SEED not in kinds:
+        return text + "Both have one seed in common, so it is not known what chance alone changes."
+    if PairKind.BOTH not in kinds:
+        return text + "Two seeds show what chance alone changes, but no pair differs in precision and seed."
+    text += "Two seeds show what chance alone changes. Beside them stand pairs that differ in precision and seed: what "
+    return text + "these differ in more, beyond the ranges in the table, comes with the quantization."
 
 
 def _what_was_compared(findings: Findings, found: Behaviors) -> str:
@@ -280,9 +296,10 @@ def _what_was_compared(findings: Findings, found: Behaviors) -> str:
         rows = " or ".join(f"{count:,}" for count in sorted(counts))
         parts.append(f"KL divergences, changes of p and perplexities are of {rows} predictions{_sampled(findings)}")
     if found.probed:
-        parts.append(f"hidden states are of the first {found.probed:,} examples")
+        parts.append(f"hidden states are of {found.probed:,} of the rows, evenly spread over their lengths")
     if found.completions:
-        parts.append(f"completions are of {found.completions:,} texts")
+        parts.append(f"completions are of {found.completions:,} texts, spread alike")
+    parts.append(found.decisions)
     return f" {'; '.join(parts)}." if parts else ""
 
 
@@ -306,6 +323,7 @@ def _merges(findings: Findings) -> Section | None:
     text = (
         f"The adapter of {found.run}, merged in memory. The recovery ratio is 1 if its gain is kept, 0 if it is lost. "
     )
+    text += "Products are in float32 before and after merging. "
     text += "Intervals are over validation examples of this one adapter; other seeds and ranks may differ."
     return Section("What does each merge target do?", (text,), tables=(tables.merges_table(found),))
 

@@ -21,14 +21,16 @@ from lora_lightning.figures.diagnosis import (
 from lora_lightning.figures.study import axis_label, words
 from lora_lightning.reports.files import ReportFigure
 
+SHARED_START = (
+    "Two precisions with one seed share A at the start, and are near each other for that alone; what stands beside "
+    "another seed is another precision and seed."
+)
 DRAWN_COSTS = (WEIGHTS, PEAK_MEMORY, STEP)
 
 
 def similarity_figures(findings: Findings, found: AdapterSimilarity) -> tuple[ReportFigure, ...]:
     """Draws similarities by layer and module, and spectra."""
-    panels = {
-        f"another {kind}": {each.module: each.cosine[kind] for each in found.modules} for kind in _drawn_kinds(found)
-    }
+    panels = {kind.shown: {each.module: each.cosine[kind] for each in found.modules} for kind in _kinds(found)}
     spectra: dict[str, dict[str, list[float]]] = {}
     for place, precision in enumerate(findings.precisions):
         kinds: dict[str, list[Sequence[float]]] = {}
@@ -37,8 +39,7 @@ def similarity_figures(findings: Findings, found: AdapterSimilarity) -> tuple[Re
         spectra[precision] = {
             kind: [fmean(values) for values in zip(*group, strict=False)] for kind, group in kinds.items()
         }
-    text = "Cosine of the updates of two adapters by layer and module: of the two precisions with one seed, and of two "
-    text += "seeds with one precision."
+    text = f"Cosine of the updates of two adapters by layer and module, by what differs between them. {SHARED_START}"
     return (
         ReportFigure("similarity", "Similarity of updates", text, module_maps_figure(panels, "cosine of dW", (0, 1))),
         *_angle_figures(found),
@@ -51,31 +52,28 @@ def similarity_figures(findings: Findings, found: AdapterSimilarity) -> tuple[Re
     )
 
 
-def _drawn_kinds(found: AdapterSimilarity) -> list[PairKind]:
-    """One change at a time; if no such pair is there, such as after failed runs, what is there."""
-    kinds = [kind for kind in PairKind if kind in found.by_kind]
-    return [kind for kind in kinds if kind in {PairKind.PRECISION, PairKind.SEED}] or kinds
+def _kinds(found: AdapterSimilarity) -> list[PairKind]:
+    return [kind for kind in PairKind if kind in found.by_kind]
 
 
 def _angle_figures(found: AdapterSimilarity) -> tuple[ReportFigure, ...]:
-    """Draws principal angles and overlaps by layer and module, for pairs of precisions and for pairs of seeds."""
-    kinds = [kind for kind in PairKind if kind in found.by_kind]
-    angles = {f"another {kind}": {each.module: each.largest_angle[kind] for each in found.modules} for kind in kinds}
-    overlaps = {
-        f"{side}, another {kind}": {each.module: getattr(each, name)[kind] for each in found.modules}
-        for side, name in (("outputs", "output_overlap"), ("inputs", "input_overlap"))
-        for kind in _drawn_kinds(found)
-    }
+    """Draws principal angles and overlaps by layer and module, by what differs between two adapters."""
+    angles = {kind.shown: {each.module: each.largest_angle[kind] for each in found.modules} for kind in _kinds(found)}
     text = (
         "The largest principal angle between the column or row spaces of two updates, by layer and module; 90 degrees: "
     )
-    text += "a direction of one that the other one has nothing of."
-    both = "Overlap of the column spaces (outputs) and row spaces (inputs) of two updates, the mean squared cosine of "
-    both += "principal angles, by layer and module; row spaces of one seed start equal."
-    return (
-        ReportFigure("angles", "Principal angles", text, module_maps_figure(angles, "degrees", (0, 90))),
-        ReportFigure("overlaps", "Overlap of subspaces", both, module_maps_figure(overlaps, "overlap", (0, 1))),
-    )
+    text += f"a direction of one that the other one has nothing of. {SHARED_START}"
+    figures = [ReportFigure("angles", "Principal angles", text, module_maps_figure(angles, "degrees", (0, 90)))]
+    for side, spaces in (("outputs", "column"), ("inputs", "row")):
+        overlaps = {
+            kind.shown: {each.module: getattr(each, f"{side[:-1]}_overlap")[kind] for each in found.modules}
+            for kind in _kinds(found)
+        }
+        text = f"Overlap of the {spaces} spaces ({side}) of two updates, the mean squared cosine of principal angles, "
+        text += f"by layer and module. {SHARED_START}"
+        figure = module_maps_figure(overlaps, "overlap", (0, 1))
+        figures.append(ReportFigure(f"overlaps_{side}", f"Overlap of subspaces, {side}", text, figure))
+    return tuple(figures)
 
 
 def errors_figure(found: BaseErrors) -> ReportFigure:
@@ -120,16 +118,18 @@ def sensitivity_figures(found: Sensitivity) -> tuple[ReportFigure, ...]:
 def behavior_figures(found: Behaviors) -> tuple[ReportFigure, ...]:
     """Draws the similarity of hidden states by layer, as means over pairs."""
     kinds = {kind: [pair.layers for pair in found.pairs if pair.kind is kind and pair.layers] for kind in PairKind}
-    known = {f"another {kind}": pairs for kind, pairs in kinds.items() if pairs}
+    known = {kind.shown: pairs for kind, pairs in kinds.items() if pairs}
     if not known:
         return ()
+    counts = " and ".join(f"{len(pairs)} ({kind})" for kind, pairs in known.items())
     names = {"cka": ("Hidden states", "linear CKA"), "cosine": ("Embedding similarity", "mean cosine")}
     return tuple(
         ReportFigure(
             f"layers_{name}",
             title,
-            f"{label} of the hidden states after each layer, for pairs of precisions and pairs of seeds; means over "
-            f"{' and '.join(str(len(pairs)) for pairs in known.values())} pairs.",
+            f"{label} of the hidden states after each layer, by what differs between two models; means over pairs: "
+            f"{counts}. Two precisions with one seed share adapter and head at the start, and are near each other for "
+            "that alone; what stands beside another seed is another precision and seed.",
             alike_figure(
                 {
                     kind: [fmean(getattr(each, name) for each in layer) for layer in zip(*pairs, strict=True)]

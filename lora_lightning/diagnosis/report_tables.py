@@ -1,7 +1,7 @@
 """The tables of a diagnosis's report: numbers as texts."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 
 from lora_lightning.diagnosis.adapter_similarity import AdapterSimilarity, PairKind
@@ -88,8 +88,8 @@ def similarity_tables(found: AdapterSimilarity) -> tuple[PageTable, ...]:
 
     names = ("distance", "cosine", "output_overlap", "input_overlap", "largest_angle")
     rows = [(titles[kind], *(number(mean_of(name, kind)) for name in names)) for kind in kinds]
-    random = [fmean(getattr(each, f"random_{name}") for each in found.modules) for name in names[2:4]]
-    rows.append(("random subspaces", number(math.sqrt(2)), "0", *map(number, random), "-"))
+    random = [fmean(getattr(each, f"random_{name}") for each in found.modules) for name in names[2:]]
+    rows.append(("random subspaces", number(math.sqrt(2)), "0", *map(number, random)))
     headings = (
         "pairs that differ in",
         "relative distance",
@@ -99,12 +99,15 @@ def similarity_tables(found: AdapterSimilarity) -> tuple[PageTable, ...]:
         "largest angle, degrees",
     )
     shown = found.modules[:MOST_MODULES]
-    by_kind = {"cosine": "cosine", "output_overlap": "overlap of outputs", "input_overlap": "overlap of inputs"}
+    by_kind = {"distance": "relative distance", "cosine": "cosine"}
+    by_kind |= {"output_overlap": "overlap of outputs", "input_overlap": "overlap of inputs"}
     by_kind["largest_angle"] = "largest angle"
+    beside = [name for name in by_kind if name not in {"distance", "cosine"}]
     each = [
         (
             module.module,
             *(number(getattr(module, name).get(kind, math.nan)) for name in by_kind for kind in kinds),
+            *(number(getattr(module, f"random_{name}")) for name in beside),
             *map(number, module.norms),
         )
         for module in shown
@@ -112,10 +115,12 @@ def similarity_tables(found: AdapterSimilarity) -> tuple[PageTable, ...]:
     columns = (
         "module",
         *(f"{title}, {kind}" for title in by_kind.values() for kind in kinds),
+        *(f"{by_kind[name]}, random subspaces" for name in beside),
         "||dW||, not quantized",
         "||dW||, quantized",
     )
-    caption = f"Each module ({len(shown)} of {len(found.modules)}); angles in degrees"
+    caption = f"Each module ({len(shown)} of {len(found.modules)}), means over pairs by what differs between them; "
+    caption += "those of another precision alone share A at the start; angles in degrees"
     return (PageTable(headings, tuple(rows)), PageTable(columns, tuple(each), caption=caption, folded=True))
 
 
@@ -255,9 +260,52 @@ def ranks_tables(found: RankThreshold) -> tuple[PageTable, ...]:
     )
 
 
-def behavior_table(found: Behaviors) -> PageTable:
-    """How pairs of models behave: one column for each pair."""
+def behavior_tables(found: Behaviors) -> tuple[PageTable, ...]:
+    """How pairs of models behave: by what differs between them, then one column for each pair."""
     pairs = found.pairs
+    kinds = {kind: [pair for pair in pairs if pair.kind is kind] for kind in PairKind}
+    known = {kind: own for kind, own in kinds.items() if own}
+    rows = tuple(
+        (title, *(_over_pairs([value(pair) for pair in own]) for own in known.values()))
+        for title, value in _measures(pairs).items()
+    )
+    headings = ("", *(f"{kind.shown} ({_counted(len(own))})" for kind, own in known.items()))
+    caption = "Means over pairs (least to largest)"
+    return (PageTable(headings, rows, caption=caption), _pairs_table(pairs))
+
+
+def _counted(pairs: int) -> str:
+    return f"{pairs} pair{'s' if pairs > 1 else ''}"
+
+
+def _measures(pairs: Sequence[PairBehavior]) -> dict[str, Callable[[PairBehavior], float]]:
+    """Numbers of a pair by title, those that a pair has."""
+
+    def of_predictions(name: str) -> Callable[[PairBehavior], float]:
+        return lambda pair: math.nan if pair.predictions is None else getattr(pair.predictions, name).value
+
+    found: dict[str, Callable[[PairBehavior], float]] = {}
+    if any(pair.predictions for pair in pairs):
+        found |= {title: of_predictions(name) for name, title in PREDICTIONS.items()}
+    if any(pair.greedy for pair in pairs):
+        found["greedy completions: equal up to"] = lambda pair: math.nan if pair.greedy is None else pair.greedy.value
+    if any(pair.flips for pair in pairs):
+        found["decisions: agreement"] = lambda pair: math.nan if pair.flips is None else pair.flips.agreement
+    if any(pair.layers for pair in pairs):
+        found["last layer: mean cosine"] = lambda pair: pair.layers[-1].cosine if pair.layers else math.nan
+        found["last layer: CKA"] = lambda pair: pair.layers[-1].cka if pair.layers else math.nan
+    return found
+
+
+def _over_pairs(values: Sequence[float]) -> str:
+    known = [value for value in values if math.isfinite(value)]
+    if not known:
+        return "-"
+    ends = f" ({min(known):.4g} to {max(known):.4g})" if len(known) > 1 else ""
+    return f"{fmean(known):.4g}{ends}"
+
+
+def _pairs_table(pairs: Sequence[PairBehavior]) -> PageTable:
     rows: list[tuple[str, ...]] = []
     for name, title in PREDICTIONS.items():
         rows.append((title, *("-" if p.predictions is None else estimate(getattr(p.predictions, name)) for p in pairs)))
@@ -270,7 +318,7 @@ def behavior_table(found: Behaviors) -> PageTable:
         rows.append(("last layer: mean cosine", *(number(p.layers[-1].cosine) if p.layers else "-" for p in pairs)))
         rows.append(("last layer: CKA", *(number(p.layers[-1].cka) if p.layers else "-" for p in pairs)))
     headings = ("", *(f"{pair.first} / {pair.second}" for pair in pairs))
-    return PageTable(headings, tuple(rows))
+    return PageTable(headings, tuple(rows), caption="Each pair, with standard errors over examples", folded=True)
 
 
 def layers_tables(found: Behaviors) -> tuple[PageTable, ...]:
@@ -287,7 +335,7 @@ def layers_tables(found: Behaviors) -> tuple[PageTable, ...]:
         )
         for place, layer in enumerate(zip(*(zip(*pairs, strict=True) for pairs in known.values()), strict=True))
     ]
-    headings = ("after", *(f"{title}, another {kind}" for title in names.values() for kind in known))
+    headings = ("after", *(f"{title}, {kind.shown}" for title in names.values() for kind in known))
     caption = "Hidden states after each layer: mean over pairs (least to largest)"
     return (PageTable(headings, tuple(rows), caption=caption, folded=True),)
 

@@ -13,6 +13,7 @@ from lora_lightning.figures.study import (
     GREY,
     INK,
     ORANGE,
+    SERIES,
     WIDE,
     WIDTH,
     new_figure,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PRECISION_STYLES = ((BLUE, "o", "-"), (ORANGE, "s", "--"))  # not quantized, quantized
+PAIR_STYLES = (*PRECISION_STYLES, (SERIES[2], "^", ":"))  # another precision, another seed, both
 PANEL_WIDTH, CELL_HEIGHT, LETTER = 1.7, 0.13, 0.075  # inches
 MOST_ROWS, COLORS = 16, 32  # labels of layers; steps of a color scale
 
@@ -218,14 +220,14 @@ def alike_figure(series: Mapping[str, Sequence[float]], label: str) -> "Figure":
     """Draws a similarity of hidden states after each layer.
 
     Args:
-        series: By pair of models: similarities, the embeddings' output first.
+        series: By what differs between two models, three things at most: similarities, the embeddings' output first.
         label: What the similarity is.
 
     Returns:
         A matplotlib figure that belongs to no window.
     """
     figure, axes = new_figure()
-    for (name, values), (color, marker, line) in zip(series.items(), PRECISION_STYLES, strict=False):
+    for (name, values), (color, marker, line) in zip(series.items(), PAIR_STYLES, strict=False):
         axes.plot(range(len(values)), values, line, color=color, marker=marker, markersize=4, label=shown_name(name))
     _use_whole_numbers(axes.xaxis)
     axes.set_xlabel("after layer (0: embeddings)", fontsize=FONT)

@@ -162,12 +162,28 @@ class QuestionAnsweringMetrics(nn.Module):
             Scores of the questions of which a window was seen, in the split's order. `null_score` is the null score
             minus the answer's, the null difference of BERT's evaluation.
         """
+        return score_answers(*self._best_answers(questions))
+
+    def answers(self, questions: list[Question], threshold: float) -> list[str]:
+        """The answer to each question; collective under several processes.
+
+        Args:
+            questions: All of the split, by number.
+            threshold: Questions with a null score above it are left unanswered.
+
+        Returns:
+            The text that a user would get, empty for no answer, in the order of `score`.
+        """
+        _, texts, null_scores = self._best_answers(questions)
+        return ["" if null > threshold else text for text, null in zip(texts, null_scores.tolist(), strict=True)]
+
+    def _best_answers(self, questions: list[Question]) -> tuple[list[Question], list[str], NDArray[np.float32]]:
         best = self.candidates.compute()
         asked = [questions[number] for number in best.question]
         spans = zip(asked, best.start, best.end, strict=True)
         texts = [answer_text(question.context, start, end) for question, start, end in spans]
         # In float32, in which thresholds on them are logged and kept: float64 neighbours would be rounded across one.
-        return score_answers(asked, texts, (best.null_score - best.score).astype(np.float32))
+        return asked, texts, (best.null_score - best.score).astype(np.float32)
 
 
 def answer_text(context: str, start: int, end: int) -> str:

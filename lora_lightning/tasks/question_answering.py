@@ -333,6 +333,18 @@ class QuestionAnsweringTask(AdaptationTask):
             "has_answer": scores.has_answer,
         }
 
+    def answers(self, split: str) -> list[str]:
+        """The answer to each question of which a window was seen, with the current threshold.
+
+        Args:
+            split: `val` or `test`.
+
+        Returns:
+            Texts, empty for no answer, in the order of `question_rows`.
+        """
+        questions = self.trainer.datamodule.questions(split)  # type: ignore[attr-defined]
+        return self.split_metrics(split).answers(questions, float(self.null_threshold))
+
     def metric_values(self, split: str) -> dict[str, float]:
         """The metrics of the questions of which a window was seen, with the current threshold."""
         return self._report(split, self.question_scores(split))

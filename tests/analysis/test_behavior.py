@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from lora_lightning.analysis.behavior import PredictionChanges, compare_predictions, count_flips, leading_match
+from lora_lightning.analysis.behavior import (
+    Decisions,
+    PredictionChanges,
+    compare_predictions,
+    count_flips,
+    leading_match,
+)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -46,7 +52,7 @@ def test_flips_are_counted_by_what_is_right() -> None:
     labels = np.array([0, 0, 1, 1, 2, 2])
     first = np.array([0, 0, 1, 0, 1, 0])
     second = np.array([0, 1, 1, 1, 1, 1])
-    found = count_flips(labels, first, second)
+    found = count_flips(Decisions(first, first == labels), Decisions(second, second == labels))
     assert (found.examples, found.same, found.lost, found.gained, found.other) == (6, 3, 1, 1, 1)
     assert found.agreement == 0.5
 

@@ -16,6 +16,7 @@ from lora_lightning.analysis.similarity import (
     factor_cosine,
     inner_products,
     principal_cosines,
+    random_largest_angle,
     random_overlap,
     relative_distance,
     rotated_factors,
@@ -138,3 +139,11 @@ def test_directions_leave_out_what_is_rounding() -> None:
     empty = update_directions(replace(update, B=torch.zeros(12, 2)), "outputs")
     assert empty.shape == (12, 0)
     assert math.isnan(subspace_overlap(empty, update_directions(update, "outputs")))
+
+
+def test_random_subspaces_have_a_large_angle_in_wide_spaces() -> None:
+    assert random_largest_angle(((5, 5),)) == pytest.approx(0, abs=1e-4)
+    assert 30 < random_largest_angle(((2, 1),)) < 60  # uniform between 0 and 90
+    narrow, wide = random_largest_angle(((20, 4),)), random_largest_angle(((400, 4),))
+    assert 70 < narrow < wide < 90
+    assert random_largest_angle(((20, 4), (400, 4))) >= wide - 1e-9

@@ -187,7 +187,7 @@ def healthy() -> Evidence:
 
 
 def behaviors() -> Behaviors:
-    """A pair of precisions and a pair of seeds."""
+    """A pair of precisions, a pair of seeds, and one that differs in both."""
     numbers = [Estimate(value, 0.01) for value in (0.02, 0.01, 0.2, 0.4)]
     summary = DivergenceSummary(
         *numbers,
@@ -202,7 +202,10 @@ def behaviors() -> Behaviors:
         "float32, r = 8, seed 0", "NF4, r = 8, seed 0", PairKind.PRECISION, summary, layers, Estimate(0.8, 0.1), flips
     )
     other = replace(pair, second="float32, r = 8, seed 1", kind=PairKind.SEED, greedy=None, predictions=None)
-    return Behaviors(256, 64, 16, (pair, other))
+    both = replace(
+        pair, second="NF4, r = 8, seed 10", kind=PairKind.BOTH, flips=Flips(200, 180, 10, 7, 3), layers=layers[:1] * 3
+    )
+    return Behaviors(256, 64, 16, "decisions are the class of a text", (pair, other, both))
 
 
 def skip() -> tuple[SkipChoice, SkipFinding]:

@@ -1,5 +1,7 @@
 """Logits, labels and examples of a language model's batches belong together, and prompts end before the answer."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -7,7 +9,8 @@ import torch
 from torch.nn import functional
 
 from lora_lightning.analysis.outputs import Outputs
-from lora_lightning.diagnosis.model_behavior import beginnings
+from lora_lightning.diagnosis import model_behavior
+from lora_lightning.diagnosis.model_behavior import beginnings, greedy_completions, rows_of_all_lengths
 from lora_lightning.diagnosis.prediction_rows import PredictionRecorder, predictions_of
 from lora_lightning.tasks.causal_language_modeling import CausalLanguageModelingTask
 from lora_lightning.tasks.next_token import spread_positions
@@ -68,3 +71,26 @@ def test_prompts_are_what_comes_before_the_answer_or_half_of_a_text() -> None:
     labels[1, :7] = torch.arange(2, 9)
     found = beginnings({"input_ids": ids, "labels": labels})
     assert [each.tolist() for each in found] == [[1, 2, 3, 4], [1, 2, 3]]  # the third row has nothing to learn
+
+
+def test_rows_and_prompts_are_of_all_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluation batches begin with the longest rows."""
+    batches = [
+        {"input_ids": torch.full((4, length), length), "labels": torch.full((4, length), 1)}
+        for length in (40, 30, 20, 10)
+    ]
+    for count, lengths in ((4, [40, 30, 20, 10]), (2, [30, 10]), (100, [40] * 4 + [30] * 4 + [20] * 4 + [10] * 4)):
+        kept = rows_of_all_lengths(batches, count)
+        assert [row.tolist()[0] for batch in kept for row in batch["input_ids"]] == lengths
+        assert all(len(batch["labels"]) == len(batch["input_ids"]) for batch in kept)
+    assert rows_of_all_lengths(batches, 0) == []
+    monkeypatch.setattr(model_behavior, "isolated_evaluation", lambda _: nullcontext())
+    monkeypatch.setattr(model_behavior, "complete_tokens", lambda *words: [[words[2]["input_ids"].shape[1]]])
+    task = Stub.__new__(Stub)
+    model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=19))
+    monkeypatch.setattr(Stub, "transformers_model", model)
+    monkeypatch.setattr(Stub, "tokenizer", None, raising=False)
+    monkeypatch.setattr(Stub, "device", torch.device("cpu"))
+    opened: Any = SimpleNamespace(task=task, examples=SimpleNamespace(batches=batches))
+    assert greedy_completions(opened, 4, 3) == [[16], [15], [10], [5]]  # half of each text, as far as there is room
+    assert greedy_completions(opened, 0, 3) == []

@@ -8,14 +8,16 @@ from xml.etree import ElementTree as ET
 
 import pytest
 import yaml
+from matplotlib.figure import Figure
 
 from lora_lightning.cli.diagnose_report import print_findings
 from lora_lightning.diagnosis.adapter_similarity import PairKind
 from lora_lightning.diagnosis.costs import CostTable
 from lora_lightning.diagnosis.findings import Findings, check_required
 from lora_lightning.diagnosis.report import make_page, write_report
-from lora_lightning.diagnosis.report_figures import sensitivity_figures, similarity_figures
+from lora_lightning.diagnosis.report_figures import behavior_figures, sensitivity_figures, similarity_figures
 from lora_lightning.diagnosis.report_tables import (
+    behavior_tables,
     effects_tables,
     layers_tables,
     ranks_tables,
@@ -102,7 +104,10 @@ def test_what_numbers_are_of_stands_beside_them(monkeypatch: pytest.MonkeyPatch)
     assert f"of a run without quantization ({one}), which stands for all others" in paragraphs[TITLES[4]]
     assert "Divergences are of 1,024 predictions for these examples (tokens, up to the same" in paragraphs[TITLES[4]]
     assert "perplexities are of 1,024 predictions (tokens" in paragraphs[TITLES[6]]
-    assert "hidden states are of the first 64 examples; completions are of 16 texts." in paragraphs[TITLES[6]]
+    assert (
+        "hidden states are of 64 of the rows, evenly spread over their lengths; completions are of 16 texts, spread "
+        "alike; decisions are the class of a text."
+    ) in paragraphs[TITLES[6]]
     assert "of this one adapter; other seeds and ranks may differ" in paragraphs[TITLES[7]]
     merge = next(each for each in found.verdicts if each.name is VerdictName.MERGE_KEEPS_GAIN)
     assert merge.sentence.startswith("Merged into the dequantized weights, the adapter of NF4, r = 8, seed 0: recovery")
@@ -142,14 +147,15 @@ def test_the_page_loads_nothing_and_is_small(folder: Path) -> None:
     assert all(address.startswith("#") for address in page.addresses)
     assert {address[1:] for address in page.addresses} <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
-    assert len(page.labels) == text.count("<svg") == 13
+    assert len(page.labels) == text.count("<svg") == 14
     assert len(text) < 600_000
     assert "prefers-color-scheme: dark" in text
     names = {path.stem for path in (folder / "figures").iterdir()}
     assert names >= {
         "similarity",
         "angles",
-        "overlaps",
+        "overlaps_outputs",
+        "overlaps_inputs",
         "spectra",
         "errors",
         "sensitivity",
@@ -191,14 +197,23 @@ def test_angles_and_hidden_states_are_in_tables_too() -> None:
     column = modules.headings.index("largest angle, seed")
     assert modules.rows[0][column] == f"{found.similarity.modules[0].largest_angle[PairKind.SEED]:.3g}"
     assert {"overlap of inputs, precision", "overlap of outputs, precision and seed"} <= {*modules.headings}
-    pair, other = planted.behaviors().pairs
+    module = found.similarity.modules[0]
+    random = {f"{name}, random subspaces" for name in ("overlap of outputs", "overlap of inputs", "largest angle")}
+    assert random | {"relative distance, precision", "relative distance, seed"} <= {*modules.headings}
+    row = dict(zip(modules.headings, modules.rows[0], strict=True))
+    assert row["relative distance, seed"] == f"{module.distance[PairKind.SEED]:.3g}"
+    assert row["overlap of outputs, random subspaces"] == "0.2"  # 4 of 20
+    assert row["largest angle, random subspaces"] == f"{module.random_largest_angle:.3g}"
+    overall = next(row for row in similarity_tables(found.similarity)[0].rows if row[0] == "random subspaces")
+    assert "-" not in overall
+    pair, other, _ = planted.behaviors().pairs
     less = replace(pair, layers=tuple(replace(each, cka=each.cka - 0.02) for each in pair.layers))
     (layers,) = layers_tables(replace(planted.behaviors(), pairs=(pair, less, other)))
     assert layers.headings == (
         "after",
-        "mean cosine, another precision",
+        "mean cosine, another precision, same start",
         "mean cosine, another seed",
-        "CKA, another precision",
+        "CKA, another precision, same start",
         "CKA, another seed",
     )
     assert layers.rows[2] == ("layer 2", "0.970 (0.970 to 0.970)", "0.970", "0.940 (0.930 to 0.950)", "0.950")
@@ -257,9 +272,48 @@ def test_effects_on_the_metric_are_in_its_unit_and_larger_is_better() -> None:
     assert "makes accuracy better by -1.55 (" in section.paragraphs[0]
 
 
-def test_pairs_that_differ_in_both_are_drawn_if_there_are_no_others() -> None:
+def test_pairs_that_share_a_start_are_named_and_those_that_do_not_stand_beside_another_seed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = planted.findings()
+    assert found.similarity is not None
+    drawn: dict[str, list[str]] = {}
+
+    def panels(maps: dict[str, object], label: str, *_: object) -> Figure:
+        drawn[label] = [*maps]
+        return Figure()
+
+    for name in ("module_maps_figure", "alike_figure"):
+        monkeypatch.setattr(f"lora_lightning.diagnosis.report_figures.{name}", panels)
+    kinds = ["another precision, same start", "another seed", "another precision and seed"]
+    figures = {each.name: each for each in similarity_figures(found, found.similarity)}
+    figures |= {each.name: each for each in behavior_figures(planted.behaviors())}
+    for label in ("cosine of dW", "degrees", "overlap", "linear CKA", "mean cosine"):
+        assert drawn[label] == kinds
+    for name in ("similarity", "angles", "overlaps_outputs", "overlaps_inputs", "layers_cka", "layers_cosine"):
+        assert "share" in figures[name].description
+        assert "beside another seed is another precision and seed" in figures[name].description
+    summary, each_pair = behavior_tables(planted.behaviors())
+    assert summary.headings == ("", *(f"{kind} (1 pair)" for kind in kinds))
+    assert each_pair.folded
+    agreement = next(row for row in summary.rows if row[0] == "decisions: agreement")
+    assert agreement[1:] == ("0.9375", "0.9375", "0.9")
+    leave_figures_out(monkeypatch)
+    pairs = planted.behaviors().pairs
+    for kept, said in (
+        (pairs, "beside them stand pairs that differ in precision and seed"),
+        (pairs[:2], "no pair differs in precision and seed"),
+        (pairs[:1], "Both have one seed in common, so it is not known what chance alone changes"),
+    ):
+        page = make_page(replace(found, behaviors=replace(planted.behaviors(), pairs=kept)))
+        (section,) = (each for each in page.sections if each.title == TITLES[6])
+        assert "they do not show that quantization changes little" in section.paragraphs[1]
+        assert said.lower() in section.paragraphs[1].lower()
+
+
+def test_maps_are_drawn_of_what_is_there() -> None:
     found = planted.findings()
     assert found.similarity is not None
     only = {PairKind.BOTH: found.similarity.by_kind[PairKind.BOTH]}
     figures = similarity_figures(found, replace(found.similarity, by_kind=only))
-    assert {"similarity", "angles", "overlaps"} <= {figure.name for figure in figures}
+    assert {"similarity", "angles", "overlaps_inputs"} <= {figure.name for figure in figures}

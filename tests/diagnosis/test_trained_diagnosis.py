@@ -7,6 +7,7 @@ import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from lora_lightning import RunRecord
 from lora_lightning.analysis.similarity import delta_cosine
 from lora_lightning.artefacts.saved_updates import saved_updates
 from lora_lightning.cli.main import main
+from lora_lightning.compat import bitsandbytes
+from lora_lightning.diagnosis import opened_runs
 from lora_lightning.diagnosis.adapter_similarity import PairKind
 from lora_lightning.diagnosis.base_errors import measure_base_errors, model_bytes
 from lora_lightning.diagnosis.costs import weights_by_rank
@@ -26,8 +29,9 @@ from lora_lightning.diagnosis.diagnosis_folder import DiagnosisFolder
 from lora_lightning.diagnosis.effects import Direction, Grouping, QuantizedParts, groups_of
 from lora_lightning.diagnosis.findings import Findings, collect_findings
 from lora_lightning.diagnosis.finished_runs import FinishedRun, check_adapters, different_options, finished_runs
+from lora_lightning.diagnosis.measuring import Measurer
 from lora_lightning.diagnosis.merge_recovery import measure_merges
-from lora_lightning.diagnosis.model_behavior import compare_behavior, observe
+from lora_lightning.diagnosis.model_behavior import compare_behavior, hidden_states, observe
 from lora_lightning.diagnosis.opened_runs import OpenedRun, OpenedRuns, full_weight_of, quantized_weight_of
 from lora_lightning.diagnosis.rank_threshold import RankThreshold, find_rank_threshold
 from lora_lightning.diagnosis.report import make_page
@@ -36,7 +40,7 @@ from lora_lightning.diagnosis.specification import Measuring, SkipProof
 from lora_lightning.diagnosis.trained_in_full import trained_in_full
 from lora_lightning.diagnosis.verdict_names import VerdictName
 from lora_lightning.diagnosis.verdicts import State
-from lora_lightning.errors import ConfigurationError
+from lora_lightning.errors import ConfigurationError, DataError
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.delta import adapter_deltas
 from lora_lightning.lora.parameter_names import is_factor
@@ -237,6 +241,132 @@ def test_the_same_model_behaves_alike_and_others_do_not(
     assert found.layers[-1].cka < 1
     losses = [-np.average(each.rows["score"], weights=each.rows["weight"]) for each in (first, second)]
     assert found.predictions.perplexity_ratio.value == pytest.approx(math.exp(losses[1] - losses[0]), rel=1e-4)
+
+
+def opened_with(runs: OpenedRuns, run: FinishedRun, monkeypatch: pytest.MonkeyPatch, *words: str) -> OpenedRun:
+    """Opens a run as if it had been trained with other options of data."""
+    with monkeypatch.context() as patch:
+        patch.setattr(opened_runs, "open_run", partial(opened_runs.open_run, arguments=words))
+        return runs.open(run)
+
+
+def test_models_are_compared_on_the_same_rows_whatever_their_batches(
+    runs: dict[tuple[str, int], FinishedRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same run twice, with evaluation batches that would choose other rows."""
+    full, opened, measuring = runs["float32", 0], OpenedRuns(10), Measuring(rows=10)
+    again = replace(full, trial=replace(full.trial, id="again"))
+    first = observe(opened_with(opened, full, monkeypatch, "--data.eval_batch_size=6"), measuring)
+    other = opened_with(opened, again, monkeypatch, "--data.eval_batch_size=8")
+    own = observe(opened_with(OpenedRuns(10), again, monkeypatch, "--data.eval_batch_size=8"), measuring)
+    assert own.rows["index"].tolist() != first.rows["index"].tolist()
+    with pytest.raises(DataError, match="were run on different validation examples, so that their predictions cannot"):
+        compare_behavior(first, own, PairKind.PRECISION)
+    second = observe(other, measuring)
+    assert second.rows["index"].tolist() == first.rows["index"].tolist()
+    found = compare_behavior(first, second, PairKind.PRECISION)
+    assert found.predictions is not None
+    assert found.predictions.mean_kl.value == 0
+    assert found.layers[-1].cka == pytest.approx(1)
+    third = replace(full, trial=replace(full.trial, id="third"))
+    with pytest.raises(DataError, match=r"the run .* reads other validation examples \(rows, tokens or labels\) than"):
+        opened_with(opened, third, monkeypatch, "--data.max_length=3")
+
+
+def test_the_rows_are_those_of_the_first_run_even_if_another_is_opened_first(
+    runs: dict[tuple[str, int], FinishedRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full, other = runs["float32", 0], runs["float32", 1]
+    sizes = {full.record.folder: 6, other.record.folder: 8}
+    known = opened_runs.open_run
+    monkeypatch.setattr(
+        opened_runs,
+        "open_run",
+        lambda folder, **words: known(folder, [f"--data.eval_batch_size={sizes[folder]}"], **words),
+    )
+    found = [OpenedRuns(10, full).open(run).examples for run in (other, full)]
+    rows = [torch.cat([batch["index"] for batch in each.batches]).tolist() for each in found]
+    assert rows[0] == rows[1]
+
+
+def test_both_sides_multiply_in_float32(pair: tuple[OpenedRun, OpenedRun]) -> None:
+    """Whatever the runs were trained in: products in 16 bits would be taken for what quantizing the weights does."""
+    quantized = pair[1]
+    layers = [*quantized.quantized_layers().values()]
+    exact, merges = observe(quantized, Measuring()), measure_merges(quantized)
+    for layer in layers:
+        bitsandbytes.set_compute_dtype(layer, torch.bfloat16)
+    try:
+        found, rounded = observe(quantized, Measuring()), measure_merges(quantized)
+        assert {bitsandbytes.compute_dtype(layer) for layer in layers} == {torch.bfloat16}
+    finally:
+        for layer in layers:
+            bitsandbytes.set_compute_dtype(layer, torch.float32)
+    assert all(
+        torch.equal(one.logits, other.logits) for one, other in zip(found.predictions, exact.predictions, strict=True)
+    )
+    assert all(torch.equal(one, other) for one, other in zip(found.states, exact.states, strict=True))
+    assert rounded == merges
+
+
+def test_flips_are_of_decisions_with_each_run_s_threshold(pair: tuple[OpenedRun, OpenedRun]) -> None:
+    full = pair[0]
+    task, former = full.task, full.task.threshold
+    first = observe(full, Measuring())
+    assert first.decisions is not None
+    task.set_threshold(1e-9)
+    try:
+        second = observe(full, Measuring())
+    finally:
+        task.set_threshold(former)
+    assert second.decisions is not None
+    assert set(second.decisions.made.tolist()) == {-1}
+    found = compare_behavior(first, second, PairKind.PRECISION)
+    assert found.flips is not None
+    assert found.flips.examples == first.examples == 24
+    assert found.flips.agreement == np.mean(first.decisions.made == -1) < 1
+    assert "rejected as out of scope" in first.decided
+
+
+def test_hidden_states_are_of_rows_of_all_lengths(pair: tuple[OpenedRun, OpenedRun]) -> None:
+    full = pair[0]
+    lengths = [int(length) for batch in full.examples.batches for length in batch["attention_mask"].sum(dim=1)]
+    every, few = hidden_states(full, 24), hidden_states(full, 4)
+    assert lengths[0] > lengths[-1]
+    for all_rows, some in zip(every, few, strict=True):
+        torch.testing.assert_close(some, all_rows[[3, 9, 15, 21]], rtol=1e-4, atol=1e-5)
+
+
+def test_pairs_that_share_a_start_stand_beside_those_that_do_not(trained: Path) -> None:
+    own = DiagnosisFolder(trained / "diagnoses/small")
+    behaviors = findings(own.path).behaviors
+    assert behaviors is not None
+    float32, nf4_runs = ("float32, r = 4, seed ", "NF4, r = 4, seed ")
+    assert {(pair.kind, pair.first, pair.second) for pair in behaviors.pairs} == {
+        (PairKind.PRECISION, f"{float32}0", f"{nf4_runs}0"),
+        (PairKind.PRECISION, f"{float32}1", f"{nf4_runs}1"),
+        (PairKind.SEED, f"{float32}0", f"{float32}1"),
+        (PairKind.BOTH, f"{float32}0", f"{nf4_runs}5"),
+        (PairKind.BOTH, f"{float32}1", f"{nf4_runs}6"),
+    }
+    diagnosis, study = own.load(), open_study(own.path)
+    runs = [run for run in finished_runs(study) if run.seed < 2]
+    measurer = Measurer(replace(diagnosis, other_seeds=()), own, runs, "in_scope_accuracy", lambda _: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lora_lightning.diagnosis.measuring.compare_behavior", lambda *words: words)
+        patch.setattr(Measurer, "_observe", lambda _, run: Titled(run.title))
+        pairs: Any = measurer._behavior().pairs
+    found = [(first.title, second.title) for first, second, kind in pairs if kind is PairKind.BOTH]
+    assert found == [(f"{float32}0", f"{nf4_runs}1")]  # without further runs, those that are there
+
+
+class Titled:
+    """What was observed of a run, empty."""
+
+    examples, probed, completions, decided = 1, 1, (), ""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
 
 
 def damaged(full: OpenedRun, module: str, size: float = 0.5) -> dict[str, torch.Tensor]:
@@ -529,6 +659,17 @@ def test_a_diagnosis_that_is_stopped_or_fails_is_resumed(
     }
 
 
+def nf4(**options: Any) -> dict[str, Any]:
+    """Further options of the quantized precision."""
+    return {"precisions": {"float32": {}, "NF4": {"model.quantization": BITS, **options}}}
+
+
+def test_how_rows_are_read_may_differ(trained: Path, tmp_path: Path) -> None:
+    base = yaml.safe_load((trained / "small.yaml").read_text())["base"]
+    path = save_diagnosis(tmp_path, base, ranks=[4], **nf4(**{"data.eval_batch_size": 8, "data.batch_size": 4}))
+    assert main(["diagnose", "run", str(path), f"--save_dir={tmp_path / 'diagnoses'}", "--dry-run"]) == 0
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -547,6 +688,22 @@ def test_a_diagnosis_that_is_stopped_or_fails_is_resumed(
                 }
             },
             r"may adapt different modules, because model.lora.target_modules is all-linear and \['query'\]",
+        ),
+        (
+            nf4(**{"model.lora.rank_pattern": {"query": 16}}),
+            "different ranks, because model.lora.rank_pattern is None and",
+        ),
+        (nf4(**{"model.lora.modules_to_save": ["pooler"]}), "because model.lora.modules_to_save is None and"),
+        (nf4(**{"data.max_length": 6}), "same examples and base, because data.max_length is 64 and 6; set it to"),
+        (nf4(data={"init_args": {"variant": "small"}}), "because data.variant is full and small"),
+        (nf4(**{"trainer.limit_test_batches": 1}), "because trainer.limit_test_batches is "),
+        (
+            {"options": {"trainer.limit_test_batches": 0.5}} | nf4(**{"data.eval_batch_size": 8}),
+            r"data.eval_batch_size is 64 and 8; .* not eval_batch_size where trainer.limit_test_batches is set",
+        ),
+        (
+            {"options": {"model.lora.target_modules": ["query", "word_embeddings"]}},
+            "has no linear layer 'word_embeddings'",
         ),
     ],
 )
@@ -626,6 +783,7 @@ def test_a_list_is_trained_if_there_is_a_loss_to_buy_back(
 ) -> None:
     base = yaml.safe_load((trained / "small.yaml").read_text())["base"]
     own = {"more_bytes": 0.3, "random_lists": 1, "seeds": [0]}
+    monkeypatch.setattr("lora_lightning.diagnosis.diagnosis_file.FEWEST_SEEDS", 1)  # a second one takes as long again
     path = save_diagnosis(copied.parent, base, **SETTINGS, skip_modules=own)
     words = ["diagnose", "run", str(path), f"--save_dir={copied.parent}"]
     assert main(words) == 0

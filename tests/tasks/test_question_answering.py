@@ -121,6 +121,8 @@ def test_validation_and_prediction_are_those_of_plain_loops(
     scores = score_answers(data.questions("val"), answers, null_odds)
     threshold = float(task.null_threshold)
     expected = squad_v2_report(scores, threshold)
+    given = ["" if odds > threshold else text for odds, text in zip(scores.null_score, answers, strict=True)]
+    assert task.answers("val") == given
     found = {name: float(value) for name, value in trainer.callback_metrics.items()}
     assert {name: found[f"val/{name}"] for name in expected} == pytest.approx(expected, abs=1e-5)
     assert found["val/f1"] == pytest.approx(found["val/best_f1"])
