@@ -202,7 +202,7 @@ def test_angles_and_hidden_states_are_in_tables_too() -> None:
     assert random | {"relative distance, precision", "relative distance, seed"} <= {*modules.headings}
     row = dict(zip(modules.headings, modules.rows[0], strict=True))
     assert row["relative distance, seed"] == f"{module.distance[PairKind.SEED]:.3g}"
-    assert row["overlap of outputs, random subspaces"] == "0.2"  # 4 of 20
+    assert row["overlap of inputs, random subspaces"] == "0.2"  # 4 of 20
     assert row["largest angle, random subspaces"] == f"{module.random_largest_angle:.3g}"
     overall = next(row for row in similarity_tables(found.similarity)[0].rows if row[0] == "random subspaces")
     assert "-" not in overall

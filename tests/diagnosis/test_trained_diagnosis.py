@@ -695,7 +695,6 @@ def test_how_rows_are_read_may_differ(trained: Path, tmp_path: Path) -> None:
         ),
         (nf4(**{"model.lora.modules_to_save": ["pooler"]}), "because model.lora.modules_to_save is None and"),
         (nf4(**{"data.max_length": 6}), "same examples and base, because data.max_length is 64 and 6; set it to"),
-        (nf4(data={"init_args": {"variant": "small"}}), "because data.variant is full and small"),
         (nf4(**{"trainer.limit_test_batches": 1}), "because trainer.limit_test_batches is "),
         (
             {"options": {"trainer.limit_test_batches": 0.5}} | nf4(**{"data.eval_batch_size": 8}),
