@@ -54,4 +54,5 @@ def test_diagnosis_config_runs(
     assert 0 < found["sensitivity"]["examples"] <= (12 if is_language_model else 8)
     assert (pair["flips"] is not None) is not is_language_model
     assert len(found["sensitivity"]["scores"]) == len(found["errors"]["layers"]) > 4
-    assert (found["sensitivity"]["skip"] is not None) is ("skip_modules" in content)
+    chosen = found["sensitivity"]["skip"]["modules"]  # also without skip_modules, which only asks for a proof
+    assert (tmp_path / path.stem / "skip_modules.yaml").exists() is bool(chosen)
