@@ -71,7 +71,7 @@ def class_weights(
         counts, rows = count_rows()
         return _balanced(space, torch.from_numpy(counts).double(), rows)
     named = _by_name(class_weight)
-    weights = torch.tensor([named.get(name, 1.0) for name in space.names])
+    weights = torch.tensor([named.get(name, 1.0) for name in space.names], dtype=torch.float32)
     rest = len(space.names) - len(named)
     note = f"model.class_weight names {len(named)} of {len(space.names)} labels; the others weigh 1." if rest else ""
     if space.problem_type == MULTI_LABEL:

@@ -23,6 +23,7 @@ from lora_lightning.tasks.packed_documents import (
 IGNORED = -100
 ROWS_AT_ONCE = 512  # positions whose logits are held together
 ROWS_TO_COMPARE = 256  # of a batch; 125 MiB of float32 logits with 128,000 tokens in the vocabulary
+HALVES = (torch.bfloat16, torch.float16)
 LOGITS_AT_ONCE = 2**26  # up to that many (256 MiB of float32), one chunk is faster than several
 
 Batch = Mapping[str, Tensor]
@@ -38,7 +39,7 @@ class NextTokenModel:
     The logits of a whole batch are the largest tensor of a training step (402 MB for 2,048 positions of SmolLM2, and
     1,061 MiB at the peak with their gradient). Here the head runs only for positions with a label, some hundreds at a
     time: on a CPU as `linear_cross_entropy` says, elsewhere all at once as long as that takes 256 MiB, otherwise
-    `ROWS_AT_ONCE` of them.
+    `ROWS_AT_ONCE` of them. Losses are float32 whatever the precision of the run is.
 
     Args:
         model: The causal language model, adapters in place.
@@ -81,15 +82,14 @@ class NextTokenModel:
         on_cpu = weight.device.type == "cpu" if self._on_cpu is None else self._on_cpu
         if on_cpu and weight.dtype in {torch.float32, torch.bfloat16}:
             return linear_cross_entropy(hidden, weight, head.bias, labels), len(labels)
+        if len(labels) * len(weight) <= LOGITS_AT_ONCE:
+            logits = functional.linear(hidden, weight, head.bias)
+            return functional.cross_entropy(_at_least_float32(logits), labels, reduction="sum"), len(labels)
+        if weight.dtype in HALVES:  # PyTorch's function would round the loss, and the factor of its gradient, to them
+            return linear_cross_entropy(hidden, weight, head.bias, labels, on_cpu=False), len(labels)
         in_parts = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=ROWS_AT_ONCE, chunking_method=None)
-        mean = functional.linear_cross_entropy(
-            hidden,
-            weight,
-            labels,
-            linear_bias=head.bias,
-            options=in_parts if len(labels) * len(weight) > LOGITS_AT_ONCE else None,
-        )
-        return mean.float() * len(labels), len(labels)  # a sum would overflow in float16
+        mean = functional.linear_cross_entropy(hidden, weight, labels, linear_bias=head.bias, options=in_parts)
+        return mean * len(labels), len(labels)
 
     @torch.no_grad()
     def features(self, batch: Batch) -> Tensor:
@@ -134,7 +134,7 @@ class NextTokenModel:
 
     def _score_labels(self, batch: Batch, features: Tensor) -> tuple[Tensor, Tensor]:
         labels = batch["labels"][batch["labels"] != IGNORED]
-        losses = torch.zeros(len(labels), device=labels.device)
+        losses = torch.zeros(len(labels), device=labels.device, dtype=torch.float32)  # not the default of `16-true`
         hits = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
         for place in range(0, len(labels), ROWS_AT_ONCE):
             part = slice(place, place + ROWS_AT_ONCE)
@@ -228,6 +228,10 @@ class NextTokenModel:
         """Logits; Mamba's hidden states are float32 whatever its weights are."""
         logits: Tensor = self._head(hidden.to(self._head.weight.dtype))
         return logits
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in HALVES else logits
 
 
 def spread_positions(count: int) -> Tensor:

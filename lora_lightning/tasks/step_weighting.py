@@ -53,7 +53,7 @@ class StepWeighting:
             return None
         examples, loss = self._examples, self._loss
         if trainer.world_size > 1:  # a single process has nothing to wait for
-            own = torch.stack([torch.tensor(examples, device=loss.device), loss])
+            own = torch.stack([torch.tensor(examples, device=loss.device, dtype=torch.float32), loss])
             total = cast("Tensor", trainer.strategy.reduce(own, reduce_op="sum"))
             examples, loss = float(total[0]), total[1]
         self._examples, self._loss = 0.0, torch.zeros(())

@@ -1,10 +1,11 @@
 """The cross entropy of a linear head in parts: a NumPy reference, all gradients, and how many logits are held."""
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import HalfPrecision
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -67,6 +68,22 @@ def test_bfloat16_is_as_far_from_the_truth_as_its_rounding(monkeypatch: pytest.M
     for ours, theirs in zip([loss.detach(), *(each.grad for each in given[:3])], reference(*given), strict=True):  # type: ignore[union-attr]
         size = np.linalg.norm(theirs)
         assert np.linalg.norm(ours.double().numpy() - theirs) <= 2**-7 * size  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16-true", torch.bfloat16), ("16-true", torch.float16)])
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_sums_are_float32_where_lightning_makes_16_bits_the_default(
+    precision: Literal["bf16-true", "16-true"], dtype: torch.dtype, on_cpu: bool
+) -> None:
+    outside, inside = inputs(dtype), inputs(dtype)
+    expected = linear_cross_entropy(*outside)
+    with HalfPrecision(precision).train_step_context():
+        loss = linear_cross_entropy(*inside, on_cpu=on_cpu)
+    assert (loss.dtype, loss.item()) == (torch.float32, expected.item())
+    expected.backward()
+    loss.backward()
+    for ours, theirs in zip(inside[:3], outside[:3], strict=True):
+        assert torch.equal(ours.grad, theirs.grad)  # type: ignore[union-attr, arg-type]
 
 
 def test_logits_of_any_size_give_finite_losses() -> None:

@@ -1,8 +1,11 @@
 """Losses and hits are those of all logits, computed only where there is a label."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import HalfPrecision
 from torch import Tensor, nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, Llama4ForCausalLM, Llama4TextConfig, PreTrainedModel
 
@@ -123,6 +126,39 @@ def test_on_other_devices_and_in_other_precisions_pytorch_computes_the_loss(
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     torch.testing.assert_close(next(model.parameters()).grad, gradient, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+@pytest.mark.parametrize(("on_cpu", "at_once"), [(True, 2**26), (False, 2**26), (False, 0)])
+def test_losses_of_16_bits_are_float32(
+    precision: Literal["bf16-true", "16-true"], on_cpu: bool, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning makes 16 bits the default dtype of a step; a loss in them would have 8 or 11 bits, or overflow."""
+    monkeypatch.setattr(next_token, "LOGITS_AT_ONCE", at_once)
+    dtype = {"bf16-true": torch.bfloat16, "16-true": torch.float16}[precision]
+    model, batch = make("llama").to(dtype), plain_batch()
+    ours = NextTokenModel(model, on_cpu=on_cpu)
+    with torch.no_grad():
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    exact, _ = reference(logits.float(), batch["labels"])
+    with HalfPrecision(precision).train_step_context():
+        loss = ours.loss(batch)[0]
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(exact, rel=1e-5)
+    with HalfPrecision(precision).val_step_context():
+        losses, _ = ours.score_labels(batch, ours.features(batch))
+    assert losses.dtype == torch.float32
+    assert losses.sum().item() == pytest.approx(exact, rel=1e-5)
+
+
+def test_the_loss_in_chunks_is_float32_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(next_token, "LOGITS_AT_ONCE", 0)
+    model, batch = make("llama"), plain_batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        chunks = NextTokenModel(model, on_cpu=False).loss(batch)[0]
+        whole = NextTokenModel(model, on_cpu=True).loss(batch)[0]
+    assert chunks.dtype == torch.float32
+    assert chunks.item() == pytest.approx(whole.item(), rel=1e-6)
 
 
 def test_the_head_runs_on_learnt_positions_only_and_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
