@@ -1,21 +1,23 @@
 """Rows of training MiniLM on longer rows than CLINC150's, MNLI's pairs and SQuAD's windows, and on a 4-bit base."""
 
 import json
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from comparison.row import Row, Rows, Side
+from comparison.row import Row, Rows
 from comparison.settings import MissingError, Settings
 from comparison.training_rows import (
-    MINILM_WEIGHTS,
+    MINILM_OPERATIONS,
     TYPES,
     USES,
+    as_used,
     our_classifier,
     our_encoder,
     peer_classifier,
     peer_encoder,
     products,
+    quantization,
+    with_words,
 )
 
 ARTICLES = 8  # of SQuAD's, about 2,700 questions
@@ -37,9 +39,10 @@ def pairs(settings: Settings, use: str, precision: str) -> Row:
     words = [f"--data.train_file={train}", f"--data.validation_file={other}", "--data.text_column=sentence1"]
     words += ["--data.text_pair_column=sentence2", "--data.label_column=gold_label"]
     ours = our_encoder(settings, "text_classification/minilm_lora.yaml", precision, dropout, *words)
+    ours = as_used(ours, use)
     table = ("--data", train, "--columns", "sentence1,sentence2", "--label", "gold_label")
     peer = peer_encoder(settings, "trainer_texts", precision, *table, *options)
-    limit = products(precision, MINILM_WEIGHTS, None)
+    limit = products(precision, MINILM_OPERATIONS, None)
     return Row(f"MNLI's pairs in {precision}, peer {how}", "pairs/s", (ours,), (peer,), limit=limit)
 
 
@@ -56,9 +59,10 @@ def windows(settings: Settings, use: str, precision: str) -> Row:
     words = [f"--data.train_file={file}", f"--data.validation_file={file}", "--data.batch_size=16"]
     words += [f"--data.max_length={WINDOW}", f"--data.doc_stride={OVERLAP}"]
     ours = our_encoder(settings, "squad_v2/minilm_lora.yaml", precision, dropout, *words)
+    ours = as_used(ours, use)
     cut = ("--data", file, "--max-length", WINDOW, "--stride", OVERLAP)
     peer = peer_encoder(settings, "trainer_squad", precision, *cut, *options)
-    limit = products(precision, MINILM_WEIGHTS, None)
+    limit = products(precision, MINILM_OPERATIONS, None)
     title = f"SQuAD 2.0's windows of {WINDOW} tokens in {precision}, peer {how}"
     return Row(title, "windows/s", (ours,), (peer,), limit=limit)
 
@@ -94,16 +98,10 @@ def qlora(settings: Settings, precision: str) -> Row:
     """
     how, options, dropout, _ = USES["grouped"]
     ours = our_classifier(settings, precision, dropout)
-    quantization = {"bits": 4, "type": "nf4", "compute_dtype": precision.replace("bf16", "bfloat16")}
-    ours = with_words(ours, f"--model.quantization={json.dumps(quantization)}")
+    ours = with_words(as_used(ours, "grouped"), quantization(precision))
     peer = peer_classifier(settings, "trainer_clinc150", precision, "--qlora", *options)
     title = f"CLINC150 with a 4-bit base multiplied in {precision}, peer with bitsandbytes {how}"
     return Row(title, "samples/s", (ours,), (peer,))
-
-
-def with_words(side: Side, *words: str) -> Side:
-    """The same command with further options."""
-    return replace(side, command=(*side.command, *words))
 
 
 def _rows() -> Rows:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from comparison.kept import kept
 from comparison.row import Row, Rows, Side, milliseconds_a_step, whole_seconds
 from comparison.settings import CONFIGS, ENCODER, Settings, package_folder, program
-from comparison.training_rows import CLOCK, LOGS, QUICK_STEPS, TRAINING_ONLY
+from comparison.training_rows import CLOCK, LOGS, OUR_RECIPE, PEERS_RECIPE, QUICK_STEPS, QUIET, TRAINING_ONLY
 from comparison.turns import run_side
 
 STEPS, BATCH_SIZE = 12, 32
@@ -67,12 +68,14 @@ def growth(settings: Settings, name: str) -> Row:
     point, steps = POINTS[name], QUICK_STEPS if settings.quick else STEPS
     model, file = base_of(settings, point), texts_of(settings, point.tokens)
     lora = {"r": point.r, "lora_alpha": 2 * point.r, "lora_dropout": 0.05, "target_modules": point.modules}
+    lora |= {"modules_to_save": None}  # the config trains the pooler, too
     words = ["fit", "--config", CONFIGS / "text_classification/minilm_lora.yaml", f"--data.train_file={file}"]
     words += [f"--model.init_args.lora={json.dumps(lora)}", f"--model.backbone={model}", "--model.base_dropout=0"]
     words += [f"--data.max_length={point.tokens}", f"--data.validation_share={VALIDATION_SHARE}"]
-    words += [f"--trainer.max_steps={steps}", LOGS, "--trainer.precision=32-true", *TRAINING_ONLY, CLOCK]
+    words += [f"--trainer.max_steps={steps}", LOGS, "--trainer.precision=32-true", *TRAINING_ONLY, QUIET, CLOCK]
+    words += [f"--model.init_args.optimization={json.dumps(OUR_RECIPE)}"]
     more = ["--model", model, "--data", file, "--max-length", point.tokens, "--steps", steps, "--dropout", 0]
-    more += ["--r", point.r, "--targets", ",".join(point.modules)]
+    more += ["--r", point.r, "--targets", ",".join(point.modules), "--no-progress", *PEERS_RECIPE]
     ours = Side("ours", program(*words), milliseconds_a_step)
     peer = Side("Trainer + PEFT", settings.module("transformers", "trainer_texts", *more), milliseconds_a_step)
     return Row(f"growth: a step with {point.title}, no dropout of the base", "ms", (ours,), (peer,))
@@ -88,12 +91,13 @@ def base_of(settings: Settings, point: Point) -> Path:
     encoder = package_folder(ENCODER) / "model"
     if point.layers is None:
         return encoder
-    folder = settings.work / f"random_{point.layers}x{point.hidden}"
-    if not (folder / "config.json").is_file():
+
+    def make(folder: Path) -> None:
         words = (str(encoder), str(folder), str(point.layers), str(point.hidden))
         command = (sys.executable, "-m", "comparison.random_encoder", *words)
         run_side(Side("a random encoder", command, whole_seconds))
-    return folder
+
+    return kept(settings, f"random_{point.layers}x{point.hidden}", make)
 
 
 def texts_of(settings: Settings, tokens: int) -> Path:

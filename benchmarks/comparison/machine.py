@@ -1,19 +1,24 @@
 """What the machine is, and what others did with it during a measurement."""
 
+import hashlib
 import os
 import platform
 import re
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
 STAT = Path("/proc/stat")
+QUIET_CPUS, QUIET_STEAL, QUIET_SECOND = 0.1, 0.02, 0.25  # of others; a measurement with more is loud
 SECONDS_BETWEEN_SAMPLES = 1.0
+REPOSITORY = Path(__file__).parents[2]
+SUFFIXES = {".py", ".yaml", ".json"}  # of code
 PACKAGES = ("torch", "transformers", "peft", "lightning", "lora-lightning")
 
 
@@ -52,6 +57,19 @@ class Load:
     foreign_cpus: float
     steal_share: float
     worst_steal_share: float
+
+
+def is_quiet(load: Mapping[str, float] | None) -> bool:
+    """Whether others took next to nothing, on average and in the worst second; unknown where the system says nothing.
+
+    Args:
+        load: The fields of `Load`.
+    """
+    return load is None or (
+        load["foreign_cpus"] <= QUIET_CPUS
+        and load["steal_share"] <= QUIET_STEAL
+        and load["worst_steal_share"] <= QUIET_SECOND
+    )
 
 
 def parse_stat(text: str) -> CpuTimes:
@@ -138,7 +156,27 @@ def describe_machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "commit": _output(["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]),
         "versions": {name: _version(name) for name in PACKAGES},
+        "code": hash_of_code(("lora_lightning", "configs")),
+        "scripts": hash_of_code(("benchmarks/comparison", "benchmarks/peers")),
     }
+
+
+@cache
+def hash_of_code(folders: tuple[str, ...]) -> str:
+    """Names the content of the code, so that only numbers of the same code are continued, whatever the commit is.
+
+    Args:
+        folders: Below this repository.
+    """
+    found = hashlib.sha256()
+    for file in sorted(_code_files(REPOSITORY / folder for folder in folders)):
+        found.update(f"{file.relative_to(REPOSITORY)}\n".encode() + file.read_bytes())
+    return found.hexdigest()[:12]
+
+
+def _code_files(folders: Iterable[Path]) -> Iterator[Path]:
+    for folder in folders:
+        yield from (file for file in folder.rglob("*") if file.suffix in SUFFIXES and file.is_file())
 
 
 def _processor() -> str:

@@ -1,19 +1,24 @@
 """The page of the comparison: tables and pictures in the style of this project's reports."""
 
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from comparison.machine import is_quiet
 from comparison.pictures import load_figure, pair_figure, ratio_figure, share_figure
 from comparison.ratios import is_reached
+from comparison.turns import counted_turns
 from lora_lightning.reports.files import ReportFigure
 from lora_lightning.reports.page import Page, PageTable, Section, write_page
 
 Results = Mapping[str, dict[str, Any]]
-QUIET_CPUS, QUIET_STEAL = 0.1, 0.02  # of others: a measurement with more is named
+MOST_LOSS = 0.1  # by which the losses of both sides may differ, as a share
 READING = (
     "A ratio is ours / the peer's within one turn; the median of the turns is shown with their range. Of several "
-    "commands of one side the best one of a turn counts. Speeds leave out the first step. A share is the work of the "
+    "commands of one side the best one of a turn counts. Speeds leave out the first step and the largest batch. The "
+    "loss at the end is the mean of the last quarter of the steps, without label smoothing, in nats. A share is the "
+    "work of the "
     "plain algorithm on real tokens (two products a weight of a linear layer, forward and backward to the inputs), "
     "beside dense products of 2048 x 2048 matrices that are timed before and after ours in the same turn. Of the first "
     "step, it is how many times as long as the imports that both sides need. Foreign load is CPUs that other processes "
@@ -31,11 +36,12 @@ def write_comparison(results: Results, folder: Path) -> Path:
     Returns:
         The page.
     """
-    found = {name: row for name, row in results.items() if "error" not in row}
+    found = {name: row for name, row in results.items() if "values" in row}
     planned = {name: row for name, row in found.items() if row["unit"] == "MiB"}
     measured = {name: row for name, row in found.items() if name not in planned}
     sections = [Section("Against peers", tables=(ratio_table(measured),), figures=ratio_pictures(measured))]
     sections += [Section("Numbers of each side", tables=(value_table(measured),))]
+    sections += [Section("Work and quality of each side", tables=(work_table(measured),))]
     grown = {name: row for name, row in measured.items() if name.startswith("growth_")}
     sections += [Section("Growth of a step", tables=(growth_table(grown),), figures=growth_pictures(grown))]
     sections += [Section("Limits of the machine", tables=(share_table(measured),), figures=share_pictures(measured))]
@@ -144,26 +150,58 @@ def load_table(results: Results) -> PageTable:
 def peaks(row: Mapping[str, Any]) -> dict[str, float]:
     """Largest peak of each command but the limit's, in MiB; of the GPU where one was used."""
     sides = [*row["ours"], *row["peers"]]
-    costs = {side: [turn["costs"][side] for turn in row["turns"]] for side in sides}
+    costs = {side: [cost for turn in counted_turns(row["turns"]) for cost in turn["costs"][side]] for side in sides}
     return {side: max(each.get("gpu_peak_mib", each["peak_mib"]) for each in costs[side]) for side in sides}
 
 
 def notes(results: Results) -> tuple[str, ...]:
     """What limits what the page says."""
-    found = [f"{name} was not measured: {row['error']}." for name, row in results.items() if "error" in row]
-    if quick := [name for name, row in results.items() if row["quick"] and "error" not in row]:
+    found = [
+        f"{name} {'has no new measurement' if 'values' in row else 'was not measured'}: {row['failed']}."
+        for name, row in results.items()
+        if "failed" in row
+    ]
+    if quick := [name for name, row in results.items() if row["quick"] and "values" in row]:
         found.append(f"Only a try of a few steps, whose numbers say nothing: {', '.join(quick)}.")
     loud = [name for name, row in results.items() if (load := row.get("load")) is not None and not is_quiet(load)]
     if loud:
         found.append(f"The machine was not quiet: {', '.join(loud)}.")
+    if apart := [name for name, row in results.items() if "values" in row and losses_differ(row)]:
+        found.append(f"The losses of both sides differ by more than {100 * MOST_LOSS:.0f} %: {', '.join(apart)}.")
     if len({str(row["machine"]) for row in results.values()}) > 1:
         found.append("The rows are from several machines, versions or commits; results.json says which.")
     return tuple(found)
 
 
-def is_quiet(load: Mapping[str, float]) -> bool:
-    """Whether others took next to nothing."""
-    return load["foreign_cpus"] <= QUIET_CPUS and load["steal_share"] <= QUIET_STEAL
+def losses_differ(row: Mapping[str, Any]) -> bool:
+    """Whether the losses of our sides and of the peers' are so far apart that they did not train alike."""
+    found = losses_of(row)
+    ours, peers = ([found[side] for side in row[sides] if side in found] for sides in ("ours", "peers"))
+    return any(abs(own / other - 1) > MOST_LOSS for own in ours for other in peers) and row["same_loss"]
+
+
+def losses_of(row: Mapping[str, Any]) -> dict[str, float]:
+    """Median loss of each side in the last quarter of its steps, in nats."""
+    found: dict[str, list[float]] = {}
+    for turn in counted_turns(row["turns"]):
+        for side, work in turn["work"].items():
+            if "loss" in work:
+                found.setdefault(side, []).append(work["loss"])
+    return {side: statistics.median(losses) for side, losses in found.items()}
+
+
+def work_table(results: Results) -> PageTable:
+    """What each side trained, of the last turn, and its median loss."""
+    rows = []
+    for name, row in results.items():
+        losses, last = losses_of(row), counted_turns(row["turns"])[-1]["work"]
+        for side, work in last.items():
+            if work["trainable"] is not None and work["steps"]:
+                amounts = (f"{work[unit]:,.0f}" if unit in work else "" for unit in ("tokens", "labels"))
+                loss = three_digits(losses[side]) if side in losses else ""
+                rows.append((name, side, f"{work['trainable']:,}", f"{work['steps']:,}", *amounts, loss))
+    headings = ("row", "command", "trained parameters", "steps", "tokens a step", "labels a step", "loss at the end")
+    return PageTable(headings, tuple(rows), texts=frozenset({1}))
 
 
 def machine_line(results: Results) -> str:

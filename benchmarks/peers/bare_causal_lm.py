@@ -10,7 +10,7 @@ from peers.smollm2 import load_model, parse_arguments, training_rows
 def main() -> None:
     """Trains on the first batches."""
     options = parse_arguments(__doc__)
-    model, tokenizer = load_model(options.model)
+    model, tokenizer = load_model(options)
     rows = training_rows(options, tokenizer).select(range(options.steps * options.batch_size))
     batches = DataLoader(rows, options.batch_size, collate_fn=DataCollatorForSeq2Seq(tokenizer))
     train(model, batches, 5e-4, bf16=options.bf16)

@@ -20,6 +20,7 @@ def train(model: Any, batches: Iterable[dict[str, torch.Tensor]], learning_rate:
     """
     device, log = torch.device("cuda" if torch.cuda.is_available() else "cpu"), StepLog()
     model.to(device).train()
+    log.describe(model)
     optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=learning_rate)
     for batch in batches:
         moved = {name: tensor.to(device) for name, tensor in batch.items()}
@@ -29,5 +30,6 @@ def train(model: Any, batches: Iterable[dict[str, torch.Tensor]], learning_rate:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        log.add(moved["attention_mask"])
+        labels = moved["labels"]
+        log.add(moved["attention_mask"], loss, labels[:, 1:] if labels.ndim > 1 else None)
     log.write()

@@ -19,7 +19,30 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     """Reads the options of a peer that trains on CLINC150."""
     parser = make_parser(description, "folder with data_full.json")
     parser.add_argument("--quality", type=float, help="stop at this in-scope accuracy on the validation split")
+    parser.add_argument("--cache", type=Path, help="folder with the tokens, or where to keep them")
     return parser.parse_args()
+
+
+def cached_split(cache: Path | None, folder: Path, tokenizer: Any, split: str) -> tuple[Dataset, list[str]]:
+    """Opens a split that an earlier start tokenized, or tokenizes and keeps it.
+
+    Args:
+        cache: Where tokens are kept; `None` for nowhere.
+        folder: With `data_full.json`.
+        tokenizer: Of the model.
+        split: `train` or `val`.
+
+    Returns:
+        What `read_split` does.
+    """
+    if cache is None:
+        return read_split(folder, tokenizer, split)
+    names = cache / f"{split}.json"
+    if not names.is_file():
+        rows, labels = read_split(folder, tokenizer, split)
+        rows.save_to_disk(str(cache / split))
+        names.write_text(json.dumps(labels), encoding="utf-8")
+    return Dataset.load_from_disk(str(cache / split)), json.loads(names.read_text(encoding="utf-8"))
 
 
 def read_split(folder: Path, tokenizer: Any, split: str) -> tuple[Dataset, list[str]]:

@@ -38,6 +38,12 @@ def make_parser(description: str | None, data: str) -> argparse.ArgumentParser:
     parser.add_argument("--pooler", action="store_true", help="also train the pooler")
     parser.add_argument("--qlora", action="store_true", help="the base in 4 bits")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--schedule", default="cosine")
+    parser.add_argument("--warmup", type=float, default=0.0, help="share of the steps in which the rate grows")
+    parser.add_argument("--weight-decay", type=float, default=0.0)
+    parser.add_argument("--label-smoothing", type=float, default=0.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
     return parser
 
 
@@ -69,7 +75,7 @@ def load_reader(options: argparse.Namespace) -> Any:
 
 
 def _load(auto_class: Any, options: argparse.Namespace, head: str, **more: Any) -> Any:
-    torch.manual_seed(0)
+    torch.manual_seed(options.seed)
     more |= dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), options.dropout)
     if not options.qlora:
         return auto_class.from_pretrained(options.model, **more)
@@ -111,7 +117,12 @@ def training_arguments(options: argparse.Namespace, batch_size: int, **more: Any
         learning_rate=options.learning_rate,
         num_train_epochs=options.epochs,
         max_steps=options.steps,
-        lr_scheduler_type="cosine",
+        lr_scheduler_type=options.schedule,
+        warmup_steps=options.warmup,
+        weight_decay=options.weight_decay,
+        label_smoothing_factor=options.label_smoothing,
+        seed=options.seed,
+        disable_tqdm=options.no_progress,
         report_to=[],
         save_strategy="no",
         use_cpu=not torch.cuda.is_available(),

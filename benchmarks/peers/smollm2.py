@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 IGNORED = -100  # label of a token that is not learnt
 
@@ -23,26 +23,46 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
+    parser.add_argument("--qlora", action="store_true", help="the base in 4 bits, of a folder with safetensors")
+    parser.add_argument("--flat", action="store_true", help="texts one after another, in place of padded ones")
     return parser.parse_args()
 
 
-def load_model(folder: Path) -> tuple[Any, Any]:
+def load_model(options: argparse.Namespace) -> tuple[Any, Any]:
     """Loads the model with a PEFT adapter on all linear layers.
 
     Args:
-        folder: With one GGUF file.
+        options: Of the command line; the folder has one GGUF file, or safetensors for a base in 4 bits.
 
     Returns:
-        The model in float32 and its tokenizer.
+        The model in float32, unless its base has 4 bits, and its tokenizer.
     """
-    (file,) = (path.name for path in folder.glob("*.gguf"))
     torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+    model, tokenizer = _quantized(options) if options.qlora else load_base(options.model)
     model.config.use_cache = False
-    _forget_quantization(model)
     lora = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear")
     return get_peft_model(model, lora), tokenizer
+
+
+def load_base(folder: Path) -> tuple[Any, Any]:
+    """Loads the model of the one GGUF file of a folder in float32, and its tokenizer."""
+    (file,) = (path.name for path in folder.glob("*.gguf"))
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+    _forget_quantization(model)
+    return model, tokenizer
+
+
+def _quantized(options: argparse.Namespace) -> tuple[Any, Any]:
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16 if options.bf16 else torch.float32,
+    )
+    base = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32, quantization_config=config)
+    # Without gradient checkpointing, which ours does not use either.
+    prepared = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)  # type: ignore[no-untyped-call]
+    return prepared, AutoTokenizer.from_pretrained(options.model)
 
 
 def _forget_quantization(model: Any) -> None:

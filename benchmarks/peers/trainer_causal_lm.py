@@ -3,7 +3,7 @@
 import tempfile
 
 import torch
-from transformers import DataCollatorForSeq2Seq, TrainingArguments
+from transformers import DataCollatorForSeq2Seq, DataCollatorWithFlattening, TrainingArguments
 
 from peers.smollm2 import load_model, parse_arguments, training_rows
 from peers.step_log import StepLog
@@ -19,14 +19,18 @@ def main() -> None:
         learning_rate=5e-4,
         max_steps=options.steps,
         lr_scheduler_type="cosine",
+        warmup_steps=0.06,
+        weight_decay=0.01,
+        disable_tqdm=True,
         report_to=[],
         save_strategy="no",
         use_cpu=not torch.cuda.is_available(),
         bf16=options.bf16,
-        train_sampling_strategy="group_by_length" if options.instructions else "random",
+        train_sampling_strategy="group_by_length" if options.instructions and not options.flat else "random",
     )
-    model, tokenizer = load_model(options.model)
-    rows, collate = training_rows(options, tokenizer), DataCollatorForSeq2Seq(tokenizer)
+    model, tokenizer = load_model(options)
+    rows = training_rows(options, tokenizer)
+    collate = DataCollatorWithFlattening() if options.flat else DataCollatorForSeq2Seq(tokenizer)
     ClockedTrainer(log, model=model, args=arguments, train_dataset=rows, data_collator=collate).train()
     log.write()
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, DataCollatorWithPadding, TrainerCallback
 
-from peers.clinc150 import BATCH_SIZE, OUT_OF_SCOPE, in_scope_accuracy, parse_arguments, read_split
+from peers.clinc150 import BATCH_SIZE, OUT_OF_SCOPE, cached_split, in_scope_accuracy, parse_arguments
 from peers.minilm import load_classifier, training_arguments
 from peers.step_log import StepLog
 from peers.trainer_clock import ClockedTrainer
@@ -40,14 +40,16 @@ def main() -> None:
         words |= {"eval_strategy": "steps", "eval_steps": STEPS_BETWEEN_VALIDATIONS, "per_device_eval_batch_size": 64}
         words |= {"eval_steps": min(STEPS_BETWEEN_VALIDATIONS, options.steps)} if options.steps > 0 else {}
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    train, names = read_split(options.data, tokenizer, "train")
+    train, names = cached_split(options.cache, options.data, tokenizer, "train")
     outside, log = names.index(OUT_OF_SCOPE), StepLog()
     trainer = ClockedTrainer(
         log,
         model=load_classifier(options, len(names)),
         args=training_arguments(options, BATCH_SIZE, **words),
         train_dataset=train,
-        eval_dataset=read_split(options.data, tokenizer, "val")[0] if options.quality is not None else None,
+        eval_dataset=cached_split(options.cache, options.data, tokenizer, "val")[0]
+        if options.quality is not None
+        else None,
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=lambda found: {
             "in_scope_accuracy": in_scope_accuracy(found.predictions, found.label_ids, outside)

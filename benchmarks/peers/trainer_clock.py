@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from transformers import Trainer, TrainerCallback
 
 from peers.step_log import StepLog
@@ -17,13 +18,15 @@ class ClockedTrainer(Trainer):
 
     def __init__(self, log: StepLog, **options: Any) -> None:
         super().__init__(**options)
-        self.mask: Any = None
+        log.describe(self.model)
+        self.step: tuple[Any, ...] = ()
         self.add_callback(_Clock(log, self))
 
     def training_step(self, model: Any, inputs: Any, *more: Any, **options: Any) -> Any:
-        """Keeps the attention mask of the batch."""
-        self.mask = inputs["attention_mask"]
-        return super().training_step(model, inputs, *more, **options)
+        """Keeps the attention mask, the loss and the learnt labels of the batch."""
+        loss = super().training_step(model, inputs, *more, **options)
+        self.step = (mask_of(inputs), loss, learnt_labels(inputs))
+        return loss
 
 
 class _Clock(TrainerCallback):
@@ -31,4 +34,16 @@ class _Clock(TrainerCallback):
         self.log, self.trainer = log, trainer
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.log.add(self.trainer.mask)
+        self.log.add(*self.trainer.step)
+
+
+def mask_of(inputs: Any) -> Any:
+    """The attention mask of a batch, (rows, tokens); all ones where texts follow each other without padding."""
+    mask = inputs.get("attention_mask")
+    return torch.ones_like(inputs["input_ids"]) if mask is None else mask
+
+
+def learnt_labels(inputs: Any) -> Any:
+    """The labels of a language model that take part in its loss, (rows, tokens - 1); `None` of other models."""
+    labels = inputs.get("labels")
+    return None if labels is None or labels.ndim == 1 else labels[:, 1:]

@@ -23,7 +23,19 @@ def planted(title: str, *, unit: str, ratio: float, goal: float, foreign: float 
         "limit": "dense products",
         "ours": ["ours"],
         "peers": ["peer"],
-        "turns": [{"values": {}, "costs": {"ours": costs, "peer": costs | {"peak_mib": 777.0}}}],
+        "same_loss": True,
+        "turns": [
+            {
+                "number": 0,
+                "values": {},
+                "costs": {"ours": [costs], "peer": [costs, costs | {"peak_mib": 777.0}]},
+                "loud": [],
+                "work": {
+                    side: {"trainable": 147_456, "steps": 12, "tokens": 1024.0, "loss": loss, "environment": {}}
+                    for side, loss in (("ours", 2.0), ("peer", 2.0 + foreign))
+                },
+            }
+        ],
         "values": dict.fromkeys(("ours", "peer", "plan", "the run"), summary),
         "ratio": summary,
         "share": summary | {"median": 0.512},
@@ -40,7 +52,7 @@ def test_the_page_has_ratios_goals_and_what_limits_them(tmp_path: Path) -> None:
         "first_step": planted("start", unit="s", ratio=0.8, goal=0.9, foreign=1.5),
         "growth_r_64": planted("a step", unit="ms", ratio=0.625, goal=1.0),
         "memory_encoder": planted("memory", unit="MiB", ratio=1.5, goal=2.0),
-        "lm_packed_float32": {"title": "lm", "error": "litgpt is missing", "quick": False}
+        "lm_packed_float32": {"title": "lm", "failed": "litgpt is missing", "quick": False}
         | {"machine": {**MACHINE, "versions": {"torch": "2"}}, "measured": "today"},
     }
     page = write_comparison(results, tmp_path).read_text(encoding="utf-8")
@@ -52,6 +64,8 @@ def test_the_page_has_ratios_goals_and_what_limits_them(tmp_path: Path) -> None:
     assert "777" in page
     assert "The machine was not quiet: first_step." in page
     assert "lm_packed_float32 was not measured: litgpt is missing." in page
+    assert "The losses of both sides differ by more than 10 %: first_step." in page
+    assert "147,456" in page
     assert "Growth of a step" in page
     assert page.count("<svg") == 5
     assert (tmp_path / "figures" / "ratios.png").is_file()
@@ -60,7 +74,7 @@ def test_the_page_has_ratios_goals_and_what_limits_them(tmp_path: Path) -> None:
 def test_every_row_that_has_a_goal_is_there() -> None:
     uses = {f"clinc150_{use}{end}" for use in ("as_left", "grouped", "tuned") for end in ENDS}
     models = {f"lm_{what}_{precision}" for what in ("packed", "responses") for precision in ("float32", "bf16")}
-    others = {"clinc150_best", "time_to_quality", "first_step", "fit_help", "predict", "predict_steady", "study"}
+    others = {"clinc150_best", "time_to_quality", "first_step_warm", "fit_help", "predict", "predict_steady", "study"}
     assert uses | models | others <= ROWS.keys()
 
 
@@ -68,4 +82,8 @@ def test_every_kind_of_row_is_there() -> None:
     lengths = {f"{data}_{use}{end}" for data in ("pairs", "squad") for use in ("as_left", "grouped") for end in ENDS}
     growth = {f"growth_{name}" for name in ("r_4", "r_64", "modules_6", "modules_36", "tokens_16", "tokens_256")}
     others = {*(f"clinc150_qlora{end}" for end in ENDS), "growth_size_12x768", "monitors", "spectrum", "second_start"}
+    others |= {"quality_clinc150_bf16", "quality_lm_bf16", "first_step"}
+    others |= {
+        f"lm_{what}" for what in ("qlora_float32", "qlora_bf16", "responses_float32_flat", "responses_bf16_flat")
+    }
     assert lengths | growth | others <= ROWS.keys()

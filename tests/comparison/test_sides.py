@@ -1,13 +1,16 @@
 """Both sides of rows run on tiny models and data, in this process; only the peers' environments are not theirs."""
 
+import argparse
 import importlib
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from comparison import growth_rows, prediction_rows, random_encoder, spectra, startup_rows, training_rows
+from comparison import growth_rows, plain_decoder, prediction_rows, random_encoder, spectra, startup_rows, training_rows
 from comparison.row import Outcome, Side
 from comparison.rows import ROWS
 from comparison.settings import DECODER, ENCODER, Settings
@@ -45,6 +48,7 @@ def settings(tiny_backbone: TinyBackbone, tmp_path: Path, monkeypatch: pytest.Mo
     python.touch()
     for rows in (training_rows, growth_rows):
         monkeypatch.setattr(rows, "package_folder", lambda name: tmp_path / name)
+        monkeypatch.setattr(rows, "kept", lambda *given: tmp_path / given[1])
     monkeypatch.setenv(FILE, str(tmp_path / "steps.json"))
     return Settings(tmp_path / "data", tmp_path / "peers", tmp_path, quick=True)
 
@@ -52,12 +56,14 @@ def settings(tiny_backbone: TinyBackbone, tmp_path: Path, monkeypatch: pytest.Mo
 def run_ours(side: Side, settings: Settings, monkeypatch: pytest.MonkeyPatch, *more: str) -> float:
     monkeypatch.setattr(sys, "argv", ["lora-lightning"])
     start = time.time()
-    run_command([word.replace("{scratch}", str(settings.work)) for word in (*side.command[3:], *more)])
+    words = (*side.command[3:], *more)
+    run_command([word.replace("{scratch}", str(settings.work)).replace("{seed}", "1") for word in words])
     return value_of(side, settings, start)
 
 
 def run_peer(side: Side, settings: Settings, monkeypatch: pytest.MonkeyPatch, *more: str) -> float:
-    words = [word.replace("{scratch}", str(settings.work)) for word in (*side.command[2:], *more)]
+    words = (*side.command[2:], *more)
+    words = [word.replace("{scratch}", str(settings.work)).replace("{seed}", "1") for word in words]
     monkeypatch.setattr(sys, "argv", words)
     start = time.time()
     importlib.import_module(words[0]).main()
@@ -72,10 +78,10 @@ def make_random_encoder(settings: Settings, monkeypatch: pytest.MonkeyPatch, lay
     return folder
 
 
-def tokens_of(settings: Settings) -> list[int]:
-    """Tokens of each step of the last run."""
-    tokens: list[int] = json.loads((settings.work / "steps.json").read_text())["tokens"]
-    return tokens
+def log_of(settings: Settings) -> dict[str, Any]:
+    """What the last run wrote."""
+    log: dict[str, Any] = json.loads((settings.work / "steps.json").read_text())
+    return log
 
 
 def value_of(side: Side, settings: Settings, start: float) -> float:
@@ -91,15 +97,21 @@ def test_a_classifier_is_trained_and_predicts_on_both_sides(
     assert (
         run_ours(row.ours[0], settings, monkeypatch, backbone, "--trainer.logger.name=run", "--data.batch_size=4") > 0
     )
-    assert run_peer(row.peers[0], settings, monkeypatch) > 0
+    for peer in row.peers:
+        assert run_peer(peer, settings, monkeypatch) > 0
     (best,) = settings.work.rglob("best.ckpt")
     monkeypatch.setattr(prediction_rows, "trained_run", lambda _: best.parents[1])
     row = ROWS["predict_steady"](settings)
-    assert run_ours(row.ours[0], settings, monkeypatch, "--data.eval_batch_size=2") > 0
-    assert run_peer(row.peers[0], settings, monkeypatch) > 0
-    assert len((settings.work / "answers.csv").read_text().splitlines()) == len(
-        (settings.work / "queries.txt").read_text().splitlines()
-    )
+    many, few = (settings.work / f"queries_{times}.txt" for times in (prediction_rows.QUICK_TIMES, 1))
+    assert len(many.read_text().splitlines()) == 11 * len(few.read_text().splitlines()) > 11
+    for side in (row.ours[0], row.peers[0]):
+        assert [word.replace(str(few), str(many)) for word in side.less] == list(side.command)
+    for each in (row, ROWS["predict"](settings)):
+        ours, peer = (replace(side, value=lambda outcome: outcome.seconds) for side in (each.ours[0], each.peers[0]))
+        assert run_ours(ours, settings, monkeypatch, "--data.eval_batch_size=2") > 0
+        assert "environment" in json.loads((settings.work / "steps.json").read_text())
+        assert run_peer(peer, settings, monkeypatch) > 0
+    assert len((settings.work / "answers.csv").read_text().splitlines()) == len(few.read_text().splitlines())
 
 
 @pytest.mark.parametrize("name", ["clinc150_grouped_bf16", "clinc150_bare"])
@@ -107,24 +119,39 @@ def test_training_a_classifier(name: str, settings: Settings, monkeypatch: pytes
     assert run_peer(ROWS[name](settings).peers[0], settings, monkeypatch) > 0
 
 
-@pytest.mark.parametrize("name", ["lm_packed_float32", "lm_packed_bf16_bare", "lm_responses_float32"])
+@pytest.mark.parametrize(
+    "name",
+    ["lm_packed_float32", "lm_packed_bf16_bare", "lm_responses_float32", "lm_responses_bf16_flat", "lm_qlora_bf16"],
+)
 def test_training_a_language_model(
     name: str, settings: Settings, monkeypatch: pytest.MonkeyPatch, tiny_backbone: TinyBackbone
 ) -> None:
+    base = settings.work / "decoder"
+    if "qlora" in name:
+        monkeypatch.setattr(sys, "argv", ["", str(settings.work / DECODER), str(base)])
+        plain_decoder.main()
     row, load = ROWS[name](settings), smollm2.load_model
 
-    def load_with_template(folder: Path) -> object:
-        model, tokenizer = load(folder)
+    def load_with_template(options: argparse.Namespace) -> object:
+        model, tokenizer = load(options)
         tokenizer.chat_template, tokenizer.pad_token = TEMPLATE, "<unk>"
         return model, tokenizer
 
     if not name.endswith("bare"):
-        more = (f"--model.backbone={tiny_backbone('llama')}", "--data.context_length=32", "--trainer.accelerator=cpu")
+        more = ("--data.context_length=32", "--trainer.accelerator=cpu")
+        more += () if "qlora" in name else (f"--model.backbone={tiny_backbone('llama')}",)
         more += ("--data.chat_template=false",) if "responses" in name else ()
         assert run_ours(row.ours[0], settings, monkeypatch, *more) > 0
+        ours = log_of(settings)
     module = importlib.import_module(row.peers[0].command[2])
     monkeypatch.setattr(module, "load_model", load_with_template)
     assert run_peer(row.peers[0], settings, monkeypatch, "--context", "16", "--batch-size", "2") > 0
+    assert len(log_of(settings)["losses"]) == len(log_of(settings)["labels"]) == 2
+    if "qlora" in name:  # the others have another tiny model on each side
+        assert log_of(settings)["trainable"] == ours["trainable"]
+        assert log_of(settings)["losses"][0] == pytest.approx(ours["losses"][0], rel=0.1)
+    if "flat" in name:
+        assert log_of(settings)["tokens"] == log_of(settings)["places"]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +159,8 @@ def test_training_a_language_model(
     [
         ("pairs_grouped", (), ()),
         ("squad_as_left", ("--data.max_length=32", "--data.doc_stride=8"), ("--max-length", "32", "--stride", "8")),
-        ("clinc150_qlora", ("--data.batch_size=4",), ("--model", "random_1x64")),
+        ("clinc150_grouped", (), ()),
+        ("clinc150_qlora", ("--data.batch_size=4",), ()),
         ("growth_tokens_16", (), ()),
     ],
 )
@@ -149,12 +177,14 @@ def test_training_an_encoder(
     )  # has a pooler, which MiniLM has and the tiny one not
     monkeypatch.chdir(settings.work)
     row = ROWS[name](settings)
-    more = (f"--model.backbone={tiny_backbone('bert')}", "--trainer.accelerator=cpu", *ours)
+    more = (f"--model.backbone={settings.work / 'random_1x64'}", "--trainer.accelerator=cpu", *ours)
     assert run_ours(row.ours[0], settings, monkeypatch, *more) > 0
-    counted = tokens_of(settings)
-    assert run_peer(row.peers[0], settings, monkeypatch, *peers) > 0
+    found = log_of(settings)
+    assert run_peer(row.peers[0], settings, monkeypatch, *peers, "--model", "random_1x64") > 0
+    assert log_of(settings)["trainable"] == found["trainable"]
+    assert log_of(settings)["losses"][0] == pytest.approx(found["losses"][0], rel=0.1)
     if name.startswith("growth"):
-        assert counted == tokens_of(settings) == 3 * [32 * 14]  # the tiny tokenizer has no marks
+        assert log_of(settings)["tokens"] == found["tokens"] == 3 * [32 * 14]  # the tiny tokenizer has no marks
 
 
 def test_both_sides_cut_the_same_windows(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
@@ -189,9 +219,25 @@ def test_a_second_start_finds_the_tokens_of_one_before(settings: Settings, monke
     started: list[Side] = []
     monkeypatch.setattr(startup_rows, "run_side", started.append)
     row = ROWS["second_start"](settings)
-    assert started == [row.ours[0]]
+    assert [side.command for side in started] == [row.ours[0].command]
     assert row.ours[0].command[:-1] == row.peers[0].command[:-1]
-    assert row.peers[0].command[-1].startswith("{scratch}")
+    assert row.peers[0].command[-1].startswith("--data.cache_dir={scratch}")
+
+
+def test_a_warm_start_is_one_of_both_sides(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Side] = []
+    monkeypatch.setattr(startup_rows, "run_side", started.append)
+    row = ROWS["first_step_warm"](settings)
+    assert [side.command for side in started] == [row.ours[0].command, row.peers[0].command]
+    cold = ROWS["first_step"](settings)
+    assert any("{scratch}/tokens" in word for word in cold.ours[0].command)
+    tokens: list[list[int]] = []
+    for _ in range(2):
+        assert run_peer(row.peers[0], settings, monkeypatch) > 0
+        tokens.append(log_of(settings)["tokens"])
+    assert tokens[0] == tokens[1]
+    assert list(settings.work.glob("kept/peer_tokens_*/train"))
+    assert len(started) == 2
 
 
 def test_spectra_are_measured_in_both_ways(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
