@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lora_lightning.figures.cards import evenly_spaced
 from lora_lightning.statistics.analysis import StudyAnalysis
-from lora_lightning.statistics.jackknife import mean_interval
+from lora_lightning.statistics.jackknife import Interval, mean_interval
 from lora_lightning.statistics.learning_rate_optimum import mean_scores, rate_optimum
 from lora_lightning.statistics.study_results import ConfigurationResults, Metric, Scale, StudyResults
 from lora_lightning.statistics.verdicts import Verdict, shown_margin
@@ -87,36 +87,45 @@ def rank_figure(results: StudyResults, name: str | None = None) -> "Figure":
         name: A measurement; `None` for the metric.
 
     Returns:
-        A matplotlib figure that belongs to no window; configurations without a rank, such as full fine-tuning, are
-        horizontal lines.
+        A matplotlib figure that belongs to no window; lines join configurations that differ in rank alone, and those
+        without a rank, such as full fine-tuning, are horizontal lines.
     """
     figure, axes = new_figure()
-    ranked, others = [], []
+    ranked: dict[str, list[tuple[float, Interval]]] = {}
+    others = []
     for each in results.configurations:
         interval = mean_interval(numbers_by_seed(each, name, results.metric))
         if math.isnan(interval.value):
             continue
         if each.rank is not None:
-            ranked.append((each.rank, interval))
+            ranked.setdefault(each.beside_rank, []).append((each.rank, interval))
         else:
             others.append((each.name, interval.value))
-    ranked.sort(key=lambda point: point[0])
-    ranks = [rank for rank, _ in ranked]
-    style = "o-" if len(set(ranks)) == len(ranks) else "o"  # several configurations of one rank are no line
-    axes.plot(ranks, [interval.value for _, interval in ranked], style, color=BLUE, markersize=5)
-    for rank, interval in ranked:
-        axes.plot([rank, rank], [interval.low, interval.high], color=BLUE, linewidth=1.4)
-    for number, (other, value) in enumerate(others):
-        axes.axhline(value, color=SERIES[number + 1], linestyle="--", linewidth=1, label=shown_name(other))
+    for number, (kind, points) in enumerate(ranked.items()):
+        label = shown_name(kind) if len(ranked) > 1 else None
+        _draw_ranks(axes, sorted(points, key=lambda point: point[0]), SERIES[number % len(SERIES)], label)
+    for number, (other, value) in enumerate(others, len(ranked)):
+        color = SERIES[number % len(SERIES)]
+        axes.axhline(value, color=color, linestyle="--", linewidth=1, label=shown_name(other))
+    ranks = sorted(rank for points in ranked.values() for rank, _ in points)
     axes.set_xscale("log", base=2)
     ticks = separate_ticks(ranks)
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=FONT)
     axes.minorticks_off()
-    show_large_numbers(axes.yaxis, [interval.value for _, interval in ranked])
+    show_large_numbers(axes.yaxis, [interval.value for points in ranked.values() for _, interval in points])
     axes.set_xlabel("rank r", fontsize=FONT)
     axes.set_ylabel(axis_label(name, results.metric), fontsize=FONT, parse_math=False)
     show_legend(axes)
     return figure
+
+
+def _draw_ranks(axes: "Axes", points: Sequence[tuple[float, Interval]], color: str, label: str | None) -> None:
+    """Draws configurations that differ in rank alone."""
+    ranks = [rank for rank, _ in points]
+    style = "o-" if len(set(ranks)) == len(ranks) else "o"  # several configurations of one rank are no line
+    axes.plot(ranks, [interval.value for _, interval in points], style, color=color, markersize=5, label=label)
+    for rank, interval in points:
+        axes.plot([rank, rank], [interval.low, interval.high], color=color, linewidth=1.4)
 
 
 def learning_rates_figure(results: StudyResults) -> "Figure":

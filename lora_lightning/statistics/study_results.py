@@ -125,6 +125,8 @@ class ConfigurationResults:
         rank: r of its LoRA layers, if the study says it; `None` for full fine-tuning.
         tried_rates: Validation metric by learning rate and seed, of the runs that tried learning rates. Those that
             failed are left out; empty until all of them have ended.
+        beside_rank: What it sets beside its rank, such as `"target_modules = attention"`. Configurations of which this
+            differs are not compared as ranks.
     """
 
     name: str
@@ -135,6 +137,7 @@ class ConfigurationResults:
     curves: Mapping[str, Mapping[int, NDArray[np.float64]]] = field(default_factory=dict)
     rank: float | None = None
     tried_rates: Mapping[float, Mapping[int, float]] = field(default_factory=dict)
+    beside_rank: str = ""
 
     @property
     def mean_value(self) -> float:
@@ -186,8 +189,10 @@ class StudyResults:
 
     @property
     def has_ranks(self) -> bool:
-        """Whether configurations differ in rank, so that figures against it make sense."""
-        return len({each.rank for each in self.configurations if each.rank is not None}) > 1
+        """Whether configurations differ in rank and nothing else, so that figures against it make sense."""
+        ranked = [each for each in self.configurations if each.rank is not None]
+        kinds = {each.beside_rank for each in ranked}
+        return any(len({each.rank for each in ranked if each.beside_rank == kind}) > 1 for kind in kinds)
 
     def configuration(self, name: str) -> ConfigurationResults:
         """Finds a configuration, truncated or not.

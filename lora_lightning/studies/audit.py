@@ -145,6 +145,7 @@ class _RunReader:
         }
         settings: dict[str, object] = {name: str(self.table.table.columns[name][rows[0]]) for name in self.settings}
         rank = self.table.numbers(self.rank_setting)[rows[0]] if self.rank_setting else None
+        others = {name: value for name, value in settings.items() if name not in RANKS and "alpha" not in name.lower()}
         settings |= {self.rank_setting: rank} if self.rank_setting else {}
         return ConfigurationResults(
             name,
@@ -153,6 +154,7 @@ class _RunReader:
             {seeds[row]: self.outcomes[row] for row in kept if row in self.outcomes},
             {column: numbers for column, numbers in measurements.items() if numbers},
             rank=rank if rank is not None and rank > 0 else None,
+            beside_rank=", ".join(f"{name} = {value}" for name, value in others.items()),
         )
 
 

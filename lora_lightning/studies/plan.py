@@ -269,6 +269,26 @@ def rank_of(configuration: Configuration) -> float | None:
     return numbers[0] if numbers else None
 
 
+def beside_rank(study: Study, configuration: Configuration) -> str:
+    """Returns what a configuration sets beside its rank and the scaling that goes with it, in words.
+
+    Args:
+        study: The study.
+        configuration: One of its configurations.
+
+    Returns:
+        The values of its other axes, if one varies the rank; otherwise all options but r and lora_alpha.
+    """
+    axis = rank_axis(study)
+    if axis is not None:
+        axes = {parts_of(each.name) for each in study.axes} - {parts_of(axis)}
+        others = {name: value for name, value in configuration.options.items() if parts_of(name) in axes}
+    else:
+        rank = {parts_of(RANK), parts_of(f"{RANK.rpartition('.')[0]}.lora_alpha")}
+        others = {name: value for name, value in configuration.options.items() if parts_of(name) not in rank}
+    return ", ".join(f"{name.rpartition('.')[2]} = {value}" for name, value in sorted(others.items()))
+
+
 def rank_axis(study: Study) -> str | None:
     """Returns the name of the axis that varies the rank, `model.lora.r` or `model.init_args.lora.r`.
 

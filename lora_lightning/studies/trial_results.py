@@ -19,7 +19,7 @@ from lora_lightning.studies.claim_settings import truncated_name
 from lora_lightning.studies.journal import ENDED, TrialStatus
 from lora_lightning.studies.learning_rates import tried_rates
 from lora_lightning.studies.option_conflicts import varied_options
-from lora_lightning.studies.plan import StudyPlan, rank_of
+from lora_lightning.studies.plan import StudyPlan, beside_rank, rank_of
 from lora_lightning.studies.results_table import few_names
 from lora_lightning.studies.same_inputs import check_same_inputs, check_same_rows, note_on_versions, rows_identity
 from lora_lightning.studies.study_folder import StudyFolder
@@ -91,6 +91,7 @@ def collect_results(plan: StudyPlan, folder: StudyFolder, tag: str, statuses: Ma
                 found.curves,
                 rank=rank_of(configuration),
                 tried_rates=_as_stored(tried_rates(plan, configuration.name, statuses), reader.scale),
+                beside_rank=beside_rank(plan.study, configuration),
             )
         )
     truncated = reader.truncated(plan, statuses)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from lora_lightning.errors import DataError
-from lora_lightning.figures.study import separate_ticks, trade_off_figure
+from lora_lightning.figures.study import rank_figure, separate_ticks, trade_off_figure
 from lora_lightning.reports.claim_rows import claim_rows
 from lora_lightning.reports.study_report import results_csv, study_figures, study_page, write_study_report
 from lora_lightning.statistics.analysis import analyze_study
@@ -92,6 +92,30 @@ def test_every_figure_is_a_file_too(folder: Path) -> None:
     for name in names:
         ET.parse(folder / "figures" / f"{name}.svg")  # noqa: S314  # our own file
         assert (folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_ranks_of_other_modules_are_no_ranks_to_compare() -> None:
+    study = rank_study({64: 0.0, 8: -0.2}, seeds=3, examples=200)
+    first, second = study.configurations
+    assert study.has_ranks
+    mixed = replace(study, configurations=[first, replace(second, beside_rank="target_modules = attention")])
+    assert not mixed.has_ranks
+    assert not [each.name for each in study_figures(mixed, analyze_study(mixed)) if "rank" in each.name]
+
+
+def test_a_line_joins_ranks_of_the_same_modules() -> None:
+    study = rank_study({64: 0.0, 8: -0.2}, seeds=3, examples=200)
+    first, second = study.configurations
+    others = [
+        replace(each, name=f"{each.name} of attention", beside_rank="target_modules = attention")
+        for each in (first, second)
+    ]
+    figure = rank_figure(replace(study, configurations=[first, second, *others]))
+    lines = [line for line in figure.axes[0].lines if line.get_linestyle() == "-" and line.get_marker() == "o"]
+    assert [list(line.get_xdata()) for line in lines] == [[8, 64], [8, 64]]
+    assert len({line.get_color() for line in lines}) == 2
+    legend = figure.legends[0] if figure.legends else figure.axes[0].get_legend()
+    assert "target_modules = attention" in {text.get_text() for text in legend.get_texts()}
 
 
 def test_results_csv_is_a_table_that_an_audit_reads(folder: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from lora_lightning.errors import ConfigurationError
-from lora_lightning.studies.plan import StudyPlan, plan_study, rank_axis, rank_of
+from lora_lightning.studies.plan import StudyPlan, beside_rank, plan_study, rank_axis, rank_of
 from lora_lightning.studies.study_file import read_study_file
 from tests.studies.small_study import save_study
 
@@ -74,6 +74,24 @@ def test_ranks_by_layer_are_no_rank(tmp_path: Path) -> None:
     }
     found = plan(tmp_path, axes={"ranks": values}, derived=None, reference="uniform")
     assert [rank_of(each) for each in found.configurations] == [8, None, None, None]
+
+
+def test_what_differs_beside_the_rank(tmp_path: Path) -> None:
+    methods = {
+        "attention": {"model.lora.r": 10, "model.lora.lora_alpha": 20, "model.lora.target_modules": "attention"},
+        "all": {"model.lora.r": 8, "model.lora.lora_alpha": 16},
+        "all, small": {"model.lora.r": 4, "model.init_args.lora.lora_alpha": 8},
+    }
+    found = plan(tmp_path, axes={"method": methods}, derived=None, reference="all")
+    assert [beside_rank(found.study, each) for each in found.configurations] == ["target_modules = attention", "", ""]
+    axes = {"model.lora.r": [4, 8], "model.lora.lora_dropout": [0.0, 0.1]}
+    found = plan(
+        tmp_path, axes=axes, derived={"model.lora.lora_alpha": "2 * r"}, reference={"r": 8, "lora_dropout": 0.0}
+    )
+    assert [beside_rank(found.study, each) for each in found.configurations] == [
+        "lora_dropout = 0.0",
+        "lora_dropout = 0.1",
+    ] * 2
 
 
 def test_derived_values_may_use_earlier_ones(tmp_path: Path) -> None:
