@@ -53,7 +53,7 @@ MODEL = {
     "model.lora.target_modules": "all-linear, attention-qv, attention, attention-mlp, or names",
     "model.lora": "all of its options together; null for full fine-tuning",
     "model.quantization": "{bits: 4} for QLoRA; null does not quantize the base",
-    "model.optimization.learning_rate": "about ten times that of full fine-tuning",
+    "model.optimization.learning_rate": "several times that of full fine-tuning",
     "model.gradient_checkpointing": "much less memory, a third more time",
     "model.torch_compile": "faster steps after half a minute of compiling",
     "model.adapter": "folder or hub id of a PEFT adapter to train further",

@@ -32,7 +32,7 @@ class OptimizationSettings:
     `trainer.accumulate_grad_batches`.
 
     Args:
-        learning_rate: Learning rate of AdamW after warm-up. LoRA needs about ten times that of full fine-tuning.
+        learning_rate: Learning rate of AdamW after warm-up. LoRA needs several times that of full fine-tuning.
         weight_decay: Decoupled weight decay of matrices. It is not applied to biases and norms.
         schedule: What follows the warm-up: `linear` or `cosine` decay to 0, or `constant`.
         warmup_share: Share of all steps during which the rate rises from 0, in [0, 1).
