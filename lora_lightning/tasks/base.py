@@ -1,7 +1,7 @@
 """What every task shares: the adapted backbone, its training steps and its optimizer."""
 
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast
 
 import torch
@@ -9,7 +9,6 @@ import transformers
 from lightning import Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins.precision import MixedPrecision
-from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from peft import PeftModel
@@ -23,18 +22,19 @@ from lora_lightning.backbones.quantization import Quantization
 from lora_lightning.compat.lightning import trainer_of
 from lora_lightning.compat.torch import HookedConversion, convert_tensors
 from lora_lightning.errors import ConfigurationError
-from lora_lightning.lora.combinations import check_combinations, check_lora_and_quantization, check_sharding
+from lora_lightning.lora.combinations import check_combinations, check_lora_and_quantization
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.quantized import keep_4bit_weights_in_order, keep_8bit_scales_beside_weights
 from lora_lightning.lora.sharding import is_sharded, shard_model
 from lora_lightning.lora.variants import chosen_variants
-from lora_lightning.tasks.compiled_layers import check_compiling, compile_layers
+from lora_lightning.tasks.compiled_layers import compile_layers
 from lora_lightning.tasks.continuing import ContinuingTask
 from lora_lightning.tasks.gradient_checkpointing import enable_gradient_checkpointing
 from lora_lightning.tasks.hyperparameters import as_settings
 from lora_lightning.tasks.optimization import OptimizationSettings, build_optimizer, build_schedule
-from lora_lightning.tasks.quantized_training import check_quantized_trainer, quantization_for
+from lora_lightning.tasks.quantized_training import quantization_for
 from lora_lightning.tasks.step_weighting import StepWeighting
+from lora_lightning.tasks.trainer_checks import check_trainer_fits
 from lora_lightning.tasks.training_facts import training_facts
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -53,10 +53,8 @@ class AdaptationTask(HookedConversion, ContinuingTask):
         quantization: Loads the frozen backbone in 4 or 8 bits; `null` for float32.
         optimization: Learning rate, schedule, decay.
         base_dropout: Probability for every dropout of the pretrained model; `null` leaves it unchanged.
-        gradient_checkpointing: Store only the input of each layer, and recompute the rest in the backward pass: much
-            less memory for long texts, about a third more time.
-        torch_compile: Compile the layers of the pretrained model for training: faster steps after half a minute of
-            compiling, which pays in long runs. Needs a C++ compiler on a CPU.
+        gradient_checkpointing: Store only the input of each layer, and recompute the rest in the backward pass.
+        torch_compile: Compile the layers of the pretrained model for training.
         freeze_backbone: With `lora: null`, train only the head and other modules that the pretrained checkpoint lacks.
         adapter: An existing PEFT adapter to continue, a folder or a hub id; it decides all of `lora` but the dropout.
     """
@@ -130,12 +128,10 @@ class AdaptationTask(HookedConversion, ContinuingTask):
             self.check_adapter_is_loaded()
         model = cast("PreTrainedModel", network.get_base_model() if isinstance(network, PeftModel) else network)
         # A trainer that only evaluates loads a checkpoint, which holds the adapters.
-        trainer = trainer_of(self)
-        if not self.resumes and (trainer is None or trainer.state.fn == TrainerFn.FITTING):
+        if not self.resumes and ((trainer := trainer_of(self)) is None or trainer.state.fn == TrainerFn.FITTING):
+            originals = partial(load_original_weights, model, self.backbone)
             for variant in self.variants:
-                variant.start_from_base(
-                    cast("PeftModel", network), lambda names: load_original_weights(model, self.backbone, names)
-                )
+                variant.start_from_base(cast("PeftModel", network), originals)
         if self.gradient_checkpointing:
             enable_gradient_checkpointing(model)
         return network
@@ -219,15 +215,9 @@ class AdaptationTask(HookedConversion, ContinuingTask):
             trainer: Its device, strategy and precision matter.
 
         Raises:
-            ConfigurationError: If one of them does not work with bitsandbytes' layers, with compiled ones, or with a
-                variant of LoRA.
+            ConfigurationError: If one of them does not work with quantized or compiled layers, or a variant of LoRA.
         """
-        if isinstance(trainer.strategy, ModelParallelStrategy):
-            check_sharding(self.lora, self.optimization)
-        if self.quantization is not None:
-            check_quantized_trainer(self.quantization, trainer)
-        if self.torch_compile:
-            check_compiling(trainer, is_quantized=self.quantization is not None)
+        check_trainer_fits(trainer, self.lora, self.quantization, self.optimization, compiles=self.torch_compile)
 
     def quantization_on_device(self) -> Quantization | None:
         """How to quantize on the trainer's device; without a trainer on the CPU.

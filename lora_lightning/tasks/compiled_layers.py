@@ -15,8 +15,10 @@ from transformers import PreTrainedModel
 from lora_lightning.backbones.attention import use_cpu_attention
 from lora_lightning.compat.torch import allow_variants_of_compiled_code
 from lora_lightning.errors import ConfigurationError
+from lora_lightning.lora.config import QuantizationSettings
 from lora_lightning.lora.sharding import transformer_layers
 
+COMPILED = "trains_compiled"  # an attribute of the classes that are made here
 USUAL_COMPILERS = {"darwin": "clang++", "win32": "cl"}  # which PyTorch takes if CXX is not set; elsewhere g++
 
 
@@ -35,6 +37,8 @@ def compile_layers(model: PreTrainedModel) -> None:
     allow_variants_of_compiled_code()
     use_cpu_attention(model)
     for layer in transformer_layers(model):
+        if getattr(layer, COMPILED, False):  # a second training with the same model
+            continue
         layer.__class__ = _compiled_class(type(layer))  # type: ignore[arg-type]  # a class is hashable
 
 
@@ -48,20 +52,20 @@ def _compiled_class(plain: type[nn.Module]) -> type[nn.Module]:
         trains = self.training and torch.is_grad_enabled()
         return (compiled if trains else plain.forward)(self, *args, **kwargs)
 
-    return type(plain.__name__, (plain,), {"forward": forward, "__module__": plain.__module__})
+    return type(plain.__name__, (plain,), {"forward": forward, "__module__": plain.__module__, COMPILED: True})
 
 
-def check_compiling(trainer: Trainer, *, is_quantized: bool) -> None:
+def check_compiling(trainer: Trainer, quantization: QuantizationSettings | None) -> None:
     """Refuses what does not go together with compiled layers, before any weights load.
 
     Args:
         trainer: Its device and strategy matter.
-        is_quantized: Whether the base is.
+        quantization: How the base is quantized; `None` if it is not.
 
     Raises:
         ConfigurationError: If weights are sharded or quantized, or there is no C++ compiler for a CPU.
     """
-    if is_quantized:
+    if quantization is not None:
         msg = "model.torch_compile does not work with model.quantization; set one of them to false or null."
         raise ConfigurationError(msg)
     if isinstance(trainer.strategy, ModelParallelStrategy):

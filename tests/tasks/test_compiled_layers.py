@@ -133,6 +133,7 @@ def test_only_training_is_compiled(tiny_backbone: TinyBackbone, calls: list[nn.M
     with torch.no_grad():
         loss_of(task, rows([6, 4]))
     assert calls == []
+    compile_layers(task.transformers_model)  # as a second training would
     loss_of(task, rows([6, 4]))
     assert len(calls) == task.transformers_model.config.num_hidden_layers
 
