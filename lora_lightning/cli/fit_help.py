@@ -55,7 +55,7 @@ MODEL = {
     "model.quantization": "{bits: 4} for QLoRA; null does not quantize the base",
     "model.optimization.learning_rate": "several times that of full fine-tuning",
     "model.gradient_checkpointing": "much less memory, a third more time",
-    "model.torch_compile": "faster steps after half a minute of compiling",
+    "model.torch_compile": "faster steps in bfloat16 after a minute of compiling",
     "model.adapter": "folder or hub id of a PEFT adapter to train further",
 }
 DATA = {

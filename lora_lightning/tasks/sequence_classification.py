@@ -72,8 +72,8 @@ class SequenceClassificationTask(AdaptationTask):
         base_dropout: Probability for every dropout of the pretrained model; `null` leaves it unchanged.
         gradient_checkpointing: Store only the input of each layer, and recompute the rest in the backward pass: much
             less memory for long texts, about a third more time.
-        torch_compile: Compile the layers of the pretrained model for training: faster steps after half a minute of
-            compiling, which pays in long runs. Needs a C++ compiler on a CPU.
+        torch_compile: Compile the layers of the pretrained model for training, which takes a minute and makes steps in
+            bfloat16 faster: for runs of hundreds of steps. Needs a C++ compiler on a CPU.
         freeze_backbone: With `lora: null`, train only the head and other modules that the pretrained checkpoint lacks.
         label_smoothing: Share of the target's mass spread over all classes, in [0, 1); for single labels.
         class_weight: How much the rows of a label count in the training loss: weights by label (others 1), or
