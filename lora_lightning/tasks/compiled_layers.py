@@ -32,11 +32,18 @@ def compile_layers(model: PreTrainedModel) -> None:
 
     Args:
         model: Adapters in place.
+
+    Raises:
+        ConfigurationError: If the model is no stack of layers, so that nothing would be compiled.
     """
+    layers = transformer_layers(model)
+    if not layers:
+        msg = f"model.torch_compile is true, but {type(model).__name__} has no list of layers; set it to false."
+        raise ConfigurationError(msg)
     torch.compiler.reset()
     allow_variants_of_compiled_code()
     use_cpu_attention(model)
-    for layer in transformer_layers(model):
+    for layer in layers:
         if getattr(layer, COMPILED, False):  # a second training with the same model
             continue
         layer.__class__ = _compiled_class(type(layer))  # type: ignore[arg-type]  # a class is hashable
@@ -66,7 +73,7 @@ def check_compiling(trainer: Trainer, quantization: QuantizationSettings | None)
         ConfigurationError: If weights are sharded or quantized, or there is no C++ compiler for a CPU.
     """
     if quantization is not None:
-        msg = "model.torch_compile does not work with model.quantization; set one of them to false or null."
+        msg = "model.torch_compile does not work with model.quantization; set the one to false or the other to null."
         raise ConfigurationError(msg)
     if isinstance(trainer.strategy, ModelParallelStrategy):
         msg = (

@@ -227,6 +227,11 @@ def test_what_does_not_go_together_is_refused(monkeypatch: pytest.MonkeyPatch) -
     SequenceClassificationTask("anywhere").check_trainer(trainer())
 
 
+def test_a_model_without_layers_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"torch_compile is true, but Linear has no list of layers"):
+        compile_layers(nn.Linear(2, 2))  # type: ignore[arg-type]
+
+
 def test_a_stopped_run_resumes_bit_for_bit(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
     data = save_tiny_clinc150(tmp_path / "clinc150")
     words = fit_words(tiny_backbone("bert"), data, tmp_path)[1:]
