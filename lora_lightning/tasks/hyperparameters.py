@@ -1,5 +1,6 @@
 """A task's hyperparameters as plain values in its checkpoints, and the differences between two tasks."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
@@ -42,6 +43,26 @@ def as_settings(settings_class: type[Settings], value: Any) -> Settings | None:
     if isinstance(value, Mapping):
         return settings_class(**value)
     return cast("Settings | None", value)
+
+
+def with_later_options(saved: Mapping[str, Any], asked: Mapping[str, Any], task_class: type[Any]) -> dict[str, Any]:
+    """Fills in the options that a task did not have yet when an older release wrote a checkpoint.
+
+    Args:
+        saved: Hyperparameters in the checkpoint.
+        asked: Hyperparameters of the task.
+        task_class: The class of the task.
+
+    Returns:
+        What was saved, with the default of each option of `asked` that it lacks: a default means what was done before
+        there was the option. An option without a default stays out.
+    """
+    defaults: dict[str, Any] = {}
+    for each in reversed(task_class.__mro__):  # a class may pass **kwargs on
+        for name, option in inspect.signature(each.__init__).parameters.items():
+            if option.default is not option.empty:
+                defaults[name] = option.default
+    return {name: defaults[name] for name in asked if name in defaults} | dict(saved)
 
 
 def hyperparameter_conflicts(

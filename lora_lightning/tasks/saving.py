@@ -18,7 +18,7 @@ from lora_lightning.lora.variants.variant import Variant
 from lora_lightning.runs.checkpoint import check_state, trainable_state
 from lora_lightning.runs.settings import to_plain_values
 from lora_lightning.tasks.contract import TaskContract
-from lora_lightning.tasks.hyperparameters import hyperparameter_conflicts
+from lora_lightning.tasks.hyperparameters import hyperparameter_conflicts, with_later_options
 
 LOADS_CHECKPOINT = ContextVar("loads_checkpoint", default=False)  # whether a task that is made now gets a checkpoint
 
@@ -140,6 +140,7 @@ class SavedTask(TaskContract):
             is_frozen=self.base_is_frozen,
             allowed=self.allows_other_base,
         )
+        saved = with_later_options(saved, self.hparams, type(self))
         conflicts = hyperparameter_conflicts(saved, dict(self.hparams), structural_only=True, compare_base=not known)
         if conflicts:
             msg = f"the checkpoint was made with another model: {'; '.join(conflicts)}."

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from lora_lightning.metrics import LabelSpace
 from lora_lightning.runs.checkpoint import check_resumable, read_checkpoint
 from lora_lightning.runs.place import RunPlace
 from lora_lightning.runs.resume import InterruptedRun, find_interrupted_run
-from lora_lightning.tasks.hyperparameters import hyperparameter_conflicts
+from lora_lightning.tasks.hyperparameters import hyperparameter_conflicts, with_later_options
 
 
 @dataclass(frozen=True)
@@ -120,13 +121,15 @@ def check_same_model(
         CheckpointError: If they differ; the message names both values.
     """
     asked = model.init_args.as_dict()
+    module, _, task_class = model.class_path.rpartition(".")
     unknown, lacking = sorted(saved.keys() - asked.keys()), sorted(asked.keys() - saved.keys())
     if unknown and lacking:  # either alone may come from another release
         msg = (
-            f"the checkpoint {path} does not belong to {model.class_path.rpartition('.')[2]}: it has "
+            f"the checkpoint {path} does not belong to {task_class}: it has "
             f"{', '.join(unknown)}, but no {', '.join(lacking)}. Use the config.yaml of the checkpoint's run."
         )
         raise CheckpointError(msg)
+    saved = with_later_options(saved, asked, getattr(import_module(module), task_class))
     if found := hyperparameter_conflicts(saved, asked, structural_only, compare_base):
         msg = (
             f"the checkpoint {path} contradicts the options: {'; '.join(found)}. Use the config.yaml of the "

@@ -13,8 +13,13 @@ from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.targets import find_targets
 from lora_lightning.lora.variants.adalora import AdaLoraSettings
 from lora_lightning.lora.variants.eva import EvaSettings
-from lora_lightning.tasks import OptimizationSettings, QuestionAnsweringTask, SequenceClassificationTask
-from lora_lightning.tasks.hyperparameters import hyperparameter_conflicts
+from lora_lightning.tasks import (
+    CausalLanguageModelingTask,
+    OptimizationSettings,
+    QuestionAnsweringTask,
+    SequenceClassificationTask,
+)
+from lora_lightning.tasks.hyperparameters import hyperparameter_conflicts, with_later_options
 from tests.conftest import TinyClassifier
 
 TINY = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 50}
@@ -174,6 +179,18 @@ def test_checkpoints_from_before_an_option_had_its_default() -> None:
     assert "freeze_backbone is True here and False in the checkpoint" in hyperparameter_conflicts(
         old, frozen, structural_only=True
     )
+
+
+@pytest.mark.parametrize("task_class", [SequenceClassificationTask, QuestionAnsweringTask, CausalLanguageModelingTask])
+def test_each_option_that_a_checkpoint_lacks_had_its_default(task_class: Any) -> None:
+    asked = dict(task_class("a").hparams)
+    for name in asked.keys() - {"backbone"}:
+        old = with_later_options({key: value for key, value in asked.items() if key != name}, asked, task_class)
+        assert hyperparameter_conflicts(old, asked, structural_only=False) == [], name
+    old = with_later_options({"backbone": "a"}, asked, task_class)
+    assert hyperparameter_conflicts(old, {**asked, "torch_compile": True}, structural_only=False) == [
+        "torch_compile is True here and False in the checkpoint"
+    ]
 
 
 def test_settings_survive_a_checkpoint() -> None:

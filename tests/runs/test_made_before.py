@@ -56,7 +56,7 @@ def test_a_config_without_options_that_have_been_added_since_is_the_same_run(bef
     del config["model"]["init_args"]["gradient_checkpointing"], config["early_stopping"]["log_rank_zero_only"]
     old = yaml.safe_dump(config, sort_keys=False)
     path.write_text(old)
-    give_checkpoint_to(path, old)
+    give_checkpoint_to(path, old, lacking="gradient_checkpointing")
     assert main(words) == 0
     assert [folder.name for folder in (before / "runs/interrupted").glob("version_*")] == ["version_0"]
     assert RunRecord.load(path.parent).state == "finished"
@@ -92,7 +92,9 @@ def test_a_newer_schema_is_refused_in_a_sentence(before: Path) -> None:
         RunRecord.load(path.parent)
 
 
-def give_checkpoint_to(config: Path, text: str) -> None:
-    """Lets a run's checkpoints say that they belong to this text of its config."""
+def give_checkpoint_to(config: Path, text: str, lacking: str = "") -> None:
+    """Lets a run's checkpoints say that they belong to this text of its config, and lack one hyperparameter."""
     for path in (config.parent / "checkpoints").glob("*.ckpt"):
-        torch.save({**torch.load(path, weights_only=True), "settings": text_fingerprint(text)}, path)
+        checkpoint = torch.load(path, weights_only=True)
+        checkpoint["hyper_parameters"].pop(lacking, None)
+        torch.save({**checkpoint, "settings": text_fingerprint(text)}, path)
