@@ -1,7 +1,9 @@
 """What does quantization do to the base? The error of each layer, and the share of it that adapters cancel."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import cast
 
 import torch
@@ -10,8 +12,11 @@ from torch import Tensor, nn
 from lora_lightning.analysis.quantization_error import canceled_share, reachable_share, relative_error, weight_shape
 from lora_lightning.backbones.gguf_origin import origin_of_weights
 from lora_lightning.diagnosis.opened_runs import OpenedRun, full_weight_of, quantized_weight_of
-from lora_lightning.lora.delta import AdapterDelta, adapter_deltas, split_layer_number
+from lora_lightning.lora.delta import AdapterDelta, split_layer_number
 from lora_lightning.lora.quantized import weight_bytes
+from lora_lightning.statistics.jackknife import Interval, mean_interval
+
+Updates = Mapping[str, AdapterDelta]
 
 
 @dataclass(frozen=True)
@@ -23,8 +28,8 @@ class LayerError:
         layer: Number of its layer; `None` outside numbered layers.
         kind: Name within the layer.
         error: ||W - Q(W)|| / ||W||.
-        canceled: The share of W - Q(W) that the adapter on the quantized base cancels; NaN without an adapter.
-        canceled_by_other: The same of the adapter that was trained without quantization, which has never seen the
+        canceled: The share of W - Q(W) that adapters on the quantized base cancel, averaged over them; NaN without one.
+        canceled_by_other: The same of adapters that were trained without quantization, which have never seen the
             error: what is expected by chance.
         reachable: The largest share that an update of this rank could cancel; NaN without an adapter.
         excess_kurtosis: Of the entries of W.
@@ -54,6 +59,10 @@ class BaseErrors:
 
     Attributes:
         layers: The quantized layers, in the model's order.
+        canceled: The share of W - Q(W) that an adapter on the quantized base cancels, as the mean over layers, with
+            its interval over adapters.
+        canceled_by_other: The same of adapters that were trained without quantization.
+        adapters: Number of adapters of each kind: on the quantized base, and without quantization.
         full_bytes: Memory of all frozen and trained weights without quantization, adapters included.
         quantized_bytes: The same with the quantized base.
         pad_token_id: Of the tokenizer; -1 if the data has none.
@@ -63,6 +72,9 @@ class BaseErrors:
     """
 
     layers: tuple[LayerError, ...]
+    canceled: Interval
+    canceled_by_other: Interval
+    adapters: tuple[int, int]
     full_bytes: int
     quantized_bytes: int
     pad_token_id: int
@@ -77,27 +89,37 @@ class BaseErrors:
         return f"The base's weights were dequantized from {self.origin}, so this says little about a base in 16 bits."
 
 
-def measure_base_errors(full: OpenedRun, quantized: OpenedRun) -> BaseErrors:
-    """Compares the base of two runs.
+def measure_base_errors(
+    full: OpenedRun, quantized: OpenedRun, own: Sequence[Updates], others: Sequence[Updates]
+) -> BaseErrors:
+    """Compares the base of two runs, and what adapters do about its errors.
 
     Args:
         full: A run without quantization.
-        quantized: A run with it, of the same rank.
+        quantized: A run with it.
+        own: The updates of each adapter that was trained on the quantized base, by module.
+        others: The same of each that was trained without quantization.
 
     Returns:
         The errors of all quantized layers.
     """
-    own, other = (
-        {update.module: update for update in adapter_deltas(run.task.built_network)} for run in (quantized, full)
-    )
     originals = full.layers
-    layers = [
-        _layer_error(name, originals[name], layer, own.get(name), other.get(name))
-        for name, layer in quantized.quantized_layers().items()
-    ]
+    layers: list[LayerError] = []
+    shares: tuple[list[list[float]], list[list[float]]] = [], []
+    for name, layer in quantized.quantized_layers().items():
+        weight, rounded = full_weight_of(originals[name]), quantized_weight_of(layer).to(_device(originals[name]))
+        both = [[_share(updates.get(name), weight - rounded) for updates in each] for each in (own, others)]
+        rank = next((updates[name].r for updates in own if name in updates), None)
+        layers.append(_layer_error(name, originals[name], layer, weight, rounded, both, rank))
+        for found, each in zip(shares, both, strict=True):
+            found.append(each)
     pad, vocabulary = padding_of(full)
+    canceled, by_other = (_over_adapters(each) for each in shares)
     return BaseErrors(
         tuple(layers),
+        canceled,
+        by_other,
+        (len(own), len(others)),
         model_bytes(full.task.built_network, originals),
         model_bytes(quantized.task.built_network, quantized.layers),
         pad,
@@ -108,19 +130,24 @@ def measure_base_errors(full: OpenedRun, quantized: OpenedRun) -> BaseErrors:
 
 @torch.no_grad()
 def _layer_error(
-    name: str, full: nn.Module, quantized: nn.Module, own: AdapterDelta | None, other: AdapterDelta | None
+    name: str,
+    full: nn.Module,
+    quantized: nn.Module,
+    weight: Tensor,
+    rounded: Tensor,
+    shares: Sequence[Sequence[float]],
+    rank: int | None,
 ) -> LayerError:
-    weight, rounded = full_weight_of(full), quantized_weight_of(quantized).to(_device(full))
-    error, shape = weight - rounded, weight_shape(weight)
+    shape = weight_shape(weight)
     layer, kind = split_layer_number(name)
     return LayerError(
         name,
         layer,
         kind,
         error=relative_error(weight, rounded),
-        canceled=_share(own, error),
-        canceled_by_other=_share(other, error),
-        reachable=float("nan") if own is None else reachable_share(error, own.r),
+        canceled=_mean_of_known(shares[0]),
+        canceled_by_other=_mean_of_known(shares[1]),
+        reachable=math.nan if rank is None else reachable_share(weight - rounded, rank),
         excess_kurtosis=shape.excess_kurtosis,
         outlier_share=shape.outlier_share,
         largest=shape.largest,
@@ -129,12 +156,23 @@ def _layer_error(
     )
 
 
+def _over_adapters(shares: Sequence[Sequence[float]]) -> Interval:
+    """The mean over layers and adapters, from the shares by layer and adapter; other seeds are other adapters."""
+    means = [_mean_of_known(each) for each in zip(*shares, strict=True)]
+    return mean_interval([mean for mean in means if not math.isnan(mean)])
+
+
+def _mean_of_known(shares: Iterable[float]) -> float:
+    known = [share for share in shares if not math.isnan(share)]
+    return fmean(known) if known else math.nan
+
+
 def _device(layer: nn.Module) -> torch.device:
     return next(layer.parameters()).device
 
 
 def _share(update: AdapterDelta | None, error: Tensor) -> float:
-    return float("nan") if update is None else canceled_share(update, error)
+    return math.nan if update is None else canceled_share(update, error)
 
 
 def model_bytes(model: nn.Module, layers: Mapping[str, nn.Module]) -> int:

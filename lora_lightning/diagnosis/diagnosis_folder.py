@@ -17,7 +17,7 @@ from lora_lightning.studies.study_folder import STUDY, StudyFolder, load_plan
 
 SETTINGS, MEASUREMENTS, PROOF, REPORT = "diagnosis_settings.json", "measurements", "skip_modules", "report"
 FINDINGS, SKIP_LIST = "diagnosis.json", "skip_modules.yaml"
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 FIXED = ("full", "quantized", "rank")
 Measured = TypeVar("Measured")
 

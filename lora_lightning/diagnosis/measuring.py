@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from lora_lightning.artefacts.saved_updates import saved_updates
 from lora_lightning.diagnosis.adapter_similarity import Adapter, AdapterSimilarity, PairKind, compare_adapters
-from lora_lightning.diagnosis.base_errors import BaseErrors, measure_base_errors
+from lora_lightning.diagnosis.base_errors import BaseErrors, Updates, measure_base_errors
 from lora_lightning.diagnosis.diagnosis_folder import DiagnosisFolder
 from lora_lightning.diagnosis.finished_runs import FinishedRun
 from lora_lightning.diagnosis.merge_recovery import MergeRecoveries, measure_merges
@@ -71,7 +71,7 @@ class Measurer:
         rows = {**pair, "rows": self.diagnosis.measuring.rows, "metric": self.metric}
         everything = {**rows, **asdict(self.diagnosis.measuring)}
         return found | {
-            ERRORS: pair,
+            ERRORS: {**pair, "adapters": [run.identity for run in (*self.full.values(), *self.quantized.values())]},
             SENSITIVITY: {**everything, "proof": asdict(self._budget)},
             MERGES: rows,
             BEHAVIOR: {**everything, "runs": [*pairs, *(run.identity for run in self.other_quantized)]},
@@ -114,7 +114,7 @@ class Measurer:
                 run.title,
                 run.precision == self.diagnosis.quantized,
                 run.seed,
-                {update.module: update for update in saved_updates(run.record.adapter or run.record.folder)},
+                _updates_of(run),
             )
             for run in runs
         ]
@@ -122,7 +122,8 @@ class Measurer:
 
     def _errors(self, full: FinishedRun, quantized: FinishedRun) -> BaseErrors:
         self.report("measuring the error of each quantized layer")
-        return measure_base_errors(self.opened.open(full), self.opened.open(quantized))
+        others, own = ([_updates_of(run) for run in side.values()] for side in self.sides)
+        return measure_base_errors(self.opened.open(full), self.opened.open(quantized), own, others)
 
     def _sensitivity(self, full: FinishedRun, quantized: FinishedRun, errors: BaseErrors) -> Sensitivity:
         diagnosis = self.diagnosis
@@ -158,3 +159,7 @@ class Measurer:
 
     def _observe(self, run: FinishedRun) -> Observed:
         return observe(self.opened.open(run), self.diagnosis.measuring)
+
+
+def _updates_of(run: FinishedRun) -> Updates:
+    return {update.module: update for update in saved_updates(run.record.adapter or run.record.folder)}

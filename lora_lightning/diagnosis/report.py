@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lora_lightning.diagnosis import report_tables as tables
 from lora_lightning.diagnosis.adapter_similarity import AdapterSimilarity, PairKind
+from lora_lightning.diagnosis.base_errors import BaseErrors
 from lora_lightning.diagnosis.effects import Grouping
 from lora_lightning.diagnosis.findings import Findings, note_on_options
 from lora_lightning.diagnosis.model_behavior import Behaviors
@@ -189,12 +190,20 @@ def _base(findings: Findings) -> Section | None:
     saved = 100 * (1 - found.quantized_bytes / found.full_bytes)
     text = f"The weights take {found.full_bytes / 1e6:,.1f} MB without quantization and "
     text += f"{found.quantized_bytes / 1e6:,.1f} MB with it, {saved:.0f} % less, adapters included."
-    text += _of_one_adapter(findings, "What adapters cancel is measured on one of each precision")
     return Section(
         "What does quantization do to the base?",
-        (text,),
+        (text, _canceled(found)),
         tables=tables.errors_tables(found),
         figures=(errors_figure(found),),
+    )
+
+
+def _canceled(found: BaseErrors) -> str:
+    own, others = found.adapters
+    canceled, by_other = (tables.percent_interval(each) for each in (found.canceled, found.canceled_by_other))
+    return (
+        f"An adapter cancels, as the mean over layers, {canceled} of a layer's error if it was trained on the "
+        f"quantized base ({own} at the compared rank), and {by_other} if it has never seen that error ({others})."
     )
 
 
@@ -308,12 +317,6 @@ def _sampled(findings: Findings) -> str:
     pairs = () if findings.behaviors is None else findings.behaviors.pairs
     is_language_model = any(pair.greedy is not None for pair in pairs)
     return " (tokens, up to the same number from each batch)" if is_language_model else ""
-
-
-def _of_one_adapter(findings: Findings, what: str) -> str:
-    if not findings.measured:
-        return ""
-    return f" {what} ({' and '.join(findings.measured)}): other seeds and ranks may differ."
 
 
 def _merges(findings: Findings) -> Section | None:

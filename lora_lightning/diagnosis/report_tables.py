@@ -53,6 +53,13 @@ def interval(found: Interval) -> str:
     return f"{found.value:.3g}{ends}"
 
 
+def percent_interval(found: Interval) -> str:
+    """Formats a share with its interval, in percent."""
+    if not math.isfinite(found.value):
+        return "-"
+    return f"{interval(Interval(100 * found.value, 100 * found.low, 100 * found.high))} %"
+
+
 def estimate(found: Estimate) -> str:
     """Formats a number with its standard error."""
     if not math.isfinite(found.value):
@@ -129,8 +136,8 @@ def errors_tables(found: BaseErrors) -> tuple[PageTable, ...]:
     headings = (
         "modules",
         "||W - Q(W)|| / ||W||",
-        "canceled by the adapter",
-        "by the other adapter",
+        "canceled by adapters on it",
+        "by the other adapters",
         "possible at this rank",
         "excess kurtosis",
         "beyond 4 SD",

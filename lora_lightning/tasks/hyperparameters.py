@@ -59,7 +59,7 @@ def with_later_options(saved: Mapping[str, Any], asked: Mapping[str, Any], task_
     """
     defaults: dict[str, Any] = {}
     for each in reversed(task_class.__mro__):  # a class may pass **kwargs on
-        for name, option in inspect.signature(each.__init__).parameters.items():
+        for name, option in inspect.signature(each).parameters.items():
             if option.default is not option.empty:
                 defaults[name] = option.default
     return {name: defaults[name] for name in asked if name in defaults} | dict(saved)

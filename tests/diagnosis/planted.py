@@ -121,7 +121,8 @@ def errors(pad_token_id: int = 0) -> BaseErrors:
         LayerError(name, number // 2, name.rpartition(".")[2], 0.09, 0.02, 0.001, 0.2, 0.1, 1e-4, 4.5, 4 * 960, 540)
         for number, name in enumerate(MODULES)
     )
-    return BaseErrors(layers, 40_000, 20_000, pad_token_id, vocabulary=100)
+    canceled = Interval(0.02, 0.015, 0.025), Interval(0.001, -0.001, 0.003)
+    return BaseErrors(layers, *canceled, (6, 3), 40_000, 20_000, pad_token_id, vocabulary=100)
 
 
 def near(value: float, half: float = 0.001) -> Interval:

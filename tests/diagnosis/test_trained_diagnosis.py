@@ -146,7 +146,7 @@ def test_what_trains_in_full_is_named_with_its_share(
 
 def test_weights_at_another_rank_are_those_of_a_model_with_wider_factors(pair: tuple[OpenedRun, OpenedRun]) -> None:
     """Twice the rank is twice the factors; quantized weights, the head and all others stay."""
-    errors = measure_base_errors(*pair)
+    errors = measure_base_errors(*pair, [], [])
     own = replace(planted.diagnosis(), ranks=(4, 8), rank=4)
     configurations = []
     for precision, opened in zip(own.precisions, pair, strict=True):
@@ -193,19 +193,28 @@ def test_updates_are_those_of_the_trained_models(
 
 def test_errors_and_bytes_are_those_of_numpy(pair: tuple[OpenedRun, OpenedRun]) -> None:
     full, quantized = pair
-    found = measure_base_errors(full, quantized)
+    updates = {update.module: update for update in adapter_deltas(quantized.task)}
+    longer = {name: replace(update, B=3 * update.B) for name, update in updates.items()}
+    other = {name: replace(update, B=-update.B) for name, update in updates.items()}
+    found = measure_base_errors(full, quantized, [updates, longer], [other])
     assert {each.module for each in found.layers} == set(quantized.quantized_layers())
     assert len(found.layers) == 12
     for each in found.layers[:2]:
         weight = full_weight_of(full.layers[each.module]).numpy()
         rounded = quantized_weight_of(quantized.layers[each.module]).numpy()
         assert each.error == pytest.approx(np.linalg.norm(weight - rounded) / np.linalg.norm(weight), rel=1e-4)
-        update = next(delta for delta in adapter_deltas(quantized.task) if delta.module == each.module)
         error = weight - rounded
-        expected = float((update.dense().numpy() * error).sum() / (error**2).sum())
-        assert each.canceled == pytest.approx(expected, rel=1e-3, abs=1e-6)
+        expected = float((updates[each.module].dense().numpy() * error).sum() / (error**2).sum())
+        assert each.canceled == pytest.approx(2 * expected, rel=1e-3, abs=1e-6)  # the mean of one and three times it
+        assert each.canceled_by_other == pytest.approx(-expected, rel=1e-3, abs=1e-6)
         assert 0 < each.reachable < 1
         assert each.full_bytes == 4 * weight.size
+    mean = np.mean([each.canceled for each in found.layers])
+    assert found.canceled.value == pytest.approx(mean)
+    half = 12.706 * abs(mean / 2)  # Student's t with one degree of freedom; the standard error of x and 3 x is x
+    assert found.canceled.high - found.canceled.value == pytest.approx(half, rel=1e-3)
+    assert (found.canceled_by_other.value, found.adapters) == (pytest.approx(-mean / 2, rel=1e-3), (2, 1))
+    assert math.isnan(found.canceled_by_other.low)
     own = sum(tensor.numel() * 4 for tensor in full.task.built_network.parameters())
     assert found.full_bytes == pytest.approx(own, rel=0.01)  # and buffers of positions
     saved = sum(each.full_bytes - each.quantized_bytes for each in found.layers)
@@ -409,7 +418,7 @@ def test_the_scores_predict_small_changes_of_loss(pair: tuple[OpenedRun, OpenedR
 
 def test_sensitivity_ends_in_a_list_within_its_budget(pair: tuple[OpenedRun, OpenedRun]) -> None:
     full, quantized = pair
-    errors = measure_base_errors(full, quantized)
+    errors = measure_base_errors(full, quantized, [], [])
     measuring, proof = Measuring(rows=24, singles=3), SkipProof(more_bytes=0.2, random_lists=2, seeds=(0,))
     lines: list[str] = []
     found = measure_sensitivity(full, quantized, "in_scope_accuracy", measuring, errors, proof, lines.append)
