@@ -35,20 +35,23 @@ def index_of(torch_version: str) -> list[str]:
     return ["--extra-index-url", WHEELS + build] if build else []
 
 
-def install(folder: Path, packages: list[str], options: list[str]) -> bool:
+def install(folder: Path, packages: list[str], options: list[str], index: list[str]) -> bool:
     """Makes an environment.
 
     Args:
         folder: Of the environment.
         packages: As pip takes them.
         options: Further ones of pip.
+        index: Those for the index of the build, which is asked only if pip's own sources lack it: pip looks up every
+            package there, and waits for each where it cannot be reached.
 
     Returns:
         Whether all packages could be installed.
     """
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)  # noqa: S603
     command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", *packages, *options]
-    return subprocess.run(command, check=False).returncode == 0  # noqa: S603
+    attempts = [command, [*command, *index]] if index else [command]
+    return any(subprocess.run(each, check=False).returncode == 0 for each in attempts)  # noqa: S603
 
 
 def main() -> None:
@@ -56,9 +59,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, type=Path, help="folder for the environments")
     options, rest = parser.parse_known_args()
-    rest += index_of(version("torch"))
+    index = index_of(version("torch"))
     peers = {"transformers": pinned(NEEDED + OPTIONAL), "litgpt": [*pinned(("torch",)), "litgpt==0.5.13"]}
-    failed = [name for name, packages in peers.items() if not install(options.output / name, packages, rest)]
+    failed = [name for name, packages in peers.items() if not install(options.output / name, packages, rest, index)]
     if failed:
         sys.exit(f"not installed: {', '.join(failed)}; pip's output is above.")
 
