@@ -48,6 +48,7 @@ def build_plan_parser() -> SentenceParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.takes_others = True
     add = parser.add_argument
     add("--device", metavar="DEVICE", default="cpu", help="where the training would run: cpu (default) or cuda")
     memory = "how much memory there is, such as 24GiB: says what fits, and the largest batch"

@@ -78,7 +78,7 @@ def test_a_loss_on_test_exits_with_3_and_writes_nothing(
     ("words", "message"),
     [
         (["RUN"], "the following arguments are required: --output"),
-        (["RUN", "--output=out", "--mergin=1"], "unrecognized arguments: --mergin=1"),
+        (["RUN", "--output=out", "--mergin=1"], "there is no option --mergin; did you mean --margin?"),
         (["RUN", "--output=out", "--ranks=8;4"], "--ranks is '8;4', but it must be whole numbers with commas"),
         (["RUN", "--output=out", "--ranks=,"], "--ranks is ',', but it must be whole numbers with commas"),
         (

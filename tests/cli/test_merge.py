@@ -104,7 +104,8 @@ def test_a_model_that_transformers_cannot_run_in_16_bits_merges_in_32(
     ("words", "message"),
     [
         (["merge", "ADAPTER"], "the following arguments are required: --output"),
-        (["merge", "ADAPTER", "--output=out", "--dtpe=float16"], "unrecognized arguments: --dtpe=float16"),
+        (["merge", "ADAPTER", "--output=out", "--dtpe=float16"], "there is no option --dtpe; did you mean --dtype?"),
+        (["merge", "ADAPTER", "--outputt=out"], "there is no option --outputt; did you mean --output?"),
         (["merge", "ADAPTER", "--output=out", "--dtype=float61"], "--dtype is 'float61'; did you mean 'float16'"),
         (["merge", "ADAPTER", "--output=out", "--target=base"], "--target is 'base'"),
         (["merge", "nothing", "--output=out"], "nothing does not exist"),
