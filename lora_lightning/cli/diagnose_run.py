@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -60,7 +61,8 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     base = "base config in place of the diagnosis's; repeatable"
     add("--base", action="append", default=[], type=Path, metavar="CONFIG", help=base)
     add("--dry-run", "--dry_run", action="store_true", help="check everything, and print the runs, their time and disk")
-    setting = "an option of fit for all runs, such as data.data_dir=FOLDER; may be repeated"
+    setting = "an option of fit for all runs, such as data.data_dir=FOLDER; overrides that of the diagnosis's options; "
+    setting += "may be given for several options"
     add("--set", action="append", default=[], dest="settings", metavar="OPTION=VALUE", help=setting)
     add("--timings", action="store_true", help="time steps and inference of every run when all are trained")
     add("--retry_failed", action="store_true", help="run trials that failed once more")
@@ -88,7 +90,7 @@ def run_diagnosis_file(options: argparse.Namespace) -> object:
     from lora_lightning.studies.plan import plan_study  # noqa: PLC0415
 
     diagnosis = read_diagnosis_file(options.diagnosis, options.base, options.settings)
-    plan = plan_study(diagnosis.study)
+    plan_study(diagnosis.study)  # a wrong one is refused before imports that take seconds
     from lora_lightning.diagnosis.diagnosis_folder import DiagnosisFolder  # noqa: PLC0415
     from lora_lightning.diagnosis.running import (  # noqa: PLC0415
         check_diagnosis,
@@ -98,9 +100,12 @@ def run_diagnosis_file(options: argparse.Namespace) -> object:
         start_proof,
     )
     from lora_lightning.studies.estimate import estimate_study  # noqa: PLC0415
+    from lora_lightning.studies.former_options import with_former_options  # noqa: PLC0415
     from lora_lightning.studies.worker import check_all_finished  # noqa: PLC0415
 
-    folder = DiagnosisFolder(options.save_dir / plan.study.name)
+    folder = DiagnosisFolder(options.save_dir / diagnosis.study.name)
+    diagnosis = replace(diagnosis, study=with_former_options(diagnosis.study, folder.study))
+    plan = plan_study(diagnosis.study)
     again = options.retry_failed
     with each_warning_once():
         with progress_bar("checking configurations", len(plan.configurations)) as bar:

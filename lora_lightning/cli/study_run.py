@@ -73,7 +73,8 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="check everything, and print the plan, its time and its disk",
     )
-    setting = "an option of fit for all runs, such as data.data_dir=FOLDER; may be repeated"
+    setting = "an option of fit for all runs, such as data.data_dir=FOLDER; overrides that of the study's options; "
+    setting += "may be given for several options"
     add("--set", action="append", default=[], dest="settings", metavar="OPTION=VALUE", help=setting)
     workers = "processes that train at the same time; they share cores, and take GPUs in turn (default: 1)"
     add("--workers", type=int, default=1, metavar="N", help=workers)
@@ -106,11 +107,14 @@ def run_study_file(options: argparse.Namespace) -> object:
     """
     plan = _read_plan(options)
     from lora_lightning.studies.estimate import estimate_study  # noqa: PLC0415  # seconds; a wrong YAML need not wait
+    from lora_lightning.studies.former_options import with_former_options  # noqa: PLC0415
     from lora_lightning.studies.open_study import start_study  # noqa: PLC0415
+    from lora_lightning.studies.plan import plan_study  # noqa: PLC0415
     from lora_lightning.studies.study_folder import StudyFolder  # noqa: PLC0415
     from lora_lightning.studies.study_run import check_study  # noqa: PLC0415
 
     folder = StudyFolder(options.save_dir / plan.study.name)
+    plan = plan_study(with_former_options(plan.study, folder))
     with each_warning_once():
         with progress_bar("checking configurations", len(plan.configurations)) as bar:
             checked = check_study(plan, folder, lambda _: bar.advance(bar.task_ids[0]))

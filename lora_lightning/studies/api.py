@@ -1,6 +1,5 @@
 """Run a study and read its verdicts from Python: the same as `lora-lightning study run` with one worker."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +9,14 @@ from lora_lightning.errors import ConfigurationError
 from lora_lightning.reports.study_report import write_study_report
 from lora_lightning.runs.save_dirs import STUDIES
 from lora_lightning.studies.audit import StudyAudit
+from lora_lightning.studies.former_options import with_former_options
 from lora_lightning.studies.open_study import OpenStudy, start_study
 from lora_lightning.studies.plan import plan_study
 from lora_lightning.studies.specification import Study
 from lora_lightning.studies.study_file import read_study_file, study_from_content
 from lora_lightning.studies.study_folder import REPORT, StudyFolder
 from lora_lightning.studies.study_run import check_study, judge_study, write_recommendation
+from lora_lightning.studies.study_yaml import plain_values
 from lora_lightning.studies.trial_table import TABLE, write_trial_table
 from lora_lightning.studies.worker import TrialEnd, Worker, check_all_finished
 
@@ -72,8 +73,9 @@ def run_study(
         TrainingStopped: After SIGTERM or SIGUSR1; call it again to resume.
         KeyboardInterrupt: After Ctrl-C.
     """
-    plan = plan_study(_read(study, [Path(path) for path in base], settings or {}))
-    folder = StudyFolder(Path(save_dir) / plan.study.name)
+    read = _read(study, [Path(path) for path in base], settings or {})
+    folder = StudyFolder(Path(save_dir) / read.name)
+    plan = plan_study(with_former_options(read, folder))
     opened = start_study(plan, folder, check_study(plan, folder), retry_failed=retry_failed)
     statuses = Worker(opened, on_end=on_end).run_all()
     ended = [(trial, statuses[trial.id]) for trial in opened.plan.trials]
@@ -109,10 +111,10 @@ def report_study(study: OpenStudy, output: Path | None = None) -> StudyReport:
 
 
 def _read(study: Path | str | Mapping[str, Any], base: Sequence[Path], settings: Mapping[str, Any]) -> Study:
-    words = [f"{name}={json.dumps(value, default=str)}" for name, value in settings.items()]
     if isinstance(study, Path | str):
-        return read_study_file(Path(study), base, words)
-    if "name" not in study:
+        return read_study_file(Path(study), base, settings)
+    content = plain_values(study, "the study")
+    if "name" not in content:
         msg = "the study has no name, which names its folder; add it, such as 'name': 'ranks'"
         raise ConfigurationError(msg)
-    return study_from_content(Path("given as a mapping"), study, base, words)
+    return study_from_content(Path("given as a mapping"), content, base, settings)

@@ -203,13 +203,21 @@ def _find_reference(study: Study, configurations: tuple[Configuration, ...]) -> 
             raise ConfigurationError(msg)
         return study.reference
     wanted = _values_by_axis(study, study.reference)
-    labels = {name: value if isinstance(value, str) else label_of(value) for name, value in wanted.items()}
-    found = [each.name for each in configurations if labels.items() <= each.labels.items()]
+    found = [
+        each.name
+        for each in configurations
+        if all(each.labels[name] in _labels_of(value) for name, value in wanted.items())
+    ]
     if len(found) != 1:
-        shown = ", ".join(f"{name} = {label}" for name, label in labels.items())
+        shown = ", ".join(f"{name} = {label_of(value)}" for name, value in wanted.items())
         msg = f"the reference ({shown}) fits {len(found)} configurations; it must fit exactly one of {', '.join(names)}"
         raise ConfigurationError(msg)
     return found[0]
+
+
+def _labels_of(value: Any) -> tuple[str, ...]:
+    """The labels that a value in a reference may mean: a text its own, such as '1' in quotes, or one as it is."""
+    return (value, label_of(value)) if isinstance(value, str) else (label_of(value),)
 
 
 def _values_by_axis(study: Study, reference: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,8 +235,8 @@ def _reference_of_search(study: Study) -> Configuration:
     chosen: dict[str, Any] = {}
     for axis in study.axes:
         value = wanted.get(axis.name)
-        if axis.range is None and value is not None and not isinstance(value, str):
-            value = label_of(value)
+        if axis.range is None and axis.name in wanted:
+            value = next((label for label in _labels_of(value) if label in axis.values), label_of(value))
         if value is None or (axis.range is None and value not in axis.values):
             choices = "a number" if axis.range is not None else f"one of {', '.join(axis.values)}"
             msg = f"the reference {study.reference!r} of the search has no value for the axis {axis.name}, which the "

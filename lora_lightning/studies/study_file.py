@@ -1,13 +1,11 @@
 """Reads a study's YAML: what is varied, over which seeds, and what decides. Every key is used or refused."""
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NoReturn
-
-import yaml
 
 from lora_lightning.configuration.yaml_files import check_config_file, check_config_form
 from lora_lightning.errors import ConfigurationError, suggest_names
@@ -31,7 +29,7 @@ from lora_lightning.studies.specification import (
     Study,
     label_of,
 )
-from lora_lightning.studies.study_yaml import parse_yaml, read_yaml
+from lora_lightning.studies.study_yaml import plain_values, read_alike, read_yaml, typed_value
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 DIRECTIONS = ("higher", "lower")
@@ -42,13 +40,17 @@ OPTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 OWN_OPTIONS = (SEED_OPTION, "trainer.logger", "resume", "ckpt_path", "test_after_fit", "config")
 
 
-def read_study_file(path: Path, base: Sequence[Path] = (), settings: Sequence[str] = ()) -> Study:
+Settings = Sequence[str] | Mapping[str, Any]  # as after --set, or values by option
+
+
+def read_study_file(path: Path, base: Sequence[Path] = (), settings: Settings = ()) -> Study:
     """Reads a study.
 
     Args:
         path: The YAML.
         base: Configs in place of those in the YAML.
-        settings: Options of all runs, such as `"data.data_dir=FOLDER"`, which override those in the YAML.
+        settings: Options of all runs, such as `"data.data_dir=FOLDER"`, or their values by name. They override those
+            in the YAML.
 
     Returns:
         The study, whose options are not checked yet.
@@ -61,7 +63,7 @@ def read_study_file(path: Path, base: Sequence[Path] = (), settings: Sequence[st
 
 
 def study_from_content(
-    path: Path, content: Mapping[str, Any], base: Sequence[Path] = (), settings: Sequence[str] = ()
+    path: Path, content: Mapping[str, Any], base: Sequence[Path] = (), settings: Settings = ()
 ) -> Study:
     """Reads a study from the content of a file.
 
@@ -96,7 +98,7 @@ def study_from_content(
         seeds=reader.seeds(),
         objective=reader.text("objective"),
         reference=reader.reference(),
-        options=reader.options("options") | dict(map(reader.setting, settings)),
+        options=reader.options("options") | reader.settings(settings),
         derived={name: str(text) for name, text in reader.options("derived").items()},
         margin=reader.margin(),
         direction=reader.direction(),
@@ -142,7 +144,11 @@ class _Reader:
     def name(self) -> str:
         name = self.content.get("name", self.path.stem)
         if not isinstance(name, str) or not NAME.fullmatch(name):
-            self.refuse(f"the name {name!r} must be up to 100 letters, digits, dots, dashes and underscores")
+            remedy = "write" if "name" in self.content else "the file is called so; rename it, or add"
+            self.refuse(
+                f"the name {name!r} must be up to 100 letters, digits, dots, dashes and underscores, the first one no "
+                f"dot or dash; {remedy} a name in the study, such as `name: ranks`"
+            )
         return name
 
     def base(self, replacement: Sequence[Path]) -> tuple[Path | Mapping[str, Any], ...]:
@@ -172,20 +178,27 @@ class _Reader:
             self.check_option(name, key)
         return found
 
+    def settings(self, given: Settings) -> dict[str, Any]:
+        if isinstance(given, Mapping):
+            found: dict[str, Any] = plain_values(given, "settings")
+            for name in found:
+                self.check_option(name, "settings")
+            return found
+        pairs = [self.setting(words) for words in given]
+        names = [name for name, _ in pairs]
+        if twice := [name for name in names if names.count(name) > 1]:
+            self.refuse(f"--set gives {twice[0]} {names.count(twice[0])} times; leave out all but one")
+        return dict(pairs)
+
     def setting(self, words: str) -> tuple[str, Any]:
         name, equals, value = words.partition("=")
-        if not equals:
-            self.refuse(f"--set {words!r} has no value; write OPTION=VALUE, such as data.data_dir=FOLDER")
+        if not equals or not value.strip():
+            self.refuse(
+                f"--set {words!r} has no value; write OPTION=VALUE, such as data.data_dir=FOLDER, or OPTION=null for "
+                "none (a variable of the shell that is not set is empty)"
+            )
         self.check_option(name, "--set")
-        try:
-            found = parse_yaml(value)
-        except yaml.YAMLError:
-            return name, value
-        try:
-            json.dumps(found)
-        except (TypeError, ValueError):  # tags such as !!set; an alias of itself
-            self.refuse(f"--set {words!r} has no plain value; write a text, a number, a list or a mapping without tags")
-        return name, found
+        return name, typed_value(value)
 
     def check_option(self, name: str, where: str) -> None:
         if not OPTION.fullmatch(name):
@@ -214,6 +227,7 @@ class _Reader:
                     self.check_option(option, f"the value {label!r} of the axis {name}")
             if name in FACTS_OF_TRIALS:
                 self.refuse(f"the axis {name} is called like a column of results.csv; give it another name")
+            self.check_different(name, values)
             return Axis(name, values, is_named=True)
         self.check_option(name, "axes")
         if not isinstance(values, list) or not values:
@@ -223,7 +237,13 @@ class _Reader:
         labels = [label_of(value) for value in values]
         if twice := [label for label in labels if labels.count(label) > 1]:
             self.refuse(f"the axis {name} has the value {twice[0]} twice; leave one out")
+        self.check_different(name, dict(zip(labels, values, strict=True)))
         return Axis(name, dict(zip(labels, values, strict=True)), is_named=False)
+
+    def check_different(self, axis: str, values: Mapping[str, Any]) -> None:
+        for one, other in combinations(values, 2):
+            if read_alike(values[one], values[other]):
+                self.refuse(f"{one!r} and {other!r} are the same for fit, in the axis {axis}; leave one of them out")
 
     def storage(self) -> str | None:
         if self.content.get("storage") is None:

@@ -16,7 +16,7 @@ from lora_lightning.runs.settings import flatten, list_differences
 from lora_lightning.studies.claim_settings import claims_as_json, claims_from_json
 from lora_lightning.studies.plan import StudyPlan, plan_study, seed_by_seed
 from lora_lightning.studies.specification import SEED_OPTION, Axis, LearningRates, Range, Search, Study
-from lora_lightning.studies.study_yaml import read_yaml
+from lora_lightning.studies.study_yaml import as_number, read_yaml
 from lora_lightning.studies.trials import Trial, make_trial
 
 STUDY, JOURNAL, LOCK, CLAIMS, REPORT = "study.json", "journal.jsonl", "study.lock", ".claims", "report"
@@ -297,7 +297,8 @@ def _base_settings(configs: list[Mapping[str, Any]]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for number, config in enumerate(configs, start=1):
         place = f"base {number}." if len(configs) > 1 else ""
-        kept = {name: value for name, value in flatten(config).items() if not _is_replaced(name)}
+        # A former release read a quoted `1e-3` as a number, too, and saved that.
+        kept = {name: as_number(value) for name, value in flatten(config).items() if not _is_replaced(name)}
         settings |= {f"{place}{name}": value for name, value in kept.items()}
     return settings
 

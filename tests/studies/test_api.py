@@ -1,8 +1,12 @@
 """Studies from Python: the same verdicts and files as the command, and errors before anything is trained."""
 
+import json
+import math
 from html import unescape
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -11,6 +15,8 @@ from lora_lightning.errors import ConfigurationError
 from lora_lightning.runs.record import RunRecord
 from lora_lightning.statistics import Verdict
 from lora_lightning.studies import run_study
+from lora_lightning.studies.api import _read
+from lora_lightning.studies.study_folder import study_as_json
 from tests.studies.small_study import STUDY, save_study
 
 TWO = {**STUDY, "axes": {"model.lora.r": [2, 4]}}
@@ -48,6 +54,35 @@ def test_settings_keep_their_types(tmp_path: Path) -> None:
     assert config["model"]["init_args"]["optimization"]["learning_rate"] == 1e-05
     assert config["trainer"]["limit_train_batches"] == 2
     assert config["trainer"]["gradient_clip_val"] is None
+
+
+def test_what_is_given_in_python_reaches_the_runs_as_it_is(tmp_path: Path) -> None:
+    settings = {"data.x": "\U0001f600", "data.y": "1e5", "data.z": math.inf, "data.p": Path("a/b"), "data.n": None}
+    content = {**TWO, "options": {"data.q": Path("c"), "data.f": np.float64(0.5)}, "seeds": (0, 1)}
+    study = _read(content, [], settings)
+    assert study.options == {**settings, "data.p": "a/b", "data.q": "c", "data.f": 0.5}
+    assert type(study.options["data.f"]) is float
+    assert json.loads(json.dumps(study_as_json(study)))["options"] == study.options
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"options": {1: 2}}, "options in the study has the name 1, but a text is needed"),
+        ({1: 2}, "the study has the name 1, but a text is needed"),
+        ({"axes": {"method": {1: {"data.x": 1}}}}, "method in axes in the study has the name 1"),
+        ({"options": {"data.x": {"a"}}}, "data.x in options in the study is {'a'}, a set; give a text"),
+        ({"options": {"data.x": np.int64(3)}}, r"data.x in .* is np.int64\(3\), a int64; give"),
+    ],
+)
+def test_a_mapping_is_checked_like_a_file(changes: dict[Any, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        run_study({**TWO, **changes}, save_dir=tmp_path)
+    endless: dict[str, Any] = {}
+    endless["data.x"] = endless
+    with pytest.raises(ConfigurationError, match="nested deeper than 30 levels"):
+        run_study(TWO, endless, save_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_mapping_needs_a_name(tmp_path: Path) -> None:

@@ -43,6 +43,16 @@ def test_other_axes_have_no_sequence_unless_one_is_given(tmp_path: Path) -> None
     assert plan(tmp_path, sequence=["r = 1", "r = 2"]).sequence == ("r = 1", "r = 2")
 
 
+@pytest.mark.parametrize("search", [None, {"trials": 1, "seeds": [7]}])
+@pytest.mark.parametrize("values", [["1", "a"], [1, "a"]])
+def test_a_reference_may_be_a_text_that_is_a_number(values: list[Any], search: Any, tmp_path: Path) -> None:
+    axes = {"axes": {"data.x": values}, "derived": None, "search": search}
+    label = "1" if values[0] == 1 else "'1'"
+    for reference in ({"x": values[0]}, {"x": "1"}):
+        assert plan(tmp_path, **axes, reference=reference).reference == f"x = {label}"
+    assert plan(tmp_path, **axes, reference={"x": "a"}).reference == "x = a"
+
+
 def test_all_combinations_are_trained_seed_by_seed(tmp_path: Path) -> None:
     axes = {"model.lora.r": [2, 4], "model.lora.target_modules": ["all-linear", ["query", "value"]]}
     found = plan(tmp_path, axes=axes, reference={"r": 4, "target_modules": "all-linear"})

@@ -1,6 +1,7 @@
 """A study's YAML: every key is used or refused in a sentence, before anything heavy is imported or trained."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from lora_lightning.errors import ConfigurationError
 from lora_lightning.studies.plan import plan_study
 from lora_lightning.studies.study_file import read_study_file
 from lora_lightning.studies.study_folder import study_as_json
+from lora_lightning.training.api import option_arguments
 from tests.studies.small_study import save_study
 
 
@@ -50,7 +52,7 @@ from tests.studies.small_study import save_study
         ({"base": {"trainer": 3}}, "trainer in base of .*small.yaml is 3, but named options"),
         ({"costs": ["memory"]}, "there is no cost 'memory'"),
         ({"costs": "trainable_parameters"}, "a list is needed"),
-        ({"name": "../up"}, "the name '../up' must be"),
+        ({"name": "../up"}, "the name '../up' must be .*; write a name in the study, such as `name: ranks`"),
         ({"base": None}, "base is missing"),
         ({"base": 3}, "base is 3"),
         ({"base": "nowhere.yaml"}, "there is no base config .*nowhere.yaml"),
@@ -126,11 +128,89 @@ def test_dates_are_texts_as_in_fit_and_the_study_can_be_saved(tmp_path: Path) ->
     assert content["base"] == [{"data": {"day": "2024-01-01"}}]
 
 
-@pytest.mark.parametrize("value", ["!!set {a}", "!!binary aGk=", "[!!set {a}]"])
-def test_a_setting_that_json_cannot_hold_is_a_sentence(value: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="has no plain value"):
-        read_study_file(save_study(tmp_path), settings=[f"data.x={value}"])
+@pytest.mark.parametrize(
+    "typed",
+    [
+        *("Task # 3", "007", "1_000", "12:30:00", "0x10", "1e5678", "1e-5", "1e5", "True", "~", "a: b", " x", "'x'"),
+        *("{a: 1, a: 2}", "[a,b]", "[a, b # c]", "!!set {a}", "!!set {a: null}", "!!binary aGk=", "&id001 [*id001]"),
+        *("[1", 1500 * "[", "2024-13-45", "a\\nb", "\U0001f600"),
+    ],
+)
+def test_a_setting_that_yaml_would_change_stays_as_it_was_typed(typed: str, tmp_path: Path) -> None:
+    study = read_study_file(save_study(tmp_path), settings=[f"data.x={typed}"])
+    assert study.options == {"data.x": typed}
+    assert option_arguments(study.options) == [f"--data.x={typed}"]
+    assert json.loads(json.dumps(study_as_json(study)))["options"] == study.options
+
+
+@pytest.mark.parametrize(
+    ("typed", "value"),
+    [
+        ("0.2", 0.2),
+        ("7", 7),
+        ("true", True),
+        ("null", None),
+        ("[a, 4]", ["a", 4]),
+        ("{a: 1}", {"a": 1}),
+        ("a b", "a b"),
+    ],
+)
+def test_a_setting_that_yaml_writes_as_typed_is_read(typed: str, value: Any, tmp_path: Path) -> None:
+    study = read_study_file(save_study(tmp_path), settings=[f"data.x={typed}"])
+    assert study.options == {"data.x": value}
+    assert option_arguments(study.options) == [f"--data.x={typed}"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["data.x"], "--set 'data.x' has no value; write OPTION=VALUE"),
+        (["data.x="], "--set 'data.x=' has no value; .*or OPTION=null for none"),
+        (["data.x= "], "--set 'data.x= ' has no value"),
+        (["data.x=1", "data.y=1", "data.x=1"], "--set gives data.x 2 times; leave out all but one"),
+        ({"data x": 1}, "'data x' in settings is no option"),
+        ({1: 1}, "settings has the name 1, but a text is needed"),
+        ({"data.x": {1: 1}}, "data.x in settings has the name 1, but a text is needed"),
+        ({"data.x": object}, "data.x in settings is <class 'object'>, a type; give a text"),
+    ],
+)
+def test_a_wrong_setting_is_a_sentence(settings: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        read_study_file(save_study(tmp_path), settings=settings)
+
+
+def test_a_quoted_text_stays_a_text(tmp_path: Path) -> None:
+    path = save_study(tmp_path)
+    path.write_text(path.read_text() + "options: {data.a: '1e5', data.b: 1e5, data.c: \"1e5678\", data.d: -1.5E-3}\n")
+    assert read_study_file(path).options == {"data.a": "1e5", "data.b": 1e5, "data.c": "1e5678", "data.d": -0.0015}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([4, "4"], "'4' and \"'4'\" are the same for fit, in the axis model.lora.r"),
+        ([True, "true"], "are the same for fit"),
+        ([None, "null"], "are the same for fit"),
+        ([1, 1.0], "are the same for fit"),
+        ([["a", 4], "[a, 4]"], "are the same for fit"),
+        ({"a": {"x": 4}, "b": {"x": "4"}}, "'a' and 'b' are the same for fit"),
+    ],
+)
+def test_values_that_fit_cannot_tell_apart_are_refused(values: Any, message: str, tmp_path: Path) -> None:
+    changes = {"axes": {"model.lora.r": values}, "derived": None}
+    for search in (None, {"trials": 1, "seeds": [7]}):
+        with pytest.raises(ConfigurationError, match=re.escape(message)):
+            read_study_file(save_study(tmp_path, **changes, search=search))
+
+
+def test_values_that_fit_can_tell_apart_are_kept(tmp_path: Path) -> None:
+    values = ["4", 6, "05", "a", "", "~", None, True, "yes", 0.5, [4], 0.001]
+    (axis,) = read_study_file(save_study(tmp_path, axes={"model.q": values}, derived=None)).axes
+    assert list(axis.values.values()) == values
 
 
 def test_without_a_name_the_file_names_the_study(tmp_path: Path) -> None:
-    assert read_study_file(save_study(tmp_path, name=None)).name == "small"
+    path = save_study(tmp_path, name=None)
+    assert read_study_file(path).name == "small"
+    with pytest.raises(ConfigurationError, match=r"the name 'a b' must be .*rename it, or add a name in the study"):
+        read_study_file(path.rename(tmp_path / "a b.yaml"))

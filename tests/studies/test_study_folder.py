@@ -1,12 +1,14 @@
 """A study's folder: it is read back as it was, may gain values and seeds, and refuses what contradicts it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lora_lightning.errors import ConfigurationError
+from lora_lightning.studies.former_options import with_former_options
 from lora_lightning.studies.plan import StudyPlan, plan_study
 from lora_lightning.studies.study_file import read_study_file
 from lora_lightning.studies.study_folder import REMEDY, REPLACED, STUDY, StudyFolder, load_plan, load_tags
@@ -93,6 +95,28 @@ def test_what_every_trial_replaces_may_differ_in_the_base(folder: StudyFolder, t
     other = BASE | {"trainer": trainer | {"log_every_n_steps": 1}}
     with pytest.raises(ConfigurationError, match=r"settings: trainer\.log_every_n_steps is 1 here and 2 there; r"):
         save(folder, plan(tmp_path, base=other))
+
+
+def test_a_study_of_an_earlier_release_goes_on_with_what_that_read(tmp_path: Path) -> None:
+    path, folder = save_study(tmp_path), StudyFolder(tmp_path / "studies" / "small")
+    path.write_text(path.read_text() + "options: {data.a: '1e-5'}\n")
+    words = ["data.b=1e-5", "data.c=[a,b]", "data.d=007", "data.e=Task # 3", "data.f=x"]
+    new = read_study_file(path, settings=words)
+    assert with_former_options(new, folder) == new
+    read = {"data.a": 1e-5, "data.b": 1e-5, "data.c": ["a", "b"], "data.d": 7, "data.e": "Task", "data.f": "x"}
+    base = BASE | {"trainer": BASE["trainer"] | {"gradient_clip_val": 1e-3}}
+    save(folder, plan_study(replace(new, options=read, base=(base,))))
+    with pytest.warns(
+        UserWarning, match=r"data.d is '007', but the study in .*small goes on with 7, as which"
+    ) as found:
+        former = with_former_options(new, folder)
+    assert len(found) == 5
+    assert former.options == read
+    quoted = BASE | {"trainer": BASE["trainer"] | {"gradient_clip_val": "1e-3"}}
+    save(folder, plan_study(replace(former, base=(quoted,))))
+    other = replace(read_study_file(path, settings=[*words[:-1], "data.f=y"]), base=(quoted,))
+    with pytest.warns(UserWarning, match="007"), pytest.raises(ConfigurationError, match="no longer contains"):
+        save(folder, plan_study(with_former_options(other, folder)))
 
 
 def test_a_folder_of_something_else_or_of_a_newer_release_is_refused(folder: StudyFolder, tmp_path: Path) -> None:
