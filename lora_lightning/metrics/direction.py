@@ -10,6 +10,7 @@ LOWER_IS_BETTER = (
     "mean_squared_error",
     "out_of_scope_fpr_at_95_tpr",
     "perplexity",
+    "logperplexity",
 )
 HIGHER_IS_BETTER = (  # also at the end of longer names
     "accuracy",
@@ -27,6 +28,7 @@ CORRELATIONS = ("correlation", "pearson", "spearman")
 SHARES = (*HIGHER_IS_BETTER, "calibration_error", "out_of_scope_fpr_at_95_tpr")
 
 
+NEGATIONS = ("1_", "neg_", "minus_", "one_minus_", "non_", "not_")  # such as 1 - accuracy, which is an error
 QUALIFIERS = ("_at_threshold", "_macro", "_micro", "_weighted")  # which decision, or which mean over labels
 
 
@@ -34,11 +36,11 @@ def higher_is_better(metric: str) -> bool | None:
     """Looks up the direction of a metric.
 
     Args:
-        metric: Its name, such as `"in_scope_accuracy"`, `"f1_macro"` or `"domain_accuracy/travel"`; prefixes and upper
-            case do not matter.
+        metric: Its name, such as `"in_scope_accuracy"`, `"f1_macro"` or `"domain_accuracy/travel"`; words before it and
+            upper case do not matter.
 
     Returns:
-        Whether larger values are better; `None` if the metric is unknown.
+        Whether larger values are better; `None` if the metric is unknown, such as `"inaccuracy"` or `"neg_loss"`.
     """
     name = _known_name(metric)
     return not name.endswith(LOWER_IS_BETTER) if name else None
@@ -69,15 +71,21 @@ def is_logarithm(metric: str) -> bool:
     Args:
         metric: The name.
     """
-    return not {"log", "ln", "logperplexity"}.isdisjoint(re.split(r"[^a-z0-9]+", metric.lower()))
+    return not {"log", "ln", "logperplexity"}.isdisjoint(re.split(r"[^a-z0-9]+", _lower_words(metric)))
 
 
 def _known_name(metric: str) -> str:
     """The first part between slashes whose direction is known, without qualifiers; empty if there is none."""
-    for part in metric.lower().split("/"):
-        name = "_".join(part.replace("-", "_").split())
+    for part in metric.split("/"):
+        name = "_".join(_lower_words(part).replace("-", "_").split())
         for qualifier in QUALIFIERS:
             name = name.removesuffix(qualifier)
-        if name.endswith((*LOWER_IS_BETTER, *HIGHER_IS_BETTER)):
+        known = any(f"_{name}".endswith(f"_{each}") for each in (*LOWER_IS_BETTER, *HIGHER_IS_BETTER))
+        if known and not name.startswith(NEGATIONS):
             return name
     return ""
+
+
+def _lower_words(name: str) -> str:
+    """A name in lower case, whose words are apart: `test_accuracy` for `testAccuracy`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()

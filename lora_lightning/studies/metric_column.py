@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lora_lightning.errors import DataError
 from lora_lightning.metrics.direction import higher_is_better
-from lora_lightning.studies.results_table import ResultsTable, few_names, to_number
+from lora_lightning.studies.results_table import CONFIGURATION, FEW, SEED, ResultsTable, few_names, to_number
 
 RANKS = ("model.lora.r", "lora_r", "rank", "r")
 NOT_TESTED = {"train", "training", "val", "valid", "validation"}  # words in names of metrics
@@ -16,7 +16,8 @@ def choose_metric_column(table: ResultsTable, costs: Sequence[str]) -> tuple[str
     """Finds the one column that can be the metric.
 
     A column with a metric's name counts even if some of its cells are no numbers, such as "95.1%" or "OOM": another
-    column must not be judged in its place.
+    column must not be judged in its place. One that is equal for all runs of a configuration may be a setting, such as
+    a precision in bits, so that it is not taken beside other numbers.
 
     Args:
         table: The table.
@@ -33,16 +34,27 @@ def choose_metric_column(table: ResultsTable, costs: Sequence[str]) -> tuple[str
     numeric = [name for name in others if _has_numbers(table, name)]
     candidates = known or numeric
     unknown = [name for name in numeric if name not in known and not table.describes(name)] if known else []
-    if len(candidates) == 1 and unknown and _is_not_tested(candidates[0]):
+    if len(candidates) == 1 and known and table.describes(candidates[0]):
+        unknown = [name for name in numeric if name not in known]
+        candidates = [*candidates, *unknown]
+    elif len(candidates) == 1 and unknown and _is_not_tested(candidates[0]):
         candidates = [*candidates, *unknown]
     if not candidates:
         msg = f"{table.table.name} has no column with a metric beside the columns configuration and seed; add one"
         raise DataError(msg)
     if len(candidates) > 1:
         msg = f"{table.table.name} has {len(candidates)} columns that could be the metric ({few_names(candidates)}); "
-        msg += "name the one that decides"
+        msg += f"name the one that decides (--metric){_objective(table, candidates)}"
         raise DataError(msg)
     return candidates[0], _note(candidates[0], unknown)
+
+
+def _objective(table: ResultsTable, candidates: Sequence[str]) -> str:
+    """Says where the metric is in the `results.csv` of a study's report, which has all measurements beside it."""
+    first, second, *others = table.table.columns
+    if (first, second) != (CONFIGURATION, SEED) or not others or others[0] not in candidates or len(candidates) <= FEW:
+        return ""
+    return f"; in the results.csv of a study's report, it is the third column, here {others[0]}"
 
 
 def _note(metric: str, unknown: Sequence[str]) -> str:

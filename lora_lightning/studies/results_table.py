@@ -15,6 +15,7 @@ from lora_lightning.errors import DataError, suggest_names
 from lora_lightning.runs.tables import Table, read_table
 
 CONFIGURATION, SEED = "configuration", "seed"
+TESTED = "is_tested"  # of the table of all trials that a study writes
 EXAMPLE = re.compile(r"example[ _.:-]?\d.*|example_.+", re.IGNORECASE | re.DOTALL)
 MISSING = {"", "na", "n/a", "nan", "none", "null", "-"}
 TRUTH = {"true": 1.0, "false": 0.0}
@@ -63,12 +64,8 @@ class ResultsTable:
         found = [to_number(cell) for cell in cells]
         for row, number in enumerate(found):
             if number is None:
-                shown = str(cells[row])[:80]
-                msg = (
-                    f"{self.table.where(row)}: {column!r} must be a number, but is {shown!r}; leave the cell of a run "
-                )
-                msg += "without a result empty"
-                raise DataError(msg)
+                msg = f"{self.table.where(row)}: {column!r} must be a number, but is {str(cells[row])[:80]!r}; "
+                raise DataError(msg + _how_to_write(str(cells[row]).strip()))
         return [math.nan if number is None or not math.isfinite(number) else number for number in found]
 
     def is_numeric(self, column: str) -> bool:
@@ -92,8 +89,8 @@ def read_results_table(source: Path | str | Mapping[str, Sequence[Any]]) -> Resu
         The table.
 
     Raises:
-        DataError: If it cannot be read, a column is missing, a row has no configuration or seed, or two rows are of the
-            same configuration and seed.
+        DataError: If it cannot be read, a column is missing, a row has no configuration or seed, two rows are of the
+            same configuration and seed, or a row is of a study's trial that was not tested.
     """
     if isinstance(source, Mapping):
         columns = {str(name): list(cells) for name, cells in source.items()}
@@ -109,6 +106,7 @@ def read_results_table(source: Path | str | Mapping[str, Sequence[Any]]) -> Resu
     seeds = _seeds(table)
     examples = [name for name in table.columns if EXAMPLE.fullmatch(name)]
     found = ResultsTable(table, configurations, seeds, examples)
+    _check_tested(table)
     _check_duplicates(found)
     return found
 
@@ -131,6 +129,20 @@ def to_number(cell: object) -> float | None:
         return float(text) if "_" not in text else None
     except ValueError:
         return None
+
+
+def _how_to_write(cell: str) -> str:
+    """How a number is written that a person would read in a cell; otherwise what the cell of a failed run should be."""
+    if to_number(cell.removesuffix("%")) is not None:
+        return f"write it without %, as {cell.removesuffix('%').strip()}"
+    if re.fullmatch(r"[+-]?\d+,\d+", cell):  # 0,951 or 2,359
+        decimal, thousands = cell.replace(",", "."), cell.replace(",", "")
+        with_point = f"write it with a decimal point, as {decimal}"
+        is_both = re.fullmatch(r"[+-]?[1-9]\d{0,2},\d{3}", cell)
+        return f"{with_point}, or without a separator of thousands, as {thousands}" if is_both else with_point
+    if re.fullmatch(r"[+-]?\d{1,3}([,' ]\d{3})+(\.\d*)?", cell):
+        return f"write it without separators of thousands, as {re.sub('[^0-9.+-]', '', cell)}"
+    return "leave the cell of a run without a result empty"
 
 
 def few_names(names: Sequence[str]) -> str:
@@ -190,6 +202,20 @@ def _needed_column(table: Table, name: str) -> list[Any]:
         msg = f"{table.name} has no column {name!r}; a table needs the columns configuration and seed, and a metric: "
         raise DataError(msg + remedy)
     return table.column(name)
+
+
+def _check_tested(table: Table) -> None:
+    """Refuses the table of all trials of a study, some of which only chose a learning rate or a winner."""
+    untested = [row for row, cell in enumerate(table.columns.get(TESTED, [])) if to_number(cell) == 0]
+    if untested:
+        msg = (
+            f"{table.where(untested[0])}: {TESTED!r} is {table.columns[TESTED][untested[0]]}: this is the table of all "
+        )
+        msg += "trials of a study, and this one only helped to choose; give the results.csv of its report instead "
+        msg += (
+            "(report/results.csv in the study's folder, written by `lora-lightning study report`), or remove such rows"
+        )
+        raise DataError(msg)
 
 
 def _check_duplicates(found: ResultsTable) -> None:

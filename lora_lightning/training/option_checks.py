@@ -11,7 +11,7 @@ from lora_lightning import callbacks
 from lora_lightning.callbacks.adapter_monitor import AdapterMonitor
 from lora_lightning.compat.lightning import copies_this_process
 from lora_lightning.errors import ConfigurationError
-from lora_lightning.metrics.direction import HIGHER_IS_BETTER, LOWER_IS_BETTER
+from lora_lightning.metrics.direction import LOWER_IS_BETTER, higher_is_better
 from lora_lightning.training.checkpointing import unknown_monitor_error
 from lora_lightning.training.strategies import FullyShardedStrategy
 
@@ -73,7 +73,7 @@ def check_monitor_mode(monitor: str, mode: str) -> None:
     if mode == "max" and metric in LOWER_IS_BETTER:
         msg = f"checkpoint.mode is max, but a lower {monitor} is better; set --checkpoint.mode min."
         raise ConfigurationError(msg)
-    if mode == "min" and metric.endswith(HIGHER_IS_BETTER):
+    if mode == "min" and higher_is_better(metric):
         msg = f"checkpoint.mode is min, but a higher {monitor} is better; set --checkpoint.mode max."
         raise ConfigurationError(msg)
 

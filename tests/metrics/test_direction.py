@@ -29,7 +29,18 @@ from lora_lightning.metrics.direction import higher_is_better, is_logarithm, met
         ("f1_macro", True),
         ("Precision weighted", True),
         ("loss_at_threshold", False),
+        ("testAccuracy", True),
+        ("test/Macro-F1", True),
+        ("top-1-accuracy", True),
+        ("HasAns_f1", True),
+        ("logPerplexity", False),
         ("score", None),
+        ("inaccuracy", None),
+        ("test/imprecision", None),
+        ("1 - accuracy", None),
+        ("1-f1", None),
+        ("neg_mean_squared_error", None),
+        ("gloss", None),
         ("accuracy_spread", None),
         ("", None),
     ],
@@ -55,7 +66,12 @@ def test_range(name: str, ends: tuple[float, float]) -> None:
 
 
 def test_a_logarithm_is_a_word_of_the_name() -> None:
-    assert all(map(is_logarithm, ["log_perplexity", "test/log perplexity", "Log-Perplexity", "logPerplexity"]))
+    assert all(
+        map(
+            is_logarithm,
+            ["log_perplexity", "test/log perplexity", "Log-Perplexity", "logPerplexity", "testLogPerplexity"],
+        )
+    )
     assert not any(map(is_logarithm, ["dialog_perplexity", "logit_perplexity", "catalog/perplexity", "perplexity"]))
 
 
