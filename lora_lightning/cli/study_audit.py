@@ -39,10 +39,12 @@ example, complete:
 verdicts on each configuration, compared with the reference:
   not worse            proven not to be worse by more than the margin
   worse                proven to be worse by more than the margin
-  undecided            neither is proven; the output says how many seeds or test examples are missing
+  undecided            neither is proven; the output says which further seeds or test examples would suffice, and
+                       whether that assumes that both are equally good
   identical            all outcomes are equal, of enough test examples for a proof
   not tested           a configuration before it in --sequence is not proven
-  not enough evidence  there is no interval, as with one seed, or too few examples have equal outcomes
+  not enough evidence  there is no interval, as with one seed; too few examples have equal outcomes; or runs have no
+                       result, so that those that are left may be the good ones
 
 The reference should be chosen before the results are seen: the largest rank, or full fine-tuning, not the best one.
 """

@@ -28,8 +28,8 @@ class ClaimRow:
         verdict: `PASS`, `FAIL` or `UNDECIDED`.
         quantity: What was measured, with its unit.
         claimed: The claimed range.
-        found: The quantity with its interval, one text per configuration; a dash if nothing is known.
-        note: Why nothing is decided; may be empty.
+        found: The quantity with its interval, one text per configuration, with a dash where nothing is known.
+        note: What was left out or is not counted, or why nothing is decided; may be empty.
         seeds: Number of seeds.
     """
 
@@ -46,7 +46,7 @@ class ClaimRow:
     def sentence(self) -> str:
         """All of it, in one line."""
         found = "; ".join(self.found)
-        numbers = f"{self.quantity} {found}, {self.seeds} seeds, claimed {self.claimed}"
+        numbers = f"{self.quantity} {found}, {self.seeds} seed{'s' * (self.seeds != 1)}, claimed {self.claimed}"
         return f"{self.verdict}: {self.claim} ({self.source}): {numbers}.{f' {self.note}' if self.note else ''}"
 
 
@@ -86,6 +86,8 @@ def _row(finding: ClaimFinding, metric: Metric) -> ClaimRow:
 
 
 def _interval(interval: Interval, shown: Callable[[float], str]) -> str:
+    if math.isnan(interval.value):
+        return "-"
     if math.isnan(interval.low):
         return f"{shown(interval.value)} (no interval)"
     return f"{shown(interval.value)} (95 % interval {shown(interval.low)} to {shown(interval.high)})"

@@ -130,17 +130,16 @@ def weak_reference_note(results: StudyResults, analysis: StudyAnalysis) -> str:
 
     Returns:
         A sentence on the configuration that is the furthest above the reference; empty if none that costs less is
-        better by more than chance.
+        better by more than chance, with Holm's correction for all comparisons with the reference.
     """
     if not results.costs:
         return ""
     cost = {each.name: each.mean_of(results.costs[0]) for each in results.configurations}
-    told_apart = [{pair.first, pair.second} for pair in analysis.pairs if pair.told_apart]
-    apart = set().union(*(pair for pair in told_apart if results.reference in pair))
+    p_values = holm([each.difference.p_value for each in analysis.comparisons])
     better = [
         each
-        for each in analysis.comparisons
-        if each.name in apart and each.difference.interval.value > 0 and cost[each.name] < cost[results.reference]
+        for each, p in zip(analysis.comparisons, p_values, strict=True)
+        if p <= ERROR_RATE and each.difference.interval.value > 0 and cost[each.name] < cost[results.reference]
     ]
     if not better:
         return ""
@@ -153,6 +152,33 @@ def weak_reference_note(results: StudyResults, analysis: StudyAnalysis) -> str:
     )
     tuned = any(each.tried_rates for each in results.configurations)
     return note if tuned else f"{note} A study can choose a learning rate for each configuration."
+
+
+def better_than_recommended_note(results: StudyResults, analysis: StudyAnalysis) -> str:
+    """Says that a configuration is better than the recommended one, which is the cheapest that is good enough.
+
+    Args:
+        results: What the study measured.
+        analysis: Its verdicts.
+
+    Returns:
+        A sentence on the configuration that is the furthest above the recommended one; empty if none is better by more
+        than chance, with Holm's correction over all pairs.
+    """
+    recommended = analysis.recommendation.name
+    better: list[tuple[PairedDifference, str]] = []
+    for pair in analysis.pairs:
+        if pair.told_apart and recommended in {pair.first, pair.second}:
+            is_first = pair.first == recommended
+            found = pair.difference.reversed if is_first else pair.difference
+            better.append((found, pair.second if is_first else pair.first))
+    best, name = max(better, key=lambda each: each[0].interval.value, default=(None, ""))
+    if best is None or best.interval.value <= 0:
+        return ""
+    return (
+        f"{name} is better than the recommended {recommended} by more than chance "
+        f"({shown_difference(best, results.metric)}): a recommendation says what is enough, and not what is best."
+    )
 
 
 def compare_with_reference(results: StudyResults) -> tuple[Comparison, ...]:
@@ -277,6 +303,8 @@ def _verdict(difference: PairedDifference, proven: bool, worse: bool, untested: 
         return Verdict.NOT_WORSE
     if worse:
         return Verdict.WORSE
+    if difference.failures or difference.failures_of_other:
+        return Verdict.NOT_ENOUGH_EVIDENCE
     return Verdict.NOT_TESTED if untested else Verdict.UNDECIDED
 
 

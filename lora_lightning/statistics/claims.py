@@ -4,15 +4,17 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lora_lightning.statistics.equal_loss import differences_at_equal_loss
 from lora_lightning.statistics.jackknife import Interval, jackknife_interval, mean_interval
-from lora_lightning.statistics.learning_rate_optimum import RateOptimum, log_log_slope, mean_scores, rate_optimum
+from lora_lightning.statistics.learning_rate_optimum import RateOptimum, mean_scores, rate_optimum
 from lora_lightning.statistics.multiple_tests import ERROR_RATE
 from lora_lightning.statistics.pairing import compare
+from lora_lightning.statistics.power_law import lack_of_fit, log_log_slope, neighboring_exponents
 from lora_lightning.statistics.study_results import ConfigurationResults, StudyResults
 from lora_lightning.statistics.verdicts import ClaimVerdict, claim_verdict
 
@@ -24,7 +26,19 @@ NOTHING = "The runs that it needs have not finished, have failed, or lack the me
 LACKING = "No run of {names} has {measurement}, so that nothing is decided."
 NO_SPREAD = "All seeds give the same value, so that there is no interval."
 LEFT_OUT = "Pairs of runs that are left out: {count}. They lack a curve, or one was below that loss from the start."
-
+ABSENT = "Nothing to compare of {names}: no finished run with a seed of {against}."
+INCOMPLETE = "Nothing is decided: {failures}."
+FULL_RANK = "r = 1 is left out: {measurement} of a matrix of rank 1 is 1, whatever was trained."
+FEW_RANKS = "Fewer than two ranks are left, so that there is no exponent."
+NO_POWER = (
+    "It does not grow as a power of r: the means leave the line by more than the seeds explain, and from r = {low:g} "
+    "to {high:g} the exponent is {exponent:.2g}."
+)
+INTERPOLATED = (
+    "The interval counts the seeds, and not the error of the interpolation between rates, which were tried in steps of "
+    "a factor of {factor:.3g}."
+)
+OF_RANK_ONE = ("stable_rank", "effective_rank", "energy_rank_99", "rank_utilization")  # are 1 at r = 1 by definition
 
 ROUNDING = 1e-9  # of a statistic of logarithms
 
@@ -84,8 +98,8 @@ class ClaimFinding:
         verdict: PASS if all intervals are inside the claimed range, FAIL if one is entirely outside, otherwise
             UNDECIDED.
         intervals: The quantity with its 95 % interval; by configuration if there are several.
-        seeds: Number of seeds.
-        note: Why nothing is decided; empty otherwise.
+        seeds: Number of seeds; of several configurations the least, of those that were compared.
+        note: What was left out or is not counted, or why nothing is decided; empty otherwise.
     """
 
     claim: Claim
@@ -126,14 +140,24 @@ def _judge_difference(claim: Claim, results: StudyResults) -> ClaimFinding:
         return Interval(*(shown(end) for end in (interval.value, interval.low, interval.high)))
 
     intervals = {name: in_unit_of_claim(each.interval) for name, each in found.items()}
-    seeds = min((each.seeds for each in found.values()), default=0)
+    seeds = min((each.seeds for each in found.values() if each.seeds), default=0)
     low, high = (_stored(results, end) for end in (claim.low, claim.high))
     share = ERROR_RATE / 2 / max(1, len(found))
     outside = any(each.p_value_below(low) <= share or each.p_value_above(high) <= share for each in found.values())
     covered = [in_unit_of_claim(each.covered) for each in found.values()]
     verdicts = [claim_verdict(each, claim.low, claim.high) for each in covered]
     verdict = ClaimVerdict.FAIL if outside else _common_verdict(verdicts)
-    return ClaimFinding(claim, verdict, intervals, seeds, "" if seeds else NOTHING)
+    incomplete = {failures for each in found.values() for failures in (each.failures, each.failures_of_other)} - {""}
+    finding = ClaimFinding(claim, verdict, intervals, seeds, _absent(intervals, against.name))
+    return _with_note(finding, f"Runs are missing: {', '.join(sorted(incomplete))}." if incomplete else "")
+
+
+def _absent(intervals: Mapping[str, Interval], against: str) -> str:
+    """Names the configurations of which nothing could be compared; empty if there are none."""
+    names = [name for name, interval in intervals.items() if math.isnan(interval.value)]
+    if len(names) == len(intervals):
+        return NOTHING
+    return ABSENT.format(names=", ".join(names), against=against) if names else ""
 
 
 def _stored(results: StudyResults, shown: float) -> float:
@@ -145,27 +169,75 @@ def _stored(results: StudyResults, shown: float) -> float:
 
 def _judge_exponent(claim: Claim, results: StudyResults) -> ClaimFinding:
     chosen = _with_rank(claim, results)
-    ranks = _ranks(chosen)
     if lacking := [each.name for each in chosen if not each.measurements.get(claim.measurement)]:
         note = LACKING.format(names=", ".join(lacking), measurement=claim.measurement)
         return ClaimFinding(claim, ClaimVerdict.UNDECIDED, {}, 0, note)
-    seeds = sorted(set.intersection(*(set(each.measurements[claim.measurement]) for each in chosen)))
+    kept_ranks = [each for each in chosen if claim.measurement not in OF_RANK_ONE or each.rank != 1]
+    note = FULL_RANK.format(measurement=claim.measurement) if len(kept_ranks) < len(chosen) else ""
+    if len({each.rank for each in kept_ranks}) < 2:  # noqa: PLR2004  # a slope needs two
+        return ClaimFinding(claim, ClaimVerdict.UNDECIDED, {}, 0, f"{note} {FEW_RANKS}".strip())
+    seeds = sorted(set.intersection(*(set(each.measurements[claim.measurement]) for each in kept_ranks)))
+
+    def means(kept: list[int]) -> NDArray[np.float64]:
+        return np.array([np.mean([each.measurements[claim.measurement][s] for s in kept]) for each in kept_ranks])
+
+    found = _judge_power(claim, _ranks(kept_ranks), means, seeds)
+    return _unless_runs_failed(_with_note(found, note), kept_ranks)
+
+
+def _judge_power(
+    claim: Claim, ranks: NDArray[np.float64], means: Callable[[list[int]], NDArray[np.float64]], seeds: list[int]
+) -> ClaimFinding:
+    """Judges an exponent, which decides nothing in favor of a claim if the numbers are no power of the rank.
+
+    A small but certain bend refutes no claim as long as all neighbors have an exponent inside its range.
+
+    Args:
+        claim: The claim.
+        ranks: (n,), float64.
+        means: The numbers that should grow as a power of the rank, from some seeds.
+        seeds: All seeds; empty if the runs that it needs are missing.
+    """
 
     def exponent(kept: list[int]) -> float:
-        means = [float(np.mean([each.measurements[claim.measurement][seed] for seed in kept])) for each in chosen]
-        return log_log_slope(ranks, np.array(means)) if min(means) > 0 else math.nan
+        numbers = means(kept)
+        return log_log_slope(ranks, numbers) if (numbers > 0).all() else math.nan
 
-    return _judge_by_jackknife(claim, exponent, seeds)
+    found = _judge_by_jackknife(claim, exponent, seeds)
+    if len(seeds) < 2 or math.isnan(found.intervals[""].low):  # noqa: PLR2004
+        return found
+    numbers = means(seeds)
+    p_value = lack_of_fit(ranks, numbers, np.array([means(kept) for kept in _without_each(seeds)]))
+    # The furthest outside; negative if all are inside.
+    low, high, furthest = max(
+        neighboring_exponents(ranks, numbers), key=lambda each: max(claim.low - each[2], each[2] - claim.high)
+    )
+    if p_value > ERROR_RATE or claim.low <= furthest <= claim.high:
+        return found
+    verdict = ClaimVerdict.UNDECIDED if found.verdict is ClaimVerdict.PASS else found.verdict
+    return replace(found, verdict=verdict, note=NO_POWER.format(low=low, high=high, exponent=furthest))
+
+
+def _with_note(finding: ClaimFinding, note: str) -> ClaimFinding:
+    return replace(finding, note=" ".join(filter(None, [finding.note, note])))
+
+
+def _unless_runs_failed(finding: ClaimFinding, configurations: Sequence[ConfigurationResults]) -> ClaimFinding:
+    """Nothing is decided by the runs that are left of a configuration whose other runs failed."""
+    failures = ", ".join(each.failures for each in configurations if each.failures)
+    if not failures:
+        return finding
+    return _with_note(replace(finding, verdict=ClaimVerdict.UNDECIDED), INCOMPLETE.format(failures=failures))
 
 
 def _judge_rate_exponent(claim: Claim, results: StudyResults) -> ClaimFinding:
     chosen = _with_rank(claim, results)
-    ranks, tried = _ranks(chosen), _TriedRates(chosen, results)
+    tried = _TriedRates(chosen, results)
 
-    def exponent(kept: list[int]) -> float:
-        return log_log_slope(ranks, np.exp([tried.optimum(each, kept).log_rate for each in chosen]))
+    def rates(kept: list[int]) -> NDArray[np.float64]:
+        return np.exp([tried.optimum(each, kept).log_rate for each in chosen])
 
-    return _judge_rates(claim, exponent, tried)
+    return _judge_rates(_judge_power(claim, _ranks(chosen), rates, tried.seeds), tried)
 
 
 def _judge_rate_ratio(claim: Claim, results: StudyResults) -> ClaimFinding:
@@ -177,24 +249,20 @@ def _judge_rate_ratio(claim: Claim, results: StudyResults) -> ClaimFinding:
         mean = float(np.mean([tried.optimum(each, kept).log_rate for each in chosen]))
         return mean - tried.optimum(against, kept).log_rate
 
-    return _judge_rates(claim, log_ratio, tried, math.exp)
+    return _judge_rates(_judge_by_jackknife(claim, log_ratio, tried.seeds, math.exp), tried)
 
 
-def _judge_rates(
-    claim: Claim,
-    statistic: Callable[[list[int]], float],
-    tried: "_TriedRates",
-    shown: Callable[[float], float] = float,
-) -> ClaimFinding:
-    """Judges a quantity of best learning rates, which an optimum at the edge or without spread leaves undecided."""
-    found = _judge_by_jackknife(claim, statistic, tried.seeds, shown)
+def _judge_rates(found: ClaimFinding, tried: "_TriedRates") -> ClaimFinding:
+    """What was found of best learning rates, which an optimum at the edge or without spread leaves undecided."""
     if not tried.seeds:
         return found
     note = EDGE.format(names=", ".join(tried.at_edge)) if tried.at_edge else ""
     interval = found.intervals[""]
     if not note and interval.high - interval.low <= ROUNDING * max(1.0, abs(interval.value)):
         note = NO_SPREAD
-    return replace(found, verdict=ClaimVerdict.UNDECIDED, note=note) if note else found
+    if note:
+        return replace(found, verdict=ClaimVerdict.UNDECIDED, note=note)
+    return _with_note(found, INTERPOLATED.format(factor=tried.largest_step))
 
 
 class _TriedRates:
@@ -215,6 +283,11 @@ class _TriedRates:
         }
         known = all(any(values for values in tried.values()) for tried in self.rates.values())
         self.seeds = sorted(seeds) if known else []
+
+    @property
+    def largest_step(self) -> float:
+        """The largest ratio of neighboring rates that a configuration tried."""
+        return max(high / low for tried in self.rates.values() for low, high in pairwise(sorted(tried)))
 
     def optimum(self, configuration: ConfigurationResults, seeds: list[int]) -> RateOptimum:
         """The best rate of a configuration by some seeds."""
@@ -240,14 +313,12 @@ def _without_each(seeds: list[int]) -> list[list[int]]:
 
 def _judge_at_equal_loss(claim: Claim, results: StudyResults) -> ClaimFinding:
     against = results.configuration(claim.against or results.reference)
-    compared = {
-        each.name: differences_at_equal_loss(each, against, claim.measurement)
-        for each in _configurations(claim, results, against.name)
-    }
+    chosen = _configurations(claim, results, against.name)
+    compared = {each.name: differences_at_equal_loss(each, against, claim.measurement) for each in chosen}
     found = {name: numbers for name, (numbers, _) in compared.items()}
     left_out = sum(count for _, count in compared.values())
     note = LEFT_OUT.format(count=left_out) if left_out else ""
-    seeds = min(map(len, found.values()), default=0)
+    seeds = min((len(numbers) for numbers in found.values() if numbers), default=0)
     if not seeds:
         return ClaimFinding(claim, ClaimVerdict.UNDECIDED, {}, 0, note or NOTHING)
     intervals = {name: mean_interval(numbers) for name, numbers in found.items()}
@@ -256,7 +327,8 @@ def _judge_at_equal_loss(claim: Claim, results: StudyResults) -> ClaimFinding:
     verdicts = [claim_verdict(each, claim.low, claim.high) for each in intervals.values()]
     refuted = any(claim_verdict(each, claim.low, claim.high) is ClaimVerdict.FAIL for each in wide)
     verdict = ClaimVerdict.FAIL if refuted else _common_verdict(verdicts)
-    return ClaimFinding(claim, verdict, intervals, seeds, note)
+    finding = _with_note(ClaimFinding(claim, verdict, intervals, seeds, note), _absent(intervals, against.name))
+    return _unless_runs_failed(finding, [*chosen, against])
 
 
 def _common_verdict(verdicts: Sequence[ClaimVerdict]) -> ClaimVerdict:

@@ -36,7 +36,9 @@ class Interval:
         return Interval(self.value, max(self.low, least), min(self.high, greatest))
 
     def __str__(self) -> str:
-        """Such as `0.998 (95 % interval 0.991 to 1.004)`, or `0.998 (no interval)`."""
+        """Such as `0.998 (95 % interval 0.991 to 1.004)`, `0.998 (no interval)`, or `unknown`."""
+        if math.isnan(self.value):
+            return "unknown"
         if math.isnan(self.low):
             return f"{self.value:.4g} (no interval)"
         return f"{self.value:.4g} (95 % interval {self.low:.4g} to {self.high:.4g})"

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -64,17 +63,3 @@ def mean_scores(
         rate: float(np.mean([sign * values[seed] for seed in seeds])) if seeds and {*seeds} <= {*values} else -math.inf
         for rate, values in tried.items()
     }
-
-
-def log_log_slope(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    """The exponent b of y = a x^b, by least squares between logarithms.
-
-    Args:
-        x: (n,), float64, above 0: at least two different numbers.
-        y: (n,), float64, above 0.
-
-    Returns:
-        The exponent.
-    """
-    centered = np.log(x) - np.log(x).mean()
-    return float(centered @ np.log(y) / (centered @ centered))

@@ -6,7 +6,7 @@ uncertainty of all three, and an interval over the seeds' means alone is checked
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,6 +77,9 @@ class PairedDifference:
         components: Where the variance comes from; `None` without an interval.
         note: Why there is no interval, or `"identical on this test set"`; otherwise empty.
         limit: The largest possible absolute difference of an example, if it is known and all outcomes are equal.
+        failures: Which runs of the configuration failed, such as `"3 of 6 runs of r = 8 failed or have no result"`.
+            Those that are left may be its good ones, so nothing is proven in its favor; empty if none failed.
+        failures_of_other: The same of the one that it is compared with.
     """
 
     interval: Interval
@@ -86,11 +89,19 @@ class PairedDifference:
     components: VarianceComponents | None = None
     note: str = ""
     limit: float | None = None
+    failures: str = ""
+    failures_of_other: str = ""
 
     @property
     def identical(self) -> bool:
         """Whether all outcomes are equal."""
         return self.note == IDENTICAL
+
+    @property
+    def reversed(self) -> "PairedDifference":
+        """The same of the other one, compared with this."""
+        interval = Interval(-self.interval.value, -self.interval.high, -self.interval.low)
+        return replace(self, interval=interval, failures=self.failures_of_other, failures_of_other=self.failures)
 
     @property
     def is_tested(self) -> bool:
@@ -99,9 +110,10 @@ class PairedDifference:
 
     @property
     def covered(self) -> Interval:
-        """The interval, of equal outcomes with all that they do not rule out: what a claim is judged by."""
+        """The interval, with all that equal outcomes or failed runs do not rule out: what a claim is judged by."""
         far = self.not_ruled_out(1 - CONFIDENCE) if self.identical else 0.0
-        return Interval(self.interval.value, self.interval.low - far, self.interval.high + far)
+        below, above = (math.inf if failures else far for failures in (self.failures, self.failures_of_other))
+        return Interval(self.interval.value, self.interval.low - below, self.interval.high + above)
 
     def not_ruled_out(self, error_rate: float) -> float:
         """The difference that equal outcomes of so many examples rule out.
@@ -123,8 +135,10 @@ class PairedDifference:
 
         Returns:
             The one-sided p value of "the mean is at most `bound`", the larger of both estimates'; 1 without an
-            interval.
+            interval, or if runs of the configuration failed.
         """
+        if self.failures:
+            return 1.0
         if self.identical:
             return self._chance_of_equality(-bound)
         if not self.estimates:
@@ -138,8 +152,11 @@ class PairedDifference:
             bound: In units of the metric.
 
         Returns:
-            The one-sided p value of "the mean is at least `bound`"; 1 without an interval.
+            The one-sided p value of "the mean is at least `bound`"; 1 without an interval, or if runs of the one that
+            it is compared with failed.
         """
+        if self.failures_of_other:
+            return 1.0
         if self.identical:
             return self._chance_of_equality(bound)
         if not self.estimates:

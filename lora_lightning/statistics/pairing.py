@@ -1,6 +1,7 @@
 """Pairs the results of two configurations by seed and test example."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,17 +24,20 @@ def compare(configuration: ConfigurationResults, reference: ConfigurationResults
         metric: The metric that decides.
 
     Returns:
-        Their mean paired difference, signed so that larger is better, in the unit of the values.
+        Their mean paired difference, signed so that larger is better, in the unit of the values; with the failures of
+        both, which limit what it proves.
 
     Raises:
         ConfigurationError: If they were tested on different numbers of examples.
     """
     if not common_seeds(configuration, reference):
         nothing = float("nan")
-        return PairedDifference(Interval(nothing, nothing, nothing), 0, 0, note=NO_COMMON_SEED)
-    sign = 1.0 if metric.higher_is_better else -1.0
-    first, second = paired_tables(configuration, reference)
-    return paired_difference(sign * (first - second), _limit(first, second, metric))
+        found = PairedDifference(Interval(nothing, nothing, nothing), 0, 0, note=NO_COMMON_SEED)
+    else:
+        sign = 1.0 if metric.higher_is_better else -1.0
+        first, second = paired_tables(configuration, reference)
+        found = paired_difference(sign * (first - second), _limit(first, second, metric))
+    return replace(found, failures=configuration.failures, failures_of_other=reference.failures)
 
 
 def _limit(first: NDArray[np.float64], second: NDArray[np.float64], metric: Metric) -> float | None:

@@ -17,7 +17,8 @@ class Recommendation:
     """What to train.
 
     Attributes:
-        name: The configuration; `None` if nothing tells which one is cheaper.
+        name: The configuration; `None` if nothing tells which one is cheaper, or if it would be the reference, and
+            runs of that failed.
         proven: Whether it was proven good enough; the reference is recommended without proof.
         answer: Two sentences with their numbers.
     """
@@ -39,13 +40,14 @@ def recommend(
 
     Returns:
         The cheapest proven configuration; the reference if none is proven, or none that costs less. If costs are
-        missing, the last proven configuration of the fixed sequence, or none. None if the reference has no result.
+        missing, the last proven configuration of the fixed sequence, or none. None if the reference has no result, or
+        would be recommended although runs of it failed.
     """
     if not results.configuration(results.reference).values:
         return _without_reference(results.reference)
     proven = {each.name: each for each in comparisons if each.verdict.proven}
     if not proven:
-        return Recommendation(results.reference, proven=False, answer=_nothing_proven(results, comparisons))
+        return _reference(results, *_nothing_proven(results, comparisons))
     known = _known_costs(results, [*proven, results.reference])
     if not known and smallest_sufficient is not None:
         answer = f"{_proof(results, proven[smallest_sufficient], smallest_sufficient)} It is the last configuration "
@@ -61,9 +63,8 @@ def recommend(
     best = min(proven, key=lambda name: (known[name], -sign * results.configuration(name).mean_value))
     own = known[results.reference]
     if own <= known[best]:
-        answer = f"{results.reference} is recommended: no cheaper configuration is proven at least as good as it minus "
-        answer += f"{shown_margin(results.metric)}. {_proof(results, proven[best], smallest_sufficient)}"
-        return Recommendation(results.reference, proven=False, answer=answer)
+        reason = f"no cheaper configuration is proven at least as good as it minus {shown_margin(results.metric)}."
+        return _reference(results, reason, _proof(results, proven[best], smallest_sufficient))
     answer = f"{_proof(results, proven[best], smallest_sufficient)} {_cost_sentence(results, known[best], own)}"
     return Recommendation(best, proven=True, answer=answer)
 
@@ -75,9 +76,9 @@ def _known_costs(results: StudyResults, names: Sequence[str]) -> dict[str, float
 
 
 def _missing_costs(results: StudyResults, names: Sequence[str]) -> str:
-    """Says which configurations lack the first cost, in parentheses; empty for a study without costs."""
+    """Says in parentheses which configurations lack the first cost, or that there is none."""
     if not results.costs:
-        return ""
+        return " (no column is a cost; name one with --cost)"
     cost = results.costs[0]
     missing = [name for name in names if math.isnan(results.configuration(name).mean_of(cost))]
     return f" ({cost.replace('_', ' ')} was not measured for {', '.join(missing)})"
@@ -103,14 +104,32 @@ def recommend_winner(results: StudyResults, analysis: "StudyAnalysis") -> Recomm
     if analysis.pairs[0].told_apart and found.difference.interval.value > 0:
         answer = f"{found.name} is better than {results.reference} {difference}. {fresh}"
         return Recommendation(found.name, proven=True, answer=answer)
-    answer = f"{results.reference} is recommended: the winner of the search, {found.name}, is not proven better "
-    answer += f"{difference}. {fresh}"
-    return Recommendation(results.reference, proven=False, answer=answer)
+    reason = f"the winner of the search, {found.name}, is not proven better {difference}."
+    return _reference(results, reason, fresh)
 
 
 def shown_cost(cost: float) -> str:
     """Formats a cost, such as `294,912` or `1.25`."""
     return f"{cost:,.0f}" if cost >= 1000 else f"{cost:.4g}"  # noqa: PLR2004
+
+
+def _nothing_proven(results: StudyResults, comparisons: Sequence[Comparison]) -> tuple[str, str]:
+    """Why the reference is left, and the sentence on the configuration that came nearest."""
+    if not comparisons:
+        return "there is no other configuration.", ""
+    in_order = [each for name in results.sequence for each in comparisons if each.name == name]
+    nearest = (in_order or sorted(comparisons, key=lambda each: each.p_value))[0]
+    reason = f"no other configuration is proven at least as good as it minus {shown_margin(results.metric)}."
+    return reason, nearest.sentence
+
+
+def _reference(results: StudyResults, reason: str, evidence: str) -> Recommendation:
+    """Recommends the reference, unless runs of it failed."""
+    reference, failures = results.reference, results.configuration(results.reference).failures
+    if failures:
+        answer = f"Nothing is recommended: {failures}, and of its reference {reference} a study needs all. {evidence}"
+        return Recommendation(None, proven=False, answer=answer.rstrip())
+    return Recommendation(reference, proven=False, answer=f"{reference} is recommended: {reason} {evidence}".rstrip())
 
 
 def _without_reference(name: str) -> Recommendation:
@@ -131,13 +150,3 @@ def _cost_sentence(results: StudyResults, cost: float, own: float) -> str:
     words = results.costs[0].replace("_", " ")
     share = f", {100 * cost / own:.3g} % of {results.reference}'s {shown_cost(own)}" if own > 0 else ""
     return f"It is the cheapest configuration with that proof: {shown_cost(cost)} {words}{share}."
-
-
-def _nothing_proven(results: StudyResults, comparisons: Sequence[Comparison]) -> str:
-    margin, reference = shown_margin(results.metric), results.reference
-    first = f"{reference} is recommended: no other configuration is proven at least as good as it minus {margin}."
-    if not comparisons:
-        return f"{reference} is recommended: there is no other configuration."
-    in_order = [each for name in results.sequence for each in comparisons if each.name == name]
-    nearest = (in_order or sorted(comparisons, key=lambda each: each.p_value))[0]
-    return f"{first} {nearest.sentence}"

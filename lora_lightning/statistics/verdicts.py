@@ -21,7 +21,8 @@ class Verdict(StrEnum):
         WORSE: Proven to be worse by more than the margin.
         UNDECIDED: Neither is proven.
         NOT_TESTED: A more expensive configuration of the fixed sequence is not proven, so the test stopped before it.
-        NOT_ENOUGH_EVIDENCE: There is no interval, as with one seed, or too few test examples have equal outcomes.
+        NOT_ENOUGH_EVIDENCE: There is no interval, as with one seed, too few test examples have equal outcomes, or runs
+            failed, so that those that are left may be the good ones.
     """
 
     IDENTICAL = "identical"
@@ -55,7 +56,7 @@ class Comparison:
         verdict: The verdict.
         p_value: One-sided p value of "worse by the margin or more", adjusted if `test` is `"Holm"`.
         test: `"fixed sequence"` or `"Holm"`.
-        missing: What would decide it, such as `"4 more seeds"`; empty if decided.
+        missing: What would decide it, such as `"4 more seeds, if both are equally good"`; empty if decided.
         unpaired_seeds: Seeds that only one of both ran with; they are not compared.
         sentence: The verdict in plain words with its numbers.
         variance_shares: Shares of the variance of the mean difference that `seeds`, `examples` and the `rest` cause,
@@ -127,7 +128,7 @@ def what_is_missing(difference: PairedDifference, metric: Metric, error_rate: fl
     """Says which data would prove non-inferiority with a power of 80 %.
 
     The two configurations are assumed to be equal, unless the data contradict that; then the observed difference
-    counts.
+    counts. The sentence names what is assumed.
 
     Args:
         difference: In the unit of the values.
@@ -135,8 +136,10 @@ def what_is_missing(difference: PairedDifference, metric: Metric, error_rate: fl
         error_rate: Of the test; with Holm's correction the share of 5 % that this comparison has.
 
     Returns:
-        Such as `4 more seeds`, or why nothing would.
+        Such as `4 more seeds, if both are equally good`, or why nothing would.
     """
+    if difference.failures or difference.failures_of_other:
+        return "the results of these runs, or settings with which none fails"
     if difference.components is None:
         return _missing_variance(difference, metric, error_rate)
     margin, size = metric.stored_margin, (difference.seeds, difference.examples)
@@ -145,11 +148,18 @@ def what_is_missing(difference: PairedDifference, metric: Metric, error_rate: fl
     )
     assumed = min(0.0, difference.interval.value) if contradicted else 0.0
     missing = missing_evidence(difference.components, margin + assumed, *size, error_rate)
-    if missing is not None:
-        return str(missing)
-    if assumed <= -margin:
+    if missing is None and assumed <= -margin:
         return "nothing of this kind: the observed difference is beyond the margin, so more data would rather refute it"
-    return "far more seeds and test examples than a study can have, or a larger margin"
+    needed = (
+        "far more seeds and test examples than a study can have, or a larger margin" if missing is None else missing
+    )
+    if difference.interval.value <= -margin:
+        return (
+            "nothing of this kind if the observed difference is the true one, which is beyond the margin; "
+            f"{needed} if both are equally good"
+        )
+    observed = f"{shown_number(metric.shown_difference(assumed), metric)}{metric.unit}"
+    return f"{needed}, if {f'the true difference is the observed {observed}' if assumed else 'both are equally good'}"
 
 
 def _missing_variance(difference: PairedDifference, metric: Metric, error_rate: float) -> str:
@@ -218,6 +228,8 @@ def verdict_sentence(name: str, reference: str, metric: Metric, found: Compariso
     correction = ""
     if found.verdict is Verdict.UNDECIDED and found.difference.lower_bound() > -metric.stored_margin:
         correction = "alone it would be proven, but not with Holm's correction for all comparisons; "
+    reasons = (found.difference.failures, found.difference.failures_of_other, found.difference.note)
+    why = f"{', '.join(filter(None, reasons))}{f' {numbers}' if found.difference.seeds else ''}"
     return {
         Verdict.IDENTICAL: f"{name} and {reference} are {found.difference.note} {numbers}.",
         Verdict.NOT_WORSE: f"{name} is at least as good as {reference} minus {margin} {numbers}{bound}.",
@@ -226,6 +238,6 @@ def verdict_sentence(name: str, reference: str, metric: Metric, found: Compariso
         f"{correction}missing: {found.missing}.",
         Verdict.NOT_TESTED: f"{name} is not tested, because a configuration "
         f"{'of' if found.test == 'Holm' else 'before it in'} the fixed sequence is not proven {numbers}.",
-        Verdict.NOT_ENOUGH_EVIDENCE: f"{name} against {reference}: not enough evidence, {found.difference.note} "
-        f"{numbers}; missing: {found.missing}.",
+        Verdict.NOT_ENOUGH_EVIDENCE: f"{name} against {reference}: not enough evidence, {why}; "
+        f"missing: {found.missing}.",
     }[found.verdict]

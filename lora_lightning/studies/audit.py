@@ -11,7 +11,12 @@ from numpy.typing import NDArray
 
 from lora_lightning.analysis.metric_scale import TableScale, choose_metric, choose_scale, doubtful_scale_note
 from lora_lightning.errors import DataError, suggest_names
-from lora_lightning.statistics.analysis import StudyAnalysis, analyze_study, weak_reference_note
+from lora_lightning.statistics.analysis import (
+    StudyAnalysis,
+    analyze_study,
+    better_than_recommended_note,
+    weak_reference_note,
+)
 from lora_lightning.statistics.pairing import unpaired_seeds
 from lora_lightning.statistics.study_results import ConfigurationResults, StudyResults
 from lora_lightning.studies.example_outcomes import read_outcomes
@@ -98,6 +103,7 @@ def audit_results(
         *reader.notes,
         unpaired_runs_note(results),
         weak_reference_note(results, analysis),
+        better_than_recommended_note(results, analysis),
     ]
     return StudyAudit(results, analysis, tuple(note for note in notes if note))
 
@@ -155,6 +161,7 @@ class _RunReader:
             {column: numbers for column, numbers in measurements.items() if numbers},
             rank=rank if rank is not None and rank > 0 else None,
             beside_rank=", ".join(f"{name} = {value}" for name, value in others.items()),
+            failed=len(rows) - len(kept),
         )
 
 

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.runs.files import save_text
 from lora_lightning.runs.layout import CONFIG
-from lora_lightning.statistics.analysis import analyze_study, weak_reference_note
+from lora_lightning.statistics.analysis import analyze_study, better_than_recommended_note, weak_reference_note
 from lora_lightning.statistics.recommendation import recommend_winner
 from lora_lightning.studies.audit import StudyAudit
 from lora_lightning.studies.journal import ENDED
@@ -86,7 +86,8 @@ def judge_study(study: OpenStudy) -> StudyAudit:
     notes = (*notes, *_search_notes(study))
     analysis = analyze_study(found.results)
     if plan.study.search is None:
-        notes = (*notes, weak_reference_note(found.results, analysis))
+        further = (weak_reference_note, better_than_recommended_note)
+        notes = (*notes, *(note(found.results, analysis) for note in further))
     else:
         analysis = replace(analysis, recommendation=recommend_winner(found.results, analysis))
     return StudyAudit(found.results, analysis, tuple(note for note in notes if note))

@@ -92,6 +92,7 @@ def collect_results(plan: StudyPlan, folder: StudyFolder, tag: str, statuses: Ma
                 rank=rank_of(configuration),
                 tried_rates=_as_stored(tried_rates(plan, configuration.name, statuses), reader.scale),
                 beside_rank=beside_rank(plan.study, configuration),
+                failed=sum(statuses[trial.id].state == "failed" for trial in trials),
             )
         )
     truncated = reader.truncated(plan, statuses)
@@ -175,14 +176,15 @@ class _TrialReader:
         """Reads what the trials measured after truncation; what is not finite then is left out."""
         found = []
         for name, ranks in plan.study.truncations.items():
-            trials = [
-                trial for trial in plan.tested if trial.configuration == name and statuses[trial.id].state == "finished"
-            ]
+            trials = [trial for trial in plan.tested if trial.configuration == name]
+            finished = [trial for trial in trials if statuses[trial.id].state == "finished"]
+            without_run = sum(statuses[trial.id].state == "failed" for trial in trials)
             for r in ranks:
                 collected = _Collected()
-                for trial in trials:
+                for trial in finished:
                     self._read_truncated(trial, r, collected)
-                found.append(ConfigurationResults(truncated_name(name, r), {}, collected.values, collected.outcomes))
+                failed, title = without_run + len(finished) - len(collected.values), truncated_name(name, r)
+                found.append(ConfigurationResults(title, {}, collected.values, collected.outcomes, failed=failed))
         return found
 
     def _read_truncated(self, trial: Trial, r: int, found: _Collected) -> None:

@@ -255,6 +255,9 @@ def test_a_failing_trial_stops_nothing_else(
     expected = "1 of 3 trials failed, the first one (r = 2, seed 0) because ZeroDivisionError: a bug of ours"
     assert expected in printed.err
     assert "1 of 3 trials failed and are left out" in printed.out
+    assert (
+        "not enough evidence, 1 of 1 runs of r = 2 failed or have no result, no seed in common; missing" in printed.out
+    )
     table = pyarrow.parquet.read_table(here / "lightning_logs/studies/small/results.parquet").to_pylist()
     assert [row["state"] for row in table] == ["finished", "failed", "finished"]
     assert table[1]["error"] == "ZeroDivisionError: a bug of ours"

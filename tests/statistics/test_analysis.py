@@ -10,7 +10,7 @@ from scipy import stats
 
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.reports.verdict_rows import chance_sentence
-from lora_lightning.statistics.analysis import analyze_study, as_json, weak_reference_note
+from lora_lightning.statistics.analysis import analyze_study, as_json, better_than_recommended_note, weak_reference_note
 from lora_lightning.statistics.claims import Claim, Quantity
 from lora_lightning.statistics.jackknife import Interval
 from lora_lightning.statistics.power import planned_power
@@ -70,8 +70,69 @@ def test_an_interval_above_the_margin_that_is_undecided_says_why() -> None:
 def test_undecided_says_what_is_missing() -> None:
     found = analyze_study(rank_study(EFFECTS, spread=0.01)).comparisons[0]
     assert found.verdict is Verdict.UNDECIDED
-    assert found.missing.endswith("more seeds")
+    assert found.missing.endswith("more seeds, if both are equally good")
     assert f"missing: {found.missing}." in found.sentence
+
+
+def test_what_is_missing_names_what_is_assumed() -> None:
+    """Beyond the margin but undecided; surely worse, but by how much; and hopeless."""
+    beyond = analyze_study(seeds_only({"small": [0.89, 0.9, 0.891], "large": [0.9, 0.901, 0.905]})).comparisons[0]
+    assert beyond.verdict is Verdict.UNDECIDED
+    assert beyond.missing.startswith(
+        "nothing of this kind if the observed difference is the true one, which is beyond the margin; "
+    )
+    assert beyond.missing.endswith(" more seeds if both are equally good")
+    worse = analyze_study(seeds_only({"small": [0.8945, 0.8985, 0.8965], "large": [0.9] * 3})).comparisons[0]
+    assert worse.verdict is Verdict.UNDECIDED
+    assert worse.missing.endswith("more seeds, if the true difference is the observed -0.35 points")
+    refuted = analyze_study(seeds_only({"small": [0.8915, 0.8945, 0.893], "large": [0.9] * 3})).comparisons[0]
+    assert "so more data would rather refute it" in refuted.missing
+
+
+def failing(study: StudyResults, name: str, failed: int = 3) -> StudyResults:
+    rows = [replace(each, failed=failed) if each.name == name else each for each in study.configurations]
+    return replace(study, configurations=rows)
+
+
+@pytest.mark.parametrize("sequence", [(), ("r = 8",)])
+def test_nothing_is_proven_in_favor_of_a_configuration_whose_runs_failed(sequence: tuple[str, ...]) -> None:
+    """Three of its six runs are gone, perhaps because they diverged; the others are as good as the reference's."""
+    study = replace(rank_study({64: 0.0, 8: 0.01}, seeds=3, examples=4000), sequence=sequence)
+    assert analyze_study(study).recommendation.name == "r = 8"
+    found = analyze_study(failing(study, "r = 8"))
+    assert found.comparisons[0].verdict is Verdict.NOT_ENOUGH_EVIDENCE
+    assert found.comparisons[0].sentence.startswith(
+        "r = 8 against r = 64: not enough evidence, 3 of 6 runs of r = 8 failed or have no result (difference "
+    )
+    assert "missing: the results of these runs, or settings with which none fails." in found.comparisons[0].sentence
+    assert (found.recommendation.name, found.recommendation.proven) == ("r = 64", False)
+    assert not found.pairs[0].told_apart
+    worse = failing(rank_study({64: 0.0, 8: -0.1}, seeds=3, examples=4000), "r = 8")
+    assert analyze_study(worse).comparisons[0].verdict is Verdict.WORSE  # even the runs that are left
+
+
+def test_a_reference_whose_runs_failed_is_no_recommendation() -> None:
+    study = failing(rank_study({64: 0.0, 8: -0.1, 2: -0.2}, seeds=3, examples=4000), "r = 64", 1)
+    found = analyze_study(study)
+    assert {each.verdict for each in found.comparisons} == {Verdict.NOT_ENOUGH_EVIDENCE}
+    assert found.recommendation.name is None
+    assert found.recommendation.answer.startswith(
+        "Nothing is recommended: 1 of 4 runs of r = 64 failed or have no result, "
+    )
+    dearer = failing(replace(rank_study({8: 0.0, 64: 0.01}, seeds=3, examples=4000), sequence=()), "r = 8")
+    assert analyze_study(dearer).recommendation.name is None
+    assert recommend_winner(dearer, analyze_study(dearer)).name in {None, "r = 64"}
+    proven = analyze_study(failing(rank_study({64: 0.0, 8: 0.02}, seeds=3, examples=4000), "r = 64"))
+    assert proven.recommendation.name == "r = 8"  # as good as the runs of the reference that did not fail
+
+
+def test_identical_outcomes_of_runs_that_did_not_fail_are_no_proof() -> None:
+    found = analyze_study(failing(equal_hits(1500), "r = 8"))
+    assert found.comparisons[0].verdict is Verdict.NOT_ENOUGH_EVIDENCE
+    claim = Claim("quote", "source", Quantity.DIFFERENCE, low=-0.5, configurations=("r = 8",))
+    study = failing(equal_hits(1500, claims=[claim], full_fine_tuning="r = 64"), "r = 8")
+    assert analyze_study(study).claims[0].verdict is ClaimVerdict.UNDECIDED
+    assert analyze_study(study).against_full[0].verdict is ClaimVerdict.UNDECIDED
 
 
 def test_one_seed_is_not_enough_evidence() -> None:
@@ -314,3 +375,25 @@ def test_a_reference_that_is_worse_than_what_costs_less_is_named() -> None:
     dearer = replace(study, reference="r = 8", sequence=())
     assert weak_reference_note(dearer, analyze_study(dearer)) == ""
     assert weak_reference_note(replace(study, costs=()), analyze_study(replace(study, costs=()))) == ""
+
+
+def test_a_weak_reference_is_found_beside_many_others() -> None:
+    """Over all 21 pairs of seven configurations, the difference would be no more than chance."""
+    random = np.random.default_rng(1)
+    good = list(0.913 + random.normal(0, 0.0008, 4))
+    others = {f"c{place}": list(0.911 + random.normal(0, 0.008, 4)) for place in range(5)}
+    study = seeds_only({"good": good, **others, "full": list(0.91 + random.normal(0, 0.0003, 4))})
+    analysis = analyze_study(study)
+    assert not [pair for pair in analysis.pairs if pair.told_apart]
+    assert "good is better than the reference full, which costs more" in weak_reference_note(study, analysis)
+
+
+def test_what_is_better_than_the_recommended_one_is_named() -> None:
+    study = rank_study({64: 0.0, 32: 0.05, 8: 0.01}, seeds=5)
+    analysis = analyze_study(study)
+    assert analysis.recommendation.name == "r = 8"
+    note = better_than_recommended_note(study, analysis)
+    assert note.startswith("r = 32 is better than the recommended r = 8 by more than chance (difference ")
+    assert better_than_recommended_note(rank_study(), analyze_study(rank_study())) == ""
+    backward = replace(study, configurations=study.configurations[::-1])
+    assert better_than_recommended_note(backward, analyze_study(backward)) == note

@@ -7,10 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from lora_lightning.reports.claim_rows import claim_rows
 from lora_lightning.statistics.analysis import analyze_study
 from lora_lightning.statistics.claims import Claim, ClaimFinding, Quantity, judge_claims
 from lora_lightning.statistics.equal_loss import differences_at_equal_loss
-from lora_lightning.statistics.learning_rate_optimum import log_log_slope, mean_scores, rate_optimum
+from lora_lightning.statistics.learning_rate_optimum import mean_scores, rate_optimum
+from lora_lightning.statistics.power_law import lack_of_fit, log_log_slope, neighboring_exponents
 from lora_lightning.statistics.study_results import ConfigurationResults, Metric, Scale, StudyResults
 from lora_lightning.statistics.verdicts import ClaimVerdict
 from tests.statistics.studies import rank_study
@@ -210,6 +212,130 @@ def test_how_a_measurement_grows_with_rank() -> None:
         ClaimVerdict.UNDECIDED,
         "No run of r = 64 has stable_rank, so that nothing is decided.",
     )
+
+
+def measured(means: list[float], seeds: int = 3, noise: float = 0.01, key: int = 0) -> StudyResults:
+    """Stable ranks at r = 2, 4, 8, ... with noise of each run."""
+    random = np.random.default_rng(key)
+    rows = [
+        ConfigurationResults(
+            f"r = {2 ** (place + 1)}",
+            {},
+            dict.fromkeys(range(seeds), 0.9),
+            measurements={"stable_rank": {s: mean * math.exp(random.normal(0, noise)) for s in range(seeds)}},
+            rank=2.0 ** (place + 1),
+        )
+        for place, mean in enumerate(means)
+    ]
+    return StudyResults("s", Metric("accuracy"), rows, rows[-1].name, costs=())
+
+
+def test_what_rises_and_falls_is_no_power_of_the_rank() -> None:
+    """Its line is level, so the exponent alone would pass."""
+    hump = found(Quantity.EXPONENT, measured([1, 4, 9, 9, 4, 1]), -0.1, 0.1, measurement="stable_rank")
+    assert hump.intervals[""].value == pytest.approx(0, abs=0.05)
+    assert hump.verdict is ClaimVerdict.UNDECIDED
+    assert hump.note.startswith("It does not grow as a power of r: the means leave the line by more than the seeds")
+    assert "from r = 2 to 4 the exponent is 2" in hump.note or "from r = 32 to 64 the exponent is -2" in hump.note
+    refuted = found(Quantity.EXPONENT, measured([1, 4, 9, 9, 4, 1]), 1, 2, measurement="stable_rank")
+    assert (refuted.verdict, refuted.note[:30]) == (ClaimVerdict.FAIL, "It does not grow as a power of")
+
+
+def test_a_bend_inside_the_range_and_noise_leave_a_verdict() -> None:
+    exponents = np.cumsum([0, 0.24, 0.25, 0.26, 0.27, 0.28])
+    bent = measured(list(2.0**exponents), noise=1e-4)
+    assert found(Quantity.EXPONENT, bent, 0.23, 0.30, measurement="stable_rank").verdict is ClaimVerdict.PASS
+    passed = [
+        found(
+            Quantity.EXPONENT, measured([r**0.26 for r in (2, 4, 8, 16)], 3, 0.03, key), 0, 1, measurement="stable_rank"
+        )
+        for key in range(40)
+    ]
+    assert sum(each.verdict is ClaimVerdict.PASS for each in passed) >= 38
+    wrong = found(Quantity.EXPONENT, measured([r**0.8 for r in (2, 4, 8, 16)]), 0.23, 0.3, measurement="stable_rank")
+    assert (wrong.verdict, wrong.note) == (ClaimVerdict.FAIL, "")
+
+
+def test_a_lack_of_fit_is_found_with_its_error_rate() -> None:
+    random = np.random.default_rng(0)
+    x = np.array([2.0, 4, 8, 16, 32])
+    p_values = []
+    for _ in range(500):
+        runs = x**0.3 * np.exp(random.normal(0, 0.02, (4, 5)) + random.normal(0, 0.2, (4, 1)))
+        without_one = np.array([np.delete(runs, seed, 0).mean(0) for seed in range(4)])
+        p_values.append(lack_of_fit(x, runs.mean(0), without_one))
+    assert 0.02 <= np.mean(np.array(p_values) <= 0.05) <= 0.08
+    assert neighboring_exponents(np.array([4.0, 1, 2]), np.array([8.0, 1, 2])) == [
+        (1, 2, pytest.approx(1)),
+        (2, 4, pytest.approx(2)),
+    ]
+
+
+def test_a_matrix_of_rank_one_has_the_stable_rank_one_and_says_nothing() -> None:
+    study = measured([1.0, 1.2, 1.44])
+    rows = [replace(each, rank=rank) for each, rank in zip(study.configurations, (1.0, 2.0, 4.0), strict=True)]
+    finding = found(Quantity.EXPONENT, replace(study, configurations=rows), 0, 1, measurement="stable_rank")
+    assert finding.intervals[""].value == pytest.approx(math.log2(1.2), abs=0.02)
+    assert finding.note == "r = 1 is left out: stable_rank of a matrix of rank 1 is 1, whatever was trained."
+    few = found(
+        Quantity.EXPONENT, replace(study, configurations=rows[:2], reference="r = 2"), 0, 1, measurement="stable_rank"
+    )
+    assert (few.verdict, few.intervals) == (ClaimVerdict.UNDECIDED, {})
+    assert few.note.endswith("Fewer than two ranks are left, so that there is no exponent.")
+
+
+def test_best_rates_that_rise_and_fall_are_no_power_of_the_rank() -> None:
+    ranks = {f"r = {r}": float(r) for r in (1, 2, 4, 8, 16)}
+    optima = dict(zip(ranks, [1e-3, 2e-3, 4e-3, 2e-3, 1e-3], strict=True))
+    finding = found(Quantity.LEARNING_RATE_EXPONENT, study_of_rates(optima, ranks), -0.25, 0.25)
+    assert finding.intervals[""].value == pytest.approx(0, abs=0.01)
+    assert (finding.verdict, finding.note[:32]) == (ClaimVerdict.UNDECIDED, "It does not grow as a power of r")
+
+
+def test_intervals_of_rates_say_what_they_do_not_count() -> None:
+    ranks = {"r = 1": 1.0, "r = 4": 4.0}
+    study = study_of_rates({"full": 1e-4 * 2, "r = 1": 1e-3, "r = 4": 4e-3}, ranks)
+    said = "not the error of the interpolation between rates, which were tried in steps of a factor of 2."
+    assert found(Quantity.LEARNING_RATE_RATIO, study, 5, 20).note.endswith(said)
+    assert found(Quantity.LEARNING_RATE_EXPONENT, study, -2, 2).note.endswith(said)
+
+
+def test_runs_that_failed_decide_nothing_in_favor_of_what_is_left() -> None:
+    study = rank_study({64: 0.0, 8: 0.02}, seeds=5, examples=4000)
+    first, second = study.configurations
+    failing = replace(study, configurations=[first, replace(second, failed=2)])
+    assert found(Quantity.DIFFERENCE, study, 0, math.inf).verdict is ClaimVerdict.PASS
+    kept = found(Quantity.DIFFERENCE, failing, 0, math.inf)
+    assert kept.verdict is ClaimVerdict.UNDECIDED
+    assert kept.note == "Runs are missing: 2 of 7 runs of r = 8 failed or have no result."
+    inflated = replace(study, configurations=[replace(first, failed=1), second])
+    assert found(Quantity.DIFFERENCE, inflated, 0, math.inf).verdict is ClaimVerdict.PASS  # although r = 64 had luck
+    assert found(Quantity.DIFFERENCE, inflated, -math.inf, 3).verdict is ClaimVerdict.UNDECIDED
+    powers = measured([2.0**0.25, 4**0.25, 8**0.25])
+    rows = [replace(powers.configurations[0], failed=1), *powers.configurations[1:]]
+    unsure = found(Quantity.EXPONENT, replace(powers, configurations=rows), 0, 1, measurement="stable_rank")
+    assert unsure.verdict is ClaimVerdict.UNDECIDED
+    assert unsure.note == "Nothing is decided: 1 of 4 runs of r = 2 failed or have no result."
+
+
+def test_a_configuration_without_runs_is_named_and_the_others_are_shown() -> None:
+    rows = [
+        ConfigurationResults("a", {}, {s: 0.9 + 0.001 * s for s in range(3)}),
+        ConfigurationResults("b", {}, {}),
+        ConfigurationResults("d", {}, {s: 0.91 + 0.0015 * s for s in range(3)}),
+    ]
+    study = StudyResults("s", Metric("accuracy"), rows, "a", claims=[Claim("tie", "x", Quantity.DIFFERENCE, -9, 9)])
+    row = claim_rows(judge_claims(study), study.metric)[0]
+    assert row.found[0] == "b: -"
+    assert row.found[1].startswith("d: 1.05 (95 % interval")
+    assert (row.verdict, row.seeds) == ("UNDECIDED", 3)
+    assert row.note == "Nothing to compare of b: no finished run with a seed of a."
+    full = with_curves("full", [4.0, 2.0, 1.0], [3.0, 3.4, 3.8])
+    some = [full, with_curves("lora", [4.0, 3.0, 1.5], [3.0, 3.1, 3.2]), ConfigurationResults("none", {}, {})]
+    study = StudyResults("s", Metric("loss", higher_is_better=False, scale=Scale.PLAIN), some, "full")
+    finding = found(Quantity.DIFFERENCE_AT_EQUAL_LOSS, study, -1, 0, measurement="other")
+    assert finding.seeds == 1
+    assert finding.note == "Nothing to compare of none: no finished run with a seed of full."
 
 
 def test_all_differences_must_be_inside_and_any_may_refute() -> None:

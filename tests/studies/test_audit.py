@@ -198,6 +198,36 @@ def test_a_column_that_may_be_meant_instead_of_the_metric_is_named() -> None:
     assert audit.notes[0].startswith("'Validation accuracy' is judged, which is no test result by its name")
 
 
+def test_a_share_of_errors_whose_name_ends_like_a_metric_may_be_lower_is_better() -> None:
+    columns = two_configurations(inaccuracy=[0.05, 0.051, 0.052, 0.15, 0.152, 0.151])
+    del columns["accuracy"]
+    audit = audit_results(columns, "r = 64", direction="lower", scale="fraction")
+    assert audit.analysis.comparisons[0].verdict is Verdict.WORSE
+
+
+def test_where_the_metric_is_in_the_table_of_a_report_is_said() -> None:
+    further = {f"test/{name}": [0.5] * 6 for name in ("f1", "auroc", "precision", "recall")}
+    with pytest.raises(LoraLightningError, match=r"name the one that decides \(--metric\); .* third column, here acc"):
+        audit_results(two_configurations(**further), "r = 64")
+
+
+@pytest.mark.parametrize("cell", ["", "NaN"])
+def test_a_configuration_whose_runs_failed_is_not_recommended(cell: str) -> None:
+    """The other half of its runs is as good as the reference's; the failed ones were perhaps chosen by their result."""
+    columns = two_configurations(
+        configuration=["r = 64"] * 6 + ["r = 8"] * 6,
+        seed=[*range(6)] * 2,
+        accuracy=[*LARGE, *LARGE, *SMALL, cell, cell, cell],
+        trainable_parameters=[800] * 6 + [100] * 6,
+    )
+    analysis = audit_results(columns, "r = 64").analysis
+    assert analysis.comparisons[0].verdict is Verdict.NOT_ENOUGH_EVIDENCE
+    assert "3 of 6 runs of r = 8 failed or have no result" in analysis.comparisons[0].sentence
+    assert (analysis.recommendation.name, analysis.recommendation.proven) == ("r = 64", False)
+    columns["accuracy"] = [*LARGE, *LARGE, *SMALL, *SMALL]
+    assert audit_results(columns, "r = 64").analysis.recommendation.name == "r = 8"
+
+
 def test_a_size_that_differs_within_a_configuration_is_named() -> None:
     audit = audit_results(two_configurations(trainable_parameters=[800, 800, "", 100, 100, 6400]), "r = 64")
     assert "'trainable_parameters' differs between the runs of a configuration" in audit.notes[-1]
@@ -253,7 +283,39 @@ BROKEN: list[tuple[str, Columns, dict[str, Any], str]] = [
     ("unknown metric", two_configurations(), {"metric": "acuracy"}, "did you mean 'accuracy'"),
     ("test has OOM", two_configurations(test_accuracy=[*LARGE, 1, 1, "OOM"]), {}, "2 columns that could be the metric"),
     ("test in %", two_configurations(test_accuracy=["95.1%"] * 6), {}, "2 columns .* .accuracy, test_accuracy"),
-    ("in % alone", two_configurations(accuracy=["95.1%"] * 6), {}, "row 1.*'95.1%'; leave the cell of a run without"),
+    ("in % alone", two_configurations(accuracy=["95.1%"] * 6), {}, "row 1.*'95.1%'; write it without %, as 95.1"),
+    ("comma", two_configurations(accuracy=["0,951"] * 6), {}, "'0,951'; write it with a decimal point, as 0.951$"),
+    ("either", two_configurations(accuracy=["2,359"] * 6), {}, "point, as 2.359, or without a .* thousands, as 2359"),
+    (
+        "thousands",
+        two_configurations(trainable_parameters=["2,359,296"] * 6),
+        {},
+        "'2,359,296'; write it without separators of thousands, as 2359296",
+    ),
+    (
+        "bits",
+        two_configurations(precision=[32] * 3 + [16] * 3, bleu=LARGE * 2, accuracy=["-"] * 6),
+        {},
+        "precision, bleu",
+    ),
+    (
+        "one seed",
+        {"configuration": ["r = 64", "b"], "seed": [0, 0], "precision": [32, 16], "bleu": [31.5, 33.2]},
+        {},
+        r"2 columns that could be the metric \(precision, bleu\); name the one that decides \(--metric\)",
+    ),
+    (
+        "errors",
+        two_configurations(inaccuracy=[*LARGE, *SMALL], accuracy=["-"] * 6),
+        {},
+        "'inaccuracy'.*give the scale",
+    ),
+    (
+        "all trials",
+        two_configurations(is_tested=[True] * 5 + ["False"]),
+        {},
+        "row 6: .*give the results.csv of its report",
+    ),
     (
         "score or text",
         {**two_configurations(score=[1, 2, 3, 4, 5, "x"], cpu=LARGE * 2), "accuracy": [""] * 6},
