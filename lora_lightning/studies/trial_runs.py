@@ -167,6 +167,7 @@ def _check_run(plan: StudyPlan, configuration: str, run: TrainingRun) -> Checked
         if hasattr(run.datamodule, "test_share"):
             msg += ", or set data.test_share, such as 0.2, to hold out training rows for test"
         raise DataError(msg)
+    _check_batch_limits(plan, run)
     _warn_of_selection_on_test(run)
     tag = objective_tag(plan.study.objective, tests, run.task.metric_names())
     study_metric(plan, tag)
@@ -175,6 +176,26 @@ def _check_run(plan: StudyPlan, configuration: str, run: TrainingRun) -> Checked
     validation_tag = f"{run.datamodule.split_names(VALIDATION)[0]}/{tag.partition('/')[2]}"
     rows = run.datamodule.fingerprint[tag.partition("/")[0]]
     return CheckedStudy(tag, validation_tag, configuration, epochs, steps, rows)
+
+
+def _check_batch_limits(plan: StudyPlan, run: TrainingRun) -> None:
+    """Refuses to leave out what decides: each run would be trained to its end, and then fail."""
+    tested, validated = run.trainer.limit_test_batches, run.trainer.limit_val_batches
+    if isinstance(tested, float) and 0 < tested < 1:
+        run.datamodule.setup(TEST)
+        loaders = run.datamodule.test_dataloader()
+        fewest = min(map(len, loaders if isinstance(loaders, list) else [loaders]))
+        if tested * fewest < 1:
+            msg = f"trainer.limit_test_batches is {tested}, which is no batch of {fewest}, but a study compares "
+            msg += "configurations on test rows; leave it out"
+            raise ConfigurationError(msg)
+    if tested == 0:
+        msg = "trainer.limit_test_batches is 0, but a study compares configurations on test rows; leave it out"
+        raise ConfigurationError(msg)
+    choice = "a search" if plan.study.search is not None else "learning_rate" if plan.study.learning_rate else ""
+    if validated == 0 and choice:
+        msg = f"trainer.limit_val_batches is 0, but {choice} chooses by the metric on validation rows; leave one out"
+        raise ConfigurationError(msg)
 
 
 def _check_can_be_truncated(run: TrainingRun) -> None:

@@ -303,6 +303,16 @@ def test_a_full_disk_stops_the_worker(
             "would train in 2 processes, but a study trains each run in one",
         ),
         ({"direction": "higher"}, "the direction 'higher' contradicts 'loss'"),
+        ({"options": {"trainer.limit_test_batches": 0}}, "trainer.limit_test_batches is 0, but a study compares"),
+        ({"options": {"trainer.limit_test_batches": 0.001}}, "is 0.001, which is no batch of \\d+, but a study"),
+        (
+            {"options": {"trainer.limit_val_batches": 0}, "learning_rate": {"values": [1e-3], "seeds": [7]}},
+            "trainer.limit_val_batches is 0, but learning_rate chooses by the metric on validation rows",
+        ),
+        (
+            {"options": {"trainer.limit_val_batches": 0.0}, "search": {"trials": 1, "seeds": [7]}},
+            "but a search chooses",
+        ),
     ],
 )
 def test_bad_input_is_a_sentence_before_anything_is_written(
