@@ -29,8 +29,8 @@ def write_error(path: Path, error: Exception) -> TrainingError:
     if isinstance(named, str) and not Path(named).is_relative_to(path.parent):  # such as a library's own file
         reason += f": {named}"
     return TrainingError(
-        f"{path} cannot be written ({reason}); what was saved before is intact. Once that is fixed, resume with the "
-        "same command and --resume auto."
+        f"{path} cannot be written ({reason}); what was saved before is intact. Once that is fixed, repeat the "
+        "command; fit resumes its run with --resume auto."
     )
 
 

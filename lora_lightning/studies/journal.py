@@ -71,7 +71,7 @@ class StudyJournal:
         name: Name of the study.
         storage: URL of a database that has the trials instead of the journal file.
         higher_is_better: Whether larger values of the metric are better; counts when the journal is created.
-        create: Whether to create the journal if there is none.
+        create: Whether to create the journal if there is none. Otherwise, opening it writes nothing.
 
     Raises:
         ConfigurationError: If the database does not answer, or has a study of this name with another folder.
@@ -89,16 +89,21 @@ class StudyJournal:
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.folder = folder
-        self._storage = open_storage(folder, storage)
+        is_gone = not create and storage is None and not folder.journal.exists()
+        if not is_gone:
+            self._storage = open_storage(folder, storage, writes=create)
         direction = StudyDirection.MAXIMIZE if higher_is_better else StudyDirection.MINIMIZE
         with storage_errors(folder):
-            if not create and name not in optuna.get_all_study_names(self._storage):
+            if is_gone or (not create and name not in optuna.get_all_study_names(self._storage)):
                 msg = f"the trials of the study {name} are gone from {storage or folder.journal}; restore it, or run "
                 msg += "the study again with `study run`"
                 raise TrainingError(msg)
-            self._study = optuna.create_study(
-                storage=self._storage, study_name=name, load_if_exists=True, direction=direction
-            )
+            if create:
+                self._study = optuna.create_study(
+                    storage=self._storage, study_name=name, load_if_exists=True, direction=direction
+                )
+            else:  # which writes no line
+                self._study = optuna.load_study(study_name=name, storage=self._storage)
         if storage is not None:
             check_shared_folder(self._study, folder, storage)
 

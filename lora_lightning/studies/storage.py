@@ -54,12 +54,13 @@ def check_storage_url(url: str) -> None:
         raise ConfigurationError(msg)
 
 
-def open_storage(folder: StudyFolder, url: str | None) -> BaseStorage:
+def open_storage(folder: StudyFolder, url: str | None, *, writes: bool = True) -> BaseStorage:
     """Opens the storage of a study.
 
     Args:
         folder: The study's folder, which exists.
         url: Of a database; `None` for the journal file.
+        writes: Whether to repair the journal; otherwise it is only read, as in a folder of somebody else.
 
     Returns:
         The storage.
@@ -72,8 +73,9 @@ def open_storage(folder: StudyFolder, url: str | None) -> BaseStorage:
         return _open_database(url)
     try:
         lock = JournalLock(folder.journal)
-        lock.acquire()  # cuts an incomplete line, which cannot be read
-        lock.release()
+        if writes:
+            lock.acquire()  # cuts an incomplete line, to which nothing may be appended
+            lock.release()
         return JournalStorage(JournalFileBackend(str(folder.journal), lock_obj=lock))
     except ValueError as error:
         msg = f"the journal {folder.journal} is damaged ({error}); restore it, or give the study another name"

@@ -1,5 +1,6 @@
 """The journal of a study: no trial is lost, none has two workers, and a killed worker leaves nothing behind."""
 
+import errno
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 
 from lora_lightning.errors import TrainingError
 from lora_lightning.studies.journal import StudyJournal
-from lora_lightning.studies.journal_lock import cut_incomplete_line
+from lora_lightning.studies.journal_lock import JournalLock, cut_incomplete_line
 from lora_lightning.studies.plan import StudyPlan, plan_study
 from lora_lightning.studies.study_file import read_study_file
 from lora_lightning.studies.study_folder import StudyFolder
@@ -40,6 +41,27 @@ def test_trials_are_added_once(folder: StudyFolder, plan: StudyPlan) -> None:
         StudyJournal(folder, folder.path.name).add_trials(plan.trials)
     assert states(folder, plan) == ["waiting"] * 6
     assert folder.journal.read_text().count('"id"') == 6
+
+
+def test_a_journal_is_read_without_its_lock_and_without_a_line_of_its_own(
+    folder: StudyFolder, plan: StudyPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(lock: JournalLock) -> bool:
+        raise OSError(errno.EROFS, "Read-only file system", str(folder.journal))
+
+    monkeypatch.setattr(JournalLock, "acquire", refuse)
+    with folder.journal.open("ab") as file:
+        file.write(b'{"op_code": 4')  # of a worker that is writing, or was killed
+    before = folder.journal.read_bytes()
+    found = StudyJournal(folder, folder.path.name, create=False)
+    assert [status.state for status in found.statuses(plan.trials).values()] == ["waiting"] * 6
+    assert folder.journal.read_bytes() == before
+    with pytest.raises(TrainingError, match=r"Read-only file system.*; what was .* repeat the command; fit resumes"):
+        StudyJournal(folder, folder.path.name)
+    folder.journal.unlink()
+    with pytest.raises(TrainingError, match="the trials of the study small are gone from"):
+        StudyJournal(folder, folder.path.name, create=False)
+    assert not folder.journal.exists()
 
 
 def test_two_workers_share_the_trials(folder: StudyFolder, plan: StudyPlan) -> None:
