@@ -111,7 +111,7 @@ def run_diagnosis_file(options: argparse.Namespace) -> object:
         with progress_bar("checking configurations", len(plan.configurations)) as bar:
             checked = check_diagnosis(diagnosis, plan, folder, lambda _: bar.advance(bar.task_ids[0]))
         if options.dry_run:
-            print_plan(plan, folder.path, estimate_study(plan, checked), 1)
+            print_plan(plan, folder.study, estimate_study(plan, checked), 1, retry_failed=again)
             print_measuring(folder.path)
             return plan
         with resume_hint(["lora-lightning", "diagnose", "run", str(options.diagnosis), *_words(options)]):

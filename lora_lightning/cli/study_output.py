@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lora_lightning.studies.journal import TrialStatus
     from lora_lightning.studies.open_study import OpenStudy
     from lora_lightning.studies.specification import Axis
+    from lora_lightning.studies.study_folder import StudyFolder
 
 
 @contextmanager
@@ -117,15 +118,20 @@ def report(study: "OpenStudy", output: Path | None = None) -> None:
     print(f"curves:      tensorboard --logdir {study.folder.path}")
 
 
-def print_plan(plan: StudyPlan, folder: Path, estimate: "StudyEstimate", workers: int) -> None:
+def print_plan(
+    plan: StudyPlan, folder: "StudyFolder", estimate: "StudyEstimate", workers: int, *, retry_failed: bool = False
+) -> None:
     """Prints what a study will train.
 
     Args:
         plan: The study.
-        folder: Its folder.
+        folder: Its folder, which may not exist.
         estimate: What a run takes.
         workers: Number of processes that share the runs.
+        retry_failed: Whether runs that failed will be repeated.
     """
+    from lora_lightning.cli.study_runs_left import count_runs  # noqa: PLC0415  # imports torch
+
     console = Console(highlight=False, markup=False, soft_wrap=True, width=WIDTH)
     table = Table(show_edge=False, pad_edge=False)
     table.add_column("configuration")
@@ -139,20 +145,18 @@ def print_plan(plan: StudyPlan, folder: Path, estimate: "StudyEstimate", workers
     if plan.study.search is not None:
         table.add_row("the winner", ", ".join(map(shown_axis, plan.study.axes)), str(len(plan.study.seeds)))
     console.print(table)
-    runs = plan.size
-    rates = plan.study.learning_rate
-    tried = "" if rates is None else f" ({sum(not trial.is_tested for trial in plan.trials)} try learning rates)"
-    if plan.study.search is not None:
-        tried = f" ({runs - 2 * len(plan.study.seeds)} of the search)"
-    budget = "" if plan.study.budget is None else f", within {plan.study.budget:g} hours"
-    console.print(f"\n{runs} runs{tried}{budget}, in {folder}")
+    left = count_runs(plan, folder, retry_failed=retry_failed)
+    console.print(f"\n{printable_name(f'{left.description}, in {folder.path}')}")
     if estimate.why_unknown:
         console.print(printable_name(f"time and disk are unknown: {estimate.why_unknown}"))
         return
     several = f" of one worker; {workers} share them" if workers > 1 else ""
     basis = f"{estimate.measured_steps} of the {estimate.steps} steps of {plan.reference} were measured"
-    console.print(f"time: about {shown_time(runs * estimate.seconds)}{several} ({basis})")
-    size = f"about {runs * estimate.bytes / 1e9:,.1f} GB"
+    time, size = (
+        left.multiplied(estimate.seconds, shown_time),
+        left.multiplied(estimate.bytes, lambda found: f"{found / 1e9:,.1f} GB"),
+    )
+    console.print(printable_name(f"time: {time}{several} ({basis})"))
     console.print(
         printable_name(f"disk: {size}, if each run takes the {estimate.bytes / 1e6:,.0f} MB of {plan.reference}")
     )

@@ -119,7 +119,8 @@ def run_study_file(options: argparse.Namespace) -> object:
         with progress_bar("checking configurations", len(plan.configurations)) as bar:
             checked = check_study(plan, folder, lambda _: bar.advance(bar.task_ids[0]))
         if options.dry_run:
-            print_plan(plan, folder.path, estimate_study(plan, checked), options.workers)
+            estimate = estimate_study(plan, checked)
+            print_plan(plan, folder, estimate, options.workers, retry_failed=options.retry_failed)
             return plan
         study = start_study(plan, folder, checked, retry_failed=options.retry_failed)
         command = ["lora-lightning", "study", "run", str(options.study), *_words(options)]

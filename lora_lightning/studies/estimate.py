@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from lora_lightning.errors import LoraLightningError
 from lora_lightning.runs.resources import synchronized_time
 from lora_lightning.studies.plan import StudyPlan
 from lora_lightning.studies.study_folder import StudyFolder
-from lora_lightning.studies.trial_runs import CheckedStudy, base_configs, run_options
+from lora_lightning.studies.trial_runs import CheckedStudy, Evaluations, base_configs, run_options
 from lora_lightning.studies.trials import make_trial
 from lora_lightning.training.api import train
 
@@ -58,6 +59,8 @@ def estimate_study(plan: StudyPlan, checked: CheckedStudy) -> StudyEstimate:
         "trainer.max_steps": MEASURED_STEPS,
         "trainer.max_epochs": 1,
         "trainer.limit_val_batches": MEASURED_BATCHES,
+        "trainer.val_check_interval": 1.0,
+        "trainer.check_val_every_n_epoch": 1,
         "test_after_fit": False,
     }
     with tempfile.TemporaryDirectory() as temporary:
@@ -73,12 +76,53 @@ def estimate_study(plan: StudyPlan, checked: CheckedStudy) -> StudyEstimate:
     steps = min(checked.steps, checked.epochs * probe.steps_per_epoch)
     if not probe.train_seconds or not math.isfinite(steps):
         return StudyEstimate(why_unknown="a run has no last step, or the data is too small to measure one")
-    validations = steps / probe.steps_per_epoch
     step, batch = (_mean(seconds) for seconds in (probe.train_seconds, probe.validation_seconds))
     tests = 1 + len(plan.study.truncations.get(plan.reference, ()))
-    evaluated = validations * probe.validation_batches + tests * probe.test_batches
-    seconds = other + steps * probe.batches_per_step * step + evaluated * batch
-    return StudyEstimate(seconds, size, int(steps), record.steps or 0)
+    training, trained = steps * probe.batches_per_step, steps * probe.batches_per_step * step
+    validations = count_validations(checked.evaluations, training, probe.batches_per_epoch, trained)
+    evaluated = validations * limited(probe.validation_batches, checked.evaluations.validation)
+    evaluated += tests * limited(probe.test_batches, checked.evaluations.test)
+    return StudyEstimate(other + trained + evaluated * batch, size, int(steps), record.steps or 0)
+
+
+def count_validations(evaluations: Evaluations, batches: float, batches_per_epoch: float, seconds: float) -> float:
+    """Counts how often a run validates.
+
+    Args:
+        evaluations: Its options.
+        batches: Training batches of the run.
+        batches_per_epoch: Training batches of an epoch.
+        seconds: Of its training.
+
+    Returns:
+        About how often.
+    """
+    interval, epochs = evaluations.interval, evaluations.epochs
+    if not isinstance(interval, int | float):
+        return seconds // max(1.0, _interval_seconds(interval))
+    every = interval if isinstance(interval, int) else max(1, int(batches_per_epoch * interval))
+    if epochs is None:
+        return batches // every
+    return batches / batches_per_epoch // epochs * (batches_per_epoch // every)
+
+
+def _interval_seconds(interval: Any) -> float:
+    """Seconds of an interval as Lightning takes it: `DD:HH:MM:SS`, what `timedelta` takes, or one."""
+    if isinstance(interval, str):
+        days, hours, minutes, seconds = map(int, interval.split(":"))
+        interval = {"days": days, "hours": hours, "minutes": minutes, "seconds": seconds}
+    found = interval if isinstance(interval, timedelta) else timedelta(**dict(interval))
+    return found.total_seconds()
+
+
+def limited(batches: Sequence[int], limit: float) -> int:
+    """Counts the batches of several splits, of each up to a limit.
+
+    Args:
+        batches: Of each split.
+        limit: Of Lightning: a number of batches, or as a float their share.
+    """
+    return sum(min(count, limit) if isinstance(limit, int) else int(count * limit) for count in batches)
 
 
 def _mean(numbers: Sequence[float]) -> float:
@@ -92,7 +136,9 @@ class _Probe(Callback):
         self.train_seconds: list[float] = []
         self.validation_seconds: list[float] = []
         self.steps_per_epoch = self.batches_per_step = 1
-        self.validation_batches = self.test_batches = 0
+        self.batches_per_epoch = 1.0
+        self.validation_batches: list[int] = []  # of each split
+        self.test_batches: list[int] = []
         self._since = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -100,6 +146,7 @@ class _Probe(Callback):
         del pl_module
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         self.batches_per_step = trainer.accumulate_grad_batches
+        self.batches_per_epoch = trainer.num_training_batches
         self.steps_per_epoch = math.ceil(trainer.num_training_batches / self.batches_per_step)
         data.setup("test")
         self.validation_batches = _count_batches(data.val_dataloader())
@@ -139,5 +186,5 @@ class _Probe(Callback):
         self.validation_seconds.append(synchronized_time(trainer.strategy.root_device) - self._since)
 
 
-def _count_batches(loaders: Any) -> int:
-    return sum(map(len, loaders)) if isinstance(loaders, list) else len(loaders)
+def _count_batches(loaders: Any) -> list[int]:
+    return [len(loader) for loader in (loaders if isinstance(loaders, list) else [loaders])]

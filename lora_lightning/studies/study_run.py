@@ -24,6 +24,8 @@ from lora_lightning.studies.trial_results import collect_results
 from lora_lightning.studies.trial_runs import CheckedStudy, check_configurations
 from lora_lightning.studies.trials import Configuration
 
+PLACE_OF_LOGGER = {"save_dir", "name", "version", "default_hp_metric"}  # that of a run is in the study's folder
+
 
 def check_study(
     plan: StudyPlan, folder: StudyFolder, progress: Callable[[Configuration], None] = lambda _: None
@@ -56,6 +58,12 @@ def warn_about_loggers(plan: StudyPlan) -> None:
     entries = [entry for logger in loggers for entry in (logger if isinstance(logger, list) else [logger])]
     paths = [entry.get("class_path") if isinstance(entry, dict) else entry for entry in entries]
     names = {path.rpartition(".")[2] for path in paths if isinstance(path, str)}
+    own = [entry.get("init_args") for entry in entries if isinstance(entry, dict)]
+    if left_out := sorted({name for each in own if isinstance(each, dict) for name in each} - PLACE_OF_LOGGER):
+        rank_zero_warn(
+            f"the base config sets {', '.join(left_out)} of its logger, which a study leaves out: it logs each run in "
+            "the same way, in its folder"
+        )
     if replaced := sorted(names - {"TensorBoardLogger"}):
         rank_zero_warn(
             f"the base config logs with {', '.join(replaced)}, but a study logs each run with TensorBoardLogger in its "

@@ -27,6 +27,23 @@ from lora_lightning.training.logged_settings import FurtherSettings
 
 
 @dataclass(frozen=True)
+class Evaluations:
+    """How often a run validates, and on how many batches; options of the trainer.
+
+    Attributes:
+        interval: `val_check_interval`; what is no number is a time.
+        epochs: `check_val_every_n_epoch`.
+        validation: `limit_val_batches`.
+        test: `limit_test_batches`.
+    """
+
+    interval: Any = 1.0
+    epochs: int | None = 1
+    validation: float = 1.0
+    test: float = 1.0
+
+
+@dataclass(frozen=True)
 class CheckedStudy:
     """What the check of a study has found out about its data and its metric.
 
@@ -37,6 +54,7 @@ class CheckedStudy:
         epochs: Of a run; infinity if only steps limit it.
         steps: Largest number of optimizer steps of a run; infinity if only epochs limit it.
         test_rows: SHA-256 of the rows on which configurations are compared.
+        evaluations: How often a run validates, and on how much.
     """
 
     tag: str
@@ -45,6 +63,7 @@ class CheckedStudy:
     epochs: float
     steps: float
     test_rows: str
+    evaluations: Evaluations = Evaluations()
 
 
 def run_options(folder: StudyFolder, trial: Trial) -> dict[str, Any]:
@@ -175,7 +194,17 @@ def _check_run(plan: StudyPlan, configuration: str, run: TrainingRun) -> Checked
     epochs, steps = (math.inf if limit is None or limit < 0 else limit for limit in limits)
     validation_tag = f"{run.datamodule.split_names(VALIDATION)[0]}/{tag.partition('/')[2]}"
     rows = run.datamodule.fingerprint[tag.partition("/")[0]]
-    return CheckedStudy(tag, validation_tag, configuration, epochs, steps, rows)
+    return CheckedStudy(tag, validation_tag, configuration, epochs, steps, rows, _evaluations(run))
+
+
+def _evaluations(run: TrainingRun) -> Evaluations:
+    trainer, interval = run.trainer, run.options.trainer.val_check_interval
+    return Evaluations(
+        1.0 if interval is None else interval,
+        trainer.check_val_every_n_epoch,
+        trainer.limit_val_batches,
+        trainer.limit_test_batches,
+    )
 
 
 def _check_batch_limits(plan: StudyPlan, run: TrainingRun) -> None:

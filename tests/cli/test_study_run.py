@@ -24,7 +24,7 @@ from lora_lightning.cli.study_work import own_gpu, visible_gpus
 from lora_lightning.studies.open_study import open_study
 from lora_lightning.studies.plan import plan_study
 from lora_lightning.studies.study_file import read_study_file
-from lora_lightning.studies.study_run import judge_study
+from lora_lightning.studies.study_run import judge_study, warn_about_loggers
 from lora_lightning.studies.trial_measurements import COSTS
 from lora_lightning.studies.trial_numbers import read_numbers
 from lora_lightning.tasks import PlantedRankTask
@@ -405,6 +405,10 @@ def test_another_logger_is_not_dropped_silently(here: Path, capsys: pytest.Captu
     path = save_study(here, base=BASE | {"trainer": trainer}, axes={"model.lora.r": [4]}, seeds=[0])
     assert run(path, "--dry-run") == 0
     assert "the base config logs with CSVLogger, but a study logs each run with TensorBoard" in capsys.readouterr().err
+    logger = {"class_path": "TensorBoardLogger", "init_args": {"save_dir": "x", "name": "y", "prefix": "z"}}
+    plan = plan_study(read_study_file(save_study(here, base=BASE | {"trainer": {"logger": logger}})))
+    with pytest.warns(UserWarning, match="the base config sets prefix of its logger, which a study leaves out"):
+        warn_about_loggers(plan)
 
 
 def test_a_reference_without_a_learning_rate_is_neither_waited_for_nor_recommended(

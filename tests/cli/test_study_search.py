@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,13 @@ def test_a_search_ends_in_a_tested_winner(here: Path, capsys: pytest.CaptureFixt
     assert "the winner" in printed
     assert "learning_rate: 0.0001 to 0.1" in printed
     assert "7 runs (3 of the search), in lightning_logs/studies/small" in printed
-    assert run(path) == 0
+    other = save_study(here, **SEARCH | {"search": {"seeds": [7]}, "budget": 5})
+    assert run(other, "--dry-run") == 0
+    printed = capsys.readouterr().out
+    assert "4 tested runs, and as many of a search as the budget allows, within 5 hours, in lightning_logs" in printed
+    assert re.search(r"time: about \S+ s a run \(", printed)
+    assert re.search(r"disk: about \S+ GB a run, if each run takes", printed)
+    assert run(save_study(here, **SEARCH)) == 0
     printed = capsys.readouterr().out
     assert "(7 of 7)" in printed
     study = open_study(FOLDER)
