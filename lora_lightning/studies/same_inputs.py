@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lora_lightning.datamodules.base import TEST, VALIDATION
 from lora_lightning.errors import DataError
 from lora_lightning.runs.record import RunRecord
 from lora_lightning.studies.option_conflicts import parts_of
@@ -64,6 +65,25 @@ def _concerns(option: str, others: Collection[str]) -> bool:
     """Whether an option is one of others, inside of one, or around one."""
     pairs = ((parts_of(option), parts_of(other)) for other in others)
     return any(all(one == two for one, two in zip(parts, own, strict=False)) for parts, own in pairs)
+
+
+def selection_on_test(fingerprint: Mapping[str, str]) -> str:
+    """Says that test rows are those on which epochs and thresholds are chosen, as for SQuAD without held-out articles.
+
+    Args:
+        fingerprint: Hash of the rows of each split.
+
+    Returns:
+        A sentence; empty if there are no such rows.
+    """
+    chosen_on = {rows: split for split, rows in fingerprint.items() if split.startswith(VALIDATION)}
+    for split, rows in fingerprint.items():
+        if split.startswith(TEST) and rows in chosen_on:
+            return (
+                f"The rows of {split} are those of {chosen_on[rows]}, on which epochs and thresholds are chosen, so "
+                "that the study's results are too good; give other test rows, or set data.test_share."
+            )
+    return ""
 
 
 def rows_identity(rows: Mapping[str, NDArray[Any]]) -> str:

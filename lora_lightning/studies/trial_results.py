@@ -21,7 +21,13 @@ from lora_lightning.studies.learning_rates import tried_rates
 from lora_lightning.studies.option_conflicts import varied_options
 from lora_lightning.studies.plan import StudyPlan, beside_rank, rank_of
 from lora_lightning.studies.results_table import few_names
-from lora_lightning.studies.same_inputs import check_same_inputs, check_same_rows, note_on_versions, rows_identity
+from lora_lightning.studies.same_inputs import (
+    check_same_inputs,
+    check_same_rows,
+    note_on_versions,
+    rows_identity,
+    selection_on_test,
+)
 from lora_lightning.studies.study_folder import StudyFolder
 from lora_lightning.studies.trial_measurements import OUTCOMES, read_outcome_rows
 from lora_lightning.studies.trial_numbers import trial_numbers
@@ -113,7 +119,8 @@ def collect_results(plan: StudyPlan, folder: StudyFolder, tag: str, statuses: Ma
         truncated=truncated,
     )
     notes = (_failed(plan, statuses), reader.note, reader.note_on_truncated, note_on_versions(reader.runs))
-    return StudyNotes(results, tuple(filter(None, notes)), tuple(reader.rows))
+    chosen_on_test = dict.fromkeys(selection_on_test(record.data_fingerprint) for _, record in reader.runs)
+    return StudyNotes(results, tuple(filter(None, (*notes, *chosen_on_test))), tuple(reader.rows))
 
 
 class _TrialReader:

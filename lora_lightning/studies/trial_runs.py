@@ -15,6 +15,7 @@ from lora_lightning.errors import ConfigurationError, DataError, LoraLightningEr
 from lora_lightning.runs.record import RunRecord
 from lora_lightning.statistics.study_results import Metric
 from lora_lightning.studies.plan import StudyPlan
+from lora_lightning.studies.same_inputs import selection_on_test
 from lora_lightning.studies.search_settings import search_ends
 from lora_lightning.studies.specification import RATE_OPTION, SEED_OPTION
 from lora_lightning.studies.study_folder import StudyFolder
@@ -187,7 +188,8 @@ def _check_run(plan: StudyPlan, configuration: str, run: TrainingRun) -> Checked
             msg += ", or set data.test_share, such as 0.2, to hold out training rows for test"
         raise DataError(msg)
     _check_batch_limits(plan, run)
-    _warn_of_selection_on_test(run)
+    if note := selection_on_test(run.datamodule.fingerprint):
+        rank_zero_warn(note)
     tag = objective_tag(plan.study.objective, tests, run.task.metric_names())
     study_metric(plan, tag)
     limits = (run.trainer.max_epochs, run.trainer.max_steps)
@@ -236,18 +238,6 @@ def _check_can_be_truncated(run: TrainingRun) -> None:
         )
         msg += "fine-tuning, AdaLoRA, PiSSA, OLoRA or LoftQ; leave it out there"
         raise ConfigurationError(msg)
-
-
-def _warn_of_selection_on_test(run: TrainingRun) -> None:
-    """Warns of test rows on which the epoch and thresholds are chosen, as for SQuAD without held-out articles."""
-    fingerprint = run.datamodule.fingerprint
-    chosen_on = {fingerprint[split]: split for split in run.datamodule.split_names(VALIDATION)}
-    for split in run.datamodule.split_names(TEST):
-        if fingerprint[split] in chosen_on:
-            rank_zero_warn(
-                f"the rows of {split} are those of {chosen_on[fingerprint[split]]}, on which epochs and thresholds are "
-                "chosen, so the study's results are too good; give other test rows, or set data.test_share."
-            )
 
 
 def objective_tag(objective: str, tests: Sequence[str], names: Sequence[str]) -> str:

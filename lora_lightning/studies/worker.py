@@ -13,6 +13,7 @@ from lightning import Callback
 
 from lora_lightning.errors import LoraLightningError, TrialsFailed
 from lora_lightning.runs.record import RunRecord
+from lora_lightning.runs.resume import how_it_finished
 from lora_lightning.studies.adapter_ranks import AdapterRanks
 from lora_lightning.studies.journal import Claim, TrialStatus
 from lora_lightning.studies.open_study import OpenStudy
@@ -92,12 +93,17 @@ class Worker:
             error = " ".join(str(failure).split()) or type(failure).__name__
             if not isinstance(failure, LoraLightningError):
                 error = f"{type(failure).__name__}: {error}"
-            self.journal.fail(claim, error, time.monotonic() - start)
+            self.journal.fail(claim, f"{error}{self._remedy(trial)}", time.monotonic() - start)
         else:
             self.journal.finish(claim, value, time.monotonic() - start, pruned=pruned)
         finally:
             claim.lock.release()
         self.on_end(TrialEnd(trial, time.monotonic() - start))
+
+    def _remedy(self, trial: Trial) -> str:
+        """What a failed run needs before it can be repeated: one that is finished is only read again."""
+        run = self.study.folder.run(trial)
+        return "" if how_it_finished(run) is None else f"; to train it again, delete its folder {run} first"
 
     def _train(self, claim: Claim) -> tuple[float, bool]:
         """Trains a trial, and returns the metric that decides and whether the search ended it early."""

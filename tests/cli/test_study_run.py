@@ -2,8 +2,10 @@
 
 import csv
 import gc
+import html
 import json
 import re
+import shutil
 import signal
 import textwrap
 import warnings
@@ -21,6 +23,8 @@ from lora_lightning import RunRecord, train
 from lora_lightning.cli.main import main
 from lora_lightning.cli.study_run import EPILOG
 from lora_lightning.cli.study_work import own_gpu, visible_gpus
+from lora_lightning.errors import TrialsFailed
+from lora_lightning.studies import worker
 from lora_lightning.studies.open_study import open_study
 from lora_lightning.studies.plan import plan_study
 from lora_lightning.studies.study_file import read_study_file
@@ -268,6 +272,26 @@ def test_a_failing_trial_stops_nothing_else(
     assert "done:    r = 2, seed 0" in capsys.readouterr().out
 
 
+def test_a_finished_run_that_failed_is_trained_again_once_its_folder_is_deleted(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(record: RunRecord, tag: str) -> float:
+        msg = f"the run {record.folder} has no finite {tag}"
+        raise TrialsFailed(msg)
+
+    path = save_study(here, axes={"model.lora.r": [4]}, seeds=[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "objective_of", fail)
+        assert run(path) == 3
+    (folder,) = Path("lightning_logs/studies/small").glob("r_4_*")
+    expected = f"the run {folder} has no finite test/loss; to train it again, delete its folder {folder} first; fix the"
+    assert expected in capsys.readouterr().err
+    made = (folder / "config.yaml").stat().st_mtime_ns
+    shutil.rmtree(folder)
+    assert run(path, "--retry_failed") == 0
+    assert (folder / "config.yaml").stat().st_mtime_ns > made
+
+
 def test_a_full_disk_stops_the_worker(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -389,11 +413,20 @@ def test_test_rows_on_which_the_epoch_is_chosen_are_named(
         "trainer": {"max_epochs": 1, "accelerator": "cpu"},
         "checkpoint": {"monitor": "val/f1", "mode": "max"},
     }
-    path = save_study(here, base=base, objective="f1")
-    assert run(path, "--dry-run", f"--set=data.cache_dir={here / 'cache'}") == 0
-    assert "the rows of test are those of val, on which epochs and thresholds are chosen" in capsys.readouterr().err
-    assert run(path, "--dry-run", f"--set=data.cache_dir={here / 'cache'}", "--set=data.test_share=0.3") == 0
-    assert "the rows of test" not in capsys.readouterr().err
+    path = save_study(here, base=base, objective="f1", axes={"model.lora.r": [2, 4]}, seeds=[0])
+    note = "The rows of test are those of val, on which epochs and thresholds are chosen, so that the study's"
+    assert run(path, f"--set=data.cache_dir={here / 'cache'}") == 0
+    printed = capsys.readouterr()
+    assert note in printed.err
+    assert printed.out.count(f"note: {note}") == 1
+    folder = here / "lightning_logs/studies/small"
+    assert main(["study", "report", str(folder)]) == 0
+    assert f"note: {note}" in capsys.readouterr().out
+    assert note in html.unescape((folder / "report/report.html").read_text())
+    assert note in " ".join(json.loads((folder / "report/analysis.json").read_text())["notes"])
+    other = ["--set=data.test_share=0.3", "--save_dir=other"]
+    assert run(path, "--dry-run", f"--set=data.cache_dir={here / 'cache'}", *other) == 0
+    assert "rows of test are those" not in capsys.readouterr().err
 
 
 def test_another_logger_is_not_dropped_silently(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from lora_lightning.studies.same_inputs import (
     check_same_rows,
     note_on_versions,
     rows_identity,
+    selection_on_test,
 )
 from lora_lightning.studies.trials import Trial
 from tests.conftest import TinyBackbone
@@ -50,6 +51,13 @@ def runs(**changes: Any) -> Runs:
 def test_runs_that_differ_are_not_compared(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         check_same_inputs(runs(**changes), "test")
+
+
+def test_test_rows_on_which_the_epoch_was_chosen_are_named() -> None:
+    assert selection_on_test({"train": "a", "val": "b", "test": "c"}) == selection_on_test({}) == ""
+    assert selection_on_test({"train": "a", "val": "a", "test": "c"}) == ""
+    found = selection_on_test({"val_matched": "a", "val_mismatched": "b", "test": "c", "test_other": "b"})
+    assert found.startswith("The rows of test_other are those of val_mismatched, on which epochs and thresholds are ch")
 
 
 def test_what_may_differ() -> None:
