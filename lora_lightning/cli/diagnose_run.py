@@ -101,6 +101,7 @@ def run_diagnosis_file(options: argparse.Namespace) -> object:
     )
     from lora_lightning.studies.estimate import estimate_study  # noqa: PLC0415
     from lora_lightning.studies.former_options import with_former_options  # noqa: PLC0415
+    from lora_lightning.studies.trial_timings import check_all_timed  # noqa: PLC0415
     from lora_lightning.studies.worker import check_all_finished  # noqa: PLC0415
 
     folder = DiagnosisFolder(options.save_dir / diagnosis.study.name)
@@ -120,8 +121,7 @@ def run_diagnosis_file(options: argparse.Namespace) -> object:
             ended = [(trial, statuses[trial.id]) for trial in study.plan.trials]
             if not has_both_precisions(diagnosis, study):
                 check_all_finished(ended)
-            if options.timings:
-                print_timings(study)
+            untimed = print_timings(study) if options.timings else []
             print()
             measure_runs(diagnosis, folder, study, print_progress)
             if (proof := start_proof(diagnosis, folder, study, print_progress, retry_failed=again)) is not None:
@@ -129,6 +129,7 @@ def run_diagnosis_file(options: argparse.Namespace) -> object:
                 ended += [(trial, found[trial.id]) for trial in proof.plan.trials]
             findings = report_findings(diagnosis, folder, study)
     check_all_finished(ended)
+    check_all_timed(untimed)
     from lora_lightning.diagnosis.findings import check_required  # noqa: PLC0415
 
     check_required(diagnosis, findings)

@@ -84,18 +84,26 @@ def describe_end(trial: Trial, status: "TrialStatus", tag: str, seconds: float |
     return f"done:    {trial.title}: {tag} {status.value:.4f}{early}{time}"
 
 
-def print_timings(study: "OpenStudy") -> None:
-    """Times the trials of a study, and prints a line for each."""
+def print_timings(study: "OpenStudy") -> list[tuple[Trial, str]]:
+    """Times the trials of a study, and prints a line for each.
+
+    Returns:
+        The trials that have no times, each with the reason.
+    """
     from lora_lightning.studies.trial_timings import time_trials  # noqa: PLC0415
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
+    problems: list[tuple[Trial, str]] = []
 
     def end(trial: Trial, times: dict[str, float], problem: str) -> None:
+        if not times:
+            problems.append((trial, problem))
         shown = ", ".join(f"{name} {value:.4g}" for name, value in times.items())
         console.print(printable_name(f"timed:   {trial.title}: {shown or f'no times, because {problem}'}"))
 
     console.print("\ntiming the trials, one at a time")
     time_trials(study, end)
+    return problems
 
 
 def report(study: "OpenStudy", output: Path | None = None) -> None:

@@ -126,14 +126,17 @@ def run_study_file(options: argparse.Namespace) -> object:
         command = ["lora-lightning", "study", "run", str(options.study), *_words(options)]
         with resume_hint(command), further_workers(folder.path, options.workers - 1):
             statuses = run_trials(study)
+        untimed = []
         if options.timings:
             with resume_hint(command):
-                print_timings(study)
+                untimed = print_timings(study)
     if any(statuses[trial.id].state == "finished" for trial in study.plan.tested):
         report(study)
+    from lora_lightning.studies.trial_timings import check_all_timed  # noqa: PLC0415
     from lora_lightning.studies.worker import check_all_finished  # noqa: PLC0415
 
     check_all_finished([(trial, statuses[trial.id]) for trial in study.plan.trials])
+    check_all_timed(untimed)
     return statuses
 
 

@@ -4,6 +4,7 @@ A trial is alive while its worker holds its claim, a lock that the system releas
 journal files have no heartbeat. A worker takes the claim first, then the trial, so that no trial has two workers.
 """
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -25,6 +26,7 @@ from lora_lightning.studies.trials import Trial
 
 ID, CONFIGURATION, SEED, OPTIONS, ERROR = "id", "configuration", "seed", "options", "error"
 SUGGESTION, SECONDS = "suggestion", "seconds"
+ENDED_AT = "ended_at"  # in seconds since 1970; Optuna's own times lack the time zone of the worker that wrote them
 SEARCH_BUDGET = "search_ended_by_budget"  # an attribute of the study
 State = Literal["waiting", "running", "interrupted", "finished", "pruned", "failed"]
 ENDED = frozenset({"finished", "pruned", "failed"})  # the states that no worker changes any more
@@ -260,7 +262,7 @@ class StudyJournal:
     ) -> None:
         found = self._newest()[claim.trial.id]
         with storage_errors(self.folder):
-            for name, fact in facts.items():
+            for name, fact in {**facts, ENDED_AT: time.time()}.items():
                 self._storage.set_trial_user_attr(self._id(found), name, fact)
         self._set_state(found, state, values)
         claim.lock.release()
@@ -293,7 +295,9 @@ class StudyJournal:
 
     def _status(self, trial: Trial, found: FrozenTrial) -> TrialStatus:
         seconds = None if found.duration is None else found.duration.total_seconds()
-        ended_at = None if found.datetime_complete is None else found.datetime_complete.timestamp()
+        ended_at = found.user_attrs.get(ENDED_AT)
+        if ended_at is None and found.datetime_complete is not None:  # of an earlier release
+            ended_at = found.datetime_complete.timestamp()
         if found.state == TrialState.COMPLETE:
             return TrialStatus("finished", found.value, seconds=seconds, ended_at=ended_at)
         if found.state == TrialState.FAIL:

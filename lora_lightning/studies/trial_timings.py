@@ -6,7 +6,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,10 +16,10 @@ from filelock import FileLock
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lora_lightning.errors import ConfigurationError, LoraLightningError
+from lora_lightning.errors import ConfigurationError, LoraLightningError, TrialsFailed
 from lora_lightning.lora.delta import adapted_layers
 from lora_lightning.lora.merging import merge_targets, merged_adapters
-from lora_lightning.runs.files import save_text
+from lora_lightning.runs.files import save_text, write_error
 from lora_lightning.runs.record import RunRecord
 from lora_lightning.runs.resources import synchronized_time
 from lora_lightning.studies.open_study import OpenStudy
@@ -58,7 +58,7 @@ def time_trials(
         LoraLightningError: If a file cannot be written.
     """
     found: dict[str, dict[str, float]] = {}
-    with FileLock(study.folder.path / LOCK):
+    with _one_at_a_time(study.folder.path / LOCK):
         for trial in study.plan.tested:
             path = study.folder.run(trial) / TIMINGS
             if study.statuses()[trial.id].state != "finished" or path.exists():
@@ -69,6 +69,35 @@ def time_trials(
                 save_text(path, json.dumps(times) + "\n")
             on_end(trial, times, problem)
     return found
+
+
+@contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    lock = FileLock(path)
+    try:
+        lock.acquire()
+    except OSError as error:
+        raise write_error(path, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def check_all_timed(problems: Sequence[tuple[Trial, str]]) -> None:
+    """Raises an error if trials have no times.
+
+    Args:
+        problems: The trials without times, each with the reason.
+
+    Raises:
+        TrialsFailed: Names the first one and its reason.
+    """
+    if problems:
+        trial, problem = problems[0]
+        msg = f"{len(problems)} trials have no times, the first one ({trial.title}) because {problem}; "
+        msg += "once that is over, repeat the command with --timings, which times what is left"
+        raise TrialsFailed(msg)
 
 
 def _time_if_alone(study: OpenStudy, trial: Trial) -> tuple[dict[str, float], str]:

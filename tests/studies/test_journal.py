@@ -4,6 +4,7 @@ import errno
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,21 @@ def test_a_journal_is_read_without_its_lock_and_without_a_line_of_its_own(
     with pytest.raises(TrainingError, match="the trials of the study small are gone from"):
         StudyJournal(folder, folder.path.name, create=False)
     assert not folder.journal.exists()
+
+
+def test_the_end_of_a_trial_does_not_depend_on_the_time_zone_of_its_worker(
+    folder: StudyFolder, plan: StudyPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = StudyJournal(folder, folder.path.name)
+    claim = journal.claim_next(plan.trials)
+    assert claim
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "Pacific/Kiritimati")  # 14 hours ahead
+        time.tzset()
+        journal.finish(claim, 1.0)
+    time.tzset()
+    ended_at = StudyJournal(folder, folder.path.name).statuses(plan.trials)[claim.trial.id].ended_at
+    assert ended_at == pytest.approx(time.time(), abs=60)
 
 
 def test_two_workers_share_the_trials(folder: StudyFolder, plan: StudyPlan) -> None:

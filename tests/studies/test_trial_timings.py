@@ -1,5 +1,6 @@
 """The last pass of a study: times with the adapter and merged, none that were measured in company."""
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from lora_lightning import train
 from lora_lightning.cli.main import main
+from lora_lightning.errors import TrainingError
 from lora_lightning.runs.record import RunRecord
 from lora_lightning.studies import trial_timings
 from lora_lightning.studies.journal import TrialStatus
@@ -81,6 +83,26 @@ def test_times_in_company_are_left_out(here: Path, monkeypatch: pytest.MonkeyPat
     assert time_trials(study) == {}
     interrupted.unlink()
     assert len(time_trials(study)) == 2
+
+
+def test_trials_without_times_are_no_success(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = save_study(here, axes={"model.lora.r": [2, 4]}, seeds=[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(OpenStudy, "is_alone", lambda *_: False)
+        assert main(["study", "run", str(path), "--timings"]) == 3
+    printed = capsys.readouterr()
+    assert "2 trials have no times, the first one (r = 2, seed 0) because another run of the study was" in printed.err
+    assert "report:" in printed.out
+
+    def refuse(lock: FileLock, *_: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", lock.lock_file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trial_timings.FileLock, "acquire", refuse)
+        with pytest.raises(TrainingError, match=r"timings.lock cannot be written \(Read-only file system\)"):
+            time_trials(open_study(here / "lightning_logs/studies/small"))
 
 
 def test_one_process_times_at_a_time(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
