@@ -139,7 +139,7 @@ def what_is_missing(difference: PairedDifference, metric: Metric, error_rate: fl
         Such as `4 more seeds, if both are equally good`, or why nothing would.
     """
     if difference.failures or difference.failures_of_other:
-        return "the results of these runs, or settings with which none fails"
+        return "the results of the runs that failed, or settings with which none fails"
     if difference.components is None:
         return _missing_variance(difference, metric, error_rate)
     margin, size = metric.stored_margin, (difference.seeds, difference.examples)
