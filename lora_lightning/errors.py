@@ -21,7 +21,7 @@ class ExitStatus(IntEnum):
         INTERNAL_ERROR: A bug in this program; it prints a traceback.
         WRONG_INPUT: An option, a file or the environment has to be changed first.
         CHECK_FAILED: The command finished, but the trained model failed a check, such as the merge check; or some
-            trials of a study failed.
+            trials of a study failed, or were not started because its budget is spent.
         STOPPED: Stopped by SIGTERM or SIGUSR1; the same command resumes the run. EX_TEMPFAIL in sysexits.h.
         INTERRUPTED: Stopped by Ctrl-C.
     """
@@ -105,7 +105,7 @@ class VerificationError(LoraLightningError):
 
 
 class TrialsFailed(LoraLightningError):  # noqa: N818  # the study itself is finished
-    """Some trials of a study failed. All others are finished."""
+    """Some trials of a study failed, were not started or have no times. All others are finished."""
 
 
 STATUS_BY_ERROR: dict[type[BaseException], ExitStatus] = {  # the first match counts

@@ -46,7 +46,8 @@ The training runs are a study of precision x rank x seed in the folder of the di
 and `study work` take that folder, too. The same command resumes what was stopped, and keeps what was measured on the
 same runs before. docs/diagnosis.md explains all keys and verdicts.
 
-exit status: 0 done, 3 some runs failed or a verdict in `require` is not reached, 75 or 130 stopped
+exit status: 0 done, 3 some runs failed or exceed the budget or a verdict in `require` is not reached, 75 or 130
+stopped
 """
 
 
@@ -101,6 +102,7 @@ def run_diagnosis_file(options: argparse.Namespace) -> object:
     )
     from lora_lightning.studies.estimate import estimate_study  # noqa: PLC0415
     from lora_lightning.studies.former_options import with_former_options  # noqa: PLC0415
+    from lora_lightning.studies.study_run import check_budget_sufficed  # noqa: PLC0415
     from lora_lightning.studies.trial_timings import check_all_timed  # noqa: PLC0415
     from lora_lightning.studies.worker import check_all_finished  # noqa: PLC0415
 
@@ -129,6 +131,7 @@ def run_diagnosis_file(options: argparse.Namespace) -> object:
                 ended += [(trial, found[trial.id]) for trial in proof.plan.trials]
             findings = report_findings(diagnosis, folder, study)
     check_all_finished(ended)
+    check_budget_sufficed(study)
     check_all_timed(untimed)
     from lora_lightning.diagnosis.findings import check_required  # noqa: PLC0415
 

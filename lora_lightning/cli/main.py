@@ -68,8 +68,8 @@ exit status of every command:
   0    done
   1    a bug in this program, printed with its traceback
   2    wrong input, explained in one sentence
-  3    the trained model failed a check, such as the merge check, some trials of a study failed, or a verdict that a
-       diagnosis requires is not reached
+  3    the trained model failed a check, such as the merge check, some trials of a study failed or exceed its budget, or
+       a verdict that a diagnosis requires is not reached
   75   stopped by SIGTERM or SIGUSR1; the same command resumes (fit: with --resume auto)
   130  stopped by Ctrl-C
 """

@@ -54,7 +54,8 @@ example, and docs/studies.md explains all keys.
 The same command resumes a study that was stopped or killed, from the last checkpoint of each run. A YAML that has
 gained values or seeds adds their runs; one that contradicts the study in the folder is refused.
 
-exit status: 0 all trials are done, 3 some failed, 75 or 130 stopped; the same command resumes
+exit status: 0 all trials are done, 3 some failed or were not started because the budget is spent, 75 or 130 stopped;
+the same command resumes
 """
 
 
@@ -101,7 +102,7 @@ def run_study_file(options: argparse.Namespace) -> object:
 
     Raises:
         LoraLightningError: If the study is wrong, or the disk is full.
-        TrialsFailed: If trials failed.
+        TrialsFailed: If trials failed, were not started because the budget is spent, or have no times.
         TrainingStopped: After a signal.
         KeyboardInterrupt: After Ctrl-C.
     """
@@ -132,10 +133,12 @@ def run_study_file(options: argparse.Namespace) -> object:
                 untimed = print_timings(study)
     if any(statuses[trial.id].state == "finished" for trial in study.plan.tested):
         report(study)
+    from lora_lightning.studies.study_run import check_budget_sufficed  # noqa: PLC0415
     from lora_lightning.studies.trial_timings import check_all_timed  # noqa: PLC0415
     from lora_lightning.studies.worker import check_all_finished  # noqa: PLC0415
 
     check_all_finished([(trial, statuses[trial.id]) for trial in study.plan.trials])
+    check_budget_sufficed(study)
     check_all_timed(untimed)
     return statuses
 

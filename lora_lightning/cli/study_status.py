@@ -63,6 +63,7 @@ def run_status(options: argparse.Namespace) -> None:
     """
     from lora_lightning.cli.study_progress import StudyProgress, describe  # noqa: PLC0415  # imports torch
     from lora_lightning.studies.open_study import open_study  # noqa: PLC0415
+    from lora_lightning.studies.study_run import budget_note  # noqa: PLC0415
 
     study = open_study(options.folder)
     plan = study.plan  # once: other workers may add trials
@@ -90,3 +91,5 @@ def run_status(options: argparse.Namespace) -> None:
     for trial in plan.trials:
         if statuses[trial.id].state == "failed":
             console.print(printable_name(f"failed: {trial.title}: {statuses[trial.id].error}"))
+    if note := budget_note(study):
+        console.print(note)

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lora_lightning.errors import ConfigurationError
+from lora_lightning.errors import ConfigurationError, TrialsFailed
 from lora_lightning.runs.files import save_text
 from lora_lightning.runs.layout import CONFIG
 from lora_lightning.statistics.analysis import analyze_study, better_than_recommended_note, weak_reference_note
@@ -87,7 +87,9 @@ def judge_study(study: OpenStudy) -> StudyAudit:
     plan = study.plan
     statuses = study.journal.statuses(plan.trials)
     if not any(statuses[trial.id].state == "finished" for trial in plan.tested):
-        msg = f"none of the {plan.size} trials of {study.folder.path} is finished and tested; run the study first"
+        msg = f"none of the {plan.size} trials of {study.folder.path} is finished and tested"
+        reason = _budget_reason(study)
+        msg += f", because {reason}; raise it, and run the study again" if reason else "; run the study first"
         raise ConfigurationError(msg)
     found = collect_results(plan, study.folder, study.tag, statuses)
     notes = (found.results.unfinished, budget_note(study), *found.notes, *notes_on_rates(plan, study.rates()))
@@ -108,6 +110,26 @@ def budget_note(study: OpenStudy) -> str:
     if budget is None or not study.is_over_budget or ended == plan.size:
         return ""
     return f"The budget of {budget:g} hours is spent, so that {plan.size - ended} of {plan.size} runs were not started."
+
+
+def check_budget_sufficed(study: OpenStudy) -> None:
+    """Raises an error if the budget left something out.
+
+    Args:
+        study: The study.
+
+    Raises:
+        TrialsFailed: Says how much.
+    """
+    if reason := _budget_reason(study):
+        msg = f"{reason}; to train them, raise it in the study, and repeat the command"
+        raise TrialsFailed(msg)
+
+
+def _budget_reason(study: OpenStudy) -> str:
+    """The note on the budget inside of a sentence."""
+    note = budget_note(study)
+    return f"{note[:1].lower()}{note[1:].removesuffix('.')}"
 
 
 def _search_notes(study: OpenStudy) -> list[str]:

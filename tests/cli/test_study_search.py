@@ -11,10 +11,12 @@ import pytest
 
 from lora_lightning import RunRecord
 from lora_lightning.cli.main import main
+from lora_lightning.errors import ConfigurationError
+from lora_lightning.studies import run_study
 from lora_lightning.studies.open_study import open_study
 from lora_lightning.studies.study_run import judge_study
 from tests.cli.test_study_run import here, patch_step, run
-from tests.studies.small_study import save_study
+from tests.studies.small_study import STUDY, save_study
 
 __all__ = ["here"]  # a fixture
 RATE = "model.optimization.learning_rate"
@@ -134,12 +136,20 @@ def test_a_failed_suggestion_counts_and_is_not_repeated_after_the_winner_is_test
 
 def test_no_further_run_is_started_when_the_budget_is_spent(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = save_study(here, budget=1e-6)
-    assert run(path) == 0
-    printed = capsys.readouterr().out
-    assert "The budget of 1e-06 hours is spent, so that 5 of 6 runs were not started." in printed
-    assert "The report is partial: 5 of 6 trials have not finished." in printed
-    assert run(path) == 0
+    assert run(path) == 3
+    printed = capsys.readouterr()
+    assert "The budget of 1e-06 hours is spent, so that 5 of 6 runs were not started." in printed.out
+    assert "The report is partial: 5 of 6 trials have not finished." in printed.out
+    expected = "the budget of 1e-06 hours is spent, so that 5 of 6 runs were not started; to train them, raise it"
+    assert expected in printed.err
+    assert run(path) == 3
     assert "training" not in capsys.readouterr().out.replace("training on", "")
+    assert main(["study", "status", str(FOLDER)]) == 0
+    assert "so that 5 of 6 runs were not started." in capsys.readouterr().out
+    rates = {"values": [0.01, 0.02], "seeds": [7]}
+    message = "finished and tested, because the budget of 1e-07 hours is spent, so that 11 of 12 runs were not start"
+    with pytest.raises(ConfigurationError, match=message):
+        run_study({**STUDY, "name": "rates", "budget": 1e-7, "learning_rate": rates}, save_dir=here)
     assert run(save_study(here, budget=1)) == 0
     assert "(6 of 6)" in capsys.readouterr().out
 

@@ -63,7 +63,7 @@ def test_a_kept_study_continues(folder: Path, tmp_path: Path, capsys: pytest.Cap
 def test_a_study_without_tested_runs_is_kept_and_continues(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = {"axes": {"model.lora.r": [2, 4]}, "learning_rate": {"values": [0.01, 0.02], "seeds": [7]}, "seeds": [0]}
     file = save_study(tmp_path, **small, name="forgetting", budget=1e-7)  # over after the first run
-    assert main(["study", "run", str(file), f"--save_dir={tmp_path / 'here'}"]) == 0
+    assert main(["study", "run", str(file), f"--save_dir={tmp_path / 'here'}"]) == 3
     kept = study_results.keep(tmp_path / "here" / "forgetting", tmp_path / "kept")
     assert "Not finished: 1 of 6 runs, none tested." in study_results.page(tmp_path / "kept").read_text()
     assert study_results.page(tmp_path / "kept").read_text().count("| not finished |") == 1
