@@ -19,7 +19,8 @@ REPORT_EPILOG = """\
 example:
   lora-lightning study report lightning_logs/studies/ranks
 
-Writes report.html, analysis.json, results.csv and figures, and recommended.yaml beside them, which `fit` trains as it
+Writes report.html, analysis.json, results.csv and figures into DIR/report, or into the folder that --output names, in
+place of those of an earlier report. DIR/recommended.yaml is the config of what is recommended, which `fit` trains as it
 is. A report of an unfinished study says so.
 """
 STATES = ("finished", "running", "interrupted", "waiting", "pruned", "failed")
