@@ -16,6 +16,7 @@ import ast
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def keep(source: Path, results: Path = RESULTS, written_by: str | None = None) -
         ended = sum(status.state in ENDED for status in statuses.values())
         (target / PART).write_text(f"## {source.name}\n\nNot finished: {ended} of {plan.size} runs, none tested.\n")
         return target
-    audit = judge_study(study)
+    audit = without_times(judge_study(study))
     write_study_report(audit.results, audit.analysis, target / "report", audit.notes)
     for picture in (target / "report" / "figures").iterdir():  # the report's page has all of them, too
         if picture.name not in {f"{name}.png" for name in FIGURES}:
@@ -83,6 +84,31 @@ def keep(source: Path, results: Path = RESULTS, written_by: str | None = None) -
     (target / CLAIMS).write_text("".join(f"{line}\n" for line in claim_lines(source.name, audit)))
     (target / PART).write_text("".join(f"{line}\n" for line in study_lines(study, audit, target, written_by)))
     return target
+
+
+def without_times(audit: StudyAudit) -> StudyAudit:
+    """Leaves times out of a report, since the page says that none are compared; results.csv has them.
+
+    Args:
+        audit: What a study found. A study whose first cost is a time should be kept from a machine without other work.
+    """
+    results, analysis = audit.results, audit.analysis
+    configurations = [
+        replace(each, measurements={name: numbers for name, numbers in each.measurements.items() if not is_time(name)})
+        for each in results.configurations
+    ]
+    costs = [cost for cost in results.costs if not is_time(cost)]
+    pareto = {cost: analysis.pareto[cost] for cost in costs}
+    return replace(
+        audit,
+        results=replace(results, configurations=configurations, costs=costs),
+        analysis=replace(analysis, pareto=pareto),
+    )
+
+
+def is_time(name: str) -> bool:
+    """Whether a measurement is a time."""
+    return "seconds" in name or name.startswith("inference_ms")
 
 
 def keep_run(source: Path, target: Path, tag: str) -> None:
@@ -154,7 +180,8 @@ def results_lines(audit: StudyAudit) -> Iterator[str]:
             spread = f"{np.std(shown, ddof=1):.2f}" if len(shown) > 1 else ""
             size = f"{each.mean_of('trainable_parameters'):,.0f}"
             verdict = verdicts.get(each.name, "reference")
-            yield table_row(each.name, f"{np.mean(shown):.2f}", spread, verdict, size, str(len(shown)))
+            mean = metric.shown_value(each.mean_value)  # of perplexities the geometric one, as in the report
+            yield table_row(each.name, f"{mean:.2f}", spread, verdict, size, str(len(shown)))
 
 
 def table_row(*cells: str) -> str:
@@ -183,8 +210,9 @@ def page(results: Path = RESULTS) -> Path:
         "# Results of studies",
         "",
         "Written by `python benchmarks/study_results.py page`. Each study was run by its command on two CPU cores that",
-        "it shared with other work, which changes times but not quality, so no times are compared. Each folder has",
-        "the settings, the journal, the metrics and the test outcomes of all runs, without weights.",
+        "it shared with other work, which changes times but not quality, so reports here compare no times. Peak memory",
+        "is that of a whole process, so that small differences in it mean nothing. Each folder has the settings,",
+        "the journal, the metrics and the test outcomes of all runs, without weights.",
         "",
         "## Claims of others",
         "",

@@ -1,11 +1,14 @@
 """Kept results have no weights, can be reported and continued, and the page shows their verdicts."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import study_results
 
 from lora_lightning.cli.main import main
+from lora_lightning.reports.study_report import write_study_report
+from lora_lightning.statistics.analysis import analyze_study
 from lora_lightning.studies.open_study import open_study
 from lora_lightning.studies.study_run import judge_study
 from tests.studies.small_study import save_study
@@ -30,6 +33,20 @@ def test_what_is_kept_gives_the_same_verdicts_without_weights(folder: Path, tmp_
     first, second = (judge_study(open_study(path)) for path in (folder / "small", kept))
     assert second.analysis == first.analysis
     assert second.results.configuration("r = 4 truncated to 2").outcomes.keys() == {0, 1}
+
+
+def test_reports_that_are_kept_compare_no_times(folder: Path, tmp_path: Path) -> None:
+    audit = judge_study(open_study(folder / "small"))
+    times = {"seconds_per_step": {0: 1.0, 1: 2.0}, "inference_ms_merged_batch_1": {0: 1.0}, "wall_seconds": {0: 3.0}}
+    rows = [replace(each, measurements={**each.measurements, **times}) for each in audit.results.configurations]
+    results = replace(audit.results, configurations=rows, costs=("trainable_parameters", "seconds_per_step"))
+    audit = replace(audit, results=results, analysis=analyze_study(results))
+    assert "seconds_per_step" in audit.analysis.pareto
+    kept = study_results.without_times(audit)
+    page = write_study_report(kept.results, kept.analysis, tmp_path)
+    texts = [path.read_text() for path in (page, tmp_path / "analysis.json", tmp_path / "results.csv")]
+    assert not [text for text in texts if "seconds" in text or "inference" in text]
+    assert "trade_off_trainable_parameters.png" in {path.name for path in (tmp_path / "figures").iterdir()}
 
 
 def test_a_study_of_a_script_has_its_question_and_command(folder: Path, tmp_path: Path) -> None:
