@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 from optuna.trial import TrialState
 
+from lora_lightning.studies.added_later import AddedLater, additions
 from lora_lightning.studies.journal import ENDED, Claim, StudyJournal, TrialStatus
 from lora_lightning.studies.learning_rates import Statuses, chosen_rates, configurations_without_rate, further_trials
 from lora_lightning.studies.plan import StudyPlan
@@ -21,7 +22,7 @@ from lora_lightning.studies.search import (
     search_trial,
     winning_values,
 )
-from lora_lightning.studies.study_folder import StudyFolder, load_plan, load_tags
+from lora_lightning.studies.study_folder import STUDY, StudyFolder, load_plan, load_tags
 from lora_lightning.studies.trial_runs import CheckedStudy, study_metric
 from lora_lightning.studies.trials import Trial
 
@@ -219,21 +220,34 @@ def start_study(
         TrainingError: If a file cannot be written.
     """
     with folder.locked():
-        folder.save(plan, checked.tag, checked.validation_tag)
-        plan = load_plan(folder.path)  # with the content of the base configs, whose files may change while it runs
+        folder.check(plan)
         better = study_metric(plan, checked.tag).higher_is_better
-        study = OpenStudy(
-            plan,
-            folder,
-            StudyJournal(folder, plan.study.name, plan.study.storage, higher_is_better=better),
-            checked.tag,
-            checked.validation_tag,
-        )
+        journal = StudyJournal(folder, plan.study.name, plan.study.storage, higher_is_better=better)
+        study = OpenStudy(plan, folder, journal, checked.tag, checked.validation_tag)
+        folder.save(plan, checked.tag, checked.validation_tag, _added_after_results(study))
+        # With the content of the base configs, whose files may change while it runs.
+        study = replace(study, planned=load_plan(folder.path))
+        plan = study.planned
         study.journal.add_trials(plan.trials)
         study.journal.add_lost(study.plan.trials)
         if retry_failed:
             retry_failed_trials(study)
     return study
+
+
+def _added_after_results(study: OpenStudy) -> AddedLater:
+    """What a study gains beside what its folder has, if a tested run of that has finished. The folder is locked."""
+    if not (study.folder.path / STUDY).exists():
+        return AddedLater()
+    former = replace(study, planned=load_plan(study.folder.path))
+    plan = former.plan
+    states = study.journal.statuses(plan.tested).values()
+    if not any(status.state == "finished" for status in states):
+        return AddedLater()
+    added = additions(former.planned, study.planned)
+    if added.note:
+        rank_zero_warn(added.note)
+    return added
 
 
 def retry_failed_trials(study: OpenStudy) -> None:

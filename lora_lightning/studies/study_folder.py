@@ -13,6 +13,7 @@ from lora_lightning.errors import ConfigurationError
 from lora_lightning.runs.files import save_text, write_error
 from lora_lightning.runs.save_dirs import STUDIES
 from lora_lightning.runs.settings import flatten, list_differences
+from lora_lightning.studies.added_later import AddedLater
 from lora_lightning.studies.claim_settings import claims_as_json, claims_from_json
 from lora_lightning.studies.plan import StudyPlan, plan_study, seed_by_seed
 from lora_lightning.studies.specification import SEED_OPTION, Axis, LearningRates, Range, Search, Study
@@ -21,7 +22,7 @@ from lora_lightning.studies.trials import Trial, make_trial
 
 STUDY, JOURNAL, LOCK, CLAIMS, REPORT = "study.json", "journal.jsonl", "study.lock", ".claims", "report"
 TAG, VALIDATION_TAG, CLAIMED, TRUNCATED = "tag", "validation_tag", "claims", "truncations"  # in the study's file
-FURTHER_SEEDS = "further_seeds"
+FURTHER_SEEDS, ADDED = "further_seeds", "added_after_results"
 RECOMMENDED = "recommended.yaml"
 SCHEMA_VERSION = 1
 DECIDED_BEFOREHAND = ("objective", "direction", "margin", "reference", "costs", "sequence", "full_fine_tuning")
@@ -89,13 +90,14 @@ class StudyFolder:
         if (self.path / STUDY).exists():
             check_only_adds(load_plan(self.path), plan, self.path)
 
-    def save(self, plan: StudyPlan, tag: str, validation_tag: str) -> None:
+    def save(self, plan: StudyPlan, tag: str, validation_tag: str, added: AddedLater | None = None) -> None:
         """Writes the study. To be called while the folder is locked.
 
         Args:
             plan: The study.
             tag: The metric that decides, with its split.
             validation_tag: The metric that chooses learning rates, with its split.
+            added: What the study gains now, after its first results, beside what the folder says of that already.
 
         Raises:
             ConfigurationError: If the folder belongs to another study, or the study has lost or changed something.
@@ -103,6 +105,8 @@ class StudyFolder:
         """
         self.check(plan)
         content = study_as_json(plan.study) | {TAG: tag, VALIDATION_TAG: validation_tag}
+        known = load_added(self.path) if (self.path / STUDY).exists() else AddedLater()
+        content[ADDED] = known.joined(added or AddedLater()).as_json()
         save_text(self.path / STUDY, json.dumps(content, indent=2) + "\n")
 
 
@@ -194,6 +198,11 @@ def load_tags(path: Path) -> tuple[str, str]:
     """Reads the metric that decides, with its split, and the one that chooses learning rates, from a study's folder."""
     content = _read_study(path)
     return content[TAG], content[VALIDATION_TAG]
+
+
+def load_added(path: Path) -> AddedLater:
+    """Reads from a study's folder what was added after its first results; nothing if an earlier release wrote it."""
+    return AddedLater.from_json(_read_study(path).get(ADDED, {}))
 
 
 def _read_study(path: Path) -> dict[str, Any]:

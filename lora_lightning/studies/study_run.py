@@ -19,7 +19,7 @@ from lora_lightning.studies.learning_rates import notes_on_rates
 from lora_lightning.studies.open_study import OpenStudy
 from lora_lightning.studies.plan import StudyPlan
 from lora_lightning.studies.search import notes_on_search
-from lora_lightning.studies.study_folder import RECOMMENDED, StudyFolder, base_contents
+from lora_lightning.studies.study_folder import RECOMMENDED, StudyFolder, base_contents, load_added
 from lora_lightning.studies.trial_results import collect_results
 from lora_lightning.studies.trial_runs import CheckedStudy, check_configurations
 from lora_lightning.studies.trials import Configuration
@@ -92,7 +92,14 @@ def judge_study(study: OpenStudy) -> StudyAudit:
         msg += f", because {reason}; raise it, and run the study again" if reason else "; run the study first"
         raise ConfigurationError(msg)
     found = collect_results(plan, study.folder, study.tag, statuses)
-    notes = (found.results.unfinished, budget_note(study), *found.notes, *notes_on_rates(plan, study.rates()))
+    added = load_added(study.folder.path)
+    notes = (
+        found.results.unfinished,
+        budget_note(study),
+        added.note,
+        *found.notes,
+        *notes_on_rates(plan, study.rates()),
+    )
     notes = (*notes, *_search_notes(study))
     analysis = analyze_study(found.results)
     if plan.study.search is None:
