@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from lora_lightning.diagnosis.specification import Diagnosis
 from lora_lightning.statistics.analysis import StudyAnalysis, analyze_study
-from lora_lightning.statistics.jackknife import Interval, mean_interval
+from lora_lightning.statistics.jackknife import Interval
 from lora_lightning.statistics.multiple_tests import ERROR_RATE, holm, holm_share
 from lora_lightning.statistics.paired import PairedDifference
 from lora_lightning.statistics.pairing import compare
@@ -165,16 +165,13 @@ def _of_precision(diagnosis: Diagnosis, results: StudyResults, precision: str) -
     analysis = analyze_precision(diagnosis, results, precision)
     by_name = {diagnosis.configuration(precision, rank): rank for rank in diagnosis.ranks}
     found = {by_name[each.name]: each for each in analysis.comparisons}
-    shown = {
-        rank: [results.metric.shown_value(value) for value in results.configuration(name).values.values()]
-        for name, rank in by_name.items()
-    }
+    measured = {rank: results.configuration(name) for name, rank in by_name.items()}
     smallest = analysis.smallest_sufficient
     return RankOfPrecision(
         precision,
         None if smallest is None else by_name[smallest],
-        {rank: mean_interval(values) for rank, values in shown.items()},
-        {rank: len(values) for rank, values in shown.items()},
+        {rank: each.shown_interval(results.metric) for rank, each in measured.items()},
+        {rank: len(each.values) for rank, each in measured.items()},
         {rank: each.verdict for rank, each in found.items()},
         {rank: each.sentence for rank, each in found.items()},
     )

@@ -20,6 +20,7 @@ from lora_lightning.figures.diagnosis import (
 )
 from lora_lightning.figures.study import axis_label, words
 from lora_lightning.reports.files import ReportFigure
+from lora_lightning.statistics.pareto import NO_TEST
 
 SHARED_START = (
     "Two precisions with one seed share A at the start, and are near each other for that alone; what stands beside "
@@ -150,8 +151,8 @@ def ranks_figure(findings: Findings) -> ReportFigure:
     return ReportFigure(
         "ranks",
         f"{words(findings.metric.name)} against rank",
-        "Means over all seeds of each, whose number is in the table, with 95 % intervals for both precisions; verdicts "
-        "compare the same seeds. A ring marks the least rank proven to be enough.",
+        "Means over all seeds of each, whose number is in the table, with 95 % intervals where there are two or more; "
+        "verdicts compare the same seeds. A ring marks the least rank proven to be enough.",
         precision_ranks_figure(means, enough, axis_label(None, findings.metric)),
     )
 
@@ -176,7 +177,7 @@ def costs_figures(findings: Findings) -> tuple[ReportFigure, ...]:
             }
             figure = cost_quality_figure(points, front.best, words(cost), label)
             text = f"{label} against {words(cost)}, as means over {shown_seeds(front.seeds)}, which all configurations "
-            text += f"here have; on the Pareto front: {', '.join(front.best)}."
+            text += f"here have; on the Pareto front: {', '.join(front.best)}. {NO_TEST}"
             lacking = [row.configuration for row in found.rows if row.configuration not in front.points]
             text += f" Not measured, and not drawn: {', '.join(lacking)}." if lacking else ""
             figures.append(ReportFigure(f"cost_{cost}", f"Quality against {words(cost)}", text, figure))

@@ -14,12 +14,11 @@ from lora_lightning.figures.study import (
     INK,
     ORANGE,
     SERIES,
-    WIDE,
     WIDTH,
     new_figure,
     separate_ticks,
     series_style,
-    show_large_numbers,
+    show_costs,
     show_legend,
     shown_name,
 )
@@ -146,9 +145,7 @@ def cost_quality_figure(
     if line:
         axes.plot(*np.array(line).T, color=GREY, linewidth=1, label="Pareto front")
     costs = [x for _, x, _ in known.values()]
-    if costs and 0 < WIDE * min(costs) < max(costs):
-        axes.set_xscale("log")
-    show_large_numbers(axes.xaxis, costs)
+    show_costs(axes.xaxis, costs)
     axes.margins(x=0.2, y=0.15)
     axes.set_xlabel(f"{cost} (left is better)", fontsize=FONT, parse_math=False)
     axes.set_ylabel(quality, fontsize=FONT, parse_math=False)

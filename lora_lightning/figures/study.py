@@ -15,7 +15,7 @@ from lora_lightning.figures.cards import evenly_spaced
 from lora_lightning.statistics.analysis import StudyAnalysis
 from lora_lightning.statistics.jackknife import Interval, mean_interval
 from lora_lightning.statistics.learning_rate_optimum import mean_scores, rate_optimum
-from lora_lightning.statistics.study_results import ConfigurationResults, Metric, Scale, StudyResults
+from lora_lightning.statistics.study_results import Metric, Scale, StudyResults
 from lora_lightning.statistics.verdicts import Verdict, shown_margin
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ POINTS = 200  # of a curve at most
 MOST_LABELS = 14  # of points; of more only those on the Pareto front and the reference are labeled
 MOST_TICKS = 12
 WIDE = 8  # ratio of costs from which their axis is logarithmic
+MOST_OF_AXIS = 3  # ratio of the whole range of an axis to that of the best values, from which it ends near them
+MOST_TICKED = 1e3  # ratio of costs below which a logarithmic axis has more ticks than powers of ten
 LARGE = 1e4  # from which numbers on an axis get a prefix, such as 295k
 COLORS = {  # and markers, since colors alone do not tell everyone apart
     Verdict.IDENTICAL: (GREEN, "D"),
@@ -65,13 +67,11 @@ def differences_figure(results: StudyResults, analysis: StudyAnalysis) -> "Figur
         label = None if found.verdict in drawn else str(found.verdict)
         axes.plot([value], [row], marker, color=color, markersize=6, label=label)
     axes.axvline(0, color=INK, linewidth=0.8)
-    axes.axvline(-metric.margin, color=RED, linewidth=1, linestyle="--")
-    axes.text(
-        -metric.margin, -0.75, f"margin {shown_margin(metric)} ", color=RED, fontsize=FONT - 1, ha="right", va="center"
-    )
+    margin = f"margin {shown_margin(metric)}"  # in the legend: beside its line it could lie across an axis
+    axes.axvline(-metric.margin, color=RED, linewidth=1, linestyle="--", label=margin)
     names = [shown_name(found.name) for found in analysis.comparisons]
     axes.set_yticks(range(len(names)), names, fontsize=FONT, parse_math=False)
-    axes.set_ylim(len(names) - 0.4, -1.1)
+    axes.set_ylim(len(names) - 0.4, -0.6)
     unit = f",{metric.unit}" if metric.unit else ""
     label = f"difference from {shown_name(results.reference)}{unit} (right is better)"
     axes.set_xlabel(label, fontsize=FONT, parse_math=False)
@@ -88,31 +88,36 @@ def rank_figure(results: StudyResults, name: str | None = None) -> "Figure":
 
     Returns:
         A matplotlib figure that belongs to no window; lines join configurations that differ in rank alone, and those
-        without a rank, such as full fine-tuning, are horizontal lines.
+        without a rank, such as full fine-tuning, are horizontal lines in a band, their interval.
     """
     figure, axes = new_figure()
     ranked: dict[str, list[tuple[float, Interval]]] = {}
-    others = []
+    others: list[tuple[str, Interval]] = []
     for each in results.configurations:
-        interval = mean_interval(numbers_by_seed(each, name, results.metric))
+        numbers = each.measurements.get(name or "", {})
+        interval = each.shown_interval(results.metric) if name is None else mean_interval([*numbers.values()])
         if math.isnan(interval.value):
             continue
         if each.rank is not None:
             ranked.setdefault(each.beside_rank, []).append((each.rank, interval))
         else:
-            others.append((each.name, interval.value))
+            others.append((each.name, interval))
     for number, (kind, points) in enumerate(ranked.items()):
         label = shown_name(kind) if len(ranked) > 1 else None
         _draw_ranks(axes, sorted(points, key=lambda point: point[0]), SERIES[number % len(SERIES)], label)
-    for number, (other, value) in enumerate(others, len(ranked)):
+    for number, (other, interval) in enumerate(others, len(ranked)):
         color = SERIES[number % len(SERIES)]
-        axes.axhline(value, color=color, linestyle="--", linewidth=1, label=shown_name(other))
+        axes.axhline(interval.value, color=color, linestyle="--", linewidth=1, label=shown_name(other))
+        if not math.isnan(interval.low):
+            axes.axhspan(interval.low, interval.high, color=color, alpha=0.15, linewidth=0)
     ranks = sorted(rank for points in ranked.values() for rank, _ in points)
     axes.set_xscale("log", base=2)
     ticks = separate_ticks(ranks)
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=FONT)
     axes.minorticks_off()
-    show_large_numbers(axes.yaxis, [interval.value for points in ranked.values() for _, interval in points])
+    if name is not None:
+        drawn = [interval for points in ranked.values() for _, interval in points]
+        show_costs(axes.yaxis, [interval.value for interval in [*drawn, *(interval for _, interval in others)]])
     axes.set_xlabel("rank r", fontsize=FONT)
     axes.set_ylabel(axis_label(name, results.metric), fontsize=FONT, parse_math=False)
     show_legend(axes)
@@ -135,10 +140,12 @@ def learning_rates_figure(results: StudyResults) -> "Figure":
         results: What a study measured that chooses learning rates.
 
     Returns:
-        A matplotlib figure that belongs to no window; a triangle marks the best rate of each configuration, filled
-        unless it is at the edge of those that were tried.
+        A matplotlib figure that belongs to no window; a triangle marks where between the rates that were tried the
+        best one of each configuration lies by a parabola, filled unless it is at their edge. If most of the range
+        belongs to rates that are far from the best ones, the axis ends before them.
     """
     figure, axes = new_figure()
+    drawn: list[list[float]] = []
     sign = 1.0 if results.metric.higher_is_better else -1.0
     for number, each in enumerate(each for each in results.configurations if each.tried_rates):
         seeds = sorted({seed for values in each.tried_rates.values() for seed in values})
@@ -148,6 +155,7 @@ def learning_rates_figure(results: StudyResults) -> "Figure":
             continue
         color, style = series_style(number)
         values = [results.metric.shown_value(sign * score) for score in finite.values()]
+        drawn.append(values)
         axes.plot([*finite], values, style, color=color, marker=".", linewidth=1.2, label=shown_name(each.name))
         optimum = rate_optimum(scores)
         fill = "none" if optimum.at_edge else "full"
@@ -158,6 +166,8 @@ def learning_rates_figure(results: StudyResults) -> "Figure":
             color=color,
             fillstyle=fill,
         )
+    low, high = limits_near_best(drawn, higher_is_better=results.metric.higher_is_better)
+    axes.set_ylim(low, high)
     axes.set_xscale("log")
     ticks = separate_ticks(sorted({rate for each in results.configurations for rate in each.tried_rates}))
     axes.set_xticks(ticks, [scientific(tick) for tick in ticks], fontsize=FONT)
@@ -166,6 +176,33 @@ def learning_rates_figure(results: StudyResults) -> "Figure":
     axes.set_ylabel(f"validation {axis_label(None, results.metric)}", fontsize=FONT, parse_math=False)
     show_legend(axes)
     return figure
+
+
+def limits_near_best(series: Sequence[Sequence[float]], *, higher_is_better: bool) -> tuple[float | None, float | None]:
+    """Chooses the ends of an axis so that the best values can be told apart.
+
+    Args:
+        series: Values by rate of each configuration, in the order of rates.
+        higher_is_better: Whether larger values are better.
+
+    Returns:
+        Low and high; `None` where the axis may end as it does by itself. Only bad values are left out, and only if they
+        take most of the range; the best value of each series and its better neighbor are always inside.
+    """
+    sign = 1.0 if higher_is_better else -1.0
+    near, every = [], []
+    for values in series:
+        scores = [sign * value for value in values if math.isfinite(value)]
+        best = max(range(len(scores)), key=scores.__getitem__, default=0)
+        beside = scores[max(0, best - 1) : best] + scores[best + 1 : best + 2]
+        near += [*scores[best : best + 1], *([max(beside)] if beside else [])]
+        every += scores
+    if not near or max(every) - min(every) <= MOST_OF_AXIS * (max(near) - min(near)):
+        return None, None
+    height = max(near) - min(near) or 1e-3 * abs(max(near))
+    end = sign * (min(near) - height / 2)
+    other = sign * (max(near) + height / 8)
+    return (end, other) if higher_is_better else (other, end)
 
 
 def scientific(number: float) -> str:
@@ -213,9 +250,7 @@ def trade_off_figure(results: StudyResults, analysis: StudyAnalysis, cost: str) 
         )
     axes.plot(*np.array(sorted(front)).T, color=BLUE, linewidth=1, label="Pareto front") if front else None
     costs = [each.mean_of(cost) for each in known]
-    if known and 0 < WIDE * min(costs) < max(costs):
-        axes.set_xscale("log")
-    show_large_numbers(axes.xaxis, costs)
+    show_costs(axes.xaxis, costs)
     axes.margins(x=0.15, y=0.12)
     axes.set_xlabel(f"{words(cost)} (left is better)", fontsize=FONT, parse_math=False)
     axes.set_ylabel(axis_label(None, metric), fontsize=FONT, parse_math=False)
@@ -224,21 +259,22 @@ def trade_off_figure(results: StudyResults, analysis: StudyAnalysis, cost: str) 
 
 
 def curves_figure(results: StudyResults, name: str) -> "Figure":
-    """Draws a curve of every configuration: its mean over seeds where all seeds have the same steps, else each seed's.
+    """Draws a curve of every configuration: its mean over seeds at the steps that all seeds have.
 
     Args:
         results: What the study measured.
         name: A curve that some configuration has.
 
     Returns:
-        A matplotlib figure that belongs to no window.
+        A matplotlib figure that belongs to no window. Seeds that have no step in common are drawn one by one.
     """
     figure, axes = new_figure()
     for number, each in enumerate(results.configurations):
         color, style = series_style(number)
         for place, curve in enumerate(averaged_curves(each.curves.get(name, {}))):
             label = None if place else shown_name(each.name)
-            axes.plot(curve[0], curve[1], style, color=color, linewidth=1.2, label=label)
+            marker = "." if curve.shape[1] == 1 else None  # one point makes no line
+            axes.plot(curve[0], curve[1], style, color=color, marker=marker, linewidth=1.2, label=label)
     axes.set_xlabel("step or epoch", fontsize=FONT)
     axes.set_ylabel(words(name), fontsize=FONT, parse_math=False)
     show_legend(axes)
@@ -262,25 +298,39 @@ def separate_ticks(ranks: Sequence[float]) -> list[float]:
 
 
 def averaged_curves(curves: Mapping[int, NDArray[np.float64]]) -> list[NDArray[np.float64]]:
-    """Averages curves over seeds if they have the same steps.
+    """Averages curves over seeds at the steps that all of them have.
+
+    Beyond, as after an early stop, a mean would be over other seeds than before.
 
     Args:
         curves: By seed, shape (2, points).
 
     Returns:
-        Curves of at most 200 points, shape (2, points).
+        Curves of at most 200 points in all, shape (2, points): one, or one per seed if no step is common to all.
     """
-    rows = list(curves.values())
-    if len(rows) > 1 and all(np.array_equal(row[0], rows[0][0]) for row in rows):
-        rows = [np.stack([rows[0][0], np.mean([row[1] for row in rows], axis=0)])]
-    return [row[:, evenly_spaced(row.shape[1], POINTS)] for row in rows]
+    rows = [row for row in curves.values() if row.size]
+    steps = common_steps(rows)
+    if len(steps):
+        by_step = [dict(zip(*row, strict=True)) for row in rows]
+        rows = [np.array([steps, [np.mean([values[step] for values in by_step]) for step in steps]])]
+    return [row[:, evenly_spaced(row.shape[1], max(1, POINTS // len(rows)))] for row in rows]
 
 
-def numbers_by_seed(configuration: ConfigurationResults, name: str | None, metric: Metric) -> list[float]:
-    """The numbers of a configuration's runs: of a measurement, or of the metric as it is shown."""
-    if name is not None:
-        return list(configuration.measurements.get(name, {}).values())
-    return [metric.shown_value(value) for value in configuration.values.values()]
+def common_steps(rows: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """The steps that all curves have, ascending.
+
+    Args:
+        rows: Curves, shape (2, points).
+
+    Returns:
+        Steps, shape (steps,), float64; empty without a curve.
+    """
+    if not rows:
+        return np.empty(0)
+    steps = np.unique(rows[0][0])
+    for row in rows[1:]:
+        steps = np.intersect1d(steps, row[0])
+    return steps
 
 
 def words(name: str) -> str:
@@ -319,10 +369,15 @@ def new_figure(height: float = HEIGHT) -> tuple["Figure", "Axes"]:
     return figure, axes
 
 
-def show_large_numbers(axis: "Axis", numbers: Sequence[float]) -> None:
-    """Writes large numbers on an axis with a prefix, such as 295k or 2.4M."""
-    from matplotlib.ticker import EngFormatter  # noqa: PLC0415
+def show_costs(axis: "Axis", numbers: Sequence[float]) -> None:
+    """Makes an axis of costs logarithmic if they differ by much, and writes large numbers such as 295k or 2.4M."""
+    from matplotlib.ticker import EngFormatter, LogLocator, ScalarFormatter  # noqa: PLC0415
 
+    if numbers and 0 < WIDE * min(numbers) < max(numbers):
+        (axis.axes.set_xscale if axis is axis.axes.xaxis else axis.axes.set_yscale)("log")
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(numbers) < MOST_TICKED * min(numbers) else (1,)))
+        axis.set_major_formatter(ScalarFormatter())
+        axis.set_minor_locator(LogLocator(subs=()))
     if max(numbers, default=0) >= LARGE:
         axis.set_major_formatter(EngFormatter(sep=""))
 

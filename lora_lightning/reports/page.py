@@ -1,13 +1,12 @@
 """A report as a page of sections: sentences, tables and figures, in one HTML file that loads nothing."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
-from lora_lightning.reports.drawing import inline_svg, svg_text
-from lora_lightning.reports.files import ReportFigure, write_report_files
-
-PAGE = "report.html"
+from lora_lightning.reports.drawing import svg_text
+from lora_lightning.reports.files import PAGE, ReportFigure, figures_that_fit, write_report_files
 
 
 @dataclass(frozen=True)
@@ -110,20 +109,22 @@ def render_page(page: Page, drawn: Sequence[str]) -> str:
         drawn: Each figure of its sections as SVG, in order.
 
     Returns:
-        HTML that loads nothing.
+        HTML that loads nothing; figures that would make it larger than 2 MB are left out, which it says.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415
-    from markupsafe import Markup  # noqa: PLC0415
 
     environment = Environment(
         loader=PackageLoader("lora_lightning.reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    sections, place = [], 0
-    for section in page.sections:
-        figures: list[tuple[str, str, str]] = []
-        for each in section.figures:
-            svg = Markup(inline_svg(drawn[place], f"figure{place}", each.description))  # noqa: S704  # our own
-            figures.append((each.title, each.description, svg))
-            place += 1
-        sections.append(_Drawn(section, figures))
-    return environment.get_template("page.html.jinja").render(page=page, sections=sections)
+    template = environment.get_template("page.html.jinja")
+    figures = [figure for section in page.sections for figure in section.figures]
+    names = [each.name for each in figures]
+    bare = template.render(page=page, sections=[_Drawn(section) for section in page.sections], names=names)
+    fitting, note = figures_that_fit(figures, drawn, len(bare.encode()))
+    left = iter(fitting)
+    sections = [
+        _Drawn(section, [each for each in islice(left, len(section.figures)) if each is not None])
+        for section in page.sections
+    ]
+    page = replace(page, notes=(*page.notes, note)) if note else page
+    return template.render(page=page, sections=sections, names=names)

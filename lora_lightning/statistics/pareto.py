@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 
+NO_TEST = "The front compares means and is no test: what lies close together may differ by chance."
+
 
 def pareto_front(qualities: Sequence[float], costs: Sequence[float]) -> list[bool]:
     """Finds the configurations that no other one dominates.

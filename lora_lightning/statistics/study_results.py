@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from lora_lightning.statistics.jackknife import Interval, mean_interval
+
 if TYPE_CHECKING:
     from lora_lightning.statistics.claims import Claim
 
@@ -76,7 +78,7 @@ class Metric:
             that is 1 % higher.
         """
         if self.scale is Scale.LOG:
-            return -100 * math.expm1(-difference) if difference > -OVERFLOW else -math.inf
+            return -math.inf if difference <= -OVERFLOW else -100 * math.expm1(-difference)  # NaN stays NaN
         return 100 * difference if self.scale is Scale.FRACTION else difference
 
     def stored_difference(self, shown: float) -> float:
@@ -103,7 +105,7 @@ class Metric:
             The value as shown.
         """
         if self.scale is Scale.LOG:
-            return math.exp(value) if value < OVERFLOW else math.inf
+            return math.inf if value >= OVERFLOW else math.exp(value)
         return 100 * value if self.scale is Scale.FRACTION else value
 
 
@@ -153,6 +155,18 @@ class ConfigurationResults:
     def mean_value(self) -> float:
         """The mean of the metric over seeds; NaN without a seed."""
         return float(np.mean(list(self.values.values()))) if self.values else float("nan")
+
+    def shown_interval(self, metric: Metric) -> Interval:
+        """The mean of the metric over seeds as it is shown, with its 95 % t interval.
+
+        Args:
+            metric: The metric.
+
+        Returns:
+            The interval; of a metric that is stored as a logarithm, such as perplexity, around the geometric mean.
+        """
+        found = mean_interval([*self.values.values()])
+        return Interval(*(metric.shown_value(end) for end in (found.value, found.low, found.high)))
 
     def mean_of(self, name: str) -> float:
         """Averages a measurement over seeds.
