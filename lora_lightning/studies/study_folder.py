@@ -1,6 +1,7 @@
 """The folder of a study: its files, its lock, and that it belongs to this study and no other."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -283,15 +284,23 @@ def _check_search(old: Mapping[str, Any], new: Mapping[str, Any], path: Path) ->
     """Refuses another search; it may only try more configurations."""
     if old["search"] is None and new["search"] is None:
         return
-    here, there = (
-        {"search": None if each["search"] is None else {**each["search"], "trials": None}, "axes": each["axes"]}
-        for each in (new, old)
-    )
-    fewer = old["search"] and new["search"] and (new["search"]["trials"] or 0) < (old["search"]["trials"] or 0)
-    if json.loads(json.dumps(here)) != json.loads(json.dumps(there)) or fewer:
-        msg = f"the folder {path} has a study with another search ({old['search']} with the axes {old['axes']}), which "
-        msg += f"may only gain trials; {REMEDY}"
+    here, there = (_search_settings(each) for each in (new, old))
+    now, before = (settings.pop("search.trials", None) for settings in (here, there))
+    changed = list_differences(here, there, "there")
+    if not changed and (math.inf if now is None else now) < (math.inf if before is None else before):
+        limit = "as many as the budget allows" if before is None else before
+        changed = [f"search.trials is {now} here and {limit} there"]
+    if changed:
+        msg = f"the folder {path} has a study with another search ({'; '.join(changed[:MOST_NAMED])}), which may only "
+        msg += f"gain trials; {REMEDY}"
         raise ConfigurationError(msg)
+
+
+def _search_settings(study: Mapping[str, Any]) -> dict[str, Any]:
+    """What a study searches, and how, by dotted name."""
+    axes = {axis["name"]: axis.get("range") or axis["values"] for axis in study["axes"]}
+    found = {"search": study["search"] or {"sampler": None}, "axes": axes}
+    return flatten(json.loads(json.dumps(found)))
 
 
 def _without_rates(plan: StudyPlan) -> list[Trial]:

@@ -1,6 +1,7 @@
 """What a search tries and what wins: from ended runs alone, without repeating itself, and always the same."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -197,15 +198,23 @@ def test_a_search_is_read_back_from_its_folder_and_may_only_gain_trials(tmp_path
         )
     )
     folder.check(search_plan(tmp_path, search={"trials": 13, "seeds": [7]}, budget=3))
-    for other in (
-        {"trials": 11, "seeds": [7]},
-        {"trials": 12, "seeds": [9]},
-        {"trials": 12, "seeds": [7], "pruning": True},
+    for other, changed in (
+        ({"trials": 11, "seeds": [7]}, "search.trials is 11 here and 12 there"),
+        ({"trials": 12, "seeds": [9]}, r"search.seeds is \[9\] here and \[7\] there"),
+        ({"trials": 12, "seeds": [7], "pruning": True}, "search.pruning is True here and False there"),
     ):
-        with pytest.raises(ConfigurationError, match="which may only gain trials"):
+        with pytest.raises(ConfigurationError, match=rf"\({changed}\), which may only gain trials"):
             folder.check(search_plan(tmp_path, search=other))
-    with pytest.raises(ConfigurationError, match="which may only gain trials"):
+    with pytest.raises(ConfigurationError, match=r"\(axes.*learning_rate.low is 1e-05 here and 0.0001 there\), which"):
         folder.check(search_plan(tmp_path, axes=AXES | {RATE: {"low": 1e-5, "high": 3e-2, "log": True}}))
+    with pytest.raises(ConfigurationError, match=r"another search .*search.sampler is None here and 'tpe' there"):
+        folder.check(replace(plan, study=replace(plan.study, search=None)))
+    without_limit = search_plan(tmp_path, search={"seeds": [7]}, budget=1)  # a smaller budget, and all that it allows
+    with folder.locked():
+        folder.save(without_limit, "test/loss", "val/loss")
+    message = "search.trials is 99 here and as many as the budget allows there"
+    with pytest.raises(ConfigurationError, match=message):
+        folder.check(search_plan(tmp_path, search={"trials": 99, "seeds": [7]}, budget=1))
 
 
 def axis(**content: Any) -> dict[str, Any]:
