@@ -210,23 +210,30 @@ def _evaluations(run: TrainingRun) -> Evaluations:
 
 
 def _check_batch_limits(plan: StudyPlan, run: TrainingRun) -> None:
-    """Refuses to leave out what decides: each run would be trained to its end, and then fail."""
-    tested, validated = run.trainer.limit_test_batches, run.trainer.limit_val_batches
-    if isinstance(tested, float) and 0 < tested < 1:
-        run.datamodule.setup(TEST)
-        loaders = run.datamodule.test_dataloader()
-        fewest = min(map(len, loaders if isinstance(loaders, list) else [loaders]))
-        if tested * fewest < 1:
-            msg = f"trainer.limit_test_batches is {tested}, which is no batch of {fewest}, but a study compares "
-            msg += "configurations on test rows; leave it out"
+    """Refuses to leave out all rows of a split that is needed: each run would fail, most of them after training."""
+    for option in ("limit_train_batches", "max_epochs", "max_steps"):
+        if getattr(run.trainer, option) == 0:
+            msg = f"trainer.{option} is 0, so that no run would be trained; leave it out, or raise it"
             raise ConfigurationError(msg)
-    if tested == 0:
-        msg = "trainer.limit_test_batches is 0, but a study compares configurations on test rows; leave it out"
-        raise ConfigurationError(msg)
     choice = "a search" if plan.study.search is not None else "learning_rate" if plan.study.learning_rate else ""
-    if validated == 0 and choice:
-        msg = f"trainer.limit_val_batches is 0, but {choice} chooses by the metric on validation rows; leave one out"
-        raise ConfigurationError(msg)
+    for option, stage, purpose in (
+        ("limit_test_batches", TEST, "a study compares configurations on test rows"),
+        ("limit_val_batches", "validate", f"{choice} chooses by the metric on validation rows" if choice else ""),
+    ):
+        limit = getattr(run.trainer, option)
+        if limit == 0 and purpose:
+            msg = f"trainer.{option} is 0, but {purpose}; leave it out"
+            raise ConfigurationError(msg)
+        if isinstance(limit, float) and 0 < limit < 1 and limit * (fewest := _fewest_batches(run, stage)) < 1:
+            msg = f"trainer.{option} is {limit}, which is no batch of {fewest}; leave it out, or raise it"
+            raise ConfigurationError(msg)
+
+
+def _fewest_batches(run: TrainingRun, stage: str) -> int:
+    """The batches of the smallest split of a stage."""
+    run.datamodule.setup(stage)
+    loaders = run.datamodule.test_dataloader() if stage == TEST else run.datamodule.val_dataloader()
+    return min(map(len, loaders if isinstance(loaders, list) else [loaders]))
 
 
 def _check_can_be_truncated(run: TrainingRun) -> None:

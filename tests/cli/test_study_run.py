@@ -328,7 +328,16 @@ def test_a_full_disk_stops_the_worker(
         ),
         ({"direction": "higher"}, "the direction 'higher' contradicts 'loss'"),
         ({"options": {"trainer.limit_test_batches": 0}}, "trainer.limit_test_batches is 0, but a study compares"),
-        ({"options": {"trainer.limit_test_batches": 0.001}}, "is 0.001, which is no batch of \\d+, but a study"),
+        (
+            {"options": {"trainer.limit_test_batches": 0.001}},
+            "limit_test_batches is 0.001, which is no batch of \\d+; l",
+        ),
+        ({"options": {"trainer.limit_val_batches": 0.001}}, "limit_val_batches is 0.001, which is no batch of \\d+; l"),
+        (
+            {"options": {"trainer.limit_train_batches": 0.0}},
+            "limit_train_batches is 0, so that no run would be trained",
+        ),
+        ({"options": {"trainer.max_steps": 0}}, "trainer.max_steps is 0, so that no run would be trained"),
         (
             {"options": {"trainer.limit_val_batches": 0}, "learning_rate": {"values": [1e-3], "seeds": [7]}},
             "trainer.limit_val_batches is 0, but learning_rate chooses by the metric on validation rows",
