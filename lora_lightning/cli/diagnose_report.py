@@ -113,6 +113,7 @@ def print_findings(findings: "Findings") -> None:
     show("verdicts", [f"{each.name}: {each.state}. {each.sentence}" for each in findings.verdicts])
     show(f"use {quantized} when", list(findings.advice.use_quantized))
     show(f"use {full} when", list(findings.advice.use_full))
+    show(f"if you use {quantized}", list(findings.advice.if_quantized))
     of_verdicts = {each.sentence for each in findings.verdicts}  # which are printed with their states
     show("not decided", [each for each in findings.advice.missing if each not in of_verdicts])
     failures = [

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lora_lightning.diagnosis.costs import PEAK_MEMORY, PROCESS_MEMORY, STEP, WEIGHTS, CostTable
+from lora_lightning.diagnosis.costs import INFERENCE, PEAK_MEMORY, PROCESS_MEMORY, STEP, WEIGHTS, CostTable
 from lora_lightning.diagnosis.merge_recovery import DEQUANTIZED, KEPT, MergeRecoveries
 from lora_lightning.diagnosis.rank_threshold import PrecisionLoss
 from lora_lightning.diagnosis.specification import Diagnosis
@@ -15,6 +15,7 @@ from lora_lightning.statistics.jackknife import Interval
 MATTERS = 5.0  # percent of a cost
 REQUANTIZED = "requantized"
 NAMES = {WEIGHTS: "memory of the weights", PEAK_MEMORY: "peak memory", STEP: "time a step"}
+NAMES |= {cost: f"inference time in batches of {cost.rpartition('_')[2]}" for cost in INFERENCE}
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,13 @@ class Advice:
         use_quantized: Reasons for the quantized precision.
         use_full: Reasons for the other one.
         missing: What is not decided.
+        if_quantized: What to do if the quantized precision is used, which is no reason to use it; empty without one.
     """
 
     use_quantized: tuple[str, ...]
     use_full: tuple[str, ...]
     missing: tuple[str, ...]
+    if_quantized: tuple[str, ...] = ()
 
 
 def advise(
@@ -68,18 +71,17 @@ def advise(
         use_full.append(f"quality counts: {quality.sentence}")
     elif quality.state is State.UNDECIDED and loss is not None and loss.is_loss:
         use_full.append(f"quality counts, of which some is lost, by more than the margin or not: {quality.sentence}")
-    if skip.state is State.YES:
-        use_quantized.append(f"sensitive modules may stay unquantized: {skip.sentence}")
     if dearer:
         use_full.append(f"{dearer} counts")
-    use_quantized += _on_merges(by_name[VerdictName.MERGE_KEEPS_GAIN].state, merges)
+    conditions = [f"leave the sensitive modules unquantized: {skip.sentence}"] if skip.state is State.YES else []
+    conditions += _on_merges(by_name[VerdictName.MERGE_KEEPS_GAIN].state, merges)
     missing += [*_not_told(savings, diagnosis), *_not_compared(costs)]
     missing += [
         each.sentence
         for each in verdicts
         if each.state in {State.UNDECIDED, State.MISSING} and not (each is skip and diagnosis.proof is None)
     ]
-    return Advice(tuple(use_quantized), tuple(use_full), tuple(missing))
+    return Advice(tuple(use_quantized), tuple(use_full), tuple(missing), tuple(conditions) if use_quantized else ())
 
 
 def _doubt(quality: DiagnosisVerdict, loss: PrecisionLoss | None) -> str:
@@ -141,12 +143,12 @@ def _on_merges(kept: State, merges: MergeRecoveries | None) -> list[str]:
     again = "quantizing the merged model again loses a part of the adapter's gain"
     loses_again = merges is not None and _loses(merges, REQUANTIZED)
     if kept is State.NO:
-        return [f"its adapter is kept apart: even merged into the {DEQUANTIZED} base, it loses a part of its gain"]
+        return [f"keep its adapter apart: even merged into the {DEQUANTIZED} base, it loses a part of its gain"]
     if not loses_again:
         return []
     if kept is State.YES:
-        return [f"its adapter is kept apart or merged into the {DEQUANTIZED} base: {again}"]
-    return [f"its adapter is kept apart: {again}, and that a merge into the {DEQUANTIZED} base keeps it is not proven"]
+        return [f"keep its adapter apart or merge it into the {DEQUANTIZED} base: {again}"]
+    return [f"keep its adapter apart: {again}, and that a merge into the {DEQUANTIZED} base keeps it is not proven"]
 
 
 def _loses(merges: MergeRecoveries, target: str) -> bool:

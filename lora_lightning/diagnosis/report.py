@@ -114,10 +114,11 @@ def _with_caution(section: Section, caution: str) -> Section:
 def _answers(findings: Findings) -> tuple[str, ...]:
     full, quantized = findings.precisions
     advice = findings.advice
-    found = [f"Use {quantized} when {reason}" for reason in advice.use_quantized]
-    found += [f"Use {full} when {reason}" for reason in advice.use_full]
-    if not found:
-        found = [f"Nothing measured so far speaks for {quantized} or for {full}."]
+    reasons = {quantized: advice.use_quantized, full: advice.use_full}
+    found = [f"Use {name} when {reason}" for name, own in reasons.items() for reason in own]
+    found += [f"If you use {quantized}, {what}" for what in advice.if_quantized]
+    if without := [name for name, own in reasons.items() if not own]:
+        found.append(f"Nothing measured so far speaks for {' or for '.join(without)}.")
     return tuple(sentence if sentence.endswith(".") else f"{sentence}." for sentence in found)
 
 

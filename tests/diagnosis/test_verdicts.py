@@ -8,9 +8,17 @@ import numpy as np
 import pytest
 
 from lora_lightning.diagnosis.advice import Advice, advise
-from lora_lightning.diagnosis.costs import PEAK_MEMORY, CostTable, cost_table, note_on_missing_costs, weights_by_rank
+from lora_lightning.diagnosis.costs import (
+    INFERENCE,
+    PEAK_MEMORY,
+    CostTable,
+    cost_table,
+    note_on_missing_costs,
+    weights_by_rank,
+)
 from lora_lightning.diagnosis.failure_modes import Evidence, find_failure_modes, unchecked_failure_modes
 from lora_lightning.diagnosis.rank_threshold import find_rank_threshold
+from lora_lightning.diagnosis.report import make_page
 from lora_lightning.diagnosis.report_figures import costs_figures
 from lora_lightning.diagnosis.report_tables import costs_table, ranks_tables
 from lora_lightning.diagnosis.sensitivity import SkipChoice
@@ -20,6 +28,7 @@ from lora_lightning.diagnosis.verdict_names import VerdictName
 from lora_lightning.diagnosis.verdicts import DiagnosisVerdict, State, reach_verdicts
 from lora_lightning.statistics.jackknife import Interval
 from tests.diagnosis import planted
+from tests.diagnosis.small_diagnosis import leave_figures_out
 
 
 def verdicts(loss: float = 0.0, **changes: Any) -> dict[VerdictName, DiagnosisVerdict]:
@@ -182,6 +191,25 @@ def test_without_a_measured_saving_none_is_claimed() -> None:
     assert "It is not measured that NF4 saves 5 % of memory or time." in found.missing
 
 
+def test_what_to_do_with_a_precision_is_no_reason_to_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """6 points are lost, no saving is told, a requantized merge loses, and a list is proven."""
+    leave_figures_out(monkeypatch)
+    ranks = find_rank_threshold(planted.diagnosis(), planted.results(0.06))
+    own, merges = list(verdicts(0.06, skip=planted.skip()[1]).values()), planted.merges(requantized=0.8)
+    found = advise(planted.diagnosis(), own, CostTable((), {}), ranks.compared, merges)
+    assert (found.use_quantized, found.if_quantized) == ((), ())
+    answers = make_page(planted.findings(advice=found, errors=None)).answers
+    assert [each for each in answers if "NF4 when" in each or each.startswith("If you use NF4")] == []
+    assert answers[-1] == "Nothing measured so far speaks for NF4."
+    cheaper = advise(planted.diagnosis(), own, costs(0.06), ranks.compared, merges)
+    assert len(cheaper.use_quantized) == 1
+    starts = ("leave the sensitive modules unquantized: It is proven.", "keep its adapter apart or merge it into")
+    assert all(each.startswith(start) for each, start in zip(cheaper.if_quantized, starts, strict=True))
+    answers = make_page(planted.findings(advice=cheaper, errors=None)).answers
+    assert "If you use NF4, leave the sensitive modules unquantized: It is proven." in answers
+    assert not any(each.startswith("Nothing") for each in answers)
+
+
 def test_random_permutations_are_said() -> None:
     similarity = planted.similarity()
     assert similarity.permutation is not None
@@ -191,10 +219,10 @@ def test_random_permutations_are_said() -> None:
     assert "of 100,000 splits" in found.sentence
 
 
-def test_a_requantized_merge_that_loses_is_a_reason() -> None:
+def test_a_requantized_merge_that_loses_is_a_condition() -> None:
     own = list(verdicts(why_no_list="No proof was asked for.").values())
     reasons = advise(planted.diagnosis(), own, costs(), None, planted.merges(requantized=0.8))
-    assert any("kept apart or merged into the dequantized base" in each for each in reasons.use_quantized)
+    assert any("keep its adapter apart or merge it into the dequantized base" in each for each in reasons.if_quantized)
     assert not any("quantiz" in each for each in reasons.use_full)  # no merge of that precision was measured
     proof = replace(planted.diagnosis(), proof=SkipProof(seeds=(0,)))
     assert "No proof was asked for." in advise(proof, own, costs(), None, planted.merges()).missing
@@ -322,6 +350,26 @@ def test_what_one_seed_or_chance_took_is_no_reason() -> None:
     assert "memory of the weights (NF4 takes 60 % less)" in advice(table=counted).use_quantized[0]
 
 
+def test_inference_that_costs_more_is_a_reason() -> None:
+    """Of three seeds; with batches of 32, both take the same."""
+    study = planted.results()
+    times = {"float32": (5.0, 5.1, 5.2), "NF4": (10.0, 10.3, 10.4)}
+    timed = [
+        replace(
+            each,
+            measurements={
+                INFERENCE[0]: dict(enumerate(times[each.name.partition(",")[0]])),
+                INFERENCE[1]: dict.fromkeys(range(3), 1.0),
+            },
+        )
+        for each in study.configurations
+    ]
+    found = advice(table=cost_table(planted.diagnosis(), replace(study, configurations=timed), {}, {}))
+    (reason,) = found.use_full
+    assert reason.startswith("inference time in batches of 1 (NF4 takes 101 % more, 95 % interval ")
+    assert "batches of 32" not in " ".join((*found.use_quantized, *found.missing))
+
+
 def test_memory_of_a_whole_process_is_not_compared() -> None:
     """NF4 seems to take 40 % less; on a CPU that may be the order of runs."""
     study = planted.results(0.06)
@@ -429,16 +477,16 @@ def test_a_loss_that_is_told_from_zero_counts_though_the_margin_is_undecided() -
 @pytest.mark.parametrize(
     ("dequantized", "reason"),
     [
-        (1.0, "its adapter is kept apart or merged into the dequantized base: quantizing the merged model again"),
-        (0.9, "its adapter is kept apart: even merged into the dequantized base, it loses a part of its gain"),
-        (0.98, "its adapter is kept apart: quantizing the merged model again loses a part"),
+        (1.0, "keep its adapter apart or merge it into the dequantized base: quantizing the merged model again"),
+        (0.9, "keep its adapter apart: even merged into the dequantized base, it loses a part of its gain"),
+        (0.98, "keep its adapter apart: quantizing the merged model again loses a part"),
     ],
 )
 def test_no_merge_that_loses_is_advised(dequantized: float, reason: str) -> None:
     merges = planted.merges(requantized=0.8, dequantized=dequantized)
     found = advice(merges=merges)
-    assert [each.startswith(reason) for each in found.use_quantized if "adapter is kept" in each] == [True]
-    assert not any("kept apart" in each for each in advice(merges=planted.merges()).use_quantized)
+    assert [each.startswith(reason) for each in found.if_quantized] == [True]
+    assert advice(merges=planted.merges()).if_quantized == ()
 
 
 @pytest.mark.parametrize("ratio", [0.97, 0.975, 0.98, 0.985, 0.99, 1.0])
