@@ -175,6 +175,10 @@ class DiagnosisFolder:
         known = self.timed(name)
         return known is not None and known.identity == _identity(inputs)
 
+    def has_measurement(self, name: str) -> bool:
+        """Whether there is a file of a measurement, be it of other inputs or by another release."""
+        return self._measurement(name).is_file()
+
     def timed(self, name: str) -> Timed | None:
         """When and on what something was measured; `None` if it was not, or by a release with another schema."""
         path = self._measurement(name)

@@ -114,6 +114,48 @@ def unchecked_failure_modes(evidence: Evidence) -> tuple[str, ...]:
     return tuple(name for name, is_checked in checked.items() if not is_checked)
 
 
+def undecided_failure_modes(evidence: Evidence) -> tuple[str, ...]:
+    """Names the failure modes that were looked for, and that the data neither show nor rule out.
+
+    Args:
+        evidence: What was measured.
+
+    Returns:
+        Names, as in `FailureMode`, without those of `unchecked_failure_modes`.
+    """
+    ranks, found = evidence.ranks, evidence.similarity
+    last = (
+        [each.verdicts[max(each.verdicts)] for each in ranks.precisions if each.verdicts] if ranks is not None else []
+    )
+    merged, worst = _dequantized_merge(evidence.merges), _worst_single(evidence)
+    is_open = {
+        "insufficient rank": insufficient_rank(evidence) is None
+        and any(verdict in {Verdict.UNDECIDED, Verdict.NOT_TESTED} for verdict in last),
+        "divergence beyond seed noise": found is not None and found.against_seeds.low <= 0 <= found.against_seeds.high,
+        "merge drift": merge_drift(evidence) is None and merged is not None and not merged.ratio.low >= KEPT,
+        "sensitive layer": sensitive_layer(evidence) is None
+        and worst is not None
+        and worst.divergence.value >= _least_divergence(evidence),
+    }
+    unchecked = unchecked_failure_modes(evidence)
+    return tuple(name for name, neither in is_open.items() if neither and name not in unchecked)
+
+
+def _worst_single(evidence: Evidence) -> Effect | None:
+    """The single module with the most divergence, if enough were measured for a rule."""
+    singles = [] if evidence.sensitivity is None else _known_singles(evidence.sensitivity)
+    return max(singles, key=lambda each: each.divergence.value) if len(singles) >= FEWEST_MODULES else None
+
+
+def _least_divergence(evidence: Evidence) -> float:
+    """From which divergence on a module is sensitive; of evidence that has a worst one."""
+    if evidence.sensitivity is None:
+        return math.inf
+    usual = median(each.divergence.value for each in _known_singles(evidence.sensitivity))
+    joint = evidence.sensitivity.joint.divergence.value
+    return max(SENSITIVE_SHARE * joint, SENSITIVE_TIMES * usual, LEAST_DIVERGENCE)
+
+
 def _known_singles(sensitivity: Sensitivity) -> list[Effect]:
     """Effects of single modules whose divergence is known."""
     return [
@@ -181,18 +223,15 @@ def sensitive_layer(evidence: Evidence) -> FailureMode | None:
     The median is of the modules that were quantized singly, those with the largest scores. That of all modules is
     smaller, so the rule may overlook a layer, and says of which modules its median is.
     """
-    if evidence.sensitivity is None:
+    worst = _worst_single(evidence)
+    if evidence.sensitivity is None or worst is None:
         return None
     singles = _known_singles(evidence.sensitivity)
-    if len(singles) < FEWEST_MODULES:
-        return None
     joint, usual = evidence.sensitivity.joint.divergence, median(each.divergence.value for each in singles)
     every = len(evidence.sensitivity.scores)
     of_which = "" if len(singles) == every else f" of the {len(singles)} with the largest scores of {every}"
-    worst = max(singles, key=lambda each: each.divergence.value)
     found = worst.divergence
-    least = max(SENSITIVE_SHARE * joint.value, SENSITIVE_TIMES * usual, LEAST_DIVERGENCE)
-    if not (found.low > 0 and found.value >= least):
+    if not (found.low > 0 and found.value >= _least_divergence(evidence)):
         return None
     return FailureMode(
         "sensitive layer",

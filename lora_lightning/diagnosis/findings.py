@@ -18,6 +18,7 @@ from lora_lightning.diagnosis.failure_modes import (
     FailureMode,
     find_failure_modes,
     unchecked_failure_modes,
+    undecided_failure_modes,
 )
 from lora_lightning.diagnosis.finished_runs import FinishedRun, different_options, finished_runs
 from lora_lightning.diagnosis.measuring import BEHAVIOR, ERRORS, MERGES, SENSITIVITY, SIMILARITY, Measurer
@@ -147,8 +148,10 @@ def collect_findings(diagnosis: Diagnosis, folder: DiagnosisFolder, study: OpenS
         validation_losses=_validation_losses(measured),
     )
     failures = find_failure_modes(evidence)
-    unchecked = unchecked_failure_modes(evidence)
-    verdicts = reach_verdicts(diagnosis, ranks, similarity, merges, skip, failures, unchecked, why_not)
+    unchecked, undecided = unchecked_failure_modes(evidence), undecided_failure_modes(evidence)
+    verdicts = reach_verdicts(
+        diagnosis, ranks, similarity, merges, skip, failures, unchecked, undecided, why_no_list=why_not
+    )
     different = different_options(diagnosis, runs)
     costs = _costs(diagnosis, results, errors, runs)
     compared = [run for side in measured.sides for run in side.values()]
@@ -205,12 +208,16 @@ def check_required(diagnosis: Diagnosis, findings: Findings) -> None:
         findings: What it found.
 
     Raises:
-        VerificationError: Names the verdict.
+        VerificationError: Names these verdicts.
     """
-    for verdict in findings.verdicts:
-        if verdict.name in diagnosis.require and verdict.state is not State.YES:
-            msg = f"the required verdict {verdict.name} is not reached ({verdict.state}): {verdict.sentence}"
-            raise VerificationError(msg)
+    unmet = [each for each in findings.verdicts if each.name in diagnosis.require and each.state is not State.YES]
+    if unmet:
+        reasons = (
+            f"the required verdict {each.name} is not reached ({each.state}): {each.sentence.rstrip('.')}"
+            for each in unmet
+        )
+        msg = f"{'; '.join(reasons)}."
+        raise VerificationError(msg)
 
 
 def _utilization(diagnosis: Diagnosis, results: StudyResults) -> dict[str, Mapping[int, float]]:
@@ -266,18 +273,21 @@ def _adapter_bytes(diagnosis: Diagnosis, runs: Sequence[FinishedRun]) -> dict[st
 
 
 def _stale_note(measured: Measurer) -> str:
-    """Names measurements that are of other runs or settings and do not count."""
+    """Names measurements that are of other runs, settings or releases and do not count."""
     inputs = measured.inputs()
     names = (SIMILARITY, ERRORS, SENSITIVITY, MERGES, BEHAVIOR)
     stale = [
         name.replace("_", " ")
         for name in names
-        if measured.folder.timed(name) is not None
+        if measured.folder.has_measurement(name)
         and not (name in inputs and measured.folder.is_measured(name, inputs[name]))
     ]
     if not stale:
         return ""
-    return f"Measured on other runs or with other settings, and left out: {', '.join(stale)}; run the diagnosis again."
+    return (
+        f"Measured on other runs, with other settings or by another release, and left out: {', '.join(stale)}; run the "
+        "diagnosis again."
+    )
 
 
 def note_on_options(precisions: Sequence[str], different: Mapping[str, tuple[Any, Any]]) -> str:

@@ -9,7 +9,7 @@ from lora_lightning.statistics.analysis import StudyAnalysis, analyze_study
 from lora_lightning.statistics.jackknife import Interval
 from lora_lightning.statistics.multiple_tests import ERROR_RATE, holm, holm_share
 from lora_lightning.statistics.paired import PairedDifference
-from lora_lightning.statistics.pairing import compare
+from lora_lightning.statistics.pairing import common_seeds, compare
 from lora_lightning.statistics.ratio import bought_back_share
 from lora_lightning.statistics.study_results import StudyResults
 from lora_lightning.statistics.verdicts import Verdict, shown_difference, shown_margin, what_is_missing
@@ -22,7 +22,8 @@ class RankOfPrecision:
     Attributes:
         precision: Its name.
         smallest: The least rank that is proven to be enough, compared with the largest one; `None` if none is.
-        means: Mean of the metric by rank, as shown, with a t interval over all of its seeds.
+        means: Mean of the metric by rank, as shown, with a t interval over all of its seeds; geometric if values are
+            stored as logarithms.
         seeds: How many these are, by rank: the compared rank has more than others.
         verdicts: By rank below the largest: the verdict of the fixed-sequence test.
         sentences: By rank below the largest, with numbers.
@@ -95,6 +96,7 @@ class RankThreshold:
         bought_back: The quantized precision at its largest rank, compared with the other one at each smaller rank.
         share: Of the loss at the compared rank, what the largest rank buys back, with its interval over seeds and
             examples; NaN if the compared rank is the largest, or runs are missing.
+        share_seeds: The seeds of the share, with which all its three configurations have runs.
     """
 
     precisions: tuple[RankOfPrecision, RankOfPrecision]
@@ -102,6 +104,7 @@ class RankThreshold:
     losses: tuple[PrecisionLoss, ...]
     bought_back: tuple[PrecisionLoss, ...]
     share: Interval
+    share_seeds: tuple[int, ...] = ()
 
 
 def find_rank_threshold(diagnosis: Diagnosis, results: StudyResults) -> RankThreshold:
@@ -123,19 +126,20 @@ def find_rank_threshold(diagnosis: Diagnosis, results: StudyResults) -> RankThre
         compared[0] if compared else None,
         _losses(diagnosis, results, same),
         _losses(diagnosis, results, [(largest, rank) for rank in diagnosis.ranks[:-1]]),
-        _share_of_largest(diagnosis, results),
+        *_share_of_largest(diagnosis, results),
     )
 
 
-def _share_of_largest(diagnosis: Diagnosis, results: StudyResults) -> Interval:
-    """(quantized at the largest rank - quantized) / (not quantized - quantized), both at the compared rank."""
+def _share_of_largest(diagnosis: Diagnosis, results: StudyResults) -> tuple[Interval, tuple[int, ...]]:
+    """(quantized at the largest rank - quantized) / (not quantized - quantized), both at the compared rank; seeds."""
     if diagnosis.rank == diagnosis.ranks[-1]:
-        return Interval(float("nan"), float("nan"), float("nan"))
+        return Interval(float("nan"), float("nan"), float("nan")), ()
     places = (
         (diagnosis.full, diagnosis.rank),
         *((diagnosis.quantized, r) for r in (diagnosis.rank, diagnosis.ranks[-1])),
     )
-    return bought_back_share(*(results.configuration(diagnosis.configuration(*place)) for place in places))
+    three = [results.configuration(diagnosis.configuration(*place)) for place in places]
+    return bought_back_share(*three), tuple(common_seeds(*three))
 
 
 def analyze_precision(diagnosis: Diagnosis, results: StudyResults, precision: str) -> StudyAnalysis:

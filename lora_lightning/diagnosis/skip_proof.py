@@ -89,7 +89,7 @@ def reason_not_to_train(diagnosis: Diagnosis, choice: SkipChoice | None, loss: P
     if diagnosis.proof is None:
         return "No proof was asked for."
     if choice is None:
-        return "The sensitivity of modules was not measured."
+        return "The sensitivity of modules is not measured yet, so there is no list; run the diagnosis."
     if not choice.modules:
         return "No module that is sensitive fits into the budget of bytes, so there is no list to prove."
     if loss is None:

@@ -18,6 +18,8 @@ from lora_lightning.statistics.recovery import Recovery
 from lora_lightning.statistics.verdicts import Verdict
 
 BOUGHT_BACK = 0.5  # of the loss by quantization
+RUN = "run the diagnosis, which does it once both precisions have finished runs at the compared rank"
+ADAPTERS_NOT_COMPARED = f"The adapters of the finished runs are not compared yet; {RUN}."
 
 
 class State(StrEnum):
@@ -59,6 +61,7 @@ def reach_verdicts(
     skip: SkipFinding | None,
     failures: Sequence[FailureMode],
     unchecked: Sequence[str] = (),
+    undecided: Sequence[str] = (),
     why_no_list: str = NOT_STARTED,
 ) -> tuple[DiagnosisVerdict, ...]:
     """Reaches all verdicts.
@@ -71,6 +74,7 @@ def reach_verdicts(
         skip: Of the list of modules to skip.
         failures: The failure modes that were found.
         unchecked: Names of failure modes whose rules lack data.
+        undecided: Names of those whose data neither show nor rule them out.
         why_no_list: Why no list was judged; not used if one was.
 
     Returns:
@@ -84,7 +88,7 @@ def reach_verdicts(
         _more_rank(diagnosis, ranks),
         _merge_keeps_gain(merges),
         _skip_list(diagnosis, skip, why_no_list),
-        _healthy(failures, unchecked),
+        _healthy(failures, unchecked, undecided),
     )
     return tuple(DiagnosisVerdict(name, *each) for name, each in zip(VerdictName, found, strict=True))
 
@@ -98,7 +102,9 @@ def _not_worse(diagnosis: Diagnosis, ranks: RankThreshold | None) -> tuple[State
 
 
 def _against_seeds(similarity: AdapterSimilarity | None) -> tuple[State, str]:
-    if similarity is None or math.isnan((interval := similarity.against_seeds).low):
+    if similarity is None:
+        return State.MISSING, ADAPTERS_NOT_COMPARED
+    if math.isnan((interval := similarity.against_seeds).low):
         return State.MISSING, (
             "At least 3 seeds of each precision are needed, of the quantized one seeds of their own (other_seeds)."
         )
@@ -117,7 +123,9 @@ def _against_seeds(similarity: AdapterSimilarity | None) -> tuple[State, str]:
 
 
 def _precisions_differ(similarity: AdapterSimilarity | None) -> tuple[State, str]:
-    test = None if similarity is None else similarity.permutation
+    if similarity is None:
+        return State.MISSING, ADAPTERS_NOT_COMPARED
+    test = similarity.permutation
     if test is None:
         return State.MISSING, "Adapters of the quantized precision with seeds of their own (other_seeds) are needed."
     kind = (
@@ -142,10 +150,13 @@ def _enough_rank(diagnosis: Diagnosis, ranks: RankThreshold | None) -> tuple[Sta
         for name, rank in smallest.items()
     )
     sentence = f"{sentence[0].upper()}{sentence[1:]}."
+    next_rank = diagnosis.ranks[-2]  # the first one that is tested; without a proof, no smaller one is
+    whys = [each.sentences[next_rank] for each in (full, quantized) if each.smallest is None]
+    sentence = " ".join([sentence, *whys])
     if quantized.smallest is not None:
         return State.YES, sentence
-    worse = quantized.verdicts.get(diagnosis.ranks[-2]) is Verdict.WORSE
-    return State.NO if worse else State.UNDECIDED, sentence
+    states = {Verdict.WORSE: State.NO, Verdict.NOT_ENOUGH_EVIDENCE: State.MISSING}
+    return states.get(quantized.verdicts[next_rank], State.UNDECIDED), sentence
 
 
 def _more_rank(diagnosis: Diagnosis, ranks: RankThreshold | None) -> tuple[State, str]:
@@ -159,8 +170,13 @@ def _more_rank(diagnosis: Diagnosis, ranks: RankThreshold | None) -> tuple[State
         )
     if not loss.is_loss:
         return State.MISSING, loss.why_no_loss
+    if not ranks.share_seeds:
+        sentence = f"No seed has finished runs of {diagnosis.quantized} at r = {largest} and of both precisions at "
+        return State.MISSING, f"{sentence}r = {diagnosis.rank}."
     sentence = f"{diagnosis.quantized} with r = {largest} buys back {ranks.share} of what quantization loses at "
-    sentence += f"r = {diagnosis.rank}."
+    sentence += f"r = {diagnosis.rank}, with the seeds {', '.join(map(str, ranks.share_seeds))}"
+    lacking = loss.difference.seeds - len(ranks.share_seeds)
+    sentence += f"; {lacking} more that tell the loss have no run at r = {largest}." if lacking else "."
     if ranks.share.low >= BOUGHT_BACK:
         return State.YES, sentence
     return State.NO if ranks.share.high < BOUGHT_BACK else State.UNDECIDED, sentence
@@ -169,8 +185,10 @@ def _more_rank(diagnosis: Diagnosis, ranks: RankThreshold | None) -> tuple[State
 def _merge_keeps_gain(merges: MergeRecoveries | None) -> tuple[State, str]:
     recoveries = {} if merges is None else {each.target: each.recovery for each in merges.targets}
     found: Recovery | None = recoveries.get(DEQUANTIZED)
-    if merges is None or found is None:
-        return State.MISSING, "No merge was measured."
+    if merges is None:
+        return State.MISSING, f"No merge is measured yet; {RUN}."
+    if found is None:
+        return State.MISSING, "Merges are not judged: this task has no score of each validation example."
     sentence = f"Merged into the dequantized weights, the adapter of {merges.run}: {found}."
     if found.judged and not found.has_gain:
         sentence = f"The adapter of {merges.run} has no gain over its base that a merge could keep (gain {found.gain})."
@@ -193,9 +211,12 @@ def _skip_list(diagnosis: Diagnosis, skip: SkipFinding | None, why_no_list: str)
     return State.UNDECIDED, skip.sentence
 
 
-def _healthy(failures: Sequence[FailureMode], unchecked: Sequence[str]) -> tuple[State, str]:
+def _healthy(failures: Sequence[FailureMode], unchecked: Sequence[str], undecided: Sequence[str]) -> tuple[State, str]:
     if failures:
         return State.NO, f"Failure modes: {', '.join(each.name for each in failures)}."
-    if unchecked:
-        return State.MISSING, f"No failure mode was found, but there is no data to look for {', '.join(unchecked)}."
+    reasons = [f"there is no data to look for {', '.join(unchecked)}"] if unchecked else []
+    reasons += [f"the data do not decide about {', '.join(undecided)}"] if undecided else []
+    if reasons:
+        state = State.MISSING if unchecked else State.UNDECIDED
+        return state, f"No failure mode was found, but {', and '.join(reasons)}."
     return State.YES, "No failure mode was found."

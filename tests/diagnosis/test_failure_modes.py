@@ -7,8 +7,16 @@ import pytest
 import torch
 
 from lora_lightning.diagnosis.adapter_similarity import compare_adapters
-from lora_lightning.diagnosis.failure_modes import RULES, Evidence, find_failure_modes, unchecked_failure_modes
-from lora_lightning.diagnosis.rank_threshold import find_rank_threshold
+from lora_lightning.diagnosis.effects import Grouping
+from lora_lightning.diagnosis.failure_modes import (
+    RULES,
+    Evidence,
+    find_failure_modes,
+    unchecked_failure_modes,
+    undecided_failure_modes,
+)
+from lora_lightning.diagnosis.rank_threshold import RankThreshold, find_rank_threshold
+from lora_lightning.diagnosis.sensitivity import Sensitivity
 from lora_lightning.statistics.jackknife import Interval
 from tests.diagnosis import planted
 
@@ -127,6 +135,44 @@ def test_a_rule_without_data_is_named() -> None:
     assert unchecked_failure_modes(one) == ("unused rank",)
     half = replace(planted.healthy(), validation_losses={"float32": planted.curves(), "NF4": POINT})
     assert unchecked_failure_modes(half) == ("overfitting",)
+
+
+def ranks_of(*accuracies: float, examples: int = 600) -> RankThreshold:
+    return find_rank_threshold(planted.diagnosis(), planted.results(accuracies=accuracies, examples=examples))
+
+
+def unsure(measured: Sensitivity) -> Sensitivity:
+    """Single modules whose divergences have intervals with 0."""
+    wide = [
+        replace(each, divergence=replace(each.divergence, low=-1.0)) if each.grouping is Grouping.MODULE else each
+        for each in measured.effects
+    ]
+    return replace(measured, effects=tuple(wide))
+
+
+@pytest.mark.parametrize(
+    ("name", "evidence"),
+    [
+        ("insufficient rank", {"ranks": ranks_of(0.80, 0.905, 0.92, examples=200)}),
+        (
+            "divergence beyond seed noise",
+            {"similarity": replace(planted.similarity(), against_seeds=Interval(0.0, -0.1, 0.1))},
+        ),
+        ("merge drift", {"merges": planted.merges(dequantized=0.98)}),
+        ("sensitive layer", {"sensitivity": unsure(planted.sensitivity((0.3, 0.011, 0.01, 0.01, 0.01, 0.009)))}),
+    ],
+)
+def test_a_rule_whose_data_show_neither_is_undecided(name: str, evidence: dict[str, object]) -> None:
+    own = replace(planted.healthy(), **evidence)  # type: ignore[arg-type]
+    assert find_failure_modes(own) == ()
+    assert unchecked_failure_modes(own) == ()
+    assert undecided_failure_modes(own) == (name,)
+
+
+def test_what_is_found_or_ruled_out_is_not_undecided() -> None:
+    assert undecided_failure_modes(planted.healthy()) == undecided_failure_modes(Evidence()) == ()
+    for name, fault in PLANTED.items():
+        assert name not in undecided_failure_modes(fault())
 
 
 @pytest.mark.parametrize("rising", [{"float32": 5, "NF4": 0}, {"float32": 1, "NF4": 5}])

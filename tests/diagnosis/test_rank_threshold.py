@@ -1,12 +1,15 @@
 """Planted losses by rank and by precision: what is enough, what quantization costs, and what more rank buys back."""
 
+import math
 from dataclasses import replace
 
 import pytest
 
+from lora_lightning.diagnosis.costs import cost_table
 from lora_lightning.diagnosis.rank_threshold import find_rank_threshold
 from lora_lightning.statistics.multiple_tests import holm
 from lora_lightning.statistics.pairing import compare
+from lora_lightning.statistics.study_results import Metric, Scale
 from lora_lightning.statistics.verdicts import Verdict
 from tests.diagnosis import planted
 
@@ -40,6 +43,23 @@ def test_a_planted_loss_is_told_from_zero_and_more_rank_does_not_buy_it_back() -
     assert all(loss.rank == 8 for loss in found.bought_back)
     assert bought[2].difference.interval.value == pytest.approx(0.92 - 0.06 - 0.90, abs=0.01)
     assert "NF4, r = 8 is worse than float32, r = 8 by more than 2 points" in found.compared.sentence
+
+
+def test_a_perplexity_has_one_mean_on_a_page() -> None:
+    """That of the logarithms, of which differences are, too."""
+    metric = Metric("perplexity", 1.0, higher_is_better=False, scale=Scale.LOG)
+    logs = dict(enumerate((2.0, 3.0, 3.5)))
+    study = planted.results()
+    rows = [replace(each, values=logs, outcomes={}) for each in study.configurations[:5]]
+    rows += [replace(study.configurations[5], values={}, outcomes={})]
+    study = replace(study, metric=metric, configurations=rows)
+    full, quantized = find_rank_threshold(planted.diagnosis(), study).precisions
+    assert full.means[8].value == pytest.approx(math.exp(8.5 / 3))
+    assert full.means[8].low < full.means[8].value < full.means[8].high
+    assert math.log(full.means[8].high) + math.log(full.means[8].low) == pytest.approx(2 * 8.5 / 3)
+    row = cost_table(planted.diagnosis(), study, {}, {}).rows[2]
+    assert (row.configuration, row.quality) == ("float32, r = 8", pytest.approx(full.means[8].value))
+    assert math.isnan(quantized.means[8].value)  # no run
 
 
 def test_runs_that_are_missing_are_left_out() -> None:

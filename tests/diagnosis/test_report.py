@@ -245,6 +245,15 @@ def test_the_files_have_all_numbers(tmp_path: Path) -> None:
         "pooler",
         planted.MODULES[0],
     ]
+    better = "Quantization makes the metric better,\ntold from zero."
+    for state, said in ((State.NO, "refuted by training: "), (State.MISSING, "not proven by training: ")):
+        others = tuple(
+            replace(each, state=state, sentence=better) if each.name is VerdictName.SKIP_LIST_PROVEN else each
+            for each in found.verdicts
+        )
+        write_skip_list(replace(found, verdicts=others), tmp_path)
+        assert f"of the weights; {said}Quantization makes the metric better, told from zero.\n" in path.read_text()
+        assert yaml.safe_load(path.read_text()).keys() == {"model"}
     assert write_skip_list(replace(found, sensitivity=None), tmp_path) is None
     assert not path.exists()
 
@@ -254,6 +263,10 @@ def test_a_required_verdict_that_is_not_reached_is_an_error() -> None:
     check_required(planted.diagnosis(require=("merge_keeps_gain", "skip_list_proven")), found)
     with pytest.raises(VerificationError, match=r"the required verdict not_worse is not reached \(no\): NF4, r = 8 is"):
         check_required(planted.diagnosis(require=("merge_keeps_gain", "not_worse")), found)
+    with pytest.raises(VerificationError) as error:
+        check_required(planted.diagnosis(require=("healthy", "not_worse")), found)
+    assert "the required verdict not_worse is not reached (no): NF4, r = 8 is" in str(error.value)
+    assert "; the required verdict healthy is not reached (no): Failure modes: pad token" in str(error.value)
 
 
 def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from lora_lightning.diagnosis import opened_runs
 from lora_lightning.diagnosis.adapter_similarity import PairKind
 from lora_lightning.diagnosis.base_errors import measure_base_errors, model_bytes
 from lora_lightning.diagnosis.costs import weights_by_rank
-from lora_lightning.diagnosis.diagnosis_folder import DiagnosisFolder
+from lora_lightning.diagnosis.diagnosis_folder import SCHEMA_VERSION, DiagnosisFolder
 from lora_lightning.diagnosis.effects import Direction, Grouping, QuantizedParts, groups_of
 from lora_lightning.diagnosis.findings import Findings, collect_findings
 from lora_lightning.diagnosis.finished_runs import FinishedRun, check_adapters, different_options, finished_runs
@@ -547,6 +547,12 @@ def test_what_was_measured_on_other_runs_or_settings_does_not_count(
     assert found.errors is not None
     assert found.similarity is not None
     assert any("sensitivity, merge recovery, model behavior" in note for note in found.notes)
+    former = copied / "measurements/base_errors.json"
+    former.write_text(json.dumps(json.loads(former.read_text()) | {"schema_version": SCHEMA_VERSION - 1}))
+    found = findings(copied)
+    assert found.errors is None
+    assert any("or by another release, and left out: base errors, sensitivity" in note for note in found.notes)
+    former.write_text(json.dumps(json.loads(former.read_text()) | {"schema_version": SCHEMA_VERSION}))
     (run,) = copied.glob("NF4_r_4_seed_0_*")
     (run / "summary.json").write_text((run / "summary.json").read_text() + " ")
     found = findings(copied)

@@ -1,6 +1,7 @@
 """Verdicts and advice follow from what was measured, and say what is missing."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +28,7 @@ from lora_lightning.diagnosis.specification import SkipProof
 from lora_lightning.diagnosis.verdict_names import VerdictName
 from lora_lightning.diagnosis.verdicts import DiagnosisVerdict, State, reach_verdicts
 from lora_lightning.statistics.jackknife import Interval
+from lora_lightning.statistics.study_results import StudyResults
 from tests.diagnosis import planted
 from tests.diagnosis.small_diagnosis import leave_figures_out
 
@@ -136,6 +138,67 @@ def test_a_pair_is_not_healthy_if_rules_lack_data() -> None:
     found = verdicts(unchecked=("overfitting", "merge drift"))[VerdictName.HEALTHY]
     assert found.state is State.MISSING
     assert found.sentence == "No failure mode was found, but there is no data to look for overfitting, merge drift."
+    found = verdicts(undecided=("insufficient rank",))[VerdictName.HEALTHY]
+    assert found.state is State.UNDECIDED
+    assert found.sentence == "No failure mode was found, but the data do not decide about insufficient rank."
+    both = verdicts(unchecked=("overfitting",), undecided=("insufficient rank",))[VerdictName.HEALTHY]
+    assert both.state is State.MISSING
+    assert both.sentence.endswith("to look for overfitting, and the data do not decide about insufficient rank.")
+
+
+def of_seeds(study: StudyResults, seeds: Mapping[str, Sequence[int]]) -> StudyResults:
+    """Keeps these seeds of each configuration; none of those that are not named."""
+    kept = [
+        replace(
+            each,
+            values={seed: each.values[seed] for seed in seeds.get(each.name, ())},
+            outcomes={seed: each.outcomes[seed] for seed in seeds.get(each.name, ())},
+        )
+        for each in study.configurations
+    ]
+    return replace(study, configurations=kept)
+
+
+def test_ranks_that_no_test_was_possible_for_are_not_measured_and_say_why() -> None:
+    every = {each.name: planted.SEEDS for each in planted.results().configurations}
+    no_largest = {name: seeds for name, seeds in every.items() if not name.endswith("r = 8")}
+    for seeds, reason in (
+        (dict.fromkeys(every, (0,)), "not enough evidence, one seed shows no variation between seeds"),
+        (no_largest, "not enough evidence, no seed in common"),
+    ):
+        ranks = find_rank_threshold(planted.diagnosis(rank=4), of_seeds(planted.results(0.06), seeds))
+        found = verdicts(ranks=ranks)[VerdictName.ENOUGH_RANK]
+        assert found.state is State.MISSING
+        assert f"NF4, r = 4 against NF4, r = 8: {reason}" in found.sentence
+        assert f"float32, r = 4 against float32, r = 8: {reason}" in found.sentence
+    close = planted.results(accuracies=(0.80, 0.905, 0.92), examples=200)
+    found = verdicts(ranks=find_rank_threshold(planted.diagnosis(), close))[VerdictName.ENOUGH_RANK]
+    assert found.state is State.UNDECIDED
+    assert "NF4, r = 4 against NF4, r = 8 is undecided at a margin of 2 points" in found.sentence
+
+
+def test_a_share_names_its_seeds_which_may_be_fewer_than_those_of_the_loss() -> None:
+    own, study = planted.diagnosis(rank=4), planted.results(0.06)
+    every = {each.name: planted.SEEDS for each in study.configurations}
+    for largest, state, said in (
+        ((0, 1, 2), State.NO, "with the seeds 0, 1, 2; 2 more that tell the loss have no run at r = 8."),
+        (planted.SEEDS, State.NO, "with the seeds 0, 1, 2, 3, 4."),
+        ((), State.MISSING, "No seed has finished runs of NF4 at r = 8 and of both precisions at r = 4."),
+    ):
+        ranks = find_rank_threshold(own, of_seeds(study, every | {"NF4, r = 8": largest}))
+        found = {each.name: each for each in reach_verdicts(own, ranks, None, None, None, ())}[VerdictName.MORE_RANK]
+        assert (found.state, said in found.sentence) == (state, True)
+        assert "unknown" not in found.sentence
+
+
+def test_what_is_not_measured_yet_is_not_said_to_lack_seeds() -> None:
+    found = verdicts(similarity=None, merges=None)
+    for name in (VerdictName.SAME_ADAPTERS_AS_ANOTHER_SEED, VerdictName.PRECISIONS_DIFFER):
+        assert found[name].sentence.startswith("The adapters of the finished runs are not compared yet; run the diagn")
+    assert found[VerdictName.MERGE_KEEPS_GAIN].sentence.startswith("No merge is measured yet; run the diagnosis")
+    without_scores = verdicts(merges=replace(planted.merges(), targets=()))[VerdictName.MERGE_KEEPS_GAIN]
+    assert without_scores.state is State.MISSING
+    assert without_scores.sentence == "Merges are not judged: this task has no score of each validation example."
 
 
 def test_seeds_with_nothing_in_common_say_little_and_that_is_said() -> None:
