@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 Pooling = Literal["mean", "first", "last"]
+FEWEST_EXAMPLES = 4  # for a CKA: three centered ones have no geometry of their own
 
 
 def pool_tokens(hidden: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:
@@ -49,29 +50,41 @@ def row_cosines(x: Tensor, y: Tensor) -> Tensor:
 
 
 def linear_cka(x: Tensor, y: Tensor) -> Tensor:
-    r"""Linear centered kernel alignment, \|Yc^T Xc\|_F^2 / (\|Xc^T Xc\|_F \|Yc^T Yc\|_F), of centered columns.
+    """Debiased linear centered kernel alignment: around 0 for unrelated states, 1 for equal geometry.
 
     It does not change when either side is rotated, shifted or scaled as a whole: what a layer after it could undo
-    counts as no change. It is computed from the (examples, examples) Gram matrices, which are small.
-    Source: Kornblith et al. 2019, "Similarity of Neural Network Representations Revisited", equation 1.
+    counts as no change. The biased one of Kornblith et al. 2019 is not used: with fewer examples than features it is
+    near 1 for anything (0.90 for independent normal numbers, 64 examples of 576 features). This one is the cosine of
+    two Gram matrices without their diagonals, whose rows and columns are centered without bias, so that the inner
+    products are unbiased estimates of HSIC. The (examples, examples) Gram matrices are small.
+    Sources: Song et al. 2012, "Feature Selection via Dependence Maximization", equation 5; Nguyen et al. 2021, "Do Wide
+    and Deep Networks Learn the Same Things?", equation 3.
 
     Args:
         x: (examples, features of x), any floating dtype.
         y: (examples, features of y), of the same examples.
 
     Returns:
-        float64 scalar in [0, 1], dimensionless; 1 for equal geometry. NaN where a side does not vary over the
-        examples (one example, or constant features): then there is no geometry to compare.
+        float64 scalar in [-1, 1], dimensionless. NaN for fewer than four examples, and where a side does not vary over
+        them (constant features, or only one example that differs): then there is no geometry to compare.
     """
+    if len(x) < FEWEST_EXAMPLES:
+        return torch.tensor(torch.nan, dtype=torch.float64)
     gram_x, gram_y = (_centered_gram(side) for side in (x, y))
     cka: Tensor = (gram_x * gram_y).sum() / (gram_x.norm() * gram_y.norm())
-    return cka.clamp(0, 1)
+    return cka.clamp(-1, 1)
 
 
 def _centered_gram(x: Tensor) -> Tensor:
+    """The Gram matrix with a diagonal of 0, centered so that its rows sum to 0 (Szekely & Rizzo 2014, lemma 1)."""
     x = x.double()
     centered = x - x.mean(dim=0)
     # What rounding leaves of constant features is no variation.
     noise = 8 * torch.finfo(torch.float64).eps * x.abs().amax(dim=0)
     centered = torch.where(centered.abs().amax(dim=0) <= noise, 0.0, centered)
-    return centered @ centered.T
+    gram = (centered @ centered.T).fill_diagonal_(0)
+    n, sums = len(gram), gram.sum(dim=0)
+    found = gram - (sums[:, None] + sums) / (n - 2) + sums.sum() / ((n - 1) * (n - 2))
+    found.fill_diagonal_(0)
+    is_noise = found.abs().amax() <= 8 * n * torch.finfo(torch.float64).eps * gram.abs().amax()
+    return torch.where(is_noise, 0.0, found)

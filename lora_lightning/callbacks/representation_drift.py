@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from lora_lightning.analysis.representations import Pooling, linear_cka, pool_tokens, row_cosines
+from lora_lightning.analysis.representations import FEWEST_EXAMPLES, Pooling, linear_cka, pool_tokens, row_cosines
 from lora_lightning.backbones import load_config
 from lora_lightning.backbones.first_token import every_token
 from lora_lightning.callbacks.adapter_monitor import TOTAL, TRAINING, AdapterMonitor, Measurement
@@ -40,10 +40,10 @@ PROBE_SEED = 0  # not the run's own: every run of the same data looks at the sam
 class RepresentationDrift(AdapterMonitor):
     """Compares the hidden states of adapted and base model, on a fixed sample of the validation data.
 
-    Each layer has `cosine`, the mean over the examples (1: every example points where it did), and `cka`, linear
-    centered kernel alignment (1: the same geometry of the examples, up to rotation and scale; NaN if all examples have
-    the same state). The curves `weights/drift/` are their means over the layers; a picture shows both over layers and
-    steps.
+    Each layer has `cosine`, the mean over the examples (1: every example points where it did), and `cka`, debiased
+    linear centered kernel alignment (1: the same geometry of the examples, up to rotation and scale; around 0:
+    unrelated; NaN if all examples have the same state, or there are fewer than 4). The curves `weights/drift/` are
+    their means over the layers; a picture shows both over layers and steps.
 
     The base's states are computed when training starts, with the adapters and `modules_to_save` disabled. If parameters
     of the base are trainable (`lora: null`, or `lora.bias`), they are its states before the first step, and checkpoints
@@ -53,7 +53,7 @@ class RepresentationDrift(AdapterMonitor):
     Args:
         every_n_steps: Optimizer steps between measurements; `null` measures at each validation.
         layers: Numbers of the layers, from 0; `null` measures all.
-        probe_size: Examples, at least 2; all of the (first) validation split if it has fewer.
+        probe_size: Examples, at least 4; all of the (first) validation split if it has fewer.
         pooling: An example's vector: `mean` over its real tokens, or its `first` or `last` one.
         export: Write the pooled states to `base.safetensors` and `step_<step>.safetensors` in
             `<run folder>/representations`: (examples, features), float32, by layer; and `rows`, the examples' numbers
@@ -74,8 +74,8 @@ class RepresentationDrift(AdapterMonitor):
         log_modules: bool = False,
     ) -> None:
         super().__init__(every_n_steps, log_modules)
-        if probe_size < 2:  # noqa: PLR2004  # one example has no geometry
-            msg = f"RepresentationDrift.probe_size is {probe_size}, but it must be at least 2."
+        if probe_size < FEWEST_EXAMPLES:
+            msg = f"RepresentationDrift.probe_size is {probe_size}, but it must be at least {FEWEST_EXAMPLES}."
             raise ConfigurationError(msg)
         self.layers = layers
         self.probe_size = probe_size

@@ -45,7 +45,7 @@ class LayerAlike:
 
     Attributes:
         cosine: Mean cosine of the examples' mean states.
-        cka: Linear centered kernel alignment.
+        cka: Debiased linear centered kernel alignment.
     """
 
     cosine: float

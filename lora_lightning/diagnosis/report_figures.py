@@ -123,7 +123,7 @@ def behavior_figures(found: Behaviors) -> tuple[ReportFigure, ...]:
     if not known:
         return ()
     counts = " and ".join(f"{len(pairs)} ({kind})" for kind, pairs in known.items())
-    names = {"cka": ("Hidden states", "linear CKA"), "cosine": ("Embedding similarity", "mean cosine")}
+    names = {"cka": ("Hidden states", "debiased linear CKA"), "cosine": ("Embedding similarity", "mean cosine")}
     return tuple(
         ReportFigure(
             f"layers_{name}",

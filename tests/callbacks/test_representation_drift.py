@@ -349,8 +349,8 @@ def test_the_picture_fits_its_card(layers: int) -> None:
 
 
 def test_misuse_is_one_clear_sentence(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="probe_size is 1, but it must be at least 2"):
-        RepresentationDrift(probe_size=1)
+    with pytest.raises(ConfigurationError, match="probe_size is 3, but it must be at least 4"):
+        RepresentationDrift(probe_size=3)
     with pytest.raises(ConfigurationError, match=r"layers has 2, but .* has 2 layers; choose from 0 to 1"):
         train(tmp_path, tiny_backbone("distilbert"), RepresentationDrift(layers=[0, 2]))
 

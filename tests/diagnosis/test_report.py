@@ -302,7 +302,7 @@ def test_pairs_that_share_a_start_are_named_and_those_that_do_not_stand_beside_a
     kinds = ["another precision, same start", "another seed", "another precision and seed"]
     figures = {each.name: each for each in similarity_figures(found, found.similarity)}
     figures |= {each.name: each for each in behavior_figures(planted.behaviors())}
-    for label in ("cosine of dW", "degrees", "overlap", "linear CKA", "mean cosine"):
+    for label in ("cosine of dW", "degrees", "overlap", "debiased linear CKA", "mean cosine"):
         assert drawn[label] == kinds
     for name in ("similarity", "angles", "overlaps_outputs", "overlaps_inputs", "layers_cka", "layers_cosine"):
         assert "share" in figures[name].description

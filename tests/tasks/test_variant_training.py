@@ -1,6 +1,7 @@
 """How variants train: LoRA+'s rates, LoRA-FA's projection, AdaLoRA's budget, EVA's start; resuming is exact."""
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from lightning import Trainer, seed_everything
 from peft import AdaLoraConfig, LoraConfig, PeftModel
 from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
 from torch import Tensor, nn
+from transformers import BertConfig, BertModel
 
 from lora_lightning.backbones.export import export_model
 from lora_lightning.callbacks import FrozenBaseCheck
@@ -316,6 +318,16 @@ def test_eva_starts_with_the_principal_directions_of_the_data(
     cosines = np.linalg.svd(a @ vh[:2].T, compute_uv=False)  # of the angles between both planes
     assert "layer.0" in name
     assert cosines.min() > 0.95
+
+
+def test_eva_takes_the_inputs_of_a_pooler(tiny_backbone: TinyBackbone, data: Path, tmp_path: Path) -> None:
+    """They are a slice of the hidden states, which lie apart in memory."""
+    backbone = Path(shutil.copytree(tiny_backbone("bert"), tmp_path / "with_pooler"))
+    BertModel(BertConfig.from_pretrained(backbone)).save_pretrained(backbone)
+    own = EvaSettings(rho=1.0)
+    lora = LoraSettings(r=2, init_lora_weights="eva", eva_config=own, target_modules=["query", "pooler.dense"])
+    task, _ = fit(backbone, data, tmp_path, steps=0, total=1, lora=lora)
+    assert any(name.endswith("pooler.dense") for name in ranks_in_use(task))
 
 
 def test_eva_shares_out_the_ranks_and_looks_at_the_data_once(

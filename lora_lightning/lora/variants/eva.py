@@ -162,7 +162,8 @@ class _Batches:
         features: Tensor = inputs[0] if isinstance(inputs, tuple | list) else inputs
         if mask is not None and features.shape[:-1] == mask.shape:
             features = features[mask]
-        features = features.reshape(-1, features.shape[-1])
+        # A pooler reads a slice of the hidden states, which PEFT cannot take a view of.
+        features = features.reshape(-1, features.shape[-1]).contiguous()
         self.most = max(self.most, len(features))
         return features
 
