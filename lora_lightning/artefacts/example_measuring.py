@@ -119,24 +119,28 @@ class SplitExamples:
         """Some examples of the split, evenly spread over its lengths, for what needs no verdict.
 
         Args:
-            rows: About how many to keep.
+            rows: How many to keep, of questions and documents about.
 
         Returns:
             The split itself if it has no more. Of a question or a document, which may take several rows, all are kept
             or none counts, and one at least is kept.
         """
-        batches, total = len(self.batches), self.row_count
-        if total <= rows or not batches:
+        if self.row_count <= rows or not self.batches:
             return self
         few = copy.copy(self)
         if any(name in self.batches[0] for name in SHARED):
             few.batches = _whole_examples(self.batches, rows)
             return few
-        count = max(min(2, batches), round(batches * rows / total))  # a single one would be that of the longest rows
-        places = np.linspace(0, batches - 1, count).round().astype(int)
-        each = max(1, math.ceil(rows / count))
-        few.batches = [{name: tensor[:each] for name, tensor in self.batches[place].items()} for place in places]
+        few.batches = self._in_whole_batches(rows_of_all_lengths(self.batches, max(rows, 1)))
         return few
+
+    def _in_whole_batches(self, kept: list[Batch]) -> list[Batch]:
+        """As many rows a batch as the split has: a few rows of each of its batches would take as long as all of it."""
+        if not all(INDEX in batch for batch in kept):
+            return kept
+        numbers = torch.cat([batch[INDEX] for batch in kept]).tolist()
+        size = max(len(batch[INDEX]) for batch in self.batches)
+        return [self.dataset[numbers[start : start + size]] for start in range(0, len(numbers), size)]
 
     @property
     def chosen(self) -> ChosenRows:
@@ -214,6 +218,30 @@ class SplitExamples:
     def in_words(self, examples: int) -> str:
         """What the examples are, such as `val of Clinc150DataModule, 3,100 examples`."""
         return f"{self.split} of {type(self.datamodule).__name__}, {examples:,} examples"
+
+
+def rows_of_all_lengths(batches: Sequence[Batch], count: int) -> list[Batch]:
+    """Some rows of batches, evenly spread over all of them: the first batches have the longest rows.
+
+    Args:
+        batches: Each with tensors whose first axis is its rows.
+        count: How many rows to keep at most.
+
+    Returns:
+        The batches with these rows; those without one are left out.
+    """
+    owners = [(number, row) for number, batch in enumerate(batches) for row in range(len(next(iter(batch.values()))))]
+    kept: dict[int, list[int]] = {}
+    for place in spread_places(len(owners), count):
+        number, row = owners[place]
+        kept.setdefault(number, []).append(row)
+    return [{name: tensor[rows] for name, tensor in batches[number].items()} for number, rows in kept.items()]
+
+
+def spread_places(total: int, count: int) -> list[int]:
+    """At most `count` of the numbers below `total`, evenly spread, ascending."""
+    few = min(total, count)
+    return [(2 * number + 1) * total // (2 * few) for number in range(few)]
 
 
 def _is_same(one: Batch, other: Batch) -> bool:

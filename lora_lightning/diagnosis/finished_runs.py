@@ -189,9 +189,30 @@ def check_precisions(diagnosis: Diagnosis, plan: StudyPlan, folder: StudyFolder)
             msg += f"{task.quantization}; change the precision's options or the base config"
             raise ConfigurationError(msg)
         found.append(check_adapters(task.lora, precision))
+        check_rank_axis(found[-1], diagnosis.ranks, precision)
         settings.append(settings_in(cli.settings_text()))
     check_same_modules(*diagnosis.precisions, *found)
     check_same_examples(*diagnosis.precisions, *settings)
+
+
+def check_rank_axis(lora: LoraSettings, ranks: Sequence[int], precision: str) -> None:
+    """Refuses ranks of single modules where ranks are compared: such modules have the same one at every r.
+
+    Args:
+        lora: The settings of the adapters.
+        ranks: Of the diagnosis.
+        precision: Name of the precision, for messages.
+
+    Raises:
+        ConfigurationError: If there are several ranks, and `rank_pattern` sets some.
+    """
+    if lora.rank_pattern and len(ranks) > 1:
+        msg = f"the diagnosis compares the ranks {', '.join(map(str, ranks))}, but model.lora.rank_pattern is "
+        msg += (
+            f"{lora.rank_pattern} for the precision {precision!r}: these modules would have that rank whatever r is; "
+        )
+        msg += "leave rank_pattern out of options and base configs, or give ranks a single one"
+        raise ConfigurationError(msg)
 
 
 def check_same_examples(first: str, second: str, own: Mapping[str, Any], other: Mapping[str, Any]) -> None:

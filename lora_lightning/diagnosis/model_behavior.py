@@ -18,7 +18,7 @@ from lora_lightning.analysis.behavior import (
     leading_match,
 )
 from lora_lightning.analysis.representations import linear_cka, pool_tokens, row_cosines
-from lora_lightning.artefacts.example_measuring import Rows
+from lora_lightning.artefacts.example_measuring import Rows, rows_of_all_lengths, spread_places
 from lora_lightning.backbones.first_token import every_token
 from lora_lightning.callbacks.representation_drift import shortened_mask
 from lora_lightning.diagnosis.adapter_similarity import PairKind
@@ -179,30 +179,6 @@ def hidden_states(opened: OpenedRun, examples: int = PROBED) -> list[Tensor]:
             states = task.hidden_states(moved)
             pooled.append([pool_tokens(each, shortened_mask(mask, each.shape[1]), "mean").cpu() for each in states])
     return [torch.cat(parts) for parts in zip(*pooled, strict=True)]
-
-
-def rows_of_all_lengths(batches: Sequence[Batch], count: int) -> list[Batch]:
-    """Some rows of batches, evenly spread over all of them: the first batches have the longest rows.
-
-    Args:
-        batches: Each with tensors whose first axis is its rows.
-        count: How many rows to keep at most.
-
-    Returns:
-        The batches with these rows; those without one are left out.
-    """
-    owners = [(number, row) for number, batch in enumerate(batches) for row in range(len(next(iter(batch.values()))))]
-    kept: dict[int, list[int]] = {}
-    for place in spread_places(len(owners), count):
-        number, row = owners[place]
-        kept.setdefault(number, []).append(row)
-    return [{name: tensor[rows] for name, tensor in batches[number].items()} for number, rows in kept.items()]
-
-
-def spread_places(total: int, count: int) -> list[int]:
-    """At most `count` of the numbers below `total`, evenly spread, ascending."""
-    few = min(total, count)
-    return [(2 * number + 1) * total // (2 * few) for number in range(few)]
 
 
 def greedy_completions(opened: OpenedRun, prompts: int, new_tokens: int) -> list[list[int]]:

@@ -85,9 +85,25 @@ def test_the_examples_are_those_of_the_split_and_some_of_them_are_spread() -> No
     assert [*examples.batches[0]] == ["mismatched"]
     assert (examples.row_count, examples.spread(16)) == (16, examples)
     few = examples.spread(4)
-    assert [batch["mismatched"].tolist() for batch in few.batches] == [[0, 1], [70, 71]]
-    for rows in (0, 1, 2):
-        assert [batch["mismatched"].tolist() for batch in examples.spread(rows).batches] == [[0], [70]]
+    assert [batch["mismatched"].tolist() for batch in few.batches] == [[10], [30], [50], [70]]
+    for rows, places in ((0, [[40]]), (1, [[40]]), (2, [[20], [60]])):
+        assert [batch["mismatched"].tolist() for batch in examples.spread(rows).batches] == places
+
+
+@pytest.mark.parametrize("batch_size", [16, 128, 512, 1024, 4000])
+def test_some_examples_are_of_all_lengths_however_large_batches_are(batch_size: int) -> None:
+    """Batches go from long rows to short ones; the ends alone would be the longest and the shortest."""
+    order = list(range(3100))
+    batches = [order[start : start + batch_size] for start in range(0, 3100, batch_size)]
+    rows: Any = type("Rows", (), {"__getitem__": lambda _, numbers: {"index": torch.tensor(numbers)}})()
+    loader = SimpleNamespace(sampler=batches, dataset=rows)
+    module = SimpleNamespace(val_dataloader=lambda: loader, split_names=lambda _: ["val"])
+    examples = SplitExamples(classifier(), SimpleNamespace(datamodule=module), "val")  # type: ignore[arg-type]
+    found = examples.spread(256).batches
+    assert [len(batch["index"]) for batch in found] == [min(batch_size, 256)] * (256 // min(batch_size, 256))
+    places = torch.cat([batch["index"] for batch in found])
+    assert places.diff().unique().tolist() == [12, 13]
+    assert (int(places[0]), int(places[-1])) == (6, 3093)
 
 
 def of_batches(*batches: Any) -> SplitExamples:

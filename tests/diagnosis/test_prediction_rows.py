@@ -9,8 +9,9 @@ import torch
 from torch.nn import functional
 
 from lora_lightning.analysis.outputs import Outputs
+from lora_lightning.artefacts.example_measuring import rows_of_all_lengths
 from lora_lightning.diagnosis import model_behavior
-from lora_lightning.diagnosis.model_behavior import beginnings, greedy_completions, rows_of_all_lengths
+from lora_lightning.diagnosis.model_behavior import beginnings, greedy_completions
 from lora_lightning.diagnosis.prediction_rows import PredictionRecorder, predictions_of
 from lora_lightning.tasks.causal_language_modeling import CausalLanguageModelingTask
 from lora_lightning.tasks.next_token import spread_positions

@@ -262,12 +262,12 @@ def opened_with(runs: OpenedRuns, run: FinishedRun, monkeypatch: pytest.MonkeyPa
 def test_models_are_compared_on_the_same_rows_whatever_their_batches(
     runs: dict[tuple[str, int], FinishedRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same run twice, with evaluation batches that would choose other rows."""
+    """The same run twice, with evaluation batches of another size."""
     full, opened, measuring = runs["float32", 0], OpenedRuns(10), Measuring(rows=10)
     again = replace(full, trial=replace(full.trial, id="again"))
     first = observe(opened_with(opened, full, monkeypatch, "--data.eval_batch_size=6"), measuring)
     other = opened_with(opened, again, monkeypatch, "--data.eval_batch_size=8")
-    own = observe(opened_with(OpenedRuns(10), again, monkeypatch, "--data.eval_batch_size=8"), measuring)
+    own = observe(opened_with(OpenedRuns(9), again, monkeypatch, "--data.eval_batch_size=8"), measuring)
     assert own.rows["index"].tolist() != first.rows["index"].tolist()
     with pytest.raises(DataError, match="were run on different validation examples, so that their predictions cannot"):
         compare_behavior(first, own, PairKind.PRECISION)
@@ -294,8 +294,9 @@ def test_the_rows_are_those_of_the_first_run_even_if_another_is_opened_first(
         lambda folder, **words: known(folder, [f"--data.eval_batch_size={sizes[folder]}"], **words),
     )
     found = [OpenedRuns(10, full).open(run).examples for run in (other, full)]
-    rows = [torch.cat([batch["index"] for batch in each.batches]).tolist() for each in found]
+    rows = [[batch["index"].tolist() for batch in each.batches] for each in found]
     assert rows[0] == rows[1]
+    assert [len(batch) for batch in rows[0]] == [6, 4]
 
 
 def test_both_sides_multiply_in_float32(pair: tuple[OpenedRun, OpenedRun]) -> None:
@@ -707,6 +708,10 @@ def test_how_rows_are_read_may_differ(trained: Path, tmp_path: Path) -> None:
         (
             nf4(**{"model.lora.rank_pattern": {"query": 16}}),
             "different ranks, because model.lora.rank_pattern is None and",
+        ),
+        (
+            {"ranks": [2, 4], "options": {"model.lora.rank_pattern": {"query": 4}}},
+            r"compares the ranks 2, 4, but model.lora.rank_pattern is \{'query': 4\}",
         ),
         (nf4(**{"model.lora.modules_to_save": ["pooler"]}), "because model.lora.modules_to_save is None and"),
         (nf4(**{"data.max_length": 6}), "same examples and base, because data.max_length is 64 and 6; set it to"),
