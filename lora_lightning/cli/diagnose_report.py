@@ -74,10 +74,10 @@ def report_findings(
     Returns:
         What was found.
     """
-    from lora_lightning.diagnosis.diagnosis_folder import REPORT  # noqa: PLC0415
     from lora_lightning.diagnosis.findings import collect_findings  # noqa: PLC0415
     from lora_lightning.diagnosis.report import write_report  # noqa: PLC0415
     from lora_lightning.diagnosis.results_files import write_findings, write_skip_list  # noqa: PLC0415
+    from lora_lightning.studies.study_folder import REPORT  # noqa: PLC0415
     from lora_lightning.studies.trial_table import TABLE, write_trial_table  # noqa: PLC0415
 
     findings = collect_findings(diagnosis, folder, study)

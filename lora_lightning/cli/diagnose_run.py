@@ -1,17 +1,30 @@
 """`lora-lightning diagnose run`: trains both precisions, measures what differs, and writes the report."""
 
 import argparse
+import math
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from lora_lightning.cli.data_options import print_progress
 from lora_lightning.cli.diagnose_report import report_findings
-from lora_lightning.cli.study_output import each_warning_once, print_plan, print_timings, progress_bar, run_trials
+from lora_lightning.cli.study_audit import printable_name
+from lora_lightning.cli.study_output import (
+    each_warning_once,
+    print_plan,
+    print_timings,
+    progress_bar,
+    run_trials,
+    shown_time,
+)
 from lora_lightning.cli.study_work import resume_hint
 from lora_lightning.runs.save_dirs import DIAGNOSES
+
+if TYPE_CHECKING:
+    from lora_lightning.diagnosis.specification import Diagnosis
 
 HELP = "train LoRA and QLoRA over ranks and seeds, measure what differs, and report when to use which"
 EPILOG = """\
@@ -114,8 +127,9 @@ def run_diagnosis_file(options: argparse.Namespace) -> object:
         with progress_bar("checking configurations", len(plan.configurations)) as bar:
             checked = check_diagnosis(diagnosis, plan, folder, lambda _: bar.advance(bar.task_ids[0]))
         if options.dry_run:
-            print_plan(plan, folder.study, estimate_study(plan, checked), 1, retry_failed=again)
-            print_measuring(folder.path)
+            estimate = estimate_study(plan, checked)
+            print_plan(plan, folder.study, estimate, 1, retry_failed=again)
+            print_measuring(diagnosis, folder.path, estimate.seconds)
             return plan
         with resume_hint(["lora-lightning", "diagnose", "run", str(options.diagnosis), *_words(options)]):
             study = start_diagnosis(diagnosis, plan, folder, checked, retry_failed=again)
@@ -139,9 +153,22 @@ def run_diagnosis_file(options: argparse.Namespace) -> object:
     return findings
 
 
-def print_measuring(folder: Path) -> None:
-    """Says what a dry run does not: that measuring follows."""
+def print_measuring(diagnosis: "Diagnosis", folder: Path, seconds: float) -> None:
+    """Says what the plan of the study does not: which runs may follow, and that measuring does.
+
+    Args:
+        diagnosis: The diagnosis.
+        folder: Its folder.
+        seconds: That a run takes; NaN if that is not known.
+    """
     console = Console(highlight=False, markup=False, soft_wrap=True)
+    if diagnosis.proof is not None:
+        lists, seeds = 1 + diagnosis.proof.random_lists, len(diagnosis.proof.seeds)
+        time = "" if math.isnan(seconds) else f", about {shown_time(lists * seeds * seconds)}"
+        line = f"beyond that up to {lists * seeds} more runs{time}, of {lists} lists of modules to skip with {seeds} "
+        line += f"seeds: if {diagnosis.quantized} is worse than {diagnosis.full} at "
+        line += f"r = {diagnosis.rank}, told from zero"
+        console.print(printable_name(line))
     console.print(f"then the runs at the compared rank are measured, and {shlex.quote(str(folder))}/report is written")
 
 

@@ -23,6 +23,7 @@ Writes report.html, analysis.json, results.csv and figures into DIR/report, or i
 place of those of an earlier report. DIR/recommended.yaml is the config of what is recommended, which `fit` trains as it
 is. A report of an unfinished study says so.
 """
+OUTPUT_HELP = "folder of the report (default: DIR/report, or DIR/study_report in the folder of a diagnosis)"
 STATES = ("finished", "running", "interrupted", "waiting", "pruned", "failed")
 
 
@@ -42,7 +43,7 @@ def add_report_options(parser: argparse.ArgumentParser) -> None:
         parser: The parser of the subcommand.
     """
     add_status_options(parser)
-    parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the report (default: DIR/report)")
+    parser.add_argument("--output", type=Path, metavar="DIR", help=OUTPUT_HELP)
 
 
 def run_report(options: argparse.Namespace) -> None:

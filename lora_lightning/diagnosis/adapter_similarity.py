@@ -28,10 +28,9 @@ from lora_lightning.analysis.spectrum import rank_numbers, singular_values
 from lora_lightning.errors import DataError
 from lora_lightning.lora.delta import AdapterDelta, split_layer_number
 from lora_lightning.statistics.jackknife import Interval
-from lora_lightning.statistics.permutation import PermutationTest, label_permutation
+from lora_lightning.statistics.permutation import LEAST_GROUP, PermutationTest, label_permutation
 from lora_lightning.statistics.seed_noise import difference_from_seed_noise
 
-LEAST_GROUP = 2
 TELLING_COSINE = 0.5  # of two seeds: D^2 > 2 d^2 needs more, as d^2 = 2 - 2 cos, and D^2 <= 2 unless both are opposed
 
 

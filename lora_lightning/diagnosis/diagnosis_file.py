@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lora_lightning.configuration.yaml_files import check_config_file
+from lora_lightning.diagnosis.reachable import unreachable_sentence, what_verdicts_lack
 from lora_lightning.diagnosis.specification import (
     PRECISION_AXIS,
     QUANTIZATION_OPTION,
@@ -88,7 +89,7 @@ class _Reader:
         }
         read = study_from_content(self.path, study, base, settings)
         seeds = (*read.seeds, *further)
-        return Diagnosis(
+        found = Diagnosis(
             study=read,
             full=full,
             quantized=quantized,
@@ -100,6 +101,9 @@ class _Reader:
             proof=self.proof(seeds),
             require=self.require(),
         )
+        if sentence := unreachable_sentence(found.require, what_verdicts_lack(found)):
+            self.refuse(sentence)
+        return found
 
     def precisions(self) -> dict[str, Mapping[str, Any]]:
         found = self.content.get("precisions")
@@ -152,9 +156,12 @@ class _Reader:
     def measuring(self) -> Measuring:
         found = self.mapping("measure", [*Measuring.__dataclass_fields__])
         for name, value in found.items():
-            least = 2 if name == "rows" else 0
+            # A list is chosen among the modules that are quantized singly.
+            is_chosen_from = name == "singles" and self.content.get("skip_modules") is not None
+            least = 2 if name == "rows" else int(is_chosen_from)
             if not _is_count(value, least=least):
-                self.refuse(f"measure.{name} is {value!r}, but an integer of at least {least} is needed")
+                why = " for the list of skip_modules, which is chosen among these modules" if is_chosen_from else ""
+                self.refuse(f"measure.{name} is {value!r}, but an integer of at least {least} is needed{why}")
         return Measuring(**found)
 
     def proof(self, seeds: Sequence[int]) -> SkipProof | None:

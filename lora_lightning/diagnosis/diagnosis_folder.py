@@ -13,12 +13,19 @@ from lora_lightning.diagnosis.stored import as_json, from_json
 from lora_lightning.errors import ConfigurationError, DataError
 from lora_lightning.runs.files import save_text, write_error
 from lora_lightning.runs.save_dirs import DIAGNOSES
+from lora_lightning.studies.study_folder import DIAGNOSIS as SETTINGS
 from lora_lightning.studies.study_folder import STUDY, StudyFolder, load_plan
 
-SETTINGS, MEASUREMENTS, PROOF, REPORT = "diagnosis_settings.json", "measurements", "skip_modules", "report"
+MEASUREMENTS, PROOF = "measurements", "skip_modules"
 FINDINGS, SKIP_LIST = "diagnosis.json", "skip_modules.yaml"
 SCHEMA_VERSION = 7
-FIXED = ("full", "quantized", "rank")
+# What was decided before results were seen, by its name in the YAML.
+FIXED = {"full": "the first of the precisions", "quantized": "the second of the precisions", "rank": "compare.rank"}
+FIXED_WITH_LISTS = {  # which modules are chosen, and what the list has to reach
+    "measuring": ("measure", ("rows", "singles")),
+    "proof": ("skip_modules", ("more_bytes", "bought_back", "random_lists")),
+}
+REMEDY = "restore the YAML, or give the diagnosis another name"
 Measured = TypeVar("Measured")
 
 
@@ -70,16 +77,43 @@ class DiagnosisFolder:
             ConfigurationError: If the folder has another diagnosis.
             TrainingError: If the file cannot be written.
         """
-        path = self.path / SETTINGS
-        content = {"schema_version": SCHEMA_VERSION, **as_json(replace(diagnosis, study=None))}  # type: ignore[arg-type]
-        if path.exists():
-            former = _read(path)
-            for name in FIXED:
-                if former.get(name) != content[name]:
-                    msg = f"the folder {self.path} has a diagnosis whose {name} is {former.get(name)}, and not "
-                    msg += f"{content[name]}; restore the YAML, or give the diagnosis another name"
-                    raise ConfigurationError(msg)
-        _write(path, content)
+        self.check(diagnosis)
+        _write(self.path / SETTINGS, _settings(diagnosis))
+
+    def check(self, diagnosis: Diagnosis) -> None:
+        """Refuses a diagnosis that contradicts the one in the folder, which may not exist; nothing is written.
+
+        Raises:
+            ConfigurationError: Names what has changed.
+        """
+        if not (self.path / SETTINGS).exists():
+            return
+        former, now = _read(self.path / SETTINGS), _settings(diagnosis)
+        for name, shown in FIXED.items():
+            if former.get(name) != now[name]:
+                msg = f"the folder {self.path} has a diagnosis in which {shown} is {former.get(name)}, and not "
+                msg += f"{now[name]}; {REMEDY}"
+                raise ConfigurationError(msg)
+        if self.proofs and former.get("proof") is not None:
+            self._check_proof(former, now)
+
+    def _check_proof(self, former: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        """Refuses to change what a list of modules has to reach, or over which seeds, once runs with lists exist."""
+        changed = [
+            f"{section}.{name} is {old.get(name)}, and not {new.get(name)}"
+            for key, (section, names) in FIXED_WITH_LISTS.items()
+            for old, new in [(former.get(key) or {}, now[key] or {})]
+            for name in names
+            if old.get(name) != new.get(name)
+        ]
+        if now["proof"] is None:
+            changed = ["skip_modules is set, and not left out"]
+        elif lost := [seed for seed in former["proof"].get("seeds", ()) if seed not in now["proof"]["seeds"]]:
+            changed.append(f"skip_modules.seeds has {lost[0]}")
+        if changed:
+            msg = f"the folder {self.path} has runs with lists of modules to skip, for which {changed[0]}: what has to "
+            msg += f"be proven is decided before results are seen; {REMEDY}"
+            raise ConfigurationError(msg)
 
     def load(self) -> Diagnosis:
         """Reads the diagnosis, with the base configs of the time when it was started.
@@ -200,6 +234,11 @@ class DiagnosisFolder:
 
     def _measurement(self, name: str) -> Path:
         return self.path / MEASUREMENTS / f"{name}.json"
+
+
+def _settings(diagnosis: Diagnosis) -> dict[str, Any]:
+    """What the study's own file does not have."""
+    return {"schema_version": SCHEMA_VERSION, **as_json(replace(diagnosis, study=None))}  # type: ignore[arg-type]
 
 
 def _identity(inputs: Mapping[str, Any]) -> str:

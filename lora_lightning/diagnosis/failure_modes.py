@@ -14,12 +14,12 @@ from lora_lightning.diagnosis.effects import Direction, Effect, Grouping
 from lora_lightning.diagnosis.merge_recovery import DEQUANTIZED, KEPT, MergeRecoveries
 from lora_lightning.diagnosis.rank_threshold import RankThreshold
 from lora_lightning.diagnosis.sensitivity import Sensitivity
+from lora_lightning.diagnosis.specification import FEWEST_MODULES
 from lora_lightning.statistics.recovery import Recovery
 from lora_lightning.statistics.verdicts import Verdict
 
 SENSITIVE_SHARE, SENSITIVE_TIMES = 0.25, 5.0  # of the joint divergence, and of the median module's
 LEAST_DIVERGENCE = 1e-4  # nats; below it, nobody sees a difference
-FEWEST_MODULES = 4
 BOTH = 2  # precisions
 UNUSED = 0.25  # of the rank
 RISE = 1.05  # of the least validation loss

@@ -35,6 +35,7 @@ from lora_lightning.diagnosis.verdicts import DiagnosisVerdict, State, reach_ver
 from lora_lightning.errors import ConfigurationError, VerificationError
 from lora_lightning.statistics.study_results import Metric, StudyResults
 from lora_lightning.studies.open_study import OpenStudy
+from lora_lightning.studies.study_run import budget_note
 from lora_lightning.studies.trial_results import collect_results
 
 VALIDATION_LOSS = "val/loss"
@@ -120,7 +121,9 @@ def collect_findings(diagnosis: Diagnosis, folder: DiagnosisFolder, study: OpenS
     for precision in diagnosis.precisions:
         if not any(run.precision == precision for run in runs):
             msg = f"no run of the precision {precision!r} in {folder.path} is finished and tested, so that nothing can "
-            msg += "be compared; run the diagnosis first"
+            spent = budget_note(study)
+            remedy = f" {spent} Raise budget in the YAML, and run the diagnosis again"
+            msg += f"be compared.{remedy}" if spent else "be compared; run the diagnosis first"
             raise ConfigurationError(msg)
     collected = collect_results(study.plan, folder.study, study.tag, study.journal.statuses(study.plan.trials))
     results = collected.results
@@ -188,6 +191,7 @@ def collect_findings(diagnosis: Diagnosis, folder: DiagnosisFolder, study: OpenS
                 "" if in_full is None else in_full.note,
                 note_on_missing_costs(costs),
                 results.unfinished,
+                budget_note(study),
                 *collected.notes,
                 *(f"Of the runs with lists of modules to skip: {note}" for note in proof_notes),
                 _merge_note(merges),

@@ -7,9 +7,12 @@ from typing import Any
 
 from lora_lightning.backbones.adapter_config import read_json_file
 from lora_lightning.backbones.adapter_labels import LABELS
+from lora_lightning.diagnosis.reachable import unreachable_sentence
 from lora_lightning.diagnosis.specification import PRECISION_AXIS, RANK_AXIS, Diagnosis
+from lora_lightning.diagnosis.verdict_names import VerdictName
 from lora_lightning.errors import CheckpointError, ConfigurationError, DataError
 from lora_lightning.lora.config import LoraSettings
+from lora_lightning.metrics.label_space import REGRESSION
 from lora_lightning.runs.layout import SUMMARY
 from lora_lightning.runs.record import RunRecord
 from lora_lightning.runs.settings import settings_in
@@ -20,11 +23,23 @@ from lora_lightning.studies.same_inputs import Runs, base_identity, compare_fact
 from lora_lightning.studies.study_folder import StudyFolder
 from lora_lightning.studies.trial_runs import base_configs, run_options
 from lora_lightning.studies.trials import Trial, make_trial
+from lora_lightning.tasks import AdaptationTask, SequenceClassificationTask
+from lora_lightning.tasks.outcome_rows import SCORE, outcome_columns
 from lora_lightning.training.api import config_arguments, option_arguments
 from lora_lightning.training.commands import explain_errors, prepare_command
+from lora_lightning.training.fitting import TrainingRun
 
 OF_THE_RUN = ("model.init_args.quantization", "seed_everything", "trainer.logger")  # what has to differ
-TESTED = "trainer.limit_test_batches"
+# Which batches are left out, counted in batches of a size; 0.0 or `null` for none.
+TRAINED, VALIDATED, TESTED = (f"trainer.limit_{kind}_batches" for kind in ("train", "val", "test"))
+OVERFITTED = "trainer.overfit_batches"
+COUNTED_IN = {
+    "data.init_args.batch_size": (TRAINED, OVERFITTED),
+    "data.init_args.eval_batch_size": (VALIDATED, TESTED, OVERFITTED),
+}
+LIMITS = (TRAINED, VALIDATED, TESTED, OVERFITTED)
+OF_THE_TASK = {VerdictName.MERGE_KEEPS_GAIN, VerdictName.HEALTHY}  # which not every task can reach
+STARTS = (True, "gaussian", "orthogonal")  # at dW = 0, from numbers that the seed draws
 WHICH_MODULES = (
     "target_modules",
     "exclude_modules",
@@ -35,7 +50,7 @@ WHICH_MODULES = (
 )
 # What may differ between the precisions, of options that decide on examples: how fast they are read, not which.
 HOW_READ = ("batch_size", "eval_batch_size", "num_workers", "cache_dir", "predict_file")
-OF_EXAMPLES = ("model.class_path", "model.init_args.backbone", "model.init_args.revision", TESTED)
+OF_EXAMPLES = ("model.class_path", "model.init_args.backbone", "model.init_args.revision", *LIMITS)
 
 
 @dataclass(frozen=True)
@@ -171,7 +186,7 @@ def check_precisions(diagnosis: Diagnosis, plan: StudyPlan, folder: StudyFolder)
     Raises:
         ConfigurationError: If the first precision is quantized or the second one is not, the adapters do not start as
             dW = 0 on linear layers alone, the same ones of the same ranks for both, or both do not get the same
-            examples and the same base.
+            examples and the same base, or the task has nothing that a required verdict is reached from.
     """
     found: list[LoraSettings] = []
     settings: list[Mapping[str, Any]] = []
@@ -188,9 +203,16 @@ def check_precisions(diagnosis: Diagnosis, plan: StudyPlan, folder: StudyFolder)
             msg = f"the precision {precision!r} of the diagnosis {wanted} model.quantization, but its configs say "
             msg += f"{task.quantization}; change the precision's options or the base config"
             raise ConfigurationError(msg)
+        check_starts(task.adapter, precision)
         found.append(check_adapters(task.lora, precision))
         check_rank_axis(found[-1], diagnosis.ranks, precision)
         settings.append(settings_in(cli.settings_text()))
+        if OF_THE_TASK & {*diagnosis.require}:
+            with explain_errors():
+                TrainingRun(cli).check_settings_and_data()  # with which the labels are known
+            if sentence := unreachable_sentence(diagnosis.require, what_task_lacks(task)):
+                msg = f"the diagnosis {plan.study.name}: {sentence}"
+                raise ConfigurationError(msg)
     check_same_modules(*diagnosis.precisions, *found)
     check_same_examples(*diagnosis.precisions, *settings)
 
@@ -215,6 +237,39 @@ def check_rank_axis(lora: LoraSettings, ranks: Sequence[int], precision: str) ->
         raise ConfigurationError(msg)
 
 
+def check_starts(adapter: str | None, precision: str) -> None:
+    """Refuses to continue an adapter.
+
+    Args:
+        adapter: What `model.adapter` is.
+        precision: Name of the precision, for messages.
+
+    Raises:
+        ConfigurationError: If there is one: all runs would have what it has learnt in common.
+    """
+    if adapter is not None:
+        msg = f"model.adapter of the precision {precision!r} is {adapter}, but the adapters of a diagnosis start at "
+        msg += "dW = 0: what an existing one has learnt would be alike in all runs, whatever precision and seed do; "
+        msg += "leave model.adapter out"
+        raise ConfigurationError(msg)
+
+
+def what_task_lacks(task: AdaptationTask) -> dict[VerdictName, str]:
+    """Finds what verdicts need and a task does not have.
+
+    Args:
+        task: Knows its labels.
+
+    Returns:
+        What is missing, by verdict.
+    """
+    if SCORE not in outcome_columns(task):
+        return dict.fromkeys(OF_THE_TASK, f"{type(task).__name__} has no likelihood an example, so no merge is judged")
+    if isinstance(task, SequenceClassificationTask) and task.labels.problem_type == REGRESSION:
+        return {VerdictName.HEALTHY: "a regression has no KL divergence, so that no sensitive layer is looked for"}
+    return {}
+
+
 def check_same_examples(first: str, second: str, own: Mapping[str, Any], other: Mapping[str, Any]) -> None:
     """Refuses options that would give the precisions other examples or another base: nothing could be compared.
 
@@ -227,19 +282,30 @@ def check_same_examples(first: str, second: str, own: Mapping[str, Any], other: 
     Raises:
         ConfigurationError: Names the option that differs.
     """
-    tested = own.get(TESTED)
-    all_are_tested = tested is None or (isinstance(tested, float) and tested == 1)  # the integer 1 is one batch
-    free = {f"data.init_args.{name}" for name in HOW_READ if all_are_tested or name != "eval_batch_size"}
+    free = {f"data.init_args.{name}" for name in HOW_READ}
     for name in sorted(own.keys() | other.keys()):
-        decides = name in OF_EXAMPLES or (name.startswith("data.") and name not in free)
-        if decides and own.get(name) != other.get(name):
+        limits = [limit for limit in COUNTED_IN.get(name, ()) if _leaves_out(limit, own)]
+        decides = name in OF_EXAMPLES or (name.startswith("data.") and (name not in free or limits))
+        if decides and _meaning(name, own) != _meaning(name, other):
             msg = f"the precisions {first!r} and {second!r} of the diagnosis would not be compared on the same "
             msg += f"examples and base, because {name.replace('.init_args', '')} is {own.get(name)} and "
-            msg += (
-                f"{other.get(name)}; set it to the same value for both (of data, only {', '.join(HOW_READ)} may differ"
-            )
-            msg += ")" if all_are_tested else f", and of these not eval_batch_size where {TESTED} is set)"
+            msg += f"{other.get(name)}; set it to the same value for both "
+            msg += f"(of data, only {', '.join(HOW_READ)} may differ"
+            msg += f", and of these not {name.rpartition('.')[2]} where {limits[0]} is set)" if limits else ")"
             raise ConfigurationError(msg)
+
+
+def _leaves_out(limit: str, settings: Mapping[str, Any]) -> bool:
+    """Whether an option limits the batches; the integer 1 is one batch, and 1.0 all of them."""
+    value = settings.get(limit)
+    if limit == OVERFITTED:
+        return bool(value)
+    return value is not None and not (isinstance(value, float) and value == 1)
+
+
+def _meaning(name: str, settings: Mapping[str, Any]) -> Any:
+    """The value of an option; `None` for a limit that leaves nothing out, however it is written."""
+    return None if name in LIMITS and not _leaves_out(name, settings) else settings.get(name)
 
 
 def check_same_modules(first: str, second: str, lora: LoraSettings, other: LoraSettings) -> None:
@@ -276,12 +342,13 @@ def check_adapters(lora: LoraSettings | None, precision: str) -> LoraSettings:
 
     Raises:
         ConfigurationError: If there are none, their ranks change, they are more than dW = scaling B A, they start at
-            another update than 0, or they are on experts.
+            another update than 0 or from the data, or they are on experts.
     """
     is_plain = lora is not None and lora.adalora is None and not lora.use_dora and not lora.target_parameters
-    if not is_plain or lora is None or lora.changes_base or lora.init_lora_weights == "loftq":
+    if not is_plain or lora is None or lora.changes_base or lora.init_lora_weights not in STARTS:
         msg = f"the precision {precision!r} of the diagnosis has no adapters of a fixed rank on linear layers of an "
-        msg += "unchanged base that start at dW = 0; LoRA and rsLoRA can be compared, full fine-tuning, AdaLoRA, DoRA, "
-        msg += "LoftQ, PiSSA, OLoRA and experts cannot"
+        msg += "unchanged base that start at dW = 0 with an A that the seed draws; LoRA and rsLoRA can be compared, "
+        msg += "full fine-tuning, AdaLoRA, DoRA, EVA (whose ranks and starts follow from the data), LoftQ, PiSSA, "
+        msg += "OLoRA and experts cannot"
         raise ConfigurationError(msg)
     return lora

@@ -1,7 +1,6 @@
 """Measures everything on the finished runs of a diagnosis; what was measured on the same runs before is kept."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any, TypeVar
 
 from lora_lightning.artefacts.saved_updates import saved_updates
@@ -59,7 +58,10 @@ class Measurer:
         return [self.quantized[seed] for seed in self.diagnosis.other_seeds if seed in self.quantized]
 
     def inputs(self) -> dict[str, dict[str, Any]]:
-        """What each measurement depends on, by its name; only those that the finished runs allow."""
+        """What each measurement depends on, by its name; only those that the finished runs allow.
+
+        Nothing else: measured again, rounding could choose other modules to skip, whose runs would all train again.
+        """
         found: dict[str, dict[str, Any]] = {}
         if self.full and self.quantized:
             runs = [run.identity for run in (*self.full.values(), *self.quantized.values())]
@@ -68,13 +70,15 @@ class Measurer:
             return found
         pairs = [run.identity for seed in self.common_seeds for run in (self.full[seed], self.quantized[seed])]
         pair: dict[str, Any] = {"runs": pairs[:2]}
-        rows = {**pair, "rows": self.diagnosis.measuring.rows, "metric": self.metric}
-        everything = {**rows, **asdict(self.diagnosis.measuring)}
+        measuring, budget = self.diagnosis.measuring, self._budget
+        rows = {**pair, "rows": measuring.rows}
+        lists = {"more_bytes": budget.more_bytes, "random_lists": budget.random_lists}
+        completions = {"prompts": measuring.prompts, "new_tokens": measuring.new_tokens}
         return found | {
             ERRORS: {**pair, "adapters": [run.identity for run in (*self.full.values(), *self.quantized.values())]},
-            SENSITIVITY: {**everything, "proof": asdict(self._budget)},
+            SENSITIVITY: {**rows, "singles": measuring.singles, "metric": self.metric, **lists},
             MERGES: rows,
-            BEHAVIOR: {**everything, "runs": [*pairs, *(run.identity for run in self.other_quantized)]},
+            BEHAVIOR: {**rows, **completions, "runs": [*pairs, *(run.identity for run in self.other_quantized)]},
         }
 
     @property

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from lora_lightning.diagnosis.diagnosis_folder import DiagnosisFolder
 from lora_lightning.diagnosis.finished_runs import FinishedRun, check_comparable
 from lora_lightning.diagnosis.sensitivity import SkipChoice
-from lora_lightning.diagnosis.skip_proof import SkipFinding, judge_skips
+from lora_lightning.diagnosis.skip_proof import SkipFinding, judge_skips, seeds_of_proof
 from lora_lightning.diagnosis.specification import Diagnosis
 from lora_lightning.runs.record import RunRecord
-from lora_lightning.statistics.pairing import common_seeds
 from lora_lightning.studies.journal import ENDED, TrialStatus
 from lora_lightning.studies.open_study import HOUR, OpenStudy, open_study
 from lora_lightning.studies.same_inputs import check_same_rows, note_on_versions
@@ -102,7 +101,7 @@ def judge_proof(
         main.results.configuration(diagnosis.configuration(precision, diagnosis.rank))
         for precision in diagnosis.precisions
     )
-    if not common_seeds(full, quantized, *lists):
+    if not seeds_of_proof(diagnosis.proof, full, quantized, *lists):
         return Proof(None, "No seed has finished runs of all lists and of both precisions.", tuple(notes))
     found = judge_skips(full, quantized, lists, choice, diagnosis.proof, main.results.metric)
     return Proof(found, "", tuple(notes))

@@ -92,7 +92,8 @@ class RankThreshold:
     Attributes:
         precisions: The one that is not quantized, then the quantized one.
         compared: Both precisions at the rank that was chosen beforehand, tested alone; `None` if a run is missing.
-        losses: By rank, ascending: both precisions at the same rank, with Holm's correction over the tested ranks.
+        losses: By rank, ascending: both precisions at the same rank. Among them is `compared`, where it is not `None`;
+            the others have Holm's correction over those that are tested.
         bought_back: The quantized precision at its largest rank, compared with the other one at each smaller rank.
         share: Of the loss at the compared rank, what the largest rank buys back, with its interval over seeds and
             examples; NaN if the compared rank is the largest, or runs are missing.
@@ -118,13 +119,14 @@ def find_rank_threshold(diagnosis: Diagnosis, results: StudyResults) -> RankThre
         The threshold of each precision, and what quantization costs at each rank.
     """
     full, quantized = (_of_precision(diagnosis, results, precision) for precision in diagnosis.precisions)
-    same = [(rank, rank) for rank in diagnosis.ranks]
+    others = [(rank, rank) for rank in diagnosis.ranks if rank != diagnosis.rank]
     largest = diagnosis.ranks[-1]
     compared = _losses(diagnosis, results, [(diagnosis.rank, diagnosis.rank)])
+    losses = (*compared, *_losses(diagnosis, results, others))
     return RankThreshold(
         (full, quantized),
         compared[0] if compared else None,
-        _losses(diagnosis, results, same),
+        tuple(sorted(losses, key=lambda each: each.rank)),
         _losses(diagnosis, results, [(largest, rank) for rank in diagnosis.ranks[:-1]]),
         *_share_of_largest(diagnosis, results),
     )

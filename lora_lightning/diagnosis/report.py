@@ -245,6 +245,8 @@ def _additivity(grouping: Grouping, found: Interval) -> str:
 
 def _skip_list(found: Sensitivity, proof: str) -> list[str]:
     choice = found.skip
+    if not found.singles:
+        return ["No module was quantized singly (measure.singles), so there is no list of modules to skip."]
     if not choice.modules:
         return ["No sensitive module fits into the budget of bytes for a list of modules to skip."]
     named = ", ".join(choice.modules)

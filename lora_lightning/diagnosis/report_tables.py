@@ -259,8 +259,9 @@ def ranks_tables(found: RankThreshold) -> tuple[PageTable, ...]:
         (f"r = {each.rank} against r = {each.other_rank}", str(each.verdict), number(each.p_value), each.sentence)
         for each in (*found.losses, *found.bought_back)
     )
-    caption = "The quantized precision against the other one, at the same rank and at smaller ones (p values by Holm; "
-    caption += "a dash: not tested, since there is one seed or no variance)"
+    caption = "The quantized precision against the other one, at the same rank and at smaller ones (p values by Holm, "
+    caption += "except for both at the compared rank, which was chosen beforehand; a dash: not tested, since there is "
+    caption += "one seed or no variance)"
     return (
         PageTable(headings, tuple(rows), texts=frozenset({5}), states=4),
         PageTable(("ranks", "verdict", "p", "in words"), losses, texts=frozenset({3}), states=1, caption=caption),

@@ -38,6 +38,7 @@ def check_diagnosis(
     Raises:
         LoraLightningError: If an option, the data, or the folder does not fit.
     """
+    folder.check(diagnosis)  # before the study gains what only another diagnosis has
     checked = check_study(plan, folder.study, progress)
     check_precisions(diagnosis, plan, folder.study)
     return checked
@@ -62,6 +63,7 @@ def start_diagnosis(
         ConfigurationError: If the folder has another diagnosis.
         TrainingError: If a file cannot be written.
     """
+    folder.check(diagnosis)
     study = start_study(plan, folder.study, checked, retry_failed=retry_failed)
     folder.save(diagnosis)
     return study

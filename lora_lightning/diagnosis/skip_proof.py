@@ -167,7 +167,7 @@ def judge_skips(
     Returns:
         The finding.
     """
-    seeds = common_seeds(full, quantized, *lists)
+    seeds = seeds_of_proof(proof, full, quantized, *lists)
     full, quantized, *lists = (_of_seeds(each, seeds) for each in (full, quantized, *lists))
     chosen = lists[0]
     ratio = bought_back_share(full, quantized, chosen)
@@ -188,6 +188,16 @@ def judge_skips(
     return SkipFinding(
         choice.modules, choice.share, ratio, over, p_value, random, rank, means, enough and better, sentence
     )
+
+
+def seeds_of_proof(proof: SkipProof, *results: ConfigurationResults) -> list[int]:
+    """The seeds of a proof that all configurations have; runs with other seeds are no part of it.
+
+    Args:
+        proof: Its seeds.
+        results: Of both precisions and of all lists.
+    """
+    return [seed for seed in common_seeds(*results) if seed in proof.seeds]
 
 
 def _of_seeds(results: ConfigurationResults, seeds: Sequence[int]) -> ConfigurationResults:

@@ -8,6 +8,7 @@ from lora_lightning.studies.specification import Study
 
 PRECISION_AXIS, RANK_AXIS = "precision", "model.lora.r"
 QUANTIZATION_OPTION = "model.quantization"
+FEWEST_MODULES = 4  # that are quantized singly, to call one of them sensitive
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 MOST_SPLITS = 200_000
 DRAWN, SEED = 99_999, 0  # random splits beside that of the data, where there are more
+LEAST_GROUP = 2
 ROUNDING = 1e-12  # statistics that differ by less, relative to their size, are equal
 
 
@@ -34,6 +35,11 @@ class PermutationTest:
         return 1 / self.splits
 
 
+def number_of_splits(first: int, second: int) -> int:
+    """In how many ways objects can be split into two groups of these sizes; equal groups can be exchanged."""
+    return comb(first + second, first) // (2 if first == second else 1)
+
+
 def label_permutation(distances: NDArray[np.float64], group: int) -> PermutationTest:
     """Tests whether two groups differ: under the hypothesis that labels mean nothing, every split is equally likely.
 
@@ -53,11 +59,12 @@ def label_permutation(distances: NDArray[np.float64], group: int) -> Permutation
         ValueError: If a group has fewer than 2 objects, or a distance is not finite.
     """
     count = len(distances)
-    if group < 2 or count - group < 2 or not np.isfinite(distances).all():  # noqa: PLR2004
-        msg = f"two groups of at least 2 objects with finite distances are needed, not {group} and {count - group}"
+    if min(group, count - group) < LEAST_GROUP or not np.isfinite(distances).all():
+        groups = f"{group} and {count - group}"
+        msg = f"two groups of at least {LEAST_GROUP} objects with finite distances are needed, not {groups}"
         raise ValueError(msg)
     equal = 2 * group == count
-    splits = comb(count, group) // (2 if equal else 1)
+    splits = number_of_splits(group, count - group)
     own = np.zeros((1, count))
     own[0, :group] = 1.0
     if is_exact := splits <= MOST_SPLITS:

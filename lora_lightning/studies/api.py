@@ -14,7 +14,7 @@ from lora_lightning.studies.open_study import OpenStudy, start_study
 from lora_lightning.studies.plan import plan_study
 from lora_lightning.studies.specification import Study
 from lora_lightning.studies.study_file import read_study_file, study_from_content
-from lora_lightning.studies.study_folder import REPORT, StudyFolder
+from lora_lightning.studies.study_folder import StudyFolder
 from lora_lightning.studies.study_run import check_study, judge_study, write_recommendation
 from lora_lightning.studies.study_yaml import plain_values
 from lora_lightning.studies.trial_table import TABLE, write_trial_table
@@ -104,7 +104,7 @@ def report_study(study: OpenStudy, output: Path | None = None) -> StudyReport:
     statuses = study.journal.statuses(plan.trials)
     audit = judge_study(study)
     with study.folder.locked():  # workers that end together write the same files
-        page = write_study_report(audit.results, audit.analysis, output or study.folder.path / REPORT, audit.notes)
+        page = write_study_report(audit.results, audit.analysis, output or study.folder.report, audit.notes)
         config = write_recommendation(study, audit)
         write_trial_table(plan, study.folder, statuses)
     return StudyReport(audit, page, study.folder.path / f"{TABLE}.csv", config)

@@ -22,6 +22,7 @@ from lora_lightning.studies.study_yaml import as_number, read_yaml
 from lora_lightning.studies.trials import Trial, make_trial
 
 STUDY, JOURNAL, LOCK, CLAIMS, REPORT = "study.json", "journal.jsonl", "study.lock", ".claims", "report"
+DIAGNOSIS, REPORT_BESIDE_DIAGNOSIS = "diagnosis_settings.json", "study_report"  # whose own report is in `report`
 TAG, VALIDATION_TAG, CLAIMED, TRUNCATED = "tag", "validation_tag", "claims", "truncations"  # in the study's file
 FURTHER_SEEDS, ADDED = "further_seeds", "added_after_results"
 RECOMMENDED = "recommended.yaml"
@@ -47,6 +48,11 @@ class StudyFolder:
     def journal(self) -> Path:
         """What has happened to each trial."""
         return self.path / JOURNAL
+
+    @property
+    def report(self) -> Path:
+        """Where its report is written; in the folder of a diagnosis beside the diagnosis's own."""
+        return self.path / (REPORT_BESIDE_DIAGNOSIS if (self.path / DIAGNOSIS).exists() else REPORT)
 
     def run(self, trial: Trial) -> Path:
         """The run folder of a trial."""

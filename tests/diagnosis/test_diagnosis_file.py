@@ -1,5 +1,6 @@
 """A diagnosis's YAML: what it becomes as a study, and that every mistake is a sentence."""
 
+import math
 import re
 import textwrap
 from pathlib import Path
@@ -7,12 +8,16 @@ from typing import Any
 
 import pytest
 
-from lora_lightning.cli.diagnose_run import EPILOG
+from lora_lightning.cli.diagnose_run import EPILOG, print_measuring
 from lora_lightning.cli.main import main
 from lora_lightning.diagnosis.diagnosis_file import read_diagnosis_file
+from lora_lightning.diagnosis.finished_runs import what_task_lacks
 from lora_lightning.diagnosis.specification import Diagnosis, Measuring, SkipProof
+from lora_lightning.diagnosis.verdict_names import VerdictName
 from lora_lightning.errors import ConfigurationError
+from lora_lightning.metrics.label_space import REGRESSION, SINGLE_LABEL, LabelSpace
 from lora_lightning.studies.plan import plan_study
+from lora_lightning.tasks import CausalLanguageModelingTask, QuestionAnsweringTask, SequenceClassificationTask
 from tests.diagnosis.small_diagnosis import save_diagnosis
 from tests.studies.small_study import BASE
 
@@ -96,6 +101,10 @@ def test_defaults_compare_the_largest_rank_and_prove_no_list(tmp_path: Path) -> 
         ({"compare": {"other_seeds": [7, 7]}}, "compare.other_seeds is [7, 7], but each seed may occur once"),
         ({"require": ["not_wors"]}, "require names the verdict 'not_wors'; did you mean 'not_worse'"),
         ({"require": "not_worse"}, "require is 'not_worse', but a list of verdicts"),
+        (
+            {"seeds": [0, 1], "skip_modules": {}, "measure": {"singles": 0}},
+            "measure.singles is 0, but an integer of at least 1 is needed for the list of skip_modules",
+        ),
         ({"objective": None}, "objective is missing"),
         ({"margin": 0}, "the margin is 0, but it must be a number above 0"),
         ({"seeds": []}, "seeds is [], but a list of integers"),
@@ -106,6 +115,68 @@ def test_a_mistake_is_a_sentence(changes: dict[str, Any], message: str, tmp_path
     with pytest.raises(ConfigurationError, match=re.escape(message)) as caught:
         read_diagnosis_file(path)
     assert str(path) in str(caught.value)
+
+
+SIX = {"rank": 4, "further_seeds": [1, 2], "other_seeds": [7, 8, 9]}
+
+
+@pytest.mark.parametrize(
+    ("verdict", "changes", "reason"),
+    [
+        ("not_worse", {}, "seeds with compare.further_seeds has one seed, and a test needs at least 2"),
+        ("smaller_than_seed_noise", {"compare": COMPARE}, "needed, and there are 3 and 2"),
+        ("precisions_differ", {"seeds": [0, 1]}, "at least 2 seeds of both precisions and 2 of compare.other_seeds"),
+        ("precisions_differ", {"compare": SIX}, "p is at least 0.1, and 0.05 is needed; 3 and 4 reach it"),
+        ("enough_rank", {"compare": COMPARE}, "seeds has one seed, and a test needs at least 2"),
+        ("enough_rank", {"ranks": [4], "seeds": [0, 1]}, "ranks has one rank alone"),
+        ("more_rank_buys_back", {"seeds": [0, 1]}, "compare.rank is 4, the largest of ranks"),
+        ("skip_list_proven", {"seeds": [0, 1]}, "skip_modules, which asks for the proof, is left out"),
+        ("healthy", {"seeds": [0, 1, 2], "measure": {"singles": 3}}, "needed, and there are 3 and 0"),
+        (
+            "healthy",
+            {"seeds": [0, 1, 2], "compare": {"other_seeds": [7, 8, 9]}, "measure": {"singles": 3}},
+            "measure.singles is 3, and at least 4 are needed",
+        ),
+    ],
+)
+def test_a_required_verdict_that_cannot_be_reached_is_refused(
+    verdict: str, changes: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    """Before anything is trained, and not with exit status 3 hours later."""
+    read(tmp_path, **changes)
+    with pytest.raises(ConfigurationError, match="require names what cannot be reached: ") as caught:
+        read(tmp_path, require=[verdict, "merge_keeps_gain"], **changes)
+    assert f"{verdict} (" in str(caught.value)
+    assert reason in str(caught.value)
+    assert "merge_keeps_gain" not in str(caught.value)
+
+
+def test_all_verdicts_can_be_required_where_enough_is_measured(tmp_path: Path) -> None:
+    compare = {"rank": 2, "further_seeds": [2, 3, 4], "other_seeds": [7, 8, 9]}
+    enough = {"seeds": [0, 1], "compare": compare, "skip_modules": {}, "measure": {"singles": 4}}
+    assert len(read(tmp_path, require=[*map(str, VerdictName)], **enough).require) == len(VerdictName)
+
+
+def test_what_a_task_lacks_is_found() -> None:
+    names = {VerdictName.MERGE_KEEPS_GAIN, VerdictName.HEALTHY}
+    assert what_task_lacks(QuestionAnsweringTask("x")).keys() == names
+    assert what_task_lacks(CausalLanguageModelingTask("x")) == {}
+    for kind, expected in ((REGRESSION, {VerdictName.HEALTHY}), (SINGLE_LABEL, set())):
+        space = LabelSpace(["score"] if kind == REGRESSION else ["no", "yes"], problem_type=kind)
+        assert what_task_lacks(SequenceClassificationTask("x", label_space=space)).keys() == expected
+
+
+def test_a_dry_run_counts_the_runs_with_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    proof = {"skip_modules": {"random_lists": 3}, "seeds": [0, 1]}
+    print_measuring(read(tmp_path, **proof), tmp_path, 60.0)
+    assert (
+        "beyond that up to 8 more runs, about 8 min, of 4 lists of modules to skip with 2 seeds: if NF4 is worse than "
+        "float32 at r = 4, told from zero\n" in capsys.readouterr().out
+    )
+    print_measuring(read(tmp_path, **proof), tmp_path, math.nan)
+    assert "up to 8 more runs, of 4 lists" in capsys.readouterr().out
+    print_measuring(read(tmp_path), tmp_path, 60.0)
+    assert "lists" not in capsys.readouterr().out
 
 
 def test_a_file_that_is_none_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,7 +37,9 @@ def test_a_planted_loss_is_told_from_zero_and_more_rank_does_not_buy_it_back() -
         for r in planted.RANKS
     ]
     assert found.compared.p_value == pytest.approx(alone[-1].p_value)  # chosen beforehand, so without a correction
-    assert [loss.p_value for loss in found.losses] == pytest.approx(holm([each.p_value for each in alone]))
+    assert [loss.p_value for loss in found.losses] == pytest.approx(
+        [*holm([each.p_value for each in alone[:-1]]), alone[-1].p_value]
+    )
     bought = {loss.other_rank: loss for loss in found.bought_back}
     assert bought.keys() == {2, 4}
     assert all(loss.rank == 8 for loss in found.bought_back)
@@ -60,6 +62,14 @@ def test_a_perplexity_has_one_mean_on_a_page() -> None:
     row = cost_table(planted.diagnosis(), study, {}, {}).rows[2]
     assert (row.configuration, row.quality) == ("float32, r = 8", pytest.approx(full.means[8].value))
     assert math.isnan(quantized.means[8].value)  # no run
+
+
+@pytest.mark.parametrize("loss", [0.006, 0.010, 0.014])
+def test_the_compared_rank_is_decided_once(loss: float) -> None:
+    """The table has the comparison of the verdict, chosen beforehand, and no other one of the same runs."""
+    found = find_rank_threshold(planted.diagnosis(rank=4), planted.results(loss, (0.9, 0.92, 0.925)))
+    assert [each.rank for each in found.losses] == [2, 4, 8]
+    assert found.losses[1] == found.compared
 
 
 def test_runs_that_are_missing_are_left_out() -> None:

@@ -65,6 +65,15 @@ def test_seeds_without_all_runs_are_named() -> None:
     )
 
 
+def test_runs_of_seeds_beyond_the_proof_do_not_count() -> None:
+    full, quantized = runs("full", 0.92), runs("quantized", 0.84)
+    lists = [runs("sensitive modules", 0.91), runs("random list 1", 0.85)]
+    choice, proof = replace(CHOICE, random_bytes=(1200,)), SkipProof(seeds=planted.SEEDS[:3])
+    found = judge_skips(full, quantized, lists, choice, proof, Metric("accuracy"))
+    assert found.random[0].difference.seeds == 3
+    assert "It rests on" not in found.sentence
+
+
 def test_all_numbers_are_of_the_same_seeds() -> None:
     """The quantized precision has a seed of its own, and one list lacks a seed in which the others are far off."""
     full, quantized, chosen = (runs(name, each) for name, each in (("full", 0.92), ("quantized", 0.84), ("own", 0.91)))

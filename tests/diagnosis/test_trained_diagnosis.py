@@ -28,7 +28,13 @@ from lora_lightning.diagnosis.costs import weights_by_rank
 from lora_lightning.diagnosis.diagnosis_folder import SCHEMA_VERSION, DiagnosisFolder
 from lora_lightning.diagnosis.effects import Direction, Grouping, QuantizedParts, groups_of
 from lora_lightning.diagnosis.findings import Findings, collect_findings
-from lora_lightning.diagnosis.finished_runs import FinishedRun, check_adapters, different_options, finished_runs
+from lora_lightning.diagnosis.finished_runs import (
+    FinishedRun,
+    check_adapters,
+    check_same_examples,
+    different_options,
+    finished_runs,
+)
 from lora_lightning.diagnosis.measuring import Measurer
 from lora_lightning.diagnosis.merge_recovery import measure_merges
 from lora_lightning.diagnosis.model_behavior import compare_behavior, hidden_states, observe
@@ -56,6 +62,7 @@ from lora_lightning.training.commands import prepare_command
 from tests.conftest import TinyBackbone
 from tests.diagnosis import planted
 from tests.diagnosis.small_diagnosis import intents, leave_figures_out, save_diagnosis
+from tests.tiny_data import save_tiny_squad
 
 BITS = {"bits": 4, "compute_dtype": "float32"}
 SETTINGS: dict[str, Any] = {
@@ -745,16 +752,187 @@ def test_bad_input_is_a_sentence_before_anything_is_written(
         LoraSettings(target_parameters=["mlp.experts.down_proj"], lora_dropout=0.0),
         LoraSettings(use_dora=True),
         LoraSettings(init_lora_weights="loftq"),
+        LoraSettings(init_lora_weights="eva"),
+        LoraSettings(init_lora_weights="olora"),
     ],
-    ids=["full", "PiSSA", "AdaLoRA", "experts", "DoRA", "LoftQ"],
+    ids=["full", "PiSSA", "AdaLoRA", "experts", "DoRA", "LoftQ", "EVA", "OLoRA"],
 )
 def test_adapters_that_cannot_be_compared_are_refused(lora: LoraSettings | None) -> None:
-    for compared in (LoraSettings(), LoraSettings(use_rslora=True), LoraSettings(init_lora_weights="gaussian")):
+    starts = [LoraSettings(init_lora_weights=start) for start in (True, "gaussian", "orthogonal")]
+    for compared in (*starts, LoraSettings(use_rslora=True)):
         check_adapters(compared, "NF4")
     with pytest.raises(
         ConfigurationError, match="the precision 'NF4' of the diagnosis has no adapters of a fixed rank"
     ):
         check_adapters(lora, "NF4")
+
+
+def test_a_verdict_that_the_task_cannot_reach_is_refused(
+    tiny_backbone: TinyBackbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = intents(tiny_backbone("bert"), tmp_path)
+    data_dir = str(save_tiny_squad(tmp_path / "squad"))
+    base["model"]["class_path"] = "QuestionAnsweringTask"
+    base["data"] = {
+        "class_path": "SquadV2DataModule",
+        "init_args": {"data_dir": data_dir, "max_length": 32, "doc_stride": 8, "cache_dir": str(tmp_path / "cache")},
+    }
+    base["checkpoint"] = {"monitor": "val/f1", "mode": "max"}
+    path = save_diagnosis(tmp_path, base, ranks=[4], objective="f1", require=["merge_keeps_gain"])
+    assert main(["diagnose", "run", str(path), f"--save_dir={tmp_path / 'diagnoses'}"]) == 2
+    assert "require names what cannot be reached: merge_keeps_gain (QuestionAnswer" in capsys.readouterr().err
+    assert not (tmp_path / "diagnoses").exists()
+
+
+def test_an_adapter_that_is_continued_is_refused(
+    trained: Path,
+    runs: dict[tuple[str, int], FinishedRun],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """All runs would start from one A and B, so that every similarity is about what these have learnt."""
+    base = yaml.safe_load((trained / "small.yaml").read_text())["base"]
+    adapter = str(runs["float32", 0].record.adapter)
+    path = save_diagnosis(tmp_path, base, ranks=[4], derived=None, options={"model.adapter": adapter})
+    assert main(["diagnose", "run", str(path), f"--save_dir={tmp_path / 'diagnoses'}"]) == 2
+    assert f"model.adapter of the precision 'float32' is {adapter}, but" in capsys.readouterr().err
+
+
+SIZES = ("data.init_args.batch_size", "data.init_args.eval_batch_size")
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "sizes"),
+    [
+        ("trainer.limit_train_batches", 10, [0]),
+        ("trainer.limit_train_batches", 0.5, [0]),
+        ("trainer.limit_val_batches", 4, [1]),
+        ("trainer.limit_test_batches", 1, [1]),
+        ("trainer.overfit_batches", 2, [0, 1]),
+    ],
+)
+def test_batches_that_are_left_out_are_the_same_for_both(limit: str, value: float, sizes: list[int]) -> None:
+    """A number of batches of another size is another number of examples."""
+    none = {"trainer.limit_train_batches": 1.0, "trainer.limit_val_batches": None, "trainer.overfit_batches": 0.0}
+    check_same_examples("a", "b", none, dict.fromkeys(SIZES, 32))
+    with pytest.raises(ConfigurationError, match=f"same examples and base, because {limit} is {value} and "):
+        check_same_examples("a", "b", {limit: value}, none)
+    for number, size in enumerate(SIZES):
+        both = {limit: value, size: 8}, {limit: value, size: 32}
+        if number in sizes:
+            named = size.rpartition(".")[2]
+            with pytest.raises(ConfigurationError, match=rf"data.{named} is 8 and 32; .* not {named} where {limit} is"):
+                check_same_examples("a", "b", *both)
+        else:
+            check_same_examples("a", "b", *both)
+
+
+def test_a_changed_comparison_is_refused_and_the_restored_yaml_goes_on(
+    copied: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A study that gained the runs of another comparison could not be continued with either YAML."""
+    base = yaml.safe_load((trained / "small.yaml").read_text())["base"]
+    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file() and path.suffix != ".lock"}
+    other = SETTINGS | {"ranks": [2, 4], "compare": {"rank": 2, "further_seeds": [1], "other_seeds": [5, 6]}}
+    for words in (["--dry-run"], []):
+        path = save_diagnosis(copied.parent, base, **other)
+        assert main(["diagnose", "run", str(path), f"--save_dir={copied.parent}", *words]) == 2
+        assert "has a diagnosis in which compare.rank is 4, and not 2; restore the YAML" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in before}
+    path = save_diagnosis(copied.parent, base, **SETTINGS)
+    assert main(["diagnose", "run", str(path), f"--save_dir={copied.parent}"]) == 0
+
+
+def test_what_a_list_has_to_reach_is_fixed_once_it_is_trained(trained: Path, tmp_path: Path) -> None:
+    """A list that was refuted would be proven by a smaller share of the same runs, or over other seeds."""
+    folder = DiagnosisFolder(Path(shutil.copytree(trained / "diagnoses/small", tmp_path / "small")))
+    proof = SkipProof(bought_back=0.5, seeds=(0, 1))
+    own = replace(folder.load(), proof=proof)
+    changes: dict[str, dict[str, Any]] = {
+        "skip_modules.bought_back is 0.5, and not 0.3": {"proof": replace(proof, bought_back=0.3)},
+        "skip_modules.more_bytes is 0.15, and not 0.3": {"proof": replace(proof, more_bytes=0.3)},
+        "skip_modules.random_lists is 3, and not 1": {"proof": replace(proof, random_lists=1)},
+        "skip_modules.seeds has 1": {"proof": replace(proof, seeds=(0,))},
+        "skip_modules is set, and not left out": {"proof": None},
+        "measure.singles is 5, and not 7": {"measuring": replace(own.measuring, singles=7)},
+        "measure.rows is 24, and not 9": {"measuring": replace(own.measuring, rows=9)},
+    }
+    for change in changes.values():
+        folder.save(replace(own, **change))  # before any list is trained
+    folder.save(own)
+    lists = folder.path / "skip_modules/12345678"
+    lists.mkdir(parents=True)
+    (lists / "study.json").write_text("{}")
+    saved = (folder.path / "diagnosis_settings.json").read_text()
+    for message, change in changes.items():
+        with pytest.raises(ConfigurationError, match=f"for which {message}: what has to be proven is decided before"):
+            folder.save(replace(own, **change))
+    assert (folder.path / "diagnosis_settings.json").read_text() == saved
+    folder.save(replace(own, proof=replace(proof, seeds=(0, 1, 2)), measuring=replace(own.measuring, prompts=9)))
+
+
+def test_measurements_depend_on_what_they_use_alone(trained: Path, runs: dict[tuple[str, int], FinishedRun]) -> None:
+    """Measured again, rounding could choose another list, all of whose runs would train anew."""
+    folder = DiagnosisFolder(trained / "diagnoses/small")
+    own = folder.load()
+
+    def inputs(metric: str = "in_scope_accuracy", **changes: Any) -> dict[str, Any]:
+        return Measurer(replace(own, **changes), folder, [*runs.values()], metric, lambda _: None).inputs()
+
+    def changed(other: dict[str, Any]) -> set[str]:
+        return {name for name, each in inputs().items() if each != other[name]}
+
+    assert changed(inputs(proof=SkipProof(bought_back=0.7, seeds=(0, 1)))) == set()
+    assert changed(inputs(proof=SkipProof(more_bytes=0.3, seeds=(0, 1)))) == {"sensitivity"}
+    assert changed(inputs(proof=SkipProof(random_lists=5, seeds=(0, 1)))) == {"sensitivity"}
+    assert changed(inputs("accuracy")) == {"sensitivity"}
+    own_measuring = own.measuring
+    expected = {
+        "rows": {"sensitivity", "merge_recovery", "model_behavior"},
+        "singles": {"sensitivity"},
+        "prompts": {"model_behavior"},
+        "new_tokens": {"model_behavior"},
+    }
+    for name, names in expected.items():
+        assert changed(inputs(measuring=replace(own_measuring, **{name: 9}))) == names
+
+
+def test_a_study_s_report_leaves_that_of_the_diagnosis(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lora_lightning.reports.study_report.study_figures", lambda *_: [])
+    page = (copied / "report/report.html").read_text()
+    assert main(["study", "report", str(copied)]) == 0
+    assert (copied / "report/report.html").read_text() == page
+    assert (copied / "study_report/report.html").is_file()
+
+
+def test_a_budget_that_is_spent_is_named_in_the_report_and_where_a_precision_has_no_run(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = copied / "study.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"budget": 1e-9}))
+    known = StudyJournal.statuses
+
+    def only(*precisions: str) -> Any:
+        def statuses(journal: StudyJournal, trials: Sequence[Trial]) -> dict[str, TrialStatus]:
+            kept = {trial.id for trial in trials if trial.configuration.startswith(precisions)}
+            found = known(journal, trials)
+            return {name: each if name in kept else TrialStatus("waiting") for name, each in found.items()}
+
+        return statuses
+
+    spent = "The budget of 1e-09 hours is spent, so that 4 of 6 runs were not started."
+    with monkeypatch.context() as patch:
+        patch.setattr(StudyJournal, "statuses", only("float32"))
+        with pytest.raises(ConfigurationError, match=rf"{re.escape(spent)} Raise budget in the YAML, and run the"):
+            findings(copied)
+
+    def one_seed(journal: StudyJournal, trials: Sequence[Trial]) -> dict[str, TrialStatus]:
+        kept = {trial.id for trial in trials if trial.seed == 0}
+        found = known(journal, trials)
+        return {name: each if name in kept else TrialStatus("waiting") for name, each in found.items()}
+
+    monkeypatch.setattr(StudyJournal, "statuses", one_seed)
+    assert spent in findings(copied).notes
 
 
 def check_runs_with_lists(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
