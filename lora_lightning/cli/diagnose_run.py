@@ -137,6 +137,7 @@ def run_diagnosis_file(options: argparse.Namespace) -> object:
             ended = [(trial, statuses[trial.id]) for trial in study.plan.trials]
             if not has_both_precisions(diagnosis, study):
                 check_all_finished(ended)
+                check_budget_sufficed(study)
             untimed = print_timings(study) if options.timings else []
             print()
             measure_runs(diagnosis, folder, study, print_progress)
@@ -146,9 +147,12 @@ def run_diagnosis_file(options: argparse.Namespace) -> object:
             findings = report_findings(diagnosis, folder, study)
     check_all_finished(ended)
     check_budget_sufficed(study)
+    if proof is not None:
+        check_budget_sufficed(proof)
     check_all_timed(untimed)
-    from lora_lightning.diagnosis.findings import check_required  # noqa: PLC0415
+    from lora_lightning.diagnosis.findings import check_budget_for_lists, check_required  # noqa: PLC0415
 
+    check_budget_for_lists(findings)
     check_required(diagnosis, findings)
     return findings
 

@@ -25,14 +25,14 @@ from lora_lightning.diagnosis.measuring import BEHAVIOR, ERRORS, MERGES, SENSITI
 from lora_lightning.diagnosis.merge_recovery import MergeRecoveries
 from lora_lightning.diagnosis.model_behavior import Behaviors
 from lora_lightning.diagnosis.product_dtypes import note_on_products
-from lora_lightning.diagnosis.proof_runs import judge_proof
+from lora_lightning.diagnosis.proof_runs import BUDGET_SPENT, judge_proof
 from lora_lightning.diagnosis.rank_threshold import RankThreshold, find_rank_threshold
 from lora_lightning.diagnosis.sensitivity import Sensitivity
 from lora_lightning.diagnosis.skip_proof import SkipFinding, reason_not_to_train
 from lora_lightning.diagnosis.specification import Diagnosis
 from lora_lightning.diagnosis.trained_in_full import TrainedInFull, trained_in_full
 from lora_lightning.diagnosis.verdicts import DiagnosisVerdict, State, reach_verdicts
-from lora_lightning.errors import ConfigurationError, VerificationError
+from lora_lightning.errors import ConfigurationError, TrialsFailed, VerificationError
 from lora_lightning.statistics.study_results import Metric, StudyResults
 from lora_lightning.studies.open_study import OpenStudy
 from lora_lightning.studies.study_run import budget_note
@@ -202,6 +202,21 @@ def collect_findings(diagnosis: Diagnosis, folder: DiagnosisFolder, study: OpenS
         training_seconds=sum(run.record.timings.fit or 0.0 for run in runs),
         measuring_seconds=folder.measured_seconds,
     )
+
+
+def check_budget_for_lists(findings: Findings) -> None:
+    """Raises an error if the budget left no time for the runs with lists of modules to skip.
+
+    Args:
+        findings: What a diagnosis found.
+
+    Raises:
+        TrialsFailed: Says so.
+    """
+    if any(verdict.sentence == BUDGET_SPENT for verdict in findings.verdicts):
+        reason = f"{BUDGET_SPENT[0].lower()}{BUDGET_SPENT[1:].removesuffix('.')}"
+        msg = f"{reason}; raise it in the YAML, and repeat the command"
+        raise TrialsFailed(msg)
 
 
 def check_required(diagnosis: Diagnosis, findings: Findings) -> None:
