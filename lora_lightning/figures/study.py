@@ -31,6 +31,7 @@ LONGEST_NAME = 32
 POINTS = 200  # of a curve at most
 MOST_LABELS = 14  # of points; of more only those on the Pareto front and the reference are labeled
 MOST_TICKS = 12
+MOST_NAMED = 24  # names in a legend
 WIDE = 8  # ratio of costs from which their axis is logarithmic
 MOST_OF_AXIS = 3  # ratio of the whole range of an axis to that of the best values, from which it ends near them
 MOST_TICKED = 1e3  # ratio of costs below which a logarithmic axis has more ticks than powers of ten
@@ -383,8 +384,12 @@ def show_costs(axis: "Axis", numbers: Sequence[float]) -> None:
 
 
 def show_legend(axes: "Axes") -> None:
-    """Adds a legend if something has a label; names that start with an underscore are shown, too."""
-    handles = [line for line in axes.lines if not str(line.get_label()).startswith("_child")]
+    """Adds a legend if something has a label; names that start with an underscore are shown, too.
+
+    More than 24 names would leave no room for the axes; the legend then says that it has the first ones.
+    """
+    every = [line for line in axes.lines if not str(line.get_label()).startswith("_child")]
+    handles = every[:MOST_NAMED]
     if not handles:
         return
     # Above the axes, since inside it could hide points.
@@ -399,5 +404,8 @@ def show_legend(axes: "Axes") -> None:
         borderaxespad=0.2,
         labelcolor=INK,
     )
+    if len(every) > MOST_NAMED:
+        legend.set_title(f"the first {MOST_NAMED} of {len(every)}:", {"size": FONT - 1})
+        legend.get_title().set_color(INK)
     for text in legend.get_texts():
         text.set_parse_math(False)

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lora_lightning.figures.study import averaged_curves, differences_figure, learning_rates_figure, rank_figure
+from lora_lightning.figures.png import png_bytes
+from lora_lightning.figures.study import (
+    averaged_curves,
+    curves_figure,
+    differences_figure,
+    learning_rates_figure,
+    rank_figure,
+)
 from lora_lightning.reports import files
 from lora_lightning.reports.study_report import results_csv, study_figures, study_page, write_study_report
 from lora_lightning.statistics.analysis import analyze_study
@@ -82,6 +89,20 @@ def test_rates_that_diverged_do_not_hide_where_the_best_ones_are(higher: bool) -
     low, high = learning_rates_figure(replace(study, configurations=[row])).axes[0].get_ylim()
     assert low < (86 if higher else 10)
     assert high > (90 if higher else 14)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_legend_of_many_configurations_leaves_room_for_them() -> None:
+    study = rank_study({64: 0.0, 8: 0.0}, seeds=2, examples=50)
+    rows = [replace(study.configurations[0], name=f"configuration {place}") for place in range(120)]
+    figure = curves_figure(replace(study, configurations=rows), ACCURACY)
+    png_bytes(figure)  # where matplotlib would warn that the axes have no room
+    axes = figure.axes[0]
+    legend = axes.get_legend()
+    assert legend
+    assert (len(axes.lines), len(legend.get_texts())) == (120, 24)
+    assert legend.get_title().get_text() == "the first 24 of 120:"
+    assert axes.get_position().height > 0.3
 
 
 def test_the_next_report_deletes_the_figures_of_the_one_before(tmp_path: Path) -> None:
