@@ -405,7 +405,7 @@ def show_legend(axes: "Axes") -> None:
         labelcolor=INK,
     )
     if len(every) > MOST_NAMED:
-        legend.set_title(f"the first {MOST_NAMED} of {len(every)}:", {"size": FONT - 1})
-        legend.get_title().set_color(INK)
+        legend.set_title(f"the first {MOST_NAMED} of {len(every)}:")
+        legend.get_title().set(color=INK, fontsize=FONT - 1)
     for text in legend.get_texts():
         text.set_parse_math(False)
