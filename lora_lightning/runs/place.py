@@ -2,7 +2,7 @@
 
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import zip_longest
@@ -19,6 +19,7 @@ FOLDER_LOGGERS = ("TensorBoardLogger", "CSVLogger")  # their files are in the ru
 TENSORBOARD = "lightning.pytorch.loggers.TensorBoardLogger"
 PACKAGES = {"MLFlowLogger": "mlflow", "WandbLogger": "wandb"}  # that the extra `loggers` has
 UNNAMED = "lightning_logs"  # Lightning's default name, which says nothing
+PLACE_OPTIONS = ("save_dir", "name", "version")  # of these loggers
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,33 @@ def run_place(trainer: Any, default_name: str) -> RunPlace:
         name = entry.init_args.get("run_name") or entry.init_args.get("name")
         return RunPlace(Path(root or LOGS), name or default_name)
     return RunPlace(Path(root or LOGS), default_name, Path(root or Path.cwd()) / UNNAMED)
+
+
+def without_place(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves out where loggers write the run folder: it has many spellings, and may have been moved.
+
+    Args:
+        settings: Plain values by dotted name.
+    """
+    logger = "trainer.logger"
+    kept = dict(settings)
+    if _is_of_run_folder(settings.get(f"{logger}.class_path")):
+        for name in PLACE_OPTIONS:
+            kept.pop(f"{logger}.init_args.{name}", None)
+    if isinstance(entries := settings.get(logger), list):
+        kept[logger] = [_entry_without_place(entry) for entry in entries]
+    return kept
+
+
+def _is_of_run_folder(class_path: object) -> bool:
+    return str(class_path).rpartition(".")[2] in FOLDER_LOGGERS
+
+
+def _entry_without_place(entry: Any) -> Any:
+    if not isinstance(entry, dict) or not _is_of_run_folder(entry.get("class_path")):
+        return entry
+    options = entry.get("init_args") or {}
+    return {**entry, "init_args": {name: value for name, value in options.items() if name not in PLACE_OPTIONS}}
 
 
 def prepare_loggers(

@@ -25,7 +25,7 @@ from lora_lightning.runs.layout import (
     SUMMARY,
     truncate_event_files,
 )
-from lora_lightning.runs.place import RunPlace, numbered_folders
+from lora_lightning.runs.place import RunPlace, numbered_folders, without_place
 from lora_lightning.runs.settings import list_differences, settings_identity, settings_in, text_fingerprint
 
 SETTINGS = "settings"  # in a checkpoint: the fingerprint of its run's config.yaml
@@ -33,6 +33,7 @@ NEWEST_FIRST = (LAST, PREVIOUS, f"{BEST}.ckpt")
 MOST_LISTED = 3  # differences between two runs
 
 FillDefaults = Callable[[str], Mapping[str, Any]]
+Settings = Mapping[str, Any]  # plain values by dotted name
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,9 @@ def find_interrupted_run(
     """
     runs = place.run_folders()
     own = [(path if path.parent.name else path.resolve()).parent for path in given if _is_of_numbered_run(path)]
-    run = find_run([*own, *runs], config, fill_defaults)
+    # The run of a given folder is found by what it trains: its folder may have been moved, or be spelled otherwise.
+    compared = dict if place.version is None else without_place
+    run = find_run(own, config, fill_defaults) or find_run(runs, config, fill_defaults, compared=compared)
     if run is None:
         explain_new_run(runs, config, version_given=place.version is not None)
         if place.version is None:
@@ -139,7 +142,7 @@ def _name_elsewhere(place: RunPlace, config: str, fill_defaults: FillDefaults) -
     """Names an unfinished run that differs in its logger alone; shipped configs had names of their own before."""
     folders = sorted(path for path in place.save_dir.glob("*") if path.is_dir() and path != place.folder)
     others = [run for folder in folders for run in numbered_folders(folder) if not (run / SUMMARY).is_file()]
-    if (run := find_run(others, config, fill_defaults, of_loggers=False)) is not None:
+    if (run := find_run(others, config, fill_defaults, compared=_without_loggers)) is not None:
         _print_once(
             f"the unfinished run {run} differs only in its logger or its name; to resume it, give its own config: "
             f"--config {run / CONFIG} --resume auto"
@@ -171,14 +174,20 @@ def how_it_finished(run: Path) -> RunFinished | VerificationError | None:
     return RunFinished(f"the run {run} is finished: there is nothing to resume", run)
 
 
-def find_run(runs: Iterable[Path], config: str, fill_defaults: FillDefaults, *, of_loggers: bool = True) -> Path | None:
+def _without_loggers(settings: Settings) -> Settings:
+    return {name: value for name, value in settings.items() if not name.startswith("trainer.logger")}
+
+
+def find_run(
+    runs: Iterable[Path], config: str, fill_defaults: FillDefaults, *, compared: Callable[[Settings], Settings] = dict
+) -> Path | None:
     """Returns the first run with the given settings.
 
     Args:
         runs: Run folders.
         config: All settings as YAML.
         fill_defaults: As in `find_interrupted_run`.
-        of_loggers: Whether the options of the loggers have to be the same, too.
+        compared: Returns which of the settings have to be the same; by default all.
 
     Returns:
         The run folder; `None` if no run has the same settings.
@@ -189,19 +198,15 @@ def find_run(runs: Iterable[Path], config: str, fill_defaults: FillDefaults, *, 
             text = (run / CONFIG).read_text(encoding="utf-8")
             if text_fingerprint(text) == text_fingerprint(config):
                 return run
-            if _have_same_settings(text, settings, fill_defaults, of_loggers=of_loggers):
+            if _have_same_settings(text, settings, fill_defaults, compared):
                 return run
     return None
 
 
 def _have_same_settings(
-    text: str, settings: Mapping[str, Any], fill_defaults: FillDefaults, *, of_loggers: bool
+    text: str, settings: Settings, fill_defaults: FillDefaults, compared: Callable[[Settings], Settings]
 ) -> bool:
     """Returns whether a run's config is equal to these settings once today's defaults are filled in."""
-
-    def compared(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in values.items() if of_loggers or not name.startswith("trainer.logger")}
-
     found, settings = compared(settings_in(text)), compared(settings)
     changed = [name for name in found.keys() & settings.keys() if found[name] != settings[name]]
     if not found or [name for name in changed if not name.endswith("class_path")]:
