@@ -17,21 +17,24 @@ def to_plain_values(value: Any) -> Any:
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
-def list_differences(here: Mapping[str, Any], there: Mapping[str, Any], where: str) -> list[str]:
-    """Lists the differences between two flat mappings. A missing name counts as `None`.
+def list_differences(
+    here: Mapping[str, Any], there: Mapping[str, Any], where: str, missing: object = None
+) -> list[str]:
+    """Lists the differences between two flat mappings.
 
     Args:
         here: Values by dotted name, from `flatten`.
         there: The other values.
         where: Where the other values come from, in words such as "in the checkpoint".
+        missing: What a missing name counts as.
 
     Returns:
         One text per difference, with both values, sorted by name.
     """
     return [
-        f"{name} is {_short(here.get(name))} here and {_short(there.get(name))} {where}"
+        f"{name} is {_short(here.get(name, missing))} here and {_short(there.get(name, missing))} {where}"
         for name in sorted(here.keys() | there.keys())
-        if here.get(name) != there.get(name)
+        if here.get(name, missing) != there.get(name, missing)
     ]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from lora_lightning.errors import ConfigurationError, suggest_names
 from lora_lightning.studies.claim_settings import check_claims, check_truncations
 from lora_lightning.studies.option_conflicts import check_options_are_set_once, parts_of
+from lora_lightning.studies.search_settings import is_finite_number
 from lora_lightning.studies.specification import RATE_OPTION, Study, label_of
 from lora_lightning.studies.trials import Configuration, Trial, make_configuration, make_trial
 
@@ -273,7 +274,7 @@ def rank_of(configuration: Configuration) -> float | None:
     if any(value and parts_of(option)[:3] in RANKS_BY_LAYER for option, value in configuration.options.items()):
         return None
     found = [value for option, value in configuration.options.items() if parts_of(option) == parts_of(RANK)]
-    numbers = [float(value) for value in found if isinstance(value, int | float) and value > 0]
+    numbers = [float(value) for value in found if is_finite_number(value) and value > 0]
     return numbers[0] if numbers else None
 
 

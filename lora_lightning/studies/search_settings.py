@@ -36,7 +36,7 @@ def read_range(axis: str, content: Mapping[str, Any], refuse: Refuse) -> Range:
     found: tuple[Any, ...] = tuple(map(content.get, RANGE_KEYS))
     low, high, log, step = found
     for key, number in (("low", low), ("high", high)):
-        if not _is_number(number):
+        if not is_finite_number(number):
             refuse(
                 f"{where} has {key} {number!r}, but a number is needed, such as {{low: 1e-4, high: 3e-3, log: true}}"
             )
@@ -54,7 +54,7 @@ def read_range(axis: str, content: Mapping[str, Any], refuse: Refuse) -> Range:
 
 def _check_step(where: str, ends: Sequence[Any], step: Any, log: bool, integers: bool, refuse: Refuse) -> None:
     low, high = ends
-    if not _is_number(step) or step <= 0 or (integers and not isinstance(step, int)):
+    if not is_finite_number(step) or step <= 0 or (integers and not isinstance(step, int)):
         refuse(f"{where} has step {step!r}, but {'an integer' if integers else 'a number'} above 0 is needed")
     if log:
         refuse(f"{where} has a step and log: true; leave out one of both, or list the values")
@@ -105,7 +105,7 @@ def read_budget(content: object, refuse: Refuse) -> float | None:
     """
     if content is None:
         return None
-    if not _is_number(content) or not isinstance(content, int | float) or content <= 0:
+    if not is_finite_number(content) or not isinstance(content, int | float) or content <= 0:
         refuse(f"budget is {content!r}, but a number of hours above 0 is needed")
     return float(content)
 
@@ -158,8 +158,14 @@ def _axis_size(axis: Axis) -> float:
     return round((axis.range.high - axis.range.low) / step) + 1 if step else math.inf
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def is_finite_number(value: object) -> bool:
+    """Whether a value is a number that a float can hold; an integer such as 10**400 is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def search_ends(study: Study, reference: Configuration) -> list[Configuration]:

@@ -1,6 +1,5 @@
 """Reads a study's YAML: what is varied, over which seeds, and what decides. Every key is used or refused."""
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -13,6 +12,7 @@ from lora_lightning.studies.claim_settings import read_claims, read_truncations
 from lora_lightning.studies.search_settings import (
     SEARCH_KEYS,
     check_search,
+    is_finite_number,
     is_range,
     read_budget,
     read_range,
@@ -329,7 +329,7 @@ class _Reader:
         margin = self.content.get("margin")
         if margin is None:
             return None
-        if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 < margin < math.inf:
+        if not _is_positive(margin):
             self.refuse(
                 f"the margin is {margin!r}, but it must be a number above 0, or no finite study proves anything"
             )
@@ -365,5 +365,5 @@ class _Reader:
         return tuple(found)
 
 
-def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+def _is_positive(value: Any) -> bool:
+    return is_finite_number(value) and value > 0

@@ -31,6 +31,7 @@ DECIDED_BEFOREHAND = ("objective", "direction", "margin", "reference", "costs", 
 # What every trial replaces (`run_options` in trial_runs.py), so that it may differ in the base.
 REPLACED = (SEED_OPTION, "test_after_fit", "trainer.logger", "trainer.enable_progress_bar")
 MOST_NAMED = 3
+NOT_SET = "(not set)"
 REMEDY = "restore the YAML, --base and --set, or give the study another name"
 
 
@@ -174,25 +175,36 @@ def load_plan(path: Path) -> StudyPlan:
         ConfigurationError: If the folder has no study, or a newer release wrote it.
     """
     content = _read_study(path)
+    try:
+        study = _study_from_json(content)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(path, error) from error
+    return plan_study(study)
+
+
+def _study_from_json(content: Mapping[str, Any]) -> Study:
     lists = {key: tuple(content[key]) for key in ("costs", "sequence") if content[key] is not None}
-    return plan_study(
-        Study(
-            name=content["name"],
-            base=tuple(content["base"]),
-            axes=tuple(map(_axis_from_json, content["axes"])),
-            seeds=tuple(content["seeds"]),
-            options=content["options"],
-            derived=content["derived"],
-            learning_rate=_rates_from_json(content["learning_rate"]),
-            search=_search_from_json(content.get("search")),
-            budget=content.get("budget"),
-            storage=content.get("storage"),
-            claims=claims_from_json(content.get(CLAIMED, [])),
-            truncations={name: tuple(ranks) for name, ranks in content.get(TRUNCATED, {}).items()},
-            further_seeds={name: tuple(seeds) for name, seeds in content.get(FURTHER_SEEDS, {}).items()},
-            **{key: content[key] for key in DECIDED_BEFOREHAND} | lists,
-        )
+    return Study(
+        name=content["name"],
+        base=tuple(content["base"]),
+        axes=tuple(map(_axis_from_json, content["axes"])),
+        seeds=tuple(content["seeds"]),
+        options=content["options"],
+        derived=content["derived"],
+        learning_rate=_rates_from_json(content["learning_rate"]),
+        search=_search_from_json(content.get("search")),
+        budget=content.get("budget"),
+        storage=content.get("storage"),
+        claims=claims_from_json(content.get(CLAIMED, [])),
+        truncations={name: tuple(ranks) for name, ranks in content.get(TRUNCATED, {}).items()},
+        further_seeds={name: tuple(seeds) for name, seeds in content.get(FURTHER_SEEDS, {}).items()},
+        **{key: content[key] for key in DECIDED_BEFOREHAND} | lists,
     )
+
+
+def _damaged(path: Path, error: Exception) -> ConfigurationError:
+    reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+    return ConfigurationError(f"{path / STUDY} is damaged ({reason}); restore it, or give the study another name")
 
 
 def _rates_from_json(content: Mapping[str, Any] | None) -> LearningRates | None:
@@ -204,7 +216,10 @@ def _rates_from_json(content: Mapping[str, Any] | None) -> LearningRates | None:
 def load_tags(path: Path) -> tuple[str, str]:
     """Reads the metric that decides, with its split, and the one that chooses learning rates, from a study's folder."""
     content = _read_study(path)
-    return content[TAG], content[VALIDATION_TAG]
+    try:
+        return content[TAG], content[VALIDATION_TAG]
+    except KeyError as error:
+        raise _damaged(path, error) from error
 
 
 def load_added(path: Path) -> AddedLater:
@@ -220,6 +235,8 @@ def _read_study(path: Path) -> dict[str, Any]:
         msg = f"{path} is not the folder of a study, because {file} cannot be read; give a folder such as "
         msg += f"{STUDIES}/NAME"
         raise ConfigurationError(msg) from error
+    if not isinstance(content, dict) or not isinstance(content.get("schema_version"), int):
+        raise _damaged(path, KeyError("schema_version"))
     if content["schema_version"] > SCHEMA_VERSION:
         msg = f"{file} has schema version {content['schema_version']}, but this release reads {SCHEMA_VERSION}; "
         msg += "install the release that wrote it, or a newer one"
@@ -242,7 +259,8 @@ def check_only_adds(former: StudyPlan, plan: StudyPlan, path: Path) -> None:
     kept = (*DECIDED_BEFOREHAND, CLAIMED, TRUNCATED)
     here, there = ({key: json.loads(json.dumps(each[key])) for key in kept} for each in (new, old))
     changed = [
-        *list_differences(_base_settings(new["base"]), _base_settings(old["base"]), "there"),
+        # A null is not what is left out: `model.lora: null` is full fine-tuning, and LoRA is the default.
+        *list_differences(_base_settings(new["base"]), _base_settings(old["base"]), "there", NOT_SET),
         *list_differences(here, there, "there"),
     ]
     if changed:
@@ -262,7 +280,18 @@ def check_only_adds(former: StudyPlan, plan: StudyPlan, path: Path) -> None:
         msg = f"the folder {path} has {len(lost)} runs that the study no longer contains ({named}); a study may only "
         msg += f"gain values and seeds: {REMEDY}"
         raise ConfigurationError(msg)
+    _check_derived(former, plan, path)
     _check_sequence(former, plan, path)
+
+
+def _check_derived(former: StudyPlan, plan: StudyPlan, path: Path) -> None:
+    """Refuses other expressions: those that agree on the runs so far may not do so on what a study or search adds."""
+    here, there = (
+        {name: "".join(text.split()) for name, text in each.study.derived.items()} for each in (plan, former)
+    )
+    if changed := list_differences(here, there, "there", NOT_SET):
+        msg = f"the folder {path} has a study with other derived values: {'; '.join(changed[:MOST_NAMED])}; {REMEDY}"
+        raise ConfigurationError(msg)
 
 
 def _check_sequence(former: StudyPlan, plan: StudyPlan, path: Path) -> None:

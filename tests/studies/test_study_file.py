@@ -39,6 +39,8 @@ from tests.studies.small_study import save_study
         ({"margin": 0}, "the margin is 0, but it must be a number above 0"),
         ({"margin": -1.0}, "the margin is -1.0"),
         ({"margin": float("nan")}, "the margin is nan"),
+        ({"margin": 10**400}, "the margin is 1000"),
+        ({"learning_rate": {"values": [10**400], "seeds": [7]}}, "learning_rate.values is .*, but a list of numbers"),
         ({"margin": "small"}, "the margin is 'small'"),
         ({"reference": None}, "reference is missing"),
         ({"reference": {"r": 3}}, "fits 0 configurations; it must fit exactly one of r = 1, r = 2, r = 4"),

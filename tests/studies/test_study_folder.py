@@ -71,6 +71,7 @@ def test_a_study_may_gain_values_and_seeds(folder: StudyFolder, tmp_path: Path) 
         ),
         ({"axes": {"model.lora.r": [2, 4, 8]}}, r"has 2 runs .* \(r = 1, seed 0; r = 1, seed 1\)"),
         ({"derived": {"model.lora.lora_alpha": "2 * r"}}, "has 6 runs .*; and 3 more"),
+        ({"derived": {"model.lora.lora_alpha": "min(r, 4)"}}, r"lora_alpha is 'min\(r,4\)' here and 'r' there"),
         ({"options": {"trainer.max_epochs": 9}}, "has 6 runs"),
         ({"margin": 0.25}, "margin is 0.25 here and 0.5 there"),
         ({"objective": "test/loss"}, "objective is 'test/loss' here and 'loss' there"),
@@ -83,6 +84,43 @@ def test_a_contradiction_is_refused(changes: Any, message: str, folder: StudyFol
     with pytest.raises(ConfigurationError, match=f"{message}.*{REMEDY}"):
         save(folder, plan(tmp_path, **changes))
     assert (folder.path / STUDY).read_bytes() == before
+
+
+def test_null_is_not_what_is_left_out(tmp_path: Path) -> None:
+    model = {**BASE["model"], "init_args": {**BASE["model"]["init_args"], "lora": None}}
+    left_out = {**model, "init_args": {name: value for name, value in model["init_args"].items() if name != "lora"}}
+    changes: dict[str, Any] = {"axes": {"model.optimization.weight_decay": [0.1]}, "derived": None, "reference": {}}
+    full, lora = (plan(tmp_path, **changes, base=BASE | {"model": each}) for each in (model, left_out))
+    folder = StudyFolder(tmp_path / "studies" / "full")
+    save(folder, full)
+    with pytest.raises(ConfigurationError, match=r"model.init_args.lora is '\(not set\)' here and None there"):
+        folder.check(lora)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({}, "it lacks 'schema_version'"),
+        ([], "it lacks 'schema_version'"),
+        ({"schema_version": 1}, "it lacks 'axes'|it lacks 'costs'"),
+        ({"schema_version": "1"}, "damaged"),
+    ],
+)
+def test_a_damaged_study_is_a_sentence(content: Any, message: str, folder: StudyFolder) -> None:
+    (folder.path / STUDY).write_text(json.dumps(content))
+    for read in (load_plan, load_tags):
+        with pytest.raises(ConfigurationError, match=r"study\.json is damaged \(.*\); restore it"):
+            read(folder.path)
+    with pytest.raises(ConfigurationError, match=message):
+        load_plan(folder.path)
+
+
+def test_axes_of_a_damaged_study_are_no_traceback(folder: StudyFolder) -> None:
+    saved = json.loads((folder.path / STUDY).read_text())
+    for change in ({"axes": 3}, {"seeds": None}, {"further_seeds": []}, {"learning_rate": {}}):
+        (folder.path / STUDY).write_text(json.dumps(saved | change))
+        with pytest.raises(ConfigurationError, match=r"study\.json is damaged"):
+            load_plan(folder.path)
 
 
 def test_what_every_trial_replaces_may_differ_in_the_base(folder: StudyFolder, tmp_path: Path) -> None:
