@@ -118,7 +118,13 @@ def collect_results(plan: StudyPlan, folder: StudyFolder, tag: str, statuses: Ma
         claims=plan.study.claims,
         truncated=truncated,
     )
-    notes = (_failed(plan, statuses), reader.note, reader.note_on_truncated, note_on_versions(reader.runs))
+    notes = (
+        _failed(plan, statuses),
+        _gone(plan, folder, statuses),
+        reader.note,
+        reader.note_on_truncated,
+        note_on_versions(reader.runs),
+    )
     chosen_on_test = dict.fromkeys(selection_on_test(record.data_fingerprint) for _, record in reader.runs)
     return StudyNotes(results, tuple(filter(None, (*notes, *chosen_on_test))), tuple(reader.rows))
 
@@ -249,3 +255,13 @@ def _failed(plan: StudyPlan, statuses: Mapping[str, TrialStatus]) -> str:
         f"{len(failed)} of {len(plan.tested)} trials failed and are left out, which favors a configuration whose runs "
         f"failed: {few_names(failed)}."
     )
+
+
+def _gone(plan: StudyPlan, folder: StudyFolder, statuses: Mapping[str, TrialStatus]) -> str:
+    """Says which cells of the table are empty because run folders were deleted; the journal has what they chose."""
+    ended = [trial for trial in plan.trials if statuses[trial.id].state in {"finished", "pruned"}]
+    gone = [trial.title for trial in ended if not trial.is_tested and not folder.run(trial).exists()]
+    if not gone:
+        return ""
+    count = f"{len(gone)} {'run' if len(gone) == 1 else 'runs'} that helped to choose"
+    return f"The folders of {count} are gone, so that their cells in results.csv are empty: {few_names(gone)}."

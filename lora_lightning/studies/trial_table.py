@@ -31,13 +31,13 @@ def trial_rows(plan: StudyPlan, folder: StudyFolder, statuses: Mapping[str, Tria
 
     Returns:
         Rows with equal keys: `FACTS_OF_TRIALS` (`trial` is its folder), the options that the study varies by their
-        short names, and all numbers of `trial_numbers`; `None` if a trial has no such value.
+        short names, and all numbers of `trial_numbers`; `None` if a trial has no such value, or its folder is gone.
 
     Raises:
         LoraLightningError: If a run folder is damaged.
     """
     states = {"finished", "pruned"}
-    ended = [trial for trial in plan.trials if statuses[trial.id].state in states]
+    ended = [trial for trial in plan.trials if statuses[trial.id].state in states and folder.run(trial).exists()]
     numbers = {trial.id: trial_numbers(RunRecord.load(folder.run(trial))) for trial in ended}
     measured = {name for found in numbers.values() for name in found}
     rows = []
