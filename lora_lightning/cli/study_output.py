@@ -40,32 +40,47 @@ def run_trials(study: "OpenStudy") -> dict[str, "TrialStatus"]:
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
     progress = StudyProgress(study)
-    done = sum(status.state == "finished" for status in study.statuses().values())
-    console.print(f"study folder: {study.folder.path}  ({done} of {study.plan.size} trials are finished)")
+    console.print(f"study folder: {study.folder.path}  ({describe_progress(study)})")
 
     ended = {name for name, status in study.statuses().items() if status.state in ENDED}
 
     def start(trial: Trial) -> None:
+        progress.study = worker.study  # which may have gained trials
         console.print()
         console.print(printable_name(f"training {trial.title}{progress.time_left()}"))
 
     def end(found: TrialEnd) -> None:
         progress.measured.append(found.seconds)
-        statuses = study.statuses()
-        for trial in study.plan.trials:  # also what other workers have ended meanwhile
-            status = statuses.get(trial.id)
-            if status is not None and status.state in ENDED and trial.id not in ended:
+        size = worker.study.plan.size
+        for trial, status in worker.study.known_trials():  # also what other workers have ended meanwhile
+            if status.state in ENDED and trial.id not in ended:
                 ended.add(trial.id)
                 tag = study.tag if trial.is_tested else study.validation_tag
                 seconds = found.seconds if trial.id == found.trial.id else status.seconds
-                line = f"{describe_end(trial, status, tag, seconds)} ({len(ended)} of {study.plan.size})"
+                line = f"{describe_end(trial, status, tag, seconds)} ({len(ended)} of {size})"
                 console.print(printable_name(line))
 
+    worker = Worker(study, on_start=start, on_end=end)
     with progress.shown_on(console):
-        statuses = Worker(study, on_start=start, on_end=end).run_all()
-    if note := budget_note(study):
+        statuses = worker.run_all()
+    if note := budget_note(worker.study):
         console.print(f"\n{note}")
     return statuses
+
+
+def describe_progress(study: "OpenStudy") -> str:
+    """Says how many trials of a study have ended, and how.
+
+    Args:
+        study: The study.
+    """
+    states = [status.state for status in study.statuses().values()]
+    counts = [f"{states.count('finished') + states.count('pruned')} of {study.plan.size} trials are finished"]
+    if pruned := states.count("pruned"):
+        counts.append(f"of which the search ended {pruned} early")
+    if failed := states.count("failed"):
+        counts.append(f"{failed} failed")
+    return ", ".join(counts)
 
 
 def describe_end(trial: Trial, status: "TrialStatus", tag: str, seconds: float | None) -> str:

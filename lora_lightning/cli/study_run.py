@@ -127,17 +127,19 @@ def run_study_file(options: argparse.Namespace) -> object:
         command = ["lora-lightning", "study", "run", str(options.study), *_words(options)]
         with resume_hint(command), further_workers(folder.path, options.workers - 1):
             statuses = run_trials(study)
+        study = study.refreshed()  # another process may have added seeds or values meanwhile
         untimed = []
         if options.timings:
             with resume_hint(command):
                 untimed = print_timings(study)
-    if any(statuses[trial.id].state == "finished" for trial in study.plan.tested):
+    ended = study.known_trials()
+    if any(status.state == "finished" and trial.is_tested for trial, status in ended):
         report(study)
     from lora_lightning.studies.study_run import check_budget_sufficed  # noqa: PLC0415
     from lora_lightning.studies.trial_timings import check_all_timed  # noqa: PLC0415
     from lora_lightning.studies.worker import check_all_finished  # noqa: PLC0415
 
-    check_all_finished([(trial, statuses[trial.id]) for trial in study.plan.trials])
+    check_all_finished(ended)
     check_budget_sufficed(study)
     check_all_timed(untimed)
     return statuses

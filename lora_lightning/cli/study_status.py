@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lora_lightning.cli.study_audit import WIDTH, printable_name
-from lora_lightning.cli.study_output import report
+from lora_lightning.cli.study_output import describe_progress, report
 
 STATUS_HELP = "show how many trials of a study are finished, running, waiting or failed"
 STATUS_EPILOG = """\
@@ -64,6 +64,7 @@ def run_status(options: argparse.Namespace) -> None:
         options: The parsed options.
     """
     from lora_lightning.cli.study_progress import StudyProgress, describe  # noqa: PLC0415  # imports torch
+    from lora_lightning.studies.journal import ENDED  # noqa: PLC0415
     from lora_lightning.studies.open_study import open_study  # noqa: PLC0415
     from lora_lightning.studies.study_run import budget_note  # noqa: PLC0415
 
@@ -85,9 +86,9 @@ def run_status(options: argparse.Namespace) -> None:
     if tried := [str(statuses[trial.id].state) for trial in plan.trials if trial.suggestion is not None]:
         table.add_row("runs of the search", *(str(tried.count(state) or "") for state in STATES))
     console.print(table)
-    done = sum(status.state == "finished" for status in statuses.values())
     progress = StudyProgress(study)
-    console.print(f"\n{done} of {plan.size} trials are finished{progress.time_left()}")
+    has_all = study.is_complete and all(status.state in ENDED for status in statuses.values())
+    console.print(f"\n{describe_progress(study)}{'; the study is complete' if has_all else progress.time_left()}")
     for trial, found in progress.running():
         console.print(printable_name(f"running: {trial.title}: {describe(found)}"))
     for trial in plan.trials:

@@ -77,8 +77,9 @@ def run_study(
     folder = StudyFolder(Path(save_dir) / read.name)
     plan = plan_study(with_former_options(read, folder))
     opened = start_study(plan, folder, check_study(plan, folder), retry_failed=retry_failed)
-    statuses = Worker(opened, on_end=on_end).run_all()
-    ended = [(trial, statuses[trial.id]) for trial in opened.plan.trials]
+    Worker(opened, on_end=on_end).run_all()
+    opened = opened.refreshed()  # another process may have added seeds or values meanwhile
+    ended = opened.known_trials()
     if not any(status.state == "finished" and trial.is_tested for trial, status in ended):
         check_all_finished(ended)
     report = report_study(opened)
@@ -104,9 +105,9 @@ def report_study(study: OpenStudy, output: Path | None = None) -> StudyReport:
     statuses = study.journal.statuses(plan.trials)
     audit = judge_study(study)
     with study.folder.locked():  # workers that end together write the same files
+        write_trial_table(plan, study.folder, statuses)  # first: it reads more run folders, of which one may be damaged
         page = write_study_report(audit.results, audit.analysis, output or study.folder.report, audit.notes)
         config = write_recommendation(study, audit)
-        write_trial_table(plan, study.folder, statuses)
     return StudyReport(audit, page, study.folder.path / f"{TABLE}.csv", config)
 
 

@@ -110,9 +110,21 @@ class StudyJournal:
             check_shared_folder(self._study, folder, storage)
 
     def add_trials(self, trials: Iterable[Trial]) -> None:
-        """Adds the trials that the journal lacks. To be called while the folder is locked."""
+        """Adds the trials that the journal lacks. To be called while the folder is locked.
+
+        Args:
+            trials: The trials.
+
+        Raises:
+            TrainingError: If a run of a search is lacking: only `add_suggestion` knows its parameters, without which
+                nothing could read the search any more.
+        """
         known = self._newest()
         for trial in trials:
+            if trial.id not in known and trial.suggestion is not None:
+                msg = f"the run {trial.title!r} in the journal of {self.folder.path} has other settings than the study "
+                msg += "there gives it now; restore the study's file, or give the study another name"
+                raise TrainingError(msg)
             if trial.id not in known:
                 self._add(trial)
 
@@ -160,12 +172,12 @@ class StudyJournal:
         return [_search_run(found) for found in self._newest().values() if SUGGESTION in found.user_attrs]
 
     def spent_seconds(self, *, only_complete: bool = False) -> list[float]:
-        """Reads the seconds of each trial that has ended.
+        """Reads the seconds of each attempt that has ended, also of trials that were repeated later.
 
         Args:
-            only_complete: Whether to leave out trials that failed or were ended early.
+            only_complete: Whether to leave out attempts that failed or were ended early.
         """
-        ended = [found for found in self._newest().values() if SECONDS in found.user_attrs]
+        ended = [found for found in self._attempts() if SECONDS in found.user_attrs]
         kept = [found for found in ended if not only_complete or found.state == TrialState.COMPLETE]
         return [float(found.user_attrs[SECONDS]) for found in kept]
 
@@ -310,8 +322,12 @@ class StudyJournal:
 
     def _newest(self) -> Mapping[str, FrozenTrial]:
         """The newest attempt of each trial, by id."""
+        return {trial.user_attrs[ID]: trial for trial in self._attempts()}
+
+    def _attempts(self) -> Sequence[FrozenTrial]:
+        """All attempts of all trials, oldest first."""
         with storage_errors(self.folder):
-            return {trial.user_attrs[ID]: trial for trial in self._study.get_trials(deepcopy=False)}
+            return self._study.get_trials(deepcopy=False)
 
     def _set_state(self, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None = None) -> None:
         with storage_errors(self.folder):

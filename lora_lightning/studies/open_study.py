@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_warn
 from optuna.trial import TrialState
 
+from lora_lightning.errors import ConfigurationError
 from lora_lightning.studies.added_later import AddedLater, additions
 from lora_lightning.studies.journal import ENDED, Claim, StudyJournal, TrialStatus
 from lora_lightning.studies.learning_rates import Statuses, chosen_rates, configurations_without_rate, further_trials
@@ -46,6 +47,10 @@ class OpenStudy:
     journal: StudyJournal
     tag: str
     validation_tag: str
+
+    def refreshed(self) -> "OpenStudy":
+        """The study as its folder has it now: another `study run` may have added seeds, values or trials to it."""
+        return replace(self, planned=load_plan(self.folder.path))
 
     @property
     def plan(self) -> StudyPlan:
@@ -108,7 +113,13 @@ class OpenStudy:
 
     def statuses(self) -> dict[str, TrialStatus]:
         """The state of each known trial, by id."""
-        return self.journal.statuses(self.plan.trials)
+        return {trial.id: status for trial, status in self.known_trials()}
+
+    def known_trials(self) -> list[tuple[Trial, TrialStatus]]:
+        """Each known trial with its state."""
+        trials = self.plan.trials  # once: other workers may add some
+        statuses = self.journal.statuses(trials)
+        return [(trial, statuses[trial.id]) for trial in trials]
 
     def is_alone(self, trial: Trial, since: float = math.inf) -> bool:
         """Whether no other trial is running, or has ended since a time, in seconds since 1970."""
@@ -220,26 +231,53 @@ def start_study(
         TrainingError: If a file cannot be written.
     """
     with folder.locked():
-        folder.check(plan)
+        check_additions(plan, folder)
         better = study_metric(plan, checked.tag).higher_is_better
+        # First, since what the folder's study says cannot be changed any more, and a storage may refuse.
         journal = StudyJournal(folder, plan.study.name, plan.study.storage, higher_is_better=better)
+        journal.add_trials(plan.trials)
         study = OpenStudy(plan, folder, journal, checked.tag, checked.validation_tag)
         folder.save(plan, checked.tag, checked.validation_tag, _added_after_results(study))
-        # With the content of the base configs, whose files may change while it runs.
-        study = replace(study, planned=load_plan(folder.path))
-        plan = study.planned
-        study.journal.add_trials(plan.trials)
+        study = study.refreshed()  # with the content of the base configs, whose files may change while it runs
         study.journal.add_lost(study.plan.trials)
         if retry_failed:
             retry_failed_trials(study)
     return study
 
 
+def check_additions(plan: StudyPlan, folder: StudyFolder) -> None:
+    """Checks a study against the one that its folder has, if it has one.
+
+    Args:
+        plan: The study.
+        folder: Its folder.
+
+    Raises:
+        ConfigurationError: If the folder belongs to another study, the study has lost or changed something, or a value
+            that it gains could change the learning rate of runs that are tested.
+    """
+    folder.check(plan)
+    rates = plan.study.learning_rate
+    if rates is None or not rates.shared or not (folder.path / STUDY).exists():
+        return
+    former = {each.name for each in load_plan(folder.path).configurations}
+    gained = [each.name for each in plan.configurations if each.name not in former]
+    if gained and _has_started_tests(open_study(folder.path)):
+        msg = f"the folder {folder.path} has a study whose configurations share one learning rate, with which runs are "
+        msg += f"tested already; {few_names(gained)} would choose it again after results were seen. Leave out what is "
+        msg += "new, or give the study another name"
+        raise ConfigurationError(msg)
+
+
+def _has_started_tests(study: OpenStudy) -> bool:
+    return any(trial.is_tested and status.state != "waiting" for trial, status in study.known_trials())
+
+
 def _added_after_results(study: OpenStudy) -> AddedLater:
     """What a study gains beside what its folder has, if a tested run of that has finished. The folder is locked."""
     if not (study.folder.path / STUDY).exists():
         return AddedLater()
-    former = replace(study, planned=load_plan(study.folder.path))
+    former = study.refreshed()
     plan = former.plan
     states = study.journal.statuses(plan.tested).values()
     if not any(status.state == "finished" for status in states):

@@ -4,12 +4,13 @@ import secrets
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import create_engine, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from lora_lightning.errors import ConfigurationError, TrainingError
@@ -84,14 +85,41 @@ def open_storage(folder: StudyFolder, url: str | None, *, writes: bool = True) -
         raise write_error(folder.journal, error) from error
 
 
+def check_storage_answers(url: str) -> None:
+    """Connects to a database, and changes nothing there.
+
+    Args:
+        url: Of the database.
+
+    Raises:
+        ConfigurationError: If the database does not answer, or its driver is missing.
+    """
+    check_storage_url(url)
+    with _database_errors(url):
+        engine = create_engine(url, **_timeout(url))
+        engine.connect().close()
+        engine.dispose()
+
+
 def _open_database(url: str) -> BaseStorage:
     check_storage_url(url)
-    backend = make_url(url).get_backend_name()
-    timeout = {"connect_args": {"connect_timeout": TIMEOUT}} if backend in DRIVERS else {}
+    with _database_errors(url):
+        return RDBStorage(url, engine_kwargs={"pool_pre_ping": True, **_timeout(url)})
+
+
+def _timeout(url: str) -> dict[str, Any]:
+    is_known = make_url(url).get_backend_name() in DRIVERS
+    return {"connect_args": {"connect_timeout": TIMEOUT}} if is_known else {}
+
+
+@contextmanager
+def _database_errors(url: str) -> Iterator[None]:
+    """Replaces what is wrong with a database, or its URL, by a sentence."""
     try:
-        return RDBStorage(url, engine_kwargs={"pool_pre_ping": True, **timeout})
+        yield
     except ImportError as error:
         msg = f"the storage {url} needs a driver that is not installed ({error}); run pip install "
+        backend = make_url(url).get_backend_name()
         msg += f"'{DRIVERS.get(backend, backend)}'"
         raise ConfigurationError(msg) from error
     except (SQLAlchemyError, StorageInternalError) as error:
@@ -140,7 +168,7 @@ def storage_errors(folder: StudyFolder) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise write_error(folder.journal, error) from error
+        raise StorageFailed(str(write_error(folder.journal, error))) from error
     except (SQLAlchemyError, StorageInternalError) as error:
         msg = f"the storage of the study {folder.path} does not answer any more ({_reason(error)}); what was saved is "
         msg += "intact, and the same command resumes"

@@ -321,7 +321,7 @@ def _check_search(old: Mapping[str, Any], new: Mapping[str, Any], path: Path) ->
         return
     here, there = (_search_settings(each) for each in (new, old))
     now, before = (settings.pop("search.trials", None) for settings in (here, there))
-    changed = list_differences(here, there, "there")
+    changed = list_differences(here, there, "there", NOT_SET)
     if not changed and (math.inf if now is None else now) < (math.inf if before is None else before):
         limit = "as many as the budget allows" if before is None else before
         changed = [f"search.trials is {now} here and {limit} there"]

@@ -16,9 +16,10 @@ from lora_lightning.statistics.recommendation import recommend_winner
 from lora_lightning.studies.audit import StudyAudit
 from lora_lightning.studies.journal import ENDED
 from lora_lightning.studies.learning_rates import notes_on_rates
-from lora_lightning.studies.open_study import OpenStudy
+from lora_lightning.studies.open_study import OpenStudy, check_additions
 from lora_lightning.studies.plan import StudyPlan
 from lora_lightning.studies.search import notes_on_search
+from lora_lightning.studies.storage import check_storage_answers
 from lora_lightning.studies.study_folder import RECOMMENDED, StudyFolder, base_contents, load_added
 from lora_lightning.studies.trial_results import collect_results
 from lora_lightning.studies.trial_runs import CheckedStudy, check_configurations
@@ -41,9 +42,11 @@ def check_study(
         What the check found.
 
     Raises:
-        LoraLightningError: If an option, the data, or the folder does not fit.
+        LoraLightningError: If an option, the data, the folder or the storage does not fit.
     """
-    folder.check(plan)
+    check_additions(plan, folder)
+    if plan.study.storage is not None:
+        check_storage_answers(plan.study.storage)
     warn_about_loggers(plan)
     return check_configurations(plan, folder, progress)
 

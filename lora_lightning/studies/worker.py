@@ -62,17 +62,19 @@ class Worker:
         self.on_start, self.on_end = on_start, on_end
 
     def run_all(self) -> dict[str, TrialStatus]:
-        """Runs trials until none is left, also those of other workers that are killed meanwhile.
+        """Runs trials until none is left, also those of workers that are killed, and those that are added meanwhile.
 
         Returns:
             How each trial ended, by id.
 
         Raises:
-            LoraLightningError: If the disk is full, which would fail every trial, or the journal cannot be written.
+            LoraLightningError: If the disk is full, or the journal cannot be read or written, which would fail every
+                trial.
             TrainingStopped: After a signal. The trial is saved, and the next worker resumes it.
             KeyboardInterrupt: After Ctrl-C.
         """
         while True:
+            self.study = self.study.refreshed()
             claim = self.study.claim_next()
             if claim is not None:
                 self._run(claim)
@@ -88,7 +90,7 @@ class Worker:
         try:
             value, pruned = self._train(claim)
         except Exception as failure:
-            if has_full_disk(failure) or isinstance(failure, StorageFailed):
+            if is_no_fault_of_the_trial(failure):
                 raise  # the trial stays as it is, and the same command resumes it
             error = " ".join(str(failure).split()) or type(failure).__name__
             if not isinstance(failure, LoraLightningError):
@@ -154,11 +156,11 @@ def objective_of(record: RunRecord, tag: str) -> float:
     return value
 
 
-def has_full_disk(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, is a full or failing disk, which will fail every other trial, too."""
+def is_no_fault_of_the_trial(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is that of a disk or of the study's storage, and would fail all trials."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
-        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        if isinstance(error, StorageFailed) or (isinstance(error, OSError) and error.errno in DISK_ERRORS):
             return True
         seen.add(id(error))
         error = error.__cause__ or error.__context__

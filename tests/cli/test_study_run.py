@@ -25,12 +25,14 @@ from lora_lightning.cli.study_run import EPILOG
 from lora_lightning.cli.study_work import own_gpu, visible_gpus
 from lora_lightning.errors import TrialsFailed
 from lora_lightning.studies import worker
-from lora_lightning.studies.open_study import open_study
+from lora_lightning.studies.open_study import open_study, start_study
 from lora_lightning.studies.plan import plan_study
 from lora_lightning.studies.study_file import read_study_file
+from lora_lightning.studies.study_folder import StudyFolder
 from lora_lightning.studies.study_run import judge_study, warn_about_loggers
 from lora_lightning.studies.trial_measurements import COSTS
 from lora_lightning.studies.trial_numbers import read_numbers
+from lora_lightning.studies.trial_runs import CheckedStudy
 from lora_lightning.tasks import PlantedRankTask
 from tests.conftest import TinyBackbone
 from tests.studies.small_study import BASE, save_study
@@ -178,6 +180,49 @@ def test_a_stopped_study_is_resumed_and_grows(
     assert "has 1 runs that the study no longer contains" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("is_moved", [False, True])
+def test_a_worker_resumes_a_trial_under_another_path_of_its_folder(
+    is_moved: bool, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = save_study(here, axes={"model.lora.r": [2, 4]}, seeds=[0])
+    with monkeypatch.context() as patch:
+        patch_step(patch, lambda task: signal.raise_signal(signal.SIGTERM) if task.trainer.global_step == 5 else None)
+        assert run(path) == 75
+    folder = here / "lightning_logs/studies/small"
+    if is_moved:
+        folder = folder.rename(here / "moved")
+    capsys.readouterr()
+    assert main(["study", "work", str(folder)]) == 0
+    assert "resuming from" in capsys.readouterr().out
+    plain = train(BASE, {"model.lora.r": 2, "model.lora.lora_alpha": 2, "seed_everything": 0})
+    (resumed,) = folder.glob("r_2_seed_0_*")
+    assert RunRecord.load(resumed).steps == 8
+    left, right = (load_file(each / "adapter/adapter_model.safetensors") for each in (resumed, plain.folder))
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_what_another_process_adds_meanwhile_is_run_and_reported(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, two = save_study(here, axes={"model.lora.r": [2, 4]}, seeds=[0]), {"model.lora.r": [2, 4]}
+    folder = StudyFolder(Path("lightning_logs/studies/small"))
+
+    def add_a_seed(task: PlantedRankTask) -> None:
+        if len(open_study(folder.path).planned.study.seeds) == 1:
+            plan = plan_study(read_study_file(save_study(here, axes=two, seeds=[0, 1])))
+            start_study(plan, folder, CheckedStudy("test/loss", "val/loss", "r = 4", 2, 8, "rows"))
+
+    with monkeypatch.context() as patch:
+        patch_step(patch, add_a_seed)
+        assert run(path) == 0
+    printed = capsys.readouterr().out
+    assert "done:    r = 4, seed 1" in printed
+    assert "(4 of 4)" in printed
+    assert "partial" not in printed
+    with (folder.path / "results.csv").open() as file:
+        assert [(row["seed"], row["state"]) for row in csv.DictReader(file)] == [(seed, "finished") for seed in "0011"]
+
+
 def test_another_worker_prints_to_a_file(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(save_study(here, axes={"model.lora.r": [2, 4]}, seeds=[0]), "--workers", "2") == 0
     folder = here / "lightning_logs/studies/small"
@@ -266,6 +311,10 @@ def test_a_failing_trial_stops_nothing_else(
     assert [row["state"] for row in table] == ["finished", "failed", "finished"]
     assert table[1]["error"] == "ZeroDivisionError: a bug of ours"
     assert table[1]["test/loss"] is None
+    assert main(["study", "work", str(here / "lightning_logs/studies/small")]) == 3
+    printed = capsys.readouterr()
+    assert "2 of 3 trials are finished, 1 failed" in printed.out
+    assert expected in printed.err
     assert run(path) == 3  # it is not repeated unless asked for
     assert "training r = 2" not in capsys.readouterr().out
     assert run(path, "--retry_failed") == 0
@@ -520,3 +569,11 @@ def test_learning_rates_are_chosen_before_anything_is_tested(here: Path, capsys:
     assert all(row["val/loss"] > 0 for row in table)
     assert run(path) == 0
     assert "training" not in capsys.readouterr().out.replace("training on", "")
+    tried = study.plan.trials[0]
+    shutil.rmtree(study.folder.run(tried))
+    assert main(["study", "report", str(folder)]) == 0
+    gone = "The folders of 1 run that helped to choose are gone, so that their cells in results.csv are empty: "
+    assert f"{gone}{tried.title}." in capsys.readouterr().out
+    again = pyarrow.parquet.read_table(folder / "results.parquet").to_pylist()
+    assert (again[0]["trial"], again[0]["state"], again[0]["val/loss"]) == (tried.id, "finished", None)
+    assert again[1:] == table[1:]

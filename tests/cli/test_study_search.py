@@ -113,6 +113,8 @@ def test_a_hopeless_run_is_ended_early(here: Path, capsys: pytest.CaptureFixture
     rows = {row["trial"]: row for row in csv.DictReader((FOLDER / "results.csv").open())}
     assert (rows[pruned.name]["state"], rows[pruned.name]["is_tested"]) == ("pruned", "False")
     assert main(["study", "status", str(FOLDER)]) == 0
+    done = "8 of 8 trials are finished, of which the search ended 1 early; the study is complete\n"
+    assert done in capsys.readouterr().out
     assert run(path) == 0
 
 

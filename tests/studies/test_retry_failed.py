@@ -9,8 +9,8 @@ import pytest
 
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.studies.comparison import compare_studies
-from lora_lightning.studies.open_study import OpenStudy, start_study
-from lora_lightning.studies.study_folder import StudyFolder
+from lora_lightning.studies.open_study import OpenStudy, check_additions, start_study
+from lora_lightning.studies.study_folder import STUDY, StudyFolder
 from lora_lightning.studies.trial_runs import CheckedStudy
 from tests.studies.test_learning_rates import plan
 from tests.studies.test_search import search_plan
@@ -68,6 +68,45 @@ def test_rates_are_repeated_before_tests_and_tests_always(shared: bool, tmp_path
     with pytest.warns(match="r = 4, learning rate 0.01"):
         last = start(tmp_path, changes, retry_failed=True)
     assert states(last, "waiting") == ["r = 2, seed 0"]
+
+
+def test_a_shared_rate_is_not_chosen_again_by_a_value_that_is_added_after_tests(tmp_path: Path) -> None:
+    changes = RATES | {"learning_rate": RATES["learning_rate"] | {"shared": True}}
+    more = {"axes": {"model.lora.r": [1, 2, 4]}}
+    folder = StudyFolder(tmp_path / "studies/small")
+    study = start(tmp_path, changes)
+    work(study, first=4)
+    check_additions(plan(tmp_path, **changes, **more), folder)  # nothing is tested yet
+    work(study, first=1)
+    before = (folder.path / STUDY).read_bytes()
+    with pytest.raises(ConfigurationError, match="share one learning rate, with which runs are tested already; r = 1"):
+        start(tmp_path, changes | more)
+    assert (folder.path / STUDY).read_bytes() == before
+    start(tmp_path, changes | {"seeds": [0, 1]})
+
+
+def test_a_value_with_a_rate_of_its_own_may_be_added_after_tests(tmp_path: Path) -> None:
+    study = start(tmp_path, RATES)
+    work(study)
+    again = start(tmp_path, RATES | {"axes": {"model.lora.r": [1, 2, 4]}})
+    assert again.rates() == study.rates() == {"r = 2": 0.01, "r = 4": 0.01}
+    assert states(again, "finished") == states(study, "finished")
+
+
+def test_repeated_runs_count_in_the_budget_each_time(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"seeds": [0], "learning_rate": None}
+    study = start(tmp_path, changes)
+    for _ in range(2):
+        claim = study.claim_next()
+        assert claim is not None
+        study.journal.fail(claim, "out of memory", 100.0)
+    again = start(tmp_path, changes, retry_failed=True)
+    assert sum(again.journal.spent_seconds()) == 200
+    claim = again.claim_next()
+    assert claim is not None
+    again.journal.finish(claim, 1.0, 10.0)
+    assert again.journal.spent_seconds() == [100, 100, 10]
+    assert again.journal.spent_seconds(only_complete=True) == [10]
 
 
 SEARCH: dict[str, Any] = {"search": {"trials": 3, "seeds": [7], "sampler": "random"}, "seeds": [0]}

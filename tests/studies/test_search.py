@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from lora_lightning.errors import ConfigurationError
+from lora_lightning.errors import ConfigurationError, TrainingError
+from lora_lightning.studies.journal import StudyJournal
 from lora_lightning.studies.plan import StudyPlan, plan_study
 from lora_lightning.studies.search import (
     SearchRun,
@@ -205,6 +206,8 @@ def test_a_search_is_read_back_from_its_folder_and_may_only_gain_trials(tmp_path
     ):
         with pytest.raises(ConfigurationError, match=rf"\({changed}\), which may only gain trials"):
             folder.check(search_plan(tmp_path, search=other))
+    with pytest.raises(ConfigurationError, match=r"derived values: model.lora.lora_alpha is '4' here and 'r' there"):
+        folder.check(search_plan(tmp_path, derived={"model.lora.lora_alpha": "4"}, budget=2))  # that of the reference
     with pytest.raises(ConfigurationError, match=r"\(axes.*learning_rate.low is 1e-05 here and 0.0001 there\), which"):
         folder.check(search_plan(tmp_path, axes=AXES | {RATE: {"low": 1e-5, "high": 3e-2, "log": True}}))
     with pytest.raises(ConfigurationError, match=r"another search .*search.sampler is None here and 'tpe' there"):
@@ -217,6 +220,21 @@ def test_a_search_is_read_back_from_its_folder_and_may_only_gain_trials(tmp_path
         folder.check(search_plan(tmp_path, search={"trials": 99, "seeds": [7]}, budget=1))
 
 
+def test_a_run_of_a_search_gets_into_the_journal_with_its_parameters_alone(tmp_path: Path) -> None:
+    folder, plan = StudyFolder(tmp_path / "studies/small"), search_plan(tmp_path)
+    suggestion = next_suggestion(plan.study, [], higher_is_better=False)
+    assert suggestion is not None
+    trial = search_trial(plan.study, suggestion)
+    with folder.locked():
+        journal = StudyJournal(folder, "small")
+        with pytest.raises(TrainingError, match=r"the run 'search 0: .*has other settings than the study there gives"):
+            journal.add_trials([trial])
+        assert journal.search_runs() == []
+        journal.add_suggestion(trial, suggestion.values, plan.study)
+        journal.add_trials([trial])
+    assert [run.values for run in journal.search_runs()] == [suggestion.values]
+
+
 def axis(**content: Any) -> dict[str, Any]:
     return {"axes": {"model.lora.r": content}, "reference": {"r": 4}}
 
@@ -226,6 +244,7 @@ def axis(**content: Any) -> dict[str, Any]:
     [
         (axis(low=4, high=4), "low 4 to high 4, but low must be below high"),
         (axis(low=8, high=4), "low must be below high"),
+        (axis(low=1, high=10**400), "has high 1000.*, but a number is needed"),
         (axis(low=0, high=4, log=True), "low 0 and log: true, but a logarithm needs low above 0"),
         (axis(low=-1.0, high=4, log=True), "a logarithm needs low above 0"),
         (axis(low=4), "has high None, but a number is needed"),
@@ -260,6 +279,7 @@ def axis(**content: Any) -> dict[str, Any]:
         ({"learning_rate": {"values": [0.1], "seeds": [5]}}, "learning_rate and search cannot be used together"),
         ({"budget": 0}, "budget is 0, but a number of hours above 0"),
         ({"budget": "1 h"}, "budget is '1 h'"),
+        ({"budget": 10**400}, "budget is 1000"),
         ({"pruning": True}, "has pruning beside its axes, but it belongs into search"),
         ({"trials": 3}, "has trials beside its axes, but it belongs into search"),
     ],

@@ -1,5 +1,6 @@
 """Studies whose trials are in a database: real PostgreSQL, killed workers, folders that are not shared, refusals."""
 
+import errno
 import random
 import shutil
 from collections.abc import Iterator
@@ -10,12 +11,15 @@ import pytest
 from study_kills import kill_workers, random_kills
 
 from lora_lightning.cli.main import main
-from lora_lightning.errors import ConfigurationError
+from lora_lightning.errors import ConfigurationError, TrainingError
 from lora_lightning.studies.journal import StudyJournal
+from lora_lightning.studies.open_study import start_study
 from lora_lightning.studies.plan import StudyPlan, plan_study
-from lora_lightning.studies.storage import StorageFailed, check_shared_folder, check_storage_url
+from lora_lightning.studies.storage import StorageFailed, check_shared_folder, check_storage_url, storage_errors
 from lora_lightning.studies.study_file import read_study_file
 from lora_lightning.studies.study_folder import StudyFolder
+from lora_lightning.studies.trial_runs import CheckedStudy
+from lora_lightning.studies.worker import is_no_fault_of_the_trial
 from tests.studies.postgresql import Database, is_installed
 from tests.studies.small_study import save_study
 
@@ -118,6 +122,28 @@ def test_a_storage_that_does_not_answer_is_a_sentence(tmp_path: Path, capsys: py
     assert "the storage postgresql+psycopg://study@127.0.0.1:1/study does not answer (connection " in said
     assert "start the database, correct the URL, or leave storage out" in said
     assert len(said.splitlines()) == 1
+    assert main(["study", "run", str(path), "--dry-run", f"--save_dir={tmp_path / 'studies'}"]) == 2
+    assert "does not answer" in capsys.readouterr().err
+    assert not (tmp_path / "studies").exists()
+
+
+def test_a_wrong_storage_can_be_corrected(tmp_path: Path, plan: StudyPlan) -> None:
+    folder, checked = StudyFolder(tmp_path / "study"), CheckedStudy("test/loss", "val/loss", "r = 4", 1, 1, "rows")
+    wrong = plan_study(read_study_file(save_study(tmp_path, storage="postgresql+psycopg://study@127.0.0.1:1/study")))
+    with pytest.raises(ConfigurationError, match="does not answer"):
+        start_study(wrong, folder, checked)
+    assert len(start_study(plan, folder, checked).statuses()) == 6
+
+
+def test_an_error_of_the_journal_file_is_no_fault_of_the_trial(tmp_path: Path) -> None:
+    with pytest.raises(StorageFailed, match="No locks available") as caught, storage_errors(StudyFolder(tmp_path)):
+        raise OSError(errno.ENOLCK, "No locks available")
+    assert is_no_fault_of_the_trial(caught.value)
+    outer = TrainingError("a callback failed")
+    outer.__cause__ = caught.value
+    assert is_no_fault_of_the_trial(outer)
+    assert is_no_fault_of_the_trial(OSError(errno.ENOSPC, "No space left on device"))
+    assert not is_no_fault_of_the_trial(OSError(errno.ENOENT, "No such file or directory"))
 
 
 @pytest.mark.parametrize(
