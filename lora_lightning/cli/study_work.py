@@ -24,7 +24,8 @@ example:
 Run it in the working directory of `study run`, because paths in the base config are relative to it. It ends when no
 trial is left, and also runs the trials of workers that were killed meanwhile.
 
-exit status: 0 all trials are done, 3 some failed, 75 or 130 stopped; the same command resumes
+exit status: 0 all trials are done, 3 some failed or were not started because the budget is spent, 75 or 130 stopped;
+the same command resumes
 """
 
 
@@ -48,17 +49,21 @@ def run_worker(options: argparse.Namespace) -> object:
 
     Raises:
         LoraLightningError: If the folder has no study, or the disk is full.
-        TrialsFailed: If trials failed, be it here or on another machine.
+        TrialsFailed: If trials failed, be it here or on another machine, or were not started because the budget is
+            spent.
         TrainingStopped: After a signal.
         KeyboardInterrupt: After Ctrl-C.
     """
     from lora_lightning.studies.open_study import open_study  # noqa: PLC0415  # imports torch
+    from lora_lightning.studies.study_run import check_budget_sufficed  # noqa: PLC0415
     from lora_lightning.studies.worker import check_all_finished  # noqa: PLC0415
 
     with each_warning_once(), resume_hint(["lora-lightning", "study", WORK, str(options.folder)]):
         study = open_study(options.folder)
         statuses = run_trials(study)
-    check_all_finished(study.refreshed().known_trials())
+    study = study.refreshed()  # another process may have added seeds or values meanwhile
+    check_all_finished(study.known_trials())
+    check_budget_sufficed(study)
     return statuses
 
 

@@ -146,8 +146,12 @@ def test_no_further_run_is_started_when_the_budget_is_spent(here: Path, capsys: 
     assert expected in printed.err
     assert run(path) == 3
     assert "training" not in capsys.readouterr().out.replace("training on", "")
+    assert main(["study", "work", str(FOLDER)]) == 3
+    assert expected in capsys.readouterr().err
     assert main(["study", "status", str(FOLDER)]) == 0
-    assert "so that 5 of 6 runs were not started." in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "so that 5 of 6 runs were not started." in printed.out
+    assert "complete" not in printed.out
     rates = {"values": [0.01, 0.02], "seeds": [7]}
     message = "finished and tested, because the budget of 1e-07 hours is spent, so that 11 of 12 runs were not start"
     with pytest.raises(ConfigurationError, match=message):
