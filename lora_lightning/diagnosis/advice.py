@@ -121,9 +121,10 @@ def _not_told(savings: Mapping[str, Interval], diagnosis: Diagnosis) -> list[str
 
 
 def _not_compared(costs: CostTable) -> list[str]:
-    if not costs.is_process_memory or not any(PEAK_MEMORY in row.costs for row in costs.rows):
-        return []
-    return [f"Peak memory is not compared: {PROCESS_MEMORY}."]
+    notes = [costs.note_on_devices] if costs.note_on_devices else []
+    if costs.is_process_memory and any(PEAK_MEMORY in row.costs for row in costs.rows):
+        notes.append(f"Peak memory is not compared: {PROCESS_MEMORY}.")
+    return notes
 
 
 def _percent(saving: Interval) -> str:

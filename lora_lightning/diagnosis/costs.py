@@ -1,7 +1,7 @@
 """What does it cost? Memory, time and size of each configuration on common seeds, and the Pareto front."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 
 import numpy as np
@@ -15,9 +15,9 @@ from lora_lightning.statistics.study_results import StudyResults
 Numbers = Mapping[str, Mapping[int, float]]  # by cost and seed
 
 WEIGHTS, ADAPTER, TRAINABLE = "weight_bytes", "adapter_bytes", "trainable_parameters"
-PEAK_MEMORY, STEP = "peak_memory_bytes", "seconds_per_step"
+PEAK_MEMORY, STEP, WALL = "peak_memory_bytes", "seconds_per_step", "wall_seconds"
 INFERENCE = ("inference_ms_adapter_batch_1", "inference_ms_adapter_batch_32")
-COSTS = (WEIGHTS, PEAK_MEMORY, STEP, "wall_seconds", *INFERENCE, ADAPTER, TRAINABLE)
+COSTS = (WEIGHTS, PEAK_MEMORY, STEP, WALL, *INFERENCE, ADAPTER, TRAINABLE)
 FLOAT32 = 4  # bytes; adapters are trained in it whatever the base is in
 PROCESS_MEMORY = (
     "on a CPU it is that of the whole process, with Python, libraries and what earlier runs have left there, so it "
@@ -73,11 +73,26 @@ class CostTable:
         pareto: By cost.
         is_process_memory: Whether peak memory is that of the whole process, as on a CPU. It has no savings and no front
             then, since runs that are alike differ by what came before them.
+        devices: By cost: names of the devices that its times are of, if there are several. It has no savings and no
+            front then, since they would be those of the devices.
     """
 
     rows: tuple[CostRow, ...]
     pareto: Mapping[str, Front]
     is_process_memory: bool = False
+    devices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def note_on_devices(self) -> str:
+        """Which times are not compared, and why, as a sentence; empty if all are."""
+        known = {cost for row in self.rows for cost in row.costs}
+        own = {cost: names for cost, names in self.devices.items() if cost in known}
+        if not own:
+            return ""
+        named = ", ".join(cost.replace("_", " ") for cost in own)
+        devices = ", ".join(dict.fromkeys(name for names in own.values() for name in names))
+        note = f"Times are not compared ({named}): they are of different devices ({devices})"
+        return f"{note}; diagnose run --timings measures time a step and inference of all runs without timings on one."
 
 
 def cost_table(
@@ -87,6 +102,7 @@ def cost_table(
     adapters: Mapping[str, Mapping[int, float]],
     *,
     is_process_memory: bool = False,
+    devices: Mapping[str, tuple[str, ...]] | None = None,
 ) -> CostTable:
     """Arranges costs.
 
@@ -96,10 +112,12 @@ def cost_table(
         weights: Memory of the model's weights by configuration; counted, and the same for all seeds.
         adapters: Size of the exported adapter by configuration and seed.
         is_process_memory: Whether peak memory is that of the whole process.
+        devices: By cost: names of the devices that its times are of, if there are several.
 
     Returns:
         The table.
     """
+    apart = {**(devices or {}), **({PEAK_MEMORY: ()} if is_process_memory else {})}  # what is not compared
     common = {rank: _common_seeds(diagnosis, results, rank) for rank in diagnosis.ranks}
     rows: list[CostRow] = []
     others: dict[int, Numbers] = {}
@@ -122,14 +140,13 @@ def cost_table(
             }
             costs = {cost: mean_interval([*own.values()]) for cost, own in numbers.items() if own}
             savings = _savings(numbers, others.get(rank, {})) if common[rank] else {}
-            if is_process_memory:
-                savings.pop(PEAK_MEMORY, None)
+            savings = {cost: saving for cost, saving in savings.items() if cost not in apart}
             others.setdefault(rank, numbers)
             quality = results.metric.shown_value(fmean(each.values[seed] for seed in seeds))
             rows.append(CostRow(name, precision, rank, tuple(seeds), quality, costs, savings))
     shown = [cost for cost in COSTS if any(cost in row.costs for row in rows)]
-    compared = [cost for cost in shown if not (cost == PEAK_MEMORY and is_process_memory)]
-    return CostTable(tuple(rows), {cost: _front(every, cost, results) for cost in compared}, is_process_memory)
+    fronts = {cost: _front(every, cost, results) for cost in shown if cost not in apart}
+    return CostTable(tuple(rows), fronts, is_process_memory, devices or {})
 
 
 def weights_by_rank(diagnosis: Diagnosis, results: StudyResults, compared: Mapping[str, float]) -> dict[str, float]:

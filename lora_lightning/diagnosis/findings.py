@@ -12,6 +12,7 @@ from lora_lightning.diagnosis.adapter_similarity import AdapterSimilarity
 from lora_lightning.diagnosis.advice import Advice, advise
 from lora_lightning.diagnosis.base_errors import BaseErrors
 from lora_lightning.diagnosis.costs import CostTable, cost_table, note_on_missing_costs, weights_by_rank
+from lora_lightning.diagnosis.devices import devices_of_times, note_on_devices
 from lora_lightning.diagnosis.diagnosis_folder import DiagnosisFolder
 from lora_lightning.diagnosis.failure_modes import (
     Evidence,
@@ -187,6 +188,7 @@ def collect_findings(diagnosis: Diagnosis, folder: DiagnosisFolder, study: OpenS
                 note_on_options(diagnosis.precisions, different) if different else "",
                 note_on_products(*(_first_run(runs, precision) for precision in diagnosis.precisions)),
                 "" if errors is None else errors.caution,
+                note_on_devices(runs),
                 _lacking_note(diagnosis, measured),
                 "" if in_full is None else in_full.note,
                 note_on_missing_costs(costs),
@@ -267,7 +269,8 @@ def _costs(
 ) -> CostTable:
     weights = weights_by_rank(diagnosis, results, _weight_bytes(diagnosis, errors))
     on_gpu = all(run.record.device == GPU for run in runs)
-    return cost_table(diagnosis, results, weights, _adapter_bytes(diagnosis, runs), is_process_memory=not on_gpu)
+    sizes, devices = _adapter_bytes(diagnosis, runs), devices_of_times(runs)
+    return cost_table(diagnosis, results, weights, sizes, is_process_memory=not on_gpu, devices=devices)
 
 
 def _first_run(runs: Sequence[FinishedRun], precision: str) -> FinishedRun:

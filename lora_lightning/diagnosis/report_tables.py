@@ -396,6 +396,7 @@ def costs_table(found: CostTable) -> PageTable:
     caption += "on the Pareto front of that cost, of means over the seeds that all configurations with it have."
     if found.is_process_memory and PEAK_MEMORY in names:
         caption += f" Peak memory is not compared: {PROCESS_MEMORY}."
+    caption += f" {found.note_on_devices}" if found.note_on_devices else ""
     return PageTable(headings, tuple(rows), caption=caption)
 
 

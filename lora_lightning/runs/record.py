@@ -54,6 +54,7 @@ class RunRecord:
         base_model: SHA-256 of the base model's `weights`, `config` and `tokenizer`, and its `commit` on the hub; `None`
             if it was not recorded.
         device: On which it trained, such as `cpu` or `cuda`; of the last session. `None` if it was not recorded.
+        device_name: The model of its GPU, such as `NVIDIA H200`; `None` on a CPU, and if it was not recorded.
         continued_from: The adapter in `model.adapter`: its folder or hub id `adapter`, the SHA-256 of its `weights` and
             its `commit` on the hub; `None` for a run that started a new adapter.
         git: `commit` and `changed` of the folder that the run was started in; `None` outside a git repository.
@@ -74,6 +75,7 @@ class RunRecord:
     data_fingerprint: Mapping[str, str] = field(default_factory=dict)
     base_model: Mapping[str, str | None] | None = None
     device: str | None = None
+    device_name: str | None = None
     continued_from: Mapping[str, str | None] | None = None
     git: Mapping[str, Any] | None = None
     sessions: tuple[Mapping[str, Any], ...] = ()
@@ -116,6 +118,7 @@ class RunRecord:
             data_fingerprint=run.get("data", {}),
             base_model=run.get("base_model"),
             device=run.get("device"),
+            device_name=run.get("device_name"),
             continued_from=run.get("continued_from"),
             git=run.get("git"),
             sessions=sessions,

@@ -10,6 +10,11 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # resets VmHWM, the high-water mark of resident memory; see proc(5)
 
 
+def device_name(device: torch.device) -> str | None:
+    """Returns the model of a GPU, such as `NVIDIA H200`; `None` for a CPU, whose model PyTorch does not know."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else None
+
+
 def peak_memory(device: torch.device) -> int:
     """Returns the peak memory of this process.
 

@@ -10,6 +10,7 @@ from lora_lightning.studies.adapter_ranks import RANKS
 from lora_lightning.studies.trial_measurements import COSTS
 
 TIMINGS = "timings.json"  # of the last pass
+DEVICE = ("device", "device_name")  # texts in it, which are no numbers
 
 
 def trial_numbers(record: RunRecord) -> dict[str, float]:
@@ -52,7 +53,8 @@ def read_numbers(path: Path) -> dict[str, float]:
     if not path.is_file():
         return {}
     try:
-        return {str(name): float(value) for name, value in json.loads(path.read_text(encoding="utf-8")).items()}
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {str(name): float(value) for name, value in content.items() if name not in DEVICE}
     except (ValueError, AttributeError, TypeError) as error:
         msg = f"{path} is damaged ({error}); delete the run folder, and run the study again"
         raise DataError(msg) from error

@@ -25,7 +25,7 @@ from lora_lightning.runs.resources import synchronized_time
 from lora_lightning.studies.open_study import OpenStudy
 from lora_lightning.studies.study_folder import StudyFolder
 from lora_lightning.studies.trial_measurements import COSTS, TrialCosts
-from lora_lightning.studies.trial_numbers import TIMINGS, read_numbers
+from lora_lightning.studies.trial_numbers import DEVICE, TIMINGS, read_numbers
 from lora_lightning.studies.trial_runs import base_configs, run_options
 from lora_lightning.studies.trials import Trial
 from lora_lightning.tasks import AdaptationTask
@@ -63,10 +63,10 @@ def time_trials(
             path = study.folder.run(trial) / TIMINGS
             if study.statuses()[trial.id].state != "finished" or path.exists():
                 continue
-            times, problem = _time_if_alone(study, trial)
+            times, device, problem = _time_if_alone(study, trial)
             if times:
                 found[trial.id] = times
-                save_text(path, json.dumps(times) + "\n")
+                save_text(path, json.dumps({**times, **device}) + "\n")
             on_end(trial, times, problem)
     return found
 
@@ -100,19 +100,21 @@ def check_all_timed(problems: Sequence[tuple[Trial, str]]) -> None:
         raise TrialsFailed(msg)
 
 
-def _time_if_alone(study: OpenStudy, trial: Trial) -> tuple[dict[str, float], str]:
+def _time_if_alone(study: OpenStudy, trial: Trial) -> tuple[dict[str, float], dict[str, str | None], str]:
+    """Its times, the device that they are of, and why it has none."""
     company = "another run of the study was training, which slows it down"
     if not study.is_alone(trial):
-        return {}, company
+        return {}, {}, company
     start = time.time()
     try:
-        times = {**time_steps(study, trial), **time_inference(RunRecord.load(study.folder.run(trial)))}
+        of_steps, device = time_steps(study, trial)
+        times = {**of_steps, **time_inference(RunRecord.load(study.folder.run(trial)))}
     except LoraLightningError as error:
-        return {}, str(error)
-    return (times, "") if study.is_alone(trial, start) else ({}, company)
+        return {}, {}, str(error)
+    return (times, device, "") if study.is_alone(trial, start) else ({}, {}, company)
 
 
-def time_steps(study: OpenStudy, trial: Trial) -> dict[str, float]:
+def time_steps(study: OpenStudy, trial: Trial) -> tuple[dict[str, float], dict[str, str | None]]:
     """Times optimizer steps of a trial, which is trained from scratch in a temporary folder.
 
     Args:
@@ -120,7 +122,7 @@ def time_steps(study: OpenStudy, trial: Trial) -> dict[str, float]:
         trial: The trial.
 
     Returns:
-        `seconds_per_step`; empty if no epoch has two batches.
+        `seconds_per_step`, empty if no epoch has two batches; and the device, by the names of `RunRecord`.
 
     Raises:
         LoraLightningError: If it cannot be trained.
@@ -132,7 +134,8 @@ def time_steps(study: OpenStudy, trial: Trial) -> dict[str, float]:
             options = run_options(folder, trial) | short
             record = train(base_configs(study.planned), options, callbacks=[TrialCosts(lambda _: True)])
         costs = read_numbers(record.folder / COSTS)
-    return {name: seconds for name, seconds in costs.items() if name == "seconds_per_step"}
+    device = dict(zip(DEVICE, (record.device, record.device_name), strict=True))
+    return {name: seconds for name, seconds in costs.items() if name == "seconds_per_step"}, device
 
 
 def time_inference(record: RunRecord) -> dict[str, float]:

@@ -35,6 +35,7 @@ from lora_lightning.runs.place import ids_of
 from lora_lightning.runs.processes import end_processes_together
 from lora_lightning.runs.provenance import git_state, package_versions
 from lora_lightning.runs.record import RunRecord
+from lora_lightning.runs.resources import device_name
 from lora_lightning.runs.resume import check_folder_is_unused, check_not_started, rewind_run_folder
 from lora_lightning.runs.status_line import show_status
 from lora_lightning.tasks.hyperparameters import hyperparameter_conflicts
@@ -241,6 +242,7 @@ class TrainingRun:
             "data": self.datamodule.fingerprint,
             BASE_MODEL: None if self.task.base_identity is None else self.task.base_identity.as_dict(),
             "device": str(device.type),
+            "device_name": device_name(device),
             "processes": self.trainer.world_size,
             "loggers": ids_of(self.trainer.loggers),
         }

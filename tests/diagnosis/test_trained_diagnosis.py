@@ -24,7 +24,7 @@ from lora_lightning.compat import bitsandbytes
 from lora_lightning.diagnosis import opened_runs
 from lora_lightning.diagnosis.adapter_similarity import PairKind
 from lora_lightning.diagnosis.base_errors import measure_base_errors, model_bytes
-from lora_lightning.diagnosis.costs import weights_by_rank
+from lora_lightning.diagnosis.costs import INFERENCE, weights_by_rank
 from lora_lightning.diagnosis.diagnosis_folder import SCHEMA_VERSION, DiagnosisFolder
 from lora_lightning.diagnosis.effects import Direction, Grouping, QuantizedParts, groups_of
 from lora_lightning.diagnosis.findings import Findings, collect_findings
@@ -529,6 +529,23 @@ def test_timings_are_measured_once_and_end_in_the_costs(
     assert quantized.costs[name].value == pytest.approx((5 + times[name]) / 2)
     assert quantized.costs[name].low < quantized.costs[name].value  # of two seeds
     assert quantized.savings[name].value == pytest.approx(50 - 10 * times[name])
+
+
+def test_runs_on_another_device_are_named_and_their_times_are_not_compared(copied: Path) -> None:
+    assert not any("different devices" in note for note in findings(copied).notes)
+    for run in copied.glob("NF4_*_seed_*"):
+        written = json.loads((run / "run.json").read_text())
+        (run / "run.json").write_text(json.dumps(written | {"device": "cuda", "device_name": "NVIDIA H200"}))
+    found = findings(copied)
+    assert found.costs.devices.keys() >= {"seconds_per_step", "wall_seconds"}
+    assert not found.costs.rows[1].savings.keys() & found.costs.devices.keys()
+    assert any(note.startswith("Runs were trained on different devices (NVIDIA H200, cpu)") for note in found.notes)
+    for run in copied.glob("*_seed_*"):
+        times = {"seconds_per_step": 0.1, INFERENCE[0]: 5.0, "device": "cpu", "device_name": None}
+        (run / TIMINGS).write_text(json.dumps(times))
+    found = findings(copied)
+    assert found.costs.devices.keys() == {"wall_seconds"}
+    assert [found.costs.rows[1].savings[name].value for name in ("seconds_per_step", INFERENCE[0])] == [0, 0]
 
 
 def test_a_verdict_that_is_required_and_not_reached_is_status_3(

@@ -17,6 +17,7 @@ from lora_lightning.diagnosis.costs import (
     note_on_missing_costs,
     weights_by_rank,
 )
+from lora_lightning.diagnosis.devices import names_of
 from lora_lightning.diagnosis.failure_modes import Evidence, find_failure_modes, unchecked_failure_modes
 from lora_lightning.diagnosis.rank_threshold import find_rank_threshold
 from lora_lightning.diagnosis.report import make_page
@@ -453,6 +454,33 @@ def test_memory_of_a_whole_process_is_not_compared() -> None:
     assert "Peak memory is not compared" not in (costs_table(gpu).caption or "")
     names = [figure.name for figure in costs_figures(planted.findings(costs=cpu))]
     assert "cost_peak_memory_bytes" not in names
+
+
+def test_times_of_several_devices_are_not_compared() -> None:
+    """NF4 took 50 % more a step, on another device."""
+    study = planted.results()
+    devices = {"seconds_per_step": ("NVIDIA H200", "cpu"), "wall_seconds": ("NVIDIA H200", "cpu")}
+    table = cost_table(planted.diagnosis(), study, {}, {}, devices=devices)
+    row = table.rows[-1]
+    assert row.costs["seconds_per_step"].value == 1.5
+    assert "seconds_per_step" not in row.savings
+    assert "seconds_per_step" not in table.pareto
+    assert row.savings.keys() >= {PEAK_MEMORY, "trainable_parameters"}
+    found = advice(table=table)
+    assert not any("time a step" in each for each in (*found.use_quantized, *found.use_full))
+    sentence = (
+        "Times are not compared (seconds per step): they are of different devices (NVIDIA H200, cpu); diagnose run"
+    )
+    assert any(each.startswith(sentence) for each in found.missing)
+    assert sentence in (costs_table(table).caption or "")
+    assert [each.name for each in costs_figures(planted.findings(costs=table))] == ["cost_peak_memory_bytes"]
+    assert "Times are not compared" not in (costs_table(costs()).caption or "")
+
+
+def test_a_device_of_an_unknown_model_may_be_any_of_its_type() -> None:
+    assert names_of([("cuda", None), ("cuda", "NVIDIA H200"), (None, None)]) == ("NVIDIA H200",)
+    assert names_of([("cpu", None), ("cuda", None)]) == ("cpu", "cuda")
+    assert names_of([("cuda", "NVIDIA H200"), ("cuda", "NVIDIA L4")]) == ("NVIDIA H200", "NVIDIA L4")
 
 
 def test_weights_are_counted_at_every_rank() -> None:

@@ -1,6 +1,7 @@
 """The last pass of a study: times with the adapter and merged, none that were measured in company."""
 
 import errno
+import json
 import os
 import time
 from pathlib import Path
@@ -50,6 +51,8 @@ def test_the_last_pass_times_every_tested_trial_once(here: Path, capsys: pytest.
     times, costs = (read_numbers(study.folder.run(trial) / name) for name in (TIMINGS, COSTS))
     assert results.configuration("r = 2").measurements["seconds_per_step"][0] == times["seconds_per_step"]
     assert times["seconds_per_step"] != costs["seconds_per_step"]
+    written = json.loads((study.folder.run(trial) / TIMINGS).read_text())
+    assert written == {**times, "device": RunRecord.load(study.folder.run(trial)).device, "device_name": None}
     assert {path.name for path in folder.iterdir() if path.is_dir()} >= {trial.id for trial in study.plan.trials}
     record = RunRecord.load(study.folder.run(trial))
     assert [len(record.curves["test/loss"].steps), record.metric("test/loss")] == [
@@ -63,7 +66,7 @@ def test_times_in_company_are_left_out(here: Path, monkeypatch: pytest.MonkeyPat
     path = save_study(here, axes={"model.lora.r": [2, 4]}, seeds=[0])
     assert main(["study", "run", str(path)]) == 0
     study = open_study(here / "lightning_logs/studies/small")
-    monkeypatch.setattr(trial_timings, "time_steps", lambda *_: {"seconds_per_step": 0.5})
+    monkeypatch.setattr(trial_timings, "time_steps", lambda *_: ({"seconds_per_step": 0.5}, {"device": "cpu"}))
     monkeypatch.setattr(trial_timings, "time_inference", lambda *_: {})
     statuses = study.statuses()
     problems: list[str] = []
@@ -110,10 +113,10 @@ def test_one_process_times_at_a_time(here: Path, monkeypatch: pytest.MonkeyPatch
     assert main(["study", "run", str(path)]) == 0
     study = open_study(here / "lightning_logs/studies/small")
 
-    def steps(*_: Any) -> dict[str, float]:
+    def steps(*_: Any) -> tuple[dict[str, float], dict[str, str]]:
         with pytest.raises(Timeout):
             FileLock(study.folder.path / LOCK, is_singleton=False).acquire(timeout=0)
-        return {"seconds_per_step": 1.0}
+        return {"seconds_per_step": 1.0}, {"device": "cpu"}
 
     monkeypatch.setattr(trial_timings, "time_steps", steps)
     monkeypatch.setattr(trial_timings, "time_inference", lambda *_: {})
