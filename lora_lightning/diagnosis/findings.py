@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lora_lightning.datamodules.base import VALIDATION
 from lora_lightning.diagnosis.adapter_similarity import AdapterSimilarity
 from lora_lightning.diagnosis.advice import Advice, advise
 from lora_lightning.diagnosis.base_errors import BaseErrors
@@ -31,15 +32,17 @@ from lora_lightning.diagnosis.rank_threshold import RankThreshold, find_rank_thr
 from lora_lightning.diagnosis.sensitivity import Sensitivity
 from lora_lightning.diagnosis.skip_proof import SkipFinding, reason_not_to_train
 from lora_lightning.diagnosis.specification import Diagnosis
+from lora_lightning.diagnosis.task_numbers import TaskNumbers, task_numbers
 from lora_lightning.diagnosis.trained_in_full import TrainedInFull, trained_in_full
 from lora_lightning.diagnosis.verdicts import DiagnosisVerdict, State, reach_verdicts
 from lora_lightning.errors import ConfigurationError, TrialsFailed, VerificationError
+from lora_lightning.runs.curves import Curve
 from lora_lightning.statistics.study_results import Metric, StudyResults
 from lora_lightning.studies.open_study import OpenStudy
 from lora_lightning.studies.study_run import budget_note
 from lora_lightning.studies.trial_results import collect_results
 
-VALIDATION_LOSS = "val/loss"
+LOSS = "loss"
 WEIGHTS_FILE = "adapter_model.safetensors"
 GPU = "cuda"  # where peak memory is what PyTorch allocated, and not that of the process
 
@@ -65,6 +68,7 @@ class Findings:
         errors: Of the base.
         sensitivity: Of modules.
         behaviors: Of models.
+        numbers: What the losses and predictions of the task are.
         merges: Of merge targets.
         skip: Of the list of modules to skip.
         skipped: The modules that the quantized precision skips anyway.
@@ -91,6 +95,7 @@ class Findings:
     errors: BaseErrors | None
     sensitivity: Sensitivity | None
     behaviors: Behaviors | None
+    numbers: TaskNumbers
     merges: MergeRecoveries | None
     skip: SkipFinding | None
     skipped: tuple[str, ...]
@@ -175,6 +180,7 @@ def collect_findings(diagnosis: Diagnosis, folder: DiagnosisFolder, study: OpenS
         errors=errors,
         sensitivity=sensitivity,
         behaviors=behaviors,
+        numbers=task_numbers(runs[0]),
         merges=merges,
         skip=skip,
         skipped=skipped,
@@ -252,16 +258,32 @@ def _utilization(diagnosis: Diagnosis, results: StudyResults) -> dict[str, Mappi
 
 
 def _validation_losses(measured: Measurer) -> dict[str, dict[int, NDArray[np.float64]]]:
-    """The curves of both precisions, of the seeds that both have: other seeds have no pair to be read beside."""
+    """The curves of both precisions, of the seeds that both have: other seeds have no pair to be read beside.
+
+    Of several validation splits, such as those of MNLI, it is the curve of the first one.
+    """
     found: dict[str, dict[int, NDArray[np.float64]]] = {}
     for precision, side in zip(measured.diagnosis.precisions, measured.sides, strict=True):
-        curves = {seed: side[seed].record.curves.get(VALIDATION_LOSS) for seed in measured.common_seeds}
+        curves = {seed: validation_loss(side[seed].record.curves) for seed in measured.common_seeds}
         found[precision] = {
             seed: np.array([curve.steps, curve.values], dtype=np.float64)
             for seed, curve in curves.items()
             if curve is not None
         }
     return found
+
+
+def validation_loss(curves: Mapping[str, Curve]) -> Curve | None:
+    """Finds the validation loss of a run.
+
+    Args:
+        curves: Of the run, by tag.
+
+    Returns:
+        The curve of the first validation split, such as `val_matched/loss` of MNLI; `None` if none was logged.
+    """
+    own = [name for name in curves if name.startswith(VALIDATION) and name.partition("/")[2] == LOSS]
+    return curves[own[0]] if own else None
 
 
 def _costs(

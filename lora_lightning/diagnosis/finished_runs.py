@@ -1,6 +1,7 @@
 """The finished runs of a diagnosis, and whether they can be compared."""
 
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +11,10 @@ from lora_lightning.backbones.adapter_labels import LABELS
 from lora_lightning.diagnosis.reachable import unreachable_sentence
 from lora_lightning.diagnosis.specification import PRECISION_AXIS, RANK_AXIS, Diagnosis
 from lora_lightning.diagnosis.verdict_names import VerdictName
-from lora_lightning.errors import CheckpointError, ConfigurationError, DataError
+from lora_lightning.errors import CheckpointError, ConfigurationError, DataError, LoraLightningError
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.metrics.label_space import REGRESSION
-from lora_lightning.runs.layout import SUMMARY
+from lora_lightning.runs.layout import CONFIG, SUMMARY
 from lora_lightning.runs.record import RunRecord
 from lora_lightning.runs.settings import settings_in
 from lora_lightning.studies.journal import TrialStatus
@@ -157,22 +158,38 @@ def different_options(diagnosis: Diagnosis, runs: Sequence[FinishedRun]) -> dict
         runs: Its finished runs.
 
     Returns:
-        By dotted name: the values of the precision that is not quantized and of the other one; `None` if no rank has
-        runs of both.
+        By dotted name: the values of the precision that is not quantized and of the other one, `None` for an option
+        that a run does not have; `None` if no rank has runs of both.
     """
     first: dict[tuple[str, int], FinishedRun] = {}
     for run in runs:
         first.setdefault((run.precision, run.rank), run)
     for rank in (diagnosis.rank, *diagnosis.ranks):
         pair = [first.get((precision, rank)) for precision in diagnosis.precisions]
-        full, quantized = ({} if run is None else run.record.flat_settings for run in pair)
-        if full and quantized:
+        if pair[0] is not None and pair[1] is not None:
+            full, quantized = _with_later_options(pair[0], pair[1]), _with_later_options(pair[1], pair[0])
             return {
                 name: (full.get(name), quantized.get(name))
                 for name in sorted(full.keys() | quantized.keys())
                 if full.get(name) != quantized.get(name) and not name.startswith(OF_THE_RUN)
             }
     return None
+
+
+def _with_later_options(own: FinishedRun, other: FinishedRun) -> Mapping[str, Any]:
+    """The options of a run; those that its release did not have yet count as their defaults, as in resuming."""
+    known = own.record.flat_settings
+    lacking = other.record.flat_settings.keys() - known.keys()
+    if not lacking:
+        return known
+    words = [*config_arguments(own.record.folder / CONFIG), *option_arguments({"trainer.logger": False})]
+    try:
+        with explain_errors(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they were printed when the run was trained
+            filled = settings_in(prepare_command("fit", words).settings_text())
+    except LoraLightningError:  # such as an option that no longer exists, or a device that is not here
+        return known
+    return {**known, **{name: filled[name] for name in lacking if name in filled}}
 
 
 def check_precisions(diagnosis: Diagnosis, plan: StudyPlan, folder: StudyFolder) -> None:

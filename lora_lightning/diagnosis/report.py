@@ -1,13 +1,14 @@
 """The report of a diagnosis: its findings as one HTML page, with figures as files."""
 
 import math
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 from lora_lightning.diagnosis import report_tables as tables
 from lora_lightning.diagnosis.adapter_similarity import AdapterSimilarity, PairKind
 from lora_lightning.diagnosis.base_errors import BaseErrors
-from lora_lightning.diagnosis.effects import Grouping
+from lora_lightning.diagnosis.effects import Effect, Grouping
 from lora_lightning.diagnosis.findings import Findings, note_on_options
 from lora_lightning.diagnosis.model_behavior import Behaviors
 from lora_lightning.diagnosis.report_figures import (
@@ -217,21 +218,32 @@ def _modules(findings: Findings) -> Section | None:
     text += f"quantization{f' ({findings.measured[0]})' if findings.measured else ''}, which stands for all others. "
     if found.predictions:
         text += f"Divergences are of {found.predictions:,} predictions for these examples{_sampled(findings)}. "
-    change = tables.interval(tables.shown_change(joint.metric, findings.metric))
-    text += f"Quantizing everything changes the loss by {tables.interval(joint.loss)} nats, makes "
-    text += f"{found.metric} better by {change}{findings.metric.unit} and changes the predictions by "
-    text += f"{tables.interval(joint.divergence)} nats of KL divergence."
+    text += _joint(findings, joint)
+    has_loss = math.isfinite(joint.loss.value)
     paragraphs = [
         text,
-        *(_additivity(grouping, each) for grouping, each in found.additivity.items()),
+        *(_additivity(grouping, each) for grouping, each in found.additivity.items() if has_loss),
         *_skip_list(found, _sentence(findings, VerdictName.SKIP_LIST_PROVEN)),
     ]
     return Section(
         "Which layers are sensitive?",
         tuple(paragraphs),
-        tables=(*tables.effects_tables(found, findings.metric), *_lists(findings)),
-        figures=sensitivity_figures(found),
+        tables=(*tables.effects_tables(found, findings.metric, findings.numbers), *_lists(findings)),
+        figures=sensitivity_figures(found, findings.numbers),
     )
+
+
+def _joint(findings: Findings, joint: Effect) -> str:
+    """What quantizing everything does, without what the task has not."""
+    metric, numbers = findings.metric, findings.numbers
+    change = tables.shown_change(joint.metric, metric)
+    parts = {
+        f"changes the {numbers.loss} by {tables.interval(joint.loss)}{numbers.unit}": joint.loss,
+        f"makes {metric.name} better by {tables.interval(change)}{metric.unit}": change,
+        f"changes the predictions by {tables.interval(joint.divergence)} nats of KL divergence": joint.divergence,
+    }
+    known = [text for text, part in parts.items() if math.isfinite(part.value)]
+    return f"Quantizing everything {' and '.join(filter(None, (', '.join(known[:-1]), *known[-1:])))}." if known else ""
 
 
 def _additivity(grouping: Grouping, found: Interval) -> str:
@@ -274,19 +286,20 @@ def _behavior(findings: Findings) -> Section | None:
     found = findings.behaviors
     if found is None or not found.pairs:
         return None
-    text = f"On {found.examples:,} validation examples, in the measures of llama.cpp, with products in float32 on both "
+    measures = ", in the measures of llama.cpp" if any(pair.predictions for pair in found.pairs) else ""
+    text = f"On {found.examples:,} validation examples{measures}, with products in float32 on both "
     text += f"sides.{_what_was_compared(findings, found)}"
     return Section(
         "Do the models behave alike?",
-        (text, _baseline(found)),
+        (text, _baseline(found, has_other_options=bool(findings.different_options))),
         tables=(*tables.behavior_tables(found), *tables.layers_tables(found)),
         figures=behavior_figures(found),
     )
 
 
-def _baseline(found: Behaviors) -> str:
+def _baseline(found: Behaviors, *, has_other_options: bool) -> str:
     """Which pairs can be read beside which: those of one seed share more than their precision can change."""
-    kinds = {pair.kind for pair in found.pairs}
+    kinds = Counter(pair.kind for pair in found.pairs)
     text = ""
     if PairKind.PRECISION in kinds:
         text = "Two precisions with one seed start with the same adapter and, where there is one, the same new head, "
@@ -296,8 +309,11 @@ def _baseline(found: Behaviors) -> str:
         return text + "Both have one seed in common, so it is not known what chance alone changes."
     if PairKind.BOTH not in kinds:
         return text + "Two seeds show what chance alone changes, but no pair differs in precision and seed."
-    text += "Two seeds show what chance alone changes. Beside them stand pairs that differ in precision and seed: what "
-    return text + "these differ in more, beyond the ranges in the table, comes with the quantization."
+    text += "Two seeds show what chance alone changes. Beside them stand pairs that differ in precision and seed"
+    if min(kinds[PairKind.SEED], kinds[PairKind.BOTH]) == 1:
+        return f"{text}; with one pair of a kind there is no range, so what they differ in more may be chance."
+    others = " or with the other options that differ" if has_other_options else ""
+    return f"{text}: what these differ in more, beyond the ranges in the table, comes with the quantization{others}."
 
 
 def _what_was_compared(findings: Findings, found: Behaviors) -> str:
@@ -306,7 +322,9 @@ def _what_was_compared(findings: Findings, found: Behaviors) -> str:
     parts = []
     if counts:
         rows = " or ".join(f"{count:,}" for count in sorted(counts))
-        parts.append(f"KL divergences, changes of p and perplexities are of {rows} predictions{_sampled(findings)}")
+        what = "KL divergences"
+        what += ", changes of p and perplexities" if tables.is_known(found.pairs, "perplexity_ratio") else ""
+        parts.append(f"{what} are of {rows} predictions{_sampled(findings)}")
     if found.probed:
         parts.append(f"hidden states are of {found.probed:,} of the rows, evenly spread over their lengths")
     if found.completions:
@@ -317,9 +335,7 @@ def _what_was_compared(findings: Findings, found: Behaviors) -> str:
 
 def _sampled(findings: Findings) -> str:
     """That a language model's divergences are of some tokens only."""
-    pairs = () if findings.behaviors is None else findings.behaviors.pairs
-    is_language_model = any(pair.greedy is not None for pair in pairs)
-    return " (tokens, up to the same number from each batch)" if is_language_model else ""
+    return " (tokens, up to the same number from each batch)" if findings.numbers.of_tokens else ""
 
 
 def _merges(findings: Findings) -> Section | None:
@@ -331,7 +347,7 @@ def _merges(findings: Findings) -> Section | None:
     )
     text += "Products are in float32 before and after merging. "
     text += "Intervals are over validation examples of this one adapter; other seeds and ranks may differ."
-    return Section("What does each merge target do?", (text,), tables=(tables.merges_table(found),))
+    return Section("What does each merge target do?", (text,), tables=(tables.merges_table(found, findings.numbers),))
 
 
 def _costs(findings: Findings) -> Section:

@@ -1,6 +1,7 @@
 """The figures of a diagnosis's report, with what they show in words."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from lora_lightning.diagnosis.adapter_similarity import AdapterSimilarity, PairKind
@@ -10,6 +11,7 @@ from lora_lightning.diagnosis.effects import Direction, Grouping, groups_of
 from lora_lightning.diagnosis.findings import Findings
 from lora_lightning.diagnosis.model_behavior import Behaviors
 from lora_lightning.diagnosis.sensitivity import Sensitivity
+from lora_lightning.diagnosis.task_numbers import OF_LABELS, TaskNumbers
 from lora_lightning.figures.diagnosis import (
     alike_figure,
     cost_quality_figure,
@@ -84,8 +86,8 @@ def errors_figure(found: BaseErrors) -> ReportFigure:
     return ReportFigure("errors", "Quantization error", text, module_maps_figure(panels, "||W - Q(W)|| / ||W||"))
 
 
-def sensitivity_figures(found: Sensitivity) -> tuple[ReportFigure, ...]:
-    """Draws scores by layer and module, and against measured effects."""
+def sensitivity_figures(found: Sensitivity, task: TaskNumbers = OF_LABELS) -> tuple[ReportFigure, ...]:
+    """Draws scores by layer and module, and against measured divergences if the task has any."""
     panels = {"Fisher score": {score.module: score.fisher for score in found.scores}}
     by_module = {score.module: score for score in found.scores}
     points = {}
@@ -104,8 +106,16 @@ def sensitivity_figures(found: Sensitivity) -> tuple[ReportFigure, ...]:
             "sensitivity",
             "Sensitivity",
             "The score of one backward pass for quantizing each module, by layer and module.",
-            module_maps_figure(panels, "nats"),
+            module_maps_figure(panels, task.unit.strip() or "score"),
         ),
+        *_scores_figure(found, points),
+    )
+
+
+def _scores_figure(found: Sensitivity, points: Mapping[str, Sequence[tuple[float, float]]]) -> tuple[ReportFigure, ...]:
+    if not any(math.isfinite(divergence) for pairs in points.values() for _, divergence in pairs):
+        return ()
+    return (
         ReportFigure(
             "scores",
             "Cheap score against measurement",

@@ -1,7 +1,8 @@
 """The tables of a diagnosis's report: numbers as texts."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import attrgetter
 from statistics import fmean
 
 from lora_lightning.diagnosis.adapter_similarity import AdapterSimilarity, PairKind
@@ -14,6 +15,7 @@ from lora_lightning.diagnosis.model_behavior import Behaviors, PairBehavior
 from lora_lightning.diagnosis.rank_threshold import RankThreshold
 from lora_lightning.diagnosis.sensitivity import Sensitivity, SkipChoice
 from lora_lightning.diagnosis.skip_proof import SENSITIVE, SkipFinding
+from lora_lightning.diagnosis.task_numbers import OF_LABELS, TaskNumbers
 from lora_lightning.diagnosis.verdicts import DiagnosisVerdict
 from lora_lightning.reports.page import PageTable
 from lora_lightning.statistics.divergence import Estimate
@@ -171,9 +173,9 @@ def errors_tables(found: BaseErrors) -> tuple[PageTable, ...]:
     )
 
 
-def effects_tables(found: Sensitivity, metric: Metric) -> tuple[PageTable, ...]:
-    """What quantizing parts does, and how well cheap scores agree."""
-    shown = f"{metric.name}{metric.unit and ','}{metric.unit} better"
+def effects_tables(found: Sensitivity, metric: Metric, task: TaskNumbers = OF_LABELS) -> tuple[PageTable, ...]:
+    """What quantizing parts does, and how well cheap scores agree; without what the task has not."""
+    parts = _known_parts(found, metric, task)
     tables = []
     scores = {score.module: score for score in found.scores}
     for grouping in (Grouping.KIND, Grouping.LAYER):
@@ -181,11 +183,10 @@ def effects_tables(found: Sensitivity, metric: Metric) -> tuple[PageTable, ...]:
         one_in = {each.group: each for each in own if each.direction is Direction.IN}
         one_out = {each.group: each for each in own if each.direction is Direction.OUT}
         rows = tuple(
-            (group, str(each.modules), *_effect(each, metric), *_effect(one_out[group], metric))
+            (group, str(each.modules), *_effect(each, parts), *_effect(one_out[group], parts))
             for group, each in one_in.items()
         )
-        what = ("loss, nats", shown, "KL divergence, nats")
-        headings = ("", "modules", *(f"one in: {name}" for name in what), *(f"one out: {name}" for name in what))
+        headings = ("", "modules", *(f"one in: {name}" for name in parts), *(f"one out: {name}" for name in parts))
         tables.append(PageTable((f"by {grouping}", *headings[1:]), rows))
     singles = [each for each in found.effects if each.grouping in {Grouping.MODULE, Grouping.ALL}]
     rows = tuple(
@@ -193,16 +194,17 @@ def effects_tables(found: Sensitivity, metric: Metric) -> tuple[PageTable, ...]:
             each.group,
             number(scores[each.group].fisher if each.group in scores else sum(s.fisher for s in found.scores)),
             number(scores[each.group].taylor if each.group in scores else sum(s.taylor for s in found.scores)),
-            *_effect(each, metric),
+            *_effect(each, parts),
         )
         for each in singles
     )
-    headings = ("module", "Fisher score, nats", "Taylor score, nats", "loss, nats", shown, "KL divergence, nats")
+    headings = ("module", task.heading("Fisher score"), task.heading("Taylor score"), *parts)
     of_all = _of_all_modules(found)
     tables.append(PageTable(headings, rows, caption=f"Modules singly{of_all}, and all together"))
     agreements = tuple(
         (str(each.grouping), each.score, each.effect, number(each.correlation), str(each.groups))
         for each in found.agreements
+        if _is_known(found, attrgetter(each.effect))
     )
     headings = ("groups by", "score", "measured", "Spearman's correlation", "groups")
     caption = f"Cheap scores against measured effects, one in; modules{of_all or ', all of them'}"
@@ -218,8 +220,25 @@ def _of_all_modules(found: Sensitivity) -> str:
     return "" if singles == every else f" ({singles} of {every}, those with the largest Fisher scores)"
 
 
-def _effect(each: Effect, metric: Metric) -> tuple[str, ...]:
-    return interval(each.loss), interval(shown_change(each.metric, metric)), interval(each.divergence)
+Part = Callable[[Effect], Interval]
+
+
+def _known_parts(found: Sensitivity, metric: Metric, task: TaskNumbers) -> dict[str, Part]:
+    """The parts of effects that the task has, by heading: questions have no loss, and regressions no divergence."""
+    every: dict[str, Part] = {
+        task.heading(task.loss): lambda each: each.loss,
+        f"{metric.name}{metric.unit and ','}{metric.unit} better": lambda each: shown_change(each.metric, metric),
+        "KL divergence, nats": lambda each: each.divergence,
+    }
+    return {title: part for title, part in every.items() if _is_known(found, part)}
+
+
+def _is_known(found: Sensitivity, part: Part) -> bool:
+    return any(math.isfinite(part(each).value) for each in found.effects)
+
+
+def _effect(each: Effect, parts: Mapping[str, Part]) -> tuple[str, ...]:
+    return tuple(interval(part(each)) for part in parts.values())
 
 
 def lists_table(found: SkipFinding, choice: SkipChoice, metric: Metric) -> PageTable:
@@ -237,7 +256,7 @@ def lists_table(found: SkipFinding, choice: SkipChoice, metric: Metric) -> PageT
         for each in found.random
     ]
     caption = f"The list, number {found.rank} of {len(rows)}, and random lists, the best first (p values by Holm)"
-    better = f"list minus this one,{metric.unit or ' in the metric'}, larger is better"
+    better = f"by how much the list is better{metric.unit and ','}{metric.unit}"
     return PageTable(("list", "more bytes", metric.name, better, "p, one-sided"), tuple(rows), caption=caption)
 
 
@@ -293,8 +312,7 @@ def _measures(pairs: Sequence[PairBehavior]) -> dict[str, Callable[[PairBehavior
         return lambda pair: math.nan if pair.predictions is None else getattr(pair.predictions, name).value
 
     found: dict[str, Callable[[PairBehavior], float]] = {}
-    if any(pair.predictions for pair in pairs):
-        found |= {title: of_predictions(name) for name, title in PREDICTIONS.items()}
+    found |= {title: of_predictions(name) for name, title in PREDICTIONS.items() if is_known(pairs, name)}
     if any(pair.greedy for pair in pairs):
         found["greedy completions: equal up to"] = lambda pair: math.nan if pair.greedy is None else pair.greedy.value
     if any(pair.flips for pair in pairs):
@@ -303,6 +321,11 @@ def _measures(pairs: Sequence[PairBehavior]) -> dict[str, Callable[[PairBehavior
         found["last layer: mean cosine"] = lambda pair: pair.layers[-1].cosine if pair.layers else math.nan
         found["last layer: CKA"] = lambda pair: pair.layers[-1].cka if pair.layers else math.nan
     return found
+
+
+def is_known(pairs: Sequence[PairBehavior], name: str) -> bool:
+    """Whether any pair has a number of `PREDICTIONS`: answers to questions have no right one, and so no perplexity."""
+    return any(math.isfinite(getattr(each.predictions, name).value) for each in pairs if each.predictions is not None)
 
 
 def _over_pairs(values: Sequence[float]) -> str:
@@ -316,7 +339,9 @@ def _over_pairs(values: Sequence[float]) -> str:
 def _pairs_table(pairs: Sequence[PairBehavior]) -> PageTable:
     rows: list[tuple[str, ...]] = []
     for name, title in PREDICTIONS.items():
-        rows.append((title, *("-" if p.predictions is None else estimate(getattr(p.predictions, name)) for p in pairs)))
+        if is_known(pairs, name):
+            each = ("-" if p.predictions is None else estimate(getattr(p.predictions, name)) for p in pairs)
+            rows.append((title, *each))
     if any(pair.greedy for pair in pairs):
         rows.append(("greedy completions: equal up to", *(_greedy(pair) for pair in pairs)))
     if any(pair.flips for pair in pairs):
@@ -361,7 +386,7 @@ def _flips(pair: PairBehavior) -> str:
     return "-" if pair.flips is None else f"{pair.flips.lost} / {pair.flips.gained} / {pair.flips.other}"
 
 
-def merges_table(found: MergeRecoveries) -> PageTable:
+def merges_table(found: MergeRecoveries, task: TaskNumbers = OF_LABELS) -> PageTable:
     """What each merge target does."""
     rows = tuple(
         (
@@ -372,7 +397,10 @@ def merges_table(found: MergeRecoveries) -> PageTable:
         )
         for each in found.targets
     )
-    return PageTable(("merged into", "recovery ratio", "change of log-likelihood", "gain of the adapter"), rows)
+    change, gain = "change of log-likelihood", "gain of the adapter"
+    if task.of_errors:
+        change, gain = "by how much the squared error falls", "by how much the adapter lowers it"
+    return PageTable(("merged into", "recovery ratio", change, gain), rows)
 
 
 def costs_table(found: CostTable) -> PageTable:

@@ -22,6 +22,7 @@ from lora_lightning.diagnosis.rank_threshold import find_rank_threshold
 from lora_lightning.diagnosis.sensitivity import ModuleScore, Sensitivity, SkipChoice
 from lora_lightning.diagnosis.skip_proof import RandomList, SkipFinding
 from lora_lightning.diagnosis.specification import PRECISION_AXIS, RANK_AXIS, Diagnosis, SkipProof
+from lora_lightning.diagnosis.task_numbers import TaskNumbers
 from lora_lightning.diagnosis.trained_in_full import TrainedInFull
 from lora_lightning.diagnosis.verdicts import reach_verdicts
 from lora_lightning.lora.delta import AdapterDelta
@@ -244,6 +245,7 @@ def findings(**changes: Any) -> Findings:
         errors=evidence.errors,
         sensitivity=replace(sensitivity(), skip=choice),
         behaviors=behaviors(),
+        numbers=TaskNumbers(of_tokens=True),
         merges=evidence.merges,
         skip=finding,
         skipped=("pooler",),

@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -13,23 +14,28 @@ from matplotlib.figure import Figure
 from lora_lightning.cli.diagnose_report import print_findings
 from lora_lightning.diagnosis.adapter_similarity import PairKind
 from lora_lightning.diagnosis.costs import CostTable
-from lora_lightning.diagnosis.findings import Findings, check_required
+from lora_lightning.diagnosis.findings import Findings, check_required, validation_loss
 from lora_lightning.diagnosis.report import make_page, write_report
 from lora_lightning.diagnosis.report_figures import behavior_figures, sensitivity_figures, similarity_figures
 from lora_lightning.diagnosis.report_tables import (
     behavior_tables,
     effects_tables,
     layers_tables,
+    lists_table,
     ranks_tables,
     shown_change,
     similarity_tables,
 )
 from lora_lightning.diagnosis.results_files import write_findings, write_skip_list
+from lora_lightning.diagnosis.sensitivity import Sensitivity
+from lora_lightning.diagnosis.task_numbers import TaskNumbers
 from lora_lightning.diagnosis.verdict_names import VerdictName
 from lora_lightning.diagnosis.verdicts import State
 from lora_lightning.errors import DataError, VerificationError
 from lora_lightning.reports.page import Page as PageOfReport
 from lora_lightning.reports.page import render_page, write_page
+from lora_lightning.runs.curves import Curve
+from lora_lightning.statistics.divergence import Estimate
 from lora_lightning.statistics.jackknife import Interval
 from lora_lightning.statistics.study_results import Metric, Scale
 from tests.diagnosis import planted
@@ -116,6 +122,74 @@ def test_what_numbers_are_of_stands_beside_them(monkeypatch: pytest.MonkeyPatch)
     assert in_full in paragraphs[TITLES[2]]
     ranks, _ = ranks_tables(found.ranks)
     assert ranks.rows[0][:3] == ("float32", "2", "5")
+
+
+NAN = float("nan")
+UNKNOWN = Interval(NAN, NAN, NAN)
+
+
+def without(part: str, **changes: Any) -> Sensitivity:
+    """The planted effects without one of their parts."""
+    found = planted.sensitivity()
+    return replace(found, effects=tuple(replace(each, **{part: UNKNOWN}) for each in found.effects), **changes)
+
+
+def words_of(page: PageOfReport, *titles: str) -> str:
+    """All that sections say, in paragraphs, tables and figures."""
+    own = [section for section in page.sections if section.title in titles]
+    texts = [each for section in own for each in section.paragraphs]
+    for table in (table for section in own for table in section.tables):
+        texts += [*table.headings, table.caption or "", *(cell for row in table.rows for cell in row)]
+    return "\n".join(texts)
+
+
+def test_a_regression_has_squared_errors_and_no_divergences(monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_figures_out(monkeypatch)
+    behaviors = planted.behaviors()
+    pairs = tuple(replace(each, predictions=None, greedy=None, flips=None) for each in behaviors.pairs)
+    found = planted.findings(
+        numbers=TaskNumbers(of_errors=True),
+        sensitivity=without("divergence", predictions=0),
+        skip=None,
+        behaviors=replace(behaviors, pairs=pairs, completions=0),
+    )
+    page = make_page(found)
+    text = words_of(page, TITLES[4], TITLES[6], TITLES[7])
+    assert not re.search(r"nats|KL|likelihood|llama|perplexit|tokens", text)
+    assert "Quantizing everything changes the squared error by 0.031 (0.03 to 0.032) and makes accuracy better" in text
+    assert {"one in: squared error", "Fisher score", "by how much the squared error falls"} <= {*text.splitlines()}
+    (scores,) = sensitivity_figures(without("divergence"), found.numbers)
+    assert scores.name == "sensitivity"
+    assert [each.name for each in sensitivity_figures(planted.sensitivity())] == ["sensitivity", "scores"]
+
+
+def test_questions_have_no_loss_of_each_example_and_no_right_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_figures_out(monkeypatch)
+    behaviors, unknown = planted.behaviors(), Estimate(NAN)
+    summary = behaviors.pairs[0].predictions
+    assert summary is not None
+    names = ("mean_change_of_p", "rms_change_of_p", "perplexity_ratio")
+    unlabeled = replace(behaviors.pairs[0], predictions=replace(summary, **dict.fromkeys(names, unknown)))
+    found = planted.findings(
+        numbers=TaskNumbers(),
+        sensitivity=without("loss"),
+        behaviors=replace(behaviors, pairs=(unlabeled,)),
+        skip=None,
+    )
+    page = make_page(found)
+    text = words_of(page, TITLES[4], TITLES[6])
+    assert "Quantizing everything makes accuracy better by -1.55 (" in text
+    assert " points and changes the predictions by 0.062 (" in text
+    assert "loss" not in text
+    assert "KL divergences are of 1,024 predictions; hidden" in text
+    assert "perplexity" not in text
+
+
+def test_a_language_model_is_known_without_its_completions(monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_figures_out(monkeypatch)
+    pairs = tuple(replace(each, greedy=None) for each in planted.behaviors().pairs)  # measure.prompts: 0
+    text = words_of(make_page(planted.findings(behaviors=replace(planted.behaviors(), pairs=pairs))), TITLES[4])
+    assert "1,024 predictions for these examples (tokens, up to the same number from each batch)" in text
 
 
 def test_modules_that_were_not_quantized_singly_are_said() -> None:
@@ -314,8 +388,12 @@ def test_pairs_that_share_a_start_are_named_and_those_that_do_not_stand_beside_a
     assert agreement[1:] == ("0.9375", "0.9375", "0.9")
     leave_figures_out(monkeypatch)
     pairs = planted.behaviors().pairs
+    by_kind = {pair.kind: pair for pair in pairs}
+    ranges = "in precision and seed: what these differ in more, beyond the ranges in the table, comes with the quantiz"
     for kept, said in (
-        (pairs, "beside them stand pairs that differ in precision and seed"),
+        (pairs, "pairs that differ in precision and seed; with one pair of a kind there is no range, so what they"),
+        ((*pairs, by_kind[PairKind.SEED]), "with one pair of a kind there is no range"),
+        ((*pairs, by_kind[PairKind.SEED], by_kind[PairKind.BOTH]), ranges),
         (pairs[:2], "no pair differs in precision and seed"),
         (pairs[:1], "Both have one seed in common, so it is not known what chance alone changes"),
     ):
@@ -323,6 +401,36 @@ def test_pairs_that_share_a_start_are_named_and_those_that_do_not_stand_beside_a
         (section,) = (each for each in page.sections if each.title == TITLES[6])
         assert "they do not show that quantization changes little" in section.paragraphs[1]
         assert said.lower() in section.paragraphs[1].lower()
+
+
+def test_what_differs_beside_the_quantization_may_be_what_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_figures_out(monkeypatch)
+    behaviors, other = planted.behaviors(), {"model.init_args.lora.lora_alpha": (16, 8)}
+    found = planted.findings(behaviors=replace(behaviors, pairs=behaviors.pairs * 2))
+    for different, end in (
+        ({}, "the quantization."),
+        (other, "the quantization or with the other options that differ."),
+    ):
+        (section,) = (
+            each for each in make_page(replace(found, different_options=different)).sections if each.title == TITLES[6]
+        )
+        assert section.paragraphs[1].endswith(end)
+
+
+def test_a_better_list_is_better_whatever_the_direction_of_the_metric() -> None:
+    choice, finding = planted.skip()
+    table = lists_table(finding, choice, Metric("perplexity", 1.0, higher_is_better=False, scale=Scale.LOG))
+    assert table.headings[3] == "by how much the list is better, %"
+    assert table.rows[1][3].startswith("1.09 (")
+    assert "larger" not in " ".join(table.headings)
+
+
+def test_the_loss_of_the_first_validation_split_is_read() -> None:
+    first, second = Curve((1,), (0.5,)), Curve((1,), (0.6,))
+    others = {"train/loss": second, "val_matched/accuracy": second}
+    assert validation_loss(others | {"val_matched/loss": first, "val_mismatched/loss": second}) is first
+    assert validation_loss({"val/loss": first, "val/accuracy": second}) is first
+    assert validation_loss(others) is None
 
 
 def test_maps_are_drawn_of_what_is_there() -> None:

@@ -43,6 +43,7 @@ from lora_lightning.diagnosis.rank_threshold import RankThreshold, find_rank_thr
 from lora_lightning.diagnosis.report import make_page
 from lora_lightning.diagnosis.sensitivity import choose_skips, measure_sensitivity, score_modules
 from lora_lightning.diagnosis.specification import Measuring, SkipProof
+from lora_lightning.diagnosis.task_numbers import TaskNumbers, task_numbers
 from lora_lightning.diagnosis.trained_in_full import trained_in_full
 from lora_lightning.diagnosis.verdict_names import VerdictName
 from lora_lightning.diagnosis.verdicts import State
@@ -494,6 +495,35 @@ def test_options_that_differ_beside_quantization_are_found(runs: dict[tuple[str,
         "model.init_args.optimization.learning_rate": (0.01, 0.02)
     }
     assert different_options(own, [other]) is None
+
+
+def test_an_option_that_an_older_release_lacks_counts_as_its_default(copied: Path) -> None:
+    """float32 was trained by a release without `lora.use_dora`, and NF4 was retried after an upgrade."""
+    for config in copied.glob("float32_*/config.yaml"):
+        content = yaml.safe_load(config.read_text())
+        assert content["model"]["init_args"]["lora"].pop("use_dora") is False
+        config.write_text(yaml.safe_dump(content))
+    found = {(run.precision, run.seed): run for run in finished_runs(open_study(copied))}
+    own, pair = DiagnosisFolder(copied).load(), [found["float32", 0], found["NF4", 0]]
+    assert different_options(own, pair) == {}
+    pair[1].record.flat_settings["model.init_args.lora.use_dora"] = True
+    assert different_options(own, pair) == {"model.init_args.lora.use_dora": (False, True)}
+    config = pair[0].record.folder / "config.yaml"
+    config.write_text(config.read_text() + "no_longer_an_option: 1\n")
+    assert different_options(own, pair) == {"model.init_args.lora.use_dora": (None, True)}
+
+
+def test_the_files_of_an_adapter_say_what_its_numbers_are(copied: Path) -> None:
+    run = next(iter(finished_runs(open_study(copied))))
+    assert task_numbers(run) == TaskNumbers()
+    folder = run.record.adapter
+    assert folder is not None
+    for file, changes, expected in (
+        ("labels.json", {"problem_type": "regression"}, TaskNumbers(of_errors=True)),
+        ("adapter_config.json", {"task_type": "CAUSAL_LM"}, TaskNumbers(of_tokens=True, of_errors=True)),
+    ):
+        (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | changes))
+        assert task_numbers(run) == expected
 
 
 def test_nothing_is_done_twice(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
