@@ -1,6 +1,7 @@
 """Continue prompts with a causal language model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -93,7 +94,7 @@ def complete_tokens(
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _without_own_settings(model):
             tokens: Tensor = cast("Any", model).generate(
                 input_ids,
                 attention_mask=prompts["attention_mask"].gather(1, to_the_right),
@@ -105,7 +106,7 @@ def complete_tokens(
 
 
 def _generation_config(ends: Sequence[int], pad_token_id: int | None, settings: GenerationSettings) -> GenerationConfig:
-    """Every setting given, so that the backbone's own (sampling, penalties) change nothing."""
+    """The user's settings; whatever is not given here is transformers' default."""
     return GenerationConfig(
         max_new_tokens=settings.max_new_tokens,
         do_sample=settings.do_sample,
@@ -116,6 +117,20 @@ def _generation_config(ends: Sequence[int], pad_token_id: int | None, settings: 
         eos_token_id=list(ends) or None,
         pad_token_id=pad_token_id,
     )
+
+
+@contextmanager
+def _without_own_settings(model: PreTrainedModel) -> Iterator[None]:
+    """Takes the backbone's own settings (penalties, beams, suppressed tokens) away for a while.
+
+    Transformers takes every option that a given configuration leaves at `None` from the model's own one.
+    """
+    own = model.generation_config
+    model.generation_config = GenerationConfig(bos_token_id=own.bos_token_id)
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _up_to_end(tokens: list[int], ends: Sequence[int]) -> list[int]:

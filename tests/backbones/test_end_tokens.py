@@ -79,6 +79,45 @@ def test_a_completion_ends_where_the_template_closes_a_turn(template: str, speci
         assert complete(model, tokenizer, prompts, GenerationSettings(max_new_tokens=9))[0].startswith("yes012")
 
 
+def own_settings(token: int) -> dict[str, object]:
+    """What a backbone's `generation_config.json` may say, each with a value that changes completions of a token."""
+    return {
+        "no_repeat_ngram_size": 1,
+        "num_beams": 3,
+        "min_new_tokens": 8,
+        "min_p": 0.9,
+        "typical_p": 0.1,
+        "suppress_tokens": [token],
+        "begin_suppress_tokens": [token],
+        "bad_words_ids": [[token]],
+        "sequence_bias": [[[token], -50.0]],
+        "encoder_repetition_penalty": 9.0,
+        "exponential_decay_length_penalty": (1, 9.0),
+        "forced_eos_token_id": 3,
+        "guidance_scale": 3.0,
+        "return_dict_in_generate": True,
+        "max_time": 1e-9,
+        "max_length": 2,
+    }
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_the_backbones_own_settings_change_no_completion(do_sample: bool) -> None:
+    tokenizer = t.chat_tokenizer(t.CHATML)
+    tokenizer.pad_token = tokenizer.unk_token
+    model = counting_model(tokenizer, "yes<|im_end|>").eval()
+    prompts = dict(tokenizer(["?", "y?"], return_tensors="pt", padding=True))
+    settings = GenerationSettings(max_new_tokens=5, do_sample=do_sample, temperature=3.0)
+    torch.manual_seed(1)
+    expected = complete(model, tokenizer, prompts, settings)
+    for name, value in own_settings(tokenizer("y")["input_ids"][-1]).items():
+        own = GenerationConfig(**{name: value})
+        model.generation_config = own
+        torch.manual_seed(1)
+        assert complete(model, tokenizer, prompts, settings) == expected, name
+        assert model.generation_config is own
+
+
 @pytest.mark.parametrize("adapted", [True, False])
 def test_the_exported_folder_says_where_generation_stops(tmp_path: Path, adapted: bool) -> None:
     tokenizer = t.chat_tokenizer(t.OTHER_END)
