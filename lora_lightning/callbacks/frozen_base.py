@@ -28,7 +28,7 @@ class FrozenBaseCheck(Callback):
     def __init__(self) -> None:
         self._hashes: dict[str, str] | None = None
         self._checked_gradients = False
-        self._changed: str | None = None
+        self._fault: str | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hashes the frozen tensors.
@@ -36,7 +36,7 @@ class FrozenBaseCheck(Callback):
         Raises:
             VerificationError: If a parameter of the base is trainable.
         """
-        self._hashes, self._changed, self._checked_gradients = None, None, False
+        self._hashes, self._fault, self._checked_gradients = None, None, False
         if all(parameter.requires_grad for parameter in pl_module.parameters()):
             if trainer.is_global_zero:
                 print("FrozenBaseCheck checks nothing: all parameters are trainable, so no base is frozen.")
@@ -64,9 +64,9 @@ class FrozenBaseCheck(Callback):
         """Hashes the frozen tensors again and compares."""
         if self._hashes is None:
             return
-        self._changed = first_difference(self._hashes, dict(frozen_tensors(pl_module)))
+        self._fault = find_fault(self._hashes, pl_module)
         unchanged = {"verification/frozen_base/unchanged_tensors": float(len(self._hashes))}
-        for board in boards_of(trainer) if self._changed is None else []:
+        for board in boards_of(trainer) if self._fault is None else []:
             board.add_constants(unchanged, trainer.global_step)
             board.add_text("frozen_base", self._result, trainer.global_step)
 
@@ -74,15 +74,11 @@ class FrozenBaseCheck(Callback):
         """Prints the result or raises, now that every checkpoint is written.
 
         Raises:
-            VerificationError: If a frozen tensor changed.
+            VerificationError: If a frozen tensor changed, or is trainable now.
         """
         del pl_module
-        if self._changed is not None:
-            msg = (
-                f"the frozen base changed during training, {self._changed} first: the adapter belongs to weights that "
-                "exist nowhere else; look for a callback, hook or library that writes into the base."
-            )
-            raise VerificationError(msg)
+        if self._fault is not None:
+            raise VerificationError(self._fault)
         if self._hashes is not None and trainer.is_global_zero:
             print(self._result)
 
@@ -124,6 +120,30 @@ def frozen_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in tensors.items():
         if name not in trained and isinstance(tensor, Tensor):  # LoRA-FA's A among them
             yield name, tensor
+
+
+def find_fault(hashes: dict[str, str], model: nn.Module) -> str | None:
+    """What happened to the frozen tensors since they were hashed.
+
+    Args:
+        hashes: Of `fingerprint`, by name.
+        model: With adapters.
+
+    Returns:
+        A sentence; `None` if they are frozen and unchanged.
+    """
+    network = model.built_network if isinstance(model, AdaptationTask) else model
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad and name in hashes:
+            return (
+                f"{name} was frozen when training started and is trainable at its end; look for a callback or library "
+                "that sets requires_grad, or calls PEFT's disable_adapter or set_adapter."
+            )
+    changed = first_difference(hashes, dict(frozen_tensors(model)))
+    return changed and (
+        f"the frozen base changed during training, {changed} first: the adapter belongs to weights that exist nowhere "
+        "else; look for a callback, hook or library that writes into the base."
+    )
 
 
 def first_difference(hashes: dict[str, str], tensors: dict[str, Tensor]) -> str | None:

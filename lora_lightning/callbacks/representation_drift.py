@@ -197,8 +197,14 @@ class RepresentationDrift(AdapterMonitor):
 
 @contextmanager
 def _pretrained(network: PeftModel) -> Iterator[None]:
-    with network.disable_adapter(), pretrained_base(network):
-        yield
+    """The pretrained model alone. PEFT would leave whatever a variant froze (LoRA-FA's A) trainable afterwards."""
+    before = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+    try:
+        with network.disable_adapter(), pretrained_base(network):
+            yield
+    finally:
+        for parameter, requires_grad in before:
+            parameter.requires_grad_(requires_grad)
 
 
 def _biases_train(network: PeftModel) -> bool:

@@ -54,6 +54,14 @@ def test_a_base_that_stays_passes(
     assert not any("lora_" in name for name in frozen)
 
 
+def test_a_tensor_that_becomes_trainable_is_not_said_to_have_changed(
+    tiny_backbone: TinyBackbone, tmp_path: Path
+) -> None:
+    freeing = Once(lambda task: parameter(task, "ln_f.weight").requires_grad_())
+    with pytest.raises(VerificationError, match=r"\S*ln_f.weight was frozen when training started and is trainable"):
+        fit("intents", tiny_backbone("gpt2"), tmp_path, FrozenBaseCheck(), freeing)
+
+
 @pytest.mark.parametrize("name", ["h.0.mlp.c_fc.base_layer.weight", "wpe.weight", "ln_f.weight"])
 def test_the_first_changed_tensor_is_named(name: str, tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
     def change(task: AdaptationTask) -> None:

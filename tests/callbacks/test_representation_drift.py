@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModel, AutoModelForSequenceClassification, BitsAndBytesConfig, PreTrainedModel
 
-from lora_lightning.callbacks import IntruderDimensions, RepresentationDrift
+from lora_lightning.callbacks import FrozenBaseCheck, IntruderDimensions, RepresentationDrift
 from lora_lightning.callbacks.representation_drift import layer_count, probe_rows, shortened_mask
 from lora_lightning.datamodules import Clinc150DataModule, InstructionDataModule, SquadV2DataModule
 from lora_lightning.errors import ConfigurationError
@@ -224,6 +224,16 @@ def test_the_base_is_the_pretrained_model_also_after_resuming(
     for layer in range(LAYERS):
         np.testing.assert_allclose(base[f"layer.{layer}.output"], before[layer], atol=2e-6)
     assert values[2 * half, 1, "cosine"] < table(tmp_path / "a")[half, 1, "cosine"] < 0.9999
+
+
+def test_what_a_variant_froze_stays_frozen(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
+    settings = OptimizationSettings(learning_rate=0.02, lorafa=True)
+    task = SequenceClassificationTask(str(tiny_backbone("bert")), optimization=settings)
+    train(tmp_path, tiny_backbone("bert"), FrozenBaseCheck(), RepresentationDrift(probe_size=4), task=task)
+    factors = {name: each for name, each in task.named_parameters() if "lora_A" in name}
+    assert factors
+    assert not any(each.requires_grad or each.grad is not None for each in factors.values())
+    assert all(each.requires_grad for name, each in task.named_parameters() if "lora_B" in name)
 
 
 def test_a_checkpoint_without_the_bases_states_is_said_so(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
