@@ -1,11 +1,35 @@
 """Every example of an optimizer step has the same weight, whatever batches and processes the step is made of."""
 
+import math
 from collections.abc import Iterable
 from typing import cast
 
 import torch
 from lightning import Trainer
 from torch import Tensor, nn
+
+
+def loss_scale(trainer: Trainer) -> float:
+    """What `16-mixed` multiplies the loss with before the backward pass; 1 in other precisions.
+
+    Args:
+        trainer: An optimizer step that lowers its scale was skipped, because gradients were infinite.
+    """
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return 1.0 if scaler is None else float(scaler.get_scale())
+
+
+def _lower_loss_scale(trainer: Trainer, examples: float) -> None:
+    """Divides the scale with which `16-mixed` starts, which is meant for a mean, by about the first batch's examples.
+
+    With a sum gradients would be infinite in the first steps, which are then skipped. A power of 2 rounds nothing; the
+    scale of the main process is that of all, since they add their scaled gradients.
+    """
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is None:
+        return
+    size = trainer.strategy.broadcast(2.0 ** round(math.log2(max(examples, 1))))
+    scaler.load_state_dict({**scaler.state_dict(), "scale": scaler.get_scale() / size})
 
 
 class StepWeighting:
@@ -33,6 +57,10 @@ class StepWeighting:
             The loss for the backward pass.
         """
         accumulated = trainer.accumulate_grad_batches
+        if batch_idx == 0 and trainer.global_step == 0:
+            _lower_loss_scale(trainer, examples)
+        if batch_idx % accumulated == 0:  # Lightning zeroes gradients; an earlier training may have stopped halfway
+            self._examples, self._loss = 0.0, torch.zeros(())
         self._examples += examples
         self._loss = self._loss.to(loss.device) + loss.detach().float()
         is_last = trainer.is_last_batch or batch_idx + 1 >= trainer.num_training_batches

@@ -11,6 +11,7 @@ from torch import Tensor
 from lora_lightning.backbones.first_token import every_token
 from lora_lightning.lora.variants.variant import TrainingFacts
 from lora_lightning.tasks.contract import TaskContract
+from lora_lightning.tasks.step_weighting import loss_scale
 
 
 def training_facts(task: TaskContract, trainer: Trainer, *, resumes: bool) -> TrainingFacts:
@@ -49,4 +50,5 @@ def training_facts(task: TaskContract, trainer: Trainer, *, resumes: bool) -> Tr
         isolated=isolated,
         broadcast=trainer.strategy.broadcast,
         report=report,
+        loss_scale=lambda: loss_scale(trainer),
     )

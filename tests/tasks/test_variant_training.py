@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning import Trainer, seed_everything
+from lightning import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.plugins.precision import MixedPrecision
 from peft import AdaLoraConfig, LoraConfig, PeftModel
 from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ from lora_lightning.tasks.optimization import build_optimizer, build_schedule, p
 from lora_lightning.tasks.training_facts import training_facts
 from tests.conftest import TinyBackbone, TinyClassifier
 from tests.tiny_data import save_tiny_clinc150
-from tests.variants import logits_of
+from tests.variants import logits_of, train_classifier
 
 STEPS = 8
 EPOCH = 9  # steps
@@ -241,6 +242,45 @@ def test_adalora_lowers_its_ranks_to_the_budget(tiny_backbone: TinyBackbone, dat
     ranks = ranks_in_use(task)
     assert sum(ranks.values()) == len(ranks)  # target_r is 1
     assert task.adapted_network.peft_config["default"].total_step == STEPS
+
+
+class Importances(Callback):
+    """Notes after each step whether AdaLoRA's importances are finite, and the scale of the loss."""
+
+    def __init__(self) -> None:
+        self.finite: list[bool] = []
+        self.scales: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        allocator = pl_module.adapted_network.base_model.rankallocator  # type: ignore[union-attr]
+        values = [*allocator.exp_avg_ipt.values(), *allocator.exp_avg_unc.values()]
+        self.finite.append(all(bool(value.isfinite().all()) for value in values))
+        self.scales.append(trainer.precision_plugin.scaler.get_scale())  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("scale", "rank"), [(2.0**22, 1), (2.0**60, 3)], ids=["some", "every one"])
+def test_adalora_chooses_no_ranks_by_steps_that_float16_skips(
+    tiny_backbone: TinyBackbone, data: Path, tmp_path: Path, scale: float, rank: int
+) -> None:
+    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale))
+    noted = Importances()
+    settings = {"lora": LoraSettings(adalora=BUDGET), "optimization": OptimizationSettings(learning_rate=0.02)}
+    options: dict[str, Any] = {"callbacks": [noted], "plugins": [plugin], "steps": STEPS}
+    task, _ = train_classifier(tiny_backbone("bert"), data, tmp_path, settings, **options)
+    assert all(noted.finite)
+    assert len(set(noted.scales)) > 1
+    assert (noted.scales[-1] == noted.scales[-2]) is (rank == 1)  # the last steps were none that was skipped
+    ranks = ranks_in_use(task)
+    assert sum(ranks.values()) == rank * len(ranks)
+
+
+def test_float16_skips_no_step_because_the_loss_is_a_sum(
+    tiny_backbone: TinyBackbone, data: Path, tmp_path: Path
+) -> None:
+    scaler = torch.amp.GradScaler("cpu")
+    options: dict[str, Any] = {"plugins": [MixedPrecision("16-mixed", "cpu", scaler)], "steps": 3}
+    train_classifier(tiny_backbone("bert"), data, tmp_path, {}, **options)
+    assert scaler.get_scale() == 2.0**16 / 8  # batches of 8 rows
 
 
 def test_adaloras_loss_is_pefts(tiny_classifier: TinyClassifier) -> None:

@@ -88,6 +88,11 @@ class AdaLora(Variant):
     config_class = AdaLoraConfig
     value: AdaLoraSettings
 
+    def __init__(self, value: Any = None) -> None:
+        super().__init__(value)
+        self._loss_scale: Callable[[], float] = lambda: 1.0  # of the training
+        self._scale_before_step = 1.0
+
     @property
     def initial_rank(self) -> tuple[str, int]:
         """`adalora.init_r`."""
@@ -121,13 +126,24 @@ class AdaLora(Variant):
     def before_training(self, network: PeftModel, training: TrainingFacts) -> None:
         """Tells PEFT how long training takes."""
         _config(network).total_step = round(training.total_steps())
+        self._loss_scale = training.loss_scale
 
     def before_step(self, network: nn.Module) -> Mapping[str, Tensor]:
         """Adds the gradient of the orthogonality."""
+        self._scale_before_step = self._loss_scale()
         return {"train/orthogonality": add_orthogonality_gradient(network, self.value.orth_reg_weight)}
 
     def after_step(self, network: PeftModel, step: int) -> None:
-        """Updates the importances and, if that is due, sets the least important directions to 0."""
+        """Updates the importances and, if that is due, sets the least important directions to 0.
+
+        A step that was skipped, because its gradients are infinite, says nothing about importance.
+        """
+        if self.is_settled(network, step):  # gradients do not matter any more, but every step may have been skipped
+            nothing_to_do = not rank_allocator(network).ipt and not _config(network).rank_pattern
+        else:
+            nothing_to_do = self._loss_scale() < self._scale_before_step
+        if nothing_to_do:
+            return
         cast("Any", network.base_model).update_and_allocate(step)
 
     def is_settled(self, network: PeftModel, step: int) -> bool:

@@ -33,6 +33,8 @@ class TrainingFacts:
         isolated: A context in which passes leave the random numbers as they were and compute every position.
         broadcast: Sends every process the main process's value; collective.
         report: Shows the user a line, on the main process only.
+        loss_scale: Returns what `16-mixed` multiplies the loss with, 1 in other precisions; an optimizer step that
+            lowers it was skipped, because gradients were infinite.
     """
 
     resumes: bool
@@ -44,6 +46,7 @@ class TrainingFacts:
     isolated: Callable[[], AbstractContextManager[None]]
     broadcast: Callable[[Any], Any]
     report: Callable[[str], None]
+    loss_scale: Callable[[], float]
 
 
 class Variant:
