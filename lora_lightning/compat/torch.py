@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, Self
 
 import torch._dynamo
+import torch.fx.experimental._config
 from torch import Tensor, nn
 
 Conversion = Callable[[Tensor], Tensor]
@@ -11,9 +12,11 @@ VARIANTS = 64  # of compiled code; PyTorch's 8 are few for layers of several kin
 RECEIVES_TENSORS = "torch.multiprocessing.reductions"  # the module that takes a tensor over from another process
 
 
-def allow_variants_of_compiled_code() -> None:
-    """Lets `torch.compile` compile the same code more often: for layers with and without a window, for example."""
+def share_compiled_code_safely() -> None:
+    """Lets `torch.compile` use one code for several layers and sizes where it holds for them, and only there."""
     torch._dynamo.config.recompile_limit = VARIANTS
+    torch._dynamo.config.skip_nnmodule_hook_guards = False  # else a layer with a hook runs the code of one without
+    torch.fx.experimental._config.use_duck_shape = False  # else sizes that are equal in the first batch stay equal
 
 
 class HookedConversion(nn.Module):

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lora_lightning.backbones.attention import use_cpu_attention
-from lora_lightning.compat.torch import allow_variants_of_compiled_code
+from lora_lightning.compat.torch import share_compiled_code_safely
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.config import QuantizationSettings
 from lora_lightning.lora.sharding import transformer_layers
@@ -25,9 +25,10 @@ USUAL_COMPILERS = {"darwin": "clang++", "win32": "cl"}  # which PyTorch takes if
 def compile_layers(model: PreTrainedModel) -> None:
     """Lets `torch.compile` compile the layers at their first training step, in place; evaluation stays as it is.
 
-    All layers of a class share one compiled code, so that compiling takes as long as for one layer. Sizes are symbolic
-    from the start: compiled anew for the second size, as is PyTorch's default, a run that is resumed would compute with
-    another code than one that was not interrupted. What an earlier training in this process compiled is forgotten for
+    All layers of a class share one compiled code, so that compiling takes as long as for one layer; those with hooks on
+    modules inside, such as a classifier's last one, have code of their own. Sizes other than 1 are symbolic from the
+    start: compiled anew for the second size, as is PyTorch's default, a run that is resumed would compute with another
+    code than one that was not interrupted. What an earlier training in this process compiled is forgotten for
     the same reason. Parameters, names and saved files do not change.
 
     Args:
@@ -41,7 +42,7 @@ def compile_layers(model: PreTrainedModel) -> None:
         msg = f"model.torch_compile is true, but {type(model).__name__} has no list of layers; set it to false."
         raise ConfigurationError(msg)
     torch.compiler.reset()
-    allow_variants_of_compiled_code()
+    share_compiled_code_safely()
     use_cpu_attention(model)
     for layer in layers:
         if getattr(layer, COMPILED, False):  # a second training with the same model

@@ -13,8 +13,10 @@ from lightning import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import AutoModelForSequenceClassification
 
 from lora_lightning.backbones.attention import MODERATE, cpu_attention_forward
+from lora_lightning.backbones.first_token import keep_first_token_only
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.metrics.label_space import LabelSpace
@@ -32,6 +34,15 @@ LABELS = LabelSpace(["a", "b"], None, False, {})
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Code is captured and differentiated as for compiling, and then runs as it is: making kernels takes minutes."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    compiled_layers._compiled_class.cache_clear()
+    yield
+    compiled_layers._compiled_class.cache_clear()
+
+
+@pytest.fixture
+def as_captured(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Code is captured as for compiling, and runs as it is."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     compiled_layers._compiled_class.cache_clear()
     yield
     compiled_layers._compiled_class.cache_clear()
@@ -76,6 +87,10 @@ def rows(lengths: list[int]) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100).roll(-1, dims=1)}
 
 
+def inputs(lengths: list[int]) -> dict[str, Tensor]:
+    return {name: rows(lengths)[name] for name in ("input_ids", "attention_mask")}
+
+
 def loss_of(task: AdaptationTask, batch: dict[str, Tensor]) -> Tensor:
     if isinstance(task, CausalLanguageModelingTask):
         return task.next_token.loss(batch)[0]
@@ -116,6 +131,44 @@ def test_steps_of_any_size_are_those_of_plain_layers(
     names = list(expected)
     one, other = (torch.cat([each[name].flatten() for name in names]) for each in (expected, found))
     assert (one - other).norm() < 0.03 * one.norm()
+
+
+@pytest.mark.usefixtures("as_captured")
+def test_a_compiled_classifier_still_computes_its_last_layer_for_the_first_token_only(
+    tiny_backbone: TinyBackbone,
+) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_backbone("bert")).train()
+    assert keep_first_token_only(model)
+    layers = model.bert.encoder.layer
+    seen: list[tuple[int, ...]] = []
+    for layer in layers:
+        layer.register_forward_hook(lambda _layer, _inputs, output: seen.append(tuple(output.shape)))
+    compile_layers(model)
+    model(**inputs([9, 7, 4]))
+    assert [shape[:2] for shape in seen] == [(3, 9)] * (len(layers) - 1) + [(3, 1)]
+
+
+@pytest.mark.usefixtures("as_captured")
+def test_a_hook_that_is_added_during_training_runs(tiny_backbone: TinyBackbone) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_backbone("bert")).train()
+    compile_layers(model)
+    model(**inputs([9, 7]))
+    called: list[int] = []
+    model.bert.encoder.layer[-1].output.register_forward_hook(lambda *_: called.append(1))
+    model(**inputs([9, 7]))
+    assert called == [1]
+
+
+@pytest.mark.usefixtures("as_captured")
+def test_a_first_batch_of_as_many_rows_as_tokens_is_compiled_as_any(tiny_backbone: TinyBackbone) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_backbone("bert")).train()
+    compile_layers(model)
+    graphs = torch._dynamo.utils.counters["stats"]
+    graphs.clear()
+    model(**inputs([4, 4, 4, 3]))
+    before = graphs["unique_graphs"]
+    model(**inputs([9, 7, 4]))
+    assert graphs["unique_graphs"] == before >= 1
 
 
 def test_only_training_is_compiled(tiny_backbone: TinyBackbone, calls: list[nn.Module]) -> None:
