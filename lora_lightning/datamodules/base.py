@@ -1,5 +1,6 @@
 """What the command line, the tasks and the callbacks ask of any data module: named splits, batches, predictions."""
 
+import hashlib
 import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence, Sized
@@ -231,6 +232,8 @@ class AdaptationDataModule(LightningDataModule):
         Raises:
             DataError: If the data has no such split.
         """
+        if stage == "fit":
+            self._start = (0, 0)  # of this training; a checkpoint is loaded after this
         if stage == PREDICT:
             self.prediction_splits = self.load_prediction_splits()
         self.check_splits(stage)
@@ -239,7 +242,7 @@ class AdaptationDataModule(LightningDataModule):
                 if kind == PREDICT or name not in self.splits:
                     self.splits[name] = self.open_split(name)
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Where training is, and what the order of its batches depends on."""
         if self.trainer is None or TRAIN not in self.splits:
             return {}
@@ -248,7 +251,7 @@ class AdaptationDataModule(LightningDataModule):
             batches = 0  # the epoch is over
         return {"epoch": self.trainer.current_epoch, "batches": batches, **self._order()}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Lets training go on with the batch after the checkpoint's.
 
         Args:
@@ -260,7 +263,7 @@ class AdaptationDataModule(LightningDataModule):
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
         for name, value in self._order().items() if state_dict["batches"] else ():
-            if state_dict[name] != value:
+            if state_dict.get(name, value) != value:  # a checkpoint of an older version has no lengths
                 msg = (
                     f"the checkpoint was made in the middle of an epoch with other batches: {name} is {value} here and "
                     f"{state_dict[name]} in the checkpoint; use the config.yaml of its run, or a checkpoint from the "
@@ -269,10 +272,12 @@ class AdaptationDataModule(LightningDataModule):
                 raise CheckpointError(msg)
         self._start = (state_dict["epoch"], state_dict["batches"])
 
-    def _order(self) -> dict[str, int]:
+    def _order(self) -> dict[str, Any]:
         processes = self.trainer.world_size if self.trainer else 1
+        lengths = self.splits[TRAIN].lengths
         return {
-            "rows of the training split": len(self.splits[TRAIN]),
+            "rows of the training split": len(lengths),
+            "hash of the rows' lengths in tokens": hashlib.sha256(lengths.astype("<i8").tobytes()).hexdigest()[:16],
             "rows a step (data.batch_size times processes)": self.batch_size * processes,
             "seed_everything": _seed(),
         }
