@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,8 @@ from lora_lightning.datamodules.batching import EncodedSplit
 from lora_lightning.runs.files import atomic_file
 from lora_lightning.runs.user_cache import user_cache_folder
 
-LAYOUT = 5  # of the file; part of its name, so that another release does not read it
+LAYOUT = 6  # of the file; part of its name, so that another release does not read it
+PLACES = ("_file", "name_or_path", "is_local", "local_files_only")  # ends of options that say where a tokenizer is from
 NO_CACHE = "so every start tokenizes the data again; set --data.cache_dir to a folder that you can write to."
 
 Tensors = Mapping[str, NDArray[Any]]
@@ -58,13 +60,29 @@ def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         tokenizer: Any tokenizer.
 
     Returns:
-        The full fast tokenizer as JSON, or the vocabulary of a slow one.
+        The full fast tokenizer as JSON, or files and options of a slow one; and which tokens are special.
     """
+    special = {
+        "map": tokenizer.special_tokens_map,
+        "all": sorted(tokenizer.all_special_tokens),
+        "split": tokenizer.split_special_tokens,
+    }
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return tokenizer.get_vocab()
-    state: dict[str, Any] = json.loads(backend.to_str())
-    return {name: value for name, value in state.items() if name not in {"truncation", "padding"}}  # last call's
+    state: dict[str, Any] = _slow_state(tokenizer) if backend is None else json.loads(backend.to_str())
+    state = {name: value for name, value in state.items() if name not in {"truncation", "padding"}}  # last call's
+    return {**state, "special tokens": special}
+
+
+def _slow_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Merges and scores are in the files alone. Options that name files differ from machine to machine."""
+    options = {name: str(value) for name, value in tokenizer.init_kwargs.items() if not name.endswith(PLACES)}
+    with TemporaryDirectory() as folder:
+        try:
+            paths = tokenizer.save_vocabulary(folder) or ()
+        except NotImplementedError:  # a tokenizer of characters, for example
+            paths = ()
+        files = {Path(path).name: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths if path}
+    return {"vocabulary": tokenizer.get_vocab(), "options": options, "files": files}
 
 
 def write_splits(path: Path | None, splits: Mapping[str, EncodedSplit]) -> None:

@@ -1,14 +1,20 @@
 """Tokenize once and cache; every split has its loaders; predict without the data set."""
 
+import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from safetensors.numpy import load_file
+from transformers import CTRLTokenizer
 
 from lora_lightning.datamodules.sequence_classification import ClassificationDataModule, LabeledTexts
-from lora_lightning.errors import ConfigurationError, DataError
+from lora_lightning.datamodules.token_cache import tokenizer_state
+from lora_lightning.errors import CheckpointError, ConfigurationError, DataError
 from lora_lightning.metrics.label_space import LabelSpace
 from tests.datamodules.conftest import WORDS, save_tokenizer
 
@@ -229,3 +235,69 @@ def test_numbers_and_several_labels_stay_floating(settings: dict[str, Any]) -> N
     batches = [module.splits[split][[0]]["labels"] for split in rows]
     assert [batch.tolist() for batch in batches] == [[[0, 1]], [2.5], [1]]
     assert [batch.dtype for batch in batches] == [torch.float32, torch.float32, torch.int64]
+
+
+def trainer_after_a_batch() -> Any:
+    """What a data module asks of a trainer whose epoch has one batch behind it."""
+    progress = SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(completed=1)))
+    return SimpleNamespace(
+        state=SimpleNamespace(fn=TrainerFn.FITTING),
+        world_size=1,
+        global_rank=0,
+        current_epoch=0,
+        num_training_batches=2,
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        fit_loop=SimpleNamespace(epoch_loop=progress),
+    )
+
+
+def test_a_checkpoint_from_the_middle_of_an_epoch_needs_rows_of_the_same_lengths(settings: dict[str, Any]) -> None:
+    module, same, other = (started(**settings, batch_size=1, max_length=length) for length in (9, 9, 5))
+    for each in (module, same, other):
+        each.trainer = trainer_after_a_batch()
+    state = module.state_dict()
+    same.load_state_dict(state)
+    with pytest.raises(CheckpointError, match=r"middle of an epoch with other batches: hash of the rows' lengths"):
+        other.load_state_dict(state)
+    older = {name: value for name, value in state.items() if "hash" not in name}
+    other.load_state_dict(older)  # which cannot know
+    assert older != state
+    assert len(list(other.train_dataloader().sampler)) == 1  # type: ignore[call-overload]
+
+
+def test_a_second_training_skips_no_batches(settings: dict[str, Any]) -> None:
+    module = started(**settings, batch_size=1)
+    module.trainer = trainer_after_a_batch()
+    module.load_state_dict(module.state_dict())
+    assert len(list(module.train_dataloader().sampler)) == 1  # type: ignore[call-overload]
+    module.setup("fit")
+    assert len(list(module.train_dataloader().sampler)) == 2  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"bos_token": "[CLS]"}, {"sep_token": "[CLS]"}, {"split_special_tokens": True}],
+    ids=lambda change: next(iter(change)),
+)
+def test_special_tokens_are_part_of_the_caches_name(settings: dict[str, Any], change: dict[str, Any]) -> None:
+    """A chat template writes them; the JSON of a fast tokenizer says that a token is special, but not which one it is."""
+    plain = TinyDataModule(**settings).cache_file
+    path = Path(settings["backbone"]) / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert TinyDataModule(**settings).cache_file != plain
+
+
+@pytest.mark.parametrize("change", ["do_lower_case", "vocabulary"])
+def test_what_decides_the_tokens_of_a_slow_tokenizer_is_part_of_the_caches_name(tmp_path: Path, change: str) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    states = []
+    for folder in ("a", "b"):
+        merges = "#version: 0.2\nh i</w>\n" + ("a b\n" if folder == "b" and change == "vocabulary" else "")
+        (tmp_path / folder / "vocab.json").write_text('{"hi</w>": 0, "h@@": 1, "<unk>": 2}')
+        (tmp_path / folder / "merges.txt").write_text(merges)
+        options = {"do_lower_case": folder == "b"} if change == "do_lower_case" else {}
+        states.append(tokenizer_state(CTRLTokenizer.from_pretrained(tmp_path / folder, **options)))
+        moved = shutil.copytree(tmp_path / folder, tmp_path / f"{folder} moved")
+        assert tokenizer_state(CTRLTokenizer.from_pretrained(moved, **options)) == states[-1]
+    assert states[0] != states[1]
