@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from lora_lightning.compat.fake_tensors import is_fake
 
-LEVELS = 256  # on a CPU a probability is kept to 1 / 256
+LEVELS = 256  # on a CPU a probability is kept to 1 / 256, but for smaller ones
 
 
 def inverted_mask(x: Tensor, p: float) -> Tensor:
@@ -22,7 +22,7 @@ def inverted_mask(x: Tensor, p: float) -> Tensor:
     Args:
         x: Any shape, floating dtype; only its shape, dtype and device matter.
         p: Probability of dropping an element, in [0, 1); on a CPU, outside of compiled code, rounded to a multiple of
-            1 / 256.
+            1 / 256 if that is not 0.
 
     Returns:
         Shape and dtype of x: 0 for dropped elements, 1 / (1 - p) for all others, with the rounded p, so that the mean
@@ -41,7 +41,7 @@ def random_signs(x: Tensor, p: float) -> tuple[Tensor, float]:
 
     Args:
         x: Any shape, floating dtype, on a CPU; only its shape and dtype matter.
-        p: Probability of dropping an element, in [0, 1); rounded to a multiple of 1 / 256.
+        p: Probability of dropping an element, in [0, 1); rounded as for `inverted_mask`.
 
     Returns:
         Shape and dtype of x: -1 for dropped elements, which are those that `inverted_mask` drops, and 1 for all others;
@@ -57,6 +57,8 @@ def random_signs(x: Tensor, p: float) -> tuple[Tensor, float]:
 def _kept(count: int, p: float) -> tuple[NDArray[np.bool_], float]:
     words = torch.empty((count + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
     dropped = min(round(p * LEVELS), LEVELS - 1)
+    if p and not dropped:  # a byte is too coarse for it, and nothing would be dropped
+        return (torch.rand(count) >= p).numpy(), 1 / (1 - p)
     # NumPy compares and converts bytes with vector instructions; PyTorch takes ten times as long.
     return words.numpy().view(np.uint8)[:count] >= dropped, LEVELS / (LEVELS - dropped)
 

@@ -81,7 +81,7 @@ class FusedLoraLinear(LoraLinear):  # PEFT is not typed
             return super().forward(x, *args, **kwargs)
         name = self.active_adapters[0]
         base, dropout = self.base_layer, self.lora_dropout[name]
-        p = dropout.p if self.training and isinstance(dropout, nn.Dropout) else 0.0
+        p = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
         device, dtype = x.device.type, x.dtype
         if torch.is_autocast_enabled(device):  # the function below is not one that autocast knows
             dtype = torch.get_autocast_dtype(device)

@@ -280,7 +280,7 @@ def test_a_second_training_skips_no_batches(settings: dict[str, Any]) -> None:
     ids=lambda change: next(iter(change)),
 )
 def test_special_tokens_are_part_of_the_caches_name(settings: dict[str, Any], change: dict[str, Any]) -> None:
-    """A chat template writes them; the JSON of a fast tokenizer says that a token is special, but not which one it is."""
+    """A chat template writes them; the JSON of a fast tokenizer does not say which is which."""
     plain = TinyDataModule(**settings).cache_file
     path = Path(settings["backbone"]) / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))

@@ -46,6 +46,16 @@ def test_share_and_mean_are_those_of_dropout(p: float) -> None:
     assert abs(mask.double().mean().item() - 1) < 5 * deviation / (1 - rounded)
 
 
+@pytest.mark.parametrize("p", [0.0005, 0.0015])
+def test_a_small_probability_is_not_rounded_to_0(p: float) -> None:
+    torch.manual_seed(1)
+    count = 400_000
+    mask = inverted_mask(torch.empty(count), p)
+    assert abs((mask == 0).double().mean().item() - p) < 5 * (p / count) ** 0.5
+    assert mask.max().item() == pytest.approx(1 / (1 - p))
+    assert random_signs(torch.empty(count), p)[0].min() == -1
+
+
 def test_neighbouring_elements_are_independent() -> None:
     torch.manual_seed(2)
     dropped = (inverted_mask(torch.empty(50_000, 8), 0.5) == 0).double()

@@ -39,6 +39,17 @@ def pair(**settings: object) -> tuple[PeftModel, PeftModel]:
     return plain, other
 
 
+def test_dropout_follows_its_own_mode() -> None:
+    _, model = pair(lora_dropout=0.5)
+    model.eval()
+    layer_of(model).lora_dropout.train()  # as for Monte Carlo dropout
+    x = torch.ones(4, IN, dtype=torch.float64)
+    assert not torch.equal(model(x), model(x))
+    model.train()
+    layer_of(model).lora_dropout.eval()
+    assert torch.equal(model(x), model(x))
+
+
 def layer_of(model: nn.Module) -> FusedLoraLinear:
     return next(module for module in model.modules() if isinstance(module, FusedLoraLinear))
 
