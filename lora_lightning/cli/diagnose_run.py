@@ -147,12 +147,10 @@ def run_diagnosis_file(options: argparse.Namespace) -> object:
             findings = report_findings(diagnosis, folder, study)
     check_all_finished(ended)
     check_budget_sufficed(study)
-    if proof is not None:
-        check_budget_sufficed(proof)
     check_all_timed(untimed)
     from lora_lightning.diagnosis.findings import check_budget_for_lists, check_required  # noqa: PLC0415
 
-    check_budget_for_lists(findings)
+    check_budget_for_lists(findings, proof)
     check_required(diagnosis, findings)
     return findings
 

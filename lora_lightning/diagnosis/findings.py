@@ -212,18 +212,23 @@ def collect_findings(diagnosis: Diagnosis, folder: DiagnosisFolder, study: OpenS
     )
 
 
-def check_budget_for_lists(findings: Findings) -> None:
-    """Raises an error if the budget left no time for the runs with lists of modules to skip.
+def check_budget_for_lists(findings: Findings, proof: OpenStudy | None) -> None:
+    """Raises an error if the budget left no time for the runs with lists of modules to skip, or for some of them.
 
     Args:
         findings: What a diagnosis found.
+        proof: The study of these runs; `None` if it was not started.
 
     Raises:
         TrialsFailed: Says so.
     """
+    note = "" if proof is None else budget_note(proof)
     if any(verdict.sentence == BUDGET_SPENT for verdict in findings.verdicts):
-        reason = f"{BUDGET_SPENT[0].lower()}{BUDGET_SPENT[1:].removesuffix('.')}"
-        msg = f"{reason}; raise it in the YAML, and repeat the command"
+        note = BUDGET_SPENT
+    if note:
+        reason = f"{note[0].lower()}{note[1:].removesuffix('.')}"
+        msg = f"runs with lists of modules have what is left of the budget: {reason}; raise it in the YAML, and repeat "
+        msg += "the command"
         raise TrialsFailed(msg)
 
 

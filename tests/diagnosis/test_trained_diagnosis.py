@@ -27,7 +27,7 @@ from lora_lightning.diagnosis.base_errors import measure_base_errors, model_byte
 from lora_lightning.diagnosis.costs import INFERENCE, weights_by_rank
 from lora_lightning.diagnosis.diagnosis_folder import SCHEMA_VERSION, DiagnosisFolder
 from lora_lightning.diagnosis.effects import Direction, Grouping, QuantizedParts, groups_of
-from lora_lightning.diagnosis.findings import Findings, collect_findings
+from lora_lightning.diagnosis.findings import Findings, check_budget_for_lists, collect_findings
 from lora_lightning.diagnosis.finished_runs import (
     FinishedRun,
     check_adapters,
@@ -39,6 +39,7 @@ from lora_lightning.diagnosis.measuring import Measurer
 from lora_lightning.diagnosis.merge_recovery import measure_merges
 from lora_lightning.diagnosis.model_behavior import compare_behavior, hidden_states, observe
 from lora_lightning.diagnosis.opened_runs import OpenedRun, OpenedRuns, full_weight_of, quantized_weight_of
+from lora_lightning.diagnosis.proof_runs import BUDGET_SPENT
 from lora_lightning.diagnosis.rank_threshold import RankThreshold, find_rank_threshold
 from lora_lightning.diagnosis.report import make_page
 from lora_lightning.diagnosis.sensitivity import choose_skips, measure_sensitivity, score_modules
@@ -47,7 +48,7 @@ from lora_lightning.diagnosis.task_numbers import TaskNumbers, task_numbers
 from lora_lightning.diagnosis.trained_in_full import trained_in_full
 from lora_lightning.diagnosis.verdict_names import VerdictName
 from lora_lightning.diagnosis.verdicts import State
-from lora_lightning.errors import ConfigurationError, DataError
+from lora_lightning.errors import ConfigurationError, DataError, TrialsFailed
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.delta import adapter_deltas
 from lora_lightning.lora.parameter_names import is_factor
@@ -771,7 +772,7 @@ def test_how_rows_are_read_may_differ(trained: Path, tmp_path: Path) -> None:
         (nf4(**{"data.max_length": 6}), "same examples and base, because data.max_length is 64 and 6; set it to"),
         (nf4(**{"trainer.limit_test_batches": 1}), "because trainer.limit_test_batches is "),
         (
-            {"options": {"trainer.limit_test_batches": 0.5}} | nf4(**{"data.eval_batch_size": 8}),
+            {"options": {"trainer.limit_test_batches": 1}} | nf4(**{"data.eval_batch_size": 8}),
             r"data.eval_batch_size is 64 and 8; .* not eval_batch_size where trainer.limit_test_batches is set",
         ),
         (
@@ -980,6 +981,20 @@ def test_a_budget_that_is_spent_is_named_in_the_report_and_where_a_precision_has
 
     monkeypatch.setattr(StudyJournal, "statuses", one_seed)
     assert spent in findings(copied).notes
+
+
+def test_runs_with_lists_that_the_budget_leaves_out_are_an_error(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, study = findings(trained / "diagnoses/small"), open_study(trained / "diagnoses/small")
+    check_budget_for_lists(found, None)
+    check_budget_for_lists(found, study)
+    monkeypatch.setattr("lora_lightning.diagnosis.findings.budget_note", lambda _: "The budget of 1 hours is spent.")
+    with pytest.raises(TrialsFailed, match="what is left of the budget: the budget of 1 hours is spent; raise it in"):
+        check_budget_for_lists(found, study)
+    missing = replace(found.verdicts[0], sentence=BUDGET_SPENT)
+    with pytest.raises(TrialsFailed, match="left of the budget: the budget of the diagnosis is spent, so no list"):
+        check_budget_for_lists(replace(found, verdicts=(missing,)), None)
 
 
 def check_runs_with_lists(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
