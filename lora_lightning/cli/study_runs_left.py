@@ -3,11 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lora_lightning.errors import TrainingError
 from lora_lightning.studies.journal import ENDED
 from lora_lightning.studies.open_study import HOUR, open_study
 from lora_lightning.studies.plan import StudyPlan
-from lora_lightning.studies.study_folder import STUDY, StudyFolder
+from lora_lightning.studies.study_folder import STUDY, StudyFolder, load_plan
 from lora_lightning.studies.trials import Trial
 
 
@@ -78,10 +77,10 @@ def _ended(folder: StudyFolder, *, retry_failed: bool) -> tuple[Sequence[Trial],
     """The runs in a folder that will not be trained again, and the hours of the budget that are spent."""
     if not (folder.path / STUDY).exists():
         return [], 0.0
-    try:
-        study = open_study(folder.path)
-    except TrainingError:  # its journal is gone or damaged: the study starts again, or says so
+    has_journal = folder.journal.exists() and folder.journal.stat().st_size > 0
+    if load_plan(folder.path).study.storage is None and not has_journal:  # then the study starts again
         return [], 0.0
+    study = open_study(folder.path)
     states = ENDED - {"failed"} if retry_failed else ENDED
     plan = study.plan
     statuses = study.journal.statuses(plan.trials)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from lora_lightning.cli.study_runs_left import RunsLeft, count_runs
+from lora_lightning.errors import TrainingError
 from lora_lightning.studies.journal import StudyJournal
 from lora_lightning.studies.open_study import HOUR
 from lora_lightning.studies.plan import StudyPlan, plan_study
@@ -63,6 +64,10 @@ def test_a_study_that_has_started(tmp_path: Path) -> None:
     assert count_runs(grown, folder, retry_failed=True) == RunsLeft(f"{text}; 2 have ended", 7)
     folder.run(study.trials[0]).rmdir()  # then it is trained again
     assert count_runs(grown, folder, retry_failed=False) == RunsLeft(f"{text}; 2 have ended", 7)
+    intact = folder.journal.read_bytes()
+    folder.journal.write_bytes(b"no journal\n" + intact)
+    with pytest.raises(TrainingError, match="is damaged"):
+        count_runs(grown, folder, retry_failed=False)
     folder.journal.unlink()
     assert count_runs(grown, folder, retry_failed=False) == RunsLeft("9 runs, within 5 hours", 9)
 
