@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast
 
 import torch
@@ -84,6 +84,7 @@ class CausalLanguageModelingTask(AdaptationTask):
         )
         self.generation = as_settings(GenerationSettings, generation) or GenerationSettings()
         self._documents_kept_apart_by: Way | None = None
+        self._reads_padding: bool | None = None  # `None` until the model has shown it
         self.metrics = nn.ModuleDict(
             {
                 split: nn.ModuleDict({"loss": WeightedMean(), "next_token_accuracy": WeightedMean()})
@@ -168,6 +169,7 @@ class CausalLanguageModelingTask(AdaptationTask):
             check_causal_lm_settings(config, self.lora, self.quantization)
         if self._miniature is not None:
             self._miniature.check_is_causal()
+            self._reads_padding = self._miniature.reads_padding
 
     def build_network(self) -> nn.Module:
         """Loads the backbone and attaches the adapters."""
@@ -313,7 +315,7 @@ class CausalLanguageModelingTask(AdaptationTask):
         return {"index": batch["index"], "completion": self.complete(batch)}
 
     def complete(self, prompts: Mapping[str, Tensor]) -> list[str]:
-        """Continues a batch of prompts.
+        """Continues a batch of prompts; one after another if the architecture would read padding.
 
         Args:
             prompts: `input_ids` and `attention_mask`, (prompts, tokens), int64, padded on the right.
@@ -321,7 +323,16 @@ class CausalLanguageModelingTask(AdaptationTask):
         Returns:
             The completion of each prompt.
         """
-        return complete(self.transformers_model, self.tokenizer, prompts, self.generation)
+        run = partial(complete, self.transformers_model, self.tokenizer, settings=self.generation)
+        lengths = prompts["attention_mask"].sum(dim=1).tolist()
+        if self._reads_padding is None:
+            self._reads_padding = self.next_token.reads_padding
+        if len(lengths) == 1 or not self._reads_padding:
+            return run(prompts)
+        # Not even those of equal length together: RWKV's states of several rows are mixed up (transformers 5.24).
+        names = ("input_ids", "attention_mask")
+        rows = [{name: prompts[name][row : row + 1, :length] for name in names} for row, length in enumerate(lengths)]
+        return [text for row in rows for text in run(row)]
 
     def check_lengths(self, lengths: Sequence[int], places: Sequence[str]) -> None:
         """Refuses prompts that leave no room for their completion.

@@ -18,6 +18,7 @@ from lora_lightning.tasks.packed_documents import (
     check_is_causal,
     how_documents_are_kept_apart,
     packed_inputs,
+    reads_padding,
 )
 
 IGNORED = -100
@@ -210,6 +211,12 @@ class NextTokenModel:
             return self._known_way
         with _evaluating(self.model):
             return how_documents_are_kept_apart(self.model, self._features)
+
+    @cached_property
+    def reads_padding(self) -> bool:
+        """Whether padding before a text changes what follows it, so that prompts must be continued one by one."""
+        with _evaluating(self.model):
+            return reads_padding(self.model, self._features)
 
     @cached_property
     def head_is_linear(self) -> bool:

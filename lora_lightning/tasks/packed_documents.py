@@ -122,6 +122,21 @@ def check_is_causal(model: PreTrainedModel, features: Features) -> None:
         raise BackboneError(msg)
 
 
+def reads_padding(model: PreTrainedModel, features: Features) -> bool:
+    """Whether padding before a text changes what follows it, as in RWKV and xLSTM, which look at no attention mask.
+
+    Args:
+        model: The language model, in evaluation mode.
+        features: As for `how_documents_are_kept_apart`.
+    """
+    (tokens,) = _some_documents(model, [max(DOCUMENTS)])
+    half = len(tokens) // 2
+    mask = (torch.arange(len(tokens), device=tokens.device) >= half).long()
+    found, embedded = _with_embeddings(model, features, _alone(tokens[None]) | {"attention_mask": mask[None]})
+    gradient = _gradient(found[:, half:], embedded)
+    return not bool(gradient[:, :half].norm() <= SMALLEST_LEAK * gradient[:, half:].norm())
+
+
 def _is_exact(
     model: PreTrainedModel,
     features: Features,

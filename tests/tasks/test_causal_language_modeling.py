@@ -12,7 +12,7 @@ from lightning import Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.config import LoraSettings
@@ -26,6 +26,7 @@ from lora_lightning.tasks import (
 )
 from lora_lightning.tasks.next_token import IGNORED
 from tests.conftest import TinyBackbone
+from tests.tiny_families import causal_model
 from tests.tiny_models import DECODERS
 
 NO_DROPOUT = {"lora": LoraSettings(r=4, lora_dropout=0.0), "base_dropout": 0.0}
@@ -252,6 +253,20 @@ def test_greedy_completions_are_the_most_likely_tokens_whatever_the_neighbours(
             if tokens[-1] == task.tokenizer.eos_token_id:
                 break
         assert completion == task.tokenizer.decode(tokens[len(row) :], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("family", ["rwkv", "mamba", "recurrent_gemma", "lfm2, short convolution", "bloom, alibi"])
+def test_completions_do_not_depend_on_the_neighbours_where_states_run_through_a_row(
+    tiny_backbone: TinyBackbone, tmp_path: Path, family: str
+) -> None:
+    causal_model(family, scale=3).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_backbone("gpt2")).save_pretrained(tmp_path)
+    settings = GenerationSettings(max_new_tokens=6)
+    task = built(CausalLanguageModelingTask, tmp_path, lora=None, generation=settings)
+    rows = [[5, 6, 7, 8, 11, 12, 9], [9, 8], [20, 21, 22], [30, 7]]
+    together = task.complete(prompts(*rows))
+    assert together == [task.complete(prompts(row))[0] for row in rows]
+    assert task.next_token.reads_padding is task._reads_padding is (family in {"rwkv", "recurrent_gemma"})
 
 
 def test_draws_are_the_same_for_the_same_seed_and_generating_keeps_the_mode(tiny_backbone: TinyBackbone) -> None:
