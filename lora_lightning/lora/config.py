@@ -33,7 +33,8 @@ class LoraSettings:
             scaling.
         lora_alpha: Scaling numerator; the update is scaled by `lora_alpha / r`
             (`lora_alpha / sqrt(r)` with `use_rslora`). Double it with `r` to keep the scaling.
-        lora_dropout: Probability of dropping an input element of the adapter, in [0, 1).
+        lora_dropout: Probability of dropping an input element of the adapter, in [0, 1); on a CPU rounded to 1/256,
+            if it is not below 1/512.
         target_modules: A preset (`attention-qv`, `attention`, `attention-mlp`, `all-linear`), which works for every
             supported architecture and never adapts the head; or a list of module names as PEFT takes it, for example
             `[query, value]`.

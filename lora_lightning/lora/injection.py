@@ -98,8 +98,8 @@ def attach_lora(
         never_adapted: Dotted names of other modules that get no adapter, such as a language model's head.
 
     Returns:
-        The PEFT model. Adapters are float32, and the model starts as the pretrained model: with dW = 0, or, for PiSSA
-        and OLoRA, with a part of W in the adapters.
+        The PEFT model. Adapters are float32, until a trainer with `bf16-true` or `16-true` casts the whole model. It
+        starts as the pretrained model: with dW = 0, or, for PiSSA and OLoRA, with a part of W in the adapters.
 
     Raises:
         ConfigurationError: If a target or a module to save does not exist, or the rank is larger than every layer.

@@ -6,6 +6,7 @@ from typing import cast
 
 import torch
 from lightning import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 
@@ -43,6 +44,7 @@ class StepWeighting:
         self._examples = 0.0  # of this process, in the current step
         self._loss = torch.zeros(())  # summed over these examples
         self._is_complete = False
+        self._scale = 0, 1.0  # of the loss in the last step, and whose it is
 
     def add_batch(self, loss: Tensor, examples: float, batch_idx: int, trainer: Trainer) -> Tensor:
         """Counts a batch.
@@ -79,6 +81,7 @@ class StepWeighting:
         """
         if not self._is_complete:
             return None
+        self._warn_of_skipped_step(trainer)
         examples, loss = self._examples, self._loss
         if trainer.world_size > 1:  # a single process has nothing to wait for
             own = torch.stack([torch.tensor(examples, device=loss.device, dtype=torch.float32), loss])
@@ -89,3 +92,13 @@ class StepWeighting:
             if parameter.grad is not None:
                 parameter.grad.mul_(trainer.world_size / examples)
         return loss / examples
+
+    def _warn_of_skipped_step(self, trainer: Trainer) -> None:
+        """Says once, at the step after it, that `16-mixed` skipped one."""
+        scaler, before = self._scale
+        self._scale = id(getattr(trainer.precision_plugin, "scaler", None)), loss_scale(trainer)
+        if self._scale[0] == scaler and self._scale[1] < before:
+            rank_zero_warn(
+                "trainer.precision 16-mixed skipped an optimizer step, because gradients were infinite in float16; it "
+                "counts as a step. Now and then that is normal; bf16-mixed skips none."
+            )
