@@ -83,13 +83,13 @@ def _in_scope_hits(rows: Rows) -> Outcomes:
 
 
 def _losses(rows: Rows) -> Outcomes:
-    if "hits" in rows:
+    if "hits" in rows or "has_answer" in rows:  # weights are numbers of tokens, or of windows
         return _log_perplexity(rows)
     return -np.asarray(rows["score"][rows["weight"] > 0], dtype=np.float64)
 
 
 def _log_perplexity(rows: Rows) -> Outcomes:
-    """The mean loss over the tokens of all documents, whose weights are their numbers of tokens."""
+    """The mean loss over all tokens or windows, whose numbers are the weights of documents and questions."""
     return weighted_mean_pseudo_values(-rows["score"], rows["weight"])
 
 

@@ -26,9 +26,18 @@ from lora_lightning.tasks.held_out_batches import (
     validation_precision,
 )
 from lora_lightning.tasks.next_token import IGNORED
-from lora_lightning.tasks.outcome_rows import DOCUMENT, HITS, INDEX, WEIGHT, batch_rows, split_rows, summed_rows
+from lora_lightning.tasks.outcome_rows import (
+    DOCUMENT,
+    HITS,
+    INDEX,
+    QUESTION,
+    WEIGHT,
+    batch_rows,
+    split_rows,
+    summed_rows,
+)
 
-SHARED = ("question", DOCUMENT)  # columns of batches whose examples may take several rows
+SHARED = (QUESTION, DOCUMENT)  # columns of batches whose examples may take several rows
 Rows = dict[str, NDArray[Any]]
 
 
@@ -276,7 +285,7 @@ def _whole_examples(batches: Sequence[Batch], least: int) -> list[Batch]:
 def _owners(batch: Batch) -> list[tuple[int, int]]:
     """Each row with a question or document that has labels in it."""
     if DOCUMENT not in batch:
-        return list(enumerate(batch["question"].tolist()))
+        return list(enumerate(batch[QUESTION].tolist()))
     is_label = batch["labels"] != IGNORED
     pairs = zip(is_label.nonzero()[:, 0].tolist(), batch[DOCUMENT][is_label].tolist(), strict=True)
     return sorted(set(pairs))

@@ -25,7 +25,6 @@ from lora_lightning.studies.study_folder import StudyFolder
 from lora_lightning.studies.trial_runs import base_configs, run_options
 from lora_lightning.studies.trials import Trial, make_trial
 from lora_lightning.tasks import AdaptationTask, SequenceClassificationTask
-from lora_lightning.tasks.outcome_rows import SCORE, outcome_columns
 from lora_lightning.training.api import config_arguments, option_arguments
 from lora_lightning.training.commands import explain_errors, prepare_command
 from lora_lightning.training.fitting import TrainingRun
@@ -39,7 +38,7 @@ COUNTED_IN = {
     "data.init_args.eval_batch_size": (VALIDATED, TESTED, OVERFITTED),
 }
 LIMITS = (TRAINED, VALIDATED, TESTED, OVERFITTED)
-OF_THE_TASK = {VerdictName.MERGE_KEEPS_GAIN, VerdictName.HEALTHY}  # which not every task can reach
+OF_THE_TASK = {VerdictName.HEALTHY}  # which not every task can reach
 STARTS = (True, "gaussian", "orthogonal")  # at dW = 0, from numbers that the seed draws
 WHICH_MODULES = (
     "target_modules",
@@ -280,8 +279,6 @@ def what_task_lacks(task: AdaptationTask) -> dict[VerdictName, str]:
     Returns:
         What is missing, by verdict.
     """
-    if SCORE not in outcome_columns(task):
-        return dict.fromkeys(OF_THE_TASK, f"{type(task).__name__} has no likelihood an example, so no merge is judged")
     if isinstance(task, SequenceClassificationTask) and task.labels.problem_type == REGRESSION:
         return {VerdictName.HEALTHY: "a regression has no KL divergence, so that no sensitive layer is looked for"}
     return {}

@@ -10,6 +10,7 @@ from lora_lightning.analysis.behavior import UNLABELED, PredictionChanges, compa
 from lora_lightning.tasks import AdaptationTask
 from lora_lightning.tasks.causal_language_modeling import CausalLanguageModelingTask
 from lora_lightning.tasks.next_token import IGNORED, spread_positions
+from lora_lightning.tasks.outcome_rows import DOCUMENT, QUESTION
 from lora_lightning.tasks.sequence_classification import SequenceClassificationTask
 
 TOKENS = 1024  # of a language model's texts, whose logits are compared; 200 MB with 49,152 tokens in the vocabulary
@@ -24,7 +25,8 @@ class Predictions:
     Attributes:
         logits: (rows, choices), floating dtype, on the CPU.
         labels: (rows,), int64: the choice that is right, or -100.
-        examples: (rows,), int64: number of the example of each row, counted from the first batch on.
+        examples: (rows,), int64: number of the example of each row: of the question or document if batches number
+            them, since one may take several rows of several batches; otherwise counted from the first batch on.
     """
 
     logits: Tensor
@@ -54,7 +56,8 @@ class PredictionRecorder:
         rows = len(next(iter(batch.values())))
         if own is None:
             return
-        own = Predictions(own.logits, own.labels, own.examples + self._offset)
+        if not any(name in batch for name in (QUESTION, DOCUMENT)):
+            own = Predictions(own.logits, own.labels, own.examples + self._offset)
         self._offset += rows
         if self.reference is None:
             self.kept.append(own)
@@ -95,15 +98,16 @@ def predictions_of(task: AdaptationTask, batch: Batch, found: Any, most: int) ->
     if isinstance(task, SequenceClassificationTask):
         labels = batch["labels"].cpu()
         return Predictions(logits, torch.where(labels < 0, UNLABELED, labels), torch.arange(len(logits)))
-    windows = len(next(iter(batch.values())))  # of a question answerer: starts, then ends
-    unknown = torch.full((len(logits),), UNLABELED)
-    return Predictions(logits, unknown, torch.arange(len(logits)) % windows)
+    # Of a question answerer: the starts of all windows, then their ends.
+    labels = torch.cat([batch["start_positions"], batch["end_positions"]]).cpu()
+    return Predictions(logits, labels, batch[QUESTION].repeat(2).cpu())
 
 
 def _of_tokens(batch: Batch, logits: Tensor, most: int) -> Predictions:
     """Of the labels whose logits `outputs` has, an even choice."""
     is_learnt = batch["labels"] != IGNORED
-    labels, rows = batch["labels"][is_learnt].cpu(), is_learnt.nonzero()[:, 0].cpu()
+    labels = batch["labels"][is_learnt].cpu()
+    rows = batch[DOCUMENT][is_learnt].cpu() if DOCUMENT in batch else is_learnt.nonzero()[:, 0].cpu()
     places = spread_positions(len(labels))
     chosen = torch.linspace(0, len(places) - 1, min(most, len(places)), dtype=torch.float64).round().long()
     return Predictions(logits[chosen], labels[places][chosen], rows[places][chosen])

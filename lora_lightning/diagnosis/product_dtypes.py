@@ -11,6 +11,7 @@ from lora_lightning.lora.config import QuantizationSettings
 
 FOUR_BITS = 4
 AUTO = "auto"
+MIXED = "-mixed"
 NAMES = {"bf16": "bfloat16", "16": "float16", "64": "float64"}  # of trainer.precision, up to the hyphen
 
 
@@ -48,6 +49,8 @@ def _of_trainer(settings: Mapping[str, Any]) -> str:
 def _of_quantized(quantization: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     asked = quantization.get("compute_dtype") or AUTO
     trainer = _of_trainer(settings)
+    if str(settings.get("trainer.precision")).endswith(MIXED):
+        return trainer  # autocast casts what bitsandbytes multiplies, whatever dtype that has
     if asked != AUTO:
         return str(asked)
     if trainer != "float32":

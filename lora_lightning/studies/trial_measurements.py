@@ -30,7 +30,7 @@ class TestOutcomes(Callback):
     `out_of_scope_score` and `is_out_of_scope`. For language models a row is a document, `score` is its mean
     log-likelihood per token, `weight` the number of its tokens with a label, and `hits` how many of them are the most
     likely token. For question answering a row is a question, with `exact` and `f1` at the threshold that validation
-    chose, and `has_answer`.
+    chose, `has_answer`, and the mean log-likelihood of its windows as `score`, whose number is its `weight`.
     """
 
     __test__ = False  # no test of pytest's

@@ -14,11 +14,12 @@ from lora_lightning.metrics.squad_v2 import VALUES
 from lora_lightning.tasks import AdaptationTask
 from lora_lightning.tasks.causal_language_modeling import CausalLanguageModelingTask
 from lora_lightning.tasks.next_token import IGNORED
-from lora_lightning.tasks.question_answering import QuestionAnsweringTask
+from lora_lightning.tasks.question_answering import QuestionAnsweringTask, window_losses
 from lora_lightning.tasks.sequence_classification import SequenceClassificationTask
 
 INDEX, SCORE, WEIGHT, HITS = "index", "score", "weight", "hits"
-DOCUMENT = "document"  # in a batch
+DOCUMENT, QUESTION = "document", "question"  # in a batch
+HAS_ANSWER = "has_answer"
 
 Columns = dict[str, Tensor]
 
@@ -33,7 +34,7 @@ def outcome_columns(task: AdaptationTask) -> set[str]:
         Names; those of a language model if its data module numbers documents.
     """
     if isinstance(task, QuestionAnsweringTask):
-        return {INDEX, *VALUES, "has_answer"}
+        return {INDEX, SCORE, WEIGHT, *VALUES, HAS_ANSWER}
     if isinstance(task, CausalLanguageModelingTask):
         return {INDEX, SCORE, WEIGHT, HITS}
     if not isinstance(task, SequenceClassificationTask):
@@ -54,11 +55,13 @@ def batch_rows(task: AdaptationTask, batch: dict[str, Tensor], found: Any = None
 
     Returns:
         Columns of shape (examples,), on the CPU; for a language model sums over the labels that the batch has of each
-        document. Empty if examples are known only after all batches, as for questions, or not at all, as for documents
-        of a data module that does not number them.
+        document, for questions the windows. Empty if examples are not known, as documents of a data module that does
+        not number them.
     """
     if isinstance(task, QuestionAnsweringTask):
-        return {}
+        start, end, _ = task.evaluate(batch) if found is None else found
+        scores = -window_losses(batch, start, end).double()
+        return _on_cpu({INDEX: batch[QUESTION], SCORE: scores, WEIGHT: torch.ones_like(scores)})
     if isinstance(task, CausalLanguageModelingTask):
         return _document_rows(task, batch, found) if DOCUMENT in batch else {}
     found = task.evaluate(batch) if found is None else found
@@ -100,7 +103,7 @@ def split_rows(task: AdaptationTask, datamodule: Any, split: str, batches: Seque
         Columns of shape (examples,), on the CPU; empty if there are no examples.
     """
     if isinstance(task, QuestionAnsweringTask):
-        return {name: torch.from_numpy(column) for name, column in task.question_rows(split).items()}
+        return _question_rows(task, split, batches)
     if not batches or not batches[0]:
         return {}
     columns = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
@@ -137,6 +140,16 @@ def _document_rows(task: CausalLanguageModelingTask, batch: dict[str, Tensor], f
     scores, ones = -losses.cpu().double(), torch.ones(len(losses), dtype=torch.float64)
     summed = _sums({INDEX: places, SCORE: scores, WEIGHT: ones, HITS: hits.cpu().double()}, len(numbers))
     return {**summed, INDEX: numbers}
+
+
+def _question_rows(task: QuestionAnsweringTask, split: str, batches: Sequence[Columns]) -> Columns:
+    """The answer of each question, and the mean score of its windows, whose number is its weight."""
+    found = {name: torch.from_numpy(column) for name, column in task.question_rows(split).items()}
+    if not batches:
+        return found
+    columns = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+    places = torch.searchsorted(found[INDEX], columns[INDEX])
+    return found | {**_sum_by_document({**columns, INDEX: places}, len(found[INDEX])), INDEX: found[INDEX]}
 
 
 def _sum_by_document(columns: Columns, count: int) -> Columns:

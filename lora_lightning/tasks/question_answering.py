@@ -364,16 +364,12 @@ class QuestionAnsweringTask(AdaptationTask):
         # Scores are sums of two logits: a difference of two scores moves by up to four times as much as a logit.
         from_threshold = (odds - self.null_threshold).abs() / 4
         from_second = (two["score"][:, 0] - two["score"][:, -1]) / 4 if two["score"].shape[1] > 1 else from_threshold
-        losses = [
-            functional.cross_entropy(logits, batch[f"{side}_positions"], reduction="none")
-            for side, logits in (("start", start), ("end", end))
-        ]
         return Outputs(
             torch.cat([start, end]),
             "categorical",
             spans.masked_fill(unanswered, -1),
             margins=torch.where(unanswered, from_threshold, torch.minimum(from_threshold, from_second)),
-            scores=-(losses[0] + losses[1]) / 2,
+            scores=-window_losses(batch, start, end),
         )
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
@@ -416,6 +412,24 @@ class QuestionAnsweringTask(AdaptationTask):
         limits = torch.finfo(torch.float32)  # JSON has no infinity
         threshold = float(self.null_threshold.clamp(limits.min, limits.max))
         return {"question_answering.json": {"null_threshold": threshold, "max_answer_length": self.max_answer_length}}
+
+
+def window_losses(batch: Mapping[str, Tensor], start: Tensor, end: Tensor) -> Tensor:
+    """The mean of the cross entropies of start and end.
+
+    Args:
+        batch: With `start_positions` and `end_positions`, (windows,), int64.
+        start: Logits, (windows, tokens), floating.
+        end: The same shape.
+
+    Returns:
+        (windows,), nats.
+    """
+    of_start, of_end = (
+        functional.cross_entropy(logits, batch[f"{side}_positions"], reduction="none")
+        for side, logits in (("start", start), ("end", end))
+    )
+    return (of_start + of_end) / 2
 
 
 def prediction_row(source: Mapping[str, Any], ranked: Candidates, threshold: float, n_best: int) -> dict[str, Any]:

@@ -50,8 +50,8 @@ def test_a_loss_of_a_language_model_is_its_perplexity() -> None:
     task = CausalLanguageModelingTask("nowhere")
     assert choose_compared_metric(task, ["val"], None, "val/loss") == ("perplexity", "val")
     assert choose_compared_metric(task, ["val"], "loss", "val/loss") == ("loss", "val")
-    with pytest.raises(ConfigurationError, match="was chosen by val/loss, which has no numbers per example"):
-        choose_compared_metric(QuestionAnsweringTask("nowhere"), ["val"], None, "val/loss")
+    with pytest.raises(ConfigurationError, match="was chosen by val/best_f1, which has no numbers per example"):
+        choose_compared_metric(QuestionAnsweringTask("nowhere"), ["val"], None, "val/best_f1")
 
 
 @pytest.mark.parametrize("kind", ["single_label_classification", "multi_label_classification", "regression"])

@@ -15,6 +15,8 @@ from lora_lightning.diagnosis.model_behavior import beginnings, greedy_completio
 from lora_lightning.diagnosis.prediction_rows import PredictionRecorder, predictions_of
 from lora_lightning.tasks.causal_language_modeling import CausalLanguageModelingTask
 from lora_lightning.tasks.next_token import spread_positions
+from lora_lightning.tasks.question_answering import QuestionAnsweringTask, window_losses
+from lora_lightning.tasks.sequence_classification import SequenceClassificationTask
 
 VOCABULARY = 50
 
@@ -63,6 +65,59 @@ def test_a_recorder_counts_examples_over_batches_and_compares_with_kept_ones() -
     assert changes is not None
     assert (changes.divergences == 0).all()
     assert set(changes.examples.tolist()) == {0, 1, 2, 3, 4}
+
+
+def test_examples_are_documents_if_batches_number_them() -> None:
+    """One row has several packed documents, and a document of a stream takes several rows of several batches."""
+    task, batches = Stub.__new__(Stub), [batch(3, 6, 0), batch(2, 9, 1)]
+    batches[0]["document"] = torch.tensor([[7, 7, 7, 3, 3, 3], [2] * 6, [2] * 6])
+    batches[1]["document"] = torch.tensor([[2] * 9, [9] * 9])
+    kept = PredictionRecorder(task, 2)
+    for each in batches:
+        kept.watch(each, None)
+    for each, found in zip(batches, kept.kept, strict=True):
+        assert found.examples.tolist() == each["document"][each["labels"] != -100].tolist()
+
+
+class Choices(SequenceClassificationTask):
+    """Predicts the logits that it is given, whether each label applies."""
+
+    def outputs(self, batch: dict[str, torch.Tensor], found: torch.Tensor) -> Outputs:  # type: ignore[override]
+        del batch
+        return Outputs(found, "bernoulli", found > 0)
+
+
+def test_each_label_of_a_text_is_a_choice_of_two() -> None:
+    logits, labels = torch.tensor([[1.0, -2.0, 0.5], [3.0, 0.0, -1.0]]), torch.tensor([[1.0, 0, 0], [1, 1, 0]])
+    found = predictions_of(Choices.__new__(Choices), {"labels": labels}, logits, 1)
+    assert found is not None
+    torch.testing.assert_close(found.logits.softmax(dim=-1)[:, 1], logits.flatten().sigmoid())
+    assert found.labels.tolist() == [1, 0, 0, 1, 1, 0]
+    assert found.examples.tolist() == [0, 0, 0, 1, 1, 1]
+    losses = functional.cross_entropy(found.logits, found.labels)
+    torch.testing.assert_close(losses, functional.binary_cross_entropy_with_logits(logits, labels))
+
+
+class Answers(QuestionAnsweringTask):
+    """Predicts the start and end logits that it is given."""
+
+    def outputs(self, batch: dict[str, torch.Tensor], found: Any) -> Outputs:
+        del batch
+        return Outputs(torch.cat(found[:2]), "categorical", found[0].argmax(dim=-1))
+
+
+def test_the_windows_of_a_question_are_one_example_with_starts_and_ends() -> None:
+    task, start, end = Answers.__new__(Answers), torch.randn(3, 5), torch.randn(3, 5)
+    places = {"start_positions": torch.tensor([0, 4, 1]), "end_positions": torch.tensor([0, 4, 3])}
+    batch = {"input_ids": torch.ones(3, 5), "question": torch.tensor([8, 8, 2]), **places}
+    kept = PredictionRecorder(task, 2)
+    for _ in range(2):
+        kept.watch(batch, (start, end, None))
+    for found in kept.kept:
+        assert found.labels.tolist() == [0, 4, 1, 0, 4, 3]
+        assert found.examples.tolist() == [8, 8, 2, 8, 8, 2]
+        losses = functional.cross_entropy(found.logits, found.labels)
+        torch.testing.assert_close(losses, window_losses(batch, start, end).mean())
 
 
 def test_prompts_are_what_comes_before_the_answer_or_half_of_a_text() -> None:

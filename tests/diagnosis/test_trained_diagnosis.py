@@ -64,7 +64,7 @@ from lora_lightning.training.commands import prepare_command
 from tests.conftest import TinyBackbone
 from tests.diagnosis import planted
 from tests.diagnosis.small_diagnosis import intents, leave_figures_out, save_diagnosis
-from tests.tiny_data import save_tiny_squad
+from tests.tiny_glue import save_tiny_glue
 
 BITS = {"bits": 4, "compute_dtype": "float32"}
 SETTINGS: dict[str, Any] = {
@@ -819,16 +819,14 @@ def test_a_verdict_that_the_task_cannot_reach_is_refused(
     tiny_backbone: TinyBackbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = intents(tiny_backbone("bert"), tmp_path)
-    data_dir = str(save_tiny_squad(tmp_path / "squad"))
-    base["model"]["class_path"] = "QuestionAnsweringTask"
-    base["data"] = {
-        "class_path": "SquadV2DataModule",
-        "init_args": {"data_dir": data_dir, "max_length": 32, "doc_stride": 8, "cache_dir": str(tmp_path / "cache")},
-    }
-    base["checkpoint"] = {"monitor": "val/f1", "mode": "max"}
-    path = save_diagnosis(tmp_path, base, ranks=[4], objective="f1", require=["merge_keeps_gain"])
+    data_dir = str(save_tiny_glue(tmp_path / "glue", "stsb"))
+    options = {"task_name": "stsb", "data_dir": data_dir, "allow_partial": True, "test_share": 0.5, "cache_dir": str(tmp_path / "cache")}
+    base["data"] = {"class_path": "GlueDataModule", "init_args": options}
+    base["checkpoint"] = {"monitor": "val/pearson", "mode": "max"}
+    own: dict[str, Any] = {"ranks": [2, 4], "seeds": [0, 1, 2], "compare": {"other_seeds": [7, 8, 9]}}
+    path = save_diagnosis(tmp_path, base, objective="pearson", require=["healthy"], **own)
     assert main(["diagnose", "run", str(path), f"--save_dir={tmp_path / 'diagnoses'}"]) == 2
-    assert "require names what cannot be reached: merge_keeps_gain (QuestionAnswer" in capsys.readouterr().err
+    assert "require names what cannot be reached: healthy (a regression has no KL" in capsys.readouterr().err
     assert not (tmp_path / "diagnoses").exists()
 
 

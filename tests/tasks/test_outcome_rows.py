@@ -24,6 +24,7 @@ from lora_lightning.tasks import (
     QuestionAnsweringTask,
     SequenceClassificationTask,
 )
+from lora_lightning.tasks.held_out_batches import evaluation_mode
 from lora_lightning.tasks.next_token import IGNORED
 from lora_lightning.tasks.outcome_rows import batch_rows, split_rows
 from tests.conftest import TinyBackbone
@@ -160,11 +161,22 @@ def test_questions_have_the_scores_of_the_official_script(tiny_backbone: TinyBac
     assert metrics["f1"] == pytest.approx(squad_v2_report(scores, float(task.null_threshold))["f1"])
     assert rows["index"].tolist() == list(range(len(data.questions("test"))))
     assert rows["has_answer"].tolist() == [bool(question.answers) for question in data.questions("test")]
-    for name in ("exact", "f1", "HasAns_exact", "HasAns_f1", "NoAns_exact", "NoAns_f1"):
+    losses: dict[int, list[float]] = {}
+    with torch.no_grad(), evaluation_mode(task):
+        for batch in data.test_dataloader():
+            start, end, _ = task.evaluate(batch)
+            for side, logits in (("start", start), ("end", end)):
+                own = -logits.log_softmax(dim=-1).gather(1, batch[f"{side}_positions"][:, None])
+                for question, loss in zip(batch["question"].tolist(), own[:, 0].tolist(), strict=True):
+                    losses.setdefault(question, []).append(loss)
+    assert rows["weight"].tolist() == [len(losses[number]) / 2 for number in rows["index"]]
+    assert rows["weight"].max() > 1
+    assert rows["score"] == pytest.approx([-np.mean(losses[number]) for number in rows["index"]], rel=1e-5)
+    for name in ("loss", "exact", "f1", "HasAns_exact", "HasAns_f1", "NoAns_exact", "NoAns_f1"):
         found = metric_outcomes(name, rows, metrics[name])
         assert found is not None, name
         assert found.mean() == pytest.approx(metrics[name])
-        assert set(found) <= {0.0, 1.0} or name.endswith("f1")
+        assert set(found) <= {0.0, 1.0} or name.endswith("f1") or name == "loss"
     assert len(metric_outcomes("NoAns_f1", rows, metrics["NoAns_f1"])) == (~rows["has_answer"]).sum()  # type: ignore[arg-type]
     assert metric_outcomes("best_f1", rows, metrics["best_f1"]) is None  # chosen on the test
 
