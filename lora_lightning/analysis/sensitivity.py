@@ -24,7 +24,9 @@ class ChangeScore:
 
     Attributes:
         taylor: First-order change of the loss, in nats per label; below 0 if the change helps.
-        fisher: Second-order change of the predictions, in nats per label, at least 0.
+        fisher: Half the mean square of the derivatives, per label, at least 0. It ranks changes: as the second-order
+            change of the predictions it is too large for a model that is surer of itself than it is right, and too
+            small where an example has several labels.
     """
 
     taylor: float

@@ -10,6 +10,7 @@ from lora_lightning.backbones.adapter_config import read_json_file
 from lora_lightning.backbones.adapter_labels import LABELS
 from lora_lightning.diagnosis.reachable import unreachable_sentence
 from lora_lightning.diagnosis.specification import PRECISION_AXIS, RANK_AXIS, Diagnosis
+from lora_lightning.diagnosis.texts import check_new_tokens
 from lora_lightning.diagnosis.verdict_names import VerdictName
 from lora_lightning.errors import CheckpointError, ConfigurationError, DataError, LoraLightningError
 from lora_lightning.lora.config import LoraSettings
@@ -222,6 +223,7 @@ def check_precisions(diagnosis: Diagnosis, plan: StudyPlan, folder: StudyFolder)
         check_starts(task.adapter, precision)
         found.append(check_adapters(task.lora, precision))
         check_rank_axis(found[-1], diagnosis.ranks, precision)
+        check_new_tokens(task, diagnosis.measuring)
         settings.append(settings_in(cli.settings_text()))
         if OF_THE_TASK & {*diagnosis.require}:
             with explain_errors():

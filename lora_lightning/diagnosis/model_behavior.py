@@ -1,6 +1,6 @@
 """Do the models behave alike? Predictions, greedy completions, hidden states and decisions of pairs of runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from lora_lightning.analysis.behavior import (
     leading_match,
 )
 from lora_lightning.analysis.representations import linear_cka, pool_tokens, row_cosines
-from lora_lightning.artefacts.example_measuring import Rows, rows_of_all_lengths, spread_places
+from lora_lightning.artefacts.example_measuring import Rows, spread_places
 from lora_lightning.backbones.first_token import every_token
 from lora_lightning.callbacks.representation_drift import shortened_mask
 from lora_lightning.diagnosis.adapter_similarity import PairKind
@@ -26,16 +26,16 @@ from lora_lightning.diagnosis.decisions import DecisionRecorder, decisions_in_wo
 from lora_lightning.diagnosis.opened_runs import OpenedRun
 from lora_lightning.diagnosis.prediction_rows import PredictionRecorder, Predictions
 from lora_lightning.diagnosis.specification import Measuring
+from lora_lightning.diagnosis.texts import beginnings, masks_of, most_positions, texts_of_all_lengths
 from lora_lightning.errors import DataError
 from lora_lightning.lora.quantized import computing_in_float32
 from lora_lightning.statistics.divergence import DivergenceSummary, Estimate, summarize_divergence
 from lora_lightning.tasks.causal_language_modeling import CausalLanguageModelingTask
 from lora_lightning.tasks.generation import GenerationSettings, complete_tokens
 from lora_lightning.tasks.held_out_batches import Batch, isolated_evaluation, on_device
-from lora_lightning.tasks.next_token import IGNORED
 from lora_lightning.tasks.outcome_rows import INDEX, WEIGHT
 
-PROBED = 64  # examples whose hidden states are compared
+PROBED = 64  # texts whose hidden states are compared
 LABEL = "label"
 
 
@@ -44,7 +44,7 @@ class LayerAlike:
     """Hidden states of two models after a layer.
 
     Attributes:
-        cosine: Mean cosine of the examples' mean states.
+        cosine: Mean cosine of the texts' mean states.
         cka: Debiased linear centered kernel alignment.
     """
 
@@ -81,7 +81,7 @@ class Behaviors:
 
     Attributes:
         examples: How many validation examples were compared.
-        probed: Of how many of them hidden states were compared.
+        probed: Of how many of their texts hidden states were compared.
         completions: How many texts were continued greedily.
         decisions: What decisions are, or why there are none, in words.
         pairs: The pairs.
@@ -102,7 +102,7 @@ class Observed:
         title: Of its run.
         predictions: By batch.
         rows: Of the split.
-        states: (examples, features) by layer.
+        states: (texts, features) by layer.
         completions: Tokens by prompt.
         decisions: What a user would get; `None` for a task that makes none.
         decided: What decisions are, or why there are none, in words.
@@ -123,7 +123,7 @@ class Observed:
 
     @property
     def probed(self) -> int:
-        """How many have hidden states."""
+        """How many texts have hidden states."""
         return len(self.states[0]) if self.states else 0
 
 
@@ -159,35 +159,39 @@ def observe(opened: OpenedRun, measuring: Measuring) -> Observed:
         )
 
 
-def hidden_states(opened: OpenedRun, examples: int = PROBED) -> list[Tensor]:
-    """The mean hidden states of some examples.
+def hidden_states(opened: OpenedRun, texts: int = PROBED) -> list[Tensor]:
+    """The mean hidden states of some texts, of packed documents of each one alone.
 
     Args:
         opened: The run.
-        examples: How many at most.
+        texts: How many at most.
 
     Returns:
-        (examples, features), float32, on the CPU, by layer; empty if batches have no attention mask.
+        (texts, features), float32, on the CPU, by layer; empty if batches have no attention mask.
     """
-    task, pooled = opened.task, []
+    task, batches, pooled = opened.task, opened.examples.batches, []
+    if not all("attention_mask" in batch for batch in batches):
+        return []
     with isolated_evaluation(task), every_token(task):
-        for batch in rows_of_all_lengths(opened.examples.batches, examples):
-            if "attention_mask" not in batch:
-                return []
-            moved = on_device(opened.trainer, batch)
-            mask = moved["attention_mask"]
+        for number, chosen in texts_of_all_lengths(batches, texts).items():
+            rows = sorted({text.row for text in chosen})
+            moved = on_device(opened.trainer, {name: tensor[rows] for name, tensor in batches[number].items()})
+            places = [rows.index(text.row) for text in chosen]
+            mask = masks_of(chosen, batches[number]).to(task.device)
             states = task.hidden_states(moved)
-            pooled.append([pool_tokens(each, shortened_mask(mask, each.shape[1]), "mean").cpu() for each in states])
+            pooled.append(
+                [pool_tokens(each[places], shortened_mask(mask, each.shape[1]), "mean").cpu() for each in states]
+            )
     return [torch.cat(parts) for parts in zip(*pooled, strict=True)]
 
 
 def greedy_completions(opened: OpenedRun, prompts: int, new_tokens: int) -> list[list[int]]:
-    """Continues the beginnings of examples with the most likely tokens.
+    """Continues the beginnings of texts with the most likely tokens.
 
     Args:
         opened: The run.
-        prompts: How many, evenly spread over the examples.
-        new_tokens: Tokens of a completion, at most.
+        prompts: How many, evenly spread over the lengths of texts.
+        new_tokens: Tokens of a completion, at most; fewer than the model has positions.
 
     Returns:
         Tokens by prompt; empty unless it is a language model.
@@ -195,34 +199,15 @@ def greedy_completions(opened: OpenedRun, prompts: int, new_tokens: int) -> list
     task = opened.task
     if not isinstance(task, CausalLanguageModelingTask) or not prompts or not new_tokens:
         return []
-    limit = getattr(task.transformers_model.config, "max_position_embeddings", None) or 2**31
+    room = max(1, most_positions(task.transformers_model.config) - new_tokens)
     settings = GenerationSettings(max_new_tokens=new_tokens)
-    starts = [start for batch in opened.examples.batches for start in beginnings(batch)]
+    starts = beginnings(opened.examples.batches)
     found: list[list[int]] = []
     with isolated_evaluation(task):
         for place in spread_places(len(starts), prompts):
-            ids = starts[place][None, : limit - new_tokens].to(task.device)
+            ids = starts[place][None, -room:].to(task.device)  # its end is where the answer begins
             prompt = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
             found += complete_tokens(task.transformers_model, task.tokenizer, prompt, settings)
-    return found
-
-
-def beginnings(batch: Mapping[str, Tensor]) -> list[Tensor]:
-    """The prompts in a batch of a language model: what comes before the first label, or the first half of a text.
-
-    Args:
-        batch: With `input_ids` and `labels`, (rows, positions), int64; a label is the token after its position.
-
-    Returns:
-        (tokens,) each, int64, at least 1.
-    """
-    found = []
-    for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
-        learnt = (labels != IGNORED).nonzero().flatten()
-        if not len(learnt):
-            continue
-        first, last = int(learnt[0]), int(learnt[-1])
-        found.append(ids[: first + 1] if first else ids[: max(1, (last + 1) // 2)])
     return found
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from lora_lightning.diagnosis import report_tables as tables
 from lora_lightning.diagnosis.adapter_similarity import AdapterSimilarity, PairKind
 from lora_lightning.diagnosis.base_errors import BaseErrors
-from lora_lightning.diagnosis.effects import Effect, Grouping
+from lora_lightning.diagnosis.effects import Direction, Effect, Grouping
 from lora_lightning.diagnosis.findings import Findings, note_on_options
 from lora_lightning.diagnosis.model_behavior import Behaviors
 from lora_lightning.diagnosis.report_figures import (
@@ -24,7 +24,6 @@ from lora_lightning.diagnosis.sensitivity import Sensitivity
 from lora_lightning.diagnosis.verdict_names import VerdictName
 from lora_lightning.diagnosis.verdicts import State
 from lora_lightning.reports.page import Page, PageTable, Section, write_page
-from lora_lightning.statistics.jackknife import Interval
 from lora_lightning.statistics.verdicts import shown_margin
 
 READING = (
@@ -222,14 +221,14 @@ def _modules(findings: Findings) -> Section | None:
     has_loss = math.isfinite(joint.loss.value)
     paragraphs = [
         text,
-        *(_additivity(grouping, each) for grouping, each in found.additivity.items() if has_loss),
+        *(_additivity(grouping, found) for grouping in found.additivity if has_loss),
         *_skip_list(found, _sentence(findings, VerdictName.SKIP_LIST_PROVEN)),
     ]
     return Section(
         "Which layers are sensitive?",
         tuple(paragraphs),
         tables=(*tables.effects_tables(found, findings.metric, findings.numbers), *_lists(findings)),
-        figures=sensitivity_figures(found, findings.numbers),
+        figures=sensitivity_figures(found),
     )
 
 
@@ -246,9 +245,14 @@ def _joint(findings: Findings, joint: Effect) -> str:
     return f"Quantizing everything {' and '.join(filter(None, (', '.join(known[:-1]), *known[-1:])))}." if known else ""
 
 
-def _additivity(grouping: Grouping, found: Interval) -> str:
+def _additivity(grouping: Grouping, sensitivity: Sensitivity) -> str:
+    found, joint = sensitivity.additivity[grouping], sensitivity.joint
     if not math.isfinite(found.low):
-        return f"By {grouping}, it is not known whether single effects on the loss add up."
+        own = (each for each in sensitivity.effects if each.grouping is grouping and each.direction is Direction.IN)
+        outside, why = joint.modules - sum(each.modules for each in own), "there are too few examples"
+        if outside:
+            why = f"{outside} of {joint.modules} quantized modules are in no {grouping}, so that a sum would lack them"
+        return f"By {grouping}, it is not known whether single effects on the loss add up: {why}."
     told = "are not told from adding up" if found.contains(0.0) else "do not add up"
     return (
         f"By {grouping}, single effects on the loss {told}: their sum minus the joint one is {tables.interval(found)}."
@@ -326,7 +330,8 @@ def _what_was_compared(findings: Findings, found: Behaviors) -> str:
         what += ", changes of p and perplexities" if tables.is_known(found.pairs, "perplexity_ratio") else ""
         parts.append(f"{what} are of {rows} predictions{_sampled(findings)}")
     if found.probed:
-        parts.append(f"hidden states are of {found.probed:,} of the rows, evenly spread over their lengths")
+        text = f"hidden states are of {found.probed:,} texts, evenly spread over their lengths, each the mean over all "
+        parts.append(f"{text}positions, of which a classifier may read one alone")
     if found.completions:
         parts.append(f"completions are of {found.completions:,} texts, spread alike")
     parts.append(found.decisions)

@@ -11,7 +11,6 @@ from lora_lightning.diagnosis.effects import Direction, Grouping, groups_of
 from lora_lightning.diagnosis.findings import Findings
 from lora_lightning.diagnosis.model_behavior import Behaviors
 from lora_lightning.diagnosis.sensitivity import Sensitivity
-from lora_lightning.diagnosis.task_numbers import OF_LABELS, TaskNumbers
 from lora_lightning.figures.diagnosis import (
     alike_figure,
     cost_quality_figure,
@@ -86,7 +85,7 @@ def errors_figure(found: BaseErrors) -> ReportFigure:
     return ReportFigure("errors", "Quantization error", text, module_maps_figure(panels, "||W - Q(W)|| / ||W||"))
 
 
-def sensitivity_figures(found: Sensitivity, task: TaskNumbers = OF_LABELS) -> tuple[ReportFigure, ...]:
+def sensitivity_figures(found: Sensitivity) -> tuple[ReportFigure, ...]:
     """Draws scores by layer and module, and against measured divergences if the task has any."""
     panels = {"Fisher score": {score.module: score.fisher for score in found.scores}}
     by_module = {score.module: score for score in found.scores}
@@ -105,8 +104,8 @@ def sensitivity_figures(found: Sensitivity, task: TaskNumbers = OF_LABELS) -> tu
         ReportFigure(
             "sensitivity",
             "Sensitivity",
-            "The score of one backward pass for quantizing each module, by layer and module.",
-            module_maps_figure(panels, task.unit.strip() or "score"),
+            "The score of one backward pass for quantizing each module, by layer and module. It ranks modules.",
+            module_maps_figure(panels, "score"),
         ),
         *_scores_figure(found, points),
     )
@@ -120,7 +119,8 @@ def _scores_figure(found: Sensitivity, points: Mapping[str, Sequence[tuple[float
             "scores",
             "Cheap score against measurement",
             "Measured divergence of the predictions against the sum of Fisher scores, for kinds, layers and "
-            f"{len(found.singles)} of {len(found.scores)} modules, those with the largest scores.",
+            f"{len(found.singles)} of {len(found.scores)} modules, those with the largest scores. Scores rank: their "
+            "size is that of a divergence only for a model that is as sure as it is right, with one label an example.",
             scores_figure(points),
         ),
     )

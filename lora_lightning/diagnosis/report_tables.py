@@ -13,7 +13,7 @@ from lora_lightning.diagnosis.failure_modes import FailureMode
 from lora_lightning.diagnosis.merge_recovery import MergeRecoveries
 from lora_lightning.diagnosis.model_behavior import Behaviors, PairBehavior
 from lora_lightning.diagnosis.rank_threshold import RankThreshold
-from lora_lightning.diagnosis.sensitivity import Sensitivity, SkipChoice
+from lora_lightning.diagnosis.sensitivity import Agreement, Sensitivity, SkipChoice
 from lora_lightning.diagnosis.skip_proof import SENSITIVE, SkipFinding
 from lora_lightning.diagnosis.task_numbers import OF_LABELS, TaskNumbers
 from lora_lightning.diagnosis.verdicts import DiagnosisVerdict
@@ -198,11 +198,11 @@ def effects_tables(found: Sensitivity, metric: Metric, task: TaskNumbers = OF_LA
         )
         for each in singles
     )
-    headings = ("module", task.heading("Fisher score"), task.heading("Taylor score"), *parts)
+    headings = ("module", "Fisher score (for ranks)", task.heading("Taylor score"), *parts)
     of_all = _of_all_modules(found)
     tables.append(PageTable(headings, rows, caption=f"Modules singly{of_all}, and all together"))
     agreements = tuple(
-        (str(each.grouping), each.score, each.effect, number(each.correlation), str(each.groups))
+        (str(each.grouping), _ranked_by(each), each.effect, number(each.correlation), str(each.groups))
         for each in found.agreements
         if _is_known(found, attrgetter(each.effect))
     )
@@ -212,6 +212,10 @@ def effects_tables(found: Sensitivity, metric: Metric, task: TaskNumbers = OF_LA
         caption += ": a correlation among the largest alone is usually lower than among all"
     tables.append(PageTable(headings, agreements, texts=frozenset({1, 2}), caption=caption))
     return tuple(tables)
+
+
+def _ranked_by(each: Agreement) -> str:
+    return f"size of {each.score}" if (each.score, each.effect) == ("taylor", "divergence") else each.score
 
 
 def _of_all_modules(found: Sensitivity) -> str:
@@ -224,7 +228,7 @@ Part = Callable[[Effect], Interval]
 
 
 def _known_parts(found: Sensitivity, metric: Metric, task: TaskNumbers) -> dict[str, Part]:
-    """The parts of effects that the task has, by heading: questions have no loss, and regressions no divergence."""
+    """The parts of effects that the task has, by heading: regressions have no divergence."""
     every: dict[str, Part] = {
         task.heading(task.loss): lambda each: each.loss,
         f"{metric.name}{metric.unit and ','}{metric.unit} better": lambda each: shown_change(each.metric, metric),
@@ -324,7 +328,7 @@ def _measures(pairs: Sequence[PairBehavior]) -> dict[str, Callable[[PairBehavior
 
 
 def is_known(pairs: Sequence[PairBehavior], name: str) -> bool:
-    """Whether any pair has a number of `PREDICTIONS`: answers to questions have no right one, and so no perplexity."""
+    """Whether any pair has a number of `PREDICTIONS`: quantiles near the maximum need many predictions."""
     return any(math.isfinite(getattr(each.predictions, name).value) for each in pairs if each.predictions is not None)
 
 

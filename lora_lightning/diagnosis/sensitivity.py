@@ -37,7 +37,7 @@ class ModuleScore:
     Attributes:
         module: Dotted name.
         taylor: First-order change of the loss by quantizing it, in nats per label.
-        fisher: Second-order change of the predictions, in nats per label; it ranks modules.
+        fisher: Half the mean square of the derivatives of losses, which ranks modules and is no divergence in nats.
     """
 
     module: str
@@ -51,7 +51,7 @@ class Agreement:
 
     Attributes:
         grouping: How groups were made; their scores are the sums of those of their modules.
-        score: `taylor` or `fisher`.
+        score: `taylor` or `fisher`; against divergences the size of `taylor`.
         effect: `loss` or `divergence`, one in.
         correlation: Spearman's; NaN for fewer than three groups.
         groups: Number of groups.
@@ -261,7 +261,9 @@ def _agreements(effects: Sequence[Effect], scores: Mapping[str, ChangeScore]) ->
             cheap = [sum(getattr(scores[name], score) for name in groups[each.group]) for each in measured]
             for effect in ("loss", "divergence"):
                 values = [getattr(each, effect).value for each in measured]
-                yield Agreement(grouping, score, effect, rank_correlation(cheap, values), len(measured))
+                # A divergence has no sign: a change that lowers the loss moves the predictions as well.
+                ranked = list(map(abs, cheap)) if effect == "divergence" else cheap
+                yield Agreement(grouping, score, effect, rank_correlation(ranked, values), len(measured))
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:

@@ -206,8 +206,8 @@ def scores_figure(points: Mapping[str, Sequence[tuple[float, float]]]) -> "Figur
         axes.set_xscale("log")
         axes.set_yscale("log")
         ends = [max(min(low[0], high[0]), 1e-12), max(low[1], high[1])]
-        axes.plot(ends, ends, color=GREY, linewidth=0.8, linestyle=":", label="as predicted")
-    axes.set_xlabel("Fisher score of one backward pass, nats", fontsize=FONT)
+        axes.plot(ends, ends, color=GREY, linewidth=0.8, linestyle=":", label="equal")
+    axes.set_xlabel("Fisher score of one backward pass", fontsize=FONT)
     axes.set_ylabel("measured KL divergence, nats", fontsize=FONT)
     show_legend(axes)
     return figure

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 DRAWS = 200  # of examples, for the errors of quantiles
 SEED = 0
-QUANTILES = {"median": 0.5, "99 %": 0.99, "99.9 %": 0.999}
+MEDIAN, ROUNDING = 0.5, 1e-9
+QUANTILES = {"median": MEDIAN, "99 %": 0.99, "99.9 %": 0.999}
 Array = NDArray[np.float64]
 
 
@@ -36,8 +37,8 @@ class DivergenceSummary:
     Attributes:
         mean_kl: Mean Kullback-Leibler divergence of the second model from the first, in nats.
         median_kl: Its median.
-        kl_99: Its 99 % quantile.
-        kl_99_9: Its 99.9 % quantile.
+        kl_99: Its 99 % quantile; NaN for fewer than 100 rows.
+        kl_99_9: Its 99.9 % quantile; NaN for fewer than 1,000 rows.
         max_kl: The largest one, which has no standard error.
         mean_change_of_p: Mean of the second model's probability of the label minus the first's.
         rms_change_of_p: The root of the mean square of this difference.
@@ -111,11 +112,15 @@ def _of_mean(values: Array, examples: NDArray[np.int64], function: Callable[[Arr
 
 
 def _quantiles(values: Array, examples: NDArray[np.int64]) -> list[Estimate]:
-    """Quantiles over rows, with the bootstrap's errors over examples, since the jackknife fails for quantiles."""
+    """Quantiles over rows, with the bootstrap's errors over examples, since the jackknife fails for quantiles.
+
+    A quantile beyond which there is not a single row is the maximum under another name, so it is NaN.
+    """
     shares = np.array(list(QUANTILES.values()))
     if not len(values):
         return [Estimate(float("nan"))] * len(shares)
-    found = np.quantile(values, shares)
+    is_known = (shares <= MEDIAN) | (len(values) * (1 - shares) >= 1 - ROUNDING)
+    found = np.where(is_known, np.quantile(values, shares), np.nan)
     order = np.argsort(values)
     places = np.unique(examples, return_inverse=True)[1][order]
     count = int(places.max()) + 1
@@ -127,4 +132,5 @@ def _quantiles(values: Array, examples: NDArray[np.int64]) -> list[Estimate]:
         times = np.bincount(random.integers(count, size=count), minlength=count)
         reached = np.cumsum(times[places])  # rows up to each value, in the drawn examples
         row[:] = values[order][np.searchsorted(reached, shares * reached[-1])]
-    return [Estimate(float(value), float(error)) for value, error in zip(found, drawn.std(axis=0, ddof=1), strict=True)]
+    errors = np.where(is_known, drawn.std(axis=0, ddof=1), np.nan)
+    return [Estimate(float(value), float(error)) for value, error in zip(found, errors, strict=True)]

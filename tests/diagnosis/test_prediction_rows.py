@@ -11,8 +11,12 @@ from torch.nn import functional
 from lora_lightning.analysis.outputs import Outputs
 from lora_lightning.artefacts.example_measuring import rows_of_all_lengths
 from lora_lightning.diagnosis import model_behavior
-from lora_lightning.diagnosis.model_behavior import beginnings, greedy_completions
+from lora_lightning.diagnosis import texts as texts_module
+from lora_lightning.diagnosis.model_behavior import greedy_completions
 from lora_lightning.diagnosis.prediction_rows import PredictionRecorder, predictions_of
+from lora_lightning.diagnosis.specification import Measuring
+from lora_lightning.diagnosis.texts import beginnings, check_new_tokens, masks_of, texts_of, texts_of_all_lengths
+from lora_lightning.errors import ConfigurationError
 from lora_lightning.tasks.causal_language_modeling import CausalLanguageModelingTask
 from lora_lightning.tasks.next_token import spread_positions
 from lora_lightning.tasks.question_answering import QuestionAnsweringTask, window_losses
@@ -125,23 +129,58 @@ def test_prompts_are_what_comes_before_the_answer_or_half_of_a_text() -> None:
     labels = torch.full((3, 8), -100)
     labels[0, 3:6] = torch.tensor([5, 6, 7])  # the token after each position; the answer starts with token 5
     labels[1, :7] = torch.arange(2, 9)
-    found = beginnings({"input_ids": ids, "labels": labels})
+    found = beginnings([{"input_ids": ids, "labels": labels}])
     assert [each.tolist() for each in found] == [[1, 2, 3, 4], [1, 2, 3]]  # the third row has nothing to learn
+
+
+def test_packed_documents_are_texts_of_their_own() -> None:
+    """Two rows: documents of 5 and 2 tokens, and one of 3 before padding, whose positions are 0 as well."""
+    batch = {
+        "input_ids": torch.tensor([[1, 2, 3, 4, 5, 11, 12], [21, 22, 23, 0, 0, 0, 0]]),
+        "position_ids": torch.tensor([[0, 1, 2, 3, 4, 0, 1], [0, 1, 2, 0, 0, 0, 0]]),
+        "attention_mask": torch.tensor([[1] * 7, [1] * 3 + [0] * 4]),
+        "labels": torch.full((2, 7), -100),
+    }
+    batch["labels"][0, 2:5], batch["labels"][0, 6], batch["labels"][1, 1:3] = 9, 9, 9
+    texts = texts_of([batch])
+    assert [(text.row, text.start, text.stop) for text in texts] == [(0, 0, 5), (1, 0, 3), (0, 5, 7)]
+    assert masks_of(texts, batch).tolist() == [[1] * 5 + [0] * 2, [1] * 3 + [0] * 4, [0] * 5 + [1] * 2]
+    assert [each.tolist() for each in beginnings([batch])] == [[1, 2, 3], [21, 22], [11, 12]]
+    assert [text.length for text in texts_of_all_lengths([batch, batch], 3)[1]] == [5, 3, 2]
+    del batch["position_ids"]
+    assert [(text.row, text.start, text.stop) for text in texts_of([batch])] == [(0, 0, 7), (1, 0, 3)]
+
+
+@pytest.mark.parametrize(("new_tokens", "prompts", "is_refused"), [(63, 1, False), (64, 1, True), (64, 0, False)])
+def test_completions_that_leave_no_room_for_a_prompt_are_refused(
+    new_tokens: int, prompts: int, is_refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(texts_module, "load_config", lambda _: SimpleNamespace(max_position_embeddings=64))
+    measuring = Measuring(prompts=prompts, new_tokens=new_tokens)
+    with pytest.raises(ConfigurationError, match=r"64 positions.*at most 63") if is_refused else nullcontext():
+        check_new_tokens(CausalLanguageModelingTask("tiny"), measuring)
+    check_new_tokens(QuestionAnsweringTask("tiny"), measuring)
 
 
 def test_rows_and_prompts_are_of_all_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
     """Evaluation batches begin with the longest rows."""
     batches = [
-        {"input_ids": torch.full((4, length), length), "labels": torch.full((4, length), 1)}
+        {"input_ids": torch.arange(length).repeat(4, 1), "labels": torch.full((4, length), 1)}
         for length in (40, 30, 20, 10)
     ]
     for count, lengths in ((4, [40, 30, 20, 10]), (2, [30, 10]), (100, [40] * 4 + [30] * 4 + [20] * 4 + [10] * 4)):
         kept = rows_of_all_lengths(batches, count)
-        assert [row.tolist()[0] for batch in kept for row in batch["input_ids"]] == lengths
+        assert [len(row) for batch in kept for row in batch["input_ids"]] == lengths
         assert all(len(batch["labels"]) == len(batch["input_ids"]) for batch in kept)
     assert rows_of_all_lengths(batches, 0) == []
     monkeypatch.setattr(model_behavior, "isolated_evaluation", lambda _: nullcontext())
-    monkeypatch.setattr(model_behavior, "complete_tokens", lambda *words: [[words[2]["input_ids"].shape[1]]])
+    seen: list[list[int]] = []
+
+    def complete(*words: Any) -> list[list[int]]:
+        seen.append(words[2]["input_ids"][0].tolist())
+        return [[len(seen[-1])]]
+
+    monkeypatch.setattr(model_behavior, "complete_tokens", complete)
     task = Stub.__new__(Stub)
     model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=19))
     monkeypatch.setattr(Stub, "transformers_model", model)
@@ -149,4 +188,5 @@ def test_rows_and_prompts_are_of_all_lengths(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Stub, "device", torch.device("cpu"))
     opened: Any = SimpleNamespace(task=task, examples=SimpleNamespace(batches=batches))
     assert greedy_completions(opened, 4, 3) == [[16], [15], [10], [5]]  # half of each text, as far as there is room
+    assert seen[0] == list(range(4, 20))  # the end of the prompt, where the answer begins
     assert greedy_completions(opened, 0, 3) == []

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from lora_lightning.cli.diagnose_report import print_findings
 from lora_lightning.diagnosis.adapter_similarity import PairKind
 from lora_lightning.diagnosis.costs import CostTable
+from lora_lightning.diagnosis.effects import Grouping
 from lora_lightning.diagnosis.findings import Findings, check_required, validation_loss
 from lora_lightning.diagnosis.report import make_page, write_report
 from lora_lightning.diagnosis.report_figures import behavior_figures, sensitivity_figures, similarity_figures
@@ -112,8 +113,8 @@ def test_what_numbers_are_of_stands_beside_them(monkeypatch: pytest.MonkeyPatch)
     assert "Divergences are of 1,024 predictions for these examples (tokens, up to the same" in paragraphs[TITLES[4]]
     assert "perplexities are of 1,024 predictions (tokens" in paragraphs[TITLES[6]]
     assert (
-        "hidden states are of 64 of the rows, evenly spread over their lengths; completions are of 16 texts, spread "
-        "alike; decisions are the class of a text."
+        "hidden states are of 64 texts, evenly spread over their lengths, each the mean over all positions, of which a "
+        "classifier may read one alone; completions are of 16 texts, spread alike; decisions are the class of a text."
     ) in paragraphs[TITLES[6]]
     assert "of this one adapter; other seeds and ranks may differ" in paragraphs[TITLES[7]]
     merge = next(each for each in found.verdicts if each.name is VerdictName.MERGE_KEEPS_GAIN)
@@ -157,8 +158,10 @@ def test_a_regression_has_squared_errors_and_no_divergences(monkeypatch: pytest.
     text = words_of(page, TITLES[4], TITLES[6], TITLES[7])
     assert not re.search(r"nats|KL|likelihood|llama|perplexit|tokens", text)
     assert "Quantizing everything changes the squared error by 0.031 (0.03 to 0.032) and makes accuracy better" in text
-    assert {"one in: squared error", "Fisher score", "by how much the squared error falls"} <= {*text.splitlines()}
-    (scores,) = sensitivity_figures(without("divergence"), found.numbers)
+    assert {"one in: squared error", "Fisher score (for ranks)", "by how much the squared error falls"} <= {
+        *text.splitlines()
+    }
+    (scores,) = sensitivity_figures(without("divergence"))
     assert scores.name == "sensitivity"
     assert [each.name for each in sensitivity_figures(planted.sensitivity())] == ["sensitivity", "scores"]
 
@@ -203,6 +206,19 @@ def test_modules_that_were_not_quantized_singly_are_said() -> None:
     assert said in singles.caption
     assert f"modules {said}: a correlation among the largest alone is usually lower" in agreements.caption
     assert "4 of 6 modules, those with the largest scores" in sensitivity_figures(fewer)[1].description
+
+
+def test_why_it_is_not_known_whether_effects_add_up_is_said() -> None:
+    """A quantized pooler is in no layer."""
+    findings = planted.findings()
+    found = findings.sensitivity
+    assert found is not None
+    added = found.additivity | {Grouping.LAYER: UNKNOWN}
+    joint = replace(found.joint, modules=found.joint.modules + 1)
+    changed = replace(found, additivity=added, effects=(*found.effects[:-1], joint))
+    page = make_page(replace(findings, sensitivity=changed))
+    text = next(" ".join(section.paragraphs) for section in page.sections if section.title == TITLES[4])
+    assert "add up: 1 of 7 quantized modules are in no layer, so that a sum would lack them." in text
 
 
 def test_what_is_not_decided_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:

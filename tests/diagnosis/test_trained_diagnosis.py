@@ -820,7 +820,13 @@ def test_a_verdict_that_the_task_cannot_reach_is_refused(
 ) -> None:
     base = intents(tiny_backbone("bert"), tmp_path)
     data_dir = str(save_tiny_glue(tmp_path / "glue", "stsb"))
-    options = {"task_name": "stsb", "data_dir": data_dir, "allow_partial": True, "test_share": 0.5, "cache_dir": str(tmp_path / "cache")}
+    options = {
+        "task_name": "stsb",
+        "data_dir": data_dir,
+        "allow_partial": True,
+        "test_share": 0.5,
+        "cache_dir": str(tmp_path / "cache"),
+    }
     base["data"] = {"class_path": "GlueDataModule", "init_args": options}
     base["checkpoint"] = {"monitor": "val/pearson", "mode": "max"}
     own: dict[str, Any] = {"ranks": [2, 4], "seeds": [0, 1, 2], "compare": {"other_seeds": [7, 8, 9]}}

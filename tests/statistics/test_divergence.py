@@ -25,8 +25,6 @@ def test_values_are_those_of_the_definitions() -> None:
     found = summarize_divergence(divergences, changes, losses, np.array([True, True, False, True]), texts)
     assert found.mean_kl.value == pytest.approx(0.325)
     assert found.median_kl.value == pytest.approx(0.2)
-    assert found.kl_99.value == pytest.approx(np.quantile(divergences, 0.99))
-    assert found.kl_99_9.value == pytest.approx(np.quantile(divergences, 0.999))
     assert found.max_kl.value == 0.9
     assert math.isnan(found.max_kl.error)
     assert found.mean_change_of_p.value == pytest.approx(0)
@@ -34,6 +32,22 @@ def test_values_are_those_of_the_definitions() -> None:
     assert found.same_top.value == 0.75
     assert found.perplexity_ratio.value == pytest.approx(math.exp(0.2))
     assert (found.rows, found.examples) == (4, 3)
+
+
+@pytest.mark.parametrize("rows", [1, 99, 100, 999, 1000])
+def test_a_quantile_beyond_which_there_is_no_row_is_not_known(rows: int) -> None:
+    """Of 256 predictions, 99.9 % would be the maximum under another name."""
+    divergences, places = np.random.default_rng(0).exponential(size=rows), np.arange(rows)
+    found = summarize_divergence(divergences, divergences, divergences, divergences > 1, places)
+    assert found.median_kl.value == pytest.approx(np.quantile(divergences, 0.5))
+    for estimate, share, fewest in ((found.kl_99, 0.99, 100), (found.kl_99_9, 0.999, 1000)):
+        if rows < fewest:
+            assert math.isnan(estimate.value)
+            assert math.isnan(estimate.error)
+        else:
+            assert estimate.value == pytest.approx(np.quantile(divergences, share))
+            assert estimate.value < found.max_kl.value
+            assert estimate.error > 0
 
 
 def test_errors_are_those_of_new_examples() -> None:
@@ -50,7 +64,7 @@ def test_errors_are_those_of_new_examples() -> None:
 def test_equal_models_little_data_and_none() -> None:
     zeros, texts = np.zeros(6), np.arange(6) // 2
     same = summarize_divergence(zeros, zeros, zeros, np.ones(6, bool), texts)
-    assert same.mean_kl.value == same.mean_kl.error == same.rms_change_of_p.value == same.kl_99.error == 0
+    assert same.mean_kl.value == same.mean_kl.error == same.rms_change_of_p.value == same.median_kl.error == 0
     assert same.perplexity_ratio.value == same.same_top.value == 1
     one = summarize_divergence(zeros + 1, zeros, zeros, np.ones(6, bool), np.zeros(6, np.int64))
     assert one.mean_kl.value == 1
