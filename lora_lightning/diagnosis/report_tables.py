@@ -378,8 +378,11 @@ def layers_tables(found: Behaviors) -> tuple[PageTable, ...]:
 
 
 def _range(values: Sequence[float]) -> str:
-    ends = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
-    return f"{fmean(values):.3f}{ends}"
+    known = [value for value in values if math.isfinite(value)]  # fewer than four texts have no CKA
+    if not known:
+        return "-"
+    ends = f" ({min(known):.3f} to {max(known):.3f})" if len(known) > 1 else ""
+    return f"{fmean(known):.3f}{ends}"
 
 
 def _greedy(pair: PairBehavior) -> str:

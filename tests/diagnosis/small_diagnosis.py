@@ -8,7 +8,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from lora_lightning.reports.files import ReportFigure
-from tests.tiny_data import save_tiny_clinc150, save_tiny_wikitext
+from tests.tiny_data import save_tiny_clinc150
 
 SETTINGS: dict[str, Any] = {
     "name": "small",
@@ -55,20 +55,21 @@ def intents(backbone: Path, folder: Path) -> dict[str, Any]:
     }
 
 
-def texts(backbone: Path, folder: Path) -> dict[str, Any]:
-    """The base config of a language model."""
+def task_on(backbone: Path, folder: Path, task: str, data: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The base config of another task, which trains for six steps.
+
+    Args:
+        backbone: The backbone.
+        folder: Where data and caches are.
+        task: Its class.
+        data: The class of its data module.
+        options: Of the data module.
+    """
     base = intents(backbone, folder)
-    base["model"]["class_path"] = "CausalLanguageModelingTask"
-    base["data"] = {
-        "class_path": "PlainTextDataModule",
-        "init_args": {
-            "data_dir": str(save_tiny_wikitext(folder / "texts")),
-            "cache_dir": str(folder / "cache"),
-            "context_length": 30,
-            "batch_size": 8,
-        },
-    }
-    base["trainer"]["limit_train_batches"] = 6
+    base["model"]["class_path"] = task
+    own = options | {"cache_dir": str(folder / "cache"), "batch_size": 4}
+    base["data"] = {"class_path": data, "init_args": own}
+    base["trainer"] |= {"limit_train_batches": 3}
     base["checkpoint"] = {"monitor": "val/loss", "mode": "min"}
     return base
 

@@ -309,6 +309,9 @@ def test_angles_and_hidden_states_are_in_tables_too() -> None:
     )
     assert layers.rows[2] == ("layer 2", "0.970 (0.970 to 0.970)", "0.970", "0.940 (0.930 to 0.950)", "0.950")
     assert layers_tables(replace(planted.behaviors(), pairs=(replace(pair, layers=()),))) == ()
+    unknown = replace(pair, layers=tuple(replace(each, cka=NAN) for each in pair.layers))  # of fewer than four texts
+    (layers,) = layers_tables(replace(planted.behaviors(), pairs=(unknown,)))
+    assert {row[-1] for row in layers.rows} == {"-"}
 
 
 def test_what_limits_a_base_that_was_quantized_before_is_said_beside_each_figure(
