@@ -42,9 +42,11 @@ def test_json_has_all_numbers_and_nothing_else_is_on_standard_output(
     assert main(["study", "audit", str(results), "--reference=r = 64", "--json"]) == 0
     printed = capsys.readouterr()
     found = json.loads(printed.out)
-    assert found["analysis"]["comparisons"][0]["verdict"] == "not worse"
-    assert found["analysis"]["comparisons"][0]["variance_shares"] == {"seeds": 1.0, "examples": 0.0, "rest": 0.0}
-    assert found["analysis"]["recommendation"]["name"] == "r = 8"
+    comparison = found["analysis"]["comparisons"][0]
+    assert comparison["verdict"] == "not enough evidence"  # the three runs that are left may be the good ones
+    assert comparison["variance_shares"] == {"seeds": 1.0, "examples": 0.0, "rest": 0.0}
+    assert found["analysis"]["recommendation"]["name"] == "r = 64"
+    assert found["configurations"][1]["failed_runs"] == 1
     assert found["configurations"][1]["values"] == {"0": 0.95, "1": 0.948, "2": 0.951}
     assert "1 of 7 runs have no finite accuracy" in found["notes"][0]
     assert printed.err.startswith("lora-lightning: warning: 1 of 7 runs have no finite accuracy")
