@@ -40,6 +40,8 @@ PROBE_SEED = 0  # not the run's own: every run of the same data looks at the sam
 class RepresentationDrift(AdapterMonitor):
     """Compares the hidden states of adapted and base model, on a fixed sample of the validation data.
 
+    An example is a row of the split; documents that are packed into one row are one example.
+
     Each layer has `cosine`, the mean over the examples (1: every example points where it did), and `cka`, debiased
     linear centered kernel alignment (1: the same geometry of the examples, up to rotation and scale; around 0:
     unrelated; NaN if all examples have the same state, or there are fewer than 4). The curves `weights/drift/` are

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,12 +22,13 @@ from lora_lightning.analysis.similarity import delta_cosine
 from lora_lightning.artefacts.saved_updates import saved_updates
 from lora_lightning.cli.main import main
 from lora_lightning.compat import bitsandbytes
-from lora_lightning.diagnosis import opened_runs
+from lora_lightning.diagnosis import merge_recovery, opened_runs
 from lora_lightning.diagnosis.adapter_similarity import PairKind
 from lora_lightning.diagnosis.base_errors import measure_base_errors, model_bytes
 from lora_lightning.diagnosis.costs import INFERENCE, weights_by_rank
 from lora_lightning.diagnosis.diagnosis_folder import SCHEMA_VERSION, DiagnosisFolder
 from lora_lightning.diagnosis.effects import Direction, Grouping, QuantizedParts, groups_of
+from lora_lightning.diagnosis.failure_modes import Evidence, merge_drift
 from lora_lightning.diagnosis.findings import Findings, check_budget_for_lists, collect_findings
 from lora_lightning.diagnosis.finished_runs import (
     FinishedRun,
@@ -50,8 +52,8 @@ from lora_lightning.diagnosis.verdict_names import VerdictName
 from lora_lightning.diagnosis.verdicts import State
 from lora_lightning.errors import ConfigurationError, DataError, TrialsFailed
 from lora_lightning.lora.config import LoraSettings
-from lora_lightning.lora.delta import adapter_deltas
-from lora_lightning.lora.parameter_names import is_factor
+from lora_lightning.lora.delta import adapted_layers, adapter_deltas
+from lora_lightning.lora.parameter_names import ADAPTER, is_factor
 from lora_lightning.lora.variants.adalora import AdaLoraSettings
 from lora_lightning.statistics.jackknife import Interval
 from lora_lightning.statistics.study_results import ConfigurationResults
@@ -238,6 +240,30 @@ def test_merging_into_the_dequantized_weights_loses_nothing(pair: tuple[OpenedRu
     assert ratios["dequantized"] == pytest.approx(1, abs=1e-4)
     assert ratios["original"] != pytest.approx(1, abs=1e-4)
     assert found.note == ""
+
+
+def test_a_merge_that_drifts_is_found(pair: tuple[OpenedRun, OpenedRun], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A merge that adds half of each update."""
+    intact = merge_recovery.merged_adapters
+
+    @contextmanager
+    def halved(task: Any, target: str, originals: Any) -> Iterator[None]:
+        layers = adapted_layers(task).values()
+        for layer in layers:
+            layer.scaling[ADAPTER] /= 2
+        with intact(task, target, originals):  # type: ignore[arg-type]
+            yield
+        for layer in layers:
+            layer.scaling[ADAPTER] *= 2
+
+    assert merge_drift(Evidence(merges=measure_merges(pair[1]))) is None
+    monkeypatch.setattr(merge_recovery, "merged_adapters", halved)
+    found = measure_merges(pair[1])
+    assert found.targets[0].recovery.has_gain
+    assert found.targets[0].recovery.ratio.value < 0.9
+    drift = merge_drift(Evidence(merges=found))
+    assert drift is not None
+    assert drift.name == "merge drift"
 
 
 def test_the_same_model_behaves_alike_and_others_do_not(
