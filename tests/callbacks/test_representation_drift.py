@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from lightning import Callback, LightningDataModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from peft import LoraConfig, get_peft_model
@@ -16,7 +17,8 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModel, AutoModelForSequenceClassification, BitsAndBytesConfig, PreTrainedModel
 
-from lora_lightning.callbacks import FrozenBaseCheck, IntruderDimensions, RepresentationDrift
+from lora_lightning import callbacks
+from lora_lightning.callbacks import IntruderDimensions, RepresentationDrift
 from lora_lightning.callbacks.representation_drift import layer_count, probe_rows, shortened_mask
 from lora_lightning.datamodules import Clinc150DataModule, InstructionDataModule, SquadV2DataModule
 from lora_lightning.errors import ConfigurationError
@@ -37,6 +39,7 @@ from tests.figures.test_rank import assert_fits_its_card
 from tests.tiny_data import save_tiny_clinc150, save_tiny_instructions, save_tiny_squad
 from tests.tiny_models import FAMILIES, LAYERS
 
+ROOT = Path(__file__).parents[2]
 TASKS: dict[str, Callable[..., AdaptationTask]] = {
     "classification": SequenceClassificationTask,
     "squad": QuestionAnsweringTask,
@@ -226,10 +229,13 @@ def test_the_base_is_the_pretrained_model_also_after_resuming(
     assert values[2 * half, 1, "cosine"] < table(tmp_path / "a")[half, 1, "cosine"] < 0.9999
 
 
-def test_what_a_variant_froze_stays_frozen(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
+def test_what_a_variant_froze_stays_frozen_beside_every_monitor(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
+    listed = yaml.safe_load((ROOT / "configs/callbacks/all_monitors.yaml").read_text())["trainer"]["callbacks+"]
+    names = [entry["class_path"] for entry in listed]
+    assert {"FrozenBaseCheck", "RepresentationDrift"} < set(names)
     settings = OptimizationSettings(learning_rate=0.02, lorafa=True)
     task = SequenceClassificationTask(str(tiny_backbone("bert")), optimization=settings)
-    train(tmp_path, tiny_backbone("bert"), FrozenBaseCheck(), RepresentationDrift(probe_size=4), task=task)
+    train(tmp_path, tiny_backbone("bert"), *(getattr(callbacks, name)() for name in names), task=task)
     factors = {name: each for name, each in task.named_parameters() if "lora_A" in name}
     assert factors
     assert not any(each.requires_grad or each.grad is not None for each in factors.values())
