@@ -131,6 +131,8 @@ def gradient_and_loss(space: LabelSpace, inputs: Any, labels: Tensor, counts: An
         is_last_batch=False,
         num_training_batches=len(sizes),
         world_size=1,
+        global_step=0,
+        precision_plugin=None,
     )
     task.trainer = cast("Any", trainer)
     logged: list[float] = []
