@@ -1,14 +1,13 @@
 """On which devices runs were trained and timed: times of several devices say nothing about the precision."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from lora_lightning.diagnosis.costs import INFERENCE, STEP, WALL
 from lora_lightning.diagnosis.finished_runs import FinishedRun
+from lora_lightning.runs.devices import Device, device_names
 from lora_lightning.runs.record import RunRecord
 from lora_lightning.studies.trial_numbers import DEVICE, TIMINGS
-
-Device = tuple[str | None, str | None]  # its type and its model, as far as they are known
 
 
 def devices_of_times(runs: Sequence[FinishedRun]) -> dict[str, tuple[str, ...]]:
@@ -27,38 +26,7 @@ def devices_of_times(runs: Sequence[FinishedRun]) -> dict[str, tuple[str, ...]]:
         found[STEP].append(_device(timed) if STEP in timed else _trained_on(run.record))
         for cost in INFERENCE:  # which training does not measure
             found[cost] += [_device(timed)] if cost in timed else []
-    return {cost: names for cost, devices in found.items() if len(names := names_of(devices)) > 1}
-
-
-def note_on_devices(runs: Sequence[FinishedRun]) -> str:
-    """Says that runs were trained on several devices.
-
-    Args:
-        runs: All finished runs of a diagnosis.
-
-    Returns:
-        A sentence; empty if they were not.
-    """
-    names = names_of([_trained_on(run.record) for run in runs])
-    if len(names) < 2:  # noqa: PLR2004  # several
-        return ""
-    return f"Runs were trained on different devices ({', '.join(names)}), which round differently and take other times."
-
-
-def names_of(devices: Iterable[Device]) -> tuple[str, ...]:
-    """Names different devices; one whose model is not known may be any other of its type.
-
-    Args:
-        devices: Type and model of each.
-
-    Returns:
-        Models, and the types of which none is known; without devices that were not recorded.
-    """
-    models: dict[str, set[str]] = {}
-    for kind, model in devices:
-        if kind is not None:
-            models.setdefault(kind, set()).update([model] if model else [])
-    return tuple(sorted(name for kind, own in models.items() for name in own or {kind}))
+    return {cost: names for cost, devices in found.items() if len(names := device_names(devices)) > 1}
 
 
 def _trained_on(record: RunRecord) -> Device:

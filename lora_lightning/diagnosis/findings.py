@@ -13,7 +13,7 @@ from lora_lightning.diagnosis.adapter_similarity import AdapterSimilarity
 from lora_lightning.diagnosis.advice import Advice, advise
 from lora_lightning.diagnosis.base_errors import BaseErrors
 from lora_lightning.diagnosis.costs import CostTable, cost_table, note_on_missing_costs, weights_by_rank
-from lora_lightning.diagnosis.devices import devices_of_times, note_on_devices
+from lora_lightning.diagnosis.devices import devices_of_times
 from lora_lightning.diagnosis.diagnosis_folder import DiagnosisFolder
 from lora_lightning.diagnosis.failure_modes import (
     Evidence,
@@ -194,7 +194,6 @@ def collect_findings(diagnosis: Diagnosis, folder: DiagnosisFolder, study: OpenS
                 note_on_options(diagnosis.precisions, different) if different else "",
                 note_on_products(*(_first_run(runs, precision) for precision in diagnosis.precisions)),
                 "" if errors is None else errors.caution,
-                note_on_devices(runs),
                 _lacking_note(diagnosis, measured),
                 "" if in_full is None else in_full.note,
                 note_on_missing_costs(costs),

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lora_lightning.datamodules.base import TEST, VALIDATION
 from lora_lightning.errors import DataError
+from lora_lightning.runs.devices import device_names
 from lora_lightning.runs.record import RunRecord
 from lora_lightning.studies.option_conflicts import parts_of
 from lora_lightning.studies.trials import Trial
@@ -153,3 +154,18 @@ def note_on_versions(runs: Runs) -> str:
     seen = {name: sorted({record.versions[name] for _, record in runs if name in record.versions}) for name in names}
     several = [f"{name} ({', '.join(versions)})" for name, versions in seen.items() if len(versions) > 1]
     return f"The runs used different versions of {'; '.join(several)}." if several else ""
+
+
+def note_on_devices(runs: Runs) -> str:
+    """Says that runs were trained on several devices; empty if they were not.
+
+    Args:
+        runs: The finished runs of a study.
+    """
+    names = device_names((record.device, record.device_name) for _, record in runs)
+    if len(names) < 2:  # noqa: PLR2004  # several
+        return ""
+    return (
+        f"Runs were trained on different devices ({', '.join(names)}), which round differently; times and memory of "
+        "runs on different ones cannot be compared."
+    )

@@ -24,6 +24,7 @@ from lora_lightning.studies.results_table import few_names
 from lora_lightning.studies.same_inputs import (
     check_same_inputs,
     check_same_rows,
+    note_on_devices,
     note_on_versions,
     rows_identity,
     selection_on_test,
@@ -124,6 +125,7 @@ def collect_results(plan: StudyPlan, folder: StudyFolder, tag: str, statuses: Ma
         reader.note,
         reader.note_on_truncated,
         note_on_versions(reader.runs),
+        note_on_devices(reader.runs),
     )
     chosen_on_test = dict.fromkeys(selection_on_test(record.data_fingerprint) for _, record in reader.runs)
     return StudyNotes(results, tuple(filter(None, (*notes, *chosen_on_test))), tuple(reader.rows))

@@ -17,7 +17,6 @@ from lora_lightning.diagnosis.costs import (
     note_on_missing_costs,
     weights_by_rank,
 )
-from lora_lightning.diagnosis.devices import names_of
 from lora_lightning.diagnosis.failure_modes import Evidence, find_failure_modes, unchecked_failure_modes
 from lora_lightning.diagnosis.rank_threshold import find_rank_threshold
 from lora_lightning.diagnosis.report import make_page
@@ -28,6 +27,7 @@ from lora_lightning.diagnosis.skip_proof import reason_not_to_train
 from lora_lightning.diagnosis.specification import SkipProof
 from lora_lightning.diagnosis.verdict_names import VerdictName
 from lora_lightning.diagnosis.verdicts import DiagnosisVerdict, State, reach_verdicts
+from lora_lightning.runs.devices import device_names
 from lora_lightning.statistics.jackknife import Interval
 from lora_lightning.statistics.study_results import StudyResults
 from tests.diagnosis import planted
@@ -478,9 +478,9 @@ def test_times_of_several_devices_are_not_compared() -> None:
 
 
 def test_a_device_of_an_unknown_model_may_be_any_of_its_type() -> None:
-    assert names_of([("cuda", None), ("cuda", "NVIDIA H200"), (None, None)]) == ("NVIDIA H200",)
-    assert names_of([("cpu", None), ("cuda", None)]) == ("cpu", "cuda")
-    assert names_of([("cuda", "NVIDIA H200"), ("cuda", "NVIDIA L4")]) == ("NVIDIA H200", "NVIDIA L4")
+    assert device_names([("cuda", None), ("cuda", "NVIDIA H200"), (None, None)]) == ("NVIDIA H200",)
+    assert device_names([("cpu", None), ("cuda", None)]) == ("cpu", "cuda")
+    assert device_names([("cuda", "NVIDIA H200"), ("cuda", "NVIDIA L4")]) == ("NVIDIA H200", "NVIDIA L4")
 
 
 def test_weights_are_counted_at_every_rank() -> None:

@@ -14,6 +14,7 @@ from lora_lightning.studies.same_inputs import (
     Runs,
     check_same_inputs,
     check_same_rows,
+    note_on_devices,
     note_on_versions,
     rows_identity,
     selection_on_test,
@@ -110,6 +111,15 @@ def test_other_versions_are_named() -> None:
     found = runs(versions={"torch": "2.13.0", "peft": "0.21.2"})
     object.__setattr__(found[0][1], "versions", {"torch": "2.12.1", "peft": "0.21.2"})
     assert note_on_versions(found) == "The runs used different versions of torch (2.12.1, 2.13.0)."
+
+
+def test_different_devices_are_named() -> None:
+    found = runs(device="cuda", device_name="NVIDIA H200")
+    assert note_on_devices(found) == ""  # those of the other runs were not recorded
+    object.__setattr__(found[0][1], "device", "cpu")
+    assert note_on_devices(found).startswith("Runs were trained on different devices (NVIDIA H200, cpu), which")
+    object.__setattr__(found[0][1], "device", "cuda")  # of an older release: it may be the same model
+    assert note_on_devices(found) == ""
 
 
 def test_data_that_changes_during_a_study_is_noticed(
