@@ -77,7 +77,7 @@ def test_options_that_append_to_a_list_all_count(
     [
         (["--budget=r=3"], "the following arguments are required: --output"),
         (["--budget=r=3", "--output=out.yaml"], "neither RUN nor --config are given"),
-        (["--config=BASE", "--output=out.yaml", "--budget=3", "--bathces=3"], "--bathces=3"),
+        (["--config=BASE", "--output=out.yaml", "--budget=3", "--bathces=3"], "did you mean --batches?"),
         (["--config=BASE", "--output=out.yaml", "--budget=3", "--batches=x"], "argument --batches: invalid int"),
         (["--config=BASE", "--output=out.yaml", "--budget=5"], "--budget is 5 trainable adapter parameters, below"),
         (["--config=BASE", "--output=out.yaml", "--budget=r=1", "--model.lora.q=3"], "model.lora has no option 'q'"),
