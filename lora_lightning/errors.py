@@ -5,10 +5,12 @@ without a traceback.
 """
 
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from enum import IntEnum
 from pathlib import Path
+
+FEW = 4  # names in a sentence
 
 DEBUG = "--debug"  # an option of every command: print the traceback of any error
 
@@ -153,3 +155,9 @@ def suggest_names(name: str, allowed: Iterable[str], limit: int = 3) -> str:
     if close:
         return f"did you mean {' or '.join(repr(match) for match in close)}?"
     return f"the choices are {', '.join(names)}."
+
+
+def few_names(names: Sequence[str]) -> str:
+    """Lists names, at most four of them."""
+    more = f" and {len(names) - FEW} more" if len(names) > FEW else ""
+    return ", ".join(names[:FEW]) + more

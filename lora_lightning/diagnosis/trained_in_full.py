@@ -5,8 +5,8 @@ from math import isnan, nan
 
 from lora_lightning.backbones.adapter_weights import read_adapter_weights
 from lora_lightning.diagnosis.finished_runs import FinishedRun
+from lora_lightning.errors import few_names
 from lora_lightning.lora.parameter_names import adapted_module_name, is_factor
-from lora_lightning.studies.results_table import few_names
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_lightning.errors import DataError
+from lora_lightning.errors import DataError, few_names
 from lora_lightning.figures.png import png_bytes
 from lora_lightning.reports.drawing import inline_svg
 from lora_lightning.runs.files import atomic_file
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 FIGURES, PAGE = "figures", "report.html"
 ENDINGS = ("png", "svg")
 NAME = re.compile(r"[A-Za-z0-9_.-]+")
-LONGEST_NAME, FEW = 60, 4
+LONGEST_NAME = 60
 LARGEST_PAGE, ROOM = 2_000_000, 1_000  # bytes; the latter for headings, and for the sentence on what was left out
 # What a page says of its figures' files, so that the next report can delete those that it does not replace. Pages of
 # earlier releases say nothing; their figures had running numbers.
@@ -155,11 +155,6 @@ def figures_that_fit(
         return found, ""
     count_of = f"{len(left_out)} figures are" if len(left_out) > 1 else "1 figure is"
     return found, f"{count_of} only in the folder {FIGURES}, since this page would be too large: {few_names(left_out)}."
-
-
-def few_names(names: Sequence[str]) -> str:
-    """Lists names, at most four of them."""
-    return ", ".join(names[:FEW]) + (f" and {len(names) - FEW} more" if len(names) > FEW else "")
 
 
 def _write_error(path: Path, error: OSError) -> DataError:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_lightning.errors import few_names
 from lora_lightning.figures.study import (
     common_steps,
     curves_figure,
@@ -23,7 +24,6 @@ from lora_lightning.reports.drawing import svg_text
 from lora_lightning.reports.files import (
     PAGE,
     ReportFigure,
-    few_names,
     figures_that_fit,
     file_name,
     with_different_names,

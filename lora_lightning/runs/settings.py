@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+NOT_SET = "(not set)"  # what a missing name may count as
 # How a command starts, not what it does.
 NOT_OF_THE_RUN = ("resume", "ckpt_path", "config", "allow_other_base", "allow_changed_data", "base_model_id")
 

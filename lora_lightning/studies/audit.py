@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_lightning.analysis.metric_scale import TableScale, choose_metric, choose_scale, doubtful_scale_note
-from lora_lightning.errors import DataError, suggest_names
+from lora_lightning.errors import DataError, few_names, suggest_names
 from lora_lightning.statistics.analysis import (
     StudyAnalysis,
     analyze_study,
@@ -21,7 +21,7 @@ from lora_lightning.statistics.pairing import unpaired_seeds
 from lora_lightning.statistics.study_results import ConfigurationResults, StudyResults
 from lora_lightning.studies.example_outcomes import read_outcomes
 from lora_lightning.studies.metric_column import RANKS, choose_metric_column
-from lora_lightning.studies.results_table import ResultsTable, few_names, read_results_table
+from lora_lightning.studies.results_table import ResultsTable, read_results_table
 
 COSTS = ("trainable_parameters",)  # columns of which less is better, if the table has them
 

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lora_lightning.errors import ConfigurationError, DataError, suggest_names
+from lora_lightning.errors import ConfigurationError, DataError, few_names, suggest_names
 from lora_lightning.runs.record import RunRecord
 from lora_lightning.statistics.analysis import analyze_study
 from lora_lightning.statistics.study_results import ConfigurationResults, StudyResults
 from lora_lightning.studies.audit import StudyAudit, unpaired_runs_note
 from lora_lightning.studies.open_study import OpenStudy, open_study
-from lora_lightning.studies.results_table import few_names
 from lora_lightning.studies.same_inputs import check_same_rows
 from lora_lightning.studies.trial_results import collect_results
 from lora_lightning.studies.trial_runs import study_metric

@@ -4,9 +4,9 @@ import math
 import re
 from collections.abc import Sequence
 
-from lora_lightning.errors import DataError
+from lora_lightning.errors import FEW, DataError, few_names
 from lora_lightning.metrics.direction import higher_is_better
-from lora_lightning.studies.results_table import CONFIGURATION, FEW, SEED, ResultsTable, few_names, to_number
+from lora_lightning.studies.results_table import CONFIGURATION, SEED, ResultsTable, to_number
 
 RANKS = ("model.lora.r", "lora_r", "rank", "r")
 NOT_TESTED = {"train", "training", "val", "valid", "validation"}  # words in names of metrics

@@ -9,12 +9,11 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_warn
 from optuna.trial import TrialState
 
-from lora_lightning.errors import ConfigurationError
+from lora_lightning.errors import ConfigurationError, few_names
 from lora_lightning.studies.added_later import AddedLater, additions
 from lora_lightning.studies.journal import ENDED, Claim, StudyJournal, TrialStatus
 from lora_lightning.studies.learning_rates import Statuses, chosen_rates, configurations_without_rate, further_trials
 from lora_lightning.studies.plan import StudyPlan
-from lora_lightning.studies.results_table import few_names
 from lora_lightning.studies.search import (
     SearchRun,
     Suggestion,

@@ -19,7 +19,6 @@ TESTED = "is_tested"  # of the table of all trials that a study writes
 EXAMPLE = re.compile(r"example[ _.:-]?\d.*|example_.+", re.IGNORECASE | re.DOTALL)
 MISSING = {"", "na", "n/a", "nan", "none", "null", "-"}
 TRUTH = {"true": 1.0, "false": 0.0}
-FEW = 4  # names in a note
 
 
 @dataclass(frozen=True)
@@ -143,12 +142,6 @@ def _how_to_write(cell: str) -> str:
     if re.fullmatch(r"[+-]?\d{1,3}([,' ]\d{3})+(\.\d*)?", cell):
         return f"write it without separators of thousands, as {re.sub('[^0-9.+-]', '', cell)}"
     return "leave the cell of a run without a result empty"
-
-
-def few_names(names: Sequence[str]) -> str:
-    """Lists names, at most four of them."""
-    more = f" and {len(names) - FEW} more" if len(names) > FEW else ""
-    return ", ".join(names[:FEW]) + more
 
 
 def _without_surrounding_spaces(table: Table) -> Table:

@@ -12,6 +12,7 @@ from lora_lightning.datamodules.base import TEST, VALIDATION
 from lora_lightning.errors import DataError
 from lora_lightning.runs.devices import device_names
 from lora_lightning.runs.record import RunRecord
+from lora_lightning.runs.settings import NOT_SET
 from lora_lightning.studies.option_conflicts import parts_of
 from lora_lightning.studies.trials import Trial
 
@@ -19,7 +20,6 @@ from lora_lightning.studies.trials import Trial
 DATA = ("data",)
 BASE = ("model.backbone", "model.revision", "model.quantization", "model.class_path")
 ADAPTER = (*BASE, "model.adapter")
-NOT_SET = "(not set)"
 REMEDY = "delete the folders of the runs that no longer count, and run the study again"
 Runs = Sequence[tuple[Trial, RunRecord]]
 Fact = Callable[[RunRecord], Any]

@@ -13,7 +13,7 @@ from filelock import FileLock
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.runs.files import save_text, write_error
 from lora_lightning.runs.save_dirs import STUDIES
-from lora_lightning.runs.settings import flatten, list_differences
+from lora_lightning.runs.settings import NOT_SET, flatten, list_differences
 from lora_lightning.studies.added_later import AddedLater
 from lora_lightning.studies.claim_settings import claims_as_json, claims_from_json
 from lora_lightning.studies.plan import StudyPlan, plan_study, seed_by_seed
@@ -31,7 +31,6 @@ DECIDED_BEFOREHAND = ("objective", "direction", "margin", "reference", "costs", 
 # What every trial replaces (`run_options` in trial_runs.py), so that it may differ in the base.
 REPLACED = (SEED_OPTION, "test_after_fit", "trainer.logger", "trainer.enable_progress_bar")
 MOST_NAMED = 3
-NOT_SET = "(not set)"
 REMEDY = "restore the YAML, --base and --set, or give the study another name"
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from lora_lightning.analysis.metric_outcomes import metric_outcomes
 from lora_lightning.analysis.metric_scale import TableScale, choose_scale
 from lora_lightning.datamodules.base import VALIDATION
-from lora_lightning.errors import DataError
+from lora_lightning.errors import DataError, few_names
 from lora_lightning.runs.curves import curve_name
 from lora_lightning.runs.record import RunRecord
 from lora_lightning.statistics.equal_loss import VALIDATION_LOSS
@@ -20,7 +20,6 @@ from lora_lightning.studies.journal import ENDED, TrialStatus
 from lora_lightning.studies.learning_rates import tried_rates
 from lora_lightning.studies.option_conflicts import varied_options
 from lora_lightning.studies.plan import StudyPlan, beside_rank, rank_of
-from lora_lightning.studies.results_table import few_names
 from lora_lightning.studies.same_inputs import (
     check_same_inputs,
     check_same_rows,
