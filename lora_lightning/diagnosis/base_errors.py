@@ -145,8 +145,8 @@ def _layer_error(
         layer,
         kind,
         error=relative_error(weight, rounded),
-        canceled=_mean_of_known(shares[0]),
-        canceled_by_other=_mean_of_known(shares[1]),
+        canceled=mean_of_known(shares[0]),
+        canceled_by_other=mean_of_known(shares[1]),
         reachable=math.nan if rank is None else reachable_share(weight - rounded, rank),
         excess_kurtosis=shape.excess_kurtosis,
         outlier_share=shape.outlier_share,
@@ -158,12 +158,13 @@ def _layer_error(
 
 def _over_adapters(shares: Sequence[Sequence[float]]) -> Interval:
     """The mean over layers and adapters, from the shares by layer and adapter; other seeds are other adapters."""
-    means = [_mean_of_known(each) for each in zip(*shares, strict=True)]
+    means = [mean_of_known(each) for each in zip(*shares, strict=True)]
     return mean_interval([mean for mean in means if not math.isnan(mean)])
 
 
-def _mean_of_known(shares: Iterable[float]) -> float:
-    known = [share for share in shares if not math.isnan(share)]
+def mean_of_known(numbers: Iterable[float]) -> float:
+    """The mean of the numbers that are not NaN; NaN if none is left."""
+    known = [number for number in numbers if not math.isnan(number)]
     return fmean(known) if known else math.nan
 
 

@@ -1,12 +1,12 @@
 """The tables of a diagnosis's report: numbers as texts."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from statistics import fmean
 
 from lora_lightning.diagnosis.adapter_similarity import AdapterSimilarity, PairKind
-from lora_lightning.diagnosis.base_errors import BaseErrors, LayerError
+from lora_lightning.diagnosis.base_errors import BaseErrors, LayerError, mean_of_known
 from lora_lightning.diagnosis.costs import PEAK_MEMORY, PROCESS_MEMORY, CostTable
 from lora_lightning.diagnosis.effects import Direction, Effect, Grouping
 from lora_lightning.diagnosis.failure_modes import FailureMode
@@ -147,18 +147,14 @@ def errors_tables(found: BaseErrors) -> tuple[PageTable, ...]:
     )
 
     def row(name: str, layers: Sequence[LayerError]) -> tuple[str, ...]:
-        def mean(values: Iterable[float]) -> float:
-            known = [value for value in values if not math.isnan(value)]
-            return fmean(known) if known else math.nan
-
         return (
             name,
-            percent(mean(each.error for each in layers)),
-            percent(mean(each.canceled for each in layers)),
-            percent(mean(each.canceled_by_other for each in layers)),
-            percent(mean(each.reachable for each in layers)),
-            number(mean(each.excess_kurtosis for each in layers)),
-            percent(mean(each.outlier_share for each in layers)),
+            percent(mean_of_known(each.error for each in layers)),
+            percent(mean_of_known(each.canceled for each in layers)),
+            percent(mean_of_known(each.canceled_by_other for each in layers)),
+            percent(mean_of_known(each.reachable for each in layers)),
+            number(mean_of_known(each.excess_kurtosis for each in layers)),
+            percent(mean_of_known(each.outlier_share for each in layers)),
             number(max(each.largest for each in layers)),
         )
 

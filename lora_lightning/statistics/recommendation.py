@@ -127,7 +127,7 @@ def _reference(results: StudyResults, reason: str, evidence: str) -> Recommendat
     """Recommends the reference, unless runs of it failed."""
     reference, failures = results.reference, results.configuration(results.reference).failures
     if failures:
-        answer = f"Nothing is recommended: {failures}, and of its reference {reference} a study needs all. {evidence}"
+        answer = f"Nothing is recommended: {failures}, and a study needs all runs of its reference. {evidence}"
         return Recommendation(None, proven=False, answer=answer.rstrip())
     return Recommendation(reference, proven=False, answer=f"{reference} is recommended: {reason} {evidence}".rstrip())
 
