@@ -151,7 +151,8 @@ def suggest_names(name: str, allowed: Iterable[str], limit: int = 3) -> str:
         `"did you mean 'a' or 'b'?"`, or the full list of names if none of them is similar.
     """
     names = sorted(set(allowed))
-    close = get_close_matches(name, names, n=limit, cutoff=0.5)
+    nearly_equal = get_close_matches(name, names, n=limit, cutoff=0.8)  # beside them the merely similar are noise
+    close = nearly_equal or get_close_matches(name, names, n=limit, cutoff=0.5)
     if close:
         return f"did you mean {' or '.join(repr(match) for match in close)}?"
     return f"the choices are {', '.join(names)}."

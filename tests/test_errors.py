@@ -42,5 +42,7 @@ def test_the_exit_status_of_an_error(error: BaseException | None, status: int) -
 
 
 def test_similar_names_come_first_and_all_names_if_none_is_similar() -> None:
-    assert suggest_names("qery", ["query", "key", "value"]) == "did you mean 'query' or 'key'?"
+    assert suggest_names("qery", ["query", "key", "value"]) == "did you mean 'query'?"  # 'key' is noise beside it
+    assert suggest_names("quey", ["que", "key", "value"]) == "did you mean 'que'?"
+    assert suggest_names("ky", ["key", "any"]) == "did you mean 'key'?"
     assert suggest_names("zzz", ["query", "key"]) == "the choices are key, query."

@@ -132,18 +132,28 @@ def choose_metric(name: str, scale: TableScale, direction: str | None = None, ma
     return metric
 
 
-def doubtful_scale_note(name: str, values: Sequence[float], scale: TableScale) -> str:
+def doubtful_scale_note(name: str, values: Sequence[float], scale: TableScale, *, is_given: bool) -> str:
     """Says how values were read that may be fractions or percentages below 1, such as a calibration error of 0.8.
 
     Args:
         name: The metric.
         values: All its values, finite.
-        scale: The scale that was chosen by name and values.
+        scale: The scale of the values.
+        is_given: Whether the user gave the scale, instead of a choice by name and values.
 
     Returns:
-        A sentence; empty if the values can hardly be percentages.
+        A sentence; empty if nothing is doubtful: the values can hardly be percentages, or are given as what they
+        look like.
     """
     largest = max(values, default=0.0)
+    if is_given:
+        is_small = scale is TableScale.PERCENT and max(map(abs, values), default=math.inf) <= 1
+        if not is_small or higher_is_better(name) is not True:  # an error rate may well be below 1 %
+            return ""
+        return (
+            f"The values of {name} are read as percent, as given, so that {largest:g} is {largest:g} % and not "
+            f"{100 * largest:.4g} %; if they are fractions, leave the scale out: the margin is in points."
+        )
     if scale is not TableScale.FRACTION or higher_is_better(name) is not False or largest <= RARE_ERROR:
         return ""
     return (

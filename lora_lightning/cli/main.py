@@ -16,8 +16,17 @@ from typing import NoReturn, TextIO, cast
 
 from lora_lightning import __version__
 from lora_lightning.cli.output import STANDARD_ERROR, TolerantStream
+from lora_lightning.cli.sentence_parser import SentenceParser
 from lora_lightning.compat.glibc import restart_with_tunables
-from lora_lightning.errors import DEBUG, ExitStatus, LoraLightningError, RunFinished, TrainingStopped, exit_status
+from lora_lightning.errors import (
+    DEBUG,
+    ConfigurationError,
+    ExitStatus,
+    LoraLightningError,
+    RunFinished,
+    TrainingStopped,
+    exit_status,
+)
 from lora_lightning.runs.signals import (
     ending_on_signals,
     ignore_lost_processes,
@@ -77,7 +86,7 @@ exit status of every command:
 
 def build_parser() -> argparse.ArgumentParser:
     """Returns the top-level parser. It does not know the options of a command; Lightning's parser reads them."""
-    parser = argparse.ArgumentParser(
+    parser = SentenceParser(
         prog="lora-lightning",
         description="Train, measure and export LoRA adapters with PyTorch Lightning.",
         epilog=EPILOG,
@@ -135,7 +144,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     without_debug = [argument for argument in given if argument != DEBUG]
-    build_parser().parse_known_args(without_debug[:1] or ["--help"])
+    try:
+        build_parser().parse_args(without_debug[:1] or ["--help"])
+    except ConfigurationError as error:
+        report_error(error, debug=DEBUG in given)
+        return exit_status(error)
     with ending_on_signals(without_debug[0] in TRAINING):
         return run_and_report(without_debug, debug=DEBUG in given)
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from lora_lightning.errors import ConfigurationError
+from lora_lightning.errors import ConfigurationError, suggest_names
 
 ALIKE = 0.75  # 1 is the same name
+CHOICE = re.compile(r"argument (?P<of>(SUB)?COMMAND): invalid choice: '(?P<given>.*)' \(choose from (?P<names>.*)\)")
 OPTION = re.compile(r"^\s+(?:-\w, )?(--[\w-]+)", re.MULTILINE)  # as help lists them
 
 
@@ -64,5 +65,8 @@ class SentenceParser(argparse.ArgumentParser):
         Raises:
             ConfigurationError: Always.
         """
-        msg = f"{message}{' ' if message.endswith('?') else '; '}see {self.prog} --help"
+        if (choice := CHOICE.fullmatch(message)) is not None:
+            names = re.findall(r"'([^']+)'", choice["names"])
+            message = f"there is no {choice['of'].lower()} {choice['given']}; {suggest_names(choice['given'], names)}"
+        msg = f"{message.removesuffix('.')}{' ' if message.endswith('?') else '; '}see {self.prog} --help"
         raise ConfigurationError(msg)

@@ -124,7 +124,7 @@ def print_audit(audit: StudyAudit) -> None:
     console.print(printable_name(f"{metric.name}: {better} is better, margin {shown_margin(metric)}"))
     console.print()
     console.print(verdicts_table(audit.results, analysis))
-    for paragraph in (analysis.recommendation.answer, chance_sentence(analysis)):
+    for paragraph in filter(None, (analysis.recommendation.answer, chance_sentence(analysis))):
         console.print(f"\n{printable_name(paragraph)}")
     for row in claim_rows(analysis.claims, metric):
         console.print(f"\n{printable_name(row.sentence)}")

@@ -7,7 +7,7 @@ from typing import Any
 
 from lora_lightning.datamodules.hub import load_hub_dataset
 from lora_lightning.errors import DataError
-from lora_lightning.runs.tables import READERS, check_characters, parse_json, read_table, read_text
+from lora_lightning.runs.tables import READERS, check_characters, parse_json, read_table, read_text, refuse_folder
 
 JSON_LIST = ".json"
 RECORD_FILES = (*READERS, JSON_LIST)
@@ -41,6 +41,7 @@ def read_records(path: str | Path) -> list[Record]:
     """
     path = Path(path)
     ending = path.suffix.lower()
+    refuse_folder(path, RECORD_FILES)
     if ending not in RECORD_FILES:
         msg = f"{path} cannot be read as records; its extension must be one of {', '.join(RECORD_FILES)}."
         raise DataError(msg)

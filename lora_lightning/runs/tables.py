@@ -114,6 +114,7 @@ def read_table(path: Path) -> Table:
         DataError: If the file cannot be read, or a row is malformed.
     """
     ending = path.suffix.lower()
+    refuse_folder(path, READERS)
     if ending not in READERS:
         msg = f"{path} cannot be read as a table; its extension must be one of {', '.join(READERS)}."
         raise DataError(msg)
@@ -122,6 +123,21 @@ def read_table(path: Path) -> Table:
         msg = f"{path} has no rows; give a file with at least one."
         raise DataError(msg)
     return table
+
+
+def refuse_folder(path: Path, endings: Iterable[str]) -> None:
+    """Refuses a folder in place of a file.
+
+    Args:
+        path: What was given.
+        endings: Extensions of the files that are read.
+
+    Raises:
+        DataError: If the path is a folder.
+    """
+    if path.is_dir():
+        msg = f"{path} is a folder; give a file that ends in {', '.join(endings)}."
+        raise DataError(msg)
 
 
 def read_tsv(path: Path, names: Sequence[str] | None = None, skip_broken: bool = False) -> Table:

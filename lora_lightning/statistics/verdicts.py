@@ -121,7 +121,8 @@ def shown_difference(difference: PairedDifference, metric: Metric) -> str:
 
 def shown_margin(metric: Metric) -> str:
     """Formats the margin, such as `0.5 points`."""
-    return f"{metric.margin:g}{metric.unit}"
+    unit = metric.unit.removesuffix("s") if metric.margin == 1 and metric.unit == " points" else metric.unit
+    return f"{metric.margin:g}{unit}"
 
 
 def what_is_missing(difference: PairedDifference, metric: Metric, error_rate: float = ERROR_RATE) -> str:

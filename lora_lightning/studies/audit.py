@@ -99,7 +99,7 @@ def audit_results(
     notes = [
         note_on_metric,
         results.unfinished,
-        doubtful_scale_note(metric, known, chosen) if scale is None else "",
+        doubtful_scale_note(metric, known, chosen, is_given=scale is not None),
         *reader.notes,
         unpaired_runs_note(results),
         weak_reference_note(results, analysis),

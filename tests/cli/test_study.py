@@ -72,13 +72,16 @@ def test_output_is_a_folder_with_the_report(results: Path, tmp_path: Path, capsy
         (["study", "audit", "RESULTS", "--reference=r = 64", "--margin=wide"], "invalid float value: 'wide'"),
         (["study", "audit", "RESULTS", "--refer=r = 64"], "required: --reference"),
         (["study", "audit", "RESULTS", "--reference=r = 64", "--nothing"], "unrecognized arguments: --nothing"),
-        (["study", "adit"], "invalid choice: 'adit'"),
+        (["study", "adit"], "there is no subcommand adit; did you mean 'audit'? see lora-lightning study --help"),
+        (["stduy", "run"], "there is no command stduy; did you mean 'study'? see lora-lightning --help"),
+        (["study", "audit", "FOLDER", "--reference=a"], "is a folder; give a file that ends in .csv, .tsv"),
     ],
 )
 def test_mistakes_are_a_sentence_and_exit_with_2(
     words: list[str], message: str, results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([str(results) if word == "RESULTS" else word for word in words]) == 2
+    given = {"RESULTS": str(results), "FOLDER": str(results.parent)}
+    assert main([given.get(word, word) for word in words]) == 2
     said = capsys.readouterr().err
     assert said.startswith("lora-lightning: error: ")
     assert message in said

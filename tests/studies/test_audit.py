@@ -143,6 +143,13 @@ def test_a_share_of_errors_that_may_be_percent_is_noted() -> None:
     assert not audit_results(columns, "r = 64", metric="calibration_error").notes
 
 
+def test_fractions_that_are_given_as_percent_are_noted() -> None:
+    columns = two_configurations(accuracy=[0.95, 0.952, 0.951, 0.9, 0.91, 0.92])
+    notes = audit_results(columns, "r = 64", metric="accuracy", scale="percent").notes
+    assert any("read as percent, as given, so that 0.952 is 0.952 % and not 95.2 %" in note for note in notes)
+    assert not audit_results(columns, "r = 64", metric="accuracy", scale="fraction").notes
+
+
 @pytest.mark.parametrize("name", ["dialog_perplexity", "logit_perplexity"])
 def test_log_within_a_word_is_no_logarithm(name: str) -> None:
     columns = two_configurations(**{name: [2000.0, 2010.0, 2005.0, 2100.0, 2110.0, 2104.0]})
