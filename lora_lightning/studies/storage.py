@@ -1,5 +1,6 @@
 """Where the trials of a study are recorded: a journal file in its folder, or a database that many machines reach."""
 
+import re
 import secrets
 import shlex
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
-from sqlalchemy.engine import create_engine, make_url
+from sqlalchemy.engine import URL, create_engine, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from lora_lightning.errors import ConfigurationError, TrainingError
@@ -21,6 +22,9 @@ from lora_lightning.studies.study_folder import StudyFolder
 TOKEN = "token"  # noqa: S105  # an attribute of the study in a database, and a file in its folder
 TIMEOUT = 10  # seconds to wait for a connection
 DRIVERS = {"postgresql": "psycopg[binary]", "mysql": "pymysql", "mariadb": "pymysql"}  # what pip installs
+WITH_TIMEOUT = {"psycopg", "psycopg2", "pymysql", "mysqldb"}  # others call the timeout of a connection otherwise
+SECRET = re.compile(r"passw(or)?d|pwd|secret", re.IGNORECASE)  # in the name of a parameter; a `passfile` is none
+USER_AND_PASSWORD = re.compile(r"(?<=://)[^@]*(?=@)")
 
 
 class StorageFailed(TrainingError):  # noqa: N818  # no fault of a trial
@@ -38,21 +42,31 @@ def check_storage_url(url: str) -> None:
     """
     try:
         parsed = make_url(url)
-    except ArgumentError as error:
-        msg = f"the storage {url!r} is no URL of a database; write it as postgresql+psycopg://USER@HOST/DATABASE, or "
+    except (ArgumentError, ValueError) as error:  # such as a port that is no number
+        shown = USER_AND_PASSWORD.sub("***", url)
+        msg = f"the storage {shown!r} is no URL of a database; write it as postgresql+psycopg://USER@HOST/DATABASE, or "
         msg += "leave storage out for a journal file in the study's folder"
         raise ConfigurationError(msg) from error
+    secrets_in_query = _secrets_in_query(parsed)
+    shown = parsed.update_query_dict(dict.fromkeys(secrets_in_query, "***")).render_as_string(hide_password=True)
     if parsed.get_backend_name() == "sqlite":
-        msg = (
-            f"the storage {url!r} is SQLite, which may give one waiting trial to two workers; leave storage out for a "
-        )
-        msg += "journal file in the study's folder, or use PostgreSQL"
+        msg = f"the storage {shown} is SQLite, which may give one waiting trial to two workers; leave storage out for "
+        msg += "a journal file in the study's folder, or use PostgreSQL"
         raise ConfigurationError(msg)
-    if parsed.password is not None:
-        shown = parsed.render_as_string(hide_password=True)
+    if parsed.password is not None or secrets_in_query:
         msg = f"the storage {shown} has a password, which everyone could read in the study's folder; leave it out, "
         msg += "and put it into ~/.pgpass or PGPASSWORD, or the like of your database"
         raise ConfigurationError(msg)
+
+
+def _secrets_in_query(url: URL) -> list[str]:
+    """The parameters behind the `?` that hold a password, which drivers take there, too."""
+    values = {name: " ".join([value] if isinstance(value, str) else value) for name, value in url.query.items()}
+    return [
+        name
+        for name, value in values.items()
+        if SECRET.search(name) or (name == "odbc_connect" and SECRET.search(value))
+    ]
 
 
 def open_storage(folder: StudyFolder, url: str | None, *, writes: bool = True) -> BaseStorage:
@@ -108,8 +122,8 @@ def _open_database(url: str) -> BaseStorage:
 
 
 def _timeout(url: str) -> dict[str, Any]:
-    is_known = make_url(url).get_backend_name() in DRIVERS
-    return {"connect_args": {"connect_timeout": TIMEOUT}} if is_known else {}
+    has_timeout = make_url(url).get_driver_name() in WITH_TIMEOUT
+    return {"connect_args": {"connect_timeout": TIMEOUT}} if has_timeout else {}
 
 
 @contextmanager
@@ -122,7 +136,7 @@ def _database_errors(url: str) -> Iterator[None]:
         backend = make_url(url).get_backend_name()
         msg += f"'{DRIVERS.get(backend, backend)}'"
         raise ConfigurationError(msg) from error
-    except (SQLAlchemyError, StorageInternalError) as error:
+    except (SQLAlchemyError, StorageInternalError, TypeError, ValueError) as error:  # or a parameter is unknown
         msg = f"the storage {url} does not answer ({_reason(error)}); start the database, correct the URL, or leave "
         msg += "storage out for a journal file in the study's folder"
         raise ConfigurationError(msg) from error

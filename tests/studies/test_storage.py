@@ -15,7 +15,15 @@ from lora_lightning.errors import ConfigurationError, TrainingError
 from lora_lightning.studies.journal import StudyJournal
 from lora_lightning.studies.open_study import start_study
 from lora_lightning.studies.plan import StudyPlan, plan_study
-from lora_lightning.studies.storage import StorageFailed, check_shared_folder, check_storage_url, storage_errors
+from lora_lightning.studies.storage import (
+    TIMEOUT,
+    StorageFailed,
+    _database_errors,
+    _timeout,
+    check_shared_folder,
+    check_storage_url,
+    storage_errors,
+)
 from lora_lightning.studies.study_file import read_study_file
 from lora_lightning.studies.study_folder import StudyFolder
 from lora_lightning.studies.trial_runs import CheckedStudy
@@ -153,6 +161,13 @@ def test_an_error_of_the_journal_file_is_no_fault_of_the_trial(tmp_path: Path) -
         ("sqlite+pysqlite:///study.db", "is SQLite"),
         ("study.db", "'study.db' is no URL of a database"),
         ("postgresql://me:secret@host/study", r"the storage postgresql://me:\*\*\*@host/study has a password"),
+        ("postgresql://me@host/study?password=secret", r"@host/study\?password=(\*|%2A)+ has a password"),
+        ("mysql+pymysql://me@host/study?passwd=secret&charset=utf8", "has a password"),
+        ("postgresql://me@host/study?sslpassword=secret", "has a password"),
+        ("mssql+pyodbc:///?odbc_connect=Server%3Dx%3BPWD%3Dsecret", "has a password"),
+        ("sqlite:///study.db?password=secret", "is SQLite"),
+        ("postgresql://me@host:abc/study", r"'postgresql://\*\*\*@host:abc/study' is no URL of a database"),
+        ("postgresql://me:secret@host:abc/study", "is no URL of a database"),
     ],
 )
 def test_urls_that_are_refused(url: str, message: str, tmp_path: Path) -> None:
@@ -161,6 +176,23 @@ def test_urls_that_are_refused(url: str, message: str, tmp_path: Path) -> None:
     assert "secret" not in str(caught.value)
     with pytest.raises(ConfigurationError):
         check_storage_url(url)
+
+
+def test_urls_without_a_password_are_taken() -> None:
+    for query in ("", "?passfile=/home/me/.pgpass", "?sslmode=require&sslrootcert=/etc/secrets/ca.pem"):
+        check_storage_url(f"postgresql+psycopg://me@host/study{query}")
+
+
+def test_only_drivers_that_know_it_get_a_timeout() -> None:
+    assert _timeout("postgresql+psycopg://host/study") == {"connect_args": {"connect_timeout": TIMEOUT}}
+    assert _timeout("mysql+pymysql://host/study") != {}
+    assert _timeout("postgresql+pg8000://host/study") == _timeout("postgresql+asyncpg://host/study") == {}
+
+
+@pytest.mark.parametrize("error", [TypeError("connect() got an unexpected keyword argument 'x'"), ValueError("no")])
+def test_a_parameter_that_a_driver_does_not_know_is_a_sentence(error: Exception) -> None:
+    with pytest.raises(ConfigurationError, match="correct the URL"), _database_errors("mysql://host/study?x=1"):
+        raise error
 
 
 def test_an_unknown_database_or_a_missing_driver_is_a_sentence(tmp_path: Path) -> None:
