@@ -3,6 +3,7 @@
 import argparse
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 from lora_lightning.errors import ConfigurationError
@@ -13,7 +14,8 @@ example:
   lora-lightning study slurm configs/studies/rank.yaml --jobs 4 --sbatch=--time=04:00:00 --sbatch=--gpus=1 > rank.sh
   sbatch rank.sh
 
-A job that reaches its time limit, or is preempted, saves its step and is queued again.
+A job that reaches its time limit, or is preempted, saves its step and is queued again. Each job is one worker, which is
+one process: options of sbatch that would change this are refused.
 """
 SCRIPT = """\
 #!/bin/bash
@@ -31,6 +33,14 @@ if [ $status -eq 75 ]; then
 fi
 exit $status
 """
+# What the script relies on: options of sbatch by long and short name, with the only value that they may have.
+FIXED = {
+    "array": ("a", None, "give the number of jobs with --jobs"),
+    "ntasks": ("n", "1", "each job is one worker, and --jobs starts several"),
+    "nodes": ("N", "1", "each job is one worker, and --jobs starts several"),
+    "signal": ("", None, "the script asks for SIGUSR1 early enough to save the step"),
+    "no-requeue": ("", None, "a job is queued again to resume its trial"),
+}
 
 
 def add_slurm_options(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +80,7 @@ def run_slurm(options: argparse.Namespace) -> str:
         if not re.fullmatch(r"-\S+( \S+)*", option):
             msg = f"--sbatch {option!r} is no option of sbatch; write it as --sbatch=--time=04:00:00"
             raise ConfigurationError(msg)
+        check_fixed(option)
     study = plan_study(read_study_file(options.study, [Path(base) for base in options.base], options.settings)).study
     words = ["lora-lightning", "study", "run", str(options.study)]
     words += [f"--base={base}" for base in options.base] + [f"--set={setting}" for setting in options.settings]
@@ -78,3 +89,23 @@ def run_slurm(options: argparse.Namespace) -> str:
     script = SCRIPT.format(name=study.name, last=options.jobs - 1, lines=lines, command=shlex.join(words))
     print(script, end="")
     return script
+
+
+def check_fixed(words: str) -> None:
+    """Refuses options of sbatch on which the script relies: of two that contradict each other, sbatch takes the last.
+
+    Args:
+        words: One or more options, such as `--time=04:00:00` or `-n 4`.
+
+    Raises:
+        ConfigurationError: Names the option, and what to do instead.
+    """
+    for word, following in pairwise([*words.split(), ""]):
+        name, equals, value = word.partition("=")
+        for long, (short, allowed, remedy) in FIXED.items():
+            is_long = name.startswith("--") and name[2:] and (long.startswith(name[2:]) or name[2:].startswith(long))
+            is_short = bool(short) and word.startswith(f"-{short}")
+            given = (word[2:].lstrip("=") if is_short else value if equals else "") or following
+            if (is_long or is_short) and given != allowed:
+                msg = f"--sbatch {words!r} contradicts the script; leave it out: {remedy}"
+                raise ConfigurationError(msg)

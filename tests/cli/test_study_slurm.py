@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lora_lightning.cli.main import main
+from lora_lightning.cli.study_slurm import check_fixed
 from tests.studies.small_study import save_study
 
 
@@ -28,12 +29,28 @@ def test_the_script_runs_the_study_and_requeues(tmp_path: Path, capsys: pytest.C
     assert (ended.returncode, ended.stdout) == (75, "requeue 7_2\n")
 
 
+@pytest.mark.parametrize("option", ["--nodelist=a", "-N1", "--ntasks-per-node=1", "--nodes 1", "--account=me", "-A me"])
+def test_other_options_of_sbatch_are_taken(option: str) -> None:
+    check_fixed(option)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--jobs", "0"], "--jobs is 0, but it must be at least 1"),
         (["--sbatch", "time"], "--sbatch 'time' is no option of sbatch"),
         (["--sbatch=--x\nrm -r /"], "is no option of sbatch"),
+        (
+            ["--sbatch=--array=0-9"],
+            "'--array=0-9' contradicts the script; leave it out: give the number of jobs with --jobs",
+        ),
+        (["--sbatch=-a0-9"], "give the number of jobs with --jobs"),
+        (["--sbatch=--ntasks=4"], "each job is one worker"),
+        (["--sbatch=--time=1 -n 4"], "each job is one worker"),
+        (["--sbatch=--ntasks-per-node=4"], "each job is one worker"),
+        (["--sbatch=--nodes 2"], "each job is one worker"),
+        (["--sbatch=--sig=B:TERM"], "the script asks for SIGUSR1"),
+        (["--sbatch=--no-requeue"], "a job is queued again"),
         (["--set", "trainer.max_epochs"], "has no value"),
         (["--base", "missing.yaml"], "there is no base config missing.yaml"),
     ],
