@@ -15,8 +15,10 @@ SAMPLERS = ("tpe", "random", "grid")
 
 
 def is_range(values: object) -> bool:
-    """Whether the values of an axis look like a range, complete or not."""
-    return isinstance(values, dict) and bool({"low", "high"} & values.keys())
+    """Whether the values of an axis look like a range, complete or not, and not like named values of such names."""
+    if not isinstance(values, dict) or any(isinstance(value, dict) for value in values.values()):
+        return False
+    return bool({"low", "high"} & values.keys())
 
 
 def read_range(axis: str, content: Mapping[str, Any], refuse: Refuse) -> Range:

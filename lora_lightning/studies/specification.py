@@ -152,6 +152,6 @@ class Study:
 
 
 def label_of(value: object) -> str:
-    """Writes a value as in YAML, on one line."""
+    """Writes a value as in YAML, on one line unless a text in it has line breaks."""
     text: str = yaml.safe_dump(value, default_flow_style=True, width=math.inf)
     return text.removesuffix("\n").removesuffix("\n...")

@@ -12,6 +12,7 @@ from lora_lightning.studies.specification import RATE_OPTION, SEED_OPTION, Study
 
 HASH = 8  # hexadecimal digits in a trial's id
 READABLE = 60  # characters of a trial's id before the hash
+LINE_BREAK, SHOWN_BREAK = re.compile(r"[\n\r\v\f\x85\u2028\u2029]"), "\u21b5"  # an arrow, which ids leave out
 
 
 @dataclass(frozen=True)
@@ -124,4 +125,5 @@ def make_configuration(study: Study, chosen: Mapping[str, Any]) -> Configuration
     parts = [
         str(labels[axis.name]) if axis.is_named else f"{axis.short_name} = {labels[axis.name]}" for axis in study.axes
     ]
-    return Configuration(", ".join(parts), {name: str(label) for name, label in labels.items()}, options)
+    name = LINE_BREAK.sub(SHOWN_BREAK, ", ".join(parts))  # tables and comments need one line
+    return Configuration(name, {axis: str(label) for axis, label in labels.items()}, options)

@@ -75,6 +75,12 @@ def test_named_values_set_several_options(tmp_path: Path) -> None:
     assert found.configurations[0].labels == {"method": "full"}
 
 
+def test_named_values_may_be_called_like_the_ends_of_a_range(tmp_path: Path) -> None:
+    axes = {"quality": {"low": {"model.lora.r": 1}, "high": {"model.lora.r": 4}}}
+    found = plan(tmp_path, axes=axes, derived=None, reference="high")
+    assert [each.name for each in found.configurations] == ["low", "high"]
+
+
 def test_ranks_by_layer_are_no_rank(tmp_path: Path) -> None:
     values = {
         "uniform": {"model.lora.r": 8, "model.lora.rank_pattern": None},
@@ -120,6 +126,19 @@ def test_an_id_depends_on_options_and_seed_alone(tmp_path: Path) -> None:
     other = plan(tmp_path, options={"trainer.max_epochs": 3})
     assert not {trial.id for trial in one.trials} & {trial.id for trial in other.trials}
     assert one.trials[0].id.startswith("r_1_seed_0_")
+
+
+def test_a_text_of_several_lines_has_a_name_of_one_and_its_former_id(tmp_path: Path) -> None:
+    texts = ["one\ntwo", "one\n  two", "one two", "one\rtwo", "one\u2028two"]
+    found = plan(tmp_path, axes={"data.prompt": texts}, derived=None, reference={"prompt": texts[0]})
+    names = [each.name for each in found.configurations]
+    assert all(name.isprintable() and len(name.splitlines()) == 1 for name in names)
+    assert len({*names}) == len(texts)
+    assert [each.options["data.prompt"] for each in found.configurations] == texts
+    assert found.trials[0].id.startswith("prompt_one_two_seed_0_")  # as if the name had its line break
+    named = {"one\ntwo": {"data.prompt": "a"}, "other": {"data.prompt": "b"}}
+    found = plan(tmp_path, axes={"prompt": named}, derived=None, reference="other")
+    assert found.configurations[0].name == "one\u21b5two"
 
 
 def test_numbers_with_an_exponent_are_numbers(tmp_path: Path) -> None:
