@@ -246,7 +246,12 @@ class StudyJournal:
         found = self._newest()[claim.trial.id]
         with storage_errors(self.folder):
             self._storage.set_trial_intermediate_value(self._id(found), step, value)
-            return MedianPruner().prune(self._study, self._storage.get_trial(self._id(found)))
+            reported = self._storage.get_trial(self._id(found))
+            memory = optuna.create_study(direction=self._study.direction)
+        # Of a run that was repeated only the newest attempt counts, and tested runs do not: their seeds are others.
+        search = [run for run in self._newest().values() if SUGGESTION in run.user_attrs]
+        memory.add_trials([run for run in search if run.state == TrialState.COMPLETE])
+        return MedianPruner().prune(memory, reported)
 
     def finish(self, claim: Claim, value: float, seconds: float = 0.0, *, pruned: bool = False) -> None:
         """Records the result of a trial, and releases its claim.

@@ -1,4 +1,4 @@
-"""With a budget, a search leaves time for the runs that are tested, and does not continue once a winner is chosen."""
+"""A search leaves time for the runs that are tested, ends once a winner is chosen, and prunes by its own runs alone."""
 
 from pathlib import Path
 
@@ -10,8 +10,9 @@ from tests.studies.test_search import search_plan
 SEEDS = [0, 1, 2]
 
 
-def open_search(folder: Path, seconds: float) -> OpenStudy:
-    plan = search_plan(folder, search={"seeds": [7], "sampler": "random"}, seeds=SEEDS, budget=seconds / HOUR)
+def open_search(folder: Path, seconds: float, *, pruning: bool = False) -> OpenStudy:
+    search = {"seeds": [7], "sampler": "random", "pruning": pruning}
+    plan = search_plan(folder, search=search, seeds=SEEDS, budget=seconds / HOUR)
     place = StudyFolder(folder / "studies/small")
     with place.locked():
         journal = StudyJournal(place, plan.study.name, higher_is_better=False)
@@ -71,3 +72,22 @@ def test_a_search_that_is_over_stays_over_until_the_budget_is_raised(tmp_path: P
     assert study.is_complete
     assert study.plan.size == 10 + 6
     assert not claim(open_search(tmp_path, 2000)).trial.is_tested
+
+
+def test_tested_runs_and_former_attempts_do_not_prune(tmp_path: Path) -> None:
+    study = open_search(tmp_path, 10**6, pruning=True)
+    for number in range(3):
+        found = claim(study)
+        study.journal.report(found, 2, 0.1)
+        study.journal.finish(found, 0.1, 1.0)
+        with study.folder.locked():
+            study.journal.add_lost([found.trial] if number == 0 else [])  # its folder is gone, so it is trained again
+    for _ in range(2):  # the fourth and the fifth that are complete in the journal, of two runs of the search
+        tested = study.journal.claim_next(study.plan.tested)
+        assert tested is not None
+        study.journal.finish(tested, 0.1, 1.0)
+    hopeless = claim(study)
+    assert not study.journal.report(hopeless, 2, 9.0)
+    study.journal.finish(hopeless, 0.2, 1.0)
+    search(study, 2, 1.0)
+    assert study.journal.report(claim(study), 2, 9.0)
