@@ -15,7 +15,7 @@ from lora_lightning.studies.plan import plan_study
 from lora_lightning.studies.specification import Study
 from lora_lightning.studies.study_file import read_study_file, study_from_content
 from lora_lightning.studies.study_folder import StudyFolder
-from lora_lightning.studies.study_run import check_study, judge_study, write_recommendation
+from lora_lightning.studies.study_run import check_budget_sufficed, check_study, judge_study, write_recommendation
 from lora_lightning.studies.study_yaml import plain_values
 from lora_lightning.studies.trial_table import TABLE, write_trial_table
 from lora_lightning.studies.worker import TrialEnd, Worker, check_all_finished
@@ -69,7 +69,8 @@ def run_study(
 
     Raises:
         LoraLightningError: If an option, the data or the folder does not fit, before anything is trained.
-        TrialsFailed: If trials failed. The verdicts on the others are written.
+        TrialsFailed: If trials failed, or were not started because the budget is spent. The verdicts on the others are
+            written, unless no tested run has finished.
         TrainingStopped: After SIGTERM or SIGUSR1; call it again to resume.
         KeyboardInterrupt: After Ctrl-C.
     """
@@ -82,8 +83,10 @@ def run_study(
     ended = opened.known_trials()
     if not any(status.state == "finished" and trial.is_tested for trial, status in ended):
         check_all_finished(ended)
+        check_budget_sufficed(opened)
     report = report_study(opened)
     check_all_finished(ended)
+    check_budget_sufficed(opened)
     return report
 
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from lora_lightning.cli.main import main
-from lora_lightning.errors import ConfigurationError
+from lora_lightning.errors import ConfigurationError, TrialsFailed
 from lora_lightning.runs.record import RunRecord
 from lora_lightning.statistics import Verdict
 from lora_lightning.studies import run_study
@@ -44,6 +44,17 @@ def test_a_study_from_python_is_that_of_the_command(tmp_path: Path) -> None:
     assert len(ended) == 4
     assert again.answer == found.answer
     assert (found.recommended is None) == (not (other / "recommended.yaml").is_file())
+
+
+def test_what_a_budget_leaves_out_is_no_success(tmp_path: Path) -> None:
+    with pytest.raises(
+        TrialsFailed, match=r"the budget of 1e-07 hours is spent, so that 3 of 4 runs .*; to train them, r"
+    ):
+        run_study({**TWO, "budget": 1e-7}, save_dir=tmp_path)
+    assert "The budget of 1e-07 hours is spent" in unescape((tmp_path / "small/report/report.html").read_text())
+    rates = {"learning_rate": {"values": [0.01, 0.02], "seeds": [5]}}
+    with pytest.raises(TrialsFailed, match="budget of 1e-07 hours is spent"):
+        run_study({**TWO, **rates, "name": "untested", "budget": 1e-7}, save_dir=tmp_path)
 
 
 def test_settings_keep_their_types(tmp_path: Path) -> None:
