@@ -12,7 +12,7 @@ from lora_lightning.cli.study_output import (
     report,
     run_trials,
 )
-from lora_lightning.cli.study_work import further_workers, resume_hint
+from lora_lightning.cli.study_work import check_devices, further_workers, resume_hint
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.runs.save_dirs import STUDIES
 
@@ -119,6 +119,7 @@ def run_study_file(options: argparse.Namespace) -> object:
     with each_warning_once():
         with progress_bar("checking configurations", len(plan.configurations)) as bar:
             checked = check_study(plan, folder, lambda _: bar.advance(bar.task_ids[0]))
+        check_devices(options.workers, checked.device)
         if options.dry_run:
             estimate = estimate_study(plan, checked)
             print_plan(plan, folder, estimate, options.workers, retry_failed=options.retry_failed)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lora_lightning.cli.study_output import each_warning_once, run_trials
-from lora_lightning.errors import ExitStatus, TrainingStopped
+from lora_lightning.errors import ConfigurationError, ExitStatus, TrainingStopped
 
 ENDS = (ExitStatus.DONE, ExitStatus.CHECK_FAILED)  # nothing is left to run; some trials may have failed
 STOPS = (ExitStatus.STOPPED, ExitStatus.INTERRUPTED)
@@ -78,6 +78,24 @@ def resume_hint(command: list[str]) -> Iterator[None]:
         raise
     except KeyboardInterrupt:
         raise KeyboardInterrupt(hint) from None
+
+
+def check_devices(count: int, device: int) -> None:
+    """Refuses further workers if runs ask for another GPU than the first one: each worker sees only one.
+
+    Args:
+        count: Number of workers, with `study run` itself.
+        device: The largest index of a GPU that a configuration asks for.
+
+    Raises:
+        ConfigurationError: Says how to choose GPUs.
+    """
+    if count > 1 and device:
+        msg = (
+            f"trainer.devices asks for the GPU {device}, but --workers {count} gives each worker one GPU, in turn; set "
+        )
+        msg += f"trainer.devices to 1, and list the GPUs to use in {VISIBLE}"
+        raise ConfigurationError(msg)
 
 
 @contextmanager

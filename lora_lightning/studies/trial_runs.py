@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,8 @@ class CheckedStudy:
         steps: Largest number of optimizer steps of a run; infinity if only epochs limit it.
         test_rows: SHA-256 of the rows on which configurations are compared.
         evaluations: How often a run validates, and on how much.
+        device: The largest index of a GPU that a configuration asks for, as in `trainer.devices: [1]`; 0 for the first
+            one, which is that of `devices: 1`, and without GPUs.
     """
 
     tag: str
@@ -65,6 +67,7 @@ class CheckedStudy:
     steps: float
     test_rows: str
     evaluations: Evaluations = Evaluations()
+    device: int = 0
 
 
 def run_options(folder: StudyFolder, trial: Trial) -> dict[str, Any]:
@@ -153,7 +156,8 @@ def check_configurations(
             except LoraLightningError as error:
                 msg = f"the configuration {trial.configuration!r} of the study cannot be trained: {error}"
                 raise type(error)(msg) from error
-    return next(each for each in found if each.configuration == plan.reference)
+    reference = next(each for each in found if each.configuration == plan.reference)
+    return replace(reference, device=max(each.device for each in found))
 
 
 def _trials_to_check(plan: StudyPlan, configuration: Configuration) -> list[Trial]:
@@ -196,7 +200,8 @@ def _check_run(plan: StudyPlan, configuration: str, run: TrainingRun) -> Checked
     epochs, steps = (math.inf if limit is None or limit < 0 else limit for limit in limits)
     validation_tag = f"{run.datamodule.split_names(VALIDATION)[0]}/{tag.partition('/')[2]}"
     rows = run.datamodule.fingerprint[tag.partition("/")[0]]
-    return CheckedStudy(tag, validation_tag, configuration, epochs, steps, rows, _evaluations(run))
+    device = max(run.trainer.device_ids)
+    return CheckedStudy(tag, validation_tag, configuration, epochs, steps, rows, _evaluations(run), device)
 
 
 def _evaluations(run: TrainingRun) -> Evaluations:
