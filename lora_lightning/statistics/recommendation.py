@@ -81,7 +81,7 @@ def _missing_costs(results: StudyResults, names: Sequence[str]) -> str:
         return " (no column is a cost; name one with --cost)"
     cost = results.costs[0]
     missing = [name for name in names if math.isnan(results.configuration(name).mean_of(cost))]
-    return f" ({cost.replace('_', ' ')} was not measured for {', '.join(missing)})"
+    return f" ({cost.replace('_', ' ')} is missing for {', '.join(missing)})"
 
 
 def recommend_winner(results: StudyResults, analysis: "StudyAnalysis") -> Recommendation:

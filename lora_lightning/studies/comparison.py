@@ -9,8 +9,10 @@ from lora_lightning.runs.record import RunRecord
 from lora_lightning.statistics.analysis import analyze_study
 from lora_lightning.statistics.study_results import ConfigurationResults, StudyResults
 from lora_lightning.studies.audit import StudyAudit, unpaired_runs_note
+from lora_lightning.studies.costs_of_devices import comparable_costs
 from lora_lightning.studies.open_study import OpenStudy, open_study
-from lora_lightning.studies.same_inputs import check_same_rows
+from lora_lightning.studies.same_inputs import Runs, check_same_rows, note_on_devices, note_on_versions
+from lora_lightning.studies.study_run import notes_on_study
 from lora_lightning.studies.trial_results import collect_results
 from lora_lightning.studies.trial_runs import study_metric
 
@@ -25,6 +27,7 @@ class Side:
         name: The configuration.
         notes: What the study lacks.
         rows: Title and `rows_identity` of each run.
+        runs: Those of the configuration.
     """
 
     study: OpenStudy
@@ -32,6 +35,7 @@ class Side:
     name: str
     notes: tuple[str, ...]
     rows: tuple[tuple[str, str], ...]
+    runs: Runs
 
     @property
     def title(self) -> str:
@@ -82,6 +86,7 @@ def compare_studies(
         second = replace(second, results=replace(second.results, name=str(other)))
         first = replace(first, results=replace(first.results, name=str(reference)))
     metric = study_metric(first.study.planned, first.study.tag)
+    runs = [*first.runs, *second.runs]
     results = StudyResults(
         name=f"{first.results.name} and {second.results.name}",
         metric=metric if margin is None else replace(metric, margin=margin),
@@ -90,7 +95,9 @@ def compare_studies(
         costs=first.results.costs,
         unfinished=" ".join(filter(None, dict.fromkeys(side.results.unfinished for side in sides))),
     )
-    notes = (results.unfinished, *first.notes, *second.notes, unpaired_runs_note(results))
+    results, note_on_costs = comparable_costs(results, runs)
+    notes = (results.unfinished, *first.notes, *second.notes, note_on_versions(runs), note_on_devices(runs))
+    notes = (*notes, note_on_costs, unpaired_runs_note(results))
     return StudyAudit(results, analyze_study(results), tuple(dict.fromkeys(note for note in notes if note)))
 
 
@@ -98,6 +105,11 @@ def _check_same_metric(first: OpenStudy, second: OpenStudy) -> None:
     if first.tag != second.tag:
         msg = f"the studies are decided by different metrics, {first.tag} and {second.tag}, which cannot be compared; "
         msg += "run one of them with the objective of the other"
+        raise ConfigurationError(msg)
+    if first.higher_is_better != second.higher_is_better:
+        paths = {study.higher_is_better: study.folder.path for study in (first, second)}
+        msg = f"in the study {paths[True]} a higher {first.tag} is better, and in {paths[False]} a lower one, so that "
+        msg += "they cannot be compared; repeat one of them with the direction of the other"
         raise ConfigurationError(msg)
 
 
@@ -117,7 +129,9 @@ def _read_side(study: OpenStudy, name: str | None) -> Side:
     if not found.results.configuration(name).values:
         msg = f"no run of {name!r} in the study {path} is finished and tested; run the study first"
         raise ConfigurationError(msg)
-    return Side(study, found.results, name, (*filter(None, [note]), *found.notes), found.rows)
+    notes = (*filter(None, [note]), *notes_on_study(study, found))
+    runs = [(trial, record) for trial, record in found.runs if trial.configuration == name]
+    return Side(study, found.results, name, notes, found.rows, runs)
 
 
 def _winner_of(study: OpenStudy, names: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from lora_lightning.runs.layout import CONFIG
 from lora_lightning.statistics.analysis import analyze_study, better_than_recommended_note, weak_reference_note
 from lora_lightning.statistics.recommendation import recommend_winner
 from lora_lightning.studies.audit import StudyAudit
+from lora_lightning.studies.costs_of_devices import comparable_costs
 from lora_lightning.studies.journal import ENDED
 from lora_lightning.studies.learning_rates import notes_on_rates
 from lora_lightning.studies.open_study import OpenStudy, check_additions
@@ -21,7 +22,8 @@ from lora_lightning.studies.plan import StudyPlan
 from lora_lightning.studies.search import notes_on_search
 from lora_lightning.studies.storage import check_storage_answers
 from lora_lightning.studies.study_folder import RECOMMENDED, StudyFolder, base_contents, load_added
-from lora_lightning.studies.trial_results import collect_results
+from lora_lightning.studies.time_limits import note_on_time_limits
+from lora_lightning.studies.trial_results import StudyNotes, collect_results
 from lora_lightning.studies.trial_runs import CheckedStudy, check_configurations
 from lora_lightning.studies.trials import Configuration
 
@@ -48,6 +50,8 @@ def check_study(
     if plan.study.storage is not None:
         check_storage_answers(plan.study.storage)
     warn_about_loggers(plan)
+    if note := note_on_time_limits(plan.study):
+        rank_zero_warn(note)
     return check_configurations(plan, folder, progress)
 
 
@@ -95,22 +99,36 @@ def judge_study(study: OpenStudy) -> StudyAudit:
         msg += f", because {reason}; raise it, and run the study again" if reason else "; run the study first"
         raise ConfigurationError(msg)
     found = collect_results(plan, study.folder, study.tag, statuses)
-    added = load_added(study.folder.path)
-    notes = (
-        found.results.unfinished,
-        budget_note(study),
-        added.note,
-        *found.notes,
-        *notes_on_rates(plan, study.rates()),
-    )
-    notes = (*notes, *_search_notes(study))
-    analysis = analyze_study(found.results)
+    results, note_on_costs = comparable_costs(found.results, found.runs)
+    notes: tuple[str, ...] = (results.unfinished, *notes_on_study(study, found), note_on_costs)
+    analysis = analyze_study(results)
     if plan.study.search is None:
         further = (weak_reference_note, better_than_recommended_note)
-        notes = (*notes, *(note(found.results, analysis) for note in further))
+        notes = (*notes, *(note(results, analysis) for note in further))
     else:
-        analysis = replace(analysis, recommendation=recommend_winner(found.results, analysis))
-    return StudyAudit(found.results, analysis, tuple(note for note in notes if note))
+        analysis = replace(analysis, recommendation=recommend_winner(results, analysis))
+    return StudyAudit(results, analysis, tuple(note for note in notes if note))
+
+
+def notes_on_study(study: OpenStudy, found: StudyNotes) -> tuple[str, ...]:
+    """Says what has to be known of a study to judge its results, whether in its report or beside another study.
+
+    Args:
+        study: The study.
+        found: What was collected from it.
+
+    Returns:
+        Sentences.
+    """
+    notes = (
+        budget_note(study),
+        load_added(study.folder.path).note,
+        *found.notes,
+        note_on_time_limits(study.planned.study),
+        *notes_on_rates(study.plan, study.rates()),
+        *_search_notes(study),
+    )
+    return tuple(filter(None, notes))
 
 
 def budget_note(study: OpenStudy) -> str:

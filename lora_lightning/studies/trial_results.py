@@ -21,6 +21,7 @@ from lora_lightning.studies.learning_rates import tried_rates
 from lora_lightning.studies.option_conflicts import varied_options
 from lora_lightning.studies.plan import StudyPlan, beside_rank, rank_of
 from lora_lightning.studies.same_inputs import (
+    Runs,
     check_same_inputs,
     check_same_rows,
     note_on_devices,
@@ -46,11 +47,13 @@ class StudyNotes:
         results: The results.
         notes: Sentences on what was left out.
         rows: Title and `rows_identity` of each run.
+        runs: The finished and tested runs.
     """
 
     results: StudyResults
     notes: tuple[str, ...]
     rows: tuple[tuple[str, str], ...] = ()
+    runs: Runs = ()
 
 
 @dataclass
@@ -118,7 +121,7 @@ def collect_results(plan: StudyPlan, folder: StudyFolder, tag: str, statuses: Ma
         claims=plan.study.claims,
         truncated=truncated,
     )
-    notes = (
+    notes: tuple[str, ...] = (
         _failed(plan, statuses),
         _gone(plan, folder, statuses),
         reader.note,
@@ -127,7 +130,8 @@ def collect_results(plan: StudyPlan, folder: StudyFolder, tag: str, statuses: Ma
         note_on_devices(reader.runs),
     )
     chosen_on_test = dict.fromkeys(selection_on_test(record.data_fingerprint) for _, record in reader.runs)
-    return StudyNotes(results, tuple(filter(None, (*notes, *chosen_on_test))), tuple(reader.rows))
+    notes = (*notes, *chosen_on_test)
+    return StudyNotes(results, tuple(filter(None, notes)), tuple(reader.rows), tuple(reader.runs))
 
 
 class _TrialReader:

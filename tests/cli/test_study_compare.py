@@ -4,12 +4,16 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from scipy import stats
 
 from lora_lightning.cli.main import main
+from lora_lightning.errors import ConfigurationError
+from lora_lightning.studies.comparison import _check_same_metric
 from lora_lightning.studies.open_study import open_study
+from lora_lightning.studies.study_folder import StudyFolder
 from lora_lightning.studies.study_run import judge_study
 from tests.cli.test_study_run import run
 from tests.studies.small_study import BASE, save_study
@@ -112,6 +116,49 @@ def test_what_cannot_be_compared_is_a_sentence(
     said = capsys.readouterr().err
     assert message in said
     assert len(said.splitlines()) == 1
+
+
+def test_opposite_directions_are_refused() -> None:
+    """Of a metric whose name does not say its direction, each study says its own."""
+    one, other = (
+        Mock(tag="test/score", higher_is_better=higher, folder=StudyFolder(Path(name)))
+        for name, higher in (("one", False), ("other", True))
+    )
+    _check_same_metric(one, one)
+    with pytest.raises(
+        ConfigurationError, match="the study other a higher test/score is better, and in one a lower one"
+    ):
+        _check_same_metric(one, other)
+
+
+def test_notes_of_both_studies_and_on_both_together(
+    studies: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A seed that was added after results, and two devices of which each study has one."""
+    monkeypatch.chdir(studies)
+    shutil.copytree("faster", "other_gpu")
+    content = json.loads(Path("other_gpu/study.json").read_text())
+    added = {"added_after_results": {"seeds": [3], "configurations": []}}
+    costs = {"costs": ["seconds_per_step", "trainable_parameters"]}
+    Path("other_gpu/study.json").write_text(json.dumps(content | added | costs))
+    for file in Path("other_gpu").glob("*/run.json"):
+        written = json.loads(file.read_text())
+        versions = written["versions"] | {"torch": "1.0"}
+        file.write_text(json.dumps(written | {"device": "cuda", "device_name": "NVIDIA H200", "versions": versions}))
+    assert compare("other_gpu", "ranks", "--json") == 0
+    printed = capsys.readouterr()
+    for note in (
+        "Added after tested runs had finished: seed 3",
+        "The runs used different versions of torch (1.0, ",
+        "Runs were trained on different devices (NVIDIA H200, cpu)",
+        "Costs that were measured on different devices (NVIDIA H200, cpu) are not compared: ",
+    ):
+        assert note in printed.err
+    found = json.loads(printed.out)
+    assert not any("seconds_per_step" in each["measurements"] for each in found["configurations"])
+    assert found["analysis"]["pareto"]["seconds_per_step"] == []
+    assert compare("other_gpu", "other_gpu", "--configurations", "r = 4", "r = 2") == 0
+    assert "different devices" not in capsys.readouterr().err
 
 
 def test_other_metrics_are_refused(

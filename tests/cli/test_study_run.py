@@ -17,12 +17,13 @@ import pyarrow.parquet
 import pytest
 import torch
 import yaml
+from lightning import Trainer
 from safetensors.torch import load_file
 
 from lora_lightning import RunRecord, train
 from lora_lightning.cli.main import main
 from lora_lightning.cli.study_run import EPILOG
-from lora_lightning.cli.study_work import own_gpu, visible_gpus
+from lora_lightning.cli.study_work import check_devices, own_gpu, visible_gpus
 from lora_lightning.errors import TrialsFailed
 from lora_lightning.studies import worker
 from lora_lightning.studies.open_study import open_study, start_study
@@ -240,6 +241,26 @@ def test_each_worker_has_a_gpu_of_its_own() -> None:
     gpus = ["5", "GPU-ab"]
     assert [own_gpu(gpus, number)["CUDA_VISIBLE_DEVICES"] for number in range(4)] == ["5", "GPU-ab", "5", "GPU-ab"]
     assert own_gpu([], 1) == {}
+
+
+def test_further_workers_are_refused_for_a_gpu_that_they_would_not_see(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Trainer, "device_ids", [1])
+    path = save_study(here, axes={"model.lora.r": [4]})
+    assert run(path, "--dry-run") == 0
+    assert run(path, "--dry-run", "--workers=2") == 2
+    message = "trainer.devices asks for the GPU 1, but --workers 2 gives each worker one GPU, in turn; set "
+    assert message in capsys.readouterr().err
+    check_devices(2, 0)
+
+
+def test_limits_in_time_are_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save_study(here, axes={"model.lora.r": [4]}, options={"trainer.max_time": "01:00:00:00"})
+    assert run(path) == 0
+    assert "results depend on what else a machine does" in capsys.readouterr().err
+    audit = judge_study(open_study(here / "lightning_logs/studies/small"))
+    assert any("when they are validated (trainer.max_time)" in note for note in audit.notes)
 
 
 def test_a_base_that_changes_while_a_study_runs_changes_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
