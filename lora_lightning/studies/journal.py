@@ -20,7 +20,7 @@ from lora_lightning.runs.files import write_error
 from lora_lightning.runs.lock import is_lock_held
 from lora_lightning.studies.search import SearchRun, search_distributions
 from lora_lightning.studies.specification import Study
-from lora_lightning.studies.storage import check_shared_folder, open_storage, storage_errors
+from lora_lightning.studies.storage import check_shared_folder, open_storage, shown_url, storage_errors
 from lora_lightning.studies.study_folder import StudyFolder
 from lora_lightning.studies.trials import Trial
 
@@ -97,8 +97,9 @@ class StudyJournal:
         direction = StudyDirection.MAXIMIZE if higher_is_better else StudyDirection.MINIMIZE
         with storage_errors(folder):
             if is_gone or (not create and name not in optuna.get_all_study_names(self._storage)):
-                msg = f"the trials of the study {name} are gone from {storage or folder.journal}; restore it, or run "
-                msg += "the study again with `study run`"
+                place = folder.journal if storage is None else shown_url(storage)
+                msg = f"the trials of the study {name} are gone from {place}; restore it, or run the study again with "
+                msg += "`study run`"
                 raise TrainingError(msg)
             if create:
                 self._study = optuna.create_study(

@@ -40,23 +40,52 @@ def check_storage_url(url: str) -> None:
     Raises:
         ConfigurationError: If it is no URL, has a password, or names SQLite.
     """
+    parsed = _parse(url)
+    if parsed.password is not None or _secrets_in_query(parsed):
+        msg = f"the storage {shown_url(url)} has a password, which everyone could read in the study's folder; leave it "
+        msg += "out, and put it into ~/.pgpass or PGPASSWORD, or the like of your database"
+        raise ConfigurationError(msg)
+
+
+def _parse(url: str) -> URL:
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError) as error:  # such as a port that is no number
-        shown = USER_AND_PASSWORD.sub("***", url)
-        msg = f"the storage {shown!r} is no URL of a database; write it as postgresql+psycopg://USER@HOST/DATABASE, or "
-        msg += "leave storage out for a journal file in the study's folder"
+        msg = f"the storage {shown_url(url)!r} is no URL of a database; write it as "
+        msg += "postgresql+psycopg://USER@HOST/DATABASE, or leave storage out for a journal file in the study's folder"
         raise ConfigurationError(msg) from error
-    secrets_in_query = _secrets_in_query(parsed)
-    shown = parsed.update_query_dict(dict.fromkeys(secrets_in_query, "***")).render_as_string(hide_password=True)
     if parsed.get_backend_name() == "sqlite":
-        msg = f"the storage {shown} is SQLite, which may give one waiting trial to two workers; leave storage out for "
-        msg += "a journal file in the study's folder, or use PostgreSQL"
+        msg = f"the storage {shown_url(url)} is SQLite, which may give one waiting trial to two workers; leave storage "
+        msg += "out for a journal file in the study's folder, or use PostgreSQL"
         raise ConfigurationError(msg)
-    if parsed.password is not None or secrets_in_query:
-        msg = f"the storage {shown} has a password, which everyone could read in the study's folder; leave it out, "
-        msg += "and put it into ~/.pgpass or PGPASSWORD, or the like of your database"
-        raise ConfigurationError(msg)
+    return parsed
+
+
+def shown_url(url: str) -> str:
+    """Returns a URL as messages may show it, without its passwords.
+
+    Args:
+        url: Of a database, also one that is wrong.
+    """
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        return USER_AND_PASSWORD.sub("***", url)
+    hidden = dict.fromkeys(_secrets_in_query(parsed), "...")
+    return parsed.update_query_dict(hidden).render_as_string(hide_password=True)
+
+
+def is_same_storage(one: str | None, other: str | None) -> bool:
+    """Whether two URLs are of one database, be it with a password that a former release took in the query.
+
+    Args:
+        one: A URL; `None` for the journal file.
+        other: Another one.
+    """
+    if one is None or other is None:
+        return one is other
+    first, second = (make_url(url).difference_update_query(_secrets_in_query(make_url(url))) for url in (one, other))
+    return first == second
 
 
 def _secrets_in_query(url: URL) -> list[str]:
@@ -116,7 +145,7 @@ def check_storage_answers(url: str) -> None:
 
 
 def _open_database(url: str) -> BaseStorage:
-    check_storage_url(url)
+    _parse(url)  # a study of a former release may have a password
     with _database_errors(url):
         return RDBStorage(url, engine_kwargs={"pool_pre_ping": True, **_timeout(url)})
 
@@ -132,13 +161,13 @@ def _database_errors(url: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        msg = f"the storage {url} needs a driver that is not installed ({error}); run pip install "
+        msg = f"the storage {shown_url(url)} needs a driver that is not installed ({error}); run pip install "
         backend = make_url(url).get_backend_name()
         msg += f"'{DRIVERS.get(backend, backend)}'"
         raise ConfigurationError(msg) from error
     except (SQLAlchemyError, StorageInternalError, TypeError, ValueError) as error:  # or a parameter is unknown
-        msg = f"the storage {url} does not answer ({_reason(error)}); start the database, correct the URL, or leave "
-        msg += "storage out for a journal file in the study's folder"
+        msg = f"the storage {shown_url(url)} does not answer ({_reason(error)}); start the database, correct the URL, "
+        msg += "or leave storage out for a journal file in the study's folder"
         raise ConfigurationError(msg) from error
 
 

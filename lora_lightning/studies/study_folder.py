@@ -266,9 +266,7 @@ def check_only_adds(former: StudyPlan, plan: StudyPlan, path: Path) -> None:
         msg = f"the folder {path} has a study with other settings: {'; '.join(changed[:MOST_NAMED])}; {REMEDY}"
         raise ConfigurationError(msg)
     if old["storage"] != new["storage"]:
-        now, before = (each["storage"] or "its journal file" for each in (new, old))
-        msg = f"the folder {path} has a study whose trials are in {before}, and not in {now}; {REMEDY}"
-        raise ConfigurationError(msg)
+        _check_storage(old["storage"], new["storage"], path)
     _check_rates(former, plan, path)
     _check_search(old, new, path)
     ids = {trial.id for trial in (*plan.trials, *_without_rates(plan))}
@@ -281,6 +279,15 @@ def check_only_adds(former: StudyPlan, plan: StudyPlan, path: Path) -> None:
         raise ConfigurationError(msg)
     _check_derived(former, plan, path)
     _check_sequence(former, plan, path)
+
+
+def _check_storage(old: str | None, new: str | None, path: Path) -> None:
+    from lora_lightning.studies.storage import is_same_storage, shown_url  # noqa: PLC0415  # which imports this module
+
+    if not is_same_storage(old, new):
+        now, before = ("its journal file" if url is None else shown_url(url) for url in (new, old))
+        msg = f"the folder {path} has a study whose trials are in {before}, and not in {now}; {REMEDY}"
+        raise ConfigurationError(msg)
 
 
 def _check_derived(former: StudyPlan, plan: StudyPlan, path: Path) -> None:
