@@ -6,11 +6,15 @@ from typing import Literal
 from rich.console import Console
 
 from lora_lightning.cli.tables import label_table, metrics_table
+from lora_lightning.datamodules.base import TEST, VALIDATION
 from lora_lightning.runs.record import metrics_by_split
 from lora_lightning.training.commands import prepare_command
 from lora_lightning.training.evaluation import folder_of_checkpoint, score_split, write_metrics
 from lora_lightning.training.label_results import results_of_last_splits, write_label_scores, write_pictures
 from lora_lightning.training.lightning_cli import LoraLightningCLI
+from lora_lightning.training.scored_rows import in_words, scored_rows
+
+KINDS = {"validate": VALIDATION, "test": TEST}
 
 
 def run_validate(arguments: Sequence[str]) -> LoraLightningCLI:
@@ -43,9 +47,12 @@ def _score(command: Literal["validate", "test"], arguments: Sequence[str]) -> Lo
     if cli.trainer.is_global_zero:
         folder = folder_of_checkpoint(cli.options.ckpt_path)
         path = folder / f"{command}_metrics.json"
-        write_metrics(metrics, path)
+        rows = scored_rows(cli.trainer, cli.datamodule, KINDS[command])
+        write_metrics(metrics, path, rows)
         console = Console(highlight=False, markup=False, soft_wrap=True)
         console.print(metrics_table(metrics_by_split(metrics)))
+        if limited := in_words(rows):
+            console.print(f"note: {limited}")
         console.print(f"metrics: {path}")
         for split, found in results_of_last_splits(cli.trainer).items():
             console.print(label_table(split, found.scores))

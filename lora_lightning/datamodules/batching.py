@@ -158,6 +158,14 @@ class LengthGroupedBatchSampler(DistributedSampler[list[int]]):
         for batch in self._global_batches()[batches if epoch == self.epoch else 0 :]:
             yield batch[self.rank :: self.num_replicas].tolist()
 
+    def rows_of(self, batches: int) -> int:
+        """Counts the rows of the first batches of all processes.
+
+        Args:
+            batches: Of each process.
+        """
+        return sum(len(batch) for batch in self._global_batches()[:batches])
+
     def _global_batches(self) -> list[NDArray[np.int64]]:
         if not self.shuffle:
             return np.array_split(np.argsort(-self.lengths, kind="stable"), len(self))

@@ -163,7 +163,11 @@ class RunRecord:
     def evaluations(self) -> dict[str, dict[str, float]]:
         """The metrics that `validate` and `test` wrote later, by command and tag."""
         files = {command: self.folder / f"{command}_metrics.json" for command in ("validate", "test")}
-        return {command: json.loads(path.read_text()) for command, path in files.items() if path.is_file()}
+        found = {command: json.loads(path.read_text()) for command, path in files.items() if path.is_file()}
+        return {
+            command: {tag: value for tag, value in metrics.items() if not isinstance(value, dict)}  # scored_rows
+            for command, metrics in found.items()
+        }
 
     @property
     def adapter(self) -> Path | None:

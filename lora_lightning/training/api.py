@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 import yaml
 from lightning import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 
+from lora_lightning.callbacks.adapter_monitor import AdapterMonitor
 from lora_lightning.errors import CheckpointError, RunFinished
 from lora_lightning.runs.layout import CONFIG
 from lora_lightning.runs.record import RunRecord
@@ -15,6 +17,8 @@ from lora_lightning.runs.signals import ending_on_signals, raise_training_stoppe
 from lora_lightning.training.commands import explain_errors, prepare_command
 from lora_lightning.training.evaluation import predict_rows, score_split
 from lora_lightning.training.fitting import TrainingRun
+from lora_lightning.training.option_checks import check_no_repeated_monitors
+from lora_lightning.training.scored_rows import in_words, scored_rows
 
 Config = str | Path | Mapping[str, Any]
 Options = Mapping[str, Any] | Sequence[tuple[str, Any]]
@@ -56,10 +60,27 @@ def train(
         try:
             with explain_errors():
                 run = TrainingRun(prepare_command("fit", arguments))
-                run.trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
+                _add_callbacks(run, callbacks)
                 return _finished_run(run)
         except RunFinished as finished:
             return RunRecord.load(finished.folder)
+
+
+def _add_callbacks(run: TrainingRun, callbacks: Sequence[Callback]) -> None:
+    """Adds callbacks to a run's; those that measure the adapter, or change what is saved, before `AdapterCheckpoint`.
+
+    It keeps chosen thresholds out of averages, and has the monitors measure what is exported.
+    """
+    present: list[Callback] = run.trainer.callbacks  # type: ignore[attr-defined]
+    check_no_repeated_monitors([type(callback).__name__ for callback in (*present, *callbacks)])
+    place = present.index(run.checkpoint)
+    before = [added for added in callbacks if isinstance(added, AdapterMonitor) or _changes_checkpoints(added)]
+    present[place:place] = before
+    present.extend(added for added in callbacks if added not in before)
+
+
+def _changes_checkpoints(callback: Callback) -> bool:
+    return type(callback).on_save_checkpoint is not Callback.on_save_checkpoint
 
 
 def _finished_run(run: TrainingRun) -> RunRecord:
@@ -94,7 +115,11 @@ def evaluate(
         msg = f"split is {split!r}, but it must be 'val' or 'test'."
         raise CheckpointError(msg)
     with explain_errors():
-        return score_split(prepare_command(COMMANDS[split], run_arguments(run, overrides or {})), COMMANDS[split])
+        cli = prepare_command(COMMANDS[split], run_arguments(run, overrides or {}))
+        metrics = score_split(cli, COMMANDS[split])
+        if limited := in_words(scored_rows(cli.trainer, cli.datamodule, split)):
+            rank_zero_warn(limited)
+        return metrics
 
 
 def predict(

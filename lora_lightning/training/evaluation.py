@@ -15,6 +15,7 @@ from lora_lightning.training.fitting import check_same_labels
 from lora_lightning.training.lightning_cli import LoraLightningCLI
 from lora_lightning.training.option_checks import check_writable
 from lora_lightning.training.prediction_writer import PredictionWriter
+from lora_lightning.training.scored_rows import SCORED_ROWS
 
 AGAIN = "start the same command again"
 
@@ -56,18 +57,20 @@ def score_split(cli: LoraLightningCLI, command: Literal["validate", "test"]) -> 
     return metrics
 
 
-def write_metrics(metrics: Mapping[str, float], path: Path) -> None:
+def write_metrics(metrics: Mapping[str, float], path: Path, rows: Mapping[str, str]) -> None:
     """Writes metrics to a JSON file.
 
     Args:
         metrics: Values by tag.
         path: The file.
+        rows: From `scored_rows`, if not all rows were scored.
 
     Raises:
         ConfigurationError: If the file cannot be written.
     """
     try:
-        write_text_atomically(path, json.dumps(dict(metrics), indent=2) + "\n")
+        content = {**metrics, **({SCORED_ROWS: dict(rows)} if rows else {})}
+        write_text_atomically(path, json.dumps(content, indent=2) + "\n")
     except OSError as error:
         msg = f"the metrics cannot be written to {path} ({error.strerror}); make the run folder writable."
         raise ConfigurationError(msg) from error

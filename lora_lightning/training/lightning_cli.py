@@ -38,6 +38,7 @@ from lora_lightning.training.label_results import LabelResults
 from lora_lightning.training.logged_settings import LoggedSettings
 from lora_lightning.training.option_checks import (
     check_no_repeated_monitors,
+    check_no_rows_are_left_out,
     check_seed,
     check_strategy,
     without_repeated_monitors,
@@ -112,6 +113,8 @@ class LoraLightningCLI(LightningCLI):
         groups = {name: made_by for name, made_by in GROUPED.items() if name != "predictions"}
         check_nulls(self.options.as_dict(), groups)
         check_seed(self.options.seed_everything)
+        if self.command != "fit":
+            check_no_rows_are_left_out(self.command, self.options.trainer, args)
         if self.command == "fit" and self.options.base_model_id is not None:
             check_hub_id(self.options.base_model_id)
         self.scaling_note = scaling_note(self.options, args, parser.parse_args) if self.command == "fit" else ""
@@ -240,6 +243,7 @@ class LoraLightningCLI(LightningCLI):
         callbacks = [own for own in as_list(options.get("callbacks")) if not isinstance(own, ModelCheckpoint)]
         if self.command == "predict":
             callbacks.append(self.config_init["predictions"])
+            options["limit_predict_batches"] = 1.0  # that of a run's config.yaml is no wish of this command
             if options["devices"] == "auto":
                 options["devices"] = 1  # enough for a few queries, and only one process can read standard input
         callbacks += [FinalValidation(), LabelResults()]

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lora_lightning import callbacks
 from lora_lightning.callbacks.adapter_monitor import AdapterMonitor
 from lora_lightning.compat.lightning import copies_this_process
 from lora_lightning.errors import ConfigurationError
-from lora_lightning.metrics.direction import LOWER_IS_BETTER, higher_is_better
+from lora_lightning.metrics.direction import higher_is_better
 from lora_lightning.training.checkpointing import unknown_monitor_error
 from lora_lightning.training.strategies import FullyShardedStrategy
 
@@ -60,7 +61,7 @@ def check_strategy(strategy: Strategy) -> None:
 
 
 def check_monitor_mode(monitor: str, mode: str) -> None:
-    """Refuses a mode that would select the worst model.
+    """Refuses a mode that would select the worst model; says what `min`, the default, means for an unknown metric.
 
     Args:
         monitor: The metric that selects the best checkpoint.
@@ -69,11 +70,16 @@ def check_monitor_mode(monitor: str, mode: str) -> None:
     Raises:
         ConfigurationError: If the mode contradicts the direction of the metric.
     """
-    metric = monitor.rpartition("/")[2].removesuffix("_at_threshold")
-    if mode == "max" and metric in LOWER_IS_BETTER:
+    better = higher_is_better(monitor.partition("/")[2] or monitor)  # of val/domain_accuracy/travel, domain_accuracy
+    if mode == "max" and better is False:
         msg = f"checkpoint.mode is max, but a lower {monitor} is better; set --checkpoint.mode min."
         raise ConfigurationError(msg)
-    if mode == "min" and higher_is_better(metric):
+    if mode == "min" and better is None:
+        rank_zero_warn(
+            f"checkpoint.mode is min, so the best checkpoint is that with the lowest {monitor}; if a higher one is "
+            "better, set --checkpoint.mode max."
+        )
+    if mode == "min" and better:
         msg = f"checkpoint.mode is min, but a higher {monitor} is better; set --checkpoint.mode max."
         raise ConfigurationError(msg)
 
@@ -120,6 +126,30 @@ def check_step_options(trainer: Any, early_stopping: Any) -> None:
         raise ConfigurationError(msg)
 
 
+def check_no_rows_are_left_out(command: str, trainer: Any, words: Sequence[str]) -> None:
+    """Refuses options with which a command would leave out rows although its results pass for those of all.
+
+    Args:
+        command: `validate`, `test` or `predict`.
+        trainer: Options of the trainer.
+        words: The command line.
+
+    Raises:
+        ConfigurationError: If there is one.
+    """
+    if trainer.get("fast_dev_run"):
+        msg = (
+            f"trainer.fast_dev_run is {trainer.fast_dev_run}, but {command} would take a few rows for all; leave it out"
+        )
+        raise ConfigurationError(msg + (", or set --trainer.limit_test_batches." if command == "test" else "."))
+    if command == "predict" and any(word.startswith("--trainer.limit_predict_batches") for word in words):
+        msg = (
+            f"trainer.limit_predict_batches is {trainer.limit_predict_batches}, but predict writes a prediction for "
+            "every row; leave it out, and give data.predict_file the rows to predict."
+        )
+        raise ConfigurationError(msg)
+
+
 def without_repeated_monitors(entries: Sequence[Any]) -> list[Any]:
     """Leaves out monitors that two configs add with the same options.
 
@@ -138,10 +168,10 @@ def without_repeated_monitors(entries: Sequence[Any]) -> list[Any]:
 
 
 def check_no_repeated_monitors(class_paths: Sequence[str]) -> None:
-    """Refuses a monitor that is added twice with different options: both would write the same file.
+    """Refuses a monitor that is added twice: both would write the same file.
 
     Args:
-        class_paths: The class paths in `trainer.callbacks`.
+        class_paths: Those of the callbacks that the user gave.
 
     Raises:
         ConfigurationError: If a monitor occurs more than once.
@@ -151,8 +181,8 @@ def check_no_repeated_monitors(class_paths: Sequence[str]) -> None:
         monitor = getattr(callbacks, name, None)
         if names.count(name) > 1 and isinstance(monitor, type) and issubclass(monitor, AdapterMonitor):
             msg = (
-                f"trainer.callbacks contains {name} {names.count(name)} times, with different options; keep one of "
-                "them, or leave out one of the configs that add it."
+                f"{name} is given {names.count(name)} times, in trainer.callbacks or from Python, and all would write "
+                "the same files; keep one of them, or leave out one of the configs that add it."
             )
             raise ConfigurationError(msg)
 

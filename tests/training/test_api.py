@@ -1,5 +1,6 @@
 """Training, evaluating and predicting from Python: many times in one process, the same as the commands."""
 
+import json
 import signal
 import sys
 from collections.abc import Callable
@@ -9,14 +10,17 @@ from typing import Any
 import pytest
 import torch
 from lightning import Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from safetensors.torch import load_file
 
 from lora_lightning import RunRecord, evaluate, predict, train
+from lora_lightning.callbacks import AdapterNormMonitor
 from lora_lightning.cli.main import main
 from lora_lightning.errors import CheckpointError, ConfigurationError, DataError, TrainingStopped
 from lora_lightning.tasks import SequenceClassificationTask
 from tests.conftest import TinyBackbone
 from tests.tiny_data import save_tiny_clinc150
+from tests.training.test_earlier_run import small_config
 
 Config = dict[str, Any]
 
@@ -133,6 +137,20 @@ def test_predictions_of_a_run(run: RunRecord, tmp_path: Path) -> None:
         predict(run, ["one", "two\nlines"])
 
 
+def test_callbacks_from_python_come_before_the_checkpoint(tiny_backbone: TinyBackbone, tmp_path: Path) -> None:
+    config = small_config(str(tiny_backbone("bert")), tmp_path)
+    averaging = EMAWeightAveraging(decay=0.5)
+    run = train(config, {"model.decision_threshold": "best_f1"}, callbacks=[averaging])
+    assert run.best_checkpoint is not None
+    assert run.adapter is not None
+    chosen = float(torch.load(run.best_checkpoint, weights_only=True)["state_dict"]["label_threshold"])
+    assert chosen != 0.5
+    assert json.loads((run.adapter / "labels.json").read_text())["decision_threshold"] == pytest.approx(chosen)
+    twice = {"trainer.callbacks": [{"class_path": "AdapterNormMonitor"}]}
+    with pytest.raises(ConfigurationError, match="AdapterNormMonitor is given 2 times"):
+        train(config, twice, callbacks=[AdapterNormMonitor()])
+
+
 def test_wrong_options_are_sentences(config: Config, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"did you mean model\.lora\.lora_alpha"):
         train(config, {"model.lora.lora_alfa": 4})
@@ -146,7 +164,7 @@ def test_wrong_options_are_sentences(config: Config, tmp_path: Path) -> None:
 
 def test_values_of_all_kinds_reach_the_options(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Trainer, "fit", lambda *_, **__: None)
-    monkeypatch.setattr("lora_lightning.training.fitting.check_at_least_one_step", lambda _: None)
+    monkeypatch.setattr("lora_lightning.training.fitting.check_at_least_one_step", lambda *_: None)
     monkeypatch.setattr("lora_lightning.training.fitting.TrainingRun.test", lambda _: {})
     monkeypatch.setattr("lora_lightning.training.fitting.count_trainable_parameters", lambda _: (1, 2))
     overrides = {
