@@ -10,6 +10,7 @@ from lora_lightning.runs.record import RunRecord
 from lora_lightning.training.announcements import tensorboard_command
 from lora_lightning.training.commands import prepare_command
 from lora_lightning.training.fitting import TrainingRun
+from lora_lightning.training.scored_rows import in_words
 
 
 def run_fit(arguments: Sequence[str]) -> TrainingRun:
@@ -48,13 +49,17 @@ def print_fit_results(training: TrainingRun) -> None:
     if ended_early := training.ended_early:
         console.print(f"stopped early: {ended_early}")
     console.print(metrics_table(record.metrics))
+    for note in filter(None, (training.not_validated, in_words(training.limited_rows(record.flat_metrics)))):
+        console.print(f"note: {note}")
     trained, total = record.trainable_parameters, record.total_parameters
     console.print(f"\ntrainable parameters: {trained:,} of {total:,} ({100 * (record.trainable_share or 0):.2f} %)")
     console.print(f"run folder:           {record.folder}")
     if why_none := training.no_best_reason:
         console.print(f"last checkpoint:      {record.checkpoint} (none is the best: {why_none})")
     else:
-        console.print(f"best checkpoint:      {training.checkpoint.best_model_path}")
+        adopted = training.checkpoint.adopted
+        whose = f" (that of {adopted}: no validation of this run was better)" if adopted else ""
+        console.print(f"best checkpoint:      {training.checkpoint.best_model_path}{whose}")
     whose = " (weights of the last step)" if why_none else ""
     label = "adapter for PEFT:    " if training.task.lora else "for transformers:    "
     console.print(f"{label} {record.adapter}{whose}")

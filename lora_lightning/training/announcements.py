@@ -1,6 +1,6 @@
 """Messages that a run prints while it works: its folder, its device, and why it is not tested."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lightning import Trainer
@@ -13,7 +13,7 @@ def announce_run(
     trainer: Trainer,
     split_sizes: Mapping[str, str],
     resumed: Path | None = None,
-    scaling_note: str = "",
+    notes: Sequence[str] = (),
 ) -> None:
     """Prints the run folder, the data and the device before training starts.
 
@@ -22,7 +22,7 @@ def announce_run(
         trainer: The trainer, for its devices and processes.
         split_sizes: The number of rows of each split, in words.
         resumed: The checkpoint from which the run is resumed, if any.
-        scaling_note: From `scaling_note`.
+        notes: More lines, such as where a run starts from.
     """
     console = Console(highlight=False, markup=False, soft_wrap=True)
     command = tensorboard_command(trainer)
@@ -30,8 +30,8 @@ def announce_run(
     console.print(f"data: {', '.join(f'{name} {size}' for name, size in split_sizes.items())}")
     strategy = f"es, {type(trainer.strategy).__name__}" if trainer.world_size > 1 else ""
     console.print(f"training on: {trainer.strategy.root_device.type}, {trainer.world_size} process{strategy}")
-    if scaling_note:
-        console.print(f"note: {scaling_note}")
+    for note in notes:
+        console.print(note)
     if resumed is not None:
         console.print(f"resuming from {resumed}")
 

@@ -33,6 +33,7 @@ from lora_lightning.runs.layout import (
 )
 from lora_lightning.tasks import AdaptationTask
 from lora_lightning.training.checkpoint_weights import temporary_weights
+from lora_lightning.training.earlier_run import EarlierRun
 
 
 class AdapterCheckpoint(HookedCheckpoint):
@@ -74,6 +75,7 @@ class AdapterCheckpoint(HookedCheckpoint):
         )
         self.best_metrics: dict[str, float] = {}
         self._latest: dict[str, float] = {}
+        self.validated_step: int | None = None  # of the last validation that could select the best checkpoint
         self._score_before: Tensor | None = None
         self.adapter_folder: Path | None = None
         self.named_base: NamedBase | None = None  # the base's id for exports, if the user gives one
@@ -81,6 +83,9 @@ class AdapterCheckpoint(HookedCheckpoint):
         self._last_saved: tuple[int, int] | None = None  # the position in training of last.ckpt
         self._between_steps = False
         self._has_ended = False
+        self.earlier: EarlierRun | None = None  # that of the checkpoint from which a new run starts
+        self.keeps_score = True  # of that run
+        self.adopted: Path | None = None  # its best checkpoint, if no validation of this run was better
         self._being_written: dict[str, Any] | None = None  # the checkpoint, as changed by other callbacks
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -114,6 +119,7 @@ class AdapterCheckpoint(HookedCheckpoint):
             return
         self._latest = _validation_metrics(trainer)
         if cast("AdaptationTask", pl_module).may_be_best:
+            self.validated_step = trainer.global_step
             super().on_validation_end(trainer, pl_module)
         self.save_last_if_needed(trainer)  # Lightning does so only if there is a new best checkpoint
 
@@ -125,6 +131,8 @@ class AdapterCheckpoint(HookedCheckpoint):
         task = cast("AdaptationTask", pl_module)
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        if self.earlier is not None and trainer.global_step == self.earlier.steps:
+            return  # no step of its own, which is an error
         self.save_last_if_needed(trainer)
         if self.best_model_path and self.adapter_folder is None:
             self._adopt_best(trainer)
@@ -135,7 +143,7 @@ class AdapterCheckpoint(HookedCheckpoint):
 
     def _adopt_best(self, trainer: Trainer) -> None:
         """Copies the best checkpoint of the run that this one continues, if no later epoch was better."""
-        own = Path(self.dirpath or ".") / f"{BEST}.ckpt"
+        own, self.adopted = Path(self.dirpath or ".") / f"{BEST}.ckpt", Path(self.best_model_path)
         if trainer.is_global_zero:
             read_checkpoint(self.best_model_path)  # an error names the file that the user has
             try:
@@ -291,17 +299,27 @@ class AdapterCheckpoint(HookedCheckpoint):
     def state_dict(self) -> dict[str, object]:
         """Returns Lightning's state and the best epoch's metrics; those of this epoch while `best.ckpt` is written."""
         is_best = self.best_model_score is not self._score_before
-        return {**super().state_dict(), "best_metrics": self._latest if is_best else self.best_metrics}
+        own = {
+            "best_metrics": self._latest if is_best else self.best_metrics,
+            "validated_step": self.validated_step,
+        }
+        return {**super().state_dict(), **own}
 
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
-        """Restores Lightning's state and the best epoch's metrics, also if the run continues in a new folder."""
+        """Restores Lightning's state and the best epoch's metrics, also if the run continues in a new folder.
+
+        A new run that starts from another run's checkpoint keeps the score to beat only if `keeps_score` is true.
+        """
+        if not self.keeps_score or self._has_ended:  # a test after training needs the weights only
+            return
+        step = state_dict.get("validated_step")  # checkpoints of earlier releases have none
+        self.validated_step = step if isinstance(step, int) else None
         best, own = Path(str(state_dict.get("best_model_path") or "")), self.dirpath
-        moved = Path(own or ".") / best.name
-        if best.name and not best.is_file() and moved.is_file():  # with the run's folder
+        moved = Path(own or ".") / best.name if self.earlier is None else self.earlier.best
+        if best.name and not best.is_file() and moved is not None and moved.is_file():  # with the run's folder
             best = moved
             state_dict = {**state_dict, "best_model_path": str(moved)}
-        # Moved, deleted or never written: there is no score to beat. A test after training needs the weights only.
-        if not best.is_file() or self._has_ended:
+        if not best.is_file():  # moved, deleted or never written: there is no score to beat
             return
         self.best_metrics = cast("dict[str, float]", state_dict.get("best_metrics", {}))
         self.dirpath = cast("str", state_dict.get("dirpath", own))  # otherwise Lightning discards the score

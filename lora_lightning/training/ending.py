@@ -9,20 +9,23 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lora_lightning.compat.lightning import batch_progress
 from lora_lightning.errors import TrainingError
 from lora_lightning.training.checkpointing import AdapterCheckpoint
+from lora_lightning.training.earlier_run import EarlierRun
 
 
-def check_at_least_one_step(trainer: Trainer) -> None:
+def check_at_least_one_step(trainer: Trainer, earlier: EarlierRun | None = None) -> None:
     """Refuses a run that ended before its first optimizer step.
 
     Args:
         trainer: The trainer after training.
+        earlier: The run from whose checkpoint this one started, if any; its steps do not count.
 
     Raises:
         TrainingError: If there was no step.
     """
-    if trainer.global_step > 0:
+    if trainer.global_step > (0 if earlier is None else earlier.steps):
         return
-    why = early_end_reason(trainer) or "trainer.max_epochs, max_steps and limit_train_batches allow no step"
+    more = "" if earlier is None else f" after the {earlier.steps} of {earlier.checkpoint}"
+    why = early_end_reason(trainer) or f"trainer.max_epochs, max_steps and limit_train_batches allow no step{more}"
     msg = (
         f"training ended before its first optimizer step ({why}), so there is no trained model; raise the limit that "
         "ended it."
@@ -74,6 +77,25 @@ def no_best_reason(trainer: Trainer, checkpoint: AdapterCheckpoint) -> str:
     if checkpoint.has_validated:
         return "no validation ran after the ranks of the adapters were final"
     return "training ended before its first validation (trainer.val_check_interval, trainer.check_val_every_n_epoch)"
+
+
+def unvalidated_steps(trainer: Trainer, checkpoint: AdapterCheckpoint) -> str:
+    """Says that training went on after its last validation, so that the best checkpoint cannot be its end.
+
+    Args:
+        trainer: After training.
+        checkpoint: Knows the last validation.
+
+    Returns:
+        A clause; empty if the last step was validated, or if no validation decided which checkpoint is the best.
+    """
+    steps, validated = trainer.global_step, checkpoint.validated_step
+    if not checkpoint.best_model_path or validated is None or steps <= validated:
+        return ""
+    return (
+        f"the last {steps - validated} of {steps} steps were not validated, so only last.ckpt has them "
+        "(trainer.val_check_interval, trainer.check_val_every_n_epoch)"
+    )
 
 
 def _stopping_reason(callback: EarlyStopping) -> str | None:

@@ -16,6 +16,7 @@ from lora_lightning.backbones.adapter_config import ADAPTER_CONFIG
 from lora_lightning.backbones.base_model_id import name_base, write_base_name
 from lora_lightning.backbones.saved_base import BASE_MODEL, check_base
 from lora_lightning.compat.lightning import keep_signal_handlers
+from lora_lightning.datamodules.base import TEST, VALIDATION
 from lora_lightning.errors import (
     CheckpointError,
     ConfigurationError,
@@ -42,7 +43,12 @@ from lora_lightning.tasks.hyperparameters import hyperparameter_conflicts
 from lora_lightning.tasks.optimization import count_trainable_parameters
 from lora_lightning.training.announcements import announce_run, announce_skipped_test
 from lora_lightning.training.checkpointing import AdapterCheckpoint
-from lora_lightning.training.ending import check_at_least_one_step, early_end_reason, no_best_reason
+from lora_lightning.training.ending import (
+    check_at_least_one_step,
+    early_end_reason,
+    no_best_reason,
+    unvalidated_steps,
+)
 from lora_lightning.training.finite_loss import check_finite_losses
 from lora_lightning.training.label_results import results_of_last_splits, write_label_scores
 from lora_lightning.training.lightning_cli import LoraLightningCLI
@@ -55,6 +61,8 @@ from lora_lightning.training.option_checks import (
 )
 from lora_lightning.training.run_card import complete_card
 from lora_lightning.training.saved_config import RunConfigFile
+from lora_lightning.training.scored_rows import SCORED_ROWS, in_words, scored_rows
+from lora_lightning.training.step_boundary import StepBoundary
 from lora_lightning.training.user_errors import explain_run_error
 from lora_lightning.training.validation_schedule import check_validation_options
 
@@ -76,6 +84,7 @@ class TrainingRun:
         self.failed_check: VerificationError | None = None
         self.seconds: dict[str, float] = {}
         self.metrics: dict[str, float] = {}  # of the best checkpoint, once it is tested
+        self._notes = [f"note: {cli.scaling_note}"] if cli.scaling_note else []  # to print before training
         self._resources = ExitStack()  # the lock
 
     @property
@@ -123,18 +132,52 @@ class TrainingRun:
         check_monitor_mode(self.options.checkpoint.monitor, self.options.checkpoint.mode)
         self.datamodule.check_splits("fit")  # reads and checks the data, unless reading the labels has done so
         self._check_same_data()
+        if self.start.interrupted is not None and self.task.resumes:
+            self._check_same_adapter(self.start.interrupted.folder)
         names = self.task.metric_names()
         check_monitor_is_reported(self.options.checkpoint.monitor, self.datamodule.split_names("val"), names)
         check_step_options(self.options.trainer, self.options.early_stopping)
         check_validation_options(self.options.trainer)
-        if self.task.threshold_name == "label_threshold" and self.options.trainer.limit_val_batches == 0:
+        if self.options.trainer.limit_val_batches == 0:
+            self._check_unchosen_threshold()
+        self._compare_with_earlier_run()
+        if self.trainer.local_rank == 0:
+            self.datamodule.prepare_data()  # nothing is left to do when the trainer calls it
+
+    def _check_unchosen_threshold(self) -> None:
+        """Refuses a threshold that was asked for if nothing will choose it; warns of one that a task always has.
+
+        Raises:
+            ConfigurationError: If `model.decision_threshold` cannot be chosen.
+        """
+        if self.task.threshold_name == "label_threshold":
             msg = (
                 "model.decision_threshold is best_f1, which validation chooses, but trainer.limit_val_batches is 0; "
                 "validate, or leave model.decision_threshold out."
             )
             raise ConfigurationError(msg)
-        if self.trainer.local_rank == 0:
-            self.datamodule.prepare_data()  # nothing is left to do when the trainer calls it
+        if self.task.threshold_name is not None:
+            infinite = "infinite: no query is out of scope, no question is left unanswered. Validate to choose it"
+            kept = infinite if self.start.earlier is None else f"that of {self.start.earlier.checkpoint}"
+            name = self.task.threshold_name
+            rank_zero_warn(f"trainer.limit_val_batches is 0, so no validation chooses the {name}; it stays {kept}.")
+
+    def _compare_with_earlier_run(self) -> None:
+        """Keeps the scores of the run that `--ckpt_path` starts from, if they say something about this one."""
+        if (earlier := self.start.earlier) is None:
+            return
+        why = earlier.why_not_comparable(self.cli.settings_text(), self.datamodule.fingerprint)
+        boundary = self._callback(StepBoundary)
+        boundary.starts_from_another_run, boundary.keeps_scores = True, not why
+        self.checkpoint.earlier, self.checkpoint.keeps_score = earlier, not why
+        self._notes.append(f"starting from {earlier.checkpoint} (step {earlier.steps})")
+        if why:
+            self._notes.append(
+                f"note: the best checkpoint is chosen among the validations of this run alone, and early stopping "
+                f"begins anew: the scores of the earlier run cannot be compared, because {why}"
+            )
+        elif earlier.best is None:
+            self._notes.append("note: the earlier run has no best checkpoint here, so that of this run is its own")
 
     def _name_base(self) -> None:
         name, base = self.options.base_model_id, self.task.base_identity
@@ -149,10 +192,10 @@ class TrainingRun:
         self.checkpoint.named_base = name_base(name, base, allowed=allowed, permission="--allow_other_base true")
 
     def check_finished_run(self) -> None:
-        """Ends a resumption of a finished run, unless its results are those of another base model or other data.
+        """Ends a resumption of a finished run, unless its results are those of another base, adapter or other data.
 
         Raises:
-            CheckpointError: If the base model is another one.
+            CheckpointError: If the base model is another one, or the adapter that the run continued.
             DataError: If the data has changed.
             RunFinished: If there is nothing to resume.
             VerificationError: If there is nothing to resume, and the trained model failed a check.
@@ -166,8 +209,24 @@ class TrainingRun:
         check_base(
             saved, task.base_identity, f"the run {interrupted.folder}", is_frozen=task.base_is_frozen, allowed=allowed
         )
+        self._check_same_adapter(interrupted.folder)
         self._check_finished_name(interrupted.folder)
         raise interrupted.ending
+
+    def _check_same_adapter(self, folder: Path) -> None:
+        """Refuses to resume a run that continued other weights than `model.adapter` has now; they may be gone."""
+        saved = (RunRecord.load(folder).continued_from or {}).get("weights")
+        try:
+            adapter = self.task.continued_adapter
+        except LoraLightningError:  # what was trained so far needs it no more
+            return
+        if saved is None or adapter is None or (now := adapter.provenance()["weights"]) == saved:
+            return
+        msg = (
+            f"the run {folder} continued the adapter {adapter.source}, whose weights have changed since (SHA-256 "
+            f"{saved} then, {now} now). Restore the adapter, or start a new run without --resume."
+        )
+        raise CheckpointError(msg)
 
     def _check_finished_name(self, folder: Path) -> None:
         """Refuses to give a base another name in a run that is finished, rather than to ignore the option."""
@@ -216,7 +275,7 @@ class TrainingRun:
             self.history.start(self._session_facts())
         interrupted = self.start.interrupted
         checkpoint = None if interrupted is None else interrupted.checkpoint
-        announce_run(self.folder, self.trainer, self.datamodule.split_sizes(), checkpoint, self.cli.scaling_note)
+        announce_run(self.folder, self.trainer, self.datamodule.split_sizes(), checkpoint, self._notes)
         if (named := self.checkpoint.named_base) is not None and named.comparison != "same":
             rank_zero_warn(named.sentence)
 
@@ -270,7 +329,7 @@ class TrainingRun:
             if not self.checkpoint.exported_path:
                 raise
             self.failed_check = error
-        check_at_least_one_step(self.trainer)
+        check_at_least_one_step(self.trainer, self.start.earlier)
 
     def test(self) -> dict[str, float]:
         """Tests the exported weights unless the options or the data say otherwise.
@@ -318,8 +377,13 @@ class TrainingRun:
         }
         if best := self.checkpoint.best_model_path:
             summary |= {"monitor": self.checkpoint.monitor, "best_checkpoint": _relative_to(self.folder, best)}
+            summary |= {"best_of_earlier_run": str(adopted)} if (adopted := self.checkpoint.adopted) else {}
         else:
             summary["no_best_checkpoint"] = self.no_best_reason
+        if self.not_validated:
+            summary["not_validated"] = self.not_validated
+        if rows := self.limited_rows(metrics):
+            summary[SCORED_ROWS] = rows
         if self.ended_early:
             summary["ended_early"] = self.ended_early
         if self.failed_check is not None:
@@ -334,6 +398,10 @@ class TrainingRun:
         record, rows = RunRecord.load(self.folder), self.datamodule.split_sizes()
         last = f"These are the weights of the last step: {self.no_best_reason}."
         chosen_by = last if self.no_best_reason else f"The checkpoint was chosen by `{self.checkpoint.monitor}`."
+        if self.checkpoint.adopted is not None:
+            chosen_by += " It is that of the run from which this one started: no later validation was better."
+        more = [sentence for sentence in (self.not_validated, in_words(self.limited_rows(metrics))) if sentence]
+        chosen_by += "".join(f" {sentence[0].upper()}{sentence[1:]}." for sentence in more)
         if self.failed_check is not None:
             chosen_by += f" A check of the trained model FAILED: {self.failed_check}"
         rows_a_step = self.datamodule.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
@@ -348,6 +416,21 @@ class TrainingRun:
     def ended_early(self) -> str:
         """The reason why training ended before its last step; empty if it did not."""
         return early_end_reason(self.trainer)
+
+    @property
+    def not_validated(self) -> str:
+        """That training went on after its last validation; empty if it did not."""
+        return unvalidated_steps(self.trainer, self.checkpoint)
+
+    def limited_rows(self, metrics: Mapping[str, float]) -> dict[str, str]:
+        """How many rows the metrics are of, by split, where a limit of batches left some out.
+
+        Args:
+            metrics: Values by tag.
+        """
+        kinds = [kind for kind in (VALIDATION, TEST) if any(tag.startswith(kind) for tag in metrics)]
+        counted = [scored_rows(self.trainer, self.datamodule, kind) for kind in kinds]
+        return {name: text for rows in counted for name, text in rows.items()}
 
     @property
     def no_best_reason(self) -> str:

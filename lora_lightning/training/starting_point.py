@@ -16,6 +16,7 @@ from lora_lightning.runs.checkpoint import check_resumable, read_checkpoint
 from lora_lightning.runs.place import RunPlace
 from lora_lightning.runs.resume import InterruptedRun, find_interrupted_run
 from lora_lightning.tasks.hyperparameters import hyperparameter_conflicts, with_later_options
+from lora_lightning.training.earlier_run import EarlierRun
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,14 @@ class StartingPoint:
         place: File name and number of optimizer steps of the checkpoint; `None` without a checkpoint.
         labels: Labels of the checkpoint; `None` if it has none.
         base: The base model's content, if it was compared with the checkpoint's; large weights are hashed once.
+        earlier: The run that `--ckpt_path` names a checkpoint of; `None` unless a new run starts from it.
     """
 
     interrupted: InterruptedRun | None = None
     place: tuple[str, int] | None = None
     labels: LabelSpace | None = None
     base: BaseIdentity | None = None
+    earlier: EarlierRun | None = None
 
     @property
     def config(self) -> str:
@@ -85,7 +88,9 @@ def find_starting_point(
     known = base is not None or options.allow_other_base
     check_same_model(saved, options.model, path, structural_only=command != "fit", compare_base=not known)
     place = Path(path).name, int(checkpoint.get("global_step", 0))
-    return StartingPoint(interrupted, place, _labels(saved, path), base)
+    is_new = command == "fit" and (interrupted is None or interrupted.checkpoint is None)
+    earlier = EarlierRun.of(path, checkpoint) if is_new else None
+    return StartingPoint(interrupted, place, _labels(saved, path), base, earlier)
 
 
 def _same_base(checkpoint: Mapping[str, Any], options: Any, path: str) -> BaseIdentity | None:

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+from lightning.pytorch.callbacks.early_stopping import EarlyStopping, EarlyStoppingReason
+from torch import Tensor
 
 from lora_lightning.compat.lightning import batch_progress, begin_epoch_afresh, run_end_of_training, set_logged_step
 from lora_lightning.errors import CheckpointError
 from lora_lightning.training.checkpointing import AdapterCheckpoint
+from lora_lightning.training.early_stopping import restart_early_stopping
 from lora_lightning.training.stop_requests import StopSignals
 
 
@@ -34,6 +36,9 @@ class StepBoundary(Callback):
         self.start = start
         self.signals = StopSignals()
         self.before_logging: Callable[[Trainer], None] | None = None  # on the main process
+        self.starts_from_another_run = False
+        self.keeps_scores = True  # of that run
+        self._stopping: list[tuple[EarlyStopping, int, Tensor]] = []  # with the patience that the user gave
         self._began = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -41,6 +46,8 @@ class StepBoundary(Callback):
         del pl_module
         if stage == "fit":
             check_same_checkpoint(trainer, self.start)
+            stopping = trainer.early_stopping_callbacks
+            self._stopping = [(callback, callback.patience, callback.best_score) for callback in stopping]
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Installs the signal handlers; Lightning has already installed its own."""
@@ -48,12 +55,18 @@ class StepBoundary(Callback):
         self.signals.install_handlers()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Installs the signal handlers if there was no sanity check; a run that had stopped early stays stopped."""
+        """Installs the signal handlers if there was no sanity check; a run that had stopped early stays stopped.
+
+        A new run that starts from the checkpoint of one that had stopped goes on, with the patience that it was given.
+        """
         del pl_module
         self.signals.install_handlers()
         self._began = True
         if batch_progress(trainer).current.ready == 0:
             begin_epoch_afresh(trainer)
+        for callback, patience, worst in self._stopping if self.starts_from_another_run else ():
+            callback.patience = patience  # Lightning restores that of the checkpoint
+            restart_early_stopping(callback, None if self.keeps_scores else worst)
         stopping = trainer.early_stopping_callbacks
         if any(callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED for callback in stopping):
             trainer.should_stop = True
@@ -61,7 +74,8 @@ class StepBoundary(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ends training if a run is resumed from its last step: Lightning leaves out what is exported and checked."""
         del pl_module
-        if not self._began and trainer.ckpt_path is not None and trainer.fit_loop.done:
+        resumes = trainer.ckpt_path is not None and not self.starts_from_another_run
+        if not self._began and resumes and trainer.fit_loop.done:
             run_end_of_training(trainer)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -9,11 +9,11 @@ import pytest
 import torch
 import yaml
 from lightning import Callback, Trainer
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lora_lightning import RunRecord, evaluate, predict, train
 from lora_lightning.cli.main import main
-from lora_lightning.errors import ConfigurationError
+from lora_lightning.errors import CheckpointError, ConfigurationError
 from tests.artefacts.conftest import merge_here  # noqa: F401
 from tests.artefacts.runs import train_tiny_run
 from tests.conftest import TinyBackbone
@@ -105,6 +105,23 @@ def test_a_run_resumes_exactly_and_is_used_without_the_adapters_folder(
     assert evaluate(run, "val")["val/loss"] == pytest.approx(run.metrics["val"]["loss"], abs=1e-6)
     assert len(predict(run, ["w1 w2", "w3"])) == 2
     assert merge_here(run.folder).written.failure is None
+
+
+def test_a_run_is_not_resumed_with_other_weights_in_its_adapters_folder(first: RunRecord, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    shutil.copytree(first.adapter, adapter)  # type: ignore[arg-type]
+    options = {"model.adapter": str(adapter), **NO_STEP, "trainer.logger.init_args.name": "replaced"}
+    run = train(settings_of(first), options)
+    weights, file = load_file(adapter / "adapter_model.safetensors"), adapter / "adapter_model.safetensors"
+    before = file.read_bytes()
+    save_file({name: 1.01 * value for name, value in weights.items()}, file, {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"continued the adapter .*, whose weights have changed since"):
+        train(settings_of(first), options, resume=True)
+    (run.folder / "summary.json").unlink()  # as if it had been killed before its last write
+    with pytest.raises(CheckpointError, match=r"continued the adapter .*, whose weights have changed since"):
+        train(settings_of(first), options, resume=True)
+    file.write_bytes(before)
+    assert train(settings_of(first), options, resume=True).folder == run.folder
 
 
 def test_a_folder_that_is_gone_is_a_sentence_that_says_how_to_resume(

@@ -146,7 +146,9 @@ def test_a_run_without_validation_has_no_best_checkpoint(
 ) -> None:
     more = ["--test_after_fit=false", *(f"--trainer.{word}" for word in words)]
     assert main(fit_words(tiny_backbone("bert"), data, tmp_path, *more)) == 0
-    said = " ".join(capsys.readouterr().out.split())
+    out, err = capsys.readouterr()
+    assert ("the out_of_scope_threshold; it stays infinite" in err) == (words == ["limit_val_batches=0"])
+    said = " ".join(out.split())
     assert f"last.ckpt (none is the best: {why}" in said
     assert "best checkpoint" not in said
     assert "(weights of the last step)" in said
