@@ -35,7 +35,7 @@ def test_diagnosis_config_runs(
     content["measure"] |= {"rows": rows, "singles": 2, "prompts": 1, "new_tokens": 2}
     (tmp_path / "diagnosis.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     words = data_words(config["data"], tmp_path / "data")
-    words += ["--data.validation_share=0.6"] * is_language_model
+    words += ["--data.validation_share=0.6", "--trainer.val_check_interval=1"] * is_language_model
     if config["data"]["class_path"] == "Clinc150DataModule":
         words = [f"--data.data_dir={save_tiny_clinc150(tmp_path / 'data', VARIANTS)}"]
     words += [f"--model.backbone={stand_in(config, tiny_backbone, tmp_path)}", f"--data.cache_dir={tmp_path}"]
