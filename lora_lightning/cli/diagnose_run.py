@@ -21,11 +21,17 @@ from lora_lightning.cli.study_output import (
     shown_time,
 )
 from lora_lightning.cli.study_work import resume_hint
+from lora_lightning.diagnosis.verdict_names import VerdictName
 from lora_lightning.runs.save_dirs import DIAGNOSES
 
 if TYPE_CHECKING:
     from lora_lightning.diagnosis.specification import Diagnosis
 
+USUALLY_UNDECIDED = (
+    f"the required verdict {VerdictName.SAME_ADAPTERS_AS_ANOTHER_SEED} is usually undecided: adapters of two seeds "
+    "need a mean cosine of 0.5, and with LoRA's random A they had 0.13 and less in our study of all-MiniLM-L6-v2 "
+    "(docs/diagnosis.md)"
+)
 HELP = "train LoRA and QLoRA over ranks and seeds, measure what differs, and report when to use which"
 EPILOG = """\
 example, complete (some minutes on a CPU; weights from a package, texts are made up):
@@ -171,6 +177,8 @@ def print_measuring(diagnosis: "Diagnosis", folder: Path, seconds: float) -> Non
         line += f"seeds: if {diagnosis.quantized} is worse than {diagnosis.full} at "
         line += f"r = {diagnosis.rank}, told from zero"
         console.print(printable_name(line))
+    if VerdictName.SAME_ADAPTERS_AS_ANOTHER_SEED in diagnosis.require:
+        console.print(USUALLY_UNDECIDED)
     console.print(f"then the runs at the compared rank are measured, and {shlex.quote(str(folder))}/report is written")
 
 

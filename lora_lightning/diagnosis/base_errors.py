@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +11,9 @@ from torch import Tensor, nn
 from lora_lightning.analysis.quantization_error import canceled_share, reachable_share, relative_error, weight_shape
 from lora_lightning.backbones.gguf_origin import origin_of_weights
 from lora_lightning.diagnosis.opened_runs import OpenedRun, full_weight_of, quantized_weight_of
+from lora_lightning.diagnosis.weight_dtypes import bytes_in, dtype_name, weights_dtype
 from lora_lightning.lora.delta import AdapterDelta, split_layer_number
-from lora_lightning.lora.quantized import weight_bytes
+from lora_lightning.lora.quantized import quantized_bits, weight_bytes
 from lora_lightning.statistics.jackknife import Interval, mean_interval
 
 Updates = Mapping[str, AdapterDelta]
@@ -35,7 +35,7 @@ class LayerError:
         excess_kurtosis: Of the entries of W.
         outlier_share: Share of the entries that are more than 4 standard deviations from their mean.
         largest: The largest distance of an entry from the mean, in standard deviations.
-        full_bytes: Memory of the weight that is not quantized.
+        full_bytes: Memory of the weight in runs of the quantized precision, if it is not quantized there.
         quantized_bytes: Memory of the quantized weight with its scales.
     """
 
@@ -67,6 +67,8 @@ class BaseErrors:
         quantized_bytes: The same with the quantized base.
         pad_token_id: Of the tokenizer; -1 if the data has none.
         vocabulary: Number of embeddings; 0 if the model reads no tokens.
+        dtypes: In which the runs of both precisions keep what is not quantized, first without quantization; all bytes
+            are counted in these.
         origin: The quantized types from which the weights were dequantized before all training, such as
             `Q4_1 (79 %) and Q8_0 (21 %)`; empty if they were not.
     """
@@ -80,6 +82,18 @@ class BaseErrors:
     pad_token_id: int
     vocabulary: int
     origin: str = ""
+    dtypes: tuple[str, str] = ("float32", "float32")
+
+    @property
+    def counted_in(self) -> str:
+        """In which dtypes bytes are counted, as a sentence."""
+        if len({*self.dtypes}) == 1:
+            return f"What is not quantized is counted in {self.dtypes[0]}, as it was trained."
+        own, other = self.dtypes
+        return (
+            f"What is not quantized is counted as it was trained: in {own} without quantization, and in {other} beside "
+            "quantized weights."
+        )
 
     @property
     def caution(self) -> str:
@@ -104,13 +118,14 @@ def measure_base_errors(
         The errors of all quantized layers.
     """
     originals = full.layers
+    dtypes = weights_dtype(full.run), weights_dtype(quantized.run)
     layers: list[LayerError] = []
     shares: tuple[list[list[float]], list[list[float]]] = [], []
     for name, layer in quantized.quantized_layers().items():
         weight, rounded = full_weight_of(originals[name]), quantized_weight_of(layer).to(_device(originals[name]))
         both = [[_share(updates.get(name), weight - rounded) for updates in each] for each in (own, others)]
         rank = next((updates[name].r for updates in own if name in updates), None)
-        layers.append(_layer_error(name, originals[name], layer, weight, rounded, both, rank))
+        layers.append(_layer_error(name, dtypes[1], layer, weight, rounded, both, rank))
         for found, each in zip(shares, both, strict=True):
             found.append(each)
     pad, vocabulary = padding_of(full)
@@ -120,18 +135,19 @@ def measure_base_errors(
         canceled,
         by_other,
         (len(own), len(others)),
-        model_bytes(full.task.built_network, originals),
-        model_bytes(quantized.task.built_network, quantized.layers),
+        model_bytes(full.task.built_network, originals, dtypes[0]),
+        model_bytes(quantized.task.built_network, quantized.layers, dtypes[1]),
         pad,
         vocabulary,
         origin_of_weights(full.task.backbone),
+        (dtype_name(dtypes[0]), dtype_name(dtypes[1])),
     )
 
 
 @torch.no_grad()
 def _layer_error(
     name: str,
-    full: nn.Module,
+    dtype: torch.dtype,
     quantized: nn.Module,
     weight: Tensor,
     rounded: Tensor,
@@ -151,7 +167,7 @@ def _layer_error(
         excess_kurtosis=shape.excess_kurtosis,
         outlier_share=shape.outlier_share,
         largest=shape.largest,
-        full_bytes=weight_bytes(full),
+        full_bytes=bytes_in(weight, dtype),
         quantized_bytes=weight_bytes(quantized),
     )
 
@@ -176,19 +192,21 @@ def _share(update: AdapterDelta | None, error: Tensor) -> float:
     return math.nan if update is None else canceled_share(update, error)
 
 
-def model_bytes(model: nn.Module, layers: Mapping[str, nn.Module]) -> int:
+def model_bytes(model: nn.Module, layers: Mapping[str, nn.Module], dtype: torch.dtype = torch.float32) -> int:
     """The memory of a model's weights.
 
     Args:
         model: Any.
         layers: Its linear layers, whose quantized weights have scales beside them.
+        dtype: Of what is not quantized, in its run.
 
     Returns:
         Bytes of parameters and buffers, each storage once, with the scales of quantized weights.
     """
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    beside = sum(weight_bytes(layer) - cast("Tensor", layer.weight).nbytes for layer in layers.values())
-    return sum(tensor.nbytes for tensor in tensors.values()) + beside
+    packed = {id(layer.weight): layer for layer in layers.values() if quantized_bits(layer)}
+    others = [tensor for number, tensor in tensors.items() if number not in packed]
+    return sum(map(weight_bytes, packed.values())) + sum(bytes_in(tensor, dtype) for tensor in others)
 
 
 def padding_of(opened: OpenedRun) -> tuple[int, int]:

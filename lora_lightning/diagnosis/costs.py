@@ -18,7 +18,6 @@ WEIGHTS, ADAPTER, TRAINABLE = "weight_bytes", "adapter_bytes", "trainable_parame
 PEAK_MEMORY, STEP, WALL = "peak_memory_bytes", "seconds_per_step", "wall_seconds"
 INFERENCE = ("inference_ms_adapter_batch_1", "inference_ms_adapter_batch_32")
 COSTS = (WEIGHTS, PEAK_MEMORY, STEP, WALL, *INFERENCE, ADAPTER, TRAINABLE)
-FLOAT32 = 4  # bytes; adapters are trained in it whatever the base is in
 PROCESS_MEMORY = (
     "on a CPU it is that of the whole process, with Python, libraries and what earlier runs have left there, so it "
     "grows with the order of runs, in which one precision comes before the other"
@@ -149,13 +148,16 @@ def cost_table(
     return CostTable(tuple(rows), fronts, is_process_memory, devices or {})
 
 
-def weights_by_rank(diagnosis: Diagnosis, results: StudyResults, compared: Mapping[str, float]) -> dict[str, float]:
+def weights_by_rank(
+    diagnosis: Diagnosis, results: StudyResults, compared: Mapping[str, float], sizes: Mapping[str, int]
+) -> dict[str, float]:
     """Counts the memory of weights at every rank: that of the compared one, with adapters of another size.
 
     Args:
         diagnosis: The diagnosis.
         results: What its study measured, with the number of trained parameters of each run.
         compared: Memory of the model's weights by precision, at the compared rank, in bytes, adapters included.
+        sizes: Bytes of a number of an adapter by precision.
 
     Returns:
         Bytes by configuration; without those of which no run has a number of parameters.
@@ -166,7 +168,7 @@ def weights_by_rank(diagnosis: Diagnosis, results: StudyResults, compared: Mappi
         found[of_rank[diagnosis.rank]] = size
         trained = {rank: [*_trainable(results, name)] for rank, name in of_rank.items()}
         if own := trained[diagnosis.rank]:
-            found |= {of_rank[r]: size + FLOAT32 * (each[0] - own[0]) for r, each in trained.items() if each}
+            found |= {of_rank[r]: size + sizes[precision] * (each[0] - own[0]) for r, each in trained.items() if each}
     return found
 
 

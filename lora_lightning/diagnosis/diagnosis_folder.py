@@ -94,6 +94,11 @@ class DiagnosisFolder:
                 msg = f"the folder {self.path} has a diagnosis in which {shown} is {former.get(name)}, and not "
                 msg += f"{now[name]}; {REMEDY}"
                 raise ConfigurationError(msg)
+        if moved := [seed for seed in former.get("other_seeds", ()) if seed not in now["other_seeds"]]:
+            msg = f"the folder {self.path} has a diagnosis whose compare.other_seeds has {moved[0]}, and not only "
+            msg += f"{now['other_seeds']}: which seeds the verdicts on adapters take is decided before results are "
+            msg += f"seen, and more may be added; {REMEDY}"
+            raise ConfigurationError(msg)
         if self.proofs and former.get("proof") is not None:
             self._check_proof(former, now)
 

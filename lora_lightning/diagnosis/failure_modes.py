@@ -58,6 +58,7 @@ class Evidence:
         skipped: The modules that the quantized precision leaves unquantized anyway.
         validation_losses: At the compared rank, by precision and seed, of seeds that both precisions have: the curve,
             (2, points): steps and losses.
+        rounds_inputs: Whether quantized layers round their inputs, too, as those of 8 bits do.
     """
 
     ranks: RankThreshold | None = None
@@ -68,6 +69,7 @@ class Evidence:
     utilization: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
     validation_losses: Mapping[str, Mapping[int, NDArray[np.float64]]] = field(default_factory=dict)
+    rounds_inputs: bool = False
 
 
 def find_failure_modes(evidence: Evidence) -> tuple[FailureMode, ...]:
@@ -99,9 +101,7 @@ def unchecked_failure_modes(evidence: Evidence) -> tuple[str, ...]:
     checked = {
         "insufficient rank": bool(precisions)
         and all(each.verdicts and each.verdicts[max(each.verdicts)] in decided for each in precisions),
-        "divergence beyond seed noise": similarity is not None
-        and math.isfinite(similarity.against_seeds.low)
-        and similarity.seeds_are_telling,
+        "divergence beyond seed noise": similarity is not None and math.isfinite(similarity.against_seeds.low),
         "merge drift": dequantized is not None and dequantized.has_gain,
         "sensitive layer": len(singles) >= FEWEST_MODULES,
         "unused rank": len(evidence.utilization) == BOTH and all(evidence.utilization.values()),
@@ -207,7 +207,9 @@ def merge_drift(evidence: Evidence) -> FailureMode | None:
         "merge drift",
         f"merged into the {DEQUANTIZED} weights, the model is not what was trained",
         f"{DEQUANTIZED}: {found}",
-        "the merged base is not the one that the adapter was trained on, or the sum is rounded to few bits",
+        "8-bit layers round their inputs, and the merged model, for which the adapter was not trained, does not"
+        if evidence.rounds_inputs
+        else "the merged base is not the one that the adapter was trained on, or the sum is rounded to few bits",
         "keep the adapter apart, or merge in a wider dtype",
     )
 

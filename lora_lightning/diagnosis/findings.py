@@ -26,7 +26,7 @@ from lora_lightning.diagnosis.finished_runs import FinishedRun, different_option
 from lora_lightning.diagnosis.measuring import BEHAVIOR, ERRORS, MERGES, SENSITIVITY, SIMILARITY, Measurer
 from lora_lightning.diagnosis.merge_recovery import MergeRecoveries
 from lora_lightning.diagnosis.model_behavior import Behaviors
-from lora_lightning.diagnosis.product_dtypes import note_on_products
+from lora_lightning.diagnosis.product_dtypes import note_on_products, rounds_inputs
 from lora_lightning.diagnosis.proof_runs import BUDGET_SPENT, judge_proof
 from lora_lightning.diagnosis.rank_threshold import RankThreshold, find_rank_threshold
 from lora_lightning.diagnosis.sensitivity import Sensitivity
@@ -35,10 +35,12 @@ from lora_lightning.diagnosis.specification import Diagnosis
 from lora_lightning.diagnosis.task_numbers import TaskNumbers, task_numbers
 from lora_lightning.diagnosis.trained_in_full import TrainedInFull, trained_in_full
 from lora_lightning.diagnosis.verdicts import DiagnosisVerdict, State, reach_verdicts
+from lora_lightning.diagnosis.weight_dtypes import weights_dtype
 from lora_lightning.errors import ConfigurationError, TrialsFailed, VerificationError
 from lora_lightning.runs.curves import Curve
 from lora_lightning.statistics.study_results import Metric, StudyResults
 from lora_lightning.studies.open_study import OpenStudy
+from lora_lightning.studies.study_folder import load_added
 from lora_lightning.studies.study_run import budget_note
 from lora_lightning.studies.trial_results import collect_results
 
@@ -79,6 +81,8 @@ class Findings:
         notes: What was left out.
         training_seconds: Of all runs, as far as known.
         measuring_seconds: Of everything else.
+        unfinished: How many runs of both precisions are left, as a sentence; empty if all have ended.
+        rounds_inputs: Whether quantized layers round their inputs, too, as those of 8 bits do.
     """
 
     name: str
@@ -106,6 +110,8 @@ class Findings:
     notes: tuple[str, ...]
     training_seconds: float
     measuring_seconds: float
+    unfinished: str = ""
+    rounds_inputs: bool = False
 
 
 def collect_findings(diagnosis: Diagnosis, folder: DiagnosisFolder, study: OpenStudy) -> Findings:
@@ -155,11 +161,13 @@ def collect_findings(diagnosis: Diagnosis, folder: DiagnosisFolder, study: OpenS
         utilization=_utilization(diagnosis, results),
         skipped=skipped,
         validation_losses=_validation_losses(measured),
+        rounds_inputs=rounds_inputs(_first_run(runs, diagnosis.quantized)),
     )
     failures = find_failure_modes(evidence)
     unchecked, undecided = unchecked_failure_modes(evidence), undecided_failure_modes(evidence)
+    lacking = _lacking_note(diagnosis, measured)
     verdicts = reach_verdicts(
-        diagnosis, ranks, similarity, merges, skip, failures, unchecked, undecided, why_no_list=why_not
+        diagnosis, ranks, similarity, merges, skip, failures, unchecked, undecided, why_not, lacking
     )
     different = different_options(diagnosis, runs)
     costs = _costs(diagnosis, results, errors, runs)
@@ -171,7 +179,7 @@ def collect_findings(diagnosis: Diagnosis, folder: DiagnosisFolder, study: OpenS
         rank=diagnosis.rank,
         seeds=tuple(measured.common_seeds),
         other_seeds=tuple(seed for seed in diagnosis.other_seeds if seed in measured.quantized),
-        measured=tuple(side[seed].title for seed in measured.common_seeds[:1] for side in measured.sides),
+        measured=tuple(run.title for run in measured.pair or ()),
         different_options=different,
         metric=results.metric,
         ranks=ranks,
@@ -194,11 +202,13 @@ def collect_findings(diagnosis: Diagnosis, folder: DiagnosisFolder, study: OpenS
                 note_on_options(diagnosis.precisions, different) if different else "",
                 note_on_products(*(_first_run(runs, precision) for precision in diagnosis.precisions)),
                 "" if errors is None else errors.caution,
-                _lacking_note(diagnosis, measured),
+                "" if errors is None or {*errors.dtypes} == {"float32"} else errors.counted_in,
+                lacking,
                 "" if in_full is None else in_full.note,
                 note_on_missing_costs(costs),
                 results.unfinished,
                 budget_note(study),
+                load_added(folder.path).note,
                 *collected.notes,
                 *(f"Of the runs with lists of modules to skip: {note}" for note in proof_notes),
                 _merge_note(merges),
@@ -208,6 +218,8 @@ def collect_findings(diagnosis: Diagnosis, folder: DiagnosisFolder, study: OpenS
         ),
         training_seconds=sum(run.record.timings.fit or 0.0 for run in runs),
         measuring_seconds=folder.measured_seconds,
+        unfinished=results.unfinished,
+        rounds_inputs=evidence.rounds_inputs,
     )
 
 
@@ -232,7 +244,7 @@ def check_budget_for_lists(findings: Findings, proof: OpenStudy | None) -> None:
 
 
 def check_required(diagnosis: Diagnosis, findings: Findings) -> None:
-    """Raises an error if a verdict that the YAML requires is not reached.
+    """Raises an error if a verdict that the YAML requires is not reached, or rests on a part of the runs.
 
     Args:
         diagnosis: The diagnosis.
@@ -241,6 +253,10 @@ def check_required(diagnosis: Diagnosis, findings: Findings) -> None:
     Raises:
         VerificationError: Names these verdicts.
     """
+    if diagnosis.require and findings.unfinished:
+        msg = f"the required verdicts ({', '.join(diagnosis.require)}) are not reached while runs are left. "
+        msg += f"{findings.unfinished} Run the diagnosis again, which trains them"
+        raise VerificationError(msg)
     unmet = [each for each in findings.verdicts if each.name in diagnosis.require and each.state is not State.YES]
     if unmet:
         reasons = (
@@ -293,7 +309,10 @@ def validation_loss(curves: Mapping[str, Curve]) -> Curve | None:
 def _costs(
     diagnosis: Diagnosis, results: StudyResults, errors: BaseErrors | None, runs: Sequence[FinishedRun]
 ) -> CostTable:
-    weights = weights_by_rank(diagnosis, results, _weight_bytes(diagnosis, errors))
+    bytes_of_numbers = {
+        precision: weights_dtype(_first_run(runs, precision)).itemsize for precision in diagnosis.precisions
+    }
+    weights = weights_by_rank(diagnosis, results, _weight_bytes(diagnosis, errors), bytes_of_numbers)
     on_gpu = all(run.record.device == GPU for run in runs)
     sizes, devices = _adapter_bytes(diagnosis, runs), devices_of_times(runs)
     return cost_table(diagnosis, results, weights, sizes, is_process_memory=not on_gpu, devices=devices)

@@ -362,9 +362,9 @@ def check_adapters(lora: LoraSettings | None, precision: str) -> LoraSettings:
     """
     is_plain = lora is not None and lora.adalora is None and not lora.use_dora and not lora.target_parameters
     if not is_plain or lora is None or lora.changes_base or lora.init_lora_weights not in STARTS:
-        msg = f"the precision {precision!r} of the diagnosis has no adapters of a fixed rank on linear layers of an "
-        msg += "unchanged base that start at dW = 0 with an A that the seed draws; LoRA and rsLoRA can be compared, "
-        msg += "full fine-tuning, AdaLoRA, DoRA, EVA (whose ranks and starts follow from the data), LoftQ, PiSSA, "
-        msg += "OLoRA and experts cannot"
+        msg = f"the precision {precision!r} of the diagnosis has no adapters of a fixed rank on linear layers of a "
+        msg += "base with frozen weights that start at dW = 0 with an A that the seed draws; LoRA and rsLoRA can be "
+        msg += "compared, full fine-tuning, AdaLoRA, DoRA, EVA (whose ranks and starts follow from the data), LoftQ, "
+        msg += "PiSSA, OLoRA and experts cannot"
         raise ConfigurationError(msg)
     return lora

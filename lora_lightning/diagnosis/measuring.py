@@ -13,6 +13,7 @@ from lora_lightning.diagnosis.model_behavior import Behaviors, Observed, PairBeh
 from lora_lightning.diagnosis.opened_runs import OpenedRuns
 from lora_lightning.diagnosis.sensitivity import Sensitivity, measure_sensitivity
 from lora_lightning.diagnosis.specification import Diagnosis, SkipProof
+from lora_lightning.diagnosis.weight_dtypes import dtype_name, weights_dtype
 
 SIMILARITY, ERRORS, SENSITIVITY = "adapter_similarity", "base_errors", "sensitivity"
 BEHAVIOR, MERGES = "model_behavior", "merge_recovery"
@@ -39,8 +40,8 @@ class Measurer:
         own = [run for run in runs if run.rank == diagnosis.rank]
         self.full = {run.seed: run for run in own if run.precision == diagnosis.full}
         self.quantized = {run.seed: run for run in own if run.precision == diagnosis.quantized}
-        common = self.common_seeds
-        self.opened = OpenedRuns(diagnosis.measuring.rows, self.full[common[0]] if common else None)
+        pair = self.pair
+        self.opened = OpenedRuns(diagnosis.measuring.rows, pair[0] if pair else None)
 
     @property
     def sides(self) -> tuple[Mapping[int, FinishedRun], Mapping[int, FinishedRun]]:
@@ -49,13 +50,24 @@ class Measurer:
 
     @property
     def common_seeds(self) -> list[int]:
-        """The seeds with finished runs of both precisions, in the order of the diagnosis."""
-        return [seed for seed in self.diagnosis.seeds if seed in self.full and seed in self.quantized]
+        """The seeds with finished runs of both precisions, ascending: their order in the YAML decides nothing."""
+        return sorted(seed for seed in self.diagnosis.seeds if seed in self.full and seed in self.quantized)
+
+    @property
+    def pair(self) -> tuple[FinishedRun, FinishedRun] | None:
+        """The runs on which modules, errors and merges are measured; `None` if no seed has both.
+
+        Those with the least seed, unless modules were measured on another pair before: with the effects of another one,
+        other modules would be chosen, and all runs with lists would train anew.
+        """
+        pairs = [(self.full[seed], self.quantized[seed]) for seed in self.common_seeds]
+        measured = (pair for pair in pairs if self.folder.is_measured(SENSITIVITY, self._sensitivity_inputs(pair)))
+        return next(measured, next(iter(pairs), None))
 
     @property
     def other_quantized(self) -> list[FinishedRun]:
-        """The finished runs of the quantized precision with seeds of their own."""
-        return [self.quantized[seed] for seed in self.diagnosis.other_seeds if seed in self.quantized]
+        """The finished runs of the quantized precision with seeds of their own, ascending."""
+        return [self.quantized[seed] for seed in sorted(self.diagnosis.other_seeds) if seed in self.quantized]
 
     def inputs(self) -> dict[str, dict[str, Any]]:
         """What each measurement depends on, by its name; only those that the finished runs allow.
@@ -65,21 +77,31 @@ class Measurer:
         found: dict[str, dict[str, Any]] = {}
         if self.full and self.quantized:
             runs = [run.identity for run in (*self.full.values(), *self.quantized.values())]
-            found[SIMILARITY] = {"runs": runs, "seeds": self.diagnosis.seeds, "other": self.diagnosis.other_seeds}
-        if not self.common_seeds:
+            seeds, others = (sorted(each) for each in (self.diagnosis.seeds, self.diagnosis.other_seeds))
+            found[SIMILARITY] = {"runs": runs, "seeds": seeds, "other": others}
+        if (both := self.pair) is None:
             return found
         pairs = [run.identity for seed in self.common_seeds for run in (self.full[seed], self.quantized[seed])]
-        pair: dict[str, Any] = {"runs": pairs[:2]}
-        measuring, budget = self.diagnosis.measuring, self._budget
+        pair: dict[str, Any] = {"runs": [run.identity for run in both]}
+        measuring = self.diagnosis.measuring
         rows = {**pair, "rows": measuring.rows}
-        lists = {"more_bytes": budget.more_bytes, "random_lists": budget.random_lists}
         completions = {"prompts": measuring.prompts, "new_tokens": measuring.new_tokens}
         return found | {
-            ERRORS: {**pair, "adapters": [run.identity for run in (*self.full.values(), *self.quantized.values())]},
-            SENSITIVITY: {**rows, "singles": measuring.singles, "metric": self.metric, **lists},
+            ERRORS: {
+                **pair,
+                **_dtypes_of(both),
+                "adapters": [run.identity for run in (*self.full.values(), *self.quantized.values())],
+            },
+            SENSITIVITY: self._sensitivity_inputs(both),
             MERGES: rows,
             BEHAVIOR: {**rows, **completions, "runs": [*pairs, *(run.identity for run in self.other_quantized)]},
         }
+
+    def _sensitivity_inputs(self, pair: tuple[FinishedRun, FinishedRun]) -> dict[str, Any]:
+        measuring, budget = self.diagnosis.measuring, self._budget
+        lists = {"more_bytes": budget.more_bytes, "random_lists": budget.random_lists}
+        settings = {"rows": measuring.rows, "singles": measuring.singles, "metric": self.metric}
+        return {"runs": [run.identity for run in pair], **_dtypes_of(pair), **settings, **lists}
 
     @property
     def _budget(self) -> SkipProof:
@@ -101,9 +123,9 @@ class Measurer:
         if SIMILARITY in inputs:
             runs = [*self.full.values(), *self.quantized.values()]
             self.folder.measure(SIMILARITY, AdapterSimilarity, inputs[SIMILARITY], lambda: self._similarity(runs))
-        if not self.common_seeds:
+        if (pair := self.pair) is None:
             return
-        full, quantized = (side[self.common_seeds[0]] for side in (self.full, self.quantized))
+        full, quantized = pair
         errors = self.folder.measure(ERRORS, BaseErrors, inputs[ERRORS], lambda: self._errors(full, quantized))
         self.folder.measure(
             SENSITIVITY, Sensitivity, inputs[SENSITIVITY], lambda: self._sensitivity(full, quantized, errors)
@@ -163,6 +185,12 @@ class Measurer:
 
     def _observe(self, run: FinishedRun) -> Observed:
         return observe(self.opened.open(run), self.diagnosis.measuring)
+
+
+def _dtypes_of(pair: tuple[FinishedRun, FinishedRun]) -> dict[str, Any]:
+    """In which dtypes bytes are counted; nothing for float32, in which earlier releases counted all."""
+    dtypes = [dtype_name(weights_dtype(run)) for run in pair]
+    return {} if {*dtypes} == {"float32"} else {"dtypes": dtypes}
 
 
 def _updates_of(run: FinishedRun) -> Updates:

@@ -15,6 +15,16 @@ MIXED = "-mixed"
 NAMES = {"bf16": "bfloat16", "16": "float16", "64": "float64"}  # of trainer.precision, up to the hyphen
 
 
+def rounds_inputs(quantized: FinishedRun) -> bool:
+    """Whether the layers of a run multiply 8-bit integers, which rounds their inputs beside their weights.
+
+    Args:
+        quantized: A run with quantization.
+    """
+    settings = quantized.record.settings["model"]["init_args"].get("quantization") or {}
+    return bool(settings.get("bits", FOUR_BITS) != FOUR_BITS)
+
+
 def note_on_products(full: FinishedRun, quantized: FinishedRun) -> str:
     """Names the dtypes of products if those of the two precisions differed in training.
 
@@ -27,7 +37,7 @@ def note_on_products(full: FinishedRun, quantized: FinishedRun) -> str:
     """
     own = _of_trainer(full.record.flat_settings)
     settings = quantized.record.settings["model"]["init_args"].get("quantization") or {}
-    if settings.get("bits", FOUR_BITS) != FOUR_BITS:
+    if rounds_inputs(quantized):
         return (
             f"{quantized.precision} multiplies 8-bit integers, which rounds the inputs of layers too, also where "
             "behavior and merges are measured."

@@ -12,7 +12,7 @@ from lora_lightning.runs.record import RunRecord
 from lora_lightning.studies.journal import ENDED, TrialStatus
 from lora_lightning.studies.open_study import HOUR, OpenStudy, open_study
 from lora_lightning.studies.same_inputs import check_same_rows, note_on_versions
-from lora_lightning.studies.study_folder import STUDY
+from lora_lightning.studies.study_folder import STUDY, load_added
 from lora_lightning.studies.trial_results import StudyNotes, collect_results
 from lora_lightning.studies.trials import Trial
 
@@ -93,7 +93,7 @@ def judge_proof(
     check_same_rows([*main.rows, *collected.rows])
     lists = collected.results.configurations
     versions = note_on_versions(every)  # also if each study has one version
-    notes = [note for note in (collected.results.unfinished, *collected.notes) if note]
+    notes = [note for note in (collected.results.unfinished, load_added(own.path).note, *collected.notes) if note]
     notes += [versions] if versions and versions not in (*notes, *main.notes) else []
     if why := why_not_judged(plan.tested, statuses, is_over_budget=opened.is_over_budget):
         return Proof(None, why, tuple(notes))

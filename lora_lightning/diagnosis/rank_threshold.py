@@ -45,7 +45,7 @@ class PrecisionLoss:
         rank: r of the quantized precision.
         other_rank: r of the other one.
         difference: Quantized minus not quantized, in the metric's stored unit, larger is better.
-        p_value: Two-sided, of no difference; NaN if there is no test, such as with one seed.
+        p_value: Two-sided, of no difference; NaN if there is no test, such as with one seed, or after failed runs.
         verdict: Whether the quantized one is worse by more than the margin.
         sentence: In words.
     """
@@ -63,8 +63,19 @@ class PrecisionLoss:
         return self.p_value <= ERROR_RATE
 
     @property
+    def why_not_judged(self) -> str:
+        """Which failed runs leave the side open on which the difference lies; empty if none do.
+
+        Those that are left may be the good ones of their precision, so nothing is proven in its favor.
+        """
+        return _why_not_judged(self.difference)
+
+    @property
     def test(self) -> str:
         """What the test of no difference says, or why there is none, as a sentence."""
+        if self.why_not_judged:
+            sentence = f"Whether the difference is more than chance is not judged: {self.why_not_judged}"
+            return f"{sentence}, and those that are left may be its good ones."
         if math.isnan(self.p_value):
             return f"The difference is not tested: {self.difference.note}."
         return f"The difference is {'' if self.told_from_zero else 'not '}told from zero (p = {self.p_value:.3g})."
@@ -77,6 +88,9 @@ class PrecisionLoss:
     @property
     def why_no_loss(self) -> str:
         """Why nothing can be bought back, as a sentence, unless `is_loss`."""
+        if self.why_not_judged:
+            sentence = f"The loss by quantization is not judged ({self.why_not_judged})"
+            return f"{sentence}, so it is not known whether there is anything to buy back."
         if math.isnan(self.p_value):
             sentence = f"The loss by quantization is not tested ({self.difference.note})"
             return f"{sentence}, so it is not known whether there is anything to buy back."
@@ -98,6 +112,7 @@ class RankThreshold:
         share: Of the loss at the compared rank, what the largest rank buys back, with its interval over seeds and
             examples; NaN if the compared rank is the largest, or runs are missing.
         share_seeds: The seeds of the share, with which all its three configurations have runs.
+        share_failures: Which runs of these configurations failed, in words.
     """
 
     precisions: tuple[RankOfPrecision, RankOfPrecision]
@@ -106,6 +121,7 @@ class RankThreshold:
     bought_back: tuple[PrecisionLoss, ...]
     share: Interval
     share_seeds: tuple[int, ...] = ()
+    share_failures: tuple[str, ...] = ()
 
 
 def find_rank_threshold(diagnosis: Diagnosis, results: StudyResults) -> RankThreshold:
@@ -132,16 +148,20 @@ def find_rank_threshold(diagnosis: Diagnosis, results: StudyResults) -> RankThre
     )
 
 
-def _share_of_largest(diagnosis: Diagnosis, results: StudyResults) -> tuple[Interval, tuple[int, ...]]:
-    """(quantized at the largest rank - quantized) / (not quantized - quantized), both at the compared rank; seeds."""
+def _share_of_largest(diagnosis: Diagnosis, results: StudyResults) -> tuple[Interval, tuple[int, ...], tuple[str, ...]]:
+    """(quantized at the largest rank - quantized) / (not quantized - quantized), both at the compared rank.
+
+    With its seeds and the failures of the three.
+    """
     if diagnosis.rank == diagnosis.ranks[-1]:
-        return Interval(float("nan"), float("nan"), float("nan")), ()
+        return Interval(float("nan"), float("nan"), float("nan")), (), ()
     places = (
         (diagnosis.full, diagnosis.rank),
         *((diagnosis.quantized, r) for r in (diagnosis.rank, diagnosis.ranks[-1])),
     )
     three = [results.configuration(diagnosis.configuration(*place)) for place in places]
-    return bought_back_share(*three), tuple(common_seeds(*three))
+    failures = tuple(each.failures for each in three if each.failures)
+    return bought_back_share(*three), tuple(common_seeds(*three)), failures
 
 
 def analyze_precision(diagnosis: Diagnosis, results: StudyResults, precision: str) -> StudyAnalysis:
@@ -191,10 +211,13 @@ def _losses(diagnosis: Diagnosis, results: StudyResults, pairs: list[tuple[int, 
         found.append((rank, other, compare(own, reference, results.metric)))
     known = [each for each in found if each[2].seeds]
     margin = results.metric.stored_margin
-    tests = [difference for *_, difference in known if difference.is_tested]
-    two_sided = _adjusted(known, [each.p_value for each in tests])
-    above = _adjusted(known, [each.p_value_above(-margin) for each in tests])
-    below = _adjusted(known, [each.p_value_below(-margin) for each in tests])
+    # What failed runs leave open has no test, and is no part of a family: p would be 1 by rule.
+    differences = [difference for *_, difference in known]
+    two_sided = _adjusted([None if _why_not_judged(each) else each.p_value for each in differences], differences)
+    above = _adjusted([None if each.failures else each.p_value_above(-margin) for each in differences], differences)
+    below = _adjusted(
+        [None if each.failures_of_other else each.p_value_below(-margin) for each in differences], differences
+    )
     share = holm_share([p_value for p_value in above if not math.isnan(p_value)])
     return tuple(
         _loss(diagnosis, results, each, p_value, is_above <= ERROR_RATE, is_below <= ERROR_RATE, share)
@@ -202,10 +225,16 @@ def _losses(diagnosis: Diagnosis, results: StudyResults, pairs: list[tuple[int, 
     )
 
 
-def _adjusted(pairs: Sequence[tuple[int, int, PairedDifference]], p_values: Sequence[float]) -> list[float]:
-    """Adjusts the p values of the pairs that are tested; NaN for the others, which are no part of the family."""
-    found = iter(holm(p_values))
-    return [next(found) if difference.is_tested else math.nan for *_, difference in pairs]
+def _adjusted(p_values: Sequence[float | None], differences: Sequence[PairedDifference]) -> list[float]:
+    """Adjusts the p values of what is tested; NaN for the others, which are no part of the family."""
+    own = [each if difference.is_tested else None for each, difference in zip(p_values, differences, strict=True)]
+    found = iter(holm([each for each in own if each is not None]))
+    return [math.nan if each is None else next(found) for each in own]
+
+
+def _why_not_judged(difference: PairedDifference) -> str:
+    """The failures of the side that looks better, which limit what its advantage proves."""
+    return difference.failures_of_other if difference.interval.value < 0 else difference.failures
 
 
 def _loss(

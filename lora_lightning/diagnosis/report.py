@@ -190,7 +190,7 @@ def _base(findings: Findings) -> Section | None:
         return None
     saved = 100 * (1 - found.quantized_bytes / found.full_bytes)
     text = f"The weights take {found.full_bytes / 1e6:,.1f} MB without quantization and "
-    text += f"{found.quantized_bytes / 1e6:,.1f} MB with it, {saved:.0f} % less, adapters included."
+    text += f"{found.quantized_bytes / 1e6:,.1f} MB with it, {saved:.0f} % less, adapters included. {found.counted_in}"
     return Section(
         "What does quantization do to the base?",
         (text, _canceled(found)),
@@ -218,6 +218,9 @@ def _modules(findings: Findings) -> Section | None:
     if found.predictions:
         text += f"Divergences are of {found.predictions:,} predictions for these examples{_sampled(findings)}. "
     text += _joint(findings, joint)
+    if findings.rounds_inputs:
+        text += f" These parts have the weights of {findings.precisions[1]} and not its rounding of inputs, which is "
+        text += "in no score, effect or list here."
     has_loss = math.isfinite(joint.loss.value)
     paragraphs = [
         text,
@@ -291,8 +294,11 @@ def _behavior(findings: Findings) -> Section | None:
     if found is None or not found.pairs:
         return None
     measures = ", in the measures of llama.cpp" if any(pair.predictions for pair in found.pairs) else ""
-    text = f"On {found.examples:,} validation examples{measures}, with products in float32 on both "
-    text += f"sides.{_what_was_compared(findings, found)}"
+    full, quantized = findings.precisions
+    products = "with products in float32 on both sides"
+    if findings.rounds_inputs:
+        products = f"with products in float32 for {full} and of 8-bit integers, which round inputs too, for {quantized}"
+    text = f"On {found.examples:,} validation examples{measures}, {products}.{_what_was_compared(findings, found)}"
     return Section(
         "Do the models behave alike?",
         (text, _baseline(found, has_other_options=bool(findings.different_options))),
@@ -350,9 +356,18 @@ def _merges(findings: Findings) -> Section | None:
     text = (
         f"The adapter of {found.run}, merged in memory. The recovery ratio is 1 if its gain is kept, 0 if it is lost. "
     )
-    text += "Products are in float32 before and after merging. "
+    text += _products_of_merges(findings)
     text += "Intervals are over validation examples of this one adapter; other seeds and ranks may differ."
     return Section("What does each merge target do?", (text,), tables=(tables.merges_table(found, findings.numbers),))
+
+
+def _products_of_merges(findings: Findings) -> str:
+    if not findings.rounds_inputs:
+        return "Products are in float32 before and after merging. "
+    return (
+        "Before merging and after requantizing, layers multiply 8-bit integers, which rounds their inputs; the other "
+        "merges multiply in float32, so a part of their change may be that this rounding is gone. "
+    )
 
 
 def _costs(findings: Findings) -> Section:

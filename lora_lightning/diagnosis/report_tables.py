@@ -280,7 +280,7 @@ def ranks_tables(found: RankThreshold) -> tuple[PageTable, ...]:
     )
     caption = "The quantized precision against the other one, at the same rank and at smaller ones (p values by Holm, "
     caption += "except for both at the compared rank, which was chosen beforehand; a dash: not tested, since there is "
-    caption += "one seed or no variance)"
+    caption += "one seed or no variance, or runs of the better one failed)"
     return (
         PageTable(headings, tuple(rows), texts=frozenset({5}), states=4),
         PageTable(("ranks", "verdict", "p", "in words"), losses, texts=frozenset({3}), states=1, caption=caption),

@@ -11,12 +11,14 @@ from lora_lightning.diagnosis.rank_threshold import find_rank_threshold
 from lora_lightning.diagnosis.sensitivity import Sensitivity
 from lora_lightning.diagnosis.skip_proof import proof_study, reason_not_to_train
 from lora_lightning.diagnosis.specification import Diagnosis
+from lora_lightning.errors import TrainingError
 from lora_lightning.studies.open_study import OpenStudy, start_study
 from lora_lightning.studies.plan import StudyPlan, plan_study
 from lora_lightning.studies.study_run import check_study
 from lora_lightning.studies.trial_results import collect_results
 from lora_lightning.studies.trial_runs import CheckedStudy
 from lora_lightning.studies.trials import Configuration
+from lora_lightning.training.user_errors import is_memory_error
 
 Report = Callable[[str], None]
 
@@ -97,7 +99,16 @@ def measure_runs(diagnosis: Diagnosis, folder: DiagnosisFolder, study: OpenStudy
         LoraLightningError: If runs cannot be compared, or something cannot be measured.
     """
     metric = study.tag.partition("/")[2]
-    Measurer(diagnosis, folder, finished_runs(study), metric, report).measure_all()
+    measurer = Measurer(diagnosis, folder, finished_runs(study), metric, report)
+    try:
+        measurer.measure_all()
+    except (MemoryError, RuntimeError) as error:
+        if not is_memory_error(error):
+            raise
+        msg = "there is not enough memory to measure the runs, of which two are open at once; what is finished and "
+        msg += "measured is kept. Free memory, or set measure.rows below data.eval_batch_size, so that batches are "
+        msg += "smaller, and repeat the command"
+        raise TrainingError(msg) from error
 
 
 def start_proof(

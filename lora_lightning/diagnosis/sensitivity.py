@@ -25,7 +25,13 @@ from lora_lightning.diagnosis.specification import Measuring, SkipProof
 from lora_lightning.lora.base_layers import called_linear_layers
 from lora_lightning.statistics.jackknife import Interval
 from lora_lightning.tasks.causal_language_modeling import CausalLanguageModelingTask
-from lora_lightning.tasks.held_out_batches import evaluation_mode, isolated_evaluation, on_device, validation_precision
+from lora_lightning.tasks.held_out_batches import (
+    Batch,
+    evaluation_mode,
+    isolated_evaluation,
+    on_device,
+    validation_precision,
+)
 
 FEWEST_GROUPS = 3  # for a correlation
 
@@ -220,12 +226,20 @@ def score_modules(opened: OpenedRun, weights: Mapping[str, Tensor]) -> dict[str,
 
 def _run_batches(opened: OpenedRun) -> Iterator[tuple[int, int]]:
     for batch in opened.examples.batches:
-        moved = on_device(opened.trainer, batch)
-        with validation_precision(opened.trainer):
-            loss, labels = summed_loss(opened, moved)
-        loss.backward()  # type: ignore[no-untyped-call]
-        opened.task.zero_grad(set_to_none=True)
-        yield len(next(iter(batch.values()))), labels
+        for part in _parts_of(batch, opened.examples.datamodule.batch_size):
+            moved = on_device(opened.trainer, part)
+            with validation_precision(opened.trainer):
+                loss, labels = summed_loss(opened, moved)
+            if labels:  # without one, as of queries that are all out of scope, the mean is not defined
+                loss.backward()  # type: ignore[no-untyped-call]
+            opened.task.zero_grad(set_to_none=True)
+            yield len(next(iter(part.values()))), labels
+
+
+def _parts_of(batch: Batch, rows: int) -> Iterator[Batch]:
+    """A batch of the evaluation in parts of the size that training had: a backward pass keeps what training kept."""
+    for start in range(0, len(next(iter(batch.values()))), rows):
+        yield {name: values[start : start + rows] for name, values in batch.items()}
 
 
 def summed_loss(opened: OpenedRun, batch: dict[str, Tensor]) -> tuple[Tensor, int]:

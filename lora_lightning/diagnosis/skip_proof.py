@@ -55,7 +55,8 @@ class SkipFinding:
         bought_back: The share of the loss by quantization that it buys back, with its interval over seeds and examples.
         over_random: The list minus the mean of the random lists, in the metric's stored unit, larger is better; `None`
             if there is no other list of its bytes.
-        p_value: One-sided, of not being better than random lists; NaN if there is no test, such as with one seed.
+        p_value: One-sided, of not being better than random lists; NaN if there is no test, such as with one seed or
+            after failed runs of the list.
         random: Each random list, the best first.
         rank: Of the list among all of them, 1 for the best.
         means: Mean of the metric by list, as shown, with both precisions, over the seeds that all of them have.
@@ -172,7 +173,7 @@ def judge_skips(
     chosen = lists[0]
     ratio = bought_back_share(full, quantized, chosen)
     over = compare(chosen, average(lists[1:]), metric) if lists[1:] else None
-    p_value = over.p_value_above(0.0) if over is not None and over.is_tested else math.nan
+    p_value = over.p_value_above(0.0) if over is not None and _is_judged(over) else math.nan
     random = _random_lists(chosen, lists[1:], choice, metric)
     rank = 1 + sum(each.difference.interval.value <= 0 for each in random)
     enough = ratio.low >= proof.bought_back and choice.share <= proof.more_bytes
@@ -210,8 +211,8 @@ def _random_lists(
     chosen: ConfigurationResults, lists: Sequence[ConfigurationResults], choice: SkipChoice, metric: Metric
 ) -> tuple[RandomList, ...]:
     differences = [compare(chosen, each, metric) for each in lists]
-    tested = iter(holm([each.p_value_above(0.0) for each in differences if each.is_tested]))
-    p_values = [next(tested) if each.is_tested else math.nan for each in differences]
+    tested = iter(holm([each.p_value_above(0.0) for each in differences if _is_judged(each)]))
+    p_values = [next(tested) if _is_judged(each) else math.nan for each in differences]
     found = [
         RandomList(each.name, more_bytes, metric.shown_value(each.mean_value), difference, p_value)
         for each, more_bytes, difference, p_value in zip(lists, choice.random_bytes, differences, p_values, strict=True)
@@ -219,12 +220,18 @@ def _random_lists(
     return tuple(sorted(found, key=lambda each: each.difference.interval.value))
 
 
+def _is_judged(difference: PairedDifference) -> bool:
+    """Whether the list can be proven better: of one with failed runs, those that are left may be the good ones."""
+    return difference.is_tested and not difference.failures
+
+
 def _beside_random(random: Sequence[RandomList], rank: int, p_value: float, choice: SkipChoice, metric: Metric) -> str:
     """How good the list is among random ones, and how far their bytes differ."""
     if not random:
         return "There is no other list of its bytes to compare it with."
     proof = "better than" if p_value <= ERROR_RATE and rank == 1 else "not proven better than"
-    test = "not tested" if math.isnan(p_value) else f"one-sided p = {p_value:.3g}"
+    failures = random[0].difference.failures
+    test = f"not tested{failures and f', since {failures}'}" if math.isnan(p_value) else f"one-sided p = {p_value:.3g}"
     sentence = f"It is number {rank} of {len(random) + 1} lists, and {proof} {len(random)} random ones (their mean: "
     sentence += f"{test}; the best one, {random[0].name}: "
     sentence += f"{shown_difference(random[0].difference, metric)}), "

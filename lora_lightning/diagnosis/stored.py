@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -24,7 +24,7 @@ def from_json(kind: Any, value: Any) -> Any:
         The object; numbers that were infinite are NaN.
 
     Raises:
-        KeyError: If a field is missing.
+        KeyError: If a field is missing that has no default; those with one may be newer than the file.
     """
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in {Union, UnionType}:
@@ -34,7 +34,8 @@ def from_json(kind: Any, value: Any) -> Any:
         return math.nan if value is None else float(value)
     if isinstance(kind, type) and is_dataclass(kind):
         hints = get_type_hints(kind)
-        return kind(**{field.name: from_json(hints[field.name], value[field.name]) for field in fields(kind)})
+        named = [each.name for each in fields(kind) if each.name in value or each.default is MISSING]
+        return kind(**{name: from_json(hints[name], value[name]) for name in named})
     if origin is tuple:
         kinds = [arguments[0]] * len(value) if arguments[1:] == (...,) else arguments
         return tuple(from_json(each, part) for each, part in zip(kinds, value, strict=True))

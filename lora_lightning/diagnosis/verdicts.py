@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from lora_lightning.diagnosis.adapter_similarity import TELLING_COSINE, AdapterSimilarity
@@ -13,12 +13,14 @@ from lora_lightning.diagnosis.rank_threshold import RankThreshold
 from lora_lightning.diagnosis.skip_proof import SkipFinding
 from lora_lightning.diagnosis.specification import Diagnosis
 from lora_lightning.diagnosis.verdict_names import VerdictName
+from lora_lightning.statistics.jackknife import Interval
 from lora_lightning.statistics.multiple_tests import ERROR_RATE
 from lora_lightning.statistics.recovery import Recovery
 from lora_lightning.statistics.verdicts import Verdict
 
 BOUGHT_BACK = 0.5  # of the loss by quantization
 RUN = "run the diagnosis, which does it once both precisions have finished runs at the compared rank"
+ON_ADAPTERS = {VerdictName.SAME_ADAPTERS_AS_ANOTHER_SEED, VerdictName.PRECISIONS_DIFFER}
 ADAPTERS_NOT_COMPARED = f"The adapters of the finished runs are not compared yet; {RUN}."
 
 
@@ -63,6 +65,7 @@ def reach_verdicts(
     unchecked: Sequence[str] = (),
     undecided: Sequence[str] = (),
     why_no_list: str = NOT_STARTED,
+    lacking: str = "",
 ) -> tuple[DiagnosisVerdict, ...]:
     """Reaches all verdicts.
 
@@ -76,6 +79,7 @@ def reach_verdicts(
         unchecked: Names of failure modes whose rules lack data.
         undecided: Names of those whose data neither show nor rule them out.
         why_no_list: Why no list was judged; not used if one was.
+        lacking: Which planned seeds of the compared rank have no finished run, as a sentence; empty if all have one.
 
     Returns:
         One verdict for each name.
@@ -90,7 +94,15 @@ def reach_verdicts(
         _skip_list(diagnosis, skip, why_no_list),
         _healthy(failures, unchecked, undecided),
     )
-    return tuple(DiagnosisVerdict(name, *each) for name, each in zip(VerdictName, found, strict=True))
+    reached = [DiagnosisVerdict(name, *each) for name, each in zip(VerdictName, found, strict=True)]
+    return tuple(_with_lacking(each, lacking) for each in reached)
+
+
+def _with_lacking(verdict: DiagnosisVerdict, lacking: str) -> DiagnosisVerdict:
+    """A verdict on adapters of all seeds says which planned ones it does not rest on."""
+    if not lacking or verdict.name not in ON_ADAPTERS or verdict.state is State.MISSING:
+        return verdict
+    return replace(verdict, sentence=f"{verdict.sentence} {lacking}")
 
 
 def _not_worse(diagnosis: Diagnosis, ranks: RankThreshold | None) -> tuple[State, str]:
@@ -98,7 +110,10 @@ def _not_worse(diagnosis: Diagnosis, ranks: RankThreshold | None) -> tuple[State
     if loss is None:
         return State.MISSING, f"No seed has finished runs of both precisions at r = {diagnosis.rank}."
     states = {Verdict.IDENTICAL: State.YES, Verdict.NOT_WORSE: State.YES, Verdict.WORSE: State.NO}
-    return states.get(loss.verdict, State.UNDECIDED), f"{loss.sentence} {loss.test}"
+    sentence = f"{loss.sentence} {loss.test}"
+    if loss.difference.seeds < (planned := len(diagnosis.seeds)):
+        sentence += f" It rests on {loss.difference.seeds} of {planned} seeds: the others lack a finished run of both."
+    return states.get(loss.verdict, State.UNDECIDED), sentence
 
 
 def _against_seeds(similarity: AdapterSimilarity | None) -> tuple[State, str]:
@@ -177,9 +192,15 @@ def _more_rank(diagnosis: Diagnosis, ranks: RankThreshold | None) -> tuple[State
     sentence += f"r = {diagnosis.rank}, with the seeds {', '.join(map(str, ranks.share_seeds))}"
     lacking = loss.difference.seeds - len(ranks.share_seeds)
     sentence += f"; {lacking} more that tell the loss have no run at r = {largest}." if lacking else "."
-    if ranks.share.low >= BOUGHT_BACK:
-        return State.YES, sentence
-    return State.NO if ranks.share.high < BOUGHT_BACK else State.UNDECIDED, sentence
+    if ranks.share_failures:  # the runs that are left may be the good ones
+        return State.UNDECIDED, f"{sentence} Nothing is proven: {' and '.join(ranks.share_failures)}."
+    return _of_share(ranks.share), sentence
+
+
+def _of_share(share: Interval) -> State:
+    if share.low >= BOUGHT_BACK:
+        return State.YES
+    return State.NO if share.high < BOUGHT_BACK else State.UNDECIDED
 
 
 def _merge_keeps_gain(merges: MergeRecoveries | None) -> tuple[State, str]:

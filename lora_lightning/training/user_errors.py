@@ -166,11 +166,20 @@ def _as_refused_path(error: OSError) -> ConfigurationError | None:
     return ConfigurationError(msg)
 
 
+def is_memory_error(error: Exception) -> bool:
+    """Whether a device or the machine ran out of memory.
+
+    Args:
+        error: Any.
+    """
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def _as_memory_error(error: Exception) -> TrainingError | None:
     """Explains that a device or the machine ran out of memory."""
-    text = str(error)
-    if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in text:
+    if not is_memory_error(error):
         return None
+    text = str(error)
     why = f" ({text.strip().splitlines()[0].rpartition(']')[2].strip()})" if text.strip() else ""
     msg = (
         f"there is not enough memory{why}; lower data.batch_size, the length of the texts or model.lora.r, or set "

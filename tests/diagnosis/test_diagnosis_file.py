@@ -18,6 +18,7 @@ from lora_lightning.errors import ConfigurationError
 from lora_lightning.metrics.label_space import REGRESSION, SINGLE_LABEL, LabelSpace
 from lora_lightning.studies.plan import plan_study
 from lora_lightning.tasks import CausalLanguageModelingTask, QuestionAnsweringTask, SequenceClassificationTask
+from tests.diagnosis import planted
 from tests.diagnosis.small_diagnosis import save_diagnosis
 from tests.studies.small_study import BASE
 
@@ -162,6 +163,15 @@ def test_what_a_task_lacks_is_found() -> None:
     for kind, expected in ((REGRESSION, {VerdictName.HEALTHY}), (SINGLE_LABEL, set())):
         space = LabelSpace(["score"] if kind == REGRESSION else ["no", "yes"], problem_type=kind)
         assert what_task_lacks(SequenceClassificationTask("x", label_space=space)).keys() == expected
+
+
+def test_a_dry_run_says_that_a_required_verdict_is_usually_undecided(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for required, is_said in ((("smaller_than_seed_noise",), True), (("not_worse",), False)):
+        print_measuring(planted.diagnosis(require=required), tmp_path, 60.0)
+        printed = capsys.readouterr().out
+        assert ("the required verdict smaller_than_seed_noise is usually undecided: " in printed) is is_said
 
 
 def test_a_dry_run_counts_the_runs_with_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,9 +7,13 @@ import pytest
 
 from lora_lightning.diagnosis.costs import cost_table
 from lora_lightning.diagnosis.rank_threshold import find_rank_threshold
+from lora_lightning.diagnosis.report_tables import ranks_tables
+from lora_lightning.diagnosis.sensitivity import SkipChoice
+from lora_lightning.diagnosis.skip_proof import reason_not_to_train
+from lora_lightning.diagnosis.specification import SkipProof
 from lora_lightning.statistics.multiple_tests import holm
 from lora_lightning.statistics.pairing import compare
-from lora_lightning.statistics.study_results import Metric, Scale
+from lora_lightning.statistics.study_results import ConfigurationResults, Metric, Scale, StudyResults
 from lora_lightning.statistics.verdicts import Verdict
 from tests.diagnosis import planted
 
@@ -81,3 +85,62 @@ def test_runs_that_are_missing_are_left_out() -> None:
     assert found.compared is None
     assert [loss.rank for loss in found.losses] == [2, 4]
     assert found.precisions[1].smallest is None
+
+
+def without_seeds(results: StudyResults, name: str, *gone: int, failed: bool = True) -> StudyResults:
+    """Results without some runs of a configuration, which failed or are left."""
+
+    def cut(each: ConfigurationResults) -> ConfigurationResults:
+        values = {seed: value for seed, value in each.values.items() if seed not in gone}
+        outcomes = {seed: value for seed, value in each.outcomes.items() if seed not in gone}
+        return replace(each, values=values, outcomes=outcomes, failed=len(gone) * failed)
+
+    own = [cut(each) if each.name == name else each for each in results.configurations]
+    return replace(results, configurations=own)
+
+
+def test_failed_runs_leave_a_loss_open_and_are_named() -> None:
+    """The loss of 6 points is large; the float32 runs that are left may be the good ones, which p = 1 does not say."""
+    diagnosis = planted.diagnosis(rank=4)
+    results = without_seeds(planted.results(0.06), "float32, r = 4", 4)
+    found = find_rank_threshold(diagnosis, results)
+    loss = found.compared
+    assert loss is not None
+    failures = "1 of 5 runs of float32, r = 4 failed or have no result"
+    assert math.isnan(loss.p_value)
+    assert not loss.is_loss
+    assert loss.test == (
+        f"Whether the difference is more than chance is not judged: {failures}, and those that are left may be its "
+        "good ones."
+    )
+    assert loss.why_no_loss == (
+        f"The loss by quantization is not judged ({failures}), so it is not known whether there is anything to buy "
+        "back."
+    )
+    assert "told from zero" not in f"{loss.test}{loss.why_no_loss}"
+    assert reason_not_to_train(
+        replace(diagnosis, proof=SkipProof(seeds=(0, 1))), SkipChoice(("a",), 1, 2, (), ()), loss
+    ) == (loss.why_no_loss)
+    alone = [
+        compare(results.configuration(f"NF4, r = {r}"), results.configuration(f"float32, r = {r}"), results.metric)
+        for r in (2, 8)
+    ]
+    others = [each.p_value for each in found.losses if each.rank != 4]
+    assert others == pytest.approx(holm([each.p_value for each in alone]))
+    own = find_rank_threshold(diagnosis, without_seeds(planted.results(0.06), "NF4, r = 4", 4)).compared
+    assert own is not None
+    assert own.is_loss  # failed runs of NF4 hide no loss of those that are left
+    better = find_rank_threshold(diagnosis, without_seeds(planted.results(-0.06), "NF4, r = 4", 4)).compared
+    assert better is not None
+    assert better.test.startswith("Whether the difference is more than chance is not judged: 1 of 5 runs of NF4, r = 4")
+
+
+def test_what_failed_at_another_rank_is_no_part_of_holm_s_correction() -> None:
+    diagnosis, whole = planted.diagnosis(rank=8), planted.results(0.06)
+    found = find_rank_threshold(diagnosis, without_seeds(whole, "float32, r = 2", 4))
+    alone = compare(whole.configuration("NF4, r = 4"), whole.configuration("float32, r = 4"), whole.metric)
+    by_rank = {each.rank: each.p_value for each in found.losses}
+    assert math.isnan(by_rank[2])
+    assert by_rank[4] == pytest.approx(alone.p_value)
+    table = ranks_tables(found)[1]
+    assert next(row[2] for row in table.rows if row[0] == "r = 2 against r = 2") == "-"

@@ -15,6 +15,7 @@ from lora_lightning.cli.diagnose_report import print_findings
 from lora_lightning.diagnosis.adapter_similarity import PairKind
 from lora_lightning.diagnosis.costs import CostTable
 from lora_lightning.diagnosis.effects import Grouping
+from lora_lightning.diagnosis.failure_modes import merge_drift
 from lora_lightning.diagnosis.findings import Findings, check_required, validation_loss
 from lora_lightning.diagnosis.report import make_page, write_report
 from lora_lightning.diagnosis.report_figures import behavior_figures, sensitivity_figures, similarity_figures
@@ -119,10 +120,26 @@ def test_what_numbers_are_of_stands_beside_them(monkeypatch: pytest.MonkeyPatch)
     assert "of this one adapter; other seeds and ranks may differ" in paragraphs[TITLES[7]]
     merge = next(each for each in found.verdicts if each.name is VerdictName.MERGE_KEEPS_GAIN)
     assert merge.sentence.startswith("Merged into the dequantized weights, the adapter of NF4, r = 8, seed 0: recovery")
-    in_full = "Beside the adapters, classifier train in full (1,000 numbers, 25% of all that train at r = 8)"
+    in_full = "Beside the adapters, classifier trains in full (1,000 numbers, 25% of all that train at r = 8)"
     assert in_full in paragraphs[TITLES[2]]
     ranks, _ = ranks_tables(found.ranks)
     assert ranks.rows[0][:3] == ("float32", "2", "5")
+
+
+def test_8_bit_layers_are_said_to_round_their_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_figures_out(monkeypatch)
+    for rounds in (True, False):
+        sections = make_page(planted.findings(rounds_inputs=rounds)).sections
+        paragraphs = {section.title: " ".join(section.paragraphs) for section in sections}
+        behavior = "with products in float32 for float32 and of 8-bit integers, which round inputs too, for NF4."
+        assert (behavior in paragraphs[TITLES[6]]) is rounds
+        assert ("with products in float32 on both sides." in paragraphs[TITLES[6]]) is not rounds
+        assert ("layers multiply 8-bit integers, which rounds their inputs" in paragraphs[TITLES[7]]) is rounds
+        assert ("Products are in float32 before and after merging." in paragraphs[TITLES[7]]) is not rounds
+        assert ("the weights of NF4 and not its rounding of inputs" in paragraphs[TITLES[4]]) is rounds
+        drift = merge_drift(replace(planted.healthy(), merges=planted.merges(dequantized=0.9), rounds_inputs=rounds))
+        assert drift is not None
+        assert ("8-bit layers round their inputs" in drift.cause) is rounds
 
 
 NAN = float("nan")
@@ -360,6 +377,10 @@ def test_a_required_verdict_that_is_not_reached_is_an_error() -> None:
         check_required(planted.diagnosis(require=("healthy", "not_worse")), found)
     assert "the required verdict not_worse is not reached (no): NF4, r = 8 is" in str(error.value)
     assert "; the required verdict healthy is not reached (no): Failure modes: pad token" in str(error.value)
+    left = replace(found, unfinished="The report is partial: 3 of 45 trials have not finished.")
+    check_required(planted.diagnosis(), left)
+    with pytest.raises(VerificationError, match=r"not reached while runs are left\. The report is partial: 3 of 45"):
+        check_required(planted.diagnosis(require=("merge_keeps_gain",)), left)
 
 
 def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:

@@ -160,3 +160,13 @@ def test_the_share_counts_chance_of_seeds_and_of_examples() -> None:
     assert found.high - found.low > 0.2  # seeds agree, and examples do not
     assert found.contains(0.5)
     assert math.isnan(bought_back_share(of([1.0]), of([]), of([0.5])).value)
+
+
+def test_failed_runs_of_the_list_are_named_in_place_of_a_p_value() -> None:
+    lists = [replace(runs("sensitive modules", 0.91), failed=1), runs("random list 1", 0.85)]
+    choice, proof = replace(CHOICE, random_bytes=(1200,)), SkipProof(seeds=planted.SEEDS)
+    found = judge_skips(runs("full", 0.92), runs("quantized", 0.84), lists, choice, proof, Metric("accuracy"))
+    assert not found.proven
+    assert math.isnan(found.p_value)
+    assert math.isnan(found.random[0].p_value)
+    assert "not tested, since 1 of 6 runs of sensitive modules failed or have no result" in found.sentence

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from lora_lightning.diagnosis.base_errors import BaseErrors
 from lora_lightning.diagnosis.diagnosis_folder import DiagnosisFolder
 from lora_lightning.diagnosis.stored import as_json, from_json
 from lora_lightning.errors import DataError
 from lora_lightning.statistics.jackknife import Interval
+from tests.diagnosis import planted
 
 
 class Kind(StrEnum):
@@ -60,6 +62,12 @@ def test_numbers_that_are_not_finite_are_unknown() -> None:
     assert math.isnan(from_json(Part, content).number)
     with pytest.raises(KeyError):
         from_json(Part, {"number": 1.0})
+
+
+def test_a_field_that_is_newer_than_the_file_has_its_default() -> None:
+    content = as_json(planted.errors())
+    former = {name: value for name, value in content.items() if name != "dtypes"}
+    assert from_json(BaseErrors, former) == planted.errors()
 
 
 def test_a_measurement_is_made_once_for_the_same_inputs(tmp_path: Path) -> None:

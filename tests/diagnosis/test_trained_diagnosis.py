@@ -1,5 +1,7 @@
 """A diagnosis of tiny models, trained once: what it measures against references, and the command that runs it."""
 
+import copy
+import hashlib
 import json
 import math
 import re
@@ -44,13 +46,20 @@ from lora_lightning.diagnosis.opened_runs import OpenedRun, OpenedRuns, full_wei
 from lora_lightning.diagnosis.proof_runs import BUDGET_SPENT
 from lora_lightning.diagnosis.rank_threshold import RankThreshold, find_rank_threshold
 from lora_lightning.diagnosis.report import make_page
-from lora_lightning.diagnosis.sensitivity import choose_skips, measure_sensitivity, score_modules
+from lora_lightning.diagnosis.running import measure_runs
+from lora_lightning.diagnosis.sensitivity import (
+    Sensitivity,
+    choose_skips,
+    measure_sensitivity,
+    score_modules,
+    summed_loss,
+)
 from lora_lightning.diagnosis.specification import Measuring, SkipProof
 from lora_lightning.diagnosis.task_numbers import TaskNumbers, task_numbers
 from lora_lightning.diagnosis.trained_in_full import trained_in_full
 from lora_lightning.diagnosis.verdict_names import VerdictName
 from lora_lightning.diagnosis.verdicts import State
-from lora_lightning.errors import ConfigurationError, DataError, TrialsFailed
+from lora_lightning.errors import ConfigurationError, DataError, TrainingError, TrialsFailed
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.delta import adapted_layers, adapter_deltas
 from lora_lightning.lora.parameter_names import ADAPTER, is_factor
@@ -155,6 +164,18 @@ def test_what_trains_in_full_is_named_with_its_share(
     assert "%" not in trained_in_full(saved[0]).note
 
 
+def test_biases_that_train_are_no_modules_that_train_in_full(
+    runs: dict[tuple[str, int], FinishedRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("layer.0.query.bias", "layer.0.value.bias", "classifier.weight", "classifier.bias")
+    weights = {f"base_model.model.{name}": torch.zeros(3) for name in names}
+    monkeypatch.setattr("lora_lightning.diagnosis.trained_in_full.read_adapter_weights", lambda _: weights)
+    found = trained_in_full(runs["float32", 0])
+    assert (found.modules, found.biases) == (("classifier",), 2)
+    start = "Beside the adapters, classifier trains in full and the biases of 2 modules train (12 numbers"
+    assert found.note.startswith(start)
+
+
 def test_weights_at_another_rank_are_those_of_a_model_with_wider_factors(pair: tuple[OpenedRun, OpenedRun]) -> None:
     """Twice the rank is twice the factors; quantized weights, the head and all others stay."""
     errors = measure_base_errors(*pair, [], [])
@@ -170,7 +191,7 @@ def test_weights_at_another_rank_are_those_of_a_model_with_wider_factors(pair: t
             )
     results = replace(planted.results(), configurations=configurations)
     compared = {"float32": float(errors.full_bytes), "NF4": float(errors.quantized_bytes)}
-    found = weights_by_rank(own, results, compared)
+    found = weights_by_rank(own, results, compared, {"float32": 4, "NF4": 4})
     for precision, opened in zip(own.precisions, pair, strict=True):
         more = sum(each.nbytes for name, each in opened.task.named_parameters() if is_factor(name))
         counted = model_bytes(opened.task.built_network, opened.layers)
@@ -231,6 +252,80 @@ def test_errors_and_bytes_are_those_of_numpy(pair: tuple[OpenedRun, OpenedRun]) 
     saved = sum(each.full_bytes - each.quantized_bytes for each in found.layers)
     assert found.full_bytes - found.quantized_bytes == saved
     assert (found.pad_token_id, found.vocabulary) == (0, 200)
+
+
+def in_bfloat16(opened: OpenedRun) -> OpenedRun:
+    """A run as if it had trained with `bf16-true`; measurements open all runs in float32."""
+    run = replace(opened.run, record=replace(opened.run.record))
+    run.record.flat_settings["trainer.precision"] = "bf16-true"
+    return replace(opened, run=run)
+
+
+def test_bytes_are_those_of_the_dtype_in_which_a_run_trained(pair: tuple[OpenedRun, OpenedRun], trained: Path) -> None:
+    full, quantized = pair
+    plain = measure_base_errors(full, quantized, [], [])
+    assert plain.dtypes == ("float32", "float32")
+    assert plain.counted_in == "What is not quantized is counted in float32, as it was trained."
+    halved = measure_base_errors(in_bfloat16(full), in_bfloat16(quantized), [], [])
+    network = copy.deepcopy(full.task.built_network).bfloat16()
+    tensors = {id(each): each for each in (*network.parameters(), *network.buffers())}
+    assert halved.full_bytes == sum(each.nbytes for each in tensors.values()) < 0.6 * plain.full_bytes
+    packed = sum(each.quantized_bytes for each in plain.layers)
+    assert halved.quantized_bytes - packed == pytest.approx(
+        (plain.quantized_bytes - packed) / 2, rel=0.05
+    )  # and positions
+    assert all(each.full_bytes == 2 * other.full_bytes for each, other in zip(plain.layers, halved.layers, strict=True))
+    assert halved.dtypes == ("bfloat16", "bfloat16")
+    mixed = measure_base_errors(in_bfloat16(full), quantized, [], [])
+    assert (mixed.full_bytes, mixed.quantized_bytes) == (halved.full_bytes, plain.quantized_bytes)
+    assert [each.full_bytes for each in mixed.layers] == [each.full_bytes for each in plain.layers]
+    assert mixed.counted_in.endswith("in bfloat16 without quantization, and in float32 beside quantized weights.")
+    folder = DiagnosisFolder(trained / "diagnoses/small")
+    both = [in_bfloat16(full).run, in_bfloat16(quantized).run]
+    inputs = Measurer(folder.load(), folder, both, "in_scope_accuracy", lambda _: None).inputs()
+    assert inputs["base_errors"]["dtypes"] == inputs["sensitivity"]["dtypes"] == ["bfloat16", "bfloat16"]
+
+
+def test_scores_take_backward_passes_of_as_many_rows_as_training(
+    pair: tuple[OpenedRun, OpenedRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With larger ones of the evaluation, memory could run out after all runs have trained."""
+    full, _ = pair
+    examples = copy.copy(full.examples)
+    examples.batches = [{**batch, "labels": batch["labels"].clone()} for batch in examples.batches]
+    examples.batches[0]["labels"][3] = -1  # a query that is out of scope has no loss
+    full = replace(full, examples=examples)
+    weights = damaged(full, "bert.encoder.layer.0.attention.self.value")
+    rows: list[int] = []
+
+    def watched(opened: OpenedRun, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
+        rows.append(len(batch["labels"]))
+        return summed_loss(opened, batch)
+
+    monkeypatch.setattr("lora_lightning.diagnosis.sensitivity.summed_loss", watched)
+    whole = score_modules(full, weights)
+    assert full.examples.datamodule.batch_size == 16
+    assert rows == [16, 8]
+    rows.clear()
+    monkeypatch.setattr(full.examples.datamodule, "batch_size", 1)
+    parts = score_modules(full, weights)
+    assert rows == [1] * 24
+    for name, score in whole.items():
+        assert parts[name].fisher == pytest.approx(score.fisher, rel=1e-3)
+        assert parts[name].taylor == pytest.approx(score.taylor, rel=1e-3, abs=1e-6)
+
+
+def test_measuring_that_runs_out_of_memory_says_what_helps(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`data.batch_size`, which training would name, belongs to the runs; theirs is done."""
+    folder = DiagnosisFolder(trained / "diagnoses/small")
+    for error in (torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
+
+        def fail(_: Measurer, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(Measurer, "measure_all", fail)
+        with pytest.raises(TrainingError, match=r"is kept\. Free memory, or set measure.rows below"):
+            measure_runs(folder.load(), folder, open_study(folder.path), print)
 
 
 def test_merging_into_the_dequantized_weights_loses_nothing(pair: tuple[OpenedRun, OpenedRun]) -> None:
@@ -917,8 +1012,21 @@ def test_a_changed_comparison_is_refused_and_the_restored_yaml_goes_on(
         assert main(["diagnose", "run", str(path), f"--save_dir={copied.parent}", *words]) == 2
         assert "has a diagnosis in which compare.rank is 4, and not 2; restore the YAML" in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in before}
+    folder = DiagnosisFolder(copied)
+    own = folder.load()
+    with pytest.raises(ConfigurationError, match=r"compare.other_seeds has 6, and not only \[5\]: which seeds the"):
+        folder.check(replace(own, seeds=(*own.seeds, 6), other_seeds=(5,)))  # the permutation test is known
+    folder.check(replace(own, other_seeds=(5, 6, 7)))
     path = save_diagnosis(copied.parent, base, **SETTINGS)
     assert main(["diagnose", "run", str(path), f"--save_dir={copied.parent}"]) == 0
+
+
+def test_seeds_that_were_added_after_results_are_named(copied: Path) -> None:
+    """With further seeds until a verdict pleases, its error rate is above 5 %."""
+    path = copied / "study.json"
+    assert not any("Added after tested runs" in note for note in findings(copied).notes)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"added_after_results": {"seeds": [1]}}))
+    assert any(note.startswith("Added after tested runs had finished: seed 1. The") for note in findings(copied).notes)
 
 
 def test_what_a_list_has_to_reach_is_fixed_once_it_is_trained(trained: Path, tmp_path: Path) -> None:
@@ -973,6 +1081,31 @@ def test_measurements_depend_on_what_they_use_alone(trained: Path, runs: dict[tu
     }
     for name, names in expected.items():
         assert changed(inputs(measuring=replace(own_measuring, **{name: 9}))) == names
+    assert changed(inputs(seeds=own.seeds[::-1], other_seeds=own.other_seeds[::-1])) == set()
+
+
+def test_modules_stay_measured_on_the_pair_on_which_a_list_was_chosen(
+    copied: Path, runs: dict[tuple[str, int], FinishedRun]
+) -> None:
+    """The run with seed 0 had failed and was run again: another pair would choose other lists, which train anew."""
+    folder = DiagnosisFolder(copied)
+    own = folder.load()
+
+    def measurer(*seeds: int, singles: int = 5) -> Measurer:
+        kept = [run for run in runs.values() if run.seed in seeds]
+        changed = replace(own, measuring=replace(own.measuring, singles=singles))
+        return Measurer(changed, folder, kept, "in_scope_accuracy", lambda _: None)
+
+    assert [run.seed for run in measurer(0, 1).pair or ()] == [0, 0]
+    path = copied / "measurements/sensitivity.json"
+    inputs = json.dumps(measurer(1).inputs()["sensitivity"], sort_keys=True)
+    identity = hashlib.sha256(inputs.encode()).hexdigest()
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"identity": identity}))
+    again = measurer(0, 1)
+    assert [run.seed for run in again.pair or ()] == [1, 1]
+    assert again.known("sensitivity", Sensitivity) is not None
+    assert again.inputs()["base_errors"]["runs"] == again.inputs()["sensitivity"]["runs"]
+    assert [run.seed for run in measurer(0, 1, singles=4).pair or ()] == [0, 0]
 
 
 def test_a_study_s_report_leaves_that_of_the_diagnosis(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
