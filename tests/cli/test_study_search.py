@@ -11,7 +11,7 @@ import pytest
 
 from lora_lightning import RunRecord
 from lora_lightning.cli.main import main
-from lora_lightning.errors import ConfigurationError
+from lora_lightning.errors import TrialsFailed
 from lora_lightning.studies import run_study
 from lora_lightning.studies.open_study import open_study
 from lora_lightning.studies.study_run import judge_study
@@ -153,8 +153,8 @@ def test_no_further_run_is_started_when_the_budget_is_spent(here: Path, capsys: 
     assert "so that 5 of 6 runs were not started." in printed.out
     assert "complete" not in printed.out
     rates = {"values": [0.01, 0.02], "seeds": [7]}
-    message = "finished and tested, because the budget of 1e-07 hours is spent, so that 11 of 12 runs were not start"
-    with pytest.raises(ConfigurationError, match=message):
+    message = "the budget of 1e-07 hours is spent, so that 11 of 12 runs were not started"
+    with pytest.raises(TrialsFailed, match=message):
         run_study({**STUDY, "name": "rates", "budget": 1e-7, "learning_rate": rates}, save_dir=here)
     assert run(save_study(here, budget=1)) == 0
     assert "(6 of 6)" in capsys.readouterr().out

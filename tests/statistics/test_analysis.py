@@ -304,7 +304,7 @@ def test_a_cost_that_was_not_measured_for_all_decides_nothing(without: str) -> N
     assert analyze_study(study).recommendation.name == "r = 4"  # the order says which costs less
     found = analyze_study(replace(study, sequence=())).recommendation
     assert found.name is None
-    assert f"costs less ({cost.replace('_', ' ')} was not measured for {without})" in found.answer
+    assert f"costs less ({cost.replace('_', ' ')} is missing for {without})" in found.answer
 
 
 def test_against_full_fine_tuning() -> None:
