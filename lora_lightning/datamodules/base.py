@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from lora_lightning.compat.lightning import batch_progress
 from lora_lightning.datamodules.batching import LateDataLoader, LengthGroupedBatchSampler, TokenizedDataset
 from lora_lightning.datamodules.content_hash import content_hash
-from lora_lightning.datamodules.prediction_files import check_table_name, write_table
+from lora_lightning.datamodules.prediction_files import check_table_name, save_records, write_table
 from lora_lightning.errors import CheckpointError, ConfigurationError, DataError
 from lora_lightning.metrics.label_space import LabelSpace
 
@@ -44,6 +44,8 @@ class AdaptationDataModule(LightningDataModule):
     """
 
     without_test = "the data has no test split with labels"  # why nothing is tested, if there is none
+    takes_inputs: ClassVar[bool] = True  # whether `predict_file` is read; otherwise `predict` has rows of its own
+    predicts_records: ClassVar[bool] = False  # whether `predict_file` may be JSON lines
     predictions_name: ClassVar[str] = "predictions.csv"  # in the run's folder, unless --predictions.file is given
 
     def __init__(
@@ -66,6 +68,7 @@ class AdaptationDataModule(LightningDataModule):
         self.predict_file = predict_file
         self.num_workers = num_workers
         self.splits: dict[str, TokenizedDataset] = {}
+        self.held_out_splits: set[str] = set()  # whose rows `load_splits` takes from the training data
         self.prediction_splits: dict[str, Any] = {}
         self._start = (0, 0)
 
@@ -157,21 +160,26 @@ class AdaptationDataModule(LightningDataModule):
         write_table(path, [row for rows in predictions.values() for row in rows])
 
     def save_inputs(self, inputs: Sequence[Any], folder: Path) -> Path:
-        """Writes what to predict into a file that `predict_file` takes; here one text per line.
+        """Writes what to predict into a file that `predict_file` takes: one text per line, or one record.
 
         Args:
-            inputs: Texts.
+            inputs: Texts; or mappings from column names to values, of a data module that `predicts_records`.
             folder: Where to.
 
         Returns:
             The file.
 
         Raises:
-            DataError: If an input is not a text of one line.
+            DataError: If an input is neither a text of one line nor such a mapping, or if there are both.
         """
+        if self.predicts_records and inputs and all(isinstance(row, Mapping) for row in inputs):
+            return save_records(inputs, folder / "inputs.jsonl")
         for number, text in enumerate(inputs, start=1):
             if not isinstance(text, str) or len(text.splitlines()) > 1:
-                msg = f"input {number} is {str(text)[:60]!r}, but a text of one line is needed; replace its line ends."
+                remedy = "replace its line ends"
+                if self.predicts_records:
+                    remedy = "or give all inputs as mappings, such as {'text': ...}, which may have several lines"
+                msg = f"input {number} is {str(text)[:60]!r}, but a text of one line is needed; {remedy}."
                 raise DataError(msg)
         path = folder / "inputs.txt"
         path.write_text("".join(f"{text}\n" for text in inputs), encoding="utf-8")

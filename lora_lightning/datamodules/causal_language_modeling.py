@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_lightning.datamodules.base import PREDICT, TRAIN
+from lora_lightning.datamodules.base import PREDICT, TEST, TRAIN
 from lora_lightning.datamodules.batching import EncodedSplit, TokenizedDataset
 from lora_lightning.datamodules.queries import read_queries
 from lora_lightning.datamodules.records import RECORD_FILES, Record, read_records
@@ -71,6 +71,8 @@ class CausalLMDataModule(TextDataModule):
         num_workers: Worker processes that build batches.
     """
 
+    predicts_records: ClassVar[bool] = True
+
     def __init__(
         self,
         context_length: int = 512,
@@ -105,6 +107,18 @@ class CausalLMDataModule(TextDataModule):
     @abstractmethod
     def read_splits(self) -> dict[str, Any]:
         """Reads and checks `train`, `val` and, if the data has one, `test`."""
+
+    def hold_out(self, split: str) -> tuple[str, float]:
+        """Notes that the rows of a split come from the training data.
+
+        Args:
+            split: `val` or `test`.
+
+        Returns:
+            The split's name in options, and which share of the training data it gets.
+        """
+        self.held_out_splits.add(split)
+        return ("test", self.test_share or 0.0) if split == TEST else ("validation", self.validation_share)
 
     @abstractmethod
     def encode_examples(self, rows: Any, *, by_document: bool = False) -> EncodedSplit:
@@ -180,7 +194,7 @@ class CausalLMDataModule(TextDataModule):
     def load_prediction_splits(self) -> dict[str, list[Prompt]]:
         """The prompts of `predict_file`."""
         if self.predict_file is not None and Path(self.predict_file).suffix.lower() in RECORD_FILES:
-            prompts: Sequence[str | Record] = read_records(self.predict_file)
+            prompts: Sequence[str | Record] = read_records(self.predict_file, keep_blank_lines=True)
         else:
             prompts = read_queries(self.predict_file)
         name = "standard input" if self.predict_file == "-" else self.predict_file

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lora_lightning.backbones.chat_template import Message
@@ -27,8 +27,10 @@ MESSAGE_FIELDS_READ = {
     *REASONING_FIELDS,
 }
 ROLES_OF_A_PAIR = ("user", "assistant")
-NAMES_OF_ASSISTANT = {"gpt", "model", "bot", "chatgpt", "ai"}  # in the data of other programs
-SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool"}
+NAMES_OF_ASSISTANT = {"gpt", "model", "bot", "chatgpt", "ai", "bing", "bard"}  # in the data of other programs
+SHAREGPT_ROLES = {"gpt": "assistant", "function_call": "assistant", "observation": "tool"}
+ROLE_AND_CONTENT = ("role", "content")
+KNOWN_ROLES = {"system", "developer", "user", "assistant", "tool"}
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Example:
         unread: Names of the record's fields that nothing reads, those of messages as `messages.<name>`.
     """
 
-    where: str
+    where: str = field(compare=False)
     messages: list[Message]
     context: str = ""
     tools: list[dict[str, Any]] | None = None
@@ -58,6 +60,13 @@ class Example:
             ["user"],
             ["user", "assistant"],
         )
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What is said, by which equal examples are found."""
+        said = [f"{message['role']}: {message['content']}" for message in self.messages]
+        more = [{name: message[name] for name in message if name not in ROLE_AND_CONTENT} for message in self.messages]
+        return (*said, json.dumps(more), self.context)
 
     @property
     def chat(self) -> list[Message]:
@@ -140,7 +149,7 @@ def has_empty_response(record: Record) -> bool:
         return _is_blank(record.fields.get("output", "x"))
     turns = decoded(record.fields[field])
     turns = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
-    said = [turn for turn in turns if turn.get("role", turn.get("from")) in ("assistant", "gpt")]
+    said = [turn for turn in turns if _plain_role(turn.get("role", turn.get("from"))) in ("assistant", "gpt")]
     return any(
         _is_blank(turn.get("content", turn.get("value", "x")))
         and not (turn.get("tool_calls") or turn.get("function_call"))
@@ -250,13 +259,14 @@ def _check_named_once(record: Record) -> None:
 def _parse_message(row: Record) -> Message:
     _check_named_once(row)
     sharegpt = "role" not in row.fields and "from" in row.fields
-    role = text_field(row, "from" if sharegpt else "role", remedy=MESSAGE_FIELDS)
+    given = text_field(row, "from" if sharegpt else "role", remedy=MESSAGE_FIELDS)
+    role = _plain_role(given)
     said = "value" if sharegpt else "content"
     called = sharegpt and role == "function_call"
     calls = _tool_calls(row, decoded(row.fields[said]) if called and said in row.fields else None)
     message: Message = {"role": SHAREGPT_ROLES.get(role, role) if sharegpt else role, "content": ""}
     if message["role"] in NAMES_OF_ASSISTANT:
-        msg = f"{row.where}: the role {role!r} is not learnt, only that of 'assistant' is; rename it."
+        msg = f"{row.where}: the role {given!r} is not learnt, only that of 'assistant' is; rename it."
         raise DataError(msg)
     if not called and not (calls and _is_blank(row.fields.get(said))):
         plain = Record(row.where, {**row.fields, **({said: _joined(row, said)} if said in row.fields else {})})
@@ -270,6 +280,14 @@ def _parse_message(row: Record) -> Message:
         if not _is_blank(row.fields.get(name)):
             message["reasoning_content"] = text_field(row, name)
     return message
+
+
+def _plain_role(role: Any) -> Any:
+    """The role in the usual letters, and `human` as `user`, since files mix both; other roles as they are."""
+    plain = role.strip().lower() if isinstance(role, str) else role
+    if plain == "human":
+        return "user"
+    return plain if plain in KNOWN_ROLES | NAMES_OF_ASSISTANT | SHAREGPT_ROLES.keys() else role
 
 
 def _joined(row: Record, field: str) -> Any:

@@ -13,6 +13,7 @@ from lora_lightning.datamodules.hub import hub_table, load_hub_dataset
 from lora_lightning.datamodules.label_columns import class_indices, class_labels
 from lora_lightning.datamodules.number_columns import finite_numbers
 from lora_lightning.datamodules.sequence_classification import ClassificationDataModule, LabeledTexts
+from lora_lightning.datamodules.unused_options import warn_about_unused_options
 from lora_lightning.datamodules.validation_share import check_hold_out, held_out
 from lora_lightning.errors import ConfigurationError, DataError
 from lora_lightning.metrics.label_space import LabelSpace
@@ -45,6 +46,7 @@ class GlueDataModule(ClassificationDataModule):
     """
 
     without_test = "GLUE's test labels are not public; `predict` writes the files for gluebenchmark.com"
+    takes_inputs: ClassVar[bool] = False
     predictions_name: ClassVar[str] = "glue_submission"
 
     def __init__(
@@ -122,7 +124,10 @@ class GlueDataModule(ClassificationDataModule):
         if self.data_dir is not None and not self._path(self.task.splits[TRAIN]).exists():
             names.remove(TRAIN)
         splits = {name: self._labeled(self._read(name)) for name in names}
-        return splits if self.test_share is None else self._with_test(splits, self.test_share)
+        if self.test_share is not None:
+            return self._with_test(splits, self.test_share)
+        warn_about_unused_options(self, ["split_seed"], "data.test_share is not set")
+        return splits
 
     def _with_test(self, splits: dict[str, LabeledTexts], share: float) -> dict[str, LabeledTexts]:
         """Holds out training rows to test on."""
@@ -137,6 +142,7 @@ class GlueDataModule(ClassificationDataModule):
                 f"{share:g} of them; raise it, or complete the data."
             )
             raise DataError(msg)
+        self.held_out_splits.add(TEST)
         splits |= {TRAIN: rows.take(~chosen), TEST: rows.take(chosen)}
         self.warn_about_repeated_texts(splits)
         self.warn_about_shared_texts(splits)

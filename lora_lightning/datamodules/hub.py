@@ -1,12 +1,18 @@
 """Data sets of the hub through the `datasets` library."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from lora_lightning.backbones import hub_is_reachable
+from lora_lightning.datamodules.base import TEST, TRAIN, VALIDATION
 from lora_lightning.errors import DataError, suggest_names
 from lora_lightning.runs.tables import Table
+
+# What data sets call their splits, in order of preference.
+HUB_SPLITS = {TRAIN: ("train",), VALIDATION: ("validation", "valid", "val", "dev"), TEST: ("test",)}
 
 
 def load_hub_dataset(name: str, config: str | None, remedy: str) -> Any:
@@ -35,6 +41,27 @@ def load_hub_dataset(name: str, config: str | None, remedy: str) -> Any:
         else:
             msg = f"the data set {name} could not be downloaded from the hub; {remedy}"
         raise DataError(msg) from error
+
+
+def named_splits(name: str, splits: Iterable[str]) -> dict[str, str]:
+    """Finds the splits of a data set by their usual names, and names those that are not read.
+
+    Args:
+        name: The data set's id.
+        splits: As the hub calls them.
+
+    Returns:
+        The hub's name by `train`, `val` and `test`, for those that it has.
+    """
+    there = list(splits)
+    found = {
+        split: next(choice for choice in choices if choice in there)
+        for split, choices in HUB_SPLITS.items()
+        if not set(choices).isdisjoint(there)
+    }
+    if unread := [split for split in there if split not in found.values()]:
+        rank_zero_warn(f"the data set {name} has splits that are not read: {', '.join(unread)}.")
+    return found
 
 
 def hub_table(splits: Any, name: str, split: str, columns: Sequence[str]) -> Table:

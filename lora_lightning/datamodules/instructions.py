@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal, cast
 
@@ -15,6 +15,7 @@ from lora_lightning.datamodules.base import TEST, TRAIN, VALIDATION
 from lora_lightning.datamodules.batching import EncodedSplit
 from lora_lightning.datamodules.causal_language_modeling import CausalLMDataModule, Prompt, check_files
 from lora_lightning.datamodules.chat_records import (
+    KNOWN_ROLES,
     Example,
     has_empty_response,
     lacks_output,
@@ -25,9 +26,10 @@ from lora_lightning.datamodules.instruction_format import ChatFormat, learnt_tok
 from lora_lightning.datamodules.packing import one_document_a_row, pack_documents
 from lora_lightning.datamodules.record_columns import check_columns, rename_fields
 from lora_lightning.datamodules.records import Record, hub_records, read_records
-from lora_lightning.datamodules.repeated_texts import warn_about_shared_texts
+from lora_lightning.datamodules.repeated_texts import warn_about_repeated_texts
 from lora_lightning.datamodules.special_tokens import note_on_control_tokens
 from lora_lightning.datamodules.tokenizing import chunks_of
+from lora_lightning.datamodules.unused_options import warn_about_unused_options, warn_about_unused_shares
 from lora_lightning.datamodules.validation_share import check_no_other_test, held_out
 from lora_lightning.errors import ConfigurationError, DataError
 
@@ -57,8 +59,8 @@ class InstructionDataModule(CausalLMDataModule):
             messages. `null` if the data has the names above.
         chat_template: Write examples with the tokenizer's chat template, which chats need; otherwise under the
             headings Instruction, Input and Response.
-        empty_responses: A record without a response to learn (the original Alpaca has some) is an `error`, or is left
-            out (`drop`), counted and reported.
+        empty_responses: A record without a response to learn (the original Alpaca has some), or a chat in which any
+            response is blank, is an `error`, or is left out (`drop`), counted and reported.
         long_examples: What happens to an example that is longer than a block: `cut` its end off, or `drop` it. Either
             is counted and reported.
         packing: Fill a row with several examples that do not see one another, which trains faster. `false` trains one
@@ -140,21 +142,30 @@ class InstructionDataModule(CausalLMDataModule):
         else:
             msg = "no instructions were given: set data.train_file or data.dataset_name."
             raise ConfigurationError(msg)
+        self._warn_about_unused_options(records)
         records = {split: rename_fields(rows, self.columns) for split, rows in records.items()}
         splits = {split: self._examples(split, rows) for split, rows in records.items()}
         unread = [self._unread_fields(example) for examples in splits.values() for example in examples]
         warn_of_unread_fields(unread)
+        warn_of_other_roles([example for examples in splits.values() for example in examples])
         if TEST in splits:
             check_no_other_test(self.test_share, self.files[TEST] or f"{self.dataset_name}, {TEST}")
         elif self.test_share is not None:
-            splits[TRAIN], splits[TEST] = self._hold_out(splits[TRAIN], self.test_share, "test")
-            train, test = ([(repr((each.messages, each.context)),) for each in splits[name]] for name in (TRAIN, TEST))
-            warn_about_shared_texts(train, test)
+            splits[TRAIN], splits[TEST] = self._hold_out(splits[TRAIN], TEST)
         if VALIDATION not in splits:
-            splits[TRAIN], splits[VALIDATION] = self._hold_out(splits[TRAIN], self.validation_share, "validation")
+            splits[TRAIN], splits[VALIDATION] = self._hold_out(splits[TRAIN], VALIDATION)
+        warn_about_repeated_texts({name: [example.texts for example in rows] for name, rows in splits.items()})
         return {name: splits[name] for name in (TRAIN, VALIDATION, TEST) if name in splits}
 
-    def _hold_out(self, examples: list[Example], share: float, purpose: str) -> tuple[list[Example], list[Example]]:
+    def _warn_about_unused_options(self, splits: Mapping[str, Any]) -> None:
+        if self.files[TRAIN] is not None:
+            warn_about_unused_options(self, ["dataset_name"], "data.train_file is read instead")
+        if self.dataset_name is None:
+            warn_about_unused_options(self, ["dataset_config_name"], "data.dataset_name is not set")
+        warn_about_unused_shares(self, splits)
+
+    def _hold_out(self, examples: list[Example], split: str) -> tuple[list[Example], list[Example]]:
+        purpose, share = self.hold_out(split)
         chosen = held_out(len(examples), share, self.split_seed)
         if not chosen.any():
             msg = (
@@ -181,7 +192,10 @@ class InstructionDataModule(CausalLMDataModule):
             msg = f"{lost[0].where}: none of the {len(records)} records of this split has a response; use other data."
             raise DataError(msg)
         if lost:
-            rank_zero_warn(f"{split}: {len(lost)} of {len(records)} records have no response and were left out.")
+            rank_zero_warn(
+                f"{split}: {len(lost)} of {len(records)} records have no response, or a blank one among several, and "
+                "were left out."
+            )
         return examples
 
     def _is_empty(self, record: Record, some_respond: bool) -> bool:
@@ -338,3 +352,19 @@ def warn_of_unread_fields(unread: Sequence[set[str]]) -> None:
     if counts:
         fields = ", ".join(f"{name} ({count} of {len(unread)} records)" for name, count in sorted(counts.items()))
         rank_zero_warn(f"these fields are not read, so the model does not see them: {fields}.")
+
+
+def warn_of_other_roles(examples: Sequence[Example]) -> None:
+    """Counts messages of roles that not every chat template knows, in one warning: they are never learnt.
+
+    Args:
+        examples: Of all splits.
+    """
+    roles = [message["role"] for example in examples for message in example.messages]
+    counts = Counter(role for role in roles if role not in KNOWN_ROLES)
+    if counts:
+        shown = ", ".join(f"{role!r} ({count} messages)" for role, count in sorted(counts.items()))
+        rank_zero_warn(
+            f"these roles are written as they are and never learnt: {shown}. Responses to learn have the role "
+            f"'assistant'; the other usual roles are {', '.join(sorted(KNOWN_ROLES - {'assistant'}))}."
+        )

@@ -1,7 +1,7 @@
 """Plain text for causal language modeling: WikiText, any text file, JSON lines, or a data set from the Hub."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from lora_lightning.datamodules.documents import document_starts
 from lora_lightning.datamodules.long_texts import tokenize_long_texts, tokenize_with_places
 from lora_lightning.datamodules.packing import cut_stream
 from lora_lightning.datamodules.records import RECORD_FILES, Record, hub_records, read_records, text_field
-from lora_lightning.datamodules.repeated_texts import warn_about_shared_texts
+from lora_lightning.datamodules.repeated_texts import warn_about_repeated_texts
 from lora_lightning.datamodules.special_tokens import note_on_control_tokens
+from lora_lightning.datamodules.unused_options import warn_about_unused_options, warn_about_unused_shares
 from lora_lightning.datamodules.validation_share import check_no_other_test, held_out
 from lora_lightning.errors import ConfigurationError, DataError
 from lora_lightning.runs.tables import read_text
@@ -35,7 +36,7 @@ class Corpus:
         are_documents: Whether the model's end-of-text token follows each of `texts`.
     """
 
-    where: str
+    where: str = field(compare=False)
     texts: list[str]
     are_documents: bool
 
@@ -122,14 +123,14 @@ class PlainTextDataModule(CausalLMDataModule):
     def read_splits(self) -> dict[str, Corpus]:
         """Reads the text of every split; holds out test and validation data if the source has none."""
         splits = self._read_source()
+        self._warn_about_unused_options(splits)
         if TEST in splits:
             check_no_other_test(self.test_share, splits[TEST].where)
         elif self.test_share is not None:
-            splits[TRAIN], splits[TEST] = self._hold_out(splits[TRAIN], self.test_share, "test")
-            train, test = ([(text,) for text in splits[name].texts] for name in (TRAIN, TEST))
-            warn_about_shared_texts(train, test)
+            splits[TRAIN], splits[TEST] = self._hold_out(splits[TRAIN], TEST)
         if VALIDATION not in splits:
-            splits[TRAIN], splits[VALIDATION] = self._hold_out(splits[TRAIN], self.validation_share, "validation")
+            splits[TRAIN], splits[VALIDATION] = self._hold_out(splits[TRAIN], VALIDATION)
+        warn_about_repeated_texts({name: [(text,) for text in corpus.texts] for name, corpus in splits.items()})
         return {name: splits[name] for name in (TRAIN, VALIDATION, TEST) if name in splits}
 
     @property
@@ -149,6 +150,18 @@ class PlainTextDataModule(CausalLMDataModule):
             return {split: self._of_hub(records, split) for split, records in found.items()}
         msg = "no text was given: set data.data_dir (WikiText's layout), data.train_file or data.dataset_name."
         raise ConfigurationError(msg)
+
+    def _warn_about_unused_options(self, splits: Mapping[str, Corpus]) -> None:
+        from_hub = self.data_dir is None and self.files[TRAIN] is None
+        if not from_hub:
+            given = "data.train_file" if self.data_dir is None else "data.data_dir"
+            warn_about_unused_options(self, ["dataset_name"], f"{given} is read instead")
+        if self.dataset_name is None:
+            why = "data.dataset_name is not set"
+            warn_about_unused_options(self, ["dataset_config_name", "rows_are_lines"], why)
+            if not any(corpus.are_documents for corpus in splits.values()):
+                warn_about_unused_options(self, ["text_column"], "text files have no columns")
+        warn_about_unused_shares(self, splits)
 
     def _read_file(self, path: str | Path) -> Corpus:
         if Path(path).suffix.lower() in RECORD_FILES:
@@ -171,7 +184,8 @@ class PlainTextDataModule(CausalLMDataModule):
         remedy = "name the field of texts with --data.text_column"
         return [text_field(record, self.text_column, may_be_empty, remedy) for record in records]
 
-    def _hold_out(self, corpus: Corpus, share: float, purpose: str) -> tuple[Corpus, Corpus]:
+    def _hold_out(self, corpus: Corpus, split: str) -> tuple[Corpus, Corpus]:
+        purpose, share = self.hold_out(split)
         pieces = corpus.texts if corpus.are_documents else corpus.texts[0].splitlines(keepends=True)
         if corpus.are_documents:
             chosen = held_out(len(pieces), share, self.split_seed)

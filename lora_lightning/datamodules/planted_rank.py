@@ -1,6 +1,6 @@
 """The data module for `tasks.planted_rank`: random inputs. The task computes the targets."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -20,6 +20,8 @@ class PlantedRankDataModule(AdaptationDataModule):
         batch_size: Training rows per step and process.
         eval_batch_size: Rows per step and process in validation, test and prediction.
     """
+
+    takes_inputs: ClassVar[bool] = False
 
     def __init__(
         self,

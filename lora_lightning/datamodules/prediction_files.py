@@ -3,11 +3,11 @@
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_lightning.errors import ConfigurationError
+from lora_lightning.errors import ConfigurationError, DataError
 from lora_lightning.runs.files import atomic_file
 
 SUFFIXES = (".csv", ".jsonl")
@@ -55,3 +55,27 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _cell(value: Any) -> Any:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
+
+
+def save_records(rows: Iterable[Mapping[str, Any]], path: Path) -> Path:
+    """Writes rows to predict as JSON lines.
+
+    Args:
+        rows: Values by column.
+        path: The file.
+
+    Returns:
+        The file.
+
+    Raises:
+        DataError: If JSON cannot hold a value.
+    """
+    lines = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            lines.append(json.dumps(dict(row), ensure_ascii=False) + "\n")
+        except (TypeError, ValueError) as error:
+            msg = f"input {number} cannot be written as JSON ({error}); give texts, numbers and lists of them."
+            raise DataError(msg) from error
+    path.write_text("".join(lines), encoding="utf-8")
+    return path

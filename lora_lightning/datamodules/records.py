@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_lightning.datamodules.hub import load_hub_dataset
+from lora_lightning.datamodules.hub import load_hub_dataset, named_splits
 from lora_lightning.errors import DataError
 from lora_lightning.runs.tables import READERS, check_characters, parse_json, read_table, read_text, refuse_folder
 
 JSON_LIST = ".json"
 RECORD_FILES = (*READERS, JSON_LIST)
-HUB_SPLITS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -27,11 +26,12 @@ class Record:
     fields: dict[str, Any]
 
 
-def read_records(path: str | Path) -> list[Record]:
+def read_records(path: str | Path, *, keep_blank_lines: bool = False) -> list[Record]:
     """Reads a JSON list of objects (`.json`), or a table in the format of its file extension.
 
     Args:
         path: The file.
+        keep_blank_lines: As in `read_table`.
 
     Returns:
         At least one record.
@@ -47,7 +47,7 @@ def read_records(path: str | Path) -> list[Record]:
         raise DataError(msg)
     if ending == JSON_LIST:
         return _read_json_list(path)
-    table = read_table(path)
+    table = read_table(path, keep_blank_lines=keep_blank_lines)
     return [
         _record(table.where(row), {name: cells[row] for name, cells in table.columns.items()})
         for row in range(len(table))
@@ -73,9 +73,8 @@ def hub_records(dataset: str, config: str | None, remedy: str) -> dict[str, list
         msg = f"the data set {dataset} has no split train, only {', '.join(splits)}; use another data set."
         raise DataError(msg)
     return {
-        HUB_SPLITS[name]: [_record(f"{dataset}, {name}, row {number}", row) for number, row in enumerate(rows, start=1)]
-        for name, rows in splits.items()
-        if name in HUB_SPLITS
+        split: [_record(f"{dataset}, {name}, row {number}", row) for number, row in enumerate(splits[name], start=1)]
+        for split, name in named_splits(dataset, splits).items()
     }
 
 

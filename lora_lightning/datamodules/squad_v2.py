@@ -17,6 +17,7 @@ from lora_lightning.datamodules.base import KINDS_OF_STAGE, PREDICT, TEST, TRAIN
 from lora_lightning.datamodules.batching import EncodedSplit
 from lora_lightning.datamodules.context_windows import encode_windows, pair_layout
 from lora_lightning.datamodules.hub import load_hub_dataset
+from lora_lightning.datamodules.repeated_texts import warn_about_repeated_texts
 from lora_lightning.datamodules.special_tokens import note_on_control_tokens, note_on_split_tokens
 from lora_lightning.datamodules.squad_format import (
     Articles,
@@ -26,6 +27,7 @@ from lora_lightning.datamodules.squad_format import (
     read_squad_json,
 )
 from lora_lightning.datamodules.text_base import TextDataModule
+from lora_lightning.datamodules.unused_options import warn_about_unused_options
 from lora_lightning.datamodules.validation_share import check_hold_out, check_no_other_test
 from lora_lightning.errors import ConfigurationError, DataError
 from lora_lightning.lora.families import FAMILIES
@@ -130,13 +132,22 @@ class SquadV2DataModule(TextDataModule):
         if self.validation_share is not None:
             train, held_out = self._hold_out(train, "validation_share", self.validation_share)
             splits = {TRAIN: train, VALIDATION: held_out, TEST: test or validation or held_out}
+            self.held_out_splits |= {VALIDATION} if test or validation else {VALIDATION, TEST}
         else:
             splits = {TRAIN: train, VALIDATION: validation, TEST: test or validation}
-        return {
+        if test:
+            self.held_out_splits.add(TEST)
+        if not self.held_out_splits:
+            warn_about_unused_options(self, ["split_seed"], "no articles are held out")
+        found = {
             name: [question for article in articles for question in article]
             for name, articles in splits.items()
             if articles
         }
+        if TRAIN in found:
+            asked = {name: [(each.question, each.context) for each in rows] for name, rows in found.items()}
+            warn_about_repeated_texts(asked)
+        return found
 
     @property
     def _files(self) -> dict[str, tuple[Path, str]]:
@@ -195,6 +206,31 @@ class SquadV2DataModule(TextDataModule):
             path = Path(self.predict_file).expanduser()
             articles = read_squad_json(path, "--data.predict_file", answers_needed=False)
         return {PREDICT: [question for article in articles for question in article]}
+
+    def save_inputs(self, inputs: Sequence[Any], folder: Path) -> Path:
+        """Writes questions to predict in SQuAD's layout.
+
+        Args:
+            inputs: Mappings with `question`, `context` and perhaps `id`; without it, questions are numbered from 1.
+            folder: Where to.
+
+        Returns:
+            The file.
+
+        Raises:
+            DataError: If an input is something else.
+        """
+        paragraphs = []
+        for number, row in enumerate(inputs, start=1):
+            texts = [row.get(name) for name in ("question", "context")] if isinstance(row, Mapping) else [None]
+            if not all(isinstance(text, str) for text in texts):
+                msg = f"input {number} is {str(row)[:60]!r}, but a mapping with texts question and context is needed."
+                raise DataError(msg)
+            question = {"id": str(row.get("id", number)), "question": texts[0]}
+            paragraphs.append({"context": texts[1], "qas": [question]})
+        path = folder / "inputs.json"
+        path.write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}), encoding="utf-8")
+        return path
 
     def size_of(self, rows: Sequence[Question]) -> str:
         """Counts questions."""

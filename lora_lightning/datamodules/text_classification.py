@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 
 from lora_lightning.datamodules.base import PREDICT, TEST, TRAIN, VALIDATION
 from lora_lightning.datamodules.hidden_labels import hidden_labels
-from lora_lightning.datamodules.hub import hub_label_names, hub_table, load_hub_dataset
+from lora_lightning.datamodules.hub import hub_label_names, hub_table, load_hub_dataset, named_splits
 from lora_lightning.datamodules.label_columns import class_indices, class_labels, label_sets, sorted_names
 from lora_lightning.datamodules.label_doubts import doubts_about_labels
 from lora_lightning.datamodules.number_columns import finite_numbers
 from lora_lightning.datamodules.queries import read_queries
 from lora_lightning.datamodules.sequence_classification import ClassificationDataModule, LabeledTexts
+from lora_lightning.datamodules.unused_options import warn_about_unused_options, warn_about_unused_shares
 from lora_lightning.datamodules.validation_share import check_hold_out, check_no_other_test, held_out
 from lora_lightning.errors import ConfigurationError, DataError
 from lora_lightning.metrics.label_space import MULTI_LABEL, REGRESSION, SINGLE_LABEL, LabelSpace, ProblemType
 from lora_lightning.runs.tables import READERS, Table, read_table
 
-HUB_SPLITS = {TRAIN: ("train",), VALIDATION: ("validation", "valid", "val", "dev"), TEST: ("test",)}
 NEAR = 0.6  # similarity of a column name that is probably misspelt
 HUB_REMEDY = "without network set --data.train_file to a file of your own."
 
@@ -68,6 +68,8 @@ class TextClassificationDataModule(ClassificationDataModule):
         cache_dir: Folder for tokenized data; by default `~/.cache/lora_lightning`, or below `$XDG_CACHE_HOME`.
         num_workers: Worker processes that build batches; 0 is fastest for short texts.
     """
+
+    predicts_records: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -150,6 +152,7 @@ class TextClassificationDataModule(ClassificationDataModule):
         """Reads and checks every row, holds out rows for validation if needed, and warns about doubtful ones."""
         splits = {split: self._labeled(table) for split, table in self._tables_with_labels().items()}
         self._warn_about_labels()
+        self._warn_about_unused_options(splits)
         if TEST in splits:
             check_no_other_test(self.test_share, self._source.tables[TEST].name)
         elif self.test_share is not None:
@@ -161,9 +164,17 @@ class TextClassificationDataModule(ClassificationDataModule):
             self.warn_about_shared_texts(splits)
         return {name: splits[name] for name in (TRAIN, VALIDATION, TEST) if name in splits}
 
+    def _warn_about_unused_options(self, splits: dict[str, LabeledTexts]) -> None:
+        if self.dataset_name is None:
+            warn_about_unused_options(self, ["dataset_config_name"], "data.dataset_name is not set")
+        if self.problem_type != MULTI_LABEL:
+            warn_about_unused_options(self, ["label_separator"], f"data.problem_type is {self.problem_type}")
+        warn_about_unused_shares(self, splits)
+
     def _with_held_out(self, splits: dict[str, LabeledTexts], name: str, share: float) -> dict[str, LabeledTexts]:
         rows = splits[TRAIN]
         chosen = self._held_out(rows, name, share)
+        self.held_out_splits.add(name)
         return splits | {TRAIN: rows.take(~chosen), name: rows.take(chosen)}
 
     def _held_out(self, rows: LabeledTexts, split: str, share: float) -> NDArray[np.bool_]:
@@ -240,7 +251,7 @@ class TextClassificationDataModule(ClassificationDataModule):
         """The rows of a table, or the lines of a text file."""
         path = Path(self.predict_file or "")
         if path.suffix.lower() in (*READERS, ".json"):  # of which read_table says that it is none
-            return {PREDICT: self._unlabeled(read_table(path))}
+            return {PREDICT: self._unlabeled(read_table(path, keep_blank_lines=True))}
         if self.text_pair_column is not None:
             msg = (
                 f"--data.predict_file is {self.predict_file!r}, but pairs of texts need a table with the columns "
@@ -261,11 +272,7 @@ class TextClassificationDataModule(ClassificationDataModule):
     def _from_hub(self, name: str) -> _Source:
         splits = load_hub_dataset(name, self.dataset_config_name, HUB_REMEDY)
         columns = [self.text_column, self.label_column, *([self.text_pair_column] if self.text_pair_column else [])]
-        tables = {}
-        for split, choices in HUB_SPLITS.items():
-            found = next((choice for choice in choices if choice in splits), None)
-            if found is not None:
-                tables[split] = hub_table(splits, name, found, columns)
+        tables = {split: hub_table(splits, name, found, columns) for split, found in named_splits(name, splits).items()}
         labels = tables[TRAIN].column(self.label_column) if TRAIN in tables else []
         labeled = [row for row, label in enumerate(labels) if label is not None]
         if not labeled:

@@ -98,7 +98,7 @@ class Table:
         return cells
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path, *, keep_blank_lines: bool = False) -> Table:
     """Reads a table, by the file's ending.
 
     A TSV file is read without quoting, so that a quotation mark is one and a cell holds neither tab nor line end;
@@ -106,6 +106,8 @@ def read_table(path: Path) -> Table:
 
     Args:
         path: Ends in `.csv`, `.tsv`, `.jsonl` or `.parquet`.
+        keep_blank_lines: Whether a blank line before the last row of a CSV file with one column is an empty cell, as
+            where every row has an answer of its own; otherwise it is no row.
 
     Returns:
         The table, with at least one row.
@@ -118,7 +120,7 @@ def read_table(path: Path) -> Table:
     if ending not in READERS:
         msg = f"{path} cannot be read as a table; its extension must be one of {', '.join(READERS)}."
         raise DataError(msg)
-    table = READERS[ending](path)
+    table = _read_csv(path, keep_blank_lines=True) if ending == ".csv" and keep_blank_lines else READERS[ending](path)
     if not len(table):
         msg = f"{path} has no rows; give a file with at least one."
         raise DataError(msg)
@@ -158,11 +160,13 @@ def read_tsv(path: Path, names: Sequence[str] | None = None, skip_broken: bool =
     return _from_rows(path, lines, names, skip_broken)
 
 
-def _read_csv(path: Path) -> Table:
+def _read_csv(path: Path, *, keep_blank_lines: bool = False) -> Table:
     csv.field_size_limit(FIELD_LIMIT)
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
 
     def rows() -> Iterator[tuple[int, list[str]]]:
+        blank: list[int] = []  # since the last row
+        columns = 0
         while True:
             start = reader.line_num + 1
             try:
@@ -172,8 +176,12 @@ def _read_csv(path: Path) -> Table:
             except csv.Error as error:
                 msg = f"{path}, line {start}: {error}; a cell with quotes must be quoted, with its quotes doubled."
                 raise DataError(msg) from error
-            if row:
-                yield start, row
+            if not row:
+                blank.append(start)
+                continue
+            yield from ((line, [""]) for line in blank if keep_blank_lines and columns == 1)
+            blank, columns = [], columns or len(row)
+            yield start, row
 
     return _from_rows(path, rows(), None)
 

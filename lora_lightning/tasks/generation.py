@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -48,6 +49,12 @@ class GenerationSettings:
         if not 0 < self.top_p <= 1:
             msg = f"model.generation.top_p is {self.top_p}, but it must be in (0, 1]."
             raise ConfigurationError(msg)
+        for name, value in (("temperature", self.temperature), ("top_p", self.top_p)):
+            if value != 1 and not self.do_sample:
+                rank_zero_warn(
+                    f"model.generation.{name} is {value}, but nothing reads it, because the most likely token is "
+                    "taken; set model.generation.do_sample: true to sample, or leave it out."
+                )
 
 
 def complete(

@@ -10,7 +10,7 @@ from lightning import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lora_lightning.callbacks.adapter_monitor import AdapterMonitor
-from lora_lightning.errors import CheckpointError, RunFinished
+from lora_lightning.errors import CheckpointError, ConfigurationError, RunFinished
 from lora_lightning.runs.layout import CONFIG
 from lora_lightning.runs.record import RunRecord
 from lora_lightning.runs.signals import ending_on_signals, raise_training_stopped, set_stop_handler
@@ -131,8 +131,9 @@ def predict(
 
     Args:
         run: The run or its folder.
-        inputs: A file in the format of `--data.predict_file`, or its content: a list of texts, or a list of mappings
-            from the data module's column names to values, one per row.
+        inputs: A file in the format of `--data.predict_file`, or its content: a list of texts of one line, or, where
+            the file may be a table, a list of mappings from column names to values; for SQuAD a list of mappings with
+            `question`, `context` and perhaps `id`.
         overrides: Options that override those of the run.
 
     Returns:
@@ -143,6 +144,12 @@ def predict(
     """
     with explain_errors(), tempfile.TemporaryDirectory() as folder:
         cli = prepare_command("predict", [*run_arguments(run, overrides or {}), "--predictions.file=null"])
+        if not cli.datamodule.takes_inputs:
+            msg = (
+                f"{type(cli.datamodule).__name__} predicts rows of its own and no inputs; use the command "
+                "`lora-lightning predict`, or give another data module in a config."
+            )
+            raise ConfigurationError(msg)
         file = inputs if isinstance(inputs, str | Path) else cli.datamodule.save_inputs(inputs, Path(folder))
         cli.datamodule.predict_file = str(file)
         return [dict(row) for rows in predict_rows(cli).values() for row in rows]

@@ -231,8 +231,24 @@ def test_only_more_than_one_exchange_is_a_chat() -> None:
     assert Example("f", CHAT[:2]).is_chat  # a system message has no place under headings
 
 
-@pytest.mark.parametrize("role", ["model", "gpt", "bot", "chatgpt", "ai"])
+@pytest.mark.parametrize("role", ["model", "gpt", "bot", "chatgpt", "ai", "bing", "Bard", "GPT"])
 def test_another_name_of_the_assistant_is_refused_not_left_unlearnt(role: str) -> None:
     chat = [say("user", "hi"), say(role, "i"), say("assistant", "e d")]
     with pytest.raises(DataError, match=f"the role '{role}' is not learnt, only that of 'assistant' is; rename it"):
         parse_example(Record("a.jsonl, line 1", {"messages": chat}))
+
+
+@pytest.mark.parametrize(
+    ("given", "role"),
+    [("human", "user"), ("User", "user"), ("Assistant", "assistant"), (" SYSTEM", "system"), ("ipython", "ipython")],
+)
+def test_roles_are_read_whatever_their_letters(given: str, role: str) -> None:
+    chat = [say(given, "a"), say("user", "b"), say("assistant", "c")]
+    example = parse_example(Record("f", {"messages": chat}))
+    assert example.messages == [say(role, "a"), *chat[1:]]
+    assert example.learnt_messages == ((0, 2) if role == "assistant" else (2,))
+    assert parse_prompt(Record("f", {"messages": chat})).messages == [say(role, "a"), chat[1]]
+
+
+def test_a_blank_response_is_one_whatever_its_letters() -> None:
+    assert has_empty_response(Record("f", {"messages": [say("Assistant", " ")]}))

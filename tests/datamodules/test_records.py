@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from lora_lightning.datamodules.hub import named_splits
 from lora_lightning.datamodules.records import Record, hub_records, read_records, text_field
 from lora_lightning.errors import DataError
 from lora_lightning.runs.tables import read_text
@@ -120,3 +121,10 @@ def test_no_network_is_a_remedy_and_a_split_train_is_needed(monkeypatch: pytest.
     monkeypatch.setattr("datasets.load_dataset", lambda *_args, **_kwargs: {"test": []})
     with pytest.raises(DataError, match="has no split train, only test"):
         hub_records("no/such", None, "do this.")
+
+
+def test_every_usual_name_of_a_split_is_known_and_the_others_are_named() -> None:
+    with pytest.warns(UserWarning, match=r"owner/name has splits that are not read: val, extra\."):
+        found = named_splits("owner/name", ["val", "validation", "train", "test", "extra"])
+    assert found == {"train": "train", "val": "validation", "test": "test"}
+    assert named_splits("owner/name", ["train", "dev"]) == {"train": "train", "val": "dev"}

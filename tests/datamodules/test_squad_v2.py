@@ -15,6 +15,7 @@ import torch
 from lora_lightning.datamodules import SquadV2DataModule
 from lora_lightning.datamodules.squad_v2 import HUB_DATASET
 from lora_lightning.errors import ConfigurationError, DataError
+from lora_lightning.metrics.squad_v2 import Question
 from tests.conftest import TinyBackbone
 from tests.tiny_data import save_tiny_squad
 from tests.tiny_models import FAMILIES
@@ -373,3 +374,22 @@ def test_the_real_dev_set_splits_by_article(shared_data: Path) -> None:
     contexts = {split: {question.context for question in questions} for split, questions in splits.items()}
     assert len(splits["train"]) + len(splits["val"]) == 11873
     assert not contexts["train"] & contexts["val"]
+
+
+def test_questions_of_training_that_are_evaluated_are_counted(tmp_path: Path) -> None:
+    folder = save_tiny_squad(tmp_path)
+    train = str(folder / "train-v2.0.json")
+    with pytest.warns(UserWarning, match="36 of 36 rows of the val split are also in the training data"):
+        _ = SquadV2DataModule(train_file=train, validation_file=train).raw_splits
+
+
+def test_questions_may_be_given_as_mappings(tmp_path: Path) -> None:
+    module = SquadV2DataModule()
+    inputs = [{"question": "w1 ?", "context": "w2\nw3"}, {"question": "w4 ?", "context": "w5", "id": "b"}]
+    module.predict_file = str(module.save_inputs(inputs, tmp_path))
+    assert module.load_prediction_splits()["predict"] == [
+        Question("1", "w1 ?", "w2\nw3", ()),
+        Question("b", "w4 ?", "w5", ()),
+    ]
+    with pytest.raises(DataError, match="input 1 is 'w1', but a mapping with texts question and context is needed"):
+        module.save_inputs(["w1"], tmp_path)

@@ -380,3 +380,21 @@ def test_a_hub_without_network_is_an_error_with_a_remedy(monkeypatch: pytest.Mon
         "the data set nobody/nothing could not be downloaded from the hub; without network set --data.train_file to a "
         "file of your own."
     )
+
+
+def test_inputs_may_be_mappings(tmp_path: Path) -> None:
+    module = module_of(tmp_path, TRAIN, text_pair_column="other")
+    module.predict_file = str(module.save_inputs([{"text": "a\nb", "other": "c", "more": 1}], tmp_path))
+    assert module.load_prediction_splits() == {"predict": LabeledTexts(["a\nb"], None, ["c"])}
+    with pytest.raises(DataError, match="input 1 cannot be written as JSON"):
+        module.save_inputs([{"text": object()}], tmp_path)
+    with pytest.raises(DataError, match=r"input 2 is .* or give all inputs as mappings"):
+        module.save_inputs(["a", {"text": "b"}], tmp_path)
+
+
+def test_a_blank_line_to_predict_is_named(tmp_path: Path) -> None:
+    module = module_of(tmp_path, TRAIN)
+    (tmp_path / "a.csv").write_text("text\none\n\ntwo\n")
+    module.predict_file = str(tmp_path / "a.csv")
+    with pytest.raises(DataError, match=r"a\.csv, line 3: the text in column 'text' is empty"):
+        module.load_prediction_splits()

@@ -194,3 +194,15 @@ def test_a_file_without_a_header_takes_the_given_columns(tmp_path: Path) -> None
     table = read_tsv(path, ["a", "b"])
     assert table.columns == {"a": ["1", "3"], "b": ["2", "4"]}
     assert table.where(0) == f"{path}, line 1"
+
+
+def test_a_blank_line_is_a_row_where_every_row_has_an_answer(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text\none\n\ntwo\n\n\n")
+    assert read_table(path).columns == {"text": ["one", "two"]}
+    table = read_table(path, keep_blank_lines=True)
+    assert table.columns == {"text": ["one", "", "two"]}
+    with pytest.raises(DataError, match=r"a\.csv, line 3: the text in column 'text' is empty"):
+        table.texts("text")
+    path.write_text("text,label\none,x\n\ntwo,y\n")  # no row of two columns
+    assert len(read_table(path, keep_blank_lines=True)) == 2
