@@ -15,7 +15,7 @@ from lora_lightning.artefacts.data_options import check_data_module, keep_data_o
 from lora_lightning.artefacts.finished_run import opened_task
 from lora_lightning.artefacts.observers import RandomTokenObserver
 from lora_lightning.artefacts.opened import OpenedAdapter
-from lora_lightning.artefacts.saved_threshold import KeptThreshold, decision_options, saved_threshold
+from lora_lightning.artefacts.saved_threshold import decision_options, saved_threshold
 from lora_lightning.backbones import load_tokenizer
 from lora_lightning.backbones.adapter_config import ANSWERS, AdapterConfig, read_adapter_config
 from lora_lightning.backbones.adapter_labels import LABELS, has_numbered_names, read_label_space
@@ -25,6 +25,7 @@ from lora_lightning.backbones.finished_head import plain_label
 from lora_lightning.backbones.loading import set_padding_token
 from lora_lightning.backbones.model_card import CLASSIFIER, LANGUAGE_MODEL, QUESTION_ANSWERER
 from lora_lightning.backbones.saved_base import BASE_MODEL
+from lora_lightning.datamodules.base import VALIDATION
 from lora_lightning.errors import CheckpointError, ConfigurationError
 from lora_lightning.lora.parameter_names import ADAPTER
 from lora_lightning.metrics import LabelSpace
@@ -79,7 +80,6 @@ def open_adapter_folder(folder: Path, arguments: Sequence[str] = ()) -> OpenedAd
     tokenizer = _tokenizer(config)
     task.network, notes = load_adapter(config, weights, labels, tokenizer)
     trainer = Trainer(
-        callbacks=[] if threshold is None else [KeptThreshold()],
         accelerator="auto",
         devices=1,
         logger=False,
@@ -89,6 +89,8 @@ def open_adapter_folder(folder: Path, arguments: Sequence[str] = ()) -> OpenedAd
         use_distributed_sampler=False,
     )
     trainer.validate(task, datamodule=datamodule, verbose=False)
+    for split in datamodule.split_names(VALIDATION) if threshold is None else ():
+        task.choose_threshold(split)
     notes = (*_base_notes(config), *notes, *label_notes, *_tokenizer_notes(tokenizer, datamodule.tokenizer))
     if threshold is None and task.threshold is not None:
         notes = (*notes, f"the adapter has no {task.threshold_name}; {task.threshold:.4g} was chosen on these rows.")

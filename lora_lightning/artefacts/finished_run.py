@@ -11,7 +11,6 @@ from peft import PeftModel
 from lora_lightning.artefacts.data_options import keep_run_options
 from lora_lightning.artefacts.observers import ValidationObserver
 from lora_lightning.artefacts.opened import OpenedAdapter
-from lora_lightning.artefacts.saved_threshold import KeptThreshold
 from lora_lightning.backbones.base_model_id import saved_base_name
 from lora_lightning.backbones.model_card import auto_class_of
 from lora_lightning.backbones.saved_base import REMEDY
@@ -98,7 +97,6 @@ class PreparedRun:
             LoraLightningError: If the base does not fit, or has changed.
         """
         cli = self.cli
-        cli.trainer.callbacks.append(KeptThreshold())  # type: ignore[attr-defined]
         score_split(cli, "validate")
         notes = []
         if cli.start.base is None:

@@ -3,13 +3,10 @@
 import math
 from typing import Any, NamedTuple
 
-from lightning import Callback, LightningModule, Trainer
-
 from lora_lightning.backbones.adapter_config import ANSWERS, AdapterConfig
 from lora_lightning.backbones.adapter_labels import LABELS
 from lora_lightning.backbones.model_card import CLASSIFIER, QUESTION_ANSWERER
 from lora_lightning.errors import CheckpointError
-from lora_lightning.tasks import AdaptationTask
 
 
 class Place(NamedTuple):
@@ -29,25 +26,6 @@ PLACES = {  # by AdaptationTask.threshold_name
     "label_threshold": Place(LABELS, "decision_threshold"),
     "null_threshold": Place(ANSWERS, "null_threshold"),
 }
-
-
-class KeptThreshold(Callback):
-    """Restores the threshold after a validation, which chooses one for the data that it is given."""
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remembers it; the checkpoint, if there is one, has been loaded."""
-        del trainer
-        self.threshold = _task(pl_module).threshold
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restores it."""
-        del trainer
-        _task(pl_module).set_threshold(self.threshold)
-
-
-def _task(module: LightningModule) -> AdaptationTask:
-    assert isinstance(module, AdaptationTask)  # noqa: S101  # ours alone are validated here
-    return module
 
 
 def decision_options(config: AdapterConfig) -> list[str]:

@@ -43,6 +43,7 @@ from lora_lightning.metrics.squad_v2 import (
 )
 from lora_lightning.tasks.base import EVALUATED, AdaptationTask
 from lora_lightning.tasks.optimization import OptimizationSettings
+from lora_lightning.tasks.trainer_checks import chooses_thresholds
 
 Batch = dict[str, Tensor]
 DIGITS = 6  # of scores in files
@@ -285,9 +286,9 @@ class QuestionAnsweringTask(AdaptationTask):
         self.split_metrics("test").reset()
 
     def on_validation_epoch_end(self) -> None:
-        """Chooses the threshold, then logs; the sanity check's few rows choose nothing."""
+        """Chooses the threshold of a model in training, then logs."""
         scores = self.question_scores("val")
-        if not self.trainer.sanity_checking:
+        if chooses_thresholds(self.trainer):
             self.null_threshold.fill_(choose_threshold(scores))
         self._log_metrics("val", scores)
 

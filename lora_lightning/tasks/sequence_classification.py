@@ -51,6 +51,7 @@ from lora_lightning.tasks.classification_outputs import (
 from lora_lightning.tasks.continued_adapter import ContinuedAdapter
 from lora_lightning.tasks.hyperparameters import as_settings
 from lora_lightning.tasks.optimization import OptimizationSettings
+from lora_lightning.tasks.trainer_checks import chooses_thresholds
 
 Batch = dict[str, Tensor]
 KINDS_OF_STAGE = {"fit": ["val"], "validate": ["val"], "test": ["test"]}
@@ -302,8 +303,8 @@ class SequenceClassificationTask(AdaptationTask):
         return cast("ClassificationMetrics", self.metrics[split])
 
     def on_validation_epoch_end(self) -> None:
-        """Chooses the threshold, if there is one, then logs; the sanity check's few rows choose nothing."""
-        for split in () if self.trainer.sanity_checking else self.scored_splits:
+        """Chooses the threshold of a model in training, if there is one, then logs."""
+        for split in self.scored_splits if chooses_thresholds(self.trainer) else ():
             self.choose_threshold(split)
         self._log_metrics()
 

@@ -1,7 +1,8 @@
-"""Whether a trainer goes together with how a task adapts, quantizes and compiles its model."""
+"""What a task asks of a trainer: whether it goes together with the model, and whether it is training."""
 
 from lightning import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 
 from lora_lightning.lora.combinations import check_sharding
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
@@ -36,3 +37,12 @@ def check_trainer_fits(
         check_quantized_trainer(quantization, trainer)
     if compiles:
         check_compiling(trainer, quantization)
+
+
+def chooses_thresholds(trainer: Trainer) -> bool:
+    """Whether a validation chooses the threshold of decisions; otherwise it measures with the one that was chosen.
+
+    Args:
+        trainer: In a validation. The sanity check's few rows choose nothing.
+    """
+    return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
