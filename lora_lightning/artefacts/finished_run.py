@@ -15,6 +15,7 @@ from lora_lightning.backbones.base_model_id import saved_base_name
 from lora_lightning.backbones.model_card import auto_class_of
 from lora_lightning.backbones.saved_base import REMEDY
 from lora_lightning.datamodules import AdaptationDataModule
+from lora_lightning.datamodules.base import TEST, VALIDATION
 from lora_lightning.errors import BackboneError, CheckpointError, ConfigurationError
 from lora_lightning.lora.delta import adapted_layers
 from lora_lightning.runs.record import RunRecord
@@ -25,6 +26,7 @@ from lora_lightning.training.commands import prepare_command
 from lora_lightning.training.evaluation import score_split
 from lora_lightning.training.fitting import check_same_labels
 from lora_lightning.training.lightning_cli import LoraLightningCLI
+from lora_lightning.training.same_data import check_evaluated_rows
 
 # How the run was trained must not decide how its adapter is compared: one process, float32, nothing but the model.
 PLAIN_TRAINER = {
@@ -131,7 +133,8 @@ def prepare_run(
             "is used.",
             stacklevel=2,
         )
-    settings = PLAIN_TRAINER | {"trainer.limit_val_batches": 1.0 if validates else 0}
+    # What judges ranks refuses rows that the run may have been trained on; a comparison of weights may use them.
+    settings = PLAIN_TRAINER | {"trainer.limit_val_batches": 1.0 if validates else 0, "allow_changed_data": True}
     words = [*run_arguments(record, settings), *keep_run_options(arguments)]
     cli = _prepare(words)
     if getattr(cli.model, "lora", None) is None:
@@ -142,6 +145,9 @@ def prepare_run(
         raise CheckpointError(msg)
     for stage in ("validate", "test") if needs_test else ("validate",):
         cli.datamodule.check_splits(stage)
+        if not validates:
+            kind = TEST if stage == "test" else VALIDATION
+            check_evaluated_rows(folder, cli.datamodule, kind, "choose another run")
     labels = cli.datamodule.label_space
     check_same_labels(cli.start.labels, labels, cli.options.ckpt_path)
     if labels is not None and getattr(cli.model, "label_space", None) is None:

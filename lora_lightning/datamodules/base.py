@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lora_lightning.compat.lightning import batch_progress
 from lora_lightning.datamodules.batching import LateDataLoader, LengthGroupedBatchSampler, TokenizedDataset
-from lora_lightning.datamodules.content_hash import content_hash
+from lora_lightning.datamodules.content_hash import content_hash, former_content_hash
 from lora_lightning.datamodules.prediction_files import check_table_name, save_records, write_table
 from lora_lightning.errors import CheckpointError, ConfigurationError, DataError
 from lora_lightning.metrics.label_space import LabelSpace
@@ -188,7 +188,23 @@ class AdaptationDataModule(LightningDataModule):
     @cached_property
     def fingerprint(self) -> dict[str, str]:
         """SHA-256 of each split's rows, by split: the same rows in the same order have the same one."""
-        return {name: content_hash(rows) for name, rows in self.raw_splits.items()}
+        return {name: content_hash(self.content(name)) for name in self.raw_splits}
+
+    @cached_property
+    def former_fingerprint(self) -> dict[str, str]:
+        """The same as earlier releases recorded it, to compare with their runs; it counts the files' paths, too."""
+        return {name: former_content_hash(rows) for name, rows in self.raw_splits.items()}
+
+    def content(self, split: str) -> Any:
+        """What makes the rows of a split the same as others: neither where they are, nor how labels are numbered.
+
+        Args:
+            split: Of `raw_splits`.
+
+        Returns:
+            What `content_hash` takes; here the rows themselves.
+        """
+        return self.raw_splits[split]
 
     @cached_property
     def raw_splits(self) -> dict[str, Any]:

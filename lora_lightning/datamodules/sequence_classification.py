@@ -116,6 +116,16 @@ class ClassificationDataModule(TextDataModule):
             return (labels > 0).sum(axis=0), len(labels)
         return np.bincount(labels[labels != OUT_OF_SCOPE_TARGET], minlength=len(self.label_space.names)), len(labels)
 
+    def content(self, split: str) -> Any:
+        """Texts, and labels by their names: their numbers depend on the other labels."""
+        rows: LabeledTexts = self.raw_splits[split]
+        space, labels = self.label_space, rows.labels
+        if labels is None or space.problem_type == REGRESSION:
+            return rows
+        if space.problem_type == MULTI_LABEL:
+            return [rows.keys(), [self._names_that_apply(row) for row in labels]]
+        return [rows.keys(), self._readable(labels)]
+
     def warn_about_repeated_texts(self, splits: Mapping[str, LabeledTexts]) -> None:
         """Warns about texts that several splits share, and about those with different labels.
 
@@ -142,9 +152,11 @@ class ClassificationDataModule(TextDataModule):
         """The name, or the names, of each row's label."""
         names = self.label_space.names
         if self.label_space.problem_type == MULTI_LABEL:
-            rows = [[name for name, applies in zip(names, row, strict=True) if applies] for row in labels]
-            return [", ".join(row) or "none" for row in rows]
+            return [", ".join(self._names_that_apply(row)) or "none" for row in labels]
         return ["out of scope" if label == OUT_OF_SCOPE_TARGET else names[label] for label in labels]
+
+    def _names_that_apply(self, row: Any) -> list[str]:
+        return [name for name, applies in zip(self.label_space.names, row, strict=True) if applies]
 
     def load_prediction_splits(self) -> dict[str, LabeledTexts]:
         """The queries of `predict_file`, one a line."""

@@ -9,7 +9,6 @@ import os
 import socket
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,6 +21,7 @@ from safetensors.numpy import save
 from transformers import PreTrainedTokenizerBase
 
 from lora_lightning.datamodules.batching import EncodedSplit
+from lora_lightning.datamodules.content_hash import compared_fields
 from lora_lightning.runs.files import atomic_file
 from lora_lightning.runs.user_cache import user_cache_folder
 
@@ -45,7 +45,7 @@ def cache_file(cache_dir: str | None, parts: Iterable[Any]) -> Path | None:
     """
     digest = hashlib.sha256()
     for part in (LAYOUT, *parts):
-        digest.update(json.dumps(part, default=asdict).encode())
+        digest.update(json.dumps(part, default=compared_fields).encode())
     try:
         folder = Path(cache_dir).expanduser() if cache_dir else user_cache_folder()
     except RuntimeError:

@@ -16,7 +16,7 @@ from lora_lightning.errors import CheckpointError, ConfigurationError, DataError
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.metrics.label_space import REGRESSION
 from lora_lightning.runs.layout import CONFIG, SUMMARY
-from lora_lightning.runs.record import RunRecord
+from lora_lightning.runs.record import RunRecord, comparable_fingerprints
 from lora_lightning.runs.settings import settings_in
 from lora_lightning.studies.journal import TrialStatus
 from lora_lightning.studies.open_study import OpenStudy
@@ -134,10 +134,11 @@ def check_comparable(runs: Runs) -> None:
     Raises:
         DataError: Names two runs that differ.
     """
+    fingerprint = comparable_fingerprints(record for _, record in runs)
     compare_facts(
         runs,
         {
-            "trained, validated or tested on other rows": lambda record: dict(record.data_fingerprint),
+            "trained, validated or tested on other rows": lambda record: dict(fingerprint(record)),
             "trained from another base model": base_identity,
             "trained on other labels": _labels,
         },

@@ -10,6 +10,7 @@ from lora_lightning.errors import UnreadableError
 from lora_lightning.runs.files import save_text
 from lora_lightning.runs.layout import RUN, SUMMARY
 
+DATA, DATA_ROWS = "data", "data_rows"  # hashes of each split: by the definition of earlier releases, and by today's
 SCHEMA_VERSION = 1  # of run.json and summary.json; to be raised if today's readers would misunderstand a new version
 Ending = Literal["interrupted", "failed", "finished"]
 
@@ -79,7 +80,7 @@ class RunHistory:
             TrainingError: If the file cannot be written.
         """
         # A session may have had other data or another base model, if the user allowed it.
-        own = {name: facts[name] for name in ("data", "base_model") if name in facts}
+        own = {name: facts[name] for name in (DATA, DATA_ROWS, "base_model") if name in facts}
         sessions = self.content.get("sessions", [])
         self.content = {**facts, "sessions": [*sessions, {"started": _now(), **own}]}
         write_json(self.path, self.content)

@@ -1,7 +1,7 @@
 """`RunRecord`, the only reader of run folders."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ import yaml
 
 from lora_lightning.errors import CheckpointError
 from lora_lightning.runs import curves
-from lora_lightning.runs.history import read_json
+from lora_lightning.runs.history import DATA, DATA_ROWS, read_json
 from lora_lightning.runs.layout import ADAPTER_FOLDER, BEST, CHECKPOINTS, CONFIG, LAST, RUN, SUMMARY, TABLES
 from lora_lightning.runs.lock import is_locked
 from lora_lightning.runs.settings import flatten
@@ -51,6 +51,8 @@ class RunRecord:
         timings: Seconds.
         versions: Of Python and packages, by name; of the last session. Empty for runs made before there was `run.json`.
         data_fingerprint: SHA-256 of each split's rows, by split.
+        former_data_fingerprint: The same as earlier releases recorded it, which also counted the files' paths. Their
+            runs have no other. Compare runs with `comparable_fingerprints`.
         base_model: SHA-256 of the base model's `weights`, `config` and `tokenizer`, and its `commit` on the hub; `None`
             if it was not recorded.
         device: On which it trained, such as `cpu` or `cuda`; of the last session. `None` if it was not recorded.
@@ -73,6 +75,7 @@ class RunRecord:
     timings: Timings = NOT_TIMED
     versions: Mapping[str, str] = field(default_factory=dict)
     data_fingerprint: Mapping[str, str] = field(default_factory=dict)
+    former_data_fingerprint: Mapping[str, str] = field(default_factory=dict)
     base_model: Mapping[str, str | None] | None = None
     device: str | None = None
     device_name: str | None = None
@@ -115,7 +118,8 @@ class RunRecord:
             steps=summary.get("steps"),
             timings=Timings(_seconds(sessions, "fit_seconds"), _seconds(sessions, "test_seconds")),
             versions=run.get("versions", {}),
-            data_fingerprint=run.get("data", {}),
+            data_fingerprint=run.get(DATA_ROWS, run.get(DATA, {})),
+            former_data_fingerprint=run.get(DATA, {}),
             base_model=run.get("base_model"),
             device=run.get("device"),
             device_name=run.get("device_name"),
@@ -123,6 +127,11 @@ class RunRecord:
             git=run.get("git"),
             sessions=sessions,
         )
+
+    @property
+    def has_former_hashes(self) -> bool:
+        """Whether an earlier release made the run, whose `data_fingerprint` is not comparable with today's."""
+        return bool(self.data_fingerprint) and self.data_fingerprint == self.former_data_fingerprint
 
     @property
     def trainable_share(self) -> float | None:
@@ -206,6 +215,20 @@ class RunRecord:
         """
         split, _, rest = name.partition("/")
         return self.metrics[split][rest]
+
+
+def comparable_fingerprints(records: Iterable[RunRecord]) -> Callable[[RunRecord], Mapping[str, str]]:
+    """Chooses the hashes by which the data of runs can be compared: those of earlier releases if one of them has these.
+
+    Args:
+        records: All runs that are compared.
+
+    Returns:
+        What reads the hashes of one of them, by split.
+    """
+    if any(record.has_former_hashes for record in records):
+        return lambda record: record.former_data_fingerprint
+    return lambda record: record.data_fingerprint
 
 
 def _state(folder: Path, summary: Mapping[str, Any], sessions: tuple[Mapping[str, Any], ...]) -> tuple[State, str]:

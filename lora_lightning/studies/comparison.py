@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lora_lightning.errors import ConfigurationError, DataError, few_names, suggest_names
-from lora_lightning.runs.record import RunRecord
+from lora_lightning.runs.record import RunRecord, comparable_fingerprints
 from lora_lightning.statistics.analysis import analyze_study
 from lora_lightning.statistics.study_results import ConfigurationResults, StudyResults
 from lora_lightning.studies.audit import StudyAudit, unpaired_runs_note
@@ -46,15 +46,13 @@ class Side:
         """What the configuration measured, under its title."""
         return replace(self.results.configuration(self.name), name=self.title)
 
-    def test_data(self) -> dict[str, str]:
-        """Run folder by hash of the rows of the test split."""
-        split = self.study.tag.partition("/")[0]
-        runs = [
-            self.study.folder.run(trial)
+    def tested_runs(self) -> list[RunRecord]:
+        """The runs with a result."""
+        return [
+            RunRecord.load(self.study.folder.run(trial))
             for trial in self.study.plan.tested
             if trial.configuration == self.name and trial.seed in self.results.configuration(self.name).values
         ]
-        return {RunRecord.load(run).data_fingerprint.get(split, ""): str(run) for run in runs}
 
 
 def compare_studies(
@@ -154,9 +152,11 @@ def _check_comparable(first: Side, second: Side, margin: float | None) -> None:
     if margin is not None and not 0 < margin < float("inf"):
         msg = f"the margin is {margin:g}, but it must be above 0"
         raise ConfigurationError(msg)
-    data = first.test_data() | second.test_data()
+    split, records = first.study.tag.partition("/")[0], [*first.tested_runs(), *second.tested_runs()]
+    fingerprint = comparable_fingerprints(records)
+    data = {fingerprint(record).get(split, ""): str(record.folder) for record in records}
     if len(data) > 1 or "" in data:
-        split, runs = first.study.tag.partition("/")[0], list(data.values())
+        runs = list(data.values())
         msg = f"the runs {runs[0]} and {runs[-1]} were tested on other rows in the split {split!r}, so that their "
         msg += "difference says nothing about the configurations; repeat one of the studies on the data of the other"
         raise DataError(msg)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from lora_lightning.datamodules.base import TEST, VALIDATION
 from lora_lightning.errors import DataError
 from lora_lightning.runs.devices import device_names
-from lora_lightning.runs.record import RunRecord
+from lora_lightning.runs.record import RunRecord, comparable_fingerprints
 from lora_lightning.runs.settings import NOT_SET
 from lora_lightning.studies.option_conflicts import parts_of
 from lora_lightning.studies.trials import Trial
@@ -40,9 +40,15 @@ def check_same_inputs(runs: Runs, split: str, varied: Collection[str] = ()) -> N
         DataError: If two runs were tested on different rows, or trained on different rows or from different weights, be
             it of the base model or of the adapter in `model.adapter`, although the study does not vary them.
     """
-    compare_facts(runs, {f"tested on other rows of {split}": _rows_of(split)})
+    fingerprint = comparable_fingerprints(record for _, record in runs)
+
+    def rows_of(name: str) -> Fact:
+        """Runs that are not tested may not have all splits."""
+        return lambda record: fingerprint(record).get(name)
+
+    compare_facts(runs, {f"tested on other rows of {split}": rows_of(split)})
     splits = dict.fromkeys(name for _, record in runs for name in record.data_fingerprint)
-    data: dict[str, Fact] = {f"given other rows of {name}": _rows_of(name) for name in splits}
+    data: dict[str, Fact] = {f"given other rows of {name}": rows_of(name) for name in splits}
     base: dict[str, Fact] = {"trained from another base model": base_identity}
     adapter: dict[str, Fact] = {
         "continued from another adapter": lambda record: (record.continued_from or {}).get("weights")
@@ -55,11 +61,6 @@ def check_same_inputs(runs: Runs, split: str, varied: Collection[str] = ()) -> N
             groups.setdefault(json.dumps(values, default=str), []).append((trial, record))
         for group in groups.values():
             compare_facts(group, facts)
-
-
-def _rows_of(split: str) -> Fact:
-    """The rows of a split; runs that are not tested may not have all splits."""
-    return lambda record: record.data_fingerprint.get(split)
 
 
 def _concerns(option: str, others: Collection[str]) -> bool:

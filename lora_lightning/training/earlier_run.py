@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_lightning.datamodules.base import TEST, AdaptationDataModule
+from lora_lightning.runs.history import DATA, DATA_ROWS
 from lora_lightning.runs.layout import BEST, CHECKPOINTS, CONFIG, RUN
 from lora_lightning.runs.record import RunRecord
 from lora_lightning.runs.settings import settings_in
+from lora_lightning.training.same_data import recorded_and_current
 
 MONITOR = ("checkpoint.monitor", "checkpoint.mode")
 LIMIT = "trainer.limit_val_batches"
@@ -49,12 +52,12 @@ class EarlierRun:
         known = (folder for folder in folders if (folder / RUN).is_file() and (folder / CONFIG).is_file())
         return cls(here, next(known, None), best, int(content.get("global_step", 0)))
 
-    def why_not_comparable(self, settings: str, data: Mapping[str, str]) -> str:
+    def why_not_comparable(self, settings: str, data: AdaptationDataModule) -> str:
         """Why validations of this run say nothing about those of a new one.
 
         Args:
             settings: The new run's options as YAML.
-            data: Its `fingerprint`.
+            data: Its data.
 
         Returns:
             In words, after "because"; empty if both ask the same of the same rows.
@@ -82,12 +85,13 @@ def _full(limit: Any) -> str:
     return str(1.0 if limit is None else limit)
 
 
-def _changed_splits(run: RunRecord, data: Mapping[str, str]) -> list[str]:
+def _changed_splits(run: RunRecord, data: AdaptationDataModule) -> list[str]:
     """The splits of training and validation that differ from those of any session of a run."""
-    now = {name: digest for name, digest in data.items() if not name.startswith("test")}
-    seen = [session.get("data") or run.data_fingerprint for session in run.sessions] or [run.data_fingerprint]
-    return [
-        name
-        for name in dict.fromkeys([*now, *(name for rows in seen for name in rows if not name.startswith("test"))])
-        if any(rows.get(name) != now.get(name) for rows in seen)
-    ]
+    pairs = [recorded_and_current(run, data)]
+    for session in run.sessions:
+        if DATA_ROWS in session:
+            pairs.append((session[DATA_ROWS], data.fingerprint))
+        elif session.get(DATA):  # of an earlier release
+            pairs.append((session[DATA], data.former_fingerprint))
+    names = dict.fromkeys(name for seen, now in pairs for name in (*now, *seen) if not name.startswith(TEST))
+    return [name for name in names if any(seen.get(name) != now.get(name) for seen, now in pairs)]

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from lora_lightning.datamodules.base import TEST, VALIDATION
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.runs.files import write_text_atomically
 from lora_lightning.runs.layout import CHECKPOINTS
@@ -15,6 +16,7 @@ from lora_lightning.training.fitting import check_same_labels
 from lora_lightning.training.lightning_cli import LoraLightningCLI
 from lora_lightning.training.option_checks import check_writable
 from lora_lightning.training.prediction_writer import PredictionWriter
+from lora_lightning.training.same_data import check_evaluated_rows
 from lora_lightning.training.scored_rows import SCORED_ROWS
 
 AGAIN = "start the same command again"
@@ -44,10 +46,13 @@ def score_split(cli: LoraLightningCLI, command: Literal["validate", "test"]) -> 
         Metrics by tag, such as `test/accuracy`.
 
     Raises:
-        LoraLightningError: If the data does not match the checkpoint.
+        LoraLightningError: If the data does not match the checkpoint, or has rows that the run was trained on.
     """
     show_status("reading data")
     check_same_labels(cli.start.labels, cli.datamodule.label_space, cli.options.ckpt_path)
+    allow = "" if cli.options.allow_changed_data else "set --allow_changed_data true"
+    kind = VALIDATION if command == "validate" else TEST
+    check_evaluated_rows(folder_of_checkpoint(cli.options.ckpt_path), cli.datamodule, kind, allow)
     show_status("loading weights")
     with end_processes_together(cli.trainer, AGAIN):
         evaluate = cli.trainer.validate if command == "validate" else cli.trainer.test

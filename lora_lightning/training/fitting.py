@@ -29,7 +29,7 @@ from lora_lightning.errors import (
 from lora_lightning.metrics import LabelSpace
 from lora_lightning.runs.checkpoint import read_checkpoint
 from lora_lightning.runs.files import write_error
-from lora_lightning.runs.history import RunHistory, read_json, write_summary
+from lora_lightning.runs.history import DATA, DATA_ROWS, RunHistory, read_json, write_summary
 from lora_lightning.runs.layout import ADAPTER_FOLDER, CONFIG, FAILED_CHECK, run_folder_of
 from lora_lightning.runs.lock import lock_run_folder, lock_starts
 from lora_lightning.runs.place import ids_of
@@ -60,6 +60,7 @@ from lora_lightning.training.option_checks import (
     check_writable,
 )
 from lora_lightning.training.run_card import complete_card
+from lora_lightning.training.same_data import recorded_and_current
 from lora_lightning.training.saved_config import RunConfigFile
 from lora_lightning.training.scored_rows import SCORED_ROWS, in_words, scored_rows
 from lora_lightning.training.step_boundary import StepBoundary
@@ -166,7 +167,7 @@ class TrainingRun:
         """Keeps the scores of the run that `--ckpt_path` starts from, if they say something about this one."""
         if (earlier := self.start.earlier) is None:
             return
-        why = earlier.why_not_comparable(self.cli.settings_text(), self.datamodule.fingerprint)
+        why = earlier.why_not_comparable(self.cli.settings_text(), self.datamodule)
         boundary = self._callback(StepBoundary)
         boundary.starts_from_another_run, boundary.keeps_scores = True, not why
         self.checkpoint.earlier, self.checkpoint.keeps_score = earlier, not why
@@ -245,7 +246,8 @@ class TrainingRun:
         interrupted = self.start.interrupted
         if interrupted is None or self.options.allow_changed_data:
             return
-        saved, now = RunRecord.load(interrupted.folder).data_fingerprint, self.datamodule.fingerprint
+        record = RunRecord.load(interrupted.folder)
+        saved, now = recorded_and_current(record, self.datamodule)
         if not saved:
             rank_zero_warn(
                 f"the run {interrupted.folder} was started by a release that did not record the content of its data, "
@@ -253,9 +255,10 @@ class TrainingRun:
             )
             return
         if changed := [split for split in {**saved, **now} if saved.get(split) != now.get(split)]:
+            doubt = ", or an earlier release read the same files otherwise" if record.has_former_hashes else ""
             msg = (
                 f"the data of the run {interrupted.folder} has changed since it started: other rows in the split "
-                f"{', '.join(changed)}. Restore the data, start a new run without --resume, or set "
+                f"{', '.join(changed)}{doubt}. Restore the data, start a new run without --resume, or set "
                 "--allow_changed_data true."
             )
             raise DataError(msg)
@@ -298,7 +301,8 @@ class TrainingRun:
             "continued_from": self._continued_from(),
             "versions": package_versions(),
             "git": git_state(Path.cwd()),
-            "data": self.datamodule.fingerprint,
+            DATA: self.datamodule.former_fingerprint,
+            DATA_ROWS: self.datamodule.fingerprint,
             BASE_MODEL: None if self.task.base_identity is None else self.task.base_identity.as_dict(),
             "device": str(device.type),
             "device_name": device_name(device),

@@ -300,7 +300,8 @@ def add_run_arguments(parser: LightningArgumentParser) -> None:
         "--allow_changed_data",
         type=bool,
         default=False,
-        help="For fit only. Resume a run even if its data has changed since it started.",
+        help="Resume a run even if its data has changed since it started; score rows with validate and test even if "
+        "they are held out from training data that has changed, so that the run may have been trained on some.",
     )
     parser.add_argument(
         "--base_model_id",

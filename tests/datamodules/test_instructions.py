@@ -144,8 +144,9 @@ def test_what_is_lost_of_long_examples_is_counted_each_time(
         )
         with pytest.warns(UserWarning, match="train: of 8 examples") as caught:
             opened(module, tmp_path / "cache")
-        assert f"{expected[0]} lost their end and {expected[1]} were dropped" in str(caught[0].message)
-        assert [str(warning.message).partition(":")[0] for warning in caught] == ["train", "val"]
+        counted = [text for each in caught if "also in the training" not in (text := str(each.message))]
+        assert f"{expected[0]} lost their end and {expected[1]} were dropped" in counted[0]
+        assert [message.partition(":")[0] for message in counted] == ["train", "val"]
     lengths = [len(ids) for ids, _ in documents(module, "train")]
     assert len(lengths) == 8 - expected[1]
     assert (max(lengths) == 20) == (how == "cut")
@@ -320,7 +321,7 @@ def test_records_without_a_response_are_left_out_if_asked(gpt2: str, tmp_path: P
     rows[2]["output"] = ""
     path = save_records(tmp_path / "a.jsonl", rows)
     module = InstructionDataModule(train_file=path, empty_responses="drop", context_length=40, backbone=gpt2)
-    with pytest.warns(UserWarning, match="train: 1 of 21 records have no response and were left out"):
+    with pytest.warns(UserWarning, match="train: 1 of 21 records have no response, or a blank one among several"):
         assert sum(len(examples) for examples in module.raw_splits.values()) == 20
 
 
@@ -331,7 +332,7 @@ def test_a_null_response_in_a_column_of_another_name_is_one_that_is_missing(gpt2
     options["train_file"] = save_records(tmp_path / "a.jsonl", rows)
     with pytest.raises(DataError, match=r"line 3: 'a', the output by data\.columns, is missing or null; .*: drop"):
         _ = InstructionDataModule(**options).raw_splits
-    with pytest.warns(UserWarning, match="train: 1 of 21 records have no response and were left out"):
+    with pytest.warns(UserWarning, match="train: 1 of 21 records have no response, or a blank one among several"):
         _ = InstructionDataModule(**options, empty_responses="drop").raw_splits
 
 
@@ -342,7 +343,7 @@ def test_a_chat_with_an_empty_turn_of_the_assistant_has_no_response(chatty: str,
     options: dict[str, Any] = {"train_file": path, "chat_template": True, "context_length": 40, "backbone": chatty}
     with pytest.raises(DataError, match=r"a\.jsonl, line 21: the response is empty; .* data\.empty_responses: drop"):
         _ = InstructionDataModule(**options).raw_splits
-    with pytest.warns(UserWarning, match="train: 1 of 21 records have no response and were left out"):
+    with pytest.warns(UserWarning, match="train: 1 of 21 records have no response, or a blank one among several"):
         _ = InstructionDataModule(**options, empty_responses="drop").raw_splits
 
 
@@ -353,7 +354,7 @@ def test_a_record_with_all_responses_switched_off_has_no_response(chatty: str, t
     options: dict[str, Any] = {"train_file": path, "chat_template": True, "context_length": 40, "backbone": chatty}
     with pytest.raises(DataError, match=r"a\.jsonl, line 21: no response has a weight; .* data\.empty_responses: drop"):
         _ = InstructionDataModule(**options).raw_splits
-    with pytest.warns(UserWarning, match="train: 1 of 21 records have no response and were left out"):
+    with pytest.warns(UserWarning, match="train: 1 of 21 records have no response, or a blank one among several"):
         _ = InstructionDataModule(**options, empty_responses="drop").raw_splits
 
 
@@ -376,7 +377,9 @@ def test_fields_that_nothing_reads_are_named_once_with_their_count(
         opened(module, tmp_path)
     start = "these fields are not read, so the model does not see them: "
     fields = f"{start}id ({{0}} of {{0}} records), text ({{1}} of {{0}} records)."
-    assert [str(warning.message) for warning in caught] == [fields.format(40, 2)]
+    assert str(caught[0].message) == fields.format(40, 2)
+    assert "also in the training data" in str(caught[1].message)
+    assert len(caught) == 2
     with pytest.warns(UserWarning, match="these fields are not read") as caught:
         module.setup("predict")
     assert [str(warning.message) for warning in caught] == [fields.format(20, 1)]
@@ -425,3 +428,32 @@ def test_an_evaluation_file_beside_a_data_set_of_the_hub_is_refused(gpt2: str) -
         match=r"data\.validation_file is 'v\.jsonl', but it is read only together with data\.train_file",
     ):
         InstructionDataModule(dataset_name="no/such", validation_file="v.jsonl", backbone=gpt2)
+
+
+def test_roles_that_are_never_learnt_are_counted(chatty: str, tmp_path: Path) -> None:
+    rows = [
+        {"messages": [{"role": "ipython", "content": f"w{n}"}, {"role": "assistant", "content": f"w{n}"}]}
+        for n in range(20)
+    ]
+    path = save_records(tmp_path / "a.jsonl", rows)
+    module = InstructionDataModule(train_file=path, chat_template=True, context_length=40, backbone=chatty)
+    with pytest.warns(UserWarning, match=r"written as they are and never learnt: 'ipython' \(20 messages\)"):
+        _ = module.raw_splits
+
+
+def test_records_of_training_that_are_evaluated_are_counted(gpt2: str, tmp_path: Path) -> None:
+    path = save_records(tmp_path / "a.jsonl", instructions(20))
+    module = InstructionDataModule(path, path, path, context_length=40, backbone=gpt2)
+    with pytest.warns(UserWarning, match="also in the training data") as said:
+        _ = module.raw_splits
+    assert [str(each.message).partition(", such as")[0] for each in said] == [
+        f"20 of 20 rows of the {split} split are also in the training data" for split in ("val", "test")
+    ]
+    assert module.fingerprint["train"] == module.fingerprint["val"] == module.fingerprint["test"]
+
+
+def test_records_that_occur_twice_are_counted_if_one_is_held_out(gpt2: str, tmp_path: Path) -> None:
+    path = save_records(tmp_path / "a.jsonl", instructions(10) * 2)
+    module = InstructionDataModule(path, validation_share=0.5, context_length=40, backbone=gpt2)
+    with pytest.warns(UserWarning, match=r"\d of 10 rows of the val split are also in the training data"):
+        _ = module.raw_splits
