@@ -80,7 +80,7 @@ def _plain(value: Any) -> Any:
         return {str(name): _rows(cells) for name, cells in columns.items()}
     if isinstance(value, AbstractSet):
         return sorted(json.dumps(item, default=_plain) for item in value)
-    if isinstance(value, Iterable) and isinstance(value, Sized) and not isinstance(value, bytes | bytearray):
+    if not isinstance(value, bytes | bytearray) and isinstance(value, Iterable) and isinstance(value, Sized):
         return _rows(value)
     return _single(value)
 

@@ -23,7 +23,7 @@ def warn_about_unused_options(module: Any, names: Iterable[str], why: str) -> No
     for name in names:
         value = getattr(module, name)
         if name in options and value != options[name].default:
-            rank_zero_warn(f"data.{name} is {value!r}, but nothing reads it, because {why}; leave it out.")
+            rank_zero_warn(f"data.{name} is {value!r}, but nothing reads it, because {why}.")
 
 
 def warn_about_unused_shares(module: Any, splits: Container[str]) -> None:

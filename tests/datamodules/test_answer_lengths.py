@@ -17,13 +17,13 @@ Answers = list[list[tuple[int, int]]]  # of each question: first and last word o
 def module_of(folder: Path, backbone: str, train: Answers, val: Answers, **settings: Any) -> SquadV2DataModule:
     """Questions about a context of 20 words, each of which is one token."""
     words = [f"w{number + 10}" for number in range(20)]
-    for name, rows in (("train", train), ("val", val)):
+    for name, question, rows in (("train", "w1", train), ("val", "w2", val)):
         entries = []
         for number, spans in enumerate(rows):
             texts = [" ".join(words[first : last + 1]) for first, last in spans]
             starts = [len(" ".join([*words[:first], ""])) for first, _ in spans]
             answers = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
-            entries.append({"id": str(number), "question": "w1", "answers": answers})
+            entries.append({"id": str(number), "question": question, "answers": answers})
         content = {"data": [{"paragraphs": [{"context": " ".join(words), "qas": entries}]}]}
         (folder / f"{name}.json").write_text(json.dumps(content))
     return SquadV2DataModule(

@@ -159,7 +159,8 @@ def test_special_tokens_in_questions_and_documents_are_named(
             **settings,
         )
         expected = "val: 4 of 8 texts contain special tokens ('<|endoftext|>'), which the tokenizer reads as control"
-    assert warnings_of(module, "validate") == [f"{expected} tokens."]
+    said = [text for text in warnings_of(module, "validate") if "also in the training data" not in text]
+    assert said == [f"{expected} tokens."]
 
 
 # Tokens without an embedding

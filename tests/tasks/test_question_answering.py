@@ -118,6 +118,8 @@ def test_validation_and_prediction_are_those_of_plain_loops(
     answers, null_odds = naive_answers(task, data, longest=3)
     trainer = quiet_trainer(tmp_path)
     trainer.validate(task, data, verbose=False)
+    task.choose_threshold("val")  # as in training; a validation alone keeps the threshold
+    trainer.validate(task, data, verbose=False)
     scores = score_answers(data.questions("val"), answers, null_odds)
     threshold = float(task.null_threshold)
     expected = squad_v2_report(scores, threshold)
