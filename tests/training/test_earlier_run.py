@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from lora_lightning import RunRecord, train
+from lora_lightning.datamodules import TextClassificationDataModule
 from lora_lightning.errors import TrainingError
 from lora_lightning.runs.checkpoint import read_checkpoint
 from lora_lightning.training.earlier_run import EarlierRun
@@ -137,7 +138,7 @@ def test_the_run_of_a_checkpoint_that_lies_elsewhere_is_not_known(old: RunRecord
     content = {"global_step": 8, "callbacks": {"AdapterCheckpoint": {"best_model_path": "gone/best.ckpt"}}}
     found = EarlierRun.of(str(tmp_path / "a.ckpt"), content)
     assert (found.folder, found.best, found.steps) == (None, None, 8)
-    assert "is not here, so that nobody knows its data" in found.why_not_comparable("", {})
+    assert "is not here, so that nobody knows its data" in found.why_not_comparable("", TextClassificationDataModule())
     content["callbacks"] = {"AdapterCheckpoint": {"best_model_path": str(old.best_checkpoint)}}
     found = EarlierRun.of(str(tmp_path / "a.ckpt"), content)
     assert (found.folder, found.best) == (old.folder, old.best_checkpoint)
