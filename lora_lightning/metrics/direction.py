@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 
 LOWER_IS_BETTER = (
     "loss",
@@ -28,7 +29,14 @@ CORRELATIONS = ("correlation", "pearson", "spearman")
 SHARES = (*HIGHER_IS_BETTER, "calibration_error", "out_of_scope_fpr_at_95_tpr")
 
 
-NEGATIONS = ("1_", "neg_", "minus_", "one_minus_", "non_", "not_")  # such as 1 - accuracy, which is an error
+NEGATION = "1_"  # at the start, such as 1 - accuracy, which is an error; "top-1-accuracy" is none
+# Words before a metric's name, with which it is another quantity: another direction, or no share.
+SPREADS_AND_COUNTS = {"delta", "epochs", "seconds", "std", "steps"}
+OTHER_QUANTITY = SPREADS_AND_COUNTS | {
+    *("change", "decrease", "difference", "diff", "drop", "gap", "increase", "inv", "inverse", "minus", "neg"),
+    *("negative", "non", "not", "reduction", "sd", "time", "variance"),
+}
+JOINING = {"in", "of", "to"}  # right before a metric's name, such as "loss of accuracy", "seconds to accuracy"
 QUALIFIERS = ("_at_threshold", "_macro", "_micro", "_weighted")  # which decision, or which mean over labels
 
 
@@ -75,15 +83,26 @@ def is_logarithm(metric: str) -> bool:
 
 
 def _known_name(metric: str) -> str:
-    """The first part between slashes whose direction is known, without qualifiers; empty if there is none."""
-    for part in metric.split("/"):
+    """The first part between slashes whose direction is known, without qualifiers; empty if there is none.
+
+    None is known of what is derived from a metric, such as the seconds until an accuracy is reached.
+    """
+    parts = metric.split("/")
+    for place, part in enumerate(parts):
         name = "_".join(_lower_words(part).replace("-", "_").split())
         for qualifier in QUALIFIERS:
             name = name.removesuffix(qualifier)
-        known = any(f"_{name}".endswith(f"_{each}") for each in (*LOWER_IS_BETTER, *HIGHER_IS_BETTER))
-        if known and not name.startswith(NEGATIONS):
-            return name
+        known = [each for each in (*LOWER_IS_BETTER, *HIGHER_IS_BETTER) if f"_{name}".endswith(f"_{each}")]
+        if known and not name.startswith(NEGATION):
+            before = name.removesuffix(max(known, key=len)).split("_")[:-1]
+            return "" if _is_other_quantity(before, parts[place + 1 :]) else name
     return ""
+
+
+def _is_other_quantity(before: Sequence[str], after: Sequence[str]) -> bool:
+    """Whether words before a metric's name, or parts after its slash, say that it is not the metric itself."""
+    joined, derived = not JOINING.isdisjoint(before[-1:]), not OTHER_QUANTITY.isdisjoint(before)
+    return joined or derived or not SPREADS_AND_COUNTS.isdisjoint(map(_lower_words, after))
 
 
 def _lower_words(name: str) -> str:
