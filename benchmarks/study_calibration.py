@@ -5,7 +5,8 @@ each configuration also has examples of its own that it finds hard, each run has
 is a bit better or worse than others on all examples (the spread). True effects are 1.5, 1 and 0 margins below the
 reference. Counted are: how often "not worse by more than the margin" is proven, how often the 95 % interval contains
 the truth, and the same for two rules in common use: a percentile bootstrap over seeds and test examples, and "the worst
-seed is within the margin".
+seed is within the margin". Two more kinds of studies are of configurations of which hardly any answer differs from the
+reference's, and none is better at the margin: there t intervals are too narrow.
 
 Example:
     python benchmarks/study_calibration.py --metric accuracy f1 --json docs/study_calibration.json
@@ -26,7 +27,7 @@ from scipy.special import ndtr, ndtri, stdtr, stdtrit
 from scipy.stats import norm
 
 from lora_lightning.statistics.multiple_tests import ERROR_RATE
-from lora_lightning.statistics.paired import ROUNDING, seeds_estimate, two_way_estimate
+from lora_lightning.statistics.paired import ROUNDING, paired_difference, seeds_estimate, two_way_estimate
 from lora_lightning.statistics.pseudo_values import (
     auroc_pseudo_values,
     f1_pseudo_values,
@@ -99,11 +100,15 @@ class SimulatedMetric:
         margin: In the unit of the differences.
         simulate: From the draws, true effects and the spread (both in the unit of the differences) to a pair for each
             effect: paired differences, shape (studies, seeds, examples), and the truth, shape (studies,).
+        limit: The largest possible absolute difference of an example; `None` if it is not known.
+        spreads: Which are simulated.
     """
 
     examples: int
     margin: float
     simulate: Callable[[Draws, Sequence[float], float], Iterator[tuple[Floats, Floats]]]
+    limit: float | None = None
+    spreads: Sequence[float] = SPREADS
 
 
 def simulate_accuracy(draws: Draws, effects: Sequence[float], spread: float) -> Iterator[tuple[Floats, Floats]]:
@@ -111,6 +116,27 @@ def simulate_accuracy(draws: Draws, effects: Sequence[float], spread: float) -> 
     reference = _hits(draws, 0, 0.0, spread)
     for effect in effects:
         yield _hits(draws, 1, effect, spread) - reference, np.full(len(reference), effect)
+
+
+def simulate_rare_changes(draws: Draws, effects: Sequence[float], _: float) -> Iterator[tuple[Floats, Floats]]:
+    """Few answers differ, by all seeds alike: losses alone, but as many gains where both are equally good."""
+    yield from _rare_changes(draws, effects, 1.0)
+
+
+def simulate_rare_changes_of_half(draws: Draws, effects: Sequence[float], _: float) -> Iterator[tuple[Floats, Floats]]:
+    """The same with twice as many answers, each of which changes with half of the seeds."""
+    yield from _rare_changes(draws, effects, 0.5)
+
+
+def _rare_changes(draws: Draws, effects: Sequence[float], share: float) -> Iterator[tuple[Floats, Floats]]:
+    """Changes of answers, each seen by a share of the seeds."""
+    luck = ndtr(draws.hard[0] / math.sqrt(1 - NOISE))
+    seen = draws.random.random(draws.luck.shape[1:]) < share
+    for effect in effects:
+        lost = max(-effect, POINTS / 2) / share
+        gained = lost + effect / share
+        changes = np.where(luck < lost, -1.0, np.where(luck < lost + gained, 1.0, 0.0))
+        yield changes * seen, np.full(len(changes), effect)
 
 
 def simulate_seeds_only(draws: Draws, effects: Sequence[float], spread: float) -> Iterator[tuple[Floats, Floats]]:
@@ -207,27 +233,38 @@ def _pseudo_values(table: Floats, of_run: Callable[[int, Floats], Floats | None]
 
 
 METRICS = {
-    "accuracy": SimulatedMetric(800, POINTS, simulate_accuracy),
+    "accuracy": SimulatedMetric(800, POINTS, simulate_accuracy, 1.0),
     "auroc": SimulatedMetric(400, POINTS, simulate_auroc),
     "f1": SimulatedMetric(400, POINTS, simulate_f1),
     "log_perplexity": SimulatedMetric(200, PERCENT, simulate_log_perplexity),
     "seeds_only": SimulatedMetric(800, POINTS, simulate_seeds_only),
+    "rare_changes": SimulatedMetric(1500, POINTS, simulate_rare_changes, 1.0, (0.0,)),
+    "rare_changes_of_half": SimulatedMetric(800, POINTS, simulate_rare_changes_of_half, 1.0, (0.0,)),
 }
 
 
-def judge(differences: Floats, truth: Floats, bound: Floats) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def judge(
+    differences: Floats, truth: Floats, bound: Floats, limit: float | None = None
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Judges many studies at once, as `paired_difference` and its test judge one.
 
     Args:
         differences: shape (studies, seeds, examples).
         truth: shape (studies,), the true effects.
         bound: shape (studies,), what the mean must be proven to exceed.
+        limit: The largest possible absolute difference of an example, if it is known; then each study is judged by
+            `paired_difference` itself.
 
     Returns:
         Whether the interval contains the truth, and whether the test proves the bound exceeded; each of shape
         (studies,). If all differences are 0, the interval is [0, 0]; if all equal another number, there is no interval,
         which claims nothing.
     """
+    if limit is not None:
+        single = [paired_difference(table, limit) for table in differences]
+        covered = [found.covered.contains(true) for found, true in zip(single, truth, strict=True)]
+        proven = [found.p_value_above(least) <= ERROR_RATE for found, least in zip(single, bound, strict=True)]
+        return np.array(covered), np.array(proven)
     mean = differences.mean((-2, -1))
     several = differences.shape[-1] > 1
     found = ([two_way_estimate(differences)] if several else []) + [seeds_estimate(differences.mean(-1))]
@@ -303,7 +340,7 @@ def simulate_cell(metric: str, spread: float, seeds: int, studies: int = STUDIES
         simulated = kind.simulate(draws, [effect * kind.margin for effect in EFFECTS], spread / 100)
         for effect, (differences, truth) in zip(EFFECTS, simulated, strict=True):
             bound = truth - (1 + effect) * kind.margin
-            covered, proven = judge(differences, truth, bound)
+            covered, proven = judge(differences, truth, bound, kind.limit)
             counts.setdefault(f"proven {effect:g}", []).append(proven)
             if effect == -1:
                 resampled = bootstrap(random, differences, truth, bound)
@@ -357,7 +394,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="a page whose table is replaced")
     options = parser.parse_args()
     kept = json.loads(options.json.read_text()) if options.json and options.json.exists() else []
-    asked = [(metric, spread) for metric in options.metric for spread in options.spread]
+    asked = [(name, spread) for name in options.metric for spread in METRICS[name].spreads if spread in options.spread]
     cells = [Cell(**each) for each in kept if (each["metric"], each["spread"]) not in asked]
     for metric, spread in asked:
         cells += [simulate_cell(metric, spread, seeds, options.studies) for seeds in SEEDS]

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from lora_lightning.metrics.squad_v2 import GROUPS, VALUES
 from lora_lightning.statistics.changed_decisions import largest_f1_loss, largest_macro_f1_loss, largest_matthews_loss
+from lora_lightning.statistics.pairing import is_mean_of
 from lora_lightning.statistics.pseudo_values import (
     auroc_pseudo_values,
     f1_pseudo_values,
@@ -17,7 +18,6 @@ from lora_lightning.statistics.pseudo_values import (
     weighted_mean_pseudo_values,
 )
 
-TOLERANCE = 1e-3  # between a metric, which may be rounded, and the mean of its examples
 Rows = Mapping[str, NDArray[Any]]
 Outcomes = NDArray[np.float64] | None
 
@@ -36,7 +36,7 @@ def metric_outcomes(metric: str, rows: Rows, value: float) -> Outcomes:
     """
     ways = [outcomes[metric] for outcomes in (OUTCOMES, ANSWER_OUTCOMES) if metric in outcomes]
     found = next((compute(rows) for needed, compute in ways if rows and needed <= rows.keys()), None)
-    if found is None or not len(found) or abs(float(found.mean()) - value) > TOLERANCE * max(1.0, abs(value)):
+    if found is None or not len(found) or not is_mean_of(value, found.astype(np.float64)):
         return None
     return found.astype(np.float64)
 

@@ -85,6 +85,10 @@ def run_audit(options: argparse.Namespace) -> StudyAudit:
     Returns:
         The verdicts.
     """
+    if options.output is not None:
+        from lora_lightning.reports.files import check_keeps_file  # noqa: PLC0415  # draws figures
+
+        check_keeps_file(options.output, options.results)
     audit = audit_results(
         options.results,
         options.reference,

@@ -15,7 +15,7 @@ from lora_lightning.runs.files import atomic_file
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FIGURES, PAGE = "figures", "report.html"
+FIGURES, PAGE, NUMBERS, TABLE = "figures", "report.html", "analysis.json", "results.csv"
 ENDINGS = ("png", "svg")
 NAME = re.compile(r"[A-Za-z0-9_.-]+")
 LONGEST_NAME = 60
@@ -23,6 +23,10 @@ LARGEST_PAGE, ROOM = 2_000_000, 1_000  # bytes; the latter for headings, and for
 # What a page says of its figures' files, so that the next report can delete those that it does not replace. Pages of
 # earlier releases say nothing; their figures had running numbers.
 LISTED = re.compile(r'<meta name="figures" content="([^"]*)">')
+OWN = {
+    PAGE: "default-src 'none'; style-src 'unsafe-inline'",
+    NUMBERS: '{\n  "study": "',
+}  # texts of every report's files
 NUMBERED = re.compile(r"(trade_off|rank|curve)_\d+")
 
 
@@ -48,15 +52,19 @@ def write_report_files(
 ) -> None:
     """Writes the files of a report. Those of an earlier report are replaced or deleted, others are left alone.
 
+    A file that is called like one of its own, and that no report wrote, is not replaced.
+
     Args:
         folder: Where to; created if it does not exist.
-        contents: By name; the page should be the last one.
+        contents: By name; the page should be the last one, and the numbers of a study the first, by which a report is
+            known whose writing was killed.
         figures: Are written to the folder `figures` before.
         drawn: Each figure as SVG.
 
     Raises:
-        DataError: If a file cannot be written.
+        DataError: If a file cannot be written, or would be lost.
     """
+    _check_nothing_is_lost(folder, contents)
     try:
         (folder / FIGURES).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -70,6 +78,41 @@ def write_report_files(
                 file.write(content)
         except OSError as error:
             raise _write_error(folder / name, error) from error
+
+
+def _check_nothing_is_lost(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Refuses a folder in which files of others would be replaced; what stays the same is none, as after a kill."""
+    if _has_report(folder):
+        return
+    for name, content in contents.items():
+        path = folder / name
+        if path.is_file() and path.read_bytes() != content:
+            msg = f"{path} is there, and no report wrote it; it would be replaced by that of the report: choose "
+            msg += "another folder for the report, or move that file"
+            raise DataError(msg)
+
+
+def check_keeps_file(folder: Path, path: Path) -> None:
+    """Refuses to write a report over a file that it is about.
+
+    Args:
+        folder: Of the report.
+        path: Such as the table that is judged, or the folder with the table of all trials.
+
+    Raises:
+        DataError: If the report would replace it.
+    """
+    if path.resolve() in {(folder / name).resolve() for name in (TABLE, NUMBERS, PAGE)}:
+        msg = f"the report would replace {path}, which it is about; choose another folder than {folder} for the report"
+        raise DataError(msg)
+
+
+def _has_report(folder: Path) -> bool:
+    """Whether a folder has a report, be it of an earlier release, or one whose writing was killed."""
+    return any(
+        (folder / name).is_file() and mark in (folder / name).read_text(encoding="utf-8", errors="replace")
+        for name, mark in OWN.items()
+    )
 
 
 def _delete_former_figures(folder: Path, kept: Collection[str]) -> None:

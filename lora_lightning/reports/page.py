@@ -84,7 +84,7 @@ def write_page(page: Page, folder: Path, contents: Mapping[str, bytes] = {}) -> 
         `report.html`.
 
     Raises:
-        DataError: If a file cannot be written.
+        DataError: If a file cannot be written, or one that no report wrote would be replaced.
     """
     figures = [figure for section in page.sections for figure in section.figures]
     drawn = [svg_text(each.figure) for each in figures]

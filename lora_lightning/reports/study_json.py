@@ -25,7 +25,7 @@ def study_as_json(results: StudyResults, analysis: StudyAnalysis, notes: Sequenc
             "name": each.name,
             "settings": each.settings,
             "seeds": sorted(each.values),
-            "failed_runs": each.failed,
+            "failed_runs": len(each.failed_seeds),
             "mean": each.mean_value,
             "values": each.values,
             "test_examples": max((len(outcomes) for outcomes in each.outcomes.values()), default=0),

@@ -22,7 +22,9 @@ from lora_lightning.metrics.direction import is_logarithm
 from lora_lightning.reports.claim_rows import claim_rows
 from lora_lightning.reports.drawing import svg_text
 from lora_lightning.reports.files import (
+    NUMBERS,
     PAGE,
+    TABLE,
     ReportFigure,
     figures_that_fit,
     file_name,
@@ -62,13 +64,13 @@ def write_study_report(results: StudyResults, analysis: StudyAnalysis, folder: P
         The page, `report.html`. Beside it are `analysis.json`, `results.csv` and the folder `figures`.
 
     Raises:
-        DataError: If a file cannot be written.
+        DataError: If a file cannot be written, or one that no report wrote would be replaced.
     """
     figures = study_figures(results, analysis)
     drawn = [svg_text(each.figure) for each in figures]
     contents = {
-        "results.csv": results_csv(results).encode(),
-        "analysis.json": json_text(study_as_json(results, analysis, notes)).encode(),
+        NUMBERS: json_text(study_as_json(results, analysis, notes)).encode(),
+        TABLE: results_csv(results).encode(),
         PAGE: study_page(results, analysis, figures, drawn, notes).encode(),
     }
     write_report_files(folder, contents, figures, drawn)
@@ -210,7 +212,8 @@ def results_csv(results: StudyResults) -> str:
         results: What the study measured.
 
     Returns:
-        CSV with one row per run. A setting that is called like another column becomes `axis.NAME`.
+        CSV with one row per run; the metric of one that failed is empty, since an audit has to know of it. A setting
+        that is called like another column becomes `axis.NAME`.
     """
     metric = results.metric.name
     if results.metric.scale is Scale.LOG and not is_logarithm(metric):
@@ -223,7 +226,7 @@ def results_csv(results: StudyResults) -> str:
     named = [f"axis.{name}" if name in taken else name for name in settings]
     writer.writerow(["configuration", "seed", metric, *named, *names])
     for each in results.configurations:
-        for seed, value in each.values.items():
+        for seed, value in [*each.values.items(), *((seed, "") for seed in each.failed_seeds)]:
             numbers = [each.measurements.get(name, {}).get(seed, "") for name in names]
             writer.writerow([each.name, seed, value, *(each.settings.get(name, "") for name in settings), *numbers])
     return text.getvalue()

@@ -1,6 +1,7 @@
 """A study's verdicts as the rows of a table, for the terminal and for the HTML report."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lora_lightning.statistics.analysis import Pair, StudyAnalysis
@@ -88,9 +89,17 @@ def chance_sentence(analysis: StudyAnalysis) -> str:
         analysis: The verdicts.
 
     Returns:
-        A sentence on the pairs that have an interval; empty if there are none.
+        A sentence on the pairs that have an interval, and one on those of which failed runs leave that open; empty if
+        there are neither.
     """
-    known = [pair for pair in analysis.pairs if not math.isnan(pair.difference.interval.low)]
+    with_interval = [pair for pair in analysis.pairs if not math.isnan(pair.difference.interval.low)]
+    known = [pair for pair in with_interval if not _is_unknown(pair)]
+    left = len(with_interval) - len(known)
+    unknown = f"Of {left} pair{'s' * (left > 1)} with failed runs, it is unknown whether the difference is noise."
+    return " ".join(filter(None, [_sentence_on_pairs(known, analysis), unknown if left else ""]))
+
+
+def _sentence_on_pairs(known: Sequence[Pair], analysis: StudyAnalysis) -> str:
     apart = [pair for pair in known if pair.told_apart]
     together = len(known) - len(apart)
     if not known:
@@ -99,7 +108,8 @@ def chance_sentence(analysis: StudyAnalysis) -> str:
     if len(known) == 1 == len(analysis.pairs):
         return "The difference is more than chance." if apart else "The difference may be noise."
     pairs = f"{len(known)} pair{'s' * (len(known) > 1)} of configurations"
-    pairs += " with an interval" if len(known) < len(analysis.pairs) else ""
+    pairs += " with an interval" if any(math.isnan(pair.difference.interval.low) for pair in analysis.pairs) else ""
+    pairs += " that can be tested" if any(map(_is_unknown, analysis.pairs)) else ""
     if not apart:
         return f"None of {pairs} can be told apart ({rate}): all differences may be noise."
     names = "; ".join(f"{pair.first} and {pair.second}" for pair in apart[:MOST_PAIRS])
@@ -107,6 +117,11 @@ def chance_sentence(analysis: StudyAnalysis) -> str:
     rest = f"; the other {together} cannot be told apart and may be noise" if together else ""
     differ = "differs" if len(apart) == 1 else "differ"
     return f"{len(apart)} of {pairs} {differ} by more than chance ({rate}): {names}{more}{rest}."
+
+
+def _is_unknown(pair: Pair) -> bool:
+    """Whether runs failed, so that the difference was not tested in its favor; it may be neither chance nor more."""
+    return bool(pair.difference.failures or pair.difference.failures_of_other) and not pair.told_apart
 
 
 def _cells(comparison: Comparison, pair: Pair, metric: Metric) -> tuple[str, str, str, str]:
@@ -119,7 +134,7 @@ def _cells(comparison: Comparison, pair: Pair, metric: Metric) -> tuple[str, str
     )
     if comparison.difference.identical:
         kind = "none"
-    elif math.isnan(found.low):
+    elif math.isnan(found.low) or _is_unknown(pair):
         kind = "unknown"
     else:
         kind = "more than chance" if pair.told_apart else "maybe noise"

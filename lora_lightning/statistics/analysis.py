@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import combinations
 from typing import Any
 
@@ -20,12 +20,14 @@ from lora_lightning.statistics.verdicts import (
     Verdict,
     claim_verdict,
     shown_difference,
+    shown_margin,
     variance_shares,
     verdict_sentence,
     what_is_missing,
 )
 
 CLOSE_TO_FULL = 3.0  # percent
+WIDE_MARGIN = 10.0  # points or percent
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,8 @@ def weak_reference_note(results: StudyResults, analysis: StudyAnalysis) -> str:
     if not results.costs:
         return ""
     cost = {each.name: each.mean_of(results.costs[0]) for each in results.configurations}
-    p_values = holm([each.difference.p_value for each in analysis.comparisons])
+    differences = [each.difference for each in analysis.comparisons]
+    p_values = holm([each.p_value for each in differences], [each.can_differ for each in differences])
     better = [
         each
         for each, p in zip(analysis.comparisons, p_values, strict=True)
@@ -152,6 +155,31 @@ def weak_reference_note(results: StudyResults, analysis: StudyAnalysis) -> str:
     )
     tuned = any(each.tried_rates for each in results.configurations)
     return note if tuned else f"{note} A study can choose a learning rate for each configuration."
+
+
+def wide_margin_note(results: StudyResults) -> str:
+    """Says that the margin is so large that "not worse" hardly says anything.
+
+    Args:
+        results: What was measured.
+
+    Returns:
+        A sentence; empty if the margin is at most 10 points or percent. A margin in another unit is wide if it is more
+        than 10 % of the largest value, and more than all values differ by.
+    """
+    metric = results.metric
+    values = [value for each in results.configurations for value in each.values.values()]
+    largest = max(map(abs, values), default=0.0)
+    if metric.scale is Scale.PLAIN:
+        is_wide = bool(values) and metric.margin > max(largest * WIDE_MARGIN / 100, max(values) - min(values))
+    else:
+        is_wide = metric.margin > WIDE_MARGIN
+    if not is_wide:
+        return ""
+    return (
+        f"The margin is {shown_margin(metric)}: a configuration that is worse by almost as much still counts as not "
+        "worse. Choose the largest loss that does not matter to you."
+    )
 
 
 def better_than_recommended_note(results: StudyResults, analysis: StudyAnalysis) -> str:
@@ -196,13 +224,17 @@ def compare_with_reference(results: StudyResults) -> tuple[Comparison, ...]:
     margin = results.metric.stored_margin
     p_values = {name: difference.p_value_above(-margin) for name, difference in found.items()}
     apart = [name for name in found if name not in results.sequence]
-    p_values |= dict(zip(apart, holm([p_values[name] for name in apart]), strict=True))
-    share = holm_share([p_values[name] for name in apart])
+    testable = [found[name].is_tested and not found[name].failures for name in apart]
+    p_values |= dict(zip(apart, holm([p_values[name] for name in apart], testable), strict=True))
+    share = holm_share([p_values[name] for name, counts in zip(apart, testable, strict=True) if counts])
     passed = fixed_sequence([p_values[name] for name in results.sequence])
     # What the sequence leaves out has the error rate only if the sequence did not use it up.
     whole = passed == len(results.sequence)
     proven = {*results.sequence[:passed], *(name for name in apart if whole and p_values[name] <= ERROR_RATE)}
-    below = holm([difference.p_value_below(-margin) for difference in found.values()])
+    below = holm(
+        [difference.p_value_below(-margin) for difference in found.values()],
+        [difference.is_tested and not difference.failures_of_other for difference in found.values()],
+    )
     worse = {name for name, p in zip(found, below, strict=True) if p <= ERROR_RATE}
     comparisons = []
     for each in others:
@@ -238,7 +270,7 @@ def compare_all_pairs(results: StudyResults) -> tuple[Pair, ...]:
     """
     pairs = [(second, first) for first, second in combinations(results.configurations, 2)]
     found = [compare(first, second, results.metric) for first, second in pairs]
-    adjusted = holm([difference.p_value for difference in found])
+    adjusted = holm([each.p_value for each in found], [each.can_differ for each in found])
     return tuple(
         Pair(first.name, second.name, difference, p)
         for (first, second), difference, p in zip(pairs, found, adjusted, strict=True)
@@ -279,6 +311,8 @@ def compare_with_full(results: StudyResults) -> tuple[AgainstFull, ...]:
 def as_json(value: Any) -> Any:
     """Converts an analysis into what JSON can hold; numbers that are not finite become null.
 
+    Without fields that are not shown: what a test was computed from.
+
     Args:
         value: A `StudyAnalysis` or a part of it.
 
@@ -286,7 +320,7 @@ def as_json(value: Any) -> Any:
         Dictionaries, lists, strings and numbers.
     """
     if hasattr(value, "__dataclass_fields__"):
-        return as_json(asdict(value))
+        return {each.name: as_json(getattr(value, each.name)) for each in fields(value) if each.repr}
     if isinstance(value, Mapping):
         return {str(key): as_json(each) for key, each in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):

@@ -26,6 +26,10 @@ NOTHING = "The runs that it needs have not finished, have failed, or lack the me
 LACKING = "No run of {names} has {measurement}, so that nothing is decided."
 NO_SPREAD = "All seeds give the same value, so that there is no interval."
 LEFT_OUT = "Pairs of runs that are left out: {count}. They lack a curve, or one was below that loss from the start."
+NOT_ALONE = (
+    "The interval of {names} alone lies outside the claimed range, but not with its share of the error rate, which "
+    "{count} differences have together."
+)
 ABSENT = "Nothing to compare of {names}: no finished run with a seed of {against}."
 INCOMPLETE = "Nothing is decided: {failures}."
 FULL_RANK = "r = 1 is left out: {measurement} of a matrix of rank 1 is 1, whatever was trained."
@@ -147,9 +151,19 @@ def _judge_difference(claim: Claim, results: StudyResults) -> ClaimFinding:
     covered = [in_unit_of_claim(each.covered) for each in found.values()]
     verdicts = [claim_verdict(each, claim.low, claim.high) for each in covered]
     verdict = ClaimVerdict.FAIL if outside else _common_verdict(verdicts)
+    note = _not_alone(claim, verdict, dict(zip(found, covered, strict=True)))
     incomplete = {failures for each in found.values() for failures in (each.failures, each.failures_of_other)} - {""}
-    finding = ClaimFinding(claim, verdict, intervals, seeds, _absent(intervals, against.name))
+    finding = _with_note(ClaimFinding(claim, verdict, intervals, seeds, note), _absent(intervals, against.name))
     return _with_note(finding, f"Runs are missing: {', '.join(sorted(incomplete))}." if incomplete else "")
+
+
+def _not_alone(claim: Claim, verdict: ClaimVerdict, covered: Mapping[str, Interval]) -> str:
+    """Says why nothing is refuted although an interval lies outside; empty if none does, or the claim is refuted."""
+    alone = {name: claim_verdict(each, claim.low, claim.high) for name, each in covered.items()}
+    outside = [name for name, found in alone.items() if found is ClaimVerdict.FAIL]
+    if verdict is ClaimVerdict.FAIL or not outside:
+        return ""
+    return NOT_ALONE.format(names=", ".join(outside), count=len(covered))
 
 
 def _absent(intervals: Mapping[str, Interval], against: str) -> str:
@@ -327,6 +341,7 @@ def _judge_at_equal_loss(claim: Claim, results: StudyResults) -> ClaimFinding:
     verdicts = [claim_verdict(each, claim.low, claim.high) for each in intervals.values()]
     refuted = any(claim_verdict(each, claim.low, claim.high) is ClaimVerdict.FAIL for each in wide)
     verdict = ClaimVerdict.FAIL if refuted else _common_verdict(verdicts)
+    note = " ".join(filter(None, [note, _not_alone(claim, verdict, intervals)]))
     finding = _with_note(ClaimFinding(claim, verdict, intervals, seeds, note), _absent(intervals, against.name))
     return _unless_runs_failed(finding, [*chosen, against])
 

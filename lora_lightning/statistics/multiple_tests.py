@@ -37,17 +37,22 @@ def holm_share(adjusted: Sequence[float], error_rate: float = ERROR_RATE) -> flo
     return error_rate / max(1, sum(not p <= error_rate for p in adjusted))
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: Sequence[float], testable: Sequence[bool] | None = None) -> list[float]:
     """Adjusts p values, so that rejecting those up to 5 % has a chance of at most 5 % for any false rejection.
 
     Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
 
     Args:
         p_values: In any order.
+        testable: Whether each is of a test at all; what nothing could reject, such as a difference with one seed, takes
+            no share of the error rate. `None` if all are.
 
     Returns:
         Adjusted p values in the same order.
     """
+    if testable is not None and not all(testable):
+        tested = iter(holm([p for p, counts in zip(p_values, testable, strict=True) if counts]))
+        return [next(tested) if counts else 1.0 for counts in testable]
     ordered = np.argsort(p_values)
     # statsmodels does the same, but its import takes two seconds, and each call collects all of Python's garbage.
     multiplied = np.asarray(p_values)[ordered] * np.arange(len(ordered), 0, -1)

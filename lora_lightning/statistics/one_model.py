@@ -4,17 +4,18 @@ Only examples vary here; `paired` is about seeds and examples.
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.special import ndtr, ndtri, stdtr, stdtrit
+from scipy.special import ndtri, stdtr, stdtrit
 
 from lora_lightning.statistics.jackknife import CONFIDENCE, Interval
 from lora_lightning.statistics.multiple_tests import ERROR_RATE
 from lora_lightning.statistics.paired import NO_VARIANCE, ROUNDING, PairedDifference
 from lora_lightning.statistics.power import POWER, round_up
+from lora_lightning.statistics.score_test import score_test
 
 ONE_EXAMPLE = "a single example shows no variation between examples"
 NO_DIFFERENCE = "no example differs, which on some examples does not show that none would on more"
@@ -25,67 +26,15 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class BoundedDifference(PairedDifference):
-    """The mean of differences that have a known limit, tested by a score test.
-
-    Few examples change when a model is changed little, and if none of 24 does, one in ten might still among all there
-    are. The score test takes the variance that there would be if the bound was true: that of the most likely
-    distribution with that mean on the observed differences and the largest possible loss. It keeps its error rate
-    where a t test has up to ten times as many errors. For hits, whose differences are -1, 0 and 1, it is the test of
-    Tango.
-
-    Source: Tango 1998, "Equivalence test and confidence interval for the difference in proportions for the
-    paired-sample design", Statistics in Medicine 17; Owen 1988, "Empirical likelihood ratio confidence intervals for a
-    single functional", Biometrika 75, for the most likely distribution with a given mean.
-
-    Attributes:
-        values: shape (values,), float64, the differences that occur, ascending.
-        shares: shape (values,), float64, of the examples that have each.
-        limit: The largest possible absolute difference of an example.
-    """
-
-    values: Array = field(default_factory=lambda: np.zeros(1))
-    shares: Array = field(default_factory=lambda: np.ones(1))
-    limit: float = 1.0
-
-    def score(self, difference: float) -> float:
-        """How many standard errors the observed difference is above an assumed one.
-
-        Args:
-            difference: The assumed mean.
-
-        Returns:
-            About standard normal if the assumption is true; infinite if it is impossible.
-        """
-        distance = float(self.values @ self.shares) - difference
-        if abs(distance) <= ROUNDING * self.limit:
-            return 0.0
-        sign = math.copysign(1.0, distance)
-        variance = _likely_variance(sign * self.values, self.shares, sign * difference, self.limit)
-        return sign * math.inf if variance <= 0 else distance * math.sqrt(self.examples / variance)
+    """The mean of differences that have a known limit, tested by the score test alone."""
 
     def p_value_above(self, bound: float) -> float:
         """The one-sided p value of "the difference is at most `bound`"."""
-        return float(ndtr(-self.score(bound)))
+        return 1.0 if self.score_test is None else self.score_test.p_value_above(bound)
 
     def p_value_below(self, bound: float) -> float:
         """The one-sided p value of "the difference is at least `bound`"."""
-        return float(ndtr(self.score(bound)))
-
-
-def _likely_variance(values: Array, shares: Array, mean: float, limit: float) -> float:
-    """The variance of the most likely distribution with a mean below the observed one; 0 if there is none."""
-    lowest = limit + mean  # the distance of the largest possible loss from the mean
-    if lowest <= 0:
-        return 0.0
-    distances, above_lowest = values - mean, values + limit
-    with np.errstate(divide="ignore", invalid="ignore"):
-        likely = np.where(shares > 0, shares * lowest / above_lowest, 0.0)
-    unseen = 1 - float(likely.sum())
-    if unseen >= 0:
-        return float(likely @ distances**2) + unseen * lowest**2
-    most = (1 - ROUNDING) / -float(distances.min())
-    slope = float(brentq(lambda slope: float(shares @ (distances / (1 + slope * distances))), 0.0, most))
-    return float((shares / (1 + slope * distances)) @ distances**2)
+        return 1.0 if self.score_test is None else self.score_test.p_value_below(bound)
 
 
 @dataclass(frozen=True)
@@ -178,24 +127,11 @@ def example_difference(differences: Array, limit: float | None = None) -> Paired
 
 
 def _bounded_difference(differences: Array, limit: float) -> BoundedDifference:
-    values, counts = np.unique(differences, return_counts=True)
-    shares = counts / len(differences)
-    mean = float(values @ shares)
-    without = BoundedDifference(
-        Interval(mean, math.nan, math.nan), 1, len(differences), values=values, shares=shares, limit=limit
-    )
-    low = _end(without, -limit * (1 - ROUNDING), CRITICAL)
-    high = _end(without, limit * (1 - ROUNDING), -CRITICAL)
-    error = (high - low) / (2 * CRITICAL)
-    return replace(without, interval=Interval(mean, low, high), estimates=((error, math.inf),))
-
-
-def _end(found: BoundedDifference, limit: float, target: float) -> float:
-    """Where the score has a value, between the observed difference and a limit."""
-    mean = found.interval.value
-    if (found.score(limit) - target) * (found.score(mean) - target) >= 0:  # all examples are gains, or losses
-        return limit
-    return float(brentq(lambda d: found.score(d) - target, *sorted((mean, limit))))
+    test = score_test(differences, limit)
+    low, high = (end((1 + CONFIDENCE) / 2) for end in (test.low_end, test.high_end))
+    estimates = (((high - low) / (2 * CRITICAL), math.inf),)
+    interval = Interval(test.mean, low, high)
+    return BoundedDifference(interval, 1, test.examples, estimates=estimates, score_test=test)
 
 
 def missing_examples(difference: PairedDifference, margin: float) -> int | None:

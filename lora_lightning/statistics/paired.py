@@ -3,18 +3,20 @@
 D[s, i] is configuration minus reference with seed s on test example i, signed so that larger is better. A two-way
 random-effects model without replication splits its variance into seeds, examples and the rest. Its interval counts
 uncertainty of all three, and an interval over the seeds' means alone is checked beside it: the wider one is reported.
+Where both are too narrow, since few answers differ, the score test of the examples' means counts as a third.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
 from lora_lightning.statistics.jackknife import CONFIDENCE, Interval
+from lora_lightning.statistics.score_test import ScoreTest, score_test
 
-ROUNDING = 1e-12  # differences that differ by less, relative to their size, are equal
+ROUNDING = 1e-12  # differences that differ by less, relative to the size of the values, are equal
 IDENTICAL = "identical on this test set"
 EQUAL_SEEDS = "equal values of seeds, which do not show that the answers are equal"
 ONE_SEED = "one seed shows no variation between seeds: at least 2 are needed for an interval"
@@ -80,6 +82,7 @@ class PairedDifference:
         failures: Which runs of the configuration failed, such as `"3 of 6 runs of r = 8 failed or have no result"`.
             Those that are left may be its good ones, so nothing is proven in its favor; empty if none failed.
         failures_of_other: The same of the one that it is compared with.
+        score_test: Of the means of examples over seeds, if they have a known limit; not part of JSON.
     """
 
     interval: Interval
@@ -91,6 +94,7 @@ class PairedDifference:
     limit: float | None = None
     failures: str = ""
     failures_of_other: str = ""
+    score_test: ScoreTest | None = field(default=None, repr=False, compare=False)
 
     @property
     def identical(self) -> bool:
@@ -101,12 +105,19 @@ class PairedDifference:
     def reversed(self) -> "PairedDifference":
         """The same of the other one, compared with this."""
         interval = Interval(-self.interval.value, -self.interval.high, -self.interval.low)
-        return replace(self, interval=interval, failures=self.failures_of_other, failures_of_other=self.failures)
+        test = None if self.score_test is None else self.score_test.reversed
+        own, other = self.failures, self.failures_of_other
+        return replace(self, interval=interval, score_test=test, failures=other, failures_of_other=own)
 
     @property
     def is_tested(self) -> bool:
         """Whether p values are those of a test, and not 1 for want of one, such as with one seed."""
         return self.identical or bool(self.estimates)
+
+    @property
+    def can_differ(self) -> bool:
+        """Whether a test could find a difference at all, in either direction; not if runs of both sides failed."""
+        return self.is_tested and not (self.failures and self.failures_of_other)
 
     @property
     def covered(self) -> Interval:
@@ -134,8 +145,8 @@ class PairedDifference:
             bound: Such as minus the margin, in units of the metric.
 
         Returns:
-            The one-sided p value of "the mean is at most `bound`", the larger of both estimates'; 1 without an
-            interval, or if runs of the configuration failed.
+            The one-sided p value of "the mean is at most `bound`", the largest of both estimates' and the score test's;
+            1 without an interval, or if runs of the configuration failed.
         """
         if self.failures:
             return 1.0
@@ -143,7 +154,8 @@ class PairedDifference:
             return self._chance_of_equality(-bound)
         if not self.estimates:
             return 1.0
-        return max(float(stdtr(df, (bound - self.interval.value) / error)) for error, df in self.usable_estimates)
+        p_values = [float(stdtr(df, (bound - self.interval.value) / error)) for error, df in self.usable_estimates]
+        return max(*p_values, self.score_test.p_value_above(bound) if self.score_test else 0.0)
 
     def p_value_below(self, bound: float) -> float:
         """Tests whether the mean difference is below a bound.
@@ -161,7 +173,8 @@ class PairedDifference:
             return self._chance_of_equality(bound)
         if not self.estimates:
             return 1.0
-        return max(float(stdtr(df, (self.interval.value - bound) / error)) for error, df in self.usable_estimates)
+        p_values = [float(stdtr(df, (self.interval.value - bound) / error)) for error, df in self.usable_estimates]
+        return max(*p_values, self.score_test.p_value_below(bound) if self.score_test else 0.0)
 
     @property
     def p_value(self) -> float:
@@ -181,7 +194,11 @@ class PairedDifference:
             return -self.not_ruled_out(1 - confidence)
         if not self.estimates:
             return self.interval.low
-        return self.interval.value - max(float(stdtrit(df, confidence)) * error for error, df in self.usable_estimates)
+        half = max(float(stdtrit(df, confidence)) * error for error, df in self.usable_estimates)
+        low = self.interval.value - half
+        if self.score_test is None or self.score_test.p_value_above(low) <= 1 - confidence:
+            return low
+        return self.score_test.low_end(confidence)
 
     def _chance_of_equality(self, difference: float) -> float:
         """At most the probability that no example shows a mean difference: a share of them as large as it, or more."""
@@ -272,16 +289,21 @@ def variance_components(differences: NDArray[np.float64]) -> VarianceComponents:
     return VarianceComponents(max(0.0, of_seeds - rest) / examples, max(0.0, of_examples - rest) / seeds, rest)
 
 
-def paired_difference(differences: NDArray[np.float64], limit: float | None = None) -> PairedDifference:
+def paired_difference(
+    differences: NDArray[np.float64], limit: float | None = None, size: float = 0.0
+) -> PairedDifference:
     """Estimates the mean paired difference over seeds and test examples, with a 95 % interval.
 
     Args:
         differences: shape (seeds, examples), float64, finite; shape (seeds, 1) if the metric is no mean over examples.
         limit: The largest possible absolute difference of an example, such as 1 for hits; `None` if it is not known.
+        size: The largest absolute value whose differences these are: differences vary by its rounding, too, which is no
+            variance to judge by.
 
     Returns:
-        The wider of the two-way t interval and the t interval over the seeds' means; without one if there is a single
-        seed, or if all differences are equal. Only of examples without any difference it is from 0 to 0.
+        The wider of the two-way t interval and the t interval over the seeds' means, and of examples with a known limit
+        at least that of the score test; without one if there is a single seed, or if all differences are equal. Only of
+        examples without any difference it is from 0 to 0.
 
     Raises:
         ValueError: If there is no difference, or one that is not finite.
@@ -299,10 +321,22 @@ def paired_difference(differences: NDArray[np.float64], limit: float | None = No
         if not examples:
             return PairedDifference(Interval(0.0, nothing, nothing), seeds, examples, note=EQUAL_SEEDS)
         return PairedDifference(Interval(0.0, 0.0, 0.0), seeds, examples, note=IDENTICAL, limit=limit)
-    if np.ptp(differences) <= ROUNDING * np.abs(differences).max():
+    if np.ptp(differences) <= ROUNDING * max(size, float(np.abs(differences).max())):
         return PairedDifference(Interval(mean, nothing, nothing), seeds, examples, note=NO_VARIANCE)
     found = ([two_way_estimate(differences)] if examples else []) + [seeds_estimate(differences.mean(axis=1))]
     estimates = tuple((float(error), float(df)) for error, df in found)
     half = max(float(stdtrit(df, (1 + CONFIDENCE) / 2)) * error for error, df in estimates if error > 0)
-    interval = Interval(mean, mean - half, mean + half)
-    return PairedDifference(interval, seeds, examples, estimates, variance_components(differences))
+    test = score_test(differences.mean(axis=0), limit) if examples and limit is not None else None
+    interval = _at_least(Interval(mean, mean - half, mean + half), test)
+    components = variance_components(differences)
+    return PairedDifference(interval, seeds, examples, estimates, components, score_test=test)
+
+
+def _at_least(interval: Interval, test: ScoreTest | None) -> Interval:
+    """An interval that is no narrower than that of the score test, whose ends are computed where they matter only."""
+    if test is None:
+        return interval
+    low, high, side = interval.low, interval.high, (1 + CONFIDENCE) / 2
+    low = test.low_end(side) if test.p_value_above(low) > 1 - side else low
+    high = test.high_end(side) if test.p_value_below(high) > 1 - side else high
+    return Interval(interval.value, low, high)

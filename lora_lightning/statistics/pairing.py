@@ -11,7 +11,7 @@ from lora_lightning.statistics.jackknife import Interval
 from lora_lightning.statistics.paired import PairedDifference, paired_difference
 from lora_lightning.statistics.study_results import ConfigurationResults, Metric, Scale, StudyResults
 
-AGREEMENT = 1e-3  # between a seed's value and the mean of its outcomes, relative; loggers round to float32
+AGREEMENT = 1e-3  # between a seed's value and the mean of its outcomes, of their size; tables are rounded
 NO_COMMON_SEED = "no seed in common"
 
 
@@ -36,7 +36,8 @@ def compare(configuration: ConfigurationResults, reference: ConfigurationResults
     else:
         sign = 1.0 if metric.higher_is_better else -1.0
         first, second = paired_tables(configuration, reference)
-        found = paired_difference(sign * (first - second), _limit(first, second, metric))
+        size = float(max(np.abs(first).max(), np.abs(second).max()))
+        found = paired_difference(sign * (first - second), _limit(first, second, metric), size)
     return replace(found, failures=configuration.failures, failures_of_other=reference.failures)
 
 
@@ -84,6 +85,20 @@ def unpaired_seeds(configuration: ConfigurationResults, reference: Configuration
     return tuple(sorted(configuration.values.keys() ^ reference.values.keys()))
 
 
+def is_mean_of(value: float, outcomes: NDArray[np.float64]) -> bool:
+    """Whether a metric, which may be rounded, is the mean of its examples.
+
+    Args:
+        value: The metric.
+        outcomes: shape (examples,), float64, not empty.
+
+    Returns:
+        Whether they differ by at most 0.1 % of the largest outcome, so that an accuracy may have three digits.
+    """
+    size = min(max(1.0, abs(value)), float(np.abs(outcomes).max()))
+    return abs(float(outcomes.mean()) - value) <= AGREEMENT * size
+
+
 def check_study_results(results: StudyResults) -> None:
     """Checks that results fit together.
 
@@ -119,7 +134,7 @@ def _check_values(name: str, values: Mapping[int, float], outcomes: Mapping[int,
         if not np.isfinite([value, mean]).all():
             msg = f"the result of {name!r} with seed {seed} is {value}; leave out runs without a finite result"
             raise ConfigurationError(msg)
-        if abs(mean - value) > AGREEMENT * max(1.0, abs(value)):
+        if seed in outcomes and not is_mean_of(value, outcomes[seed]):
             msg = f"the result of {name!r} with seed {seed} is {value:.6g}, but the mean of its outcomes {mean:.6g}"
             raise ConfigurationError(msg)
 

@@ -6,7 +6,7 @@ of seeds and of the rest, more test examples that of examples and of the rest.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from scipy.special import nctdtr, ndtr, stdtrit
@@ -16,6 +16,7 @@ from lora_lightning.statistics.paired import VarianceComponents
 
 POWER = 0.8
 MOST_SEEDS = 200  # that a plan adds beside test examples
+FEASIBLE_SEEDS = 1000  # more of them are no advice
 MANY = 10**9  # more seeds or examples than this are no number at all
 NORMAL = 1e5  # degrees of freedom from which a t distribution is a normal one
 
@@ -25,7 +26,7 @@ class MissingEvidence:
     """What it takes to prove non-inferiority with a power of 80 %.
 
     Attributes:
-        seeds: Further seeds; 0 if none are needed.
+        seeds: Further seeds, two significant digits; 0 if none are needed.
         examples: Further test examples, two significant digits; 0 if none are needed.
         enough_seeds_exist: Whether seeds alone could do.
     """
@@ -123,7 +124,7 @@ def smallest_number(enough: Callable[[int], bool], start: int) -> int | None:
     """
     low, high = start - 1, start
     while not enough(high):
-        low, high = high, 2 * high
+        low, high = high, max(1, 2 * high)
         if high > MANY:
             return None
     while high - low > 1:
@@ -151,7 +152,12 @@ def round_up(number: int) -> int:
 
 
 def missing_evidence(
-    components: VarianceComponents, distance: float, seeds: int, examples: int, error_rate: float = ERROR_RATE
+    components: VarianceComponents,
+    distance: float,
+    seeds: int,
+    examples: int,
+    error_rate: float = ERROR_RATE,
+    least_examples: int = 0,
 ) -> MissingEvidence | None:
     """Computes what it takes to prove non-inferiority with a power of 80 %.
 
@@ -161,10 +167,11 @@ def missing_evidence(
         seeds: Seeds so far, at least 2.
         examples: Test examples so far; 0 if only seeds are compared.
         error_rate: Of the test; with Holm's correction the share of 5 % that this comparison has.
+        least_examples: That the score test needs, whatever the seeds.
 
     Returns:
-        Seeds, if any number of them will do; otherwise test examples, or both; `None` if
-        the assumed difference is not above minus the margin, so that nothing can be proven.
+        Seeds, if up to 1,000 of them will do; otherwise test examples, or both; `None` if no study that one could run
+        will do, or the assumed difference is not above minus the margin, so that nothing can be proven.
     """
     if distance <= 0:
         return None
@@ -172,19 +179,22 @@ def missing_evidence(
     def is_enough(planned_seeds: int, planned_examples: int) -> bool:
         return planned_power(components, distance, planned_seeds, planned_examples, error_rate) >= POWER
 
-    if power_with_all_seeds(components, distance, examples, error_rate) >= POWER:
-        needed = smallest_number(lambda n: is_enough(n, examples), seeds)
-        if needed is not None:
-            return MissingEvidence(max(1, needed - seeds), 0, enough_seeds_exist=True)
-    plans = [
-        (planned, smallest_number(partial(is_enough, planned), examples))
-        for planned in range(seeds, seeds + MOST_SEEDS)
-    ]
+    if least_examples > examples:
+        more = round_up(least_examples - examples)
+        if is_enough(seeds, examples + more):
+            return MissingEvidence(0, more, enough_seeds_exist=True)
+        found = missing_evidence(components, distance, seeds, examples + more, error_rate)
+        return found and replace(found, examples=round_up(found.examples + more))
+    seeds_do = power_with_all_seeds(components, distance, examples, error_rate) >= POWER
+    if seeds_do and is_enough(seeds + FEASIBLE_SEEDS, examples):
+        needed = smallest_number(lambda n: is_enough(n, examples), seeds) or seeds
+        return MissingEvidence(round_up(max(1, needed - seeds)), 0, enough_seeds_exist=True)
+    several = range(seeds, seeds + MOST_SEEDS if examples > 1 else seeds)  # without examples, nothing tells how many do
+    plans = [(planned, smallest_number(partial(is_enough, planned), examples)) for planned in several]
     runs = {planned: planned * found for planned, found in plans if found is not None}
     if not runs:
         return None
     # Examples alone are preferred unless a few more seeds save most of the work.
     planned = seeds if runs.get(seeds, math.inf) <= 2 * min(runs.values()) else min(runs, key=lambda each: runs[each])
-    return MissingEvidence(
-        planned - seeds, round_up(max(1, runs[planned] // planned - examples)), enough_seeds_exist=False
-    )
+    more = round_up(max(1, runs[planned] // planned - examples))
+    return MissingEvidence(round_up(planned - seeds), more, enough_seeds_exist=seeds_do)

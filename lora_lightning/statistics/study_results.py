@@ -129,8 +129,8 @@ class ConfigurationResults:
             failed are left out; empty until all of them have ended.
         beside_rank: What it sets beside its rank, such as `"target_modules = attention"`. Configurations of which this
             differs are not compared as ranks.
-        failed: Number of its tested runs that failed or have no result. Those that are left may be its good ones, so
-            nothing is proven in its favor.
+        failed_seeds: Seeds of its tested runs that failed or have no result. Those that are left may be its good ones,
+            so nothing is proven in its favor.
     """
 
     name: str
@@ -142,14 +142,15 @@ class ConfigurationResults:
     rank: float | None = None
     tried_rates: Mapping[float, Mapping[int, float]] = field(default_factory=dict)
     beside_rank: str = ""
-    failed: int = 0
+    failed_seeds: Sequence[int] = ()
 
     @property
     def failures(self) -> str:
         """Such as `3 of 6 runs of r = 8 failed or have no result`; empty if none did."""
-        if not self.failed:
+        if not self.failed_seeds:
             return ""
-        return f"{self.failed} of {self.failed + len(self.values)} runs of {self.name} failed or have no result"
+        failed = len(self.failed_seeds)
+        return f"{failed} of {failed + len(self.values)} runs of {self.name} failed or have no result"
 
     @property
     def mean_value(self) -> float:

@@ -144,11 +144,13 @@ def what_is_missing(difference: PairedDifference, metric: Metric, error_rate: fl
     if difference.components is None:
         return _missing_variance(difference, metric, error_rate)
     margin, size = metric.stored_margin, (difference.seeds, difference.examples)
-    contradicted = (
-        difference.interval.high < 0 or planned_power(difference.components, margin, *size, error_rate) >= POWER
+    contradicted = difference.interval.high < 0 or (
+        planned_power(difference.components, margin, *size, error_rate) >= POWER
+        and _least_examples(difference, margin, 0.0, error_rate) <= difference.examples
     )
     assumed = min(0.0, difference.interval.value) if contradicted else 0.0
-    missing = missing_evidence(difference.components, margin + assumed, *size, error_rate)
+    least = _least_examples(difference, margin, assumed, error_rate)
+    missing = missing_evidence(difference.components, margin + assumed, *size, error_rate, least)
     if missing is None and assumed <= -margin:
         return "nothing of this kind: the observed difference is beyond the margin, so more data would rather refute it"
     needed = (
@@ -161,6 +163,13 @@ def what_is_missing(difference: PairedDifference, metric: Metric, error_rate: fl
         )
     observed = f"{shown_number(metric.shown_difference(assumed), metric)}{metric.unit}"
     return f"{needed}, if {f'the true difference is the observed {observed}' if assumed else 'both are equally good'}"
+
+
+def _least_examples(difference: PairedDifference, margin: float, assumed: float, error_rate: float) -> int:
+    """How many examples the score test needs; 0 without one, or if the assumed difference is beyond the margin."""
+    if difference.score_test is None or assumed <= -margin:
+        return 0
+    return difference.score_test.needed_examples(-margin, assumed, error_rate, POWER)
 
 
 def _missing_variance(difference: PairedDifference, metric: Metric, error_rate: float) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_lightning.errors import ConfigurationError
+from lora_lightning.reports.files import check_keeps_file
 from lora_lightning.reports.study_report import write_study_report
 from lora_lightning.runs.save_dirs import STUDIES
 from lora_lightning.studies.audit import StudyAudit
@@ -102,16 +103,18 @@ def report_study(study: OpenStudy, output: Path | None = None) -> StudyReport:
 
     Raises:
         ConfigurationError: If no trial is finished and tested.
-        LoraLightningError: If a run folder is damaged.
+        LoraLightningError: If a run folder is damaged, or the report would replace files that are not its own.
     """
+    table, folder = study.folder.path / f"{TABLE}.csv", output or study.folder.report
+    check_keeps_file(folder, table)
     plan = study.plan  # once: other workers may add trials
     statuses = study.journal.statuses(plan.trials)
     audit = judge_study(study)
     with study.folder.locked():  # workers that end together write the same files
         write_trial_table(plan, study.folder, statuses)  # first: it reads more run folders, of which one may be damaged
-        page = write_study_report(audit.results, audit.analysis, output or study.folder.report, audit.notes)
+        page = write_study_report(audit.results, audit.analysis, folder, audit.notes)
         config = write_recommendation(study, audit)
-    return StudyReport(audit, page, study.folder.path / f"{TABLE}.csv", config)
+    return StudyReport(audit, page, table, config)
 
 
 def _read(study: Path | str | Mapping[str, Any], base: Sequence[Path], settings: Mapping[str, Any]) -> Study:

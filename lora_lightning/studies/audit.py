@@ -16,6 +16,7 @@ from lora_lightning.statistics.analysis import (
     analyze_study,
     better_than_recommended_note,
     weak_reference_note,
+    wide_margin_note,
 )
 from lora_lightning.statistics.pairing import unpaired_seeds
 from lora_lightning.statistics.study_results import ConfigurationResults, StudyResults
@@ -83,11 +84,13 @@ def audit_results(
     values = table.numbers(metric)
     known = [value for value in values if not math.isnan(value)]
     chosen = choose_scale(metric, known, scale)
-    reader = _RunReader(table, metric, values, chosen, costs)
+    judged = choose_metric(metric, chosen, direction, margin)
+    outcomes = read_outcomes(table, values, chosen, judged.stored_margin)
+    reader = _RunReader(table, metric, values, chosen, costs, outcomes)
     name = Path(source).stem if isinstance(source, Path | str) else "table"
     results = StudyResults(
         name=name,
-        metric=choose_metric(metric, chosen, direction, margin),
+        metric=judged,
         configurations=reader.read_configurations(),
         reference=reference,
         costs=costs,
@@ -102,6 +105,7 @@ def audit_results(
         doubtful_scale_note(metric, known, chosen, is_given=scale is not None),
         *reader.notes,
         unpaired_runs_note(results),
+        wide_margin_note(results),
         weak_reference_note(results, analysis),
         better_than_recommended_note(results, analysis),
     ]
@@ -112,9 +116,15 @@ class _RunReader:
     """Sorts the columns of a table into outcomes, settings and measurements."""
 
     def __init__(
-        self, table: ResultsTable, metric: str, values: Sequence[float], scale: TableScale, costs: Sequence[str]
+        self,
+        table: ResultsTable,
+        metric: str,
+        values: Sequence[float],
+        scale: TableScale,
+        costs: Sequence[str],
+        outcomes: Mapping[int, NDArray[np.float64]],
     ) -> None:
-        self.table, self.scale, self.values = table, scale, values
+        self.table, self.scale, self.values, self.outcomes = table, scale, values, outcomes
         others = [name for name in table.others if name != metric]
         if unknown := [cost for cost in costs if cost not in others]:
             msg = f"{table.table.name} has no column {unknown[0]!r} for a cost; {suggest_names(unknown[0], others)}"
@@ -129,7 +139,6 @@ class _RunReader:
         texts = [name for name in others if name not in self.measurements]
         self.settings = [name for name in texts if table.describes(name)]
         ignored = [name for name in texts if name not in self.settings]
-        self.outcomes = read_outcomes(table, values, scale)
         self.notes = [
             _empty_costs({cost: self.measurements[cost] for cost in costs}),
             _several_sizes(table, self.measurements),
@@ -161,7 +170,7 @@ class _RunReader:
             {column: numbers for column, numbers in measurements.items() if numbers},
             rank=rank if rank is not None and rank > 0 else None,
             beside_rank=", ".join(f"{name} = {value}" for name, value in others.items()),
-            failed=len(rows) - len(kept),
+            failed_seeds=tuple(seeds[row] for row in rows if row not in kept),
         )
 
 

@@ -17,6 +17,7 @@ from lora_lightning.runs.tables import Table, read_table
 CONFIGURATION, SEED = "configuration", "seed"
 TESTED = "is_tested"  # of the table of all trials that a study writes
 EXAMPLE = re.compile(r"example[ _.:-]?\d.*|example_.+", re.IGNORECASE | re.DOTALL)
+LARGEST_NUMBER = 1e100  # whose square is still a number
 MISSING = {"", "na", "n/a", "nan", "none", "null", "-"}
 TRUTH = {"true": 1.0, "false": 0.0}
 
@@ -57,7 +58,7 @@ class ResultsTable:
             A float per row; NaN for an empty cell and for a number that is not finite.
 
         Raises:
-            DataError: If there is no such column, or a cell is no number.
+            DataError: If there is no such column, or a cell is no number, or one above 1e100.
         """
         cells = self.table.column(column)
         found = [to_number(cell) for cell in cells]
@@ -65,6 +66,10 @@ class ResultsTable:
             if number is None:
                 msg = f"{self.table.where(row)}: {column!r} must be a number, but is {str(cells[row])[:80]!r}; "
                 raise DataError(msg + _how_to_write(str(cells[row]).strip()))
+            if LARGEST_NUMBER < abs(number) < math.inf:
+                msg = f"{self.table.where(row)}: {column!r} is {number:g}, and numbers above {LARGEST_NUMBER:g} cannot "
+                msg += "be compared; give it in a larger unit, or leave the cell of a failed run empty"
+                raise DataError(msg)
         return [math.nan if number is None or not math.isfinite(number) else number for number in found]
 
     def is_numeric(self, column: str) -> bool:

@@ -11,7 +11,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lora_lightning.errors import ConfigurationError, TrialsFailed
 from lora_lightning.runs.files import save_text
 from lora_lightning.runs.layout import CONFIG
-from lora_lightning.statistics.analysis import analyze_study, better_than_recommended_note, weak_reference_note
+from lora_lightning.statistics.analysis import (
+    analyze_study,
+    better_than_recommended_note,
+    weak_reference_note,
+    wide_margin_note,
+)
 from lora_lightning.statistics.recommendation import recommend_winner
 from lora_lightning.studies.audit import StudyAudit
 from lora_lightning.studies.costs_of_devices import comparable_costs
@@ -104,7 +109,7 @@ def judge_study(study: OpenStudy) -> StudyAudit:
     analysis = analyze_study(results)
     if plan.study.search is None:
         further = (weak_reference_note, better_than_recommended_note)
-        notes = (*notes, *(note(results, analysis) for note in further))
+        notes = (*notes, wide_margin_note(results), *(note(results, analysis) for note in further))
     else:
         analysis = replace(analysis, recommendation=recommend_winner(results, analysis))
     return StudyAudit(results, analysis, tuple(note for note in notes if note))

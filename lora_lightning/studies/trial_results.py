@@ -101,7 +101,7 @@ def collect_results(plan: StudyPlan, folder: StudyFolder, tag: str, statuses: Ma
                 rank=rank_of(configuration),
                 tried_rates=_as_stored(tried_rates(plan, configuration.name, statuses), reader.scale),
                 beside_rank=beside_rank(plan.study, configuration),
-                failed=sum(statuses[trial.id].state == "failed" for trial in trials),
+                failed_seeds=tuple(trial.seed for trial in trials if statuses[trial.id].state == "failed"),
             )
         )
     truncated = reader.truncated(plan, statuses)
@@ -196,13 +196,14 @@ class _TrialReader:
         for name, ranks in plan.study.truncations.items():
             trials = [trial for trial in plan.tested if trial.configuration == name]
             finished = [trial for trial in trials if statuses[trial.id].state == "finished"]
-            without_run = sum(statuses[trial.id].state == "failed" for trial in trials)
+            ended = [trial for trial in trials if statuses[trial.id].state in {"finished", "failed"}]
             for r in ranks:
                 collected = _Collected()
                 for trial in finished:
                     self._read_truncated(trial, r, collected)
-                failed, title = without_run + len(finished) - len(collected.values), truncated_name(name, r)
-                found.append(ConfigurationResults(title, {}, collected.values, collected.outcomes, failed=failed))
+                title, values = truncated_name(name, r), collected.values
+                failed = [trial.seed for trial in ended if trial.seed not in values]
+                found.append(ConfigurationResults(title, {}, values, collected.outcomes, failed_seeds=failed))
         return found
 
     def _read_truncated(self, trial: Trial, r: int, found: _Collected) -> None:

@@ -35,6 +35,17 @@ def test_the_example_in_the_help_works(results: Path, capsys: pytest.CaptureFixt
     assert re.search(r"r = 8 +│ +3 │ +94.97 │ +0.03 │ -0.25 to 0.32 │ not worse │ maybe noise", printed.out)
 
 
+def test_a_report_does_not_replace_the_table_that_it_is_about(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, folder = results.read_text(), results.parent
+    (folder / "report.html").write_text("default-src 'none'; style-src 'unsafe-inline'")  # of a former report
+    assert main(["study", "audit", str(results), "--reference=r = 64", f"--output={folder}"]) == 2
+    assert f"the report would replace {results}, which it is about; choose another folder" in capsys.readouterr().err
+    assert results.read_text() == before
+    assert len([*folder.iterdir()]) == 2
+
+
 def test_json_has_all_numbers_and_nothing_else_is_on_standard_output(
     results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -57,7 +68,7 @@ def test_output_is_a_folder_with_the_report(results: Path, tmp_path: Path, capsy
     assert main(["study", "audit", str(results), "--reference=r = 64", "--output", str(folder)]) == 0
     assert f"report: {folder / 'report.html'}" in capsys.readouterr().out
     assert {path.name for path in folder.iterdir()} == {"report.html", "analysis.json", "results.csv", "figures"}
-    words = ["study", "audit", str(folder / "results.csv"), "--reference=r = 64", "--json", f"--output={folder}"]
+    words = ["study", "audit", str(folder / "results.csv"), "--reference=r = 64", "--json", f"--output={folder.parent}"]
     assert main(words) == 0
     assert json.loads(capsys.readouterr().out)["analysis"]["recommendation"]["name"] == "r = 8"
     assert main([*words[:-1], f"--output={results}"]) == 2

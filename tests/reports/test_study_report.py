@@ -18,13 +18,17 @@ import pytest
 from lora_lightning.errors import DataError
 from lora_lightning.figures.study import rank_figure, separate_ticks, trade_off_figure
 from lora_lightning.reports.claim_rows import claim_rows
+from lora_lightning.reports.study_json import study_as_json
 from lora_lightning.reports.study_report import results_csv, study_figures, study_page, write_study_report
+from lora_lightning.reports.verdict_rows import chance_sentence, verdict_rows
 from lora_lightning.statistics.analysis import analyze_study
 from lora_lightning.statistics.claims import Claim, Quantity
 from lora_lightning.statistics.study_results import ConfigurationResults, Metric, Scale, StudyResults
+from lora_lightning.statistics.verdicts import Verdict
 from lora_lightning.studies import audit_results
 from tests.statistics.studies import rank_study
 
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
 HOSTILE = "_<script>alert(1)</script> $\\frac{1}{0}$ \x1b[31m & \"quoted\" 'r' {{ 7 * 7 }} \u6c34"
 
 
@@ -208,6 +212,64 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
     study = rank_study({64: 0.0, 8: 0.0}, seeds=2, examples=50)
     with pytest.raises(DataError, match=r"file.figures cannot be written"):
         write_study_report(study, analyze_study(study), tmp_path / "file")
+
+
+@pytest.fixture
+def _without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lora_lightning.reports.study_report.study_figures", lambda *_: [])
+
+
+@pytest.mark.usefixtures("_without_figures")
+def test_files_that_no_report_wrote_are_kept(tmp_path: Path) -> None:
+    study = rank_study({64: 0.0, 8: 0.0}, seeds=2, examples=50)
+    for name in ("results.csv", "analysis.json", "report.html"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).write_text("the user's own")
+        with pytest.raises(DataError, match=rf"{name} is there, and no report wrote it; .* choose another folder"):
+            write_study_report(study, analyze_study(study), folder)
+        assert [path.name for path in folder.iterdir()] == [name]
+        assert (folder / name).read_text() == "the user's own"
+
+
+@pytest.mark.usefixtures("_without_figures")
+def test_a_report_replaces_the_former_one_also_after_a_kill(tmp_path: Path) -> None:
+    study = rank_study({64: 0.0, 8: 0.0}, seeds=2, examples=50)
+    write_study_report(study, analyze_study(study), tmp_path)
+    (tmp_path / "report.html").unlink()  # is written last
+    more = rank_study({64: 0.0, 8: 0.0}, seeds=3, examples=50)
+    page = write_study_report(more, analyze_study(more), tmp_path)
+    assert "3 seeds" in page.read_text()
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == 7
+
+
+@pytest.mark.usefixtures("_without_figures")
+def test_the_table_of_a_report_has_failed_runs(tmp_path: Path) -> None:
+    """Its audit must not prove what the report did not."""
+    study = replace(rank_study({64: 0.0, 8: 0.01}, seeds=3, examples=4000), sequence=())
+    first, second = (replace(each, outcomes={}) for each in study.configurations)
+    study = replace(study, configurations=[first, replace(second, failed_seeds=(3, 4))])
+    expected = analyze_study(study)
+    assert expected.comparisons[0].verdict is Verdict.NOT_ENOUGH_EVIDENCE
+    write_study_report(study, expected, tmp_path)
+    found = audit_results(tmp_path / "results.csv", "r = 64", metric="in_scope_accuracy").analysis
+    assert [each.verdict for each in found.comparisons] == [Verdict.NOT_ENOUGH_EVIDENCE]
+    assert found.recommendation.name == expected.recommendation.name == "r = 64"
+    assert verdict_rows(study, expected)[1].kind == "unknown"
+    assert "unknown whether the difference is noise" in chance_sentence(expected)
+    assert "may be noise" not in chance_sentence(expected)
+
+
+@pytest.mark.parametrize("kept", sorted(RESULTS.glob("*/report/analysis.json")), ids=lambda path: path.parts[-3])
+def test_kept_reports_have_all_numbers(kept: Path) -> None:
+    study = rank_study({64: 0.0, 8: 0.0}, seeds=2, examples=50)
+    expected, found = study_as_json(study, analyze_study(study)), json.loads(kept.read_text())
+    assert found.keys() == expected.keys()
+    assert found["configurations"][0].keys() == expected["configurations"][0].keys()
+    for part in ("comparisons", "pairs"):
+        first, second = (each["analysis"][part][0] for each in (found, expected))
+        assert first.keys() == second.keys()
+        assert first["difference"].keys() == second["difference"].keys()
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

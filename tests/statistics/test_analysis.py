@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -59,7 +60,7 @@ def test_the_sequence_stops_at_the_first_failure() -> None:
 
 def test_an_interval_above_the_margin_that_is_undecided_says_why() -> None:
     """Holm's correction for five comparisons decides against one that passes alone."""
-    study = replace(rank_study(examples=300), sequence=())
+    study = replace(rank_study(examples=600), sequence=())
     sentences = {found.name: found.sentence for found in analyze_study(study).comparisons}
     said = "alone it would be proven, but not with Holm's correction for all comparisons; missing: "
     assert said in sentences["r = 32"]
@@ -90,7 +91,8 @@ def test_what_is_missing_names_what_is_assumed() -> None:
 
 
 def failing(study: StudyResults, name: str, failed: int = 3) -> StudyResults:
-    rows = [replace(each, failed=failed) if each.name == name else each for each in study.configurations]
+    seeds = tuple(range(100, 100 + failed))
+    rows = [replace(each, failed_seeds=seeds) if each.name == name else each for each in study.configurations]
     return replace(study, configurations=rows)
 
 
@@ -203,6 +205,27 @@ def test_identical_outcomes_of_few_examples_decide_no_claim() -> None:
     assert [found.against_full[0].verdict for found in verdicts] == [ClaimVerdict.UNDECIDED, ClaimVerdict.PASS]
 
 
+def test_few_lost_hits_are_no_proof_and_more_examples_are_missing() -> None:
+    """A t test takes the little variance that one change shows, and calls 800 examples enough."""
+    hits = np.ones(800)
+    lost = hits.copy()
+    hits[0] = lost[0] = lost[1] = 0
+    tables = {"r = 64": hits, "r = 8": lost}
+    rows = [
+        ConfigurationResults(name, {}, dict.fromkeys(range(3), float(each.mean())), dict.fromkeys(range(3), each))
+        for name, each in tables.items()
+    ]
+    found = analyze_study(StudyResults("s", Metric("accuracy"), rows, "r = 64")).comparisons[0]
+    t_tests = replace(found.difference, score_test=None)
+    assert t_tests.p_value_above(-0.005) < 0.01
+    assert found.p_value > 0.05
+    assert found.verdict is Verdict.UNDECIDED
+    assert found.difference.interval.low < -0.005
+    more = re.fullmatch(r"([\d,]+) more test examples, if .*", found.missing)
+    assert more
+    assert 0 < int(more[1].replace(",", "")) < 1000
+
+
 def test_what_a_sequence_leaves_out_is_tested_only_if_all_of_it_passes() -> None:
     """Otherwise the sequence and Holm's correction would have 5 % each, and both together up to 10 %."""
     study = rank_study({64: 0.0, 32: -0.02, 16: 0.0, 8: 0.0})
@@ -225,6 +248,7 @@ def test_missing_seeds_count_holms_correction() -> None:
     for each in waiting:
         assert each.difference.components is not None
         seeds = 5 + int(each.missing.split()[0])
+        assert seeds < 100  # more would be rounded up
         power = [
             planned_power(each.difference.components, 0.005, n, 0, 0.05 / len(waiting)) for n in (seeds - 1, seeds)
         ]

@@ -18,19 +18,26 @@ def standard_errors(rate: float) -> float:
 
 
 SLOW = {"auroc", "f1"}  # with three seeds alone: the benchmark has more
-CELLS = [(metric, seeds) for metric in METRICS for seeds in (3, 10) if seeds == 3 or metric not in SLOW]
+CELLS = [
+    (metric, spread, seeds)
+    for metric, kind in METRICS.items()
+    for spread in (0.0, 2.0)
+    for seeds in (3, 10)
+    if spread in kind.spreads and (seeds == 3 or metric not in SLOW)
+]
 
 
-@pytest.mark.parametrize(("metric", "seeds"), CELLS)
-@pytest.mark.parametrize("spread", [0.0, 2.0])
+@pytest.mark.parametrize(("metric", "spread", "seeds"), CELLS)
 def test_error_rates_and_coverage(metric: str, spread: float, seeds: int) -> None:
     cell = simulate_cell(metric, spread, seeds, STUDIES)
-    assert 93 - standard_errors(95) <= cell.coverage <= 97.5 + standard_errors(97.5)
+    assert 93 - standard_errors(95) <= cell.coverage
+    if not metric.startswith("rare"):  # which are whole numbers, so that no interval hits 95 %
+        assert cell.coverage <= 97.5 + standard_errors(97.5)
     assert cell.proven["-1"] <= 6 + standard_errors(6)
     assert cell.proven["-1.5"] <= cell.proven["-1"] < cell.proven["0"]
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", [name for name, kind in METRICS.items() if kind.limit is None or name == "accuracy"])
 def test_many_studies_are_judged_as_single_ones(metric: str) -> None:
     kind = METRICS[metric]
     draws = draw(np.random.default_rng(5), 20, 4, 60)

@@ -303,16 +303,16 @@ def test_intervals_of_rates_say_what_they_do_not_count() -> None:
 def test_runs_that_failed_decide_nothing_in_favor_of_what_is_left() -> None:
     study = rank_study({64: 0.0, 8: 0.02}, seeds=5, examples=4000)
     first, second = study.configurations
-    failing = replace(study, configurations=[first, replace(second, failed=2)])
+    failing = replace(study, configurations=[first, replace(second, failed_seeds=(8, 9))])
     assert found(Quantity.DIFFERENCE, study, 0, math.inf).verdict is ClaimVerdict.PASS
     kept = found(Quantity.DIFFERENCE, failing, 0, math.inf)
     assert kept.verdict is ClaimVerdict.UNDECIDED
     assert kept.note == "Runs are missing: 2 of 7 runs of r = 8 failed or have no result."
-    inflated = replace(study, configurations=[replace(first, failed=1), second])
+    inflated = replace(study, configurations=[replace(first, failed_seeds=(9,)), second])
     assert found(Quantity.DIFFERENCE, inflated, 0, math.inf).verdict is ClaimVerdict.PASS  # although r = 64 had luck
     assert found(Quantity.DIFFERENCE, inflated, -math.inf, 3).verdict is ClaimVerdict.UNDECIDED
     powers = measured([2.0**0.25, 4**0.25, 8**0.25])
-    rows = [replace(powers.configurations[0], failed=1), *powers.configurations[1:]]
+    rows = [replace(powers.configurations[0], failed_seeds=(9,)), *powers.configurations[1:]]
     unsure = found(Quantity.EXPONENT, replace(powers, configurations=rows), 0, 1, measurement="stable_rank")
     assert unsure.verdict is ClaimVerdict.UNDECIDED
     assert unsure.note == "Nothing is decided: 1 of 4 runs of r = 2 failed or have no result."
@@ -365,6 +365,20 @@ def test_chance_refutes_a_true_claim_about_many_configurations_rarely() -> None:
         study = StudyResults("s", Metric("accuracy"), rows, "0")
         refuted += found(Quantity.DIFFERENCE, study, 0, 100).verdict is ClaimVerdict.FAIL
     assert refuted / 300 <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 300)
+
+
+def test_an_interval_outside_that_refutes_nothing_is_explained() -> None:
+    reference = ConfigurationResults("reference", {}, dict.fromkeys(range(4), 0.9))
+    near = {f"c{place}": [0.901, 0.899, 0.9005, 0.8995] for place in range(4)}
+    rows = [ConfigurationResults(name, {}, dict(enumerate(values))) for name, values in near.items()]
+    far = ConfigurationResults("far", {}, dict(enumerate([0.87, 0.89, 0.865, 0.885])))
+    study = StudyResults("s", Metric("accuracy"), [reference, far, *rows], "reference")
+    finding = found(Quantity.DIFFERENCE, study, -0.3, 5)
+    assert finding.intervals["far"].high < -0.3
+    assert finding.verdict is ClaimVerdict.UNDECIDED
+    assert finding.note.startswith("The interval of far alone lies outside the claimed range, but not with its share")
+    alone = found(Quantity.DIFFERENCE, study, -0.3, 5, configurations=("far",))
+    assert (alone.verdict, alone.note) == (ClaimVerdict.FAIL, "")
 
 
 def test_one_seed_decides_nothing() -> None:

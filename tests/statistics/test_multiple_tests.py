@@ -22,6 +22,11 @@ def test_holm_by_hand() -> None:
     assert holm([0.9, 0.9]) == [1.0, 1.0]
 
 
+def test_what_cannot_be_tested_takes_no_share() -> None:
+    assert holm([0.04, 1.0, 0.03], [True, False, True]) == pytest.approx([0.06, 1.0, 0.06])
+    assert holm([0.04, 0.01], [False, False]) == [1.0, 1.0]
+
+
 def test_holm_equals_statsmodels() -> None:
     for count in (1, 2, 15):
         p_values = np.random.default_rng(count).random(count) ** 3

@@ -6,9 +6,9 @@ from numpy.typing import NDArray
 from scipy import optimize, stats
 from scipy.special import xlogy
 
-from lora_lightning.statistics.jackknife import Interval
 from lora_lightning.statistics.multiple_tests import ERROR_RATE
-from lora_lightning.statistics.one_model import BoundedDifference, example_difference, missing_examples
+from lora_lightning.statistics.one_model import example_difference, missing_examples
+from lora_lightning.statistics.score_test import ScoreTest
 
 
 def likelihood_score(gains: int, losses: int, examples: int, difference: float) -> float:
@@ -56,12 +56,12 @@ def test_a_loss_of_the_margin_is_rarely_proven_to_be_less(discordant: float, exa
     margin, repeats = 0.005, 4000
     loss, gain = (discordant + margin) / 2, (discordant - margin) / 2
     counts = np.random.default_rng(0).multinomial(examples, [gain, loss, 1 - gain - loss], size=repeats)
-    interval, values = Interval(0.0, 0.0, 0.0), np.array([-1.0, 0.0, 1.0])
+    values = np.array([-1.0, 0.0, 1.0])
     different, times = np.unique(counts[:, [1, 2, 0]], axis=0, return_counts=True)
     proven = sum(
         time
         for shares, time in zip(different / examples, times, strict=True)
-        if BoundedDifference(interval, 1, examples, values=values, shares=shares).p_value_above(-margin) <= ERROR_RATE
+        if ScoreTest(values, shares, examples).p_value_above(-margin) <= ERROR_RATE
     )
     assert proven / repeats <= ERROR_RATE + 0.012  # counts are whole numbers, and the test is not exact
 

@@ -19,6 +19,7 @@ from lora_lightning.statistics.paired import (
     two_way_estimate,
     variance_components,
 )
+from lora_lightning.statistics.score_test import score_test
 
 
 def differences(seeds: int = 4, examples: int = 30, spread: float = 0.3) -> np.ndarray:
@@ -123,6 +124,31 @@ def test_no_interval_without_variance(table: np.ndarray, note: str) -> None:
     assert math.isnan(found.interval.low)
     assert found.p_value_above(-0.5) == found.p_value_below(0.5) == found.p_value == 1
     assert found.interval.value == pytest.approx(table.mean())
+
+
+def test_rounding_of_values_is_no_variance() -> None:
+    first, second = np.array([1000.1, 2000.1, 3000.1]), np.array([1000.2, 2000.2, 3000.2])
+    assert paired_difference((first - second)[:, None], size=3000.2).note == NO_VARIANCE
+    assert not paired_difference((first - second)[:, None]).note
+
+
+def test_losses_that_all_seeds_share_are_judged_by_the_score_test() -> None:
+    """Of 1,500 hits, few change: p values are the larger ones, and the interval is the wider one."""
+    for lost, won in ((3, 0), (12, 12), (0, 5)):
+        table = np.zeros((3, 1500))
+        table[:, :lost], table[:, 1500 - won :] = -1, 1
+        found, only_t = paired_difference(table, limit=1.0), paired_difference(table)
+        test = score_test(table[0], 1.0)
+        for bound in (-0.005, 0.002):
+            assert found.p_value_above(bound) == max(only_t.p_value_above(bound), test.p_value_above(bound))
+            assert found.p_value_below(bound) == max(only_t.p_value_below(bound), test.p_value_below(bound))
+        assert found.p_value_above(found.interval.low) == pytest.approx(0.025, rel=1e-6)
+        assert found.p_value_below(found.interval.high) == pytest.approx(0.025, rel=1e-6)
+        assert found.p_value_above(found.lower_bound()) == pytest.approx(0.05, rel=1e-6)
+        assert found.interval.low <= only_t.interval.low
+        assert found.interval.high >= only_t.interval.high
+        assert found.reversed.p_value_above(-0.001) == pytest.approx(found.p_value_below(0.001))
+        assert found.reversed.interval.low == -found.interval.high
 
 
 @pytest.mark.parametrize("table", [np.zeros((0, 3)), np.zeros(3), np.array([[1.0, np.nan], [0.0, 1.0]])])

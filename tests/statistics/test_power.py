@@ -42,6 +42,18 @@ def test_both_may_be_missing() -> None:
     assert planned_power(VarianceComponents(1e-5, 0.02, 0.02), 0.005, 3 + found.seeds, 1500 + found.examples) >= 0.8
 
 
+@pytest.mark.parametrize("distance", [1e-5, 1e-9, 0.0])
+def test_seeds_that_nobody_can_train_are_no_advice(distance: float) -> None:
+    assert missing_evidence(SEEDS_ONLY, distance, 3, 0) is None
+    found = missing_evidence(VarianceComponents(1.0, 1e-12, 1e-12), distance, 3, 400)
+    assert found is None
+
+
+def test_seeds_are_rounded_up() -> None:
+    found = missing_evidence(SEEDS_ONLY, 0.1, 3, 0)
+    assert str(found) == "620 more seeds"
+
+
 def test_nothing_proves_a_difference_beyond_the_margin() -> None:
     assert missing_evidence(SEEDS_ONLY, -0.1, 3, 0) is None
 

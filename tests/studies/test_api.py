@@ -57,6 +57,14 @@ def test_what_a_budget_leaves_out_is_no_success(tmp_path: Path) -> None:
         run_study({**TWO, **rates, "name": "untested", "budget": 1e-7}, save_dir=tmp_path)
 
 
+def test_a_report_does_not_replace_the_table_of_all_trials(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = run_study({**TWO, "seeds": [0]}, save_dir=tmp_path)
+    before = found.table.read_text()
+    assert main(["study", "report", str(found.table.parent), f"--output={found.table.parent}"]) == 2
+    assert f"the report would replace {found.table}" in capsys.readouterr().err
+    assert found.table.read_text() == before
+
+
 def test_settings_keep_their_types(tmp_path: Path) -> None:
     settings = {"model.optimization.learning_rate": 1e-05, "trainer.limit_train_batches": 2}
     settings |= {"trainer.gradient_clip_val": None}

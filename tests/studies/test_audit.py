@@ -252,6 +252,30 @@ def test_a_run_without_a_result_is_counted(cell: object) -> None:
     assert audit.analysis.comparisons[0].difference.seeds == 2
 
 
+def test_a_margin_beyond_any_sense_is_noted() -> None:
+    columns = two_configurations(accuracy=[0.91, 0.912, 0.909, 0.51, 0.512, 0.508])
+    assert "The margin is 60 points: a configuration" in audit_results(columns, "r = 64", margin=60.0).notes[0]
+    assert not audit_results(columns, "r = 64", margin=10.0).notes
+    losses = two_configurations(loss=[2.0, 2.1, 2.2, 2.1, 2.0, 2.15])
+    assert "The margin is 0.3: " in audit_results(losses, "r = 64", metric="loss", margin=0.3).notes[0]
+    for margin in (0.15, 0.2):
+        assert not audit_results(losses, "r = 64", metric="loss", margin=margin).notes
+
+
+@pytest.mark.parametrize("margin", [1e-4, 1e-9])
+def test_a_margin_that_nothing_can_prove_ends_in_a_sentence(margin: float) -> None:
+    found = audit_results(two_configurations(), "r = 64", margin=margin).analysis.comparisons[0]
+    assert found.missing.startswith("far more seeds and test examples than a study can have, or a larger margin")
+
+
+def test_equal_differences_are_no_test_of_their_rounding() -> None:
+    values = [1000.1, 2000.1, 3000.1, 1000.2, 2000.2, 3000.2]
+    columns = two_configurations(mean_squared_error=values)
+    for margin in (0.05, 0.5):
+        found = audit_results(columns, "r = 64", metric="mean_squared_error", margin=margin).analysis.comparisons[0]
+        assert found.verdict is Verdict.NOT_ENOUGH_EVIDENCE
+
+
 def test_seeds_that_do_not_pair_are_counted_and_none_in_common_is_no_evidence() -> None:
     audit = audit_results(two_configurations(seed=[0, 1, 2, 2, 1, 7]), "r = 64")
     assert "'r = 8' (seeds 0, 7)" in audit.notes[0]
@@ -351,6 +375,25 @@ BROKEN: list[tuple[str, Columns, dict[str, Any], str]] = [
     ("nameless column", {**two_configurations(), "": [1] * 6}, {}, "column 4 has no name"),
     ("half an example", two_configurations(example_1=[1, 1, 1, 1, 1, ""], example_2=[1] * 6), {}, "row 6: 'example_1'"),
     ("other mean", two_configurations(example_1=[1] * 6, example_2=[0] * 6), {}, "mean of the 2 test examples is 0.5"),
+    (
+        "small numbers of another mean",
+        {
+            "configuration": ["a"] * 2 + ["b"] * 2,
+            "seed": [0, 1] * 2,
+            "mean_squared_error": [5e-4, 5e-4, 9e-4, 9e-4],
+            "example_1": [1e-4, 5e-4, 0, 0],
+            "example_2": [3e-4, 5e-4, 0, 0],
+        },
+        {"reference": "a", "margin": 1e-4},
+        "row 1: the mean of the 2 test examples is 0.0002, but the metric is 0.0005",
+    ),
+    (
+        "off by a fifth of the margin",
+        two_configurations(accuracy=[0.501, 0.5, 0.5] * 2, example_1=[1] * 6, example_2=[0] * 6),
+        {},
+        "examples is 0.5, but the metric is 0.501; give it with more digits if it is rounded",
+    ),
+    ("infinite", two_configurations(loss=[1e200] * 6), {"metric": "loss", "margin": 1.0}, r"row 1: 'loss' is 1e\+200"),
     ("mixed scales", two_configurations(accuracy=[95.1, 94.7, 95, 0.95, 94, 95]), {}, "looks like a fraction"),
     ("above 100", two_configurations(accuracy=[951, 947, 95, 95, 94, 95]), {}, "range from 94 to 951"),
     ("perplexity 0", two_configurations(perplexity=[0] * 6), {"metric": "perplexity"}, "not possible"),

@@ -129,5 +129,5 @@ def test_a_truncated_metric_that_is_undefined_is_left_out_and_named(folder: Path
     )
     audit = judge_study(study)
     assert audit.results.configuration("r = 4 truncated to 2").values.keys() == {0, 1} - {trial.seed}
-    assert audit.results.configuration("r = 4 truncated to 2").failed == 1
+    assert audit.results.configuration("r = 4 truncated to 2").failed_seeds == [trial.seed]
     assert any("not finite and left out after truncation" in note for note in audit.notes)
