@@ -93,7 +93,7 @@ def without_seeds(results: StudyResults, name: str, *gone: int, failed: bool = T
     def cut(each: ConfigurationResults) -> ConfigurationResults:
         values = {seed: value for seed, value in each.values.items() if seed not in gone}
         outcomes = {seed: value for seed, value in each.outcomes.items() if seed not in gone}
-        return replace(each, values=values, outcomes=outcomes, failed=len(gone) * failed)
+        return replace(each, values=values, outcomes=outcomes, failed_seeds=tuple(gone) if failed else ())
 
     own = [cut(each) if each.name == name else each for each in results.configurations]
     return replace(results, configurations=own)

@@ -163,7 +163,7 @@ def test_the_share_counts_chance_of_seeds_and_of_examples() -> None:
 
 
 def test_failed_runs_of_the_list_are_named_in_place_of_a_p_value() -> None:
-    lists = [replace(runs("sensitive modules", 0.91), failed=1), runs("random list 1", 0.85)]
+    lists = [replace(runs("sensitive modules", 0.91), failed_seeds=(9,)), runs("random list 1", 0.85)]
     choice, proof = replace(CHOICE, random_bytes=(1200,)), SkipProof(seeds=planted.SEEDS)
     found = judge_skips(runs("full", 0.92), runs("quantized", 0.84), lists, choice, proof, Metric("accuracy"))
     assert not found.proven

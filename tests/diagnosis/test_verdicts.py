@@ -200,10 +200,10 @@ def test_a_share_names_its_seeds_which_may_be_fewer_than_those_of_the_loss() -> 
 def test_a_share_over_failed_runs_proves_nothing() -> None:
     """The largest rank buys back nearly all with the runs that are left, which may be its good ones."""
     own, study = planted.diagnosis(rank=4), planted.results(0.06)
-    better = replace(planted.results(0.005).configurations[-1], failed=2)
+    better = replace(planted.results(0.005).configurations[-1], failed_seeds=(8, 9))
     kept = {each.name: planted.SEEDS for each in study.configurations} | {better.name: (0, 1, 2)}
     for failed, state in ((2, State.UNDECIDED), (0, State.YES)):
-        each = replace(better, failed=failed)
+        each = replace(better, failed_seeds=tuple(range(failed)))
         results = of_seeds(replace(study, configurations=[*study.configurations[:-1], each]), kept)
         found = {
             each.name: each for each in reach_verdicts(own, find_rank_threshold(own, results), None, None, None, ())
