@@ -80,6 +80,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("diagnosis", metavar="DIAGNOSIS.yaml", type=Path, help="the diagnosis: base config, precisions, ranks, seeds")
     base = "base config in place of the diagnosis's; repeatable"
     add("--base", action="append", default=[], type=Path, metavar="CONFIG", help=base)
+    objective = "metric of the test split that decides in place of the diagnosis's, such as accuracy, for another base"
+    add("--objective", metavar="METRIC", help=objective)
+    add("--name", help="name of the diagnosis and its folder in place of the diagnosis's")
     add("--dry-run", "--dry_run", action="store_true", help="check everything, and print the runs, their time and disk")
     setting = "an option of fit for all runs, such as data.data_dir=FOLDER; overrides that of the diagnosis's options; "
     setting += "may be given for several options"
@@ -109,7 +112,8 @@ def run_diagnosis_file(options: argparse.Namespace) -> object:
     from lora_lightning.diagnosis.diagnosis_file import read_diagnosis_file  # noqa: PLC0415  # imports take seconds
     from lora_lightning.studies.plan import plan_study  # noqa: PLC0415
 
-    diagnosis = read_diagnosis_file(options.diagnosis, options.base, options.settings)
+    replaced = {"name": options.name, "objective": options.objective}
+    diagnosis = read_diagnosis_file(options.diagnosis, options.base, options.settings, **replaced)
     plan_study(diagnosis.study)  # a wrong one is refused before imports that take seconds
     from lora_lightning.diagnosis.diagnosis_folder import DiagnosisFolder  # noqa: PLC0415
     from lora_lightning.diagnosis.running import (  # noqa: PLC0415
@@ -184,5 +188,7 @@ def print_measuring(diagnosis: "Diagnosis", folder: Path, seconds: float) -> Non
 
 def _words(options: argparse.Namespace) -> list[str]:
     words = [f"--base={base}" for base in options.base] + [f"--set={setting}" for setting in options.settings]
+    words += [f"--objective={options.objective}"] if options.objective is not None else []
+    words += [f"--name={options.name}"] if options.name is not None else []
     words += ["--timings"] if options.timings else []
     return words + ([f"--save_dir={options.save_dir}"] if options.save_dir != DIAGNOSES else [])

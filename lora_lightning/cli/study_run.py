@@ -68,6 +68,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("study", metavar="STUDY.yaml", type=Path, help="the study: base config, axes, seeds, objective, reference")
     add("--base", action="append", default=[], type=Path, metavar="CONFIG", help="base config in place of the study's")
+    objective = "metric of the test split that decides in place of the study's, such as accuracy, for another base"
+    add("--objective", metavar="METRIC", help=objective)
+    add("--name", help="name of the study and its folder in place of the study's, so that it may run on several bases")
     add(
         "--dry-run",
         "--dry_run",
@@ -153,11 +156,16 @@ def _read_plan(options: argparse.Namespace) -> "StudyPlan":
     if not 1 <= options.workers <= MOST_WORKERS:
         msg = f"--workers is {options.workers}, but it must be in [1, {MOST_WORKERS}]"
         raise ConfigurationError(msg)
-    return plan_study(read_study_file(options.study, options.base, options.settings))
+    study = read_study_file(
+        options.study, options.base, options.settings, name=options.name, objective=options.objective
+    )
+    return plan_study(study)
 
 
 def _words(options: argparse.Namespace) -> list[str]:
     words = [f"--base={base}" for base in options.base] + [f"--set={setting}" for setting in options.settings]
+    words += [f"--objective={options.objective}"] if options.objective is not None else []
+    words += [f"--name={options.name}"] if options.name is not None else []
     words += [f"--workers={options.workers}"] if options.workers > 1 else []
     words += ["--timings"] if options.timings else []
     return words + ([f"--save_dir={options.save_dir}"] if options.save_dir != STUDIES else [])

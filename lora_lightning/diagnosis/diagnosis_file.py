@@ -18,11 +18,13 @@ from lora_lightning.diagnosis.specification import (
 from lora_lightning.diagnosis.verdict_names import VerdictName
 from lora_lightning.errors import ConfigurationError, suggest_names
 from lora_lightning.studies.option_conflicts import parts_of
+from lora_lightning.studies.other_base import OPTIONS_BY_DATA
 from lora_lightning.studies.study_file import study_from_content
 from lora_lightning.studies.study_yaml import read_yaml
 
 OWN_KEYS = ("precisions", "ranks", "compare", "measure", "skip_modules", "require")
-STUDY_KEYS = ("name", "base", "options", "derived", "seeds", "objective", "margin", "direction", "storage", "budget")
+DECIDING_KEYS = ("objective", "margin", "direction")
+STUDY_KEYS = ("name", "base", "options", OPTIONS_BY_DATA, "derived", "seeds", *DECIDING_KEYS, "storage", "budget")
 COMPARE_KEYS = ("rank", "further_seeds", "other_seeds")
 SKIP_KEYS = ("more_bytes", "bought_back", "random_lists", "seeds")
 FEWEST_SEEDS = 2  # for an interval over seeds
@@ -31,13 +33,22 @@ COSTS += [f"inference_ms_adapter_batch_{size}" for size in (1, 32)]
 EXAMPLE = "precisions: {float32: {}, NF4: {model.quantization: {bits: 4}}}"
 
 
-def read_diagnosis_file(path: Path, base: Sequence[Path] = (), settings: Sequence[str] = ()) -> Diagnosis:
+def read_diagnosis_file(
+    path: Path,
+    base: Sequence[Path] = (),
+    settings: Sequence[str] = (),
+    *,
+    name: str | None = None,
+    objective: str | None = None,
+) -> Diagnosis:
     """Reads a diagnosis.
 
     Args:
         path: The YAML.
         base: Configs in place of those in the YAML.
         settings: Options of all runs, such as `"data.data_dir=FOLDER"`, which override those in the YAML.
+        name: A name in place of that in the YAML, such as that of the file.
+        objective: The metric that decides in place of that in the YAML.
 
     Returns:
         The diagnosis, whose options are not checked yet.
@@ -46,7 +57,7 @@ def read_diagnosis_file(path: Path, base: Sequence[Path] = (), settings: Sequenc
         ConfigurationError: If the file cannot be read, a key is unknown or missing, or a value is out of range.
     """
     check_config_file(path)
-    return _Reader(path, read_yaml(path)).read(base, settings)
+    return _Reader(path, read_yaml(path)).read(base, settings, name=name, objective=objective)
 
 
 class _Reader:
@@ -64,7 +75,7 @@ class _Reader:
         msg = f"the diagnosis {self.path}: {message}"
         raise ConfigurationError(msg)
 
-    def read(self, base: Sequence[Path], settings: Sequence[str]) -> Diagnosis:
+    def read(self, base: Sequence[Path], settings: Sequence[str], **replaced: str | None) -> Diagnosis:
         keys = [*OWN_KEYS, *STUDY_KEYS]
         if unknown := [key for key in self.content if key not in keys]:
             self.refuse(f"the key {unknown[0]!r} is unknown; {suggest_names(str(unknown[0]), keys)}")
@@ -87,7 +98,7 @@ class _Reader:
                 configuration_name(precision, rank): list(seeds) for precision, seeds in further_seeds.items() if seeds
             },
         }
-        read = study_from_content(self.path, study, base, settings)
+        read = study_from_content(self.path, study, base, settings, **replaced)
         seeds = (*read.seeds, *further)
         found = Diagnosis(
             study=read,

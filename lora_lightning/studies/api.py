@@ -49,6 +49,8 @@ def run_study(
     settings: Mapping[str, Any] | None = None,
     *,
     base: Sequence[Path | str] = (),
+    name: str | None = None,
+    objective: str | None = None,
     save_dir: Path | str = STUDIES,
     retry_failed: bool = False,
     on_end: Callable[[TrialEnd], None] = lambda _: None,
@@ -61,6 +63,8 @@ def run_study(
         study: A YAML file, or its content with a `name`, whose paths are relative to the working directory.
         settings: Options of all runs, such as `{"data.data_dir": "FOLDER"}`.
         base: Configs in place of those of the study.
+        name: A name in place of the study's, so that it has another folder.
+        objective: The metric that decides in place of the study's, for a base with other metrics.
         save_dir: Folder of all studies.
         retry_failed: Run trials that failed once more.
         on_end: Called after each trial.
@@ -75,7 +79,7 @@ def run_study(
         TrainingStopped: After SIGTERM or SIGUSR1; call it again to resume.
         KeyboardInterrupt: After Ctrl-C.
     """
-    read = _read(study, [Path(path) for path in base], settings or {})
+    read = _read(study, [Path(path) for path in base], settings or {}, name, objective)
     folder = StudyFolder(Path(save_dir) / read.name)
     plan = plan_study(with_former_options(read, folder))
     opened = start_study(plan, folder, check_study(plan, folder), retry_failed=retry_failed)
@@ -117,11 +121,18 @@ def report_study(study: OpenStudy, output: Path | None = None) -> StudyReport:
     return StudyReport(audit, page, table, config)
 
 
-def _read(study: Path | str | Mapping[str, Any], base: Sequence[Path], settings: Mapping[str, Any]) -> Study:
+def _read(
+    study: Path | str | Mapping[str, Any],
+    base: Sequence[Path],
+    settings: Mapping[str, Any],
+    name: str | None = None,
+    objective: str | None = None,
+) -> Study:
     if isinstance(study, Path | str):
-        return read_study_file(Path(study), base, settings)
+        return read_study_file(Path(study), base, settings, name=name, objective=objective)
     content = plain_values(study, "the study")
-    if "name" not in content:
+    if "name" not in content and name is None:
         msg = "the study has no name, which names its folder; add it, such as 'name': 'ranks'"
         raise ConfigurationError(msg)
-    return study_from_content(Path("given as a mapping"), content, base, settings)
+    path = Path("given as a mapping")
+    return study_from_content(path, content, base, settings, name=name, objective=objective)

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from lora_lightning.configuration.yaml_files import check_config_file, check_config_form
 from lora_lightning.errors import ConfigurationError, suggest_names
 from lora_lightning.studies.claim_settings import read_claims, read_truncations
+from lora_lightning.studies.other_base import OPTIONS_BY_DATA, data_module_of, options_of_data, with_objective
 from lora_lightning.studies.search_settings import (
     SEARCH_KEYS,
     check_search,
@@ -43,7 +44,14 @@ OWN_OPTIONS = (SEED_OPTION, "trainer.logger", "resume", "ckpt_path", "test_after
 Settings = Sequence[str] | Mapping[str, Any]  # as after --set, or values by option
 
 
-def read_study_file(path: Path, base: Sequence[Path] = (), settings: Settings = ()) -> Study:
+def read_study_file(
+    path: Path,
+    base: Sequence[Path] = (),
+    settings: Settings = (),
+    *,
+    name: str | None = None,
+    objective: str | None = None,
+) -> Study:
     """Reads a study.
 
     Args:
@@ -51,6 +59,8 @@ def read_study_file(path: Path, base: Sequence[Path] = (), settings: Settings = 
         base: Configs in place of those in the YAML.
         settings: Options of all runs, such as `"data.data_dir=FOLDER"`, or their values by name. They override those
             in the YAML.
+        name: A name in place of that in the YAML, such as that of the file.
+        objective: The metric that decides in place of that in the YAML.
 
     Returns:
         The study, whose options are not checked yet.
@@ -59,11 +69,17 @@ def read_study_file(path: Path, base: Sequence[Path] = (), settings: Settings = 
         ConfigurationError: If the file cannot be read, a key is unknown or missing, or a value is out of range.
     """
     check_config_file(path)
-    return study_from_content(path, read_yaml(path), base, settings)
+    return study_from_content(path, read_yaml(path), base, settings, name=name, objective=objective)
 
 
 def study_from_content(
-    path: Path, content: Mapping[str, Any], base: Sequence[Path] = (), settings: Settings = ()
+    path: Path,
+    content: Mapping[str, Any],
+    base: Sequence[Path] = (),
+    settings: Settings = (),
+    *,
+    name: str | None = None,
+    objective: str | None = None,
 ) -> Study:
     """Reads a study from the content of a file.
 
@@ -72,6 +88,8 @@ def study_from_content(
         content: Values by key.
         base: As in `read_study_file`.
         settings: As in `read_study_file`.
+        name: As in `read_study_file`.
+        objective: As in `read_study_file`.
 
     Returns:
         The study, whose options are not checked yet.
@@ -79,7 +97,7 @@ def study_from_content(
     Raises:
         ConfigurationError: As `read_study_file` does.
     """
-    keys = [*Study.__dataclass_fields__]
+    keys = [*Study.__dataclass_fields__, OPTIONS_BY_DATA]
     if misplaced := [key for key in content if key in SEARCH_KEYS and key not in keys]:
         msg = (
             f"the study {path} has {misplaced[0]} beside its axes, but it belongs into search: a study without search "
@@ -89,16 +107,19 @@ def study_from_content(
     if unknown := [key for key in content if key not in keys]:
         msg = f"the study {path} has the unknown key {unknown[0]!r}; {suggest_names(unknown[0], keys)}"
         raise ConfigurationError(msg)
-    reader = _Reader(path, content)
+    reader = _Reader(path, content if name is None else {**content, "name": name})
+    if objective is not None:
+        reader.content = with_objective(reader.content, objective, reader.refuse)
     reader.check_search()
+    configs = reader.base(base)
     return Study(
         name=reader.name(),
-        base=reader.base(base),
+        base=configs,
         axes=reader.axes(),
         seeds=reader.seeds(),
         objective=reader.text("objective"),
         reference=reader.reference(),
-        options=reader.options("options") | reader.settings(settings),
+        options=reader.all_options(data_module_of(configs), is_other_base=bool(base)) | reader.settings(settings),
         derived={name: str(text) for name, text in reader.options("derived").items()},
         margin=reader.margin(),
         direction=reader.direction(),
@@ -170,8 +191,24 @@ class _Reader:
             self.refuse(f"base is {found!r}, but a config, a list of configs or their options are needed")
         return [self.path.parent / Path(file).expanduser() for file in files]
 
+    def all_options(self, module: str, *, is_other_base: bool) -> dict[str, Any]:
+        """The options of all runs, with those that are for the base's data module."""
+        found, by_module = self.options("options"), self.content.get(OPTIONS_BY_DATA) or {}
+        if not isinstance(by_module, dict):
+            self.refuse(
+                f"{OPTIONS_BY_DATA} is {by_module!r}, but options by data module are needed, such as "
+                "`Clinc150DataModule: {data.variant: small}`"
+            )
+        checked = {name: self.checked_options(each, f"{OPTIONS_BY_DATA} of {name}") for name, each in by_module.items()}
+        of_data = options_of_data(checked, module, self.refuse, is_other_base=is_other_base)
+        if both := [name for name in of_data if name in found]:
+            self.refuse(f"{both[0]} is in options and in {OPTIONS_BY_DATA}; leave one of both out")
+        return {**of_data, **found}
+
     def options(self, key: str) -> dict[str, Any]:
-        found = self.content.get(key) or {}
+        return self.checked_options(self.content.get(key) or {}, key)
+
+    def checked_options(self, found: Any, key: str) -> dict[str, Any]:
         if not isinstance(found, dict):
             self.refuse(f"{key} is {found!r}, but values by option are needed, such as `trainer.max_epochs: 2`")
         for name in found:

@@ -31,7 +31,7 @@ DECIDED_BEFOREHAND = ("objective", "direction", "margin", "reference", "costs", 
 # What every trial replaces (`run_options` in trial_runs.py), so that it may differ in the base.
 REPLACED = (SEED_OPTION, "test_after_fit", "trainer.logger", "trainer.enable_progress_bar")
 MOST_NAMED = 3
-REMEDY = "restore the YAML, --base and --set, or give the study another name"
+REMEDY = "restore the YAML, --base, --objective and --set, or give the study another name, such as with --name"
 
 
 @dataclass(frozen=True)

@@ -269,7 +269,8 @@ def objective_tag(objective: str, tests: Sequence[str], names: Sequence[str]) ->
     tags = [f"{split}/{name}" for split in tests for name in names]
     found = [tag for tag in tags if objective in {tag, tag.partition("/")[2]}]
     if not found:
-        msg = f"the objective {objective!r} is not reported on a test split; {suggest_names(objective, tags)}"
+        msg = f"the objective {objective!r} is not reported on a test split; {suggest_names(objective, tags)} "
+        msg += "Correct it in the YAML, or give --objective."
         raise ConfigurationError(msg)
     if len(found) > 1:
         msg = f"the objective {objective!r} is reported on {len(tests)} test splits; name one of {', '.join(found)}"

@@ -60,6 +60,19 @@ from tests.studies.small_study import save_study
         ({"base": "nowhere.yaml"}, "there is no base config .*nowhere.yaml"),
         ({"options": {"seed_everything": 1}}, "options sets seed_everything"),
         ({"derived": {"model.lora.lora_alpha": "2 * rank"}}, "names 'rank', but the axes are r"),
+        ({"options_by_data": ["small"]}, "options_by_data is \\['small'\\], but options by data module are needed"),
+        (
+            {"options_by_data": {"PlantedRankDataModule": 3}},
+            "options_by_data of Planted.* is 3, but values",
+        ),
+        (
+            {"options_by_data": {"Clinc150DataModul": {"data.variant": "small"}}},
+            "options of Clinc150DataModul, but the data module of the base is PlantedRankDataModule; correct",
+        ),
+        (
+            {"options": {"data.x": 1}, "options_by_data": {"PlantedRankDataModule": {"data.x": 2}}},
+            "data.x is in options and in options_by_data; leave one of both out",
+        ),
         ({"sequence": ["r = 2", "r = 2"]}, "must name each configuration once"),
         ({"sequence": ["r = 4"]}, "and not the reference"),
         ({"sequence": ["r = 3"]}, "sequence names 'r = 3', which is no configuration"),
@@ -216,3 +229,41 @@ def test_without_a_name_the_file_names_the_study(tmp_path: Path) -> None:
     assert read_study_file(path).name == "small"
     with pytest.raises(ConfigurationError, match=r"the name 'a b' must be .*rename it, or add a name in the study"):
         read_study_file(path.rename(tmp_path / "a b.yaml"))
+
+
+def test_options_of_one_kind_of_data_are_left_out_with_another_base(tmp_path: Path) -> None:
+    path = save_study(tmp_path, options={"a.b": 1}, options_by_data={"PlantedRankDataModule": {"data.x": 2}})
+    assert read_study_file(path).options == {"a.b": 1, "data.x": 2}
+    assert read_study_file(path, settings=["data.x=3"]).options == {"a.b": 1, "data.x": 3}
+    for text, options in (
+        ("data: {class_path: lora_lightning.datamodules.GlueDataModule}", {"a.b": 1}),
+        ("data: GlueDataModule", {"a.b": 1}),
+        ("data: {class_path: lora_lightning.datamodules.PlantedRankDataModule}", {"a.b": 1, "data.x": 2}),
+        ("trainer: {max_epochs: 1}", {"a.b": 1}),
+    ):
+        (other := tmp_path / "other.yaml").write_text(text)
+        (later := tmp_path / "later.yaml").write_text("data: {init_args: {batch_size: 2}}")
+        assert read_study_file(path, [other, later]).options == options
+
+
+def test_another_objective_keeps_a_margin_of_the_same_unit(tmp_path: Path) -> None:
+    path = save_study(tmp_path, objective="in_scope_accuracy", margin=2, direction="higher")
+    for objective, margin, direction in (
+        ("in_scope_accuracy", 2, "higher"),
+        ("test/f1", 2, None),
+        ("perplexity", None, None),
+        ("loss", None, None),
+    ):
+        found = read_study_file(path, objective=objective)
+        assert (found.objective, found.margin, found.direction) == (objective, margin, direction)
+    claim = {"claim": "a tie", "source": "a paper", "quantity": "difference", "between": [-0.5, 0.5]}
+    path = save_study(tmp_path, objective="in_scope_accuracy", margin=2, claims=[claim])
+    assert read_study_file(path, objective="accuracy").claims
+    with pytest.raises(ConfigurationError, match="the claim 'a tie' is in the unit of in_scope_accuracy, which is not"):
+        read_study_file(path, objective="perplexity")
+
+
+def test_another_name_is_checked_as_that_of_the_yaml(tmp_path: Path) -> None:
+    assert read_study_file(save_study(tmp_path), name="other").name == "other"
+    with pytest.raises(ConfigurationError, match=r"the name '../up' must be"):
+        read_study_file(save_study(tmp_path), name="../up")
