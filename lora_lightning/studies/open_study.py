@@ -19,6 +19,7 @@ from lora_lightning.studies.search import (
     Suggestion,
     is_exhausted,
     next_suggestion,
+    runs_left_out,
     search_trial,
     winning_values,
 )
@@ -152,6 +153,14 @@ class OpenStudy:
         if self.is_over_budget and not any(status.state == "running" for status in states):
             return True
         return plan.further == 0 and self.plan.trials == plan.trials and all(status.state in ENDED for status in states)
+
+    @property
+    def runs_not_tried(self) -> int:
+        """Number of runs that a search would have tried beside those of `plan`, had its budget not ended it."""
+        if self.planned.study.search is None:
+            return 0
+        runs = self.journal.search_runs()
+        return runs_left_out(self.planned.study, runs) if self.is_search_over(runs) else 0
 
     @property
     def is_over_budget(self) -> bool:

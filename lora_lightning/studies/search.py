@@ -110,6 +110,21 @@ def is_exhausted(study: Study, runs: Sequence[SearchRun]) -> bool:
     return len(found) >= min(search.trials or np.inf, space_size(study.axes))
 
 
+def runs_left_out(study: Study, runs: Sequence[SearchRun]) -> int:
+    """Number of runs that a search may suggest and has not; 0 if it tries as many as the budget allows.
+
+    Args:
+        study: The study.
+        runs: All runs of the search.
+    """
+    search, found = _search(study), runs_by_suggestion(runs)
+    if search.trials is None:
+        return 0
+    untried = int(min(search.trials, space_size(study.axes))) - len(found)
+    lacking = sum(len(search.seeds) - len(own) for own in found.values() if _lacks_seeds(search, own))
+    return max(0, untried) * len(search.seeds) + lacking
+
+
 def _lacks_seeds(search: Search, own: Sequence[SearchRun]) -> bool:
     return len(own) < len(search.seeds) and all(run.state == TrialState.COMPLETE for run in own)
 

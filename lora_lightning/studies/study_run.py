@@ -20,7 +20,6 @@ from lora_lightning.statistics.analysis import (
 from lora_lightning.statistics.recommendation import recommend_winner
 from lora_lightning.studies.audit import StudyAudit
 from lora_lightning.studies.costs_of_devices import comparable_costs
-from lora_lightning.studies.journal import ENDED
 from lora_lightning.studies.learning_rates import notes_on_rates
 from lora_lightning.studies.open_study import OpenStudy, check_additions
 from lora_lightning.studies.plan import StudyPlan
@@ -139,10 +138,15 @@ def notes_on_study(study: OpenStudy, found: StudyNotes) -> tuple[str, ...]:
 def budget_note(study: OpenStudy) -> str:
     """Says that the budget left something out; empty if it did not."""
     budget, plan = study.planned.study.budget, study.plan
-    ended = sum(status.state in ENDED for status in study.statuses().values())
-    if budget is None or not study.is_over_budget or ended == plan.size:
+    if budget is None:
         return ""
-    return f"The budget of {budget:g} hours is spent, so that {plan.size - ended} of {plan.size} runs were not started."
+    untried, is_spent = study.runs_not_tried, study.is_over_budget
+    waiting = sum(status.state == "waiting" for status in study.journal.statuses(plan.trials).values())
+    left_out = untried + (waiting + plan.size - len(plan.trials) if is_spent else 0)
+    if not left_out:
+        return ""
+    why = "is spent" if is_spent else "has ended the search, to leave time for the tested runs"
+    return f"The budget of {budget:g} hours {why}, so that {left_out} of {plan.size + untried} runs were not started."
 
 
 def check_budget_sufficed(study: OpenStudy) -> None:

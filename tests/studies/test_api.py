@@ -17,7 +17,7 @@ from lora_lightning.statistics import Verdict
 from lora_lightning.studies import run_study
 from lora_lightning.studies.api import _read
 from lora_lightning.studies.study_folder import study_as_json
-from tests.studies.small_study import STUDY, save_study
+from tests.studies.small_study import BASE, STUDY, save_study
 
 TWO = {**STUDY, "axes": {"model.lora.r": [2, 4]}}
 
@@ -63,6 +63,14 @@ def test_a_report_does_not_replace_the_table_of_all_trials(tmp_path: Path, capsy
     assert main(["study", "report", str(found.table.parent), f"--output={found.table.parent}"]) == 2
     assert f"the report would replace {found.table}" in capsys.readouterr().err
     assert found.table.read_text() == before
+
+
+def test_a_study_may_have_another_name_base_and_objective(tmp_path: Path) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text(yaml.safe_dump(BASE | {"trainer": {"max_steps": 2, "accelerator": "cpu"}}))
+    nowhere = {**TWO, "base": "nowhere.yaml", "seeds": [0], "objective": "accuracy", "margin": 5}
+    given = _read(nowhere, [config], {}, "mine", "loss")
+    assert (given.name, given.objective, given.margin) == ("mine", "loss", None)
 
 
 def test_settings_keep_their_types(tmp_path: Path) -> None:

@@ -1,17 +1,22 @@
 """A search leaves time for the runs that are tested, ends once a winner is chosen, and prunes by its own runs alone."""
 
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from lora_lightning.errors import TrialsFailed
 from lora_lightning.studies.journal import Claim, StudyJournal
 from lora_lightning.studies.open_study import HOUR, OpenStudy
 from lora_lightning.studies.study_folder import StudyFolder
+from lora_lightning.studies.study_run import budget_note, check_budget_sufficed
 from tests.studies.test_search import search_plan
 
 SEEDS = [0, 1, 2]
 
 
-def open_search(folder: Path, seconds: float, *, pruning: bool = False) -> OpenStudy:
-    search = {"seeds": [7], "sampler": "random", "pruning": pruning}
+def open_search(folder: Path, seconds: float, **changes: Any) -> OpenStudy:
+    search = {"seeds": [7], "sampler": "random", **changes}
     plan = search_plan(folder, search=search, seeds=SEEDS, budget=seconds / HOUR)
     place = StudyFolder(folder / "studies/small")
     with place.locked():
@@ -91,3 +96,35 @@ def test_tested_runs_and_former_attempts_do_not_prune(tmp_path: Path) -> None:
     study.journal.finish(hopeless, 0.2, 1.0)
     search(study, 2, 1.0)
     assert study.journal.report(claim(study), 2, 9.0)
+
+
+def test_runs_of_a_search_that_its_budget_leaves_out_are_counted(tmp_path: Path) -> None:
+    study = open_search(tmp_path, 1215, trials=20)
+    search(study, 6, 100.0)
+    claims = [claim(study) for _ in range(6)]
+    assert all(each.trial.is_tested for each in claims)
+    left_out = "has ended the search, to leave time for the tested runs, so that 14 of 26 runs were not started"
+    assert left_out in budget_note(study)
+    with pytest.raises(TrialsFailed, match=f"{left_out}; to train them, raise it in the study"):
+        check_budget_sufficed(study)
+    for each in claims[:3]:
+        study.journal.finish(each, 1.0, 300.0)  # 1500 s
+    for each in claims[3:]:
+        study.journal.finish(each, 1.0, 1.0)
+    assert study.is_complete
+    assert "is spent, so that 14 of 26 runs were not started" in budget_note(study)
+
+
+def test_a_search_without_a_number_of_trials_leaves_none_out(tmp_path: Path) -> None:
+    study = open_search(tmp_path, 950)
+    search(study, 3, 100.0)
+    assert claim(study).trial.is_tested
+    assert budget_note(study) == ""
+
+
+def test_running_trials_are_not_called_not_started(tmp_path: Path) -> None:
+    study = open_search(tmp_path, 650, trials=20)
+    search(study, 1, 100.0)
+    claims = [claim(study) for _ in range(3)]
+    study.journal.finish(claims[0], 1.0, 550.0)  # the budget is spent; of 6 tested runs, two are running
+    assert "is spent, so that 22 of 26 runs were not started" in budget_note(study)
