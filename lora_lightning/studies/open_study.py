@@ -287,10 +287,18 @@ def _added_after_results(study: OpenStudy) -> AddedLater:
         return AddedLater()
     former = study.refreshed()
     plan = former.plan
-    states = study.journal.statuses(plan.tested).values()
-    if not any(status.state == "finished" for status in states):
+    statuses = study.journal.statuses(plan.tested)
+    finished = {trial.configuration for trial in plan.tested if statuses[trial.id].state == "finished"}
+    if not finished:
         return AddedLater()
-    added = additions(former.planned, study.planned)
+    winner = plan.configurations[-1].name if former.has_winner else ""
+    search = former.planned.study.search is not None
+    added = additions(
+        former.planned,
+        study.planned,
+        winner if winner in finished else "",
+        may_try_more=search and not is_exhausted(former.planned.study, study.journal.search_runs()),
+    )
     if added.note:
         rank_zero_warn(added.note)
     return added
