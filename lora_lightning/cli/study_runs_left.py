@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from lora_lightning.studies.journal import ENDED
 from lora_lightning.studies.open_study import HOUR, open_study
 from lora_lightning.studies.plan import StudyPlan
+from lora_lightning.studies.repeated_trials import lost_trials
 from lora_lightning.studies.study_folder import STUDY, StudyFolder, load_plan
 from lora_lightning.studies.trials import Trial
 
@@ -84,5 +85,6 @@ def _ended(folder: StudyFolder, *, retry_failed: bool) -> tuple[Sequence[Trial],
     states = ENDED - {"failed"} if retry_failed else ENDED
     plan = study.plan
     statuses = study.journal.statuses(plan.trials)
-    ended = [trial for trial in plan.trials if statuses[trial.id].state in states and folder.run(trial).exists()]
+    again, _ = lost_trials(study)
+    ended = [trial for trial in plan.trials if statuses[trial.id].state in states and trial not in again]
     return ended, sum(study.journal.spent_seconds()) / HOUR

@@ -129,19 +129,17 @@ class StudyJournal:
             if trial.id not in known:
                 self._add(trial)
 
-    def add_lost(self, trials: Iterable[Trial]) -> None:
-        """Adds finished trials whose run folders are gone once more. To be called while the folder is locked."""
-        known = self._newest()
-        for trial in trials:
-            lost = trial.id in known and known[trial.id].state in {TrialState.COMPLETE, TrialState.PRUNED}
-            if lost and not self.folder.run(trial).exists():
-                self._add(trial, known[trial.id].params, known[trial.id].distributions)
+    def lost(self, trials: Sequence[Trial]) -> list[Trial]:
+        """The trials that have finished, and whose run folders are gone."""
+        known, ended = self._newest(), {TrialState.COMPLETE, TrialState.PRUNED}
+        finished = [trial for trial in trials if trial.id in known and known[trial.id].state in ended]
+        return [trial for trial in finished if not self.folder.run(trial).exists()]
 
     def add_again(self, trials: Iterable[Trial]) -> None:
-        """Adds the failed trials once more. To be called while the folder is locked."""
+        """Adds trials that have ended once more. To be called while the folder is locked."""
         known = self._newest()
         for trial in trials:
-            if trial.id in known and known[trial.id].state == TrialState.FAIL:
+            if trial.id in known and known[trial.id].state.is_finished():
                 self._add(trial, known[trial.id].params, known[trial.id].distributions)
 
     def add_suggestion(self, trial: Trial, values: Mapping[str, Any], study: Study) -> None:

@@ -1,7 +1,7 @@
 """A study in its folder: which trials it has, which one is next, and what is chosen so far."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from lora_lightning.studies.added_later import AddedLater, additions
 from lora_lightning.studies.journal import ENDED, Claim, StudyJournal, TrialStatus
 from lora_lightning.studies.learning_rates import Statuses, chosen_rates, configurations_without_rate, further_trials
 from lora_lightning.studies.plan import StudyPlan
+from lora_lightning.studies.repeated_trials import add_lost_trials, retry_failed_trials
 from lora_lightning.studies.search import (
     SearchRun,
     Suggestion,
@@ -247,7 +248,7 @@ def start_study(
         study = OpenStudy(plan, folder, journal, checked.tag, checked.validation_tag)
         folder.save(plan, checked.tag, checked.validation_tag, _added_after_results(study))
         study = study.refreshed()  # with the content of the base configs, whose files may change while it runs
-        study.journal.add_lost(study.plan.trials)
+        add_lost_trials(study)
         if retry_failed:
             retry_failed_trials(study)
     return study
@@ -302,34 +303,6 @@ def _added_after_results(study: OpenStudy) -> AddedLater:
     if added.note:
         rank_zero_warn(added.note)
     return added
-
-
-def retry_failed_trials(study: OpenStudy) -> None:
-    """Adds the failed trials once more, unless they would choose again what is tested already. The folder is locked.
-
-    Args:
-        study: The study. A warning names the trials that are not repeated.
-    """
-    plan, statuses = study.plan, study.statuses()
-    failed = [trial for trial in plan.trials if statuses[trial.id].state == "failed"]
-    started = {trial.configuration for trial in plan.tested if statuses[trial.id].state != "waiting"}
-    chosen = [trial for trial in failed if not trial.is_tested and _is_chosen(study, plan, trial, started)]
-    study.journal.add_again(trial for trial in failed if trial not in chosen)
-    if chosen:
-        named = few_names([trial.title for trial in chosen])
-        rank_zero_warn(
-            f"{len(chosen)} failed runs are not repeated, because what they helped to choose is tested already, and "
-            f"they could change the choice after its test results are known: {named}; to repeat them, give the study "
-            "another name"
-        )
-
-
-def _is_chosen(study: OpenStudy, plan: StudyPlan, trial: Trial, started: Collection[str]) -> bool:
-    """Whether tests have started that depend on what a run helps to choose: its rate, or the winner of a search."""
-    if trial.suggestion is not None:
-        return study.has_winner and plan.configurations[-1].name in started  # the winner
-    rates = plan.study.learning_rate
-    return bool(started) if rates is not None and rates.shared else trial.configuration in started
 
 
 def open_study(path: Path) -> OpenStudy:

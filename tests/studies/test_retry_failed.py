@@ -1,5 +1,6 @@
 """A failed run that helps to choose is not repeated once what was chosen is being tested."""
 
+import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lora_lightning.cli.study_runs_left import count_runs
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.studies.comparison import compare_studies
 from lora_lightning.studies.open_study import OpenStudy, check_additions, start_study
@@ -129,3 +131,30 @@ def test_a_search_without_a_winner_is_not_compared_by_its_reference(tmp_path: Pa
     work(study, first=2)
     with pytest.raises(ConfigurationError, match="has no winner yet; let it end with `study run`, or name config"):
         compare_studies(study.folder.path, study.folder.path)
+
+
+def test_deleted_runs_that_chose_are_trained_again_only_with_what_they_chose(tmp_path: Path) -> None:
+    study = start(tmp_path, RATES)
+    work(study)
+    for trial in study.plan.trials:
+        if not trial.is_tested:
+            shutil.rmtree(study.folder.run(trial))
+    assert count_runs(plan(tmp_path, **RATES), study.folder, retry_failed=False).count == 0
+    with pytest.warns(match="4 runs whose folders are gone are not trained again, .* tested already: r = 2, learning"):
+        again = start(tmp_path, RATES)
+    assert again.is_complete
+    assert again.rates() == study.rates()
+    (tested,) = (trial for trial in study.plan.tested if trial.configuration == "r = 4")
+    shutil.rmtree(study.folder.run(tested))
+    with pytest.warns(match="2 runs whose folders are gone are not trained again"):
+        again = start(tmp_path, RATES)
+    assert states(again, "waiting") == ["r = 4, learning rate 0.01, seed 7", "r = 4, learning rate 0.1, seed 7"]
+
+
+def test_deleted_runs_of_a_search_do_not_decide_again_after_tests(tmp_path: Path) -> None:
+    study = start(tmp_path, SEARCH)
+    work(study)
+    lost = next(trial for trial in study.plan.trials if not trial.is_tested)
+    shutil.rmtree(study.folder.run(lost))
+    with pytest.warns(match="1 runs whose folders are gone are not trained again, .*: search 0: "):
+        assert start(tmp_path, SEARCH).is_complete

@@ -86,7 +86,8 @@ def test_tested_runs_and_former_attempts_do_not_prune(tmp_path: Path) -> None:
         study.journal.report(found, 2, 0.1)
         study.journal.finish(found, 0.1, 1.0)
         with study.folder.locked():
-            study.journal.add_lost([found.trial] if number == 0 else [])  # its folder is gone, so it is trained again
+            lost = study.journal.lost([found.trial] if number == 0 else [])
+            study.journal.add_again(lost)  # its folder is gone, so it is trained again
     for _ in range(2):  # the fourth and the fifth that are complete in the journal, of two runs of the search
         tested = study.journal.claim_next(study.plan.tested)
         assert tested is not None
