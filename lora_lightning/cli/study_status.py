@@ -2,12 +2,16 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from lora_lightning.cli.study_audit import WIDTH, printable_name
 from lora_lightning.cli.study_output import describe_progress, report
+
+if TYPE_CHECKING:
+    from lora_lightning.studies.open_study import OpenStudy
 
 STATUS_HELP = "show how many trials of a study are finished, running, waiting or failed"
 STATUS_EPILOG = """\
@@ -64,7 +68,6 @@ def run_status(options: argparse.Namespace) -> None:
         options: The parsed options.
     """
     from lora_lightning.cli.study_progress import StudyProgress, describe  # noqa: PLC0415  # imports torch
-    from lora_lightning.studies.journal import ENDED  # noqa: PLC0415
     from lora_lightning.studies.open_study import open_study  # noqa: PLC0415
     from lora_lightning.studies.study_run import budget_note  # noqa: PLC0415
 
@@ -87,8 +90,7 @@ def run_status(options: argparse.Namespace) -> None:
         table.add_row("runs of the search", *(str(tried.count(state) or "") for state in STATES))
     console.print(table)
     progress = StudyProgress(study)
-    has_all = study.is_complete and all(status.state in ENDED for status in statuses.values())
-    console.print(f"\n{describe_progress(study)}{'; the study is complete' if has_all else progress.time_left()}")
+    console.print(f"\n{describe_progress(study)}{_state_of(study) or progress.time_left()}")
     for trial, found in progress.running():
         console.print(printable_name(f"running: {trial.title}: {describe(found)}"))
     for trial in plan.trials:
@@ -96,3 +98,15 @@ def run_status(options: argparse.Namespace) -> None:
             console.print(printable_name(f"failed: {trial.title}: {statuses[trial.id].error}"))
     if note := budget_note(study):
         console.print(note)
+
+
+def _state_of(study: "OpenStudy") -> str:
+    """Says that a study has nothing left to train; empty if it has, or if its budget left something out."""
+    from lora_lightning.studies.journal import ENDED  # noqa: PLC0415
+    from lora_lightning.studies.study_run import budget_note  # noqa: PLC0415
+
+    states = [(trial, status.state) for trial, status in study.known_trials()]
+    if not study.is_complete or any(state not in ENDED for _, state in states) or budget_note(study):
+        return ""
+    is_tested = any(trial.is_tested and state == "finished" for trial, state in states)
+    return "; the study is complete" if is_tested else "; nothing is left to train, but nothing is tested"

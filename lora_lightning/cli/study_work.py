@@ -9,20 +9,26 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lora_lightning.cli.study_output import each_warning_once, run_trials
+from lora_lightning.cli.study_output import each_warning_once, report, run_trials
 from lora_lightning.errors import ConfigurationError, ExitStatus, TrainingStopped
+
+if TYPE_CHECKING:
+    from lora_lightning.studies.open_study import OpenStudy
 
 ENDS = (ExitStatus.DONE, ExitStatus.CHECK_FAILED)  # nothing is left to run; some trials may have failed
 STOPS = (ExitStatus.STOPPED, ExitStatus.INTERRUPTED)
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+BESIDE = "--beside"  # of workers that `study run` starts, which writes the report itself
 WORK, HELP = "work", "train trials of a study that `study run` has started, here or on another machine"
 EPILOG = """\
 example:
   lora-lightning study work lightning_logs/studies/ranks
 
-Run it in the working directory of `study run`, because paths in the base config are relative to it. It ends when no
-trial is left, and also runs the trials of workers that were killed meanwhile.
+Run it in the working directory of `study run`, because paths in the base config are relative to it; otherwise it ends
+before it begins a trial. It ends when no trial is left, also runs the trials of workers that were killed meanwhile, and
+writes the report as `study run` does; in the folder of a diagnosis, `diagnose run` does.
 
 exit status: 0 all trials are done, 3 some failed or were not started because the budget is spent, 75 or 130 stopped;
 the same command resumes
@@ -36,6 +42,7 @@ def add_work_options(parser: argparse.ArgumentParser) -> None:
         parser: The parser of the subcommand.
     """
     parser.add_argument("folder", metavar="DIR", type=Path, help="folder of the study")
+    parser.add_argument(BESIDE, action="store_true", dest="is_beside", help=argparse.SUPPRESS)
 
 
 def run_worker(options: argparse.Namespace) -> object:
@@ -48,7 +55,7 @@ def run_worker(options: argparse.Namespace) -> object:
         The state of each trial by id.
 
     Raises:
-        LoraLightningError: If the folder has no study, or the disk is full.
+        LoraLightningError: If the folder has no study, this process cannot train its reference, or the disk is full.
         TrialsFailed: If trials failed, be it here or on another machine, or were not started because the budget is
             spent.
         TrainingStopped: After a signal.
@@ -56,15 +63,34 @@ def run_worker(options: argparse.Namespace) -> object:
     """
     from lora_lightning.studies.open_study import open_study  # noqa: PLC0415  # imports torch
     from lora_lightning.studies.study_run import check_budget_sufficed  # noqa: PLC0415
+    from lora_lightning.studies.trial_runs import check_worker  # noqa: PLC0415
     from lora_lightning.studies.worker import check_all_finished  # noqa: PLC0415
 
     with each_warning_once(), resume_hint(["lora-lightning", "study", WORK, str(options.folder)]):
         study = open_study(options.folder)
+        if not study.is_complete:
+            check_worker(study.planned, study.folder)
         statuses = run_trials(study)
     study = study.refreshed()  # another process may have added seeds or values meanwhile
-    check_all_finished(study.known_trials())
+    ended = study.known_trials()
+    if any(status.state == "finished" and trial.is_tested for trial, status in ended):
+        _report(study, is_beside=options.is_beside)
+    check_all_finished(ended)
     check_budget_sufficed(study)
     return statuses
+
+
+def _report(study: "OpenStudy", *, is_beside: bool) -> None:
+    """Writes the report of a study that has ended, or says which command does: an older one lacks these runs."""
+    if study.folder.is_of_diagnosis:
+        print("\nthe diagnosis and its report are written by `lora-lightning diagnose run`; repeat it")
+    elif is_beside:
+        print(
+            "\nthe report is written by the `study run` that started this worker; if that was killed, write it with: "
+            f"{shlex.join(['lora-lightning', 'study', 'report', str(study.folder.path)])}"
+        )
+    else:
+        report(study)
 
 
 @contextmanager
@@ -119,7 +145,7 @@ def further_workers(folder: Path, count: int) -> Iterator[None]:
     torch.set_num_threads(min(threads, own_threads))
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     gpus = visible_gpus(os.environ, torch.cuda.device_count())
-    command = [sys.executable, "-m", "lora_lightning", "study", WORK, str(folder)]
+    command = [sys.executable, "-m", "lora_lightning", "study", WORK, str(folder), BESIDE]
     logs = [folder / f"worker_{number}.log" for number in range(2, count + 2)]
     print(f"other workers print to: {', '.join(map(str, logs))}", flush=True)
     workers = [

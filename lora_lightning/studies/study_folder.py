@@ -50,9 +50,14 @@ class StudyFolder:
         return self.path / JOURNAL
 
     @property
+    def is_of_diagnosis(self) -> bool:
+        """Whether it is the folder of a diagnosis, too."""
+        return (self.path / DIAGNOSIS).exists()
+
+    @property
     def report(self) -> Path:
         """Where its report is written; in the folder of a diagnosis beside the diagnosis's own."""
-        return self.path / (REPORT_BESIDE_DIAGNOSIS if (self.path / DIAGNOSIS).exists() else REPORT)
+        return self.path / (REPORT_BESIDE_DIAGNOSIS if self.is_of_diagnosis else REPORT)
 
     def run(self, trial: Trial) -> Path:
         """The run folder of a trial."""

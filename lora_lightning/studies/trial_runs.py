@@ -145,11 +145,7 @@ def check_configurations(
         progress(configuration)
         for trial in _trials_to_check(plan, configuration):
             try:
-                arguments = [*config_arguments(base_configs(plan)), *option_arguments(run_options(folder, trial))]
-                with explain_errors():
-                    run = TrainingRun(prepare_command("fit", arguments))
-                    run.check_settings_and_data()
-                found.append(_check_run(plan, configuration.name, run))
+                found.append(_check_run(plan, configuration.name, _read_run(plan, folder, trial)))
                 if found[-1].test_rows != found[0].test_rows:
                     msg = f"its test rows are not those of {found[0].configuration!r}; compare them on the same ones"
                     raise DataError(msg)
@@ -158,6 +154,34 @@ def check_configurations(
                 raise type(error)(msg) from error
     reference = next(each for each in found if each.configuration == plan.reference)
     return replace(reference, device=max(each.device for each in found))
+
+
+def check_worker(plan: StudyPlan, folder: StudyFolder) -> None:
+    """Checks that this process can train, before it claims a trial: elsewhere, a relative path may lead to nothing.
+
+    Args:
+        plan: The study.
+        folder: Its folder.
+
+    Raises:
+        LoraLightningError: If the options, the data or the base model of the reference do not fit here.
+    """
+    trial = _trials_to_check(plan, plan.configuration(plan.reference))[0]
+    try:
+        _read_run(plan, folder, trial)
+    except LoraLightningError as error:
+        msg = f"this worker cannot train the configuration {trial.configuration!r} of the study: {error} It has begun "
+        msg += "no trial; start it in the working directory of `study run`, on a machine that has the data"
+        raise type(error)(msg) from error
+
+
+def _read_run(plan: StudyPlan, folder: StudyFolder, trial: Trial) -> TrainingRun:
+    """Reads the options and the data of a run."""
+    arguments = [*config_arguments(base_configs(plan)), *option_arguments(run_options(folder, trial))]
+    with explain_errors():
+        run = TrainingRun(prepare_command("fit", arguments))
+        run.check_settings_and_data()
+    return run
 
 
 def _trials_to_check(plan: StudyPlan, configuration: Configuration) -> list[Trial]:

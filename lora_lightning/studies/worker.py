@@ -180,5 +180,5 @@ def check_all_finished(statuses: Sequence[tuple[Trial, TrialStatus]]) -> None:
     if failed:
         trial, status = failed[0]
         msg = f"{len(failed)} of {len(statuses)} trials failed, the first one ({trial.title}) because {status.error}"
-        msg += "; fix the cause, and repeat them with --retry_failed"
+        msg += "; fix the cause, and repeat them with --retry_failed, an option of the command that started the study"
         raise TrialsFailed(msg)

@@ -224,6 +224,99 @@ def test_what_another_process_adds_meanwhile_is_run_and_reported(
         assert [(row["seed"], row["state"]) for row in csv.DictReader(file)] == [(seed, "finished") for seed in "0011"]
 
 
+def add_seed(here: Path, seed: int) -> StudyFolder:
+    """Adds a seed to the small study, as `study run` does that is killed then."""
+    folder = StudyFolder(Path("lightning_logs/studies/small"))
+    plan = plan_study(read_study_file(save_study(here, axes={"model.lora.r": [2, 4]}, seeds=[*range(seed + 1)])))
+    with warnings.catch_warnings(action="ignore"):
+        start_study(plan, folder, CheckedStudy("test/loss", "val/loss", "r = 4", 2, 8, "rows"))
+    return folder
+
+
+def test_a_worker_that_ends_a_study_leaves_no_older_report(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save_study(here, axes={"model.lora.r": [2, 4]}, seeds=[0])
+    assert run(path) == 0
+    folder = add_seed(here, 1)
+    capsys.readouterr()
+    assert main(["study", "work", str(folder.path)]) == 0
+    assert f"report:      {folder.report}/report.html" in capsys.readouterr().out
+    rows = (folder.report / "results.csv").read_text().splitlines()
+    assert len(rows) == 1 + 4
+    add_seed(here, 2)
+    assert main(["study", "work", str(folder.path), "--beside"]) == 0  # `study run` waits for it, and writes the report
+    assert f"study report {folder.path}" in capsys.readouterr().out
+    assert (folder.report / "results.csv").read_text().splitlines() == rows
+
+
+def test_a_worker_without_the_data_begins_no_trial(
+    here: Path, tiny_backbone: TinyBackbone, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_tiny_table(here / "train.csv")
+    data = {"train_file": "train.csv", "cache_dir": str(here / "cache"), "test_share": 0.2}
+    base = {
+        "model": {"class_path": "SequenceClassificationTask", "init_args": {"backbone": str(tiny_backbone("bert"))}},
+        "data": {"class_path": "TextClassificationDataModule", "init_args": data},
+        "trainer": {"max_epochs": 1, "accelerator": "cpu"},
+        "checkpoint": {"monitor": "val/accuracy", "mode": "max"},
+    }
+    plan = plan_study(read_study_file(save_study(here, base=base, objective="accuracy")))
+    folder = StudyFolder(here / "lightning_logs/studies/small")
+    start_study(plan, folder, CheckedStudy("test/accuracy", "val/accuracy", "r = 4", 1, 9, "rows"))
+    (elsewhere := here / "elsewhere").mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert main(["study", "work", str(folder.path)]) == 2
+    error = capsys.readouterr().err
+    assert "this worker cannot train the configuration 'r = 4' of the study: " in error
+    assert "train.csv" in error
+    assert "start it in the working directory of `study run`" in error
+    assert {status.state for status in open_study(folder.path).statuses().values()} == {"waiting"}
+
+
+def test_a_study_of_which_nothing_is_tested_is_not_complete(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: PlantedRankTask) -> None:
+        msg = "out of memory"
+        raise RuntimeError(msg)
+
+    rates = {"values": [0.01, 0.02], "seeds": [7]}
+    path = save_study(here, axes={"model.lora.r": [2, 4]}, seeds=[0], learning_rate=rates)
+    with monkeypatch.context() as patch:
+        patch_step(patch, fail)
+        assert run(path) == 3
+    assert main(["study", "status", "lightning_logs/studies/small"]) == 0
+    assert "4 failed; nothing is left to train, but nothing is tested" in capsys.readouterr().out
+
+
+def test_the_report_is_written_before_trials_are_timed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lora_lightning.cli.study_run.print_timings", stop)
+    assert run(save_study(here, axes={"model.lora.r": [2, 4]}, seeds=[0]), "--timings") == 130
+    assert (here / "lightning_logs/studies/small/report/report.html").is_file()
+
+
+def test_another_objective_and_another_name(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = save_study(here, axes={"model.lora.r": [2, 4]}, seeds=[0], objective="accuracy", margin=None)
+    assert run(path) == 2
+    assert "Correct it in the YAML, or give --objective" in capsys.readouterr().err
+    words = ["--objective=loss", "--name=other"]
+    assert run(path, *words) == 2
+    assert "'loss' has no usual margin; add" in capsys.readouterr().err
+    path = save_study(here, axes={"model.lora.r": [2, 4]}, seeds=[0], objective="test/loss")
+    with monkeypatch.context() as patch:
+        patch_step(patch, lambda task: signal.raise_signal(signal.SIGTERM) if task.trainer.global_step == 5 else None)
+        assert run(path, *words) == 75
+    assert "study run small.yaml --objective=loss --name=other" in capsys.readouterr().err.replace(f"{here}/", "")
+    assert run(path, *words) == 0
+    assert open_study(here / "lightning_logs/studies/other").planned.study.name == "other"
+    assert run(path, "--name=other", "--set=trainer.max_epochs=1") == 2
+    assert "or give the study another name, such as with --name" in capsys.readouterr().err
+
+
 def test_another_worker_prints_to_a_file(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(save_study(here, axes={"model.lora.r": [2, 4]}, seeds=[0]), "--workers", "2") == 0
     folder = here / "lightning_logs/studies/small"
