@@ -110,7 +110,8 @@ def run_study_file(options: argparse.Namespace) -> object:
         KeyboardInterrupt: After Ctrl-C.
     """
     plan = _read_plan(options)
-    from lora_lightning.studies.estimate import estimate_study  # noqa: PLC0415  # seconds; a wrong YAML need not wait
+    from lora_lightning.studies.api import report_study  # noqa: PLC0415  # seconds; a wrong YAML need not wait
+    from lora_lightning.studies.estimate import estimate_study  # noqa: PLC0415
     from lora_lightning.studies.former_options import with_former_options  # noqa: PLC0415
     from lora_lightning.studies.open_study import start_study  # noqa: PLC0415
     from lora_lightning.studies.plan import plan_study  # noqa: PLC0415
@@ -132,12 +133,15 @@ def run_study_file(options: argparse.Namespace) -> object:
         with resume_hint(command), further_workers(folder.path, options.workers - 1):
             statuses = run_trials(study)
         study = study.refreshed()  # another process may have added seeds or values meanwhile
+        ended = study.known_trials()
+        is_tested = any(status.state == "finished" and trial.is_tested for trial, status in ended)
         untimed = []
         if options.timings:
             with resume_hint(command):
+                if is_tested:  # timing takes long, and the verdicts need no times
+                    print(f"\nreport without further times: {report_study(study).page}")
                 untimed = print_timings(study)
-    ended = study.known_trials()
-    if any(status.state == "finished" and trial.is_tested for trial, status in ended):
+    if is_tested:
         report(study)
     from lora_lightning.studies.study_run import check_budget_sufficed  # noqa: PLC0415
     from lora_lightning.studies.trial_timings import check_all_timed  # noqa: PLC0415
