@@ -54,6 +54,8 @@ def add_slurm_options(parser: argparse.ArgumentParser) -> None:
     add("--jobs", type=int, default=2, metavar="N", help="number of jobs, each a worker (default: 2)")
     add("--sbatch", action="append", default=[], metavar="OPTION", help="an option of sbatch; may be repeated")
     add("--base", action="append", default=[], metavar="CONFIG", help="as for study run")
+    add("--objective", metavar="METRIC", help="as for study run")
+    add("--name", help="as for study run")
     add("--set", action="append", default=[], dest="settings", metavar="OPTION=VALUE", help="as for study run")
     add("--save_dir", metavar="DIR", help="as for study run")
 
@@ -81,9 +83,11 @@ def run_slurm(options: argparse.Namespace) -> str:
             msg = f"--sbatch {option!r} is no option of sbatch; write it as --sbatch=--time=04:00:00"
             raise ConfigurationError(msg)
         check_fixed(option)
-    study = plan_study(read_study_file(options.study, [Path(base) for base in options.base], options.settings)).study
+    base, replaced = [Path(base) for base in options.base], {"name": options.name, "objective": options.objective}
+    study = plan_study(read_study_file(options.study, base, options.settings, **replaced)).study
     words = ["lora-lightning", "study", "run", str(options.study)]
     words += [f"--base={base}" for base in options.base] + [f"--set={setting}" for setting in options.settings]
+    words += [f"--{option}={value}" for option, value in replaced.items() if value is not None]
     words += [f"--save_dir={options.save_dir}"] if options.save_dir else []
     lines = "".join(f"#SBATCH {option}\n" for option in options.sbatch)
     script = SCRIPT.format(name=study.name, last=options.jobs - 1, lines=lines, command=shlex.join(words))

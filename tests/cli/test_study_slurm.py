@@ -29,6 +29,19 @@ def test_the_script_runs_the_study_and_requeues(tmp_path: Path, capsys: pytest.C
     assert (ended.returncode, ended.stdout) == (75, "requeue 7_2\n")
 
 
+def test_the_jobs_run_the_study_with_its_other_name_and_objective(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--objective=test/loss", "--name=other"]
+    assert main(["study", "slurm", str(save_study(tmp_path)), *words]) == 0
+    script = capsys.readouterr().out
+    assert "--job-name=other\n" in script
+    assert shlex.split(next(line for line in script.splitlines() if line.startswith("srun ")))[-2:] == [
+        "--name=other",
+        "--objective=test/loss",
+    ]
+
+
 @pytest.mark.parametrize("option", ["--nodelist=a", "-N1", "--ntasks-per-node=1", "--nodes 1", "--account=me", "-A me"])
 def test_other_options_of_sbatch_are_taken(option: str) -> None:
     check_fixed(option)
