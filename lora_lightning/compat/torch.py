@@ -88,3 +88,8 @@ def add_summary(writer: Any, summary: Any) -> None:
         summary: A `Summary`.
     """
     writer._get_file_writer().add_summary(summary)
+
+
+def in_place_changes(tensor: Tensor) -> int:
+    """How often a tensor, or one that shares its memory, was changed in place, as far as autograd counts it."""
+    return tensor._version

@@ -14,15 +14,20 @@ from torch.nn import functional
 
 from lora_lightning.compat.peft import LoraLinear
 from lora_lightning.lora.dropout import inverted_mask
+from lora_lightning.lora.shared_cast import shared_cast
 
 
 class _LoraLinear(torch.autograd.Function):
-    """y = x W^T + b + s (D(x) A^T) B^T, where D drops elements of x, with W frozen."""
+    """y = x W^T + b + s (D(x) A^T) B^T, where D drops elements of x, with W frozen.
+
+    All is computed in the dtype of W; if x has another one, it comes in both.
+    """
 
     @staticmethod
     def forward(  # autograd passes by position
         ctx: Any,
         x: Tensor,
+        cast: Tensor | None,
         weight: Tensor,
         bias: Tensor | None,
         lora_a: Tensor,
@@ -30,12 +35,14 @@ class _LoraLinear(torch.autograd.Function):
         scaling: float,
         mask: Tensor | None,
     ) -> Tensor:
+        ctx.dtype = x.dtype
+        x = x if cast is None else cast
         dropped = x if mask is None else x * mask
         hidden = dropped @ lora_a.t()
         y = functional.linear(x, weight, bias)
         y.addmm_(hidden, lora_b.t(), alpha=scaling)
         # If A is frozen (LoRA-FA) nothing needs x again, and without dropout the layer keeps r numbers for each row.
-        ctx.save_for_backward(x if ctx.needs_input_grad[3] else None, weight, lora_a, lora_b, hidden, mask)
+        ctx.save_for_backward(x if ctx.needs_input_grad[4] else None, weight, lora_a, lora_b, hidden, mask)
         ctx.scaling = scaling
         return y
 
@@ -45,7 +52,7 @@ class _LoraLinear(torch.autograd.Function):
         x, weight, lora_a, lora_b, hidden, mask = ctx.saved_tensors
         grad_hidden = (grad @ lora_b).mul_(ctx.scaling)
         grad_a = None
-        if ctx.needs_input_grad[3]:
+        if ctx.needs_input_grad[4]:
             grad_a = grad_hidden.t() @ (x if mask is None else x * mask)
         grad_b = (hidden.t() @ grad).mul_(ctx.scaling).t()  # a quarter of the time of grad.t() @ hidden
         grad_x = None
@@ -55,15 +62,25 @@ class _LoraLinear(torch.autograd.Function):
                 grad_x.addmm_(grad_hidden, lora_a)
             else:
                 grad_x.addcmul_(grad_hidden @ lora_a, mask)
-        grad_bias = grad.sum(dim=0) if ctx.needs_input_grad[2] else None
-        return grad_x, None, grad_bias, grad_a, grad_b, None, None
+            grad_x = grad_x.to(ctx.dtype)
+        grad_bias = grad.sum(dim=0) if ctx.needs_input_grad[3] else None
+        return grad_x, None, None, grad_bias, grad_a, grad_b, None, None
+
+
+def _rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """(rows, in_features), and the same numbers in the dtype to compute in if that is another one."""
+    rows = x.reshape(-1, x.shape[-1])
+    if torch.compiler.is_compiling():  # it fuses the casts
+        return rows.to(dtype), None
+    return rows, None if x.dtype == dtype else shared_cast(x, dtype).reshape(rows.shape)
 
 
 class FusedLoraLinear(LoraLinear):  # PEFT is not typed
     """PEFT's LoRA layer over `nn.Linear`, with the same result in fewer steps if that is possible.
 
     Merged adapters, several adapters, DoRA and other variants, and quantized bases use PEFT's own forward pass. Under
-    autocast everything is cast to its dtype once a call, and the adapter's input and output are not rounded in between.
+    autocast weights are cast to its dtype once a call, the input once for all layers that read it, and the adapter's
+    input and output are not rounded in between.
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -85,15 +102,16 @@ class FusedLoraLinear(LoraLinear):  # PEFT is not typed
         device, dtype = x.device.type, x.dtype
         if torch.is_autocast_enabled(device):  # the function below is not one that autocast knows
             dtype = torch.get_autocast_dtype(device)
-        flat = x.reshape(-1, x.shape[-1]).to(dtype)
+        flat, cast = _rows(x, dtype)
         y = _LoraLinear.apply(  # type: ignore[no-untyped-call]
             flat,
+            cast,
             base.weight.to(dtype),
             None if base.bias is None else base.bias.to(dtype),
             self.lora_A[name].weight.to(dtype),
             self.lora_B[name].weight.to(dtype),
             self.scaling[name],
-            inverted_mask(flat, p) if p else None,
+            inverted_mask(flat if cast is None else cast, p) if p else None,
         )
         # A view only if it is needed: FSDP2 warns of views.
         return y if x.ndim == flat.ndim else y.view(*x.shape[:-1], y.shape[-1])  # type: ignore[no-any-return]

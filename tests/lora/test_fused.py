@@ -131,7 +131,7 @@ def test_gradients_equal_finite_differences(bias: bool, masked: bool) -> None:
     x, weight, a, b = tensor(4, IN), tensor(OUT, IN, trains=False), tensor(R, IN), tensor(OUT, R)
     mask = (torch.rand(4, IN, dtype=torch.float64) > 0.5).double() * 2 if masked else None
     assert torch.autograd.gradcheck(
-        lambda *args: fused._LoraLinear.apply(args[0], weight, args[1], args[2], args[3], 1.7, mask),
+        lambda *args: fused._LoraLinear.apply(args[0], None, weight, args[1], args[2], args[3], 1.7, mask),
         (x, tensor(OUT) if bias else None, a, b),
     )
 
