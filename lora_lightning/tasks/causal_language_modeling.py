@@ -20,6 +20,7 @@ from lora_lightning.backbones.causal_language_modeling import (
 )
 from lora_lightning.backbones.miniature import build_miniature
 from lora_lightning.backbones.model_card import LANGUAGE_MODEL
+from lora_lightning.backbones.rms_norm import use_fast_rms_norm
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.dropout import use_fast_dropout
@@ -187,6 +188,7 @@ class CausalLanguageModelingTask(AdaptationTask):
             self.load_adapter(network, [])
         use_fast_dropout(network)
         fuse_lora_layers(network)
+        use_fast_rms_norm(network)
         return network.train()  # from_pretrained leaves it in eval mode, and Lightning keeps modes as they are
 
     @cached_property

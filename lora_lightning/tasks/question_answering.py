@@ -20,6 +20,7 @@ from lora_lightning.backbones import (
 )
 from lora_lightning.backbones.attention import use_cpu_attention
 from lora_lightning.backbones.model_card import QUESTION_ANSWERER
+from lora_lightning.backbones.rms_norm import use_fast_rms_norm
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.dropout import use_fast_dropout
@@ -178,6 +179,7 @@ class QuestionAnsweringTask(AdaptationTask):
             train_head_only(loaded.model, loaded.lacked)
         use_fast_dropout(network)
         fuse_lora_layers(network)
+        use_fast_rms_norm(network)
         return network.train()  # from_pretrained leaves it in eval mode, and Lightning keeps modes as they are
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,7 @@ from lora_lightning.backbones.finished_head import output_layer_name
 from lora_lightning.backbones.first_token import keep_first_token_only
 from lora_lightning.backbones.loading import build_without_storage
 from lora_lightning.backbones.model_card import CLASSIFIER
+from lora_lightning.backbones.rms_norm import use_fast_rms_norm
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.config import LoraSettings, QuantizationSettings
 from lora_lightning.lora.dropout import use_fast_dropout
@@ -239,6 +240,7 @@ class SequenceClassificationTask(AdaptationTask):
             train_head_only(loaded.model, trained_in_full)
         use_fast_dropout(network)
         fuse_lora_layers(network)
+        use_fast_rms_norm(network)
         return network.train()  # from_pretrained leaves it in eval mode, and Lightning keeps modes as they are
 
     def forward(self, batch: Batch) -> Tensor:

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
+from lora_lightning.backbones.rms_norm import SWITCHED
 from lora_lightning.errors import ConfigurationError
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.metrics import LabelSpace
@@ -130,6 +131,25 @@ def test_clipping_sees_the_gradient_of_the_mean(tiny_backbone: TinyBackbone, tmp
     expected = float(torch.stack([gradient.norm() for gradient in task.seen[0].values()]).norm())
     assert norms == pytest.approx([expected])
     assert float(torch.stack([g.norm() for g in gradients(task).values()]).norm()) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_norms_in_one_function_leave_loss_and_gradients_as_they_are(tiny_backbone: TinyBackbone) -> None:
+    task = built(CausalLanguageModelingTask, tiny_backbone("llama"), **NO_DROPOUT)
+    norms = [module for module in task.modules() if hasattr(module, SWITCHED)]
+    assert len(norms) == 2 * task.transformers_model.config.num_hidden_layers + 1
+
+    def results() -> dict[str, Tensor]:
+        loss = task.next_token.loss(batch_of(10, 3))[0]
+        loss.backward()
+        found = {"loss": loss.detach(), **gradients(task)}
+        task.zero_grad()
+        return found
+
+    ours = results()
+    for norm in norms:
+        norm.__class__ = type(norm).__bases__[0]
+    for name, value in results().items():
+        assert float((ours[name] - value).norm()) <= 1e-6 * float(value.norm()), name
 
 
 @pytest.mark.parametrize("command", ["validate", "test"])
