@@ -8,9 +8,7 @@ import torch
 import transformers
 from lightning import Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -31,7 +29,8 @@ from lora_lightning.tasks.compiled_layers import compile_layers
 from lora_lightning.tasks.continuing import ContinuingTask
 from lora_lightning.tasks.gradient_checkpointing import enable_gradient_checkpointing
 from lora_lightning.tasks.hyperparameters import as_settings
-from lora_lightning.tasks.optimization import OptimizationSettings, build_optimizer, build_schedule
+from lora_lightning.tasks.optimization import OptimizationSettings
+from lora_lightning.tasks.optimized import OptimizedTask
 from lora_lightning.tasks.quantized_training import quantization_for
 from lora_lightning.tasks.step_weighting import StepWeighting
 from lora_lightning.tasks.trainer_checks import check_trainer_fits
@@ -41,7 +40,7 @@ MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 EVALUATED = "evaluated"  # what `test_step` returns: the result of `evaluate`, for callbacks
 
 
-class AdaptationTask(HookedConversion, ContinuingTask):
+class AdaptationTask(HookedConversion, OptimizedTask, ContinuingTask):
     """Base of the tasks: a pretrained model, with adapters or trained in full, and how it trains.
 
     The model is built in `configure_model`, so making a task loads no weights. A checkpoint holds the trainable
@@ -275,16 +274,6 @@ class AdaptationTask(HookedConversion, ContinuingTask):
         """
         if (loss := self._step_weighting.divide_gradients(self.parameters(), self.trainer)) is not None:
             self.log("train/loss", loss, prog_bar=True)
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW over the trainable parameters, and the schedule, which advances with each optimizer step."""
-        mixed_precision = isinstance(self.trainer.precision_plugin, MixedPrecision)
-        optimizer = build_optimizer(self, self.optimization, mixed_precision=mixed_precision)
-        schedule = build_schedule(optimizer, self.optimization, self.trainer.estimated_stepping_batches)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "train/learning_rate"},
-        }
 
     def convert_tensors(self, convert: Callable[[Tensor], Tensor], *, recurse: bool) -> None:
         """Moves and converts the network; metrics and thresholds only move, and stay exact in half precision."""

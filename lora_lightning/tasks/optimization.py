@@ -101,20 +101,20 @@ def parameter_groups(model: nn.Module, settings: OptimizationSettings) -> list[d
     ]
 
 
-def build_optimizer(model: nn.Module, settings: OptimizationSettings, *, mixed_precision: bool = False) -> AdamW:
+def build_optimizer(model: nn.Module, settings: OptimizationSettings, *, scales_gradients: bool = False) -> AdamW:
     """AdamW over the trainable parameters, in its fused form if that is possible.
 
     Args:
         model: Holds the parameters.
         settings: Learning rate, decay, variants.
-        mixed_precision: Lightning clips gradients of a mixed-precision run only if the optimizer is not fused.
+        scales_gradients: Gradients are scaled, as in float16; they can be clipped only if the optimizer is not fused.
 
     Returns:
         The optimizer.
     """
     groups = parameter_groups(model, settings)
     on_one_device = len({parameter.device.type for group in groups for parameter in group["params"]}) == 1
-    fused = (on_one_device and not mixed_precision) or None
+    fused = (on_one_device and not scales_gradients) or None
     own_classes = (variant.optimizer_class(model) for variant in chosen_variants(None, settings))
     optimizer_class = next((own for own in own_classes if own is not None), AdamW)
     optimizer = optimizer_class(groups, lr=settings.learning_rate, fused=fused)
