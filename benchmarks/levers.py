@@ -21,10 +21,12 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim import Optimizer
 
-from lora_lightning.backbones import attention
+from lora_lightning.backbones import attention, rms_norm
 from lora_lightning.compat.peft import LoraLinear
 from lora_lightning.compat.transformers import sdpa_attention_forward
+from lora_lightning.lora import fused
 from lora_lightning.lora.config import LoraSettings
 from lora_lightning.lora.dropout import FastDropout
 from lora_lightning.lora.fused import FusedLoraLinear
@@ -32,8 +34,9 @@ from lora_lightning.lora.sharding import transformer_layers
 from lora_lightning.metrics.label_space import LabelSpace
 from lora_lightning.tasks import CausalLanguageModelingTask, SequenceClassificationTask, next_token
 from lora_lightning.tasks.compiled_layers import compile_layers
+from lora_lightning.tasks.optimization import OptimizationSettings, build_optimizer
 
-Lever = Callable[[nn.Module], AbstractContextManager[object]]
+Lever = Callable[[nn.Module, Optimizer], AbstractContextManager[object]]
 
 
 def encoder(base_dropout: float) -> tuple[nn.Module, Callable[[], Tensor]]:
@@ -74,14 +77,29 @@ def of_class(network: nn.Module, ours: type[nn.Module], plain: type[nn.Module]) 
 
 
 @contextmanager
-def not_compiled(network: nn.Module) -> Iterator[None]:
-    """Layers as they were before `compile_layers` for a while."""
-    layers = [(layer, type(layer)) for layer in transformer_layers(network)]
-    for layer, ours in layers:
-        layer.__class__ = ours.__bases__[0]
+def of_base_class(modules: list[nn.Module]) -> Iterator[None]:
+    """Modules as they were before they were switched to a class that was made for it, for a while."""
+    switched = [(module, type(module)) for module in modules]
+    for module, ours in switched:
+        module.__class__ = ours.__bases__[0]
     yield
-    for layer, ours in layers:
-        layer.__class__ = ours
+    for module, ours in switched:
+        module.__class__ = ours
+
+
+def fast_norms(network: nn.Module) -> list[nn.Module]:
+    """Norms that train in one function."""
+    return [module for module in network.modules() if hasattr(module, rms_norm.SWITCHED)]
+
+
+@contextmanager
+def not_fused(optimizer: Optimizer) -> Iterator[None]:
+    """AdamW as a loop over tensors for a while."""
+    for group in optimizer.param_groups:
+        group["fused"] = None
+    yield
+    for group in optimizer.param_groups:
+        group["fused"] = True
 
 
 def plain_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
@@ -92,14 +110,18 @@ def plain_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tens
 LAYER, LOSS = "LoRA layer in one function", "loss of the head in parts"
 SHORT, DROPOUT = "attention of short texts in float32", "attention with dropout"
 MASKS = "masks of dropout"
+CAST, NORM, ADAMW = "one cast of an activation", "RMSNorm in one function", "fused AdamW"
 COMPILED = "compiled layers (model.torch_compile)"
 WITHOUT: dict[str, Lever] = {
-    LAYER: lambda network: of_class(network, FusedLoraLinear, LoraLinear),
-    SHORT: lambda _: patch.object(attention, "SHORT", 0),
-    DROPOUT: lambda _: patch.object(attention, "_attend_with_dropout", pytorchs_attention),
-    LOSS: lambda _: patch.object(next_token, "linear_cross_entropy", plain_loss),
-    MASKS: lambda network: of_class(network, FastDropout, nn.Dropout),
-    COMPILED: not_compiled,
+    LAYER: lambda network, _: of_class(network, FusedLoraLinear, LoraLinear),
+    CAST: lambda *_: patch.object(fused, "shared_cast", lambda x, dtype: x.detach().to(dtype)),
+    NORM: lambda network, _: of_base_class(fast_norms(network)),
+    ADAMW: lambda _, optimizer: not_fused(optimizer),
+    SHORT: lambda *_: patch.object(attention, "SHORT", 0),
+    DROPOUT: lambda *_: patch.object(attention, "_attend_with_dropout", pytorchs_attention),
+    LOSS: lambda *_: patch.object(next_token, "linear_cross_entropy", plain_loss),
+    MASKS: lambda network, _: of_class(network, FastDropout, nn.Dropout),
+    COMPILED: lambda network, _: of_base_class(transformer_layers(network)),
 }
 
 
@@ -117,13 +139,15 @@ def measure(
     network: nn.Module, loss: Callable[[], Tensor], precision: str, levers: set[str], turns: int
 ) -> dict[str, object]:
     """Times steps with all levers, and with all but one."""
+    optimizer = build_optimizer(network, OptimizationSettings(learning_rate=1e-5))
 
     def step() -> float:
         start = time.thread_time()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
             value = loss()
         value.backward()  # type: ignore[no-untyped-call]
-        network.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad()
         return time.thread_time() - start
 
     start = time.perf_counter()
@@ -133,7 +157,7 @@ def measure(
     ratios: dict[str, list[float]] = {name: [] for name in WITHOUT if name in levers}
     for _ in range(turns):
         for name, found in ratios.items():
-            with WITHOUT[name](network):
+            with WITHOUT[name](network, optimizer):
                 other = step()
             seconds.append(step())
             found.append(other / seconds[-1])
@@ -162,14 +186,14 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     if options.model == "smollm2":
-        cases = {"": (decoder(), {LAYER, LOSS})}
+        cases = {"": (decoder(), {LAYER, LOSS, CAST, NORM, ADAMW})}
     else:
         cases = {
-            "no dropout of the base, ": (encoder(0.0), {LAYER, SHORT}),
+            "no dropout of the base, ": (encoder(0.0), {LAYER, SHORT, CAST, ADAMW}),
             "dropout of the base, ": (encoder(0.1), {LAYER, DROPOUT, MASKS}),
         }
     for title, ((network, loss), levers) in cases.items():
-        for precision, used in (("float32", levers - {SHORT}), ("bf16", levers)):
+        for precision, used in (("float32", levers - {SHORT, CAST}), ("bf16", levers)):
             report(f"{options.model}, {title}{precision}", measure(network, loss, precision, used, options.turns))
     if options.model == "smollm2":
         network, loss = decoder()
