@@ -12,7 +12,7 @@ from lora_lightning.backbones import load_config, load_tokenizer, position_limit
 from lora_lightning.datamodules.base import KINDS_OF_STAGE, AdaptationDataModule
 from lora_lightning.datamodules.batching import EncodedSplit, TokenizedDataset
 from lora_lightning.datamodules.embedded_tokens import check_tokens_are_embedded
-from lora_lightning.datamodules.token_cache import cache_file, read_splits, tokenizer_state, write_splits
+from lora_lightning.datamodules.token_cache import cache_file, own_code, read_splits, tokenizer_state, write_splits
 from lora_lightning.errors import BackboneError, ConfigurationError
 
 IGNORED_LABEL = -100  # the default `ignore_index` of torch's cross entropy
@@ -22,6 +22,7 @@ class TextDataModule(AdaptationDataModule):
     """Base of the data modules for text. Subclasses read the rows and turn them into tokens.
 
     The rows of a split can be anything that JSON can represent, or dataclasses of it; they are part of the cache key.
+    So is the source file of a subclass of yours; a subclass without one, as in a notebook, is not cached.
 
     Args:
         backbone: The model whose tokenizer is used; set automatically from `model.backbone`.
@@ -146,10 +147,12 @@ class TextDataModule(AdaptationDataModule):
     def _tokenize(self) -> None:
         if self._encoded_splits:
             return
-        found = read_splits(self.cache_file) if self.cache_file is not None else None
+        is_cached = own_code(type(self), TextDataModule) is not None
+        found = read_splits(self.cache_file) if is_cached and self.cache_file is not None else None
         if found is None:
             found = {name: self.encode(name, rows) for name, rows in self.raw_splits.items()}
-            write_splits(self.cache_file, found)
+            if is_cached:
+                write_splits(self.cache_file, found)
         self._encoded_splits = {name: self._embedded(name, encoded) for name, encoded in found.items()}
 
     def _embedded(self, name: str, encoded: EncodedSplit) -> EncodedSplit:
@@ -159,5 +162,6 @@ class TextDataModule(AdaptationDataModule):
     @cached_property
     def cache_file(self) -> Path | None:
         """A file whose name is a hash of everything that decides tokens and labels; `None` without a home folder."""
-        parts = (type(self).__qualname__, tokenizer_state(self.tokenizer), self.encoding_settings())
+        code = own_code(type(self), TextDataModule) or ()
+        parts = (type(self).__qualname__, *code, tokenizer_state(self.tokenizer), self.encoding_settings())
         return cache_file(self.cache_dir, [*parts, *self.raw_splits.items()])

@@ -4,6 +4,7 @@ A cache only saves time: without a folder to write to, or with a damaged file, t
 """
 
 import hashlib
+import inspect
 import json
 import os
 import socket
@@ -51,6 +52,28 @@ def cache_file(cache_dir: str | None, parts: Iterable[Any]) -> Path | None:
     except RuntimeError:
         return None
     return None if folder is None else folder / f"tokenized-{digest.hexdigest()[:32]}.safetensors"
+
+
+def own_code(data_class: type, package_class: type) -> list[tuple[str, str]] | None:
+    """The code of a user's own data module: what its `encode` returns may change with every edit.
+
+    Args:
+        data_class: The class of a data module.
+        package_class: The class of this package that it inherits from.
+
+    Returns:
+        The name and a hash of the module's source for each class outside this package, none for a class of it; `None`
+        if a class has no source, as in a notebook. A change in another file that it imports goes unnoticed.
+    """
+    package = __name__.partition(".")[0]
+    own = [each for each in data_class.__mro__ if each not in package_class.__mro__]
+    own = [each for each in own if each.__module__.partition(".")[0] != package]
+    try:
+        sources = [Path(inspect.getfile(each)).read_bytes() for each in own]
+    except (OSError, TypeError):
+        return None
+    names = [f"{each.__module__}.{each.__qualname__}" for each in own]
+    return [(name, hashlib.sha256(source).hexdigest()) for name, source in zip(names, sources, strict=True)]
 
 
 def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

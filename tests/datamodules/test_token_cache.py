@@ -2,17 +2,20 @@
 
 import os
 import re
+import sys
 import warnings
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from lora_lightning.datamodules import token_cache
+from lora_lightning.datamodules import TextClassificationDataModule, token_cache
 from lora_lightning.datamodules.batching import EncodedSplit
-from lora_lightning.datamodules.token_cache import cache_file, read_splits, write_splits
+from lora_lightning.datamodules.text_base import TextDataModule
+from lora_lightning.datamodules.token_cache import cache_file, own_code, read_splits, write_splits
 from tests.datamodules.test_base import ROWS, TinyDataModule
 
 SPLITS = {
@@ -202,3 +205,53 @@ def test_training_goes_on_without_a_home(backbone: str, monkeypatch: pytest.Monk
         module = started(backbone=backbone)
     assert len(said) == 1
     assert_usable(module)
+
+
+OWN = """
+from tests.datamodules.test_base import TinyDataModule
+
+
+class Own(TinyDataModule):
+    def encode(self, split, rows):
+        rows = type(rows)([text + " {word}" for text in rows.texts], rows.labels, rows.pairs)
+        return super().encode(split, rows)
+"""
+
+
+def loaded(path: Path, word: str) -> ModuleType:
+    path.write_text(OWN.replace("{word}", word))
+    module = ModuleType("own_data")
+    module.__file__ = str(path)
+    sys.modules["own_data"] = module
+    exec(compile(path.read_text(), path, "exec"), module.__dict__)  # noqa: S102  # an import would read a .pyc
+    return module
+
+
+def test_an_edited_data_module_is_tokenized_again(
+    backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "own_data", ModuleType("own_data"))
+    settings = {"backbone": backbone, "cache_dir": str(tmp_path / "cache")}
+
+    def tokens(word: str) -> tuple[list[int], Path | None]:
+        module = loaded(tmp_path / "own_data.py", word).Own(**settings)
+        module.prepare_data()
+        module.setup("fit")
+        return module.splits["train"][range(1)]["input_ids"].flatten().tolist(), module.cache_file
+
+    first, file = tokens("w1")
+    assert tokens("w1") == (first, file)
+    second, other = tokens("w2 w3")
+    assert len(second) > len(first)
+    assert other != file
+
+
+def test_a_class_without_source_is_not_cached(backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "own_data", ModuleType("own_data"))
+    module = loaded(tmp_path / "own_data.py", "w1")
+    del module.__file__
+    assert own_code(module.Own, TextDataModule) is None
+    assert own_code(TextClassificationDataModule, TextDataModule) == []
+    data = module.Own(backbone=backbone, cache_dir=str(tmp_path / "cache"))
+    data.prepare_data()
+    assert not (tmp_path / "cache").exists()
