@@ -105,18 +105,21 @@ def _is_plain(norm: nn.Module) -> bool:
     tensors = {**dict(norm.named_parameters()), **dict(norm.named_buffers())}
     if epsilon is None or list(tensors) != ["weight"] or tensors["weight"].ndim != 1:
         return False
-    n = len(tensors["weight"])
+    with torch.device("cpu"), torch.enable_grad(), torch.autocast("cpu", enabled=False):  # `plan` builds on meta
+        return _computes(norm, len(tensors["weight"]), epsilon)
+
+
+def _computes(norm: nn.Module, n: int, epsilon: float) -> bool:
     weight = torch.arange(n).mul(0.7).cos().add(1.5)  # not random: the run's numbers stay the same
     rows = torch.arange(len(TRIAL) * n).mul(1.3).sin().view(len(TRIAL), n)
     x = ((rows + 0.2) * torch.tensor(TRIAL)[:, None]).requires_grad_()
-    with torch.enable_grad(), torch.autocast("cpu", enabled=False):
-        try:
-            theirs = functional_call(norm, {"weight": weight}, (x,))
-            (their_grad,) = torch.autograd.grad(theirs, x, rows.flip(0))
-        except (AttributeError, RuntimeError, TypeError, ValueError):  # it takes something else
-            return False
-        ours = _RmsNorm.apply(x, weight, epsilon)  # type: ignore[no-untyped-call]
-        (our_grad,) = torch.autograd.grad(ours, x, rows.flip(0))
+    try:
+        theirs = functional_call(norm, {"weight": weight}, (x,))
+        (their_grad,) = torch.autograd.grad(theirs, x, rows.flip(0))
+    except (AttributeError, RuntimeError, TypeError, ValueError):  # it takes something else
+        return False
+    ours = _RmsNorm.apply(x, weight, epsilon)  # type: ignore[no-untyped-call]
+    (our_grad,) = torch.autograd.grad(ours, x, rows.flip(0))
     return _agrees(ours, theirs) and _agrees(our_grad, their_grad)
 
 

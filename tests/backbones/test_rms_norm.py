@@ -177,3 +177,10 @@ def test_switching_draws_nothing_and_works_without_values() -> None:
         norm = LlamaRMSNorm(N)
     assert use_fast_rms_norm(nn.Sequential(norm)) == 1
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_norms_are_found_while_a_model_is_built_without_weights() -> None:
+    with torch.device("meta"):
+        norm = LlamaRMSNorm(8)
+        norm.requires_grad_(False)
+        assert use_fast_rms_norm(nn.Sequential(norm)) == 1

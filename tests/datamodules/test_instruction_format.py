@@ -157,7 +157,6 @@ def test_responses_that_are_switched_off_are_read_but_not_learnt(template: str, 
     ("message", "what"),
     [
         (SYSTEM, "the content of message 1 .role system"),
-        (say("human", "why?"), "the content of message 1 .role human"),
         (say("developer", "be kind"), "the content of message 1 .role developer"),
         (say("tool", "7"), "the content of message 1 .role tool"),
         (say("system", "no </think>"), "the content of message 1 .role system"),
