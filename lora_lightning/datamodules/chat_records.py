@@ -284,7 +284,9 @@ def _parse_message(row: Record) -> Message:
 
 def _plain_role(role: Any) -> Any:
     """The role in the usual letters, and `human` as `user`, since files mix both; other roles as they are."""
-    plain = role.strip().lower() if isinstance(role, str) else role
+    if not isinstance(role, str):  # refused where the message is read
+        return role
+    plain = role.strip().lower()
     if plain == "human":
         return "user"
     return plain if plain in KNOWN_ROLES | NAMES_OF_ASSISTANT | SHAREGPT_ROLES.keys() else role

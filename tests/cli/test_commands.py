@@ -275,6 +275,11 @@ def _checkpoint(run: Path, folder: Path, change: Callable[[dict[str, Any]], None
     return f"--ckpt_path={folder / 'changed.ckpt'}"
 
 
+def _copied_checkpoints(run: Path, folder: Path) -> Path:
+    """Those of a copy of the run, whose scores count because its data is known."""
+    return Path(shutil.copytree(run, folder / "version_0")) / "checkpoints"
+
+
 def _truncated(run: Path, folder: Path) -> str:
     content = (run / "checkpoints/best.ckpt").read_bytes()
     (folder / "torn.ckpt").write_bytes(content[: len(content) // 2])
@@ -432,7 +437,8 @@ MISUSE: dict[str, tuple[Misuse, list[str]]] = {
     "best checkpoint that is none": (
         lambda run, folder: [
             *("fit", f"--config={run / 'config.yaml'}", f"--trainer.logger.save_dir={folder}"),
-            _checkpoint(run, folder, lambda checkpoint: _point_to(checkpoint, _payload(folder))),
+            "--trainer.max_epochs=3",
+            _checkpoint(run, _copied_checkpoints(run, folder), lambda found: _point_to(found, _payload(folder))),
         ],
         ["payload", "damaged"],
     ),

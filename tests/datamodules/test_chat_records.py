@@ -250,5 +250,13 @@ def test_roles_are_read_whatever_their_letters(given: str, role: str) -> None:
     assert parse_prompt(Record("f", {"messages": chat})).messages == [say(role, "a"), chat[1]]
 
 
+@pytest.mark.parametrize("role", [["assistant"], {"a": 1}, 3, None])
+def test_a_role_that_is_no_text_is_refused_where_it_is_read(role: Any) -> None:
+    record = Record("f", {"messages": [say("user", "a"), {"role": role, "content": "b"}, say("assistant", "c")]})
+    assert not has_empty_response(record)
+    with pytest.raises(DataError, match=r"f, message 2: the field 'role'"):
+        parse_example(record)
+
+
 def test_a_blank_response_is_one_whatever_its_letters() -> None:
     assert has_empty_response(Record("f", {"messages": [say("Assistant", " ")]}))

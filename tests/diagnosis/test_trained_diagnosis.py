@@ -763,7 +763,7 @@ def test_runs_that_cannot_be_compared_are_refused_and_nothing_is_lost(
     (run,) = copied.glob("NF4_r_4_seed_0_*")
     record = RunRecord.load(run)
     if what == "data":
-        change_run(copied, "NF4_r_4_seed_0_*", data=dict(record.data_fingerprint) | {"train": "0"})
+        change_run(copied, "NF4_r_4_seed_0_*", data_rows=dict(record.data_fingerprint) | {"train": "0"})
     elif what == "base":
         change_run(copied, "NF4_r_4_seed_0_*", base_model=dict(record.base_model or {}) | {"weights": "0"})
     elif what == "labels":
@@ -1166,7 +1166,7 @@ def check_runs_with_lists(folder: Path, capsys: pytest.CaptureFixture[str], monk
     (run,) = own.parent.glob("random_list_1_seed_0_*")
     record, labels = RunRecord.load(run), run / "adapter/labels.json"
     changes: dict[str, dict[str, Any]] = {
-        "given other rows of train": {"data": dict(record.data_fingerprint) | {"train": "0"}},
+        "given other rows of train": {"data_rows": dict(record.data_fingerprint) | {"train": "0"}},
         "trained from another base model": {"base_model": dict(record.base_model or {}) | {"weights": "0"}},
         "trained on other labels": {},
     }

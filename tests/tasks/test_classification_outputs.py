@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 
 from lora_lightning.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL, LabelSpace
 from lora_lightning.tasks import SequenceClassificationTask
@@ -137,7 +138,8 @@ def test_the_sanity_check_chooses_no_threshold(sanity_checking: bool, monkeypatc
     chosen: list[str] = []
     monkeypatch.setattr(SequenceClassificationTask, "choose_threshold", lambda _, split: chosen.append(split))
     monkeypatch.setattr(SequenceClassificationTask, "_log_metrics", lambda _: None)
-    monkeypatch.setattr(SequenceClassificationTask, "trainer", SimpleNamespace(sanity_checking=sanity_checking))
+    trainer = SimpleNamespace(sanity_checking=sanity_checking, state=SimpleNamespace(fn=TrainerFn.FITTING))
+    monkeypatch.setattr(SequenceClassificationTask, "trainer", trainer)
     task = SequenceClassificationTask("tiny")
     task.scored_splits = ["val"]
     task.on_validation_epoch_end()
