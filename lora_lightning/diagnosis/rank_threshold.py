@@ -227,9 +227,9 @@ def _losses(diagnosis: Diagnosis, results: StudyResults, pairs: list[tuple[int, 
 
 def _adjusted(p_values: Sequence[float | None], differences: Sequence[PairedDifference]) -> list[float]:
     """Adjusts the p values of what is tested; NaN for the others, which are no part of the family."""
-    own = [each if difference.is_tested else None for each, difference in zip(p_values, differences, strict=True)]
-    found = iter(holm([each for each in own if each is not None]))
-    return [math.nan if each is None else next(found) for each in own]
+    counts = [p is not None and difference.is_tested for p, difference in zip(p_values, differences, strict=True)]
+    adjusted = holm([1.0 if p is None else p for p in p_values], counts)
+    return [p if is_tested else math.nan for p, is_tested in zip(adjusted, counts, strict=True)]
 
 
 def _why_not_judged(difference: PairedDifference) -> str:

@@ -32,9 +32,10 @@ def note_on_time_limits(study: Study) -> str:
     if not found:
         return ""
     return (
-        f"Time limits runs or decides when they are validated ({', '.join(found)}), so that results depend on what "
-        "else a machine does: configurations may be compared after unequal training, and a repeated run may differ. "
-        "trainer.max_epochs, trainer.max_steps and a number as val_check_interval do not depend on it."
+        f"Time decides how long runs train or when they are validated ({', '.join(found)}), so that results "
+        "depend on what else a machine does: configurations may be compared after unequal training, and a "
+        "repeated run may differ. trainer.max_epochs, trainer.max_steps and a number as val_check_interval "
+        "do not depend on it."
     )
 
 
