@@ -11,7 +11,13 @@ from rich.text import Text
 from lora_lightning.analysis.metric_scale import TableScale
 from lora_lightning.reports.claim_rows import claim_rows
 from lora_lightning.reports.study_json import json_text, study_as_json
-from lora_lightning.reports.verdict_rows import chance_sentence, shown_value_unit, verdict_rows
+from lora_lightning.reports.verdict_rows import (
+    against_full_sentences,
+    chance_sentence,
+    shown_value_unit,
+    sign_of_differences,
+    verdict_rows,
+)
 from lora_lightning.statistics.analysis import StudyAnalysis
 from lora_lightning.statistics.study_results import StudyResults
 from lora_lightning.statistics.verdicts import shown_margin, variance_sentence
@@ -125,7 +131,9 @@ def print_audit(audit: StudyAudit) -> None:
     console = Console(highlight=False, markup=False, soft_wrap=True, width=WIDTH)
     metric, analysis = audit.results.metric, audit.analysis
     better = "larger" if metric.higher_is_better else "smaller"
-    console.print(printable_name(f"{metric.name}: {better} is better, margin {shown_margin(metric)}"))
+    console.print(
+        printable_name(f"{metric.name}: {better} is better{sign_of_differences(metric)}; margin {shown_margin(metric)}")
+    )
     console.print()
     console.print(verdicts_table(audit.results, analysis))
     for paragraph in filter(None, (analysis.recommendation.answer, chance_sentence(analysis))):
@@ -135,6 +143,8 @@ def print_audit(audit: StudyAudit) -> None:
     console.print()
     for comparison in analysis.comparisons:
         console.print(printable_name(f"- {comparison.sentence} {variance_sentence(comparison.difference)}".rstrip()))
+    for sentence in against_full_sentences(analysis):
+        console.print(printable_name(f"- {sentence}"))
 
 
 def verdicts_table(results: StudyResults, analysis: StudyAnalysis) -> Table:

@@ -1,6 +1,7 @@
 """The ranks of all layers as a heat map."""
 
 from collections.abc import Mapping
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,18 +57,25 @@ def module_grid(numbers: Mapping[str, float]) -> tuple[NDArray[np.float64], list
 
     Returns:
         Numbers by row and column, NaN where there is none, with the names of both. A row is the number of a layer, or
-        with several stacks of layers, as in an encoder-decoder, the name that ends in it.
+        with several stacks of layers, as in an encoder-decoder, the name that ends in it, without what all share.
     """
     places = {module: _row_and_kind(module) for module in numbers}
-    prefixes = list(dict.fromkeys(row for row, _ in places.values()))
-    prefixes = [row for row in prefixes if row] + [row for row in prefixes if not row]
+    prefixes = sorted({row for row, _ in places.values()}, key=_place_of_row)
     kinds = list(dict.fromkeys(kind for _, kind in places.values()))
     grid = np.full((len(prefixes), len(kinds)), np.nan)
     for module, (row, kind) in places.items():
         grid[prefixes.index(row), kinds.index(kind)] = numbers[module]
     stacks = {row.rpartition(".")[0] for row in prefixes if row}
-    rows = [(row if len(stacks) > 1 else row.rpartition(".")[2]) or "other" for row in prefixes]
+    levels = zip(*(stack.split(".") for stack in stacks), strict=False)
+    shared = len([*takewhile(lambda names: len({*names}) == 1, levels)])
+    rows = [".".join(row.split(".")[shared:]) or "other" for row in prefixes]
     return grid, rows, kinds
+
+
+def _place_of_row(row: str) -> tuple[bool, str, int]:
+    """By stack and number of the layer; modules without one come last."""
+    stack, _, number = row.rpartition(".")
+    return not row, stack, int(number) if row else 0
 
 
 def _row_and_kind(module: str) -> tuple[str, str]:

@@ -1,13 +1,12 @@
 """One number per module as a heat map: a row for each layer, a column for each kind of module."""
 
-import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lora_lightning.figures.allocation import module_grid
 from lora_lightning.figures.cards import CARD_INCHES, DOTS_PER_INCH, FONT
-from lora_lightning.lora.delta import split_layer_number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,19 +41,19 @@ def layer_map_figure(
     """
     from matplotlib.figure import Figure  # noqa: PLC0415  # a second of import, needed only where something is drawn
 
-    places = {module: split_layer_number(module) for module in values}
-    kinds = list(dict.fromkeys(kind for _, kind in places.values()))
-    layers = sorted({layer for layer, _ in places.values()}, key=lambda layer: math.inf if layer is None else layer)
-    grid = np.full((len(layers), len(kinds)), np.nan)
-    for module, (layer, kind) in places.items():
-        grid[layers.index(layer), kinds.index(kind)] = values[module]
+    grid, layers, kinds = module_grid(values)
     finite = grid[np.isfinite(grid)]
     largest = float(finite.max(initial=0.0)) or 1.0
     # A single value far above the others would make them all look alike.
     top_value = highest or min(largest, OUTLIER * float(np.median(finite)) if finite.size else 0.0) or largest
     numbered = len(kinds) <= NUMBERED_KINDS and len(layers) <= NUMBERED_LAYERS
     # Inches by hand: matplotlib's own layout takes as long as the rest of the drawing.
-    left, bottom, top, right = 0.5, 0.18 + LETTER * max(map(len, kinds)), 0.3, 0.55
+    left, bottom, top, right = (
+        max(0.5, 0.25 + LETTER * max(map(len, layers))),
+        0.18 + LETTER * max(map(len, kinds)),
+        0.3,
+        0.55,
+    )
     width = CARD_INCHES - left - right
     height = max(0.5, (0.15 if numbered else 0.07) * len(layers))
     size = (CARD_INCHES, bottom + height + top)
@@ -66,9 +65,8 @@ def layer_map_figure(
         value = grid[row, column]
         color = "black" if value > BRIGHT * top_value else "white"
         axes.text(column, row, number(value), ha="center", va="center", color=color, fontsize=FONT)
-    names = ["other" if layer is None else str(layer) for layer in layers]
     every = 1 if numbered else 5
-    axes.set_yticks(range(0, len(layers), every), names[::every], fontsize=FONT)
+    axes.set_yticks(range(0, len(layers), every), layers[::every], fontsize=FONT)
     axes.set_xticks(range(len(kinds)), kinds, fontsize=FONT, rotation=90)
     axes.set_ylabel("layer", fontsize=FONT)
     figure.text(0.06 / size[0], 1 - 0.2 / size[1], title, fontsize=FONT + 1)

@@ -5,13 +5,13 @@ import re
 from html import escape
 from typing import TYPE_CHECKING
 
-from lora_lightning.figures.png import missing_letters_ignored
+from lora_lightning.figures.png import DRAWN_BY, missing_letters_ignored
 from lora_lightning.figures.study import INK
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NO_DATE = {"Date": None}  # the same figure is the same file
+METADATA = {"Date": None, "Creator": DRAWN_BY}  # without a date the same figure is the same file
 BACKGROUND = re.compile(r'(<g id="patch_1">\s*<path[^>]*style=")fill: (?:#ffffff|white)')
 ID = re.compile(r'(\bid="|url\(#|href="#)')
 
@@ -22,7 +22,7 @@ def svg_text(figure: "Figure") -> str:
 
     text = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "lora_lightning"}), missing_letters_ignored():
-        figure.savefig(text, format="svg", metadata=NO_DATE, facecolor="white")
+        figure.savefig(text, format="svg", metadata=METADATA, facecolor="white")
     return text.getvalue()
 
 

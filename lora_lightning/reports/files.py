@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_lightning.errors import DataError, few_names
-from lora_lightning.figures.png import png_bytes
+from lora_lightning.figures.png import DRAWN_BY, png_bytes
 from lora_lightning.reports.drawing import inline_svg
 from lora_lightning.runs.files import atomic_file
 
@@ -64,14 +64,14 @@ def write_report_files(
     Raises:
         DataError: If a file cannot be written, or would be lost.
     """
-    _check_nothing_is_lost(folder, contents)
+    pictures = {f"{FIGURES}/{each.name}.png": png_bytes(each.figure) for each in figures}
+    pictures |= {f"{FIGURES}/{each.name}.svg": svg.encode() for each, svg in zip(figures, drawn, strict=True)}
+    _check_nothing_is_lost(folder, pictures | dict(contents))
     try:
         (folder / FIGURES).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _write_error(folder / FIGURES, error) from error
     _delete_former_figures(folder, {each.name for each in figures})
-    pictures = {f"{FIGURES}/{each.name}.png": png_bytes(each.figure) for each in figures}
-    pictures |= {f"{FIGURES}/{each.name}.svg": svg.encode() for each, svg in zip(figures, drawn, strict=True)}
     for name, content in (pictures | dict(contents)).items():
         try:
             with atomic_file(folder / name) as file:
@@ -86,10 +86,15 @@ def _check_nothing_is_lost(folder: Path, contents: Mapping[str, bytes]) -> None:
         return
     for name, content in contents.items():
         path = folder / name
-        if path.is_file() and path.read_bytes() != content:
+        if path.is_file() and path.read_bytes() != content and not _is_own_figure(path):
             msg = f"{path} is there, and no report wrote it; it would be replaced by that of the report: choose "
             msg += "another folder for the report, or move that file"
             raise DataError(msg)
+
+
+def _is_own_figure(path: Path) -> bool:
+    """Whether a report drew a file, such as one that was killed before it wrote its page."""
+    return path.suffix in {".png", ".svg"} and DRAWN_BY.encode() in path.read_bytes()
 
 
 def check_keeps_file(folder: Path, path: Path) -> None:

@@ -32,11 +32,17 @@ from lora_lightning.reports.files import (
     write_report_files,
 )
 from lora_lightning.reports.study_json import json_text, study_as_json
-from lora_lightning.reports.verdict_rows import chance_sentence, shown_value_unit, verdict_rows
+from lora_lightning.reports.verdict_rows import (
+    better_first,
+    chance_sentence,
+    shown_value_unit,
+    sign_of_differences,
+    verdict_rows,
+)
 from lora_lightning.statistics.analysis import StudyAnalysis
 from lora_lightning.statistics.pareto import NO_TEST
 from lora_lightning.statistics.study_results import Scale, StudyResults
-from lora_lightning.statistics.verdicts import shown_margin, shown_number, variance_sentence
+from lora_lightning.statistics.verdicts import shown_margin, variance_sentence
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -179,11 +185,7 @@ def study_page(
         loader=PackageLoader("lora_lightning.reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     metric = results.metric
-    pairs = [
-        (pair.first, pair.second, shown_number(metric.shown_difference(pair.difference.interval.value), metric))
-        for pair in analysis.pairs
-        if pair.told_apart
-    ]
+    pairs = [better_first(pair, metric) for pair in analysis.pairs if pair.told_apart]
     template = environment.get_template("study.html.jinja")
     render = partial(
         template.render,
@@ -193,6 +195,7 @@ def study_page(
         value_unit=shown_value_unit(metric),
         margin=shown_margin(metric),
         better="larger" if metric.higher_is_better else "smaller",
+        sign=sign_of_differences(metric),
         chance=chance_sentence(analysis),
         pairs=pairs[:MOST_PAIRS],
         all_pairs=len(pairs),
@@ -213,7 +216,8 @@ def results_csv(results: StudyResults) -> str:
 
     Returns:
         CSV with one row per run; the metric of one that failed is empty, since an audit has to know of it. A setting
-        that is called like another column becomes `axis.NAME`.
+        that is called like another column becomes `axis.NAME`, and a measurement that is called like the metric
+        becomes `measured.NAME`.
     """
     metric = results.metric.name
     if results.metric.scale is Scale.LOG and not is_logarithm(metric):
@@ -224,7 +228,8 @@ def results_csv(results: StudyResults) -> str:
     writer = csv.writer(text, lineterminator="\n")
     taken = {"configuration", "seed", metric, *names}
     named = [f"axis.{name}" if name in taken else name for name in settings]
-    writer.writerow(["configuration", "seed", metric, *named, *names])
+    columns = [f"measured.{name}" if name == metric else name for name in names]
+    writer.writerow(["configuration", "seed", metric, *named, *columns])
     for each in results.configurations:
         for seed, value in [*each.values.items(), *((seed, "") for seed in each.failed_seeds)]:
             numbers = [each.measurements.get(name, {}).get(seed, "") for name in names]

@@ -82,6 +82,36 @@ def shown_value_unit(metric: Metric) -> str:
     return " %" if metric.scale is Scale.FRACTION else ""
 
 
+def sign_of_differences(metric: Metric) -> str:
+    """Says, after a comma, what the sign of a difference means where that is not the sign of a subtraction."""
+    return "" if metric.higher_is_better else ", and a difference above 0 means better"
+
+
+def better_first(pair: Pair, metric: Metric) -> tuple[str, str, str]:
+    """Arranges a pair for a sentence.
+
+    Args:
+        pair: Two configurations that differ.
+        metric: The metric that decides.
+
+    Returns:
+        The better configuration, the other one, and by how much it is better, above 0, in the unit of the margin.
+    """
+    is_first = pair.difference.interval.value >= 0
+    first, second = (pair.first, pair.second) if is_first else (pair.second, pair.first)
+    found = pair.difference if is_first else pair.difference.reversed
+    return first, second, shown_number(metric.shown_difference(found.interval.value), metric)
+
+
+def against_full_sentences(analysis: StudyAnalysis) -> list[str]:
+    """Says of each configuration whether it is close to full fine-tuning; empty without that."""
+    return [
+        f"{each.name}, compared with full fine-tuning: {each.verdict} for at most 3 % worse; relative difference in "
+        f"percent: {each.percent}."
+        for each in analysis.against_full
+    ]
+
+
 def chance_sentence(analysis: StudyAnalysis) -> str:
     """Says which pairs of configurations differ by more than chance.
 

@@ -241,7 +241,10 @@ def compare_with_reference(results: StudyResults) -> tuple[Comparison, ...]:
         difference = found[each.name]
         untested = not whole if each.name in apart else each.name in results.sequence[passed + 1 :]
         rate = share if each.name in apart else ERROR_RATE
-        verdict = _verdict(difference, each.name in proven, each.name in worse, untested)
+        enough = difference.p_value_above(-margin) <= ERROR_RATE  # by itself
+        verdict = _verdict(
+            difference, proven=each.name in proven, worse=each.name in worse, untested=untested, enough=enough
+        )
         waiting = verdict in {Verdict.UNDECIDED, Verdict.NOT_ENOUGH_EVIDENCE}
         comparison = Comparison(
             name=each.name,
@@ -328,10 +331,10 @@ def as_json(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _verdict(difference: PairedDifference, proven: bool, worse: bool, untested: bool) -> Verdict:
+def _verdict(difference: PairedDifference, *, proven: bool, worse: bool, untested: bool, enough: bool) -> Verdict:
     if difference.identical and proven:
         return Verdict.IDENTICAL
-    if difference.note:
+    if difference.note and not (difference.identical and untested and enough):
         return Verdict.NOT_ENOUGH_EVIDENCE
     if proven:
         return Verdict.NOT_WORSE

@@ -218,7 +218,7 @@ def _judge_power(
         return log_log_slope(ranks, numbers) if (numbers > 0).all() else math.nan
 
     found = _judge_by_jackknife(claim, exponent, seeds)
-    if len(seeds) < 2 or math.isnan(found.intervals[""].low):  # noqa: PLR2004
+    if len(seeds) < 2 or found.note or math.isnan(found.intervals[""].low):  # noqa: PLR2004
         return found
     numbers = means(seeds)
     p_value = lack_of_fit(ranks, numbers, np.array([means(kept) for kept in _without_each(seeds)]))
@@ -271,11 +271,8 @@ def _judge_rates(found: ClaimFinding, tried: "_TriedRates") -> ClaimFinding:
     if not tried.seeds:
         return found
     note = EDGE.format(names=", ".join(tried.at_edge)) if tried.at_edge else ""
-    interval = found.intervals[""]
-    if not note and interval.high - interval.low <= ROUNDING * max(1.0, abs(interval.value)):
-        note = NO_SPREAD
-    if note:
-        return replace(found, verdict=ClaimVerdict.UNDECIDED, note=note)
+    if note or found.note == NO_SPREAD:
+        return replace(found, verdict=ClaimVerdict.UNDECIDED, note=note or found.note)
     return _with_note(found, INTERPOLATED.format(factor=tried.largest_step))
 
 
@@ -341,6 +338,8 @@ def _judge_at_equal_loss(claim: Claim, results: StudyResults) -> ClaimFinding:
     verdicts = [claim_verdict(each, claim.low, claim.high) for each in intervals.values()]
     refuted = any(claim_verdict(each, claim.low, claim.high) is ClaimVerdict.FAIL for each in wide)
     verdict = ClaimVerdict.FAIL if refuted else _common_verdict(verdicts)
+    if any(map(_has_no_spread, intervals.values())):
+        verdict, note = ClaimVerdict.UNDECIDED, " ".join(filter(None, [note, NO_SPREAD]))
     note = " ".join(filter(None, [note, _not_alone(claim, verdict, intervals)]))
     finding = _with_note(ClaimFinding(claim, verdict, intervals, seeds, note), _absent(intervals, against.name))
     return _unless_runs_failed(finding, [*chosen, against])
@@ -367,7 +366,13 @@ def _judge_by_jackknife(
     without_one = np.array([statistic(kept) for kept in _without_each(seeds)], dtype=np.float64)
     found = jackknife_interval(statistic(seeds), without_one)
     interval = Interval(shown(found.value), shown(found.low), shown(found.high))
-    return ClaimFinding(claim, claim_verdict(interval, claim.low, claim.high), {"": interval}, len(seeds))
+    finding = ClaimFinding(claim, claim_verdict(interval, claim.low, claim.high), {"": interval}, len(seeds))
+    return replace(finding, verdict=ClaimVerdict.UNDECIDED, note=NO_SPREAD) if _has_no_spread(interval) else finding
+
+
+def _has_no_spread(interval: Interval) -> bool:
+    """Whether all seeds gave the same value: an interval of no width proves nothing."""
+    return interval.high - interval.low <= ROUNDING * max(1.0, abs(interval.value))
 
 
 def _configurations(claim: Claim, results: StudyResults, against: str) -> list[ConfigurationResults]:

@@ -44,8 +44,10 @@ def compare(configuration: ConfigurationResults, reference: ConfigurationResults
 def _limit(first: NDArray[np.float64], second: NDArray[np.float64], metric: Metric) -> float | None:
     """1 for hits; `None` for other numbers, such as the pseudo-values of F1, of which one example may change more."""
     hits = all(np.isin(table, (0.0, 1.0)).all() for table in (first, second))
-    # All pseudo-values of a perfect F1 or AUROC are 1, too.
-    are_known = len(np.unique(first)) > 1 or metric.name.lower().endswith(("accuracy", "exact", "exact_match"))
+    # All pseudo-values of a perfect F1 or AUROC are 1, too; those of another one are no hits.
+    are_known = any(len(np.unique(table)) > 1 for table in (first, second)) or metric.name.lower().endswith(
+        ("accuracy", "exact", "exact_match")
+    )
     return 1.0 if hits and are_known and metric.scale is Scale.FRACTION else None
 
 

@@ -51,7 +51,7 @@ def recommend(
     known = _known_costs(results, [*proven, results.reference])
     if not known and smallest_sufficient is not None:
         answer = f"{_proof(results, proven[smallest_sufficient], smallest_sufficient)} It is the last configuration "
-        answer += "with that proof in the order of the study, which starts with the most expensive one."
+        answer += "with that proof in the fixed sequence of tests, which stands in for costs that are missing."
         return Recommendation(smallest_sufficient, proven=True, answer=answer)
     if not known:
         names = ", ".join(proven)

@@ -235,6 +235,9 @@ def verdict_sentence(name: str, reference: str, metric: Metric, found: Compariso
     if found.verdict is Verdict.NOT_WORSE and found.difference.interval.low <= -metric.stored_margin:
         lowest = shown_number(metric.shown_difference(found.difference.lower_bound()), metric)
         bound = f"; the one-sided test at 5 % decides, whose bound is {lowest}"
+    if found.verdict is Verdict.WORSE and found.difference.interval.high >= -metric.stored_margin:
+        highest = shown_number(metric.shown_difference(-found.difference.reversed.lower_bound()), metric)
+        bound = f"; the one-sided test at 5 % decides, whose bound is {highest}"
     correction = ""
     if found.verdict is Verdict.UNDECIDED and found.difference.lower_bound() > -metric.stored_margin:
         correction = "alone it would be proven, but not with Holm's correction for all comparisons; "
@@ -243,7 +246,7 @@ def verdict_sentence(name: str, reference: str, metric: Metric, found: Compariso
     return {
         Verdict.IDENTICAL: f"{name} and {reference} are {found.difference.note} {numbers}.",
         Verdict.NOT_WORSE: f"{name} is at least as good as {reference} minus {margin} {numbers}{bound}.",
-        Verdict.WORSE: f"{name} is worse than {reference} by more than {margin} {numbers}.",
+        Verdict.WORSE: f"{name} is worse than {reference} by more than {margin} {numbers}{bound}.",
         Verdict.UNDECIDED: f"{name} against {reference} is undecided at a margin of {margin} {numbers}; "
         f"{correction}missing: {found.missing}.",
         Verdict.NOT_TESTED: f"{name} is not tested, because a configuration "

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_lightning.analysis.metric_scale import TableScale, choose_metric, choose_scale, doubtful_scale_note
-from lora_lightning.errors import DataError, few_names, suggest_names
+from lora_lightning.errors import ConfigurationError, DataError, few_names, suggest_names
 from lora_lightning.statistics.analysis import (
     StudyAnalysis,
     analyze_study,
@@ -105,6 +105,7 @@ def audit_results(
         doubtful_scale_note(metric, known, chosen, is_given=scale is not None),
         *reader.notes,
         unpaired_runs_note(results),
+        _check_order(results),
         wide_margin_note(results),
         weak_reference_note(results, analysis),
         better_than_recommended_note(results, analysis),
@@ -172,6 +173,29 @@ class _RunReader:
             beside_rank=", ".join(f"{name} = {value}" for name, value in others.items()),
             failed_seeds=tuple(seeds[row] for row in rows if row not in kept),
         )
+
+
+def _check_order(results: StudyResults) -> str:
+    """Refuses a sequence of tests that starts with the smallest rank; a note says so of costs, which may be measured.
+
+    Raises:
+        ConfigurationError: If ranks never fall in the sequence, but rise.
+    """
+    sequence = [results.configuration(name) for name in results.sequence]
+    ranks = [each.rank for each in sequence if each.rank is not None]
+    if len(ranks) == len(sequence) > 1 and ranks == sorted(ranks) and ranks[0] < ranks[-1]:
+        msg = (
+            f"--sequence goes from the smallest rank, {ranks[0]:g}, to the largest one, {ranks[-1]:g}, but tests stop "
+        )
+        msg += "at the first configuration that is not proven; start with the most expensive one"
+        raise ConfigurationError(msg)
+    costs = [each.mean_of(cost) for each in sequence for cost in results.costs[:1]]
+    if len(costs) > 1 and costs == sorted(costs) and costs[0] < costs[-1]:
+        return (
+            f"--sequence goes from the cheapest configuration to the most expensive one by {results.costs[0]}; tests "
+            "stop at the first one that is not proven, so the other way around finds the cheapest one."
+        )
+    return ""
 
 
 def _unused_columns(names: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lora_lightning.errors import ConfigurationError, DataError, few_names, suggest_names
 from lora_lightning.runs.record import RunRecord, comparable_fingerprints
-from lora_lightning.statistics.analysis import analyze_study
+from lora_lightning.statistics.analysis import analyze_study, weak_reference_note, wide_margin_note
 from lora_lightning.statistics.study_results import ConfigurationResults, StudyResults
 from lora_lightning.studies.audit import StudyAudit, unpaired_runs_note
 from lora_lightning.studies.costs_of_devices import comparable_costs
@@ -95,8 +95,10 @@ def compare_studies(
     )
     results, note_on_costs = comparable_costs(results, runs)
     notes = (results.unfinished, *first.notes, *second.notes, note_on_versions(runs), note_on_devices(runs))
-    notes = (*notes, note_on_costs, unpaired_runs_note(results))
-    return StudyAudit(results, analyze_study(results), tuple(dict.fromkeys(note for note in notes if note)))
+    analysis = analyze_study(results)
+    notes = (*notes, note_on_costs, unpaired_runs_note(results), wide_margin_note(results))
+    notes = (*notes, weak_reference_note(results, analysis))
+    return StudyAudit(results, analysis, tuple(dict.fromkeys(note for note in notes if note)))
 
 
 def _check_same_metric(first: OpenStudy, second: OpenStudy) -> None:

@@ -104,11 +104,11 @@ def judge_study(study: OpenStudy) -> StudyAudit:
         raise ConfigurationError(msg)
     found = collect_results(plan, study.folder, study.tag, statuses)
     results, note_on_costs = comparable_costs(found.results, found.runs)
-    notes: tuple[str, ...] = (results.unfinished, *notes_on_study(study, found), note_on_costs)
+    notes = (results.unfinished, *notes_on_study(study, found), note_on_costs, wide_margin_note(results))
     analysis = analyze_study(results)
     if plan.study.search is None:
         further = (weak_reference_note, better_than_recommended_note)
-        notes = (*notes, wide_margin_note(results), *(note(results, analysis) for note in further))
+        notes = (*notes, *(note(results, analysis) for note in further))
     else:
         analysis = replace(analysis, recommendation=recommend_winner(results, analysis))
     return StudyAudit(results, analysis, tuple(note for note in notes if note))
