@@ -1,6 +1,6 @@
 """The ranks of all layers as a heat map."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
@@ -60,22 +60,22 @@ def module_grid(numbers: Mapping[str, float]) -> tuple[NDArray[np.float64], list
         with several stacks of layers, as in an encoder-decoder, the name that ends in it, without what all share.
     """
     places = {module: _row_and_kind(module) for module in numbers}
-    prefixes = sorted({row for row, _ in places.values()}, key=_place_of_row)
+    stacks = list(dict.fromkeys(row.rpartition(".")[0] for row, _ in places.values() if row))
+    prefixes = sorted({row for row, _ in places.values()}, key=lambda row: _place_of_row(row, stacks))
     kinds = list(dict.fromkeys(kind for _, kind in places.values()))
     grid = np.full((len(prefixes), len(kinds)), np.nan)
     for module, (row, kind) in places.items():
         grid[prefixes.index(row), kinds.index(kind)] = numbers[module]
-    stacks = {row.rpartition(".")[0] for row in prefixes if row}
     levels = zip(*(stack.split(".") for stack in stacks), strict=False)
     shared = len([*takewhile(lambda names: len({*names}) == 1, levels)])
     rows = [".".join(row.split(".")[shared:]) or "other" for row in prefixes]
     return grid, rows, kinds
 
 
-def _place_of_row(row: str) -> tuple[bool, str, int]:
-    """By stack and number of the layer; modules without one come last."""
+def _place_of_row(row: str, stacks: Sequence[str]) -> tuple[int, int]:
+    """Its stack, and the number of its layer; modules without a number come last."""
     stack, _, number = row.rpartition(".")
-    return not row, stack, int(number) if row else 0
+    return (stacks.index(stack), int(number)) if row else (len(stacks), 0)
 
 
 def _row_and_kind(module: str) -> tuple[str, str]:

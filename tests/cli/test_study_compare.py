@@ -65,6 +65,8 @@ def test_two_studies_are_paired_by_seed_and_example(studies: Path, capsys: pytes
     assert comparison["difference"]["interval"]["low"] <= low + 1e-9  # the wider of it and the two-way interval
     assert compare(*words) == 0
     assert "faster: r = 2" in capsys.readouterr().out
+    assert compare(*words, "--margin=20") == 0
+    assert "The margin is 20: a configuration that is worse by almost as much" in "".join(capsys.readouterr())
 
 
 def test_without_names_the_references_are_compared(studies: Path, capsys: pytest.CaptureFixture[str]) -> None:

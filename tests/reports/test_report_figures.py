@@ -164,7 +164,7 @@ def test_of_thousands_of_pairs_some_hundred_are_listed() -> None:
     told_apart = sum(pair.told_apart for pair in analysis.pairs)
     assert told_apart > 300
     page = study_page(study, analysis, [], [])
-    assert page.count(" minus c ") == 300
+    assert page.count(" is better than c ") == 300
     assert f"more than chance ({told_apart})" in page
     assert "The first 300; analysis.json has all of them." in page
 

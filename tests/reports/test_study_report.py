@@ -319,3 +319,57 @@ def test_claims_and_the_rates_that_were_tried_are_shown(tmp_path: Path) -> None:
     assert sentences[2].endswith("claimed 0 to 1. No run of r = 64, r = 8 has unknown, so that nothing is decided.")
     found = json.loads((tmp_path / "analysis.json").read_text())["analysis"]["claims"]
     assert [each["verdict"] for each in found] == ["PASS", "UNDECIDED", "UNDECIDED"]
+
+
+def lower_is_better() -> StudyResults:
+    """A loss that is lower by 0.1 than that of the reference."""
+    rows = [
+        ConfigurationResults(name, {}, {seed: mean + 0.001 * seed * step for seed in range(3)})
+        for name, mean, step in (("full", 1.21, 1), ("lora", 1.11, 1.1))
+    ]
+    metric = Metric("loss", margin=0.02, higher_is_better=False, scale=Scale.PLAIN)
+    return StudyResults("s", metric, rows, "full", costs=(), full_fine_tuning="full")
+
+
+def test_the_sign_of_a_difference_is_said_where_lower_is_better() -> None:
+    study = lower_is_better()
+    page = study_page(study, analyze_study(study), [], [])
+    assert "smaller is better, and a difference above 0 means better; reference full" in page
+    assert "<li>lora is better than full by 0.100</li>" in page
+    ranks = rank_study(seeds=3, examples=300)
+    analysis = analyze_study(ranks)
+    page = study_page(ranks, analysis, [], [])
+    assert "larger is better; reference r = 64" in page
+    told_apart = [pair for pair in analysis.pairs if pair.told_apart]
+    assert told_apart
+    assert all(f"is better than {'r = 2'} by" in page for _ in told_apart)  # r = 2 is the worst one
+
+
+def test_a_measurement_that_is_called_like_the_metric_keeps_its_own_column() -> None:
+    rows = [
+        ConfigurationResults(name, {}, {0: 1.0, 1: 1.1}, measurements={"log_perplexity": {0: 7.0, 1: 8.0}})
+        for name in ("a", "b")
+    ]
+    study = StudyResults("s", Metric("perplexity", 1.0, higher_is_better=False, scale=Scale.LOG), rows, "a", costs=())
+    found = list(csv.DictReader(io.StringIO(results_csv(study))))
+    assert found[1]["log_perplexity"] == "1.1"
+    assert found[1]["measured.log_perplexity"] == "8.0"
+
+
+def test_a_figure_that_no_report_drew_is_kept(tmp_path: Path) -> None:
+    study = rank_study(seeds=3, examples=50)
+    (tmp_path / "figures").mkdir()
+    own = tmp_path / "figures" / "differences.png"
+    own.write_bytes(b"of a paper")
+    with pytest.raises(DataError, match=r"differences.png is there, and no report wrote it"):
+        write_study_report(study, analyze_study(study), tmp_path)
+    assert own.read_bytes() == b"of a paper"
+    assert not (tmp_path / "report.html").exists()
+    own.unlink()
+    write_study_report(study, analyze_study(study), tmp_path)
+    for name in ("report.html", "analysis.json"):  # killed before it wrote them, with other results than now
+        (tmp_path / name).unlink()
+    more = rank_study(seeds=4, examples=50)
+    (tmp_path / "results.csv").unlink()
+    write_study_report(more, analyze_study(more), tmp_path)
+    assert (tmp_path / "report.html").exists()

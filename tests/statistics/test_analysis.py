@@ -426,3 +426,45 @@ def test_what_is_better_than_the_recommended_one_is_named() -> None:
     assert better_than_recommended_note(rank_study(), analyze_study(rank_study())) == ""
     backward = replace(study, configurations=study.configurations[::-1])
     assert better_than_recommended_note(backward, analyze_study(backward)) == note
+
+
+def test_equal_outcomes_after_the_end_of_the_sequence_lack_nothing() -> None:
+    study = rank_study({64: 0.0, 32: -0.02, 16: 0.0}, seeds=3, examples=2000)
+    rows = {each.name: each for each in study.configurations}
+    rows["r = 16"] = replace(rows["r = 16"], values=rows["r = 64"].values, outcomes=rows["r = 64"].outcomes)
+    study = replace(study, configurations=list(rows.values()))
+    for sequence in (study.sequence, ("r = 32",)):
+        found = {each.name: each for each in analyze_study(replace(study, sequence=sequence)).comparisons}
+        assert found["r = 32"].verdict is Verdict.WORSE
+        assert found["r = 16"].difference.identical
+        assert found["r = 16"].verdict is Verdict.NOT_TESTED
+        assert found["r = 16"].missing == ""
+
+
+def test_a_perfect_configuration_is_judged_alike_whatever_the_metric_is_called() -> None:
+    hits = np.ones(300)
+    missed = np.where(np.arange(300) == 0, 0.0, 1.0)
+
+    def verdict(name: str, perfect_is_judged: bool) -> tuple[Verdict, float]:
+        tables = {"a": missed, "b": hits} if perfect_is_judged else {"a": hits, "b": missed}
+        rows = [
+            ConfigurationResults(each, {}, dict.fromkeys(range(3), own.mean()), dict.fromkeys(range(3), own))
+            for each, own in tables.items()
+        ]
+        (found,) = analyze_study(StudyResults("s", Metric(name), rows, "a", costs=())).comparisons
+        return found.verdict, found.difference.interval.low
+
+    for perfect_is_judged in (True, False):
+        assert verdict("recall", perfect_is_judged) == verdict("accuracy", perfect_is_judged)
+    assert verdict("recall", True)[0] is Verdict.UNDECIDED
+
+
+def test_worse_by_the_one_sided_test_alone_names_its_bound() -> None:
+    study = seeds_only({"lora": [0.8975, 0.9, 0.895], "full": [0.9075, 0.9075, 0.9075]})
+    (found,) = analyze_study(study).comparisons
+    assert found.verdict is Verdict.WORSE
+    assert found.difference.interval.high > -0.005
+    assert "95 % interval -1.62 to -0.38" in found.sentence
+    bound = -100 * (0.01 - stats.t.ppf(0.95, 2) * 0.0025 / math.sqrt(3))
+    assert found.sentence.endswith(f"; the one-sided test at 5 % decides, whose bound is {bound:.2f}.")
+    assert bound < -0.5

@@ -196,12 +196,12 @@ def test_runs_that_are_missing_decide_nothing() -> None:
 def test_how_a_measurement_grows_with_rank() -> None:
     study = rank_study(seeds=3, examples=50)
     rows = [
-        replace(each, measurements={"stable_rank": {s: (1 + 0.001 * s) * (each.rank or 0) ** 0.27 for s in range(3)}})
+        replace(each, measurements={"stable_rank": {s: (each.rank or 0) ** (0.27 + 1e-4 * s) for s in range(3)}})
         for each in study.configurations
     ]
     study = replace(study, configurations=rows, costs=())
     finding = found(Quantity.EXPONENT, study, 0.23, 0.30, measurement="stable_rank")
-    assert finding.intervals[""].value == pytest.approx(0.27)
+    assert finding.intervals[""].value == pytest.approx(0.27, abs=2e-4)
     assert finding.verdict is ClaimVerdict.PASS
     other = found(Quantity.EXPONENT, study, 0.23, 0.30, measurement="other")
     assert other.verdict is ClaimVerdict.UNDECIDED
@@ -449,3 +449,17 @@ def test_an_analysis_has_the_findings() -> None:
     claim = Claim("tie", "someone", Quantity.DIFFERENCE, -2, 2)
     study = replace(rank_study({64: 0.0, 8: 0.0}, seeds=3, examples=100), claims=[claim])
     assert [each.claim for each in analyze_study(study).claims] == [claim]
+
+
+def test_seeds_that_all_give_the_same_exponent_prove_nothing() -> None:
+    study = rank_study(seeds=3, examples=50)
+    rows = [
+        replace(each, measurements={"stable_rank": dict.fromkeys(range(3), (each.rank or 0) ** 0.35)})
+        for each in study.configurations
+    ]
+    finding = found(
+        Quantity.EXPONENT, replace(study, configurations=rows, costs=()), 0.3, 0.4, measurement="stable_rank"
+    )
+    assert finding.intervals[""].value == pytest.approx(0.35)
+    assert finding.verdict is ClaimVerdict.UNDECIDED
+    assert finding.note == "All seeds give the same value, so that there is no interval."

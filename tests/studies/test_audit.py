@@ -13,6 +13,7 @@ import pytest
 from pyarrow import parquet
 from scipy import stats
 
+from lora_lightning.cli.main import main
 from lora_lightning.errors import LoraLightningError
 from lora_lightning.reports.study_report import results_csv
 from lora_lightning.statistics.analysis import analyze_study
@@ -472,3 +473,38 @@ def test_real_classifiers_of_sst2(shared_data: Callable[..., Path]) -> None:
     shares = audit.analysis.comparisons[2].variance_shares
     assert sum(shares.values()) == pytest.approx(1)
     assert shares["examples"] > 0.2
+
+
+ORDERED: Columns = {
+    "configuration": [f"r = {r}" for r in (2, 8, 32) for _ in range(3)],
+    "seed": [0, 1, 2] * 3,
+    "accuracy": [0.95, 0.951, 0.949] * 3,
+    "r": [r for r in (2, 8, 32) for _ in range(3)],
+}
+
+
+def test_a_sequence_from_the_smallest_rank_is_refused_and_one_of_rising_costs_noted() -> None:
+    rising, falling = ("r = 2", "r = 8"), ("r = 8", "r = 2")
+    with pytest.raises(LoraLightningError, match="from the smallest rank, 2, to the largest one, 8"):
+        audit_results(ORDERED, "r = 32", sequence=rising)
+    assert audit_results(ORDERED, "r = 32", sequence=falling).notes == ()
+    costs = {name: cells for name, cells in ORDERED.items() if name != "r"} | {"bytes": ORDERED["r"]}
+    audit = audit_results(costs, "r = 32", costs=["bytes"], sequence=rising)
+    assert audit.notes[0].startswith(
+        "--sequence goes from the cheapest configuration to the most expensive one by bytes;"
+    )
+    assert audit_results(costs, "r = 32", costs=["bytes"], sequence=falling).notes == ()
+
+
+def test_full_fine_tuning_and_the_sign_are_printed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = save_csv(two_configurations(), tmp_path / "results.csv")
+    assert main(["study", "audit", str(path), "--reference=r = 64", "--full_fine_tuning=r = 64"]) == 0
+    printed = capsys.readouterr().out
+    assert "accuracy: larger is better; margin 0.5 points" in printed
+    assert (
+        "- r = 8, compared with full fine-tuning: PASS for at most 3 % worse; relative difference in percent: "
+        in printed
+    )
+    path = save_csv(two_configurations(loss=[1.0, 1.1, 1.2, 0.9, 1.01, 1.12]), path)
+    assert main(["study", "audit", str(path), "--reference=r = 64", "--metric=loss", "--margin=0.02"]) == 0
+    assert "loss: smaller is better, and a difference above 0 means better; margin 0.02" in capsys.readouterr().out
