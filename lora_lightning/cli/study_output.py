@@ -177,11 +177,11 @@ def print_plan(
     basis = f"{estimate.measured_steps} of the {estimate.steps} steps of {plan.reference} were measured"
     time, size = (
         left.multiplied(estimate.seconds, shown_time),
-        left.multiplied(estimate.bytes, lambda found: f"{found / 1e9:,.1f} GB"),
+        left.multiplied(estimate.bytes, shown_size),
     )
     console.print(printable_name(f"time: {time}{several} ({basis})"))
     console.print(
-        printable_name(f"disk: {size}, if each run takes the {estimate.bytes / 1e6:,.0f} MB of {plan.reference}")
+        printable_name(f"disk: {size}, if each run takes the {shown_size(estimate.bytes)} of {plan.reference}")
     )
 
 
@@ -190,6 +190,13 @@ def shown_axis(axis: "Axis") -> str:
     if axis.range is None:
         return printable_name(f"{axis.short_name}: {', '.join(axis.values)}")
     return f"{axis.short_name}: {axis.range.low:g} to {axis.range.high:g}"
+
+
+def shown_size(size: float) -> str:
+    """Formats a number of bytes, such as `1.2 GB` or `34 MB`."""
+    if size < 1e9:  # noqa: PLR2004
+        return f"{size / 1e6:,.0f} MB" if size >= 1e6 else f"{size / 1e3:,.0f} kB"  # noqa: PLR2004
+    return f"{size / 1e9:,.1f} GB"
 
 
 def shown_time(seconds: float) -> str:

@@ -155,9 +155,10 @@ def _during_training(name: str, results: StudyResults) -> Further:
 
 def _left_out_figures(results: StudyResults) -> str:
     left_out = len(_further_figures(results)) - MOST_FIGURES
-    return (
-        f"{left_out} more figures of measurements are not drawn; results.csv has their numbers." if left_out > 0 else ""
-    )
+    if left_out <= 0:
+        return ""
+    figures = "1 more figure of measurements is" if left_out == 1 else f"{left_out} more figures of measurements are"
+    return f"{figures} not drawn; results.csv has their numbers."
 
 
 def study_page(

@@ -46,7 +46,7 @@ def test_a_search_ends_in_a_tested_winner(here: Path, capsys: pytest.CaptureFixt
     printed = capsys.readouterr().out
     assert "4 tested runs, and as many of a search as the budget allows, within 5 hours, in lightning_logs" in printed
     assert re.search(r"time: about \S+ s a run \(", printed)
-    assert re.search(r"disk: about \S+ GB a run, if each run takes", printed)
+    assert re.search(r"disk: about \S+ [kMG]B a run, if each run takes", printed)
     assert run(save_study(here, **SEARCH)) == 0
     printed = capsys.readouterr().out
     assert "(7 of 7)" in printed
