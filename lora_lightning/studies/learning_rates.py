@@ -179,7 +179,8 @@ def notes_on_rates(plan: StudyPlan, rates: Mapping[str, float]) -> list[str]:
     if tried is None or not rates:
         return without
     chosen = ", ".join(f"{rate:g} for {name}" for name, rate in rates.items())
-    notes = [f"Learning rates, chosen on validation with other seeds ({len(tried.seeds)}): {chosen}.", *without]
+    count = "a seed" if len(tried.seeds) == 1 else f"{len(tried.seeds)} seeds"
+    notes = [f"Learning rates, chosen on validation, with {count} of their own: {chosen}.", *without]
     if at_edge := [name for name, rate in rates.items() if _is_at_edge(plan, name, rate)]:
         notes.append(
             f"The learning rate of {', '.join(at_edge)} is the smallest or the largest one that was tried, so that a "

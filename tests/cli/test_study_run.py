@@ -664,7 +664,10 @@ def test_learning_rates_are_chosen_before_anything_is_tested(here: Path, capsys:
     assert run(path) == 0
     printed = capsys.readouterr().out
     assert "done:    r = 2, learning rate 0.02, seed 5: val/loss" in printed
-    assert "note: Learning rates, chosen on validation with other seeds (1): 0.02 for r = 2, 0.02 for r = 4." in printed
+    assert (
+        "note: Learning rates, chosen on validation, with a seed of their own: 0.02 for r = 2, 0.02 for r = 4."
+        in printed
+    )
     folder = here / "lightning_logs/studies/small"
     records = {each.name: RunRecord.load(each) for each in folder.glob("r_*")}
     assert len(records) == 6

@@ -65,7 +65,7 @@ def test_each_configuration_gets_its_best_rate(tmp_path: Path) -> None:
     assert chosen_rates(study, found, higher_is_better=False) == {"r = 2": 0.01, "r = 4": 0.1}
     assert chosen_rates(study, found, higher_is_better=True) == {"r = 2": 0.001, "r = 4": 0.001}
     notes = notes_on_rates(study, {"r = 2": 0.01, "r = 4": 0.1})
-    assert notes[0] == "Learning rates, chosen on validation with other seeds (2): 0.01 for r = 2, 0.1 for r = 4."
+    assert notes[0] == "Learning rates, chosen on validation, with 2 seeds of their own: 0.01 for r = 2, 0.1 for r = 4."
     assert "The learning rate of r = 4 is the smallest or the largest" in notes[1]
     assert notes[1].endswith("in learning_rate, in a study with another name.")
 
