@@ -305,7 +305,9 @@ def test_another_objective_and_another_name(
     assert "Correct it in the YAML, or give --objective" in capsys.readouterr().err
     words = ["--objective=loss", "--name=other"]
     assert run(path, *words) == 2
-    assert "'loss' has no usual margin; add" in capsys.readouterr().err
+    assert (
+        "'loss' has no usual margin, and the study's margin is of accuracy; copy the study" in capsys.readouterr().err
+    )
     path = save_study(here, axes={"model.lora.r": [2, 4]}, seeds=[0], objective="test/loss")
     with monkeypatch.context() as patch:
         patch_step(patch, lambda task: signal.raise_signal(signal.SIGTERM) if task.trainer.global_step == 5 else None)
