@@ -21,7 +21,7 @@ def notes_on_runs(runs: Runs) -> list[str]:
     notes = (
         ("ended early, so that configurations may be compared after unequal training", ended),
         ("went on after their last validation, which the metric of the best checkpoint does not know", unvalidated),
-        ("were scored on a part of their rows, on which verdicts are based", limited),
+        ("scored only a part of their rows, on which verdicts are based", limited),
     )
     return [f"{_count(found, len(runs))} {what}: {_example(found)}." for what, found in notes if found]
 
