@@ -66,7 +66,7 @@ class SentenceParser(argparse.ArgumentParser):
             ConfigurationError: Always.
         """
         if (choice := CHOICE.fullmatch(message)) is not None:
-            names = re.findall(r"'([^']+)'", choice["names"])
+            names = [name.strip(" '") for name in choice["names"].split(",")]  # Python 3.13 quotes none
             message = f"there is no {choice['of'].lower()} {choice['given']}; {suggest_names(choice['given'], names)}"
         msg = f"{message.removesuffix('.')}{' ' if message.endswith('?') else '; '}see {self.prog} --help"
         raise ConfigurationError(msg)

@@ -54,8 +54,8 @@ example, and docs/studies.md explains all keys.
 The same command resumes a study that was stopped or killed, from the last checkpoint of each run. A YAML that has
 gained values or seeds adds their runs; one that contradicts the study in the folder is refused.
 
-exit status: 0 all trials are done, 3 some failed or were not started because the budget is spent, 75 or 130 stopped;
-the same command resumes
+exit status: 0 all trials are done, 3 some failed, were not started because the budget is spent, or have no times after
+--timings; 75 or 130 stopped: the same command resumes
 """
 
 

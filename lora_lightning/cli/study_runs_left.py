@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from lora_lightning.studies.journal import ENDED
 from lora_lightning.studies.open_study import HOUR, open_study
 from lora_lightning.studies.plan import StudyPlan
-from lora_lightning.studies.repeated_trials import lost_trials
+from lora_lightning.studies.repeated_trials import failed_trials, lost_trials
 from lora_lightning.studies.study_folder import STUDY, StudyFolder, load_plan
 from lora_lightning.studies.trials import Trial
 
@@ -82,9 +82,8 @@ def _ended(folder: StudyFolder, *, retry_failed: bool) -> tuple[Sequence[Trial],
     if load_plan(folder.path).study.storage is None and not has_journal:  # then the study starts again
         return [], 0.0
     study = open_study(folder.path)
-    states = ENDED - {"failed"} if retry_failed else ENDED
     plan = study.plan
     statuses = study.journal.statuses(plan.trials)
-    again, _ = lost_trials(study)
-    ended = [trial for trial in plan.trials if statuses[trial.id].state in states and trial not in again]
+    again = lost_trials(study)[0] + (failed_trials(study)[0] if retry_failed else [])
+    ended = [trial for trial in plan.trials if statuses[trial.id].state in ENDED and trial not in again]
     return ended, sum(study.journal.spent_seconds()) / HOUR

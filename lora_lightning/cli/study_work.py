@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_lightning.cli.study_output import each_warning_once, report, run_trials
+from lora_lightning.cli.study_output import each_warning_once, progress_bar, report, run_trials
 from lora_lightning.errors import ConfigurationError, ExitStatus, TrainingStopped
 
 if TYPE_CHECKING:
@@ -26,9 +26,10 @@ EPILOG = """\
 example:
   lora-lightning study work lightning_logs/studies/ranks
 
-Run it in the working directory of `study run`, because paths in the base config are relative to it; otherwise it ends
-before it begins a trial. It ends when no trial is left, also runs the trials of workers that were killed meanwhile, and
-writes the report as `study run` does; in the folder of a diagnosis, `diagnose run` does.
+Run it in the working directory of `study run`, because paths in the base config are relative to it, on a machine with
+the packages and base models of all configurations; otherwise it ends before it begins a trial. It ends when no trial is
+left, also runs the trials of workers that were killed meanwhile, and writes the report as `study run` does; in the
+folder of a diagnosis, `diagnose run` does.
 
 exit status: 0 all trials are done, 3 some failed or were not started because the budget is spent, 75 or 130 stopped;
 the same command resumes
@@ -55,7 +56,8 @@ def run_worker(options: argparse.Namespace) -> object:
         The state of each trial by id.
 
     Raises:
-        LoraLightningError: If the folder has no study, this process cannot train its reference, or the disk is full.
+        LoraLightningError: If the folder has no study, this process cannot train one of its configurations, or the disk
+            is full.
         TrialsFailed: If trials failed, be it here or on another machine, or were not started because the budget is
             spent.
         TrainingStopped: After a signal.
@@ -68,8 +70,10 @@ def run_worker(options: argparse.Namespace) -> object:
 
     with each_warning_once(), resume_hint(["lora-lightning", "study", WORK, str(options.folder)]):
         study = open_study(options.folder)
-        if not study.is_complete:
-            check_worker(study.planned, study.folder)
+        if not study.is_complete and not options.is_beside:  # `study run` has checked beside itself
+            left = study.configurations_left
+            with progress_bar("checking configurations", len(left)) as bar:
+                check_worker(study.planned, study.folder, left, lambda _: bar.advance(bar.task_ids[0]))
         statuses = run_trials(study)
     study = study.refreshed()  # another process may have added seeds or values meanwhile
     ended = study.known_trials()

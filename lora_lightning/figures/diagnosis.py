@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lora_lightning.figures.allocation import module_grid
+from lora_lightning.figures.point_labels import label_points
 from lora_lightning.figures.study import (
     BLUE,
     FONT,
@@ -132,15 +133,6 @@ def cost_quality_figure(
     for name, (precision, x, y) in known.items():
         color, marker, _ = PRECISION_STYLES[precision]
         axes.plot([x], [y], marker, color=color, markersize=6, fillstyle="full" if name in front else "none")
-        axes.annotate(
-            shown_name(name),
-            (x, y),
-            xytext=(5, 4),
-            textcoords="offset points",
-            fontsize=FONT - 1,
-            color=INK,
-            parse_math=False,
-        )
     line = sorted(known[name][1:] for name in front if name in known)
     if line:
         axes.plot(*np.array(line).T, color=GREY, linewidth=1, label="Pareto front")
@@ -150,6 +142,7 @@ def cost_quality_figure(
     axes.set_xlabel(f"{cost} (left is better)", fontsize=FONT, parse_math=False)
     axes.set_ylabel(quality, fontsize=FONT, parse_math=False)
     show_legend(axes)
+    label_points(figure, axes, [(shown_name(name), x, y) for name, (_, x, y) in known.items()], FONT - 1, INK)
     return figure
 
 

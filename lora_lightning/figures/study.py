@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_lightning.figures.cards import evenly_spaced
+from lora_lightning.figures.point_labels import label_points
 from lora_lightning.statistics.analysis import StudyAnalysis
 from lora_lightning.statistics.jackknife import Interval, mean_interval
 from lora_lightning.statistics.learning_rate_optimum import mean_scores, rate_optimum
@@ -231,7 +232,7 @@ def trade_off_figure(results: StudyResults, analysis: StudyAnalysis, cost: str) 
     metric = results.metric
     figure, axes = new_figure()
     known = [each for each in results.configurations if not math.isnan(each.mean_of(cost) + each.mean_value)]
-    front = []
+    front, labels = [], []
     for each in known:
         x, y = each.mean_of(cost), metric.shown_value(each.mean_value)
         on_front = each.name in analysis.pareto[cost]
@@ -240,15 +241,7 @@ def trade_off_figure(results: StudyResults, analysis: StudyAnalysis, cost: str) 
         axes.plot([x], [y], "o", color=BLUE, markersize=6, fillstyle="full" if on_front else "none")
         if len(known) > MOST_LABELS and not on_front and each.name != results.reference:
             continue
-        axes.annotate(
-            shown_name(each.name),
-            (x, y),
-            xytext=(5, 4),
-            textcoords="offset points",
-            fontsize=FONT - 1,
-            color=INK,
-            parse_math=False,
-        )
+        labels.append((shown_name(each.name), x, y))
     axes.plot(*np.array(sorted(front)).T, color=BLUE, linewidth=1, label="Pareto front") if front else None
     costs = [each.mean_of(cost) for each in known]
     show_costs(axes.xaxis, costs)
@@ -256,6 +249,7 @@ def trade_off_figure(results: StudyResults, analysis: StudyAnalysis, cost: str) 
     axes.set_xlabel(f"{words(cost)} (left is better)", fontsize=FONT, parse_math=False)
     axes.set_ylabel(axis_label(None, metric), fontsize=FONT, parse_math=False)
     show_legend(axes)
+    label_points(figure, axes, labels, FONT - 1, INK)
     return figure
 
 

@@ -44,6 +44,9 @@ class RunRecord:
             trained model failed a check; else `interrupted`, and `fit --resume auto` continues it.
         reason: Why the run failed, was interrupted, or ended before its last epoch; empty if there is nothing to say.
         metrics: By split and name: `record.metrics["val"]["loss"]`, of the best epoch; empty until it is finished.
+        not_validated: That training went on after its last validation; empty if it did not.
+        scored_rows: By split, on how many rows metrics were computed, such as `8 of 26 rows`; only where a limit of
+            batches left some out.
         monitor: Name of the metric that decided which epoch is the best; `None` if not known.
         trainable_parameters: Number of parameters that were trained; `None` until it is finished.
         total_parameters: Number of parameters in memory, with the frozen ones; `None` until it is finished.
@@ -68,6 +71,8 @@ class RunRecord:
     state: State
     reason: str = ""
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    not_validated: str = ""
+    scored_rows: Mapping[str, str] = field(default_factory=dict)
     monitor: str | None = None
     trainable_parameters: int | None = None
     total_parameters: int | None = None
@@ -112,6 +117,8 @@ class RunRecord:
             state=state,
             reason=reason,
             metrics=metrics_by_split(summary.get("metrics", {})),
+            not_validated=str(summary.get("not_validated", "")),
+            scored_rows=summary.get("scored_rows", {}),
             monitor=summary.get("monitor"),
             trainable_parameters=summary.get("trained_parameters"),
             total_parameters=summary.get("total_parameters"),

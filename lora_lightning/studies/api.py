@@ -48,7 +48,7 @@ def run_study(
     study: Path | str | Mapping[str, Any],
     settings: Mapping[str, Any] | None = None,
     *,
-    base: Sequence[Path | str] = (),
+    base: Path | str | Sequence[Path | str] = (),
     name: str | None = None,
     objective: str | None = None,
     save_dir: Path | str = STUDIES,
@@ -62,7 +62,7 @@ def run_study(
     Args:
         study: A YAML file, or its content with a `name`, whose paths are relative to the working directory.
         settings: Options of all runs, such as `{"data.data_dir": "FOLDER"}`.
-        base: Configs in place of those of the study.
+        base: A config, or several, in place of those of the study.
         name: A name in place of the study's, so that it has another folder.
         objective: The metric that decides in place of the study's, for a base with other metrics.
         save_dir: Folder of all studies.
@@ -79,7 +79,8 @@ def run_study(
         TrainingStopped: After SIGTERM or SIGUSR1; call it again to resume.
         KeyboardInterrupt: After Ctrl-C.
     """
-    read = _read(study, [Path(path) for path in base], settings or {}, name, objective)
+    given = [base] if isinstance(base, Path | str) else base
+    read = _read(study, [Path(path) for path in given], settings or {}, name, objective)
     folder = StudyFolder(Path(save_dir) / read.name)
     plan = plan_study(with_former_options(read, folder))
     opened = start_study(plan, folder, check_study(plan, folder), retry_failed=retry_failed)

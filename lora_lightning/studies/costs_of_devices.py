@@ -9,7 +9,7 @@ from lora_lightning.runs.record import RunRecord
 from lora_lightning.statistics.study_results import StudyResults
 from lora_lightning.studies.same_inputs import Runs
 from lora_lightning.studies.specification import COSTS
-from lora_lightning.studies.trial_numbers import DEVICE, TIMINGS
+from lora_lightning.studies.trial_numbers import DEVICE, TIMINGS, trial_numbers
 
 PEAK_MEMORY, STEP, WALL = "peak_memory_bytes", "seconds_per_step", "wall_seconds"
 INFERENCE = tuple(cost for cost in COSTS if cost.startswith("inference_ms_"))
@@ -24,14 +24,11 @@ def devices_of_costs(records: Sequence[RunRecord]) -> dict[str, tuple[str, ...]]
     Returns:
         By cost: names of the devices, of costs with several alone.
     """
-    trained = [(record.device, record.device_name) for record in records]
-    found: dict[str, list[Device]] = {PEAK_MEMORY: trained, WALL: trained, STEP: []}
-    found |= {cost: [] for cost in INFERENCE}
-    for record, device in zip(records, trained, strict=True):
-        timed = _timed(record)
-        found[STEP].append(_device(timed) if STEP in timed else device)
-        for cost in INFERENCE:  # which training does not measure
-            found[cost] += [_device(timed)] if cost in timed else []
+    found: dict[str, list[Device]] = {cost: [] for cost in (PEAK_MEMORY, WALL, STEP, *INFERENCE)}
+    for record in records:
+        timed, measured = _timed(record), trial_numbers(record)
+        for cost in found.keys() & measured.keys():  # a run in company lacks its times
+            found[cost].append(_device(timed) if cost in timed else (record.device, record.device_name))
     return {cost: names for cost, devices in found.items() if len(names := device_names(devices)) > 1}
 
 

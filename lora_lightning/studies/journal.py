@@ -26,6 +26,8 @@ from lora_lightning.studies.trials import Trial
 
 ID, CONFIGURATION, SEED, OPTIONS, ERROR = "id", "configuration", "seed", "options", "error"
 SUGGESTION, SECONDS = "suggestion", "seconds"
+SECONDS_BEFORE = "seconds_before_stop"  # of earlier workers, which were stopped; the next one resumes the trial
+SPENT = (SECONDS_BEFORE, SECONDS)
 ENDED_AT = "ended_at"  # in seconds since 1970; Optuna's own times lack the time zone of the worker that wrote them
 SEARCH_BUDGET = "search_ended_by_budget"  # an attribute of the study
 State = Literal["waiting", "running", "interrupted", "finished", "pruned", "failed"]
@@ -171,14 +173,14 @@ class StudyJournal:
         return [_search_run(found) for found in self._newest().values() if SUGGESTION in found.user_attrs]
 
     def spent_seconds(self, *, only_complete: bool = False) -> list[float]:
-        """Reads the seconds of each attempt that has ended, also of trials that were repeated later.
+        """Reads the seconds of each attempt that has ended or was stopped, also of trials that were repeated later.
 
         Args:
-            only_complete: Whether to leave out attempts that failed or were ended early.
+            only_complete: Whether to leave out attempts that failed, were ended early, or are to be resumed.
         """
-        ended = [found for found in self._attempts() if SECONDS in found.user_attrs]
-        kept = [found for found in ended if not only_complete or found.state == TrialState.COMPLETE]
-        return [float(found.user_attrs[SECONDS]) for found in kept]
+        attempts = [each for each in self._attempts() if not only_complete or each.state == TrialState.COMPLETE]
+        parts = [[float(each.user_attrs[key]) for key in SPENT if key in each.user_attrs] for each in attempts]
+        return [sum(own) for own in parts if own]
 
     @property
     def search_budget(self) -> float:
@@ -272,6 +274,18 @@ class StudyJournal:
             seconds: That this worker spent on it.
         """
         self._end(claim, TrialState.FAIL, {ERROR: error, SECONDS: seconds})
+
+    def stop(self, claim: Claim, seconds: float) -> None:
+        """Records the time of a worker that stops before its trial has ended, since it counts for the budget.
+
+        Args:
+            claim: The claim, which stays.
+            seconds: That this worker spent on it.
+        """
+        found = self._newest()[claim.trial.id]
+        total = float(found.user_attrs.get(SECONDS_BEFORE, 0.0)) + seconds
+        with storage_errors(self.folder):
+            self._storage.set_trial_user_attr(self._id(found), SECONDS_BEFORE, total)
 
     def _end(
         self, claim: Claim, state: TrialState, facts: Mapping[str, Any], values: Sequence[float] | None = None

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from lora_lightning.errors import few_names
 from lora_lightning.studies.journal import ENDED, TrialStatus
 from lora_lightning.studies.plan import StudyPlan
 from lora_lightning.studies.specification import RATE_OPTION, LearningRates
@@ -164,22 +165,24 @@ def configurations_without_rate(plan: StudyPlan, statuses: Mapping[str, TrialSta
     return () if is_open or is_usable else tuple(scores)
 
 
-def notes_on_rates(plan: StudyPlan, rates: Mapping[str, float]) -> list[str]:
-    """Says which learning rates were chosen, and which of them lie at the edge of those that were tried.
+def notes_on_rates(plan: StudyPlan, rates: Mapping[str, float], statuses: Mapping[str, TrialStatus]) -> list[str]:
+    """Says which learning rates were chosen, which could not be, and which lie at the edge of those that were tried.
 
     Args:
         plan: The study, with what is chosen so far.
         rates: Learning rate by configuration.
+        statuses: The state of each trial, by id.
 
     Returns:
         Sentences; empty for a study that chooses none.
     """
     tried = plan.study.learning_rate
-    without = _notes_on_failed_rates(plan)
+    without = _notes_on_failed_rates(plan, statuses)
     if tried is None or not rates:
         return without
     chosen = ", ".join(f"{rate:g} for {name}" for name, rate in rates.items())
-    notes = [f"Learning rates, chosen on validation with other seeds ({len(tried.seeds)}): {chosen}.", *without]
+    count = "a seed" if len(tried.seeds) == 1 else f"{len(tried.seeds)} seeds"
+    notes = [f"Learning rates, chosen on validation, with {count} of their own: {chosen}.", *without]
     if at_edge := [name for name, rate in rates.items() if _is_at_edge(plan, name, rate)]:
         notes.append(
             f"The learning rate of {', '.join(at_edge)} is the smallest or the largest one that was tried, so that a "
@@ -189,11 +192,25 @@ def notes_on_rates(plan: StudyPlan, rates: Mapping[str, float]) -> list[str]:
     return notes
 
 
-def _notes_on_failed_rates(plan: StudyPlan) -> list[str]:
-    if not plan.without_rate:
-        return []
-    note = f"{', '.join(plan.without_rate)}: each learning rate has a failed run, so that none is chosen, and nothing "
-    return [f"{note}is tested. Give smaller learning rates in a study with another name."]
+def _notes_on_failed_rates(plan: StudyPlan, statuses: Mapping[str, TrialStatus]) -> list[str]:
+    notes = []
+    if plan.without_rate:
+        note = f"{', '.join(plan.without_rate)}: each learning rate has a failed run, so that none is chosen, and "
+        notes.append(f"{note}nothing is tested. Give smaller learning rates in a study with another name.")
+    failed: dict[str, list[str]] = {}
+    for trial in plan.trials:
+        if (
+            trial.rate is not None
+            and statuses[trial.id].state == "failed"
+            and trial.configuration not in plan.without_rate
+        ):
+            failed.setdefault(trial.configuration, []).append(f"{trial.rate:g}")
+    if failed:
+        named = "; ".join(f"{few_names([*dict.fromkeys(rates)])} for {name}" for name, rates in failed.items())
+        notes.append(
+            f"A learning rate with a failed run is not chosen, even if it might have been the best one: {named}."
+        )
+    return notes
 
 
 def _is_at_edge(plan: StudyPlan, name: str, rate: float) -> bool:

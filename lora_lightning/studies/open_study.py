@@ -26,7 +26,7 @@ from lora_lightning.studies.search import (
 )
 from lora_lightning.studies.study_folder import STUDY, StudyFolder, load_plan, load_tags
 from lora_lightning.studies.trial_runs import CheckedStudy, study_metric
-from lora_lightning.studies.trials import Trial
+from lora_lightning.studies.trials import Configuration, Trial
 
 HOUR = 3600.0
 
@@ -145,6 +145,13 @@ class OpenStudy:
             claim = self.journal.claim_next([suggested])
         tested = [trial for trial in trials if trial.is_tested]
         return claim or self.journal.claim_next(tested, only_interrupted=only_interrupted)
+
+    @property
+    def configurations_left(self) -> list[Configuration]:
+        """The configurations of which not all known trials have ended; all, if a search or a rate may add some."""
+        plan, open_ended = self.planned, self.planned.study.search is not None or self.planned.study.learning_rate
+        left = {trial.configuration for trial, status in self.known_trials() if status.state not in ENDED}
+        return [each for each in plan.configurations if open_ended or each.name in left]
 
     @property
     def is_complete(self) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from lora_lightning.metrics.direction import higher_is_better
 from lora_lightning.studies.study_yaml import read_yaml
 
 OPTIONS_BY_DATA = "options_by_data"  # a key of a study's YAML
@@ -58,8 +59,18 @@ def with_objective(content: Mapping[str, Any], objective: str, refuse: Callable[
     if former == objective:
         return changed
     changed.pop("direction", None)
+    if higher_is_better(objective.rpartition("/")[2]) is None:
+        refuse(
+            f"it is not known whether a larger {objective!r} is better; copy the study, and set its objective, "
+            "direction and margin there"
+        )
     if _unit(former) == _unit(objective):
         return changed
+    if _unit(objective) == objective.rpartition("/")[2]:
+        refuse(
+            f"the objective {objective!r} has no usual margin, and the study's margin is of {former}; copy the study, "
+            "and set its objective and margin there"
+        )
     changed.pop("margin", None)
     claims = content.get("claims")
     for claim in claims if isinstance(claims, list) else ():

@@ -56,17 +56,31 @@ def _started_tests(study: "OpenStudy", plan: StudyPlan, without: Sequence[Trial]
     return {trial.configuration for trial in tested if statuses[trial.id].state != "waiting"}
 
 
+def failed_trials(study: "OpenStudy") -> tuple[list[Trial], list[Trial]]:
+    """Finds failed trials.
+
+    Args:
+        study: The study.
+
+    Returns:
+        Those to train again with `--retry_failed`, and those that could choose again what is tested already.
+    """
+    plan = study.plan
+    statuses = study.journal.statuses(plan.trials)
+    failed = [trial for trial in plan.trials if statuses[trial.id].state == "failed"]
+    started = _started_tests(study, plan)
+    chosen = [trial for trial in failed if not trial.is_tested and _is_chosen(study, plan, trial, started)]
+    return [trial for trial in failed if trial not in chosen], chosen
+
+
 def retry_failed_trials(study: "OpenStudy") -> None:
     """Adds the failed trials once more, unless they would choose again what is tested already. The folder is locked.
 
     Args:
         study: The study. A warning names the trials that are not repeated.
     """
-    plan, statuses = study.plan, study.statuses()
-    failed = [trial for trial in plan.trials if statuses[trial.id].state == "failed"]
-    started = _started_tests(study, plan)
-    chosen = [trial for trial in failed if not trial.is_tested and _is_chosen(study, plan, trial, started)]
-    study.journal.add_again(trial for trial in failed if trial not in chosen)
+    again, chosen = failed_trials(study)
+    study.journal.add_again(again)
     if chosen:
         named = few_names([trial.title for trial in chosen])
         rank_zero_warn(

@@ -178,14 +178,18 @@ def notes_on_search(study: Study, runs: Sequence[SearchRun], tag: str, higher_is
     found, search = runs_by_suggestion(runs), _search(study)
     states = [_as_trial(study, own).state for own in found.values()]
     counts = [
-        f"{states.count(state)} {words}"
-        for state, words in ((TrialState.PRUNED, "were ended early"), (TrialState.FAIL, "failed"))
+        f"{states.count(state)} {one if states.count(state) == 1 else several}"
+        for state, one, several in (
+            (TrialState.PRUNED, "was ended early", "were ended early"),
+            (TrialState.FAIL, "failed", "failed"),
+        )
         if state in states
     ]
     values = winning_values(
         study, [run for run in runs if run.state != TrialState.RUNNING], higher_is_better=higher_is_better
     )
-    tried = f"The search tried {len(found)} configurations on validation, with other seeds ({len(search.seeds)})"
+    count = "a seed" if len(search.seeds) == 1 else f"{len(search.seeds)} seeds"
+    tried = f"The search tried {len(found)} configurations on validation, with {count} of its own"
     tried += f"; {', '.join(counts)}" if counts else ""
     if values is None:
         return [f"{tried}. None of them was trained to its end, so that there is no winner."]

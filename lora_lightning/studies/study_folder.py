@@ -260,6 +260,11 @@ def check_only_adds(former: StudyPlan, plan: StudyPlan, path: Path) -> None:
         ConfigurationError: If they contradict each other.
     """
     old, new = study_as_json(former.study), study_as_json(plan.study)
+    if old["name"] != new["name"]:  # the journal knows its trials by it, and would start again
+        msg = f"the folder {path} has the study {old['name']!r}, and not {new['name']!r}: a folder that was renamed or "
+        msg += f"copied cannot go on under another name. Name the folder {old['name']} again, in another --save_dir if "
+        msg += "need be, or give the study a name that has no folder yet"
+        raise ConfigurationError(msg)
     kept = (*DECIDED_BEFOREHAND, CLAIMED, TRUNCATED)
     here, there = ({key: json.loads(json.dumps(each[key])) for key in kept} for each in (new, old))
     changed = [

@@ -124,12 +124,13 @@ def notes_on_study(study: OpenStudy, found: StudyNotes) -> tuple[str, ...]:
     Returns:
         Sentences.
     """
+    plan = study.plan
     notes = (
         budget_note(study),
         load_added(study.folder.path).note,
         *found.notes,
         note_on_time_limits(study.planned.study),
-        *notes_on_rates(study.plan, study.rates()),
+        *notes_on_rates(plan, study.rates(), study.journal.statuses(plan.trials)),
         *_search_notes(study),
     )
     return tuple(filter(None, notes))
@@ -159,7 +160,7 @@ def check_budget_sufficed(study: OpenStudy) -> None:
         TrialsFailed: Says how much.
     """
     if reason := _budget_reason(study):
-        msg = f"{reason}; to train them, raise it in the study, and repeat the command"
+        msg = f"{reason}; to train them, raise `budget` in the study's YAML, and repeat `study run`"
         raise TrialsFailed(msg)
 
 

@@ -20,6 +20,7 @@ from lora_lightning.studies.journal import ENDED, TrialStatus
 from lora_lightning.studies.learning_rates import tried_rates
 from lora_lightning.studies.option_conflicts import varied_options
 from lora_lightning.studies.plan import StudyPlan, beside_rank, rank_of
+from lora_lightning.studies.run_notes import notes_on_runs
 from lora_lightning.studies.same_inputs import (
     Runs,
     check_same_inputs,
@@ -128,6 +129,7 @@ def collect_results(plan: StudyPlan, folder: StudyFolder, tag: str, statuses: Ma
         reader.note_on_truncated,
         note_on_versions(reader.runs),
         note_on_devices(reader.runs),
+        *notes_on_runs(reader.runs),
     )
     chosen_on_test = dict.fromkeys(selection_on_test(record.data_fingerprint) for _, record in reader.runs)
     notes = (*notes, *chosen_on_test)

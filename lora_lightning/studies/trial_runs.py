@@ -156,23 +156,35 @@ def check_configurations(
     return replace(reference, device=max(each.device for each in found))
 
 
-def check_worker(plan: StudyPlan, folder: StudyFolder) -> None:
+def check_worker(
+    plan: StudyPlan,
+    folder: StudyFolder,
+    configurations: Sequence[Configuration],
+    progress: Callable[[Configuration], None] = lambda _: None,
+) -> None:
     """Checks that this process can train, before it claims a trial: elsewhere, a relative path may lead to nothing.
+
+    Another machine may also lack the package or the base model of one configuration, whose trials it would all fail.
 
     Args:
         plan: The study.
         folder: Its folder.
+        configurations: Those of which trials are left.
+        progress: Called before each configuration.
 
     Raises:
-        LoraLightningError: If the options, the data or the base model of the reference do not fit here.
+        LoraLightningError: If the options, the data or the base model of one of them do not fit here.
     """
-    trial = _trials_to_check(plan, plan.configuration(plan.reference))[0]
-    try:
-        _read_run(plan, folder, trial)
-    except LoraLightningError as error:
-        msg = f"this worker cannot train the configuration {trial.configuration!r} of the study: {error} It has begun "
-        msg += "no trial; start it in the working directory of `study run`, on a machine that has the data"
-        raise type(error)(msg) from error
+    for configuration in configurations:
+        progress(configuration)
+        trial = _trials_to_check(plan, configuration)[0]
+        try:
+            _read_run(plan, folder, trial)
+        except LoraLightningError as error:
+            msg = f"this worker cannot train the configuration {trial.configuration!r} of the study: {error} It has "
+            msg += "begun no trial; start it in the working directory of `study run`, on a machine that has the data, "
+            msg += "the base models and the packages of all configurations"
+            raise type(error)(msg) from error
 
 
 def _read_run(plan: StudyPlan, folder: StudyFolder, trial: Trial) -> TrainingRun:

@@ -5,13 +5,14 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from lightning import Callback
 
-from lora_lightning.errors import LoraLightningError, TrialsFailed
+from lora_lightning.errors import LoraLightningError, TrainingError, TrialsFailed
 from lora_lightning.runs.record import RunRecord
 from lora_lightning.runs.resume import how_it_finished
 from lora_lightning.studies.adapter_ranks import AdapterRanks
@@ -89,8 +90,13 @@ class Worker:
         start = time.monotonic()
         try:
             value, pruned = self._train(claim)
-        except Exception as failure:
-            if is_no_fault_of_the_trial(failure):
+        except BaseException as failure:
+            lost = lost_gpu(failure)
+            if lost or not isinstance(failure, Exception) or is_no_fault_of_the_trial(failure):
+                with suppress(LoraLightningError):  # a storage that is gone
+                    self.journal.stop(claim, time.monotonic() - start)
+                if lost is not None:
+                    raise lost from failure
                 raise  # the trial stays as it is, and the same command resumes it
             error = " ".join(str(failure).split()) or type(failure).__name__
             if not isinstance(failure, LoraLightningError):
@@ -165,6 +171,32 @@ def is_no_fault_of_the_trial(error: BaseException | None) -> bool:
         seen.add(id(error))
         error = error.__cause__ or error.__context__
     return False
+
+
+def lost_gpu(error: BaseException) -> TrainingError | None:
+    """Finds out whether an error has left this process without its GPU, so that every later trial would fail in it.
+
+    After a device-side assertion or an illegal memory access CUDA refuses all further work of a process.
+
+    Args:
+        error: Why a trial failed.
+
+    Returns:
+        The error to end this worker with; `None` if the GPU still works, or if there is none.
+    """
+    if not isinstance(error, LoraLightningError | RuntimeError) or not torch.cuda.is_available():
+        return None
+    try:
+        torch.ones(1, device="cuda").sum().item()
+    except torch.OutOfMemoryError:
+        return None
+    except RuntimeError:
+        msg = f"CUDA refuses all further work of this process ({' '.join(str(error).split())}), so it stops before it "
+        msg += (
+            "fails the trials that are left; repeat the command, and if it happens again, look at the trial that was "
+        )
+        return TrainingError(msg + "running")
+    return None
 
 
 def check_all_finished(statuses: Sequence[tuple[Trial, TrialStatus]]) -> None:

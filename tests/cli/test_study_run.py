@@ -266,10 +266,40 @@ def test_a_worker_without_the_data_begins_no_trial(
     monkeypatch.chdir(elsewhere)
     assert main(["study", "work", str(folder.path)]) == 2
     error = capsys.readouterr().err
-    assert "this worker cannot train the configuration 'r = 4' of the study: " in error
+    assert "this worker cannot train the configuration 'r = 1' of the study: " in error
     assert "train.csv" in error
     assert "start it in the working directory of `study run`" in error
     assert {status.state for status in open_study(folder.path).statuses().values()} == {"waiting"}
+
+
+def test_a_worker_that_lacks_what_another_configuration_needs_begins_no_trial(
+    here: Path, tiny_backbone: TinyBackbone, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_tiny_table(here / "train.csv")
+    data = {"train_file": "train.csv", "cache_dir": str(here / "cache"), "test_share": 0.2}
+    base = {
+        "model": {"class_path": "SequenceClassificationTask", "init_args": {"backbone": str(tiny_backbone("bert"))}},
+        "data": {"class_path": "TextClassificationDataModule", "init_args": data},
+        "trainer": {"max_epochs": 1, "accelerator": "cpu"},
+        "checkpoint": {"monitor": "val/accuracy", "mode": "max"},
+    }
+    axes = {"base": {"small": {"model.lora.r": 2}, "large": {"model.backbone": str(here / "gone")}}}
+    study = save_study(here, base=base, axes=axes, derived=None, reference={"base": "small"}, objective="accuracy")
+    plan = plan_study(read_study_file(study))
+    folder = StudyFolder(here / "lightning_logs/studies/small")
+    start_study(plan, folder, CheckedStudy("test/accuracy", "val/accuracy", "small", 1, 9, "rows"))
+    assert main(["study", "work", str(folder.path)]) == 2
+    error = capsys.readouterr().err
+    assert "this worker cannot train the configuration 'large' of the study: " in error
+    assert "the base models and the packages of all configurations" in error
+    opened = open_study(folder.path)
+    assert {status.state for status in opened.statuses().values()} == {"waiting"}
+    for trial in opened.plan.trials:  # of which nothing is left to check
+        if trial.configuration == "large":
+            claim = opened.journal.claim_next([trial])
+            assert claim is not None
+            opened.journal.fail(claim, "no weights")
+    assert [each.name for each in opened.configurations_left] == ["small"]
 
 
 def test_a_study_of_which_nothing_is_tested_is_not_complete(
@@ -305,7 +335,9 @@ def test_another_objective_and_another_name(
     assert "Correct it in the YAML, or give --objective" in capsys.readouterr().err
     words = ["--objective=loss", "--name=other"]
     assert run(path, *words) == 2
-    assert "'loss' has no usual margin; add" in capsys.readouterr().err
+    assert (
+        "'loss' has no usual margin, and the study's margin is of accuracy; copy the study" in capsys.readouterr().err
+    )
     path = save_study(here, axes={"model.lora.r": [2, 4]}, seeds=[0], objective="test/loss")
     with monkeypatch.context() as patch:
         patch_step(patch, lambda task: signal.raise_signal(signal.SIGTERM) if task.trainer.global_step == 5 else None)
@@ -664,7 +696,10 @@ def test_learning_rates_are_chosen_before_anything_is_tested(here: Path, capsys:
     assert run(path) == 0
     printed = capsys.readouterr().out
     assert "done:    r = 2, learning rate 0.02, seed 5: val/loss" in printed
-    assert "note: Learning rates, chosen on validation with other seeds (1): 0.02 for r = 2, 0.02 for r = 4." in printed
+    assert (
+        "note: Learning rates, chosen on validation, with a seed of their own: 0.02 for r = 2, 0.02 for r = 4."
+        in printed
+    )
     folder = here / "lightning_logs/studies/small"
     records = {each.name: RunRecord.load(each) for each in folder.glob("r_*")}
     assert len(records) == 6

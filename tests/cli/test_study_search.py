@@ -61,7 +61,9 @@ def test_a_search_ends_in_a_tested_winner(here: Path, capsys: pytest.CaptureFixt
     results = judge_study(study).results
     assert [each.name for each in results.configurations] == ["learning_rate = 0.0001", winner]
     assert [each.values.keys() for each in results.configurations] == [{0, 1}, {0, 1}]
-    expected = f"note: The search tried 3 configurations on validation, with other seeds (1). The best one is {winner} "
+    expected = (
+        f"note: The search tried 3 configurations on validation, with a seed of its own. The best one is {winner} "
+    )
     assert f"{expected}(val/loss {best.value:.4g})." in printed
     assert "The comparison is on test, with seeds that chose nothing." in printed
     assert "curves" in printed

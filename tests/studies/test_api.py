@@ -69,8 +69,16 @@ def test_a_study_may_have_another_name_base_and_objective(tmp_path: Path) -> Non
     config = tmp_path / "mine.yaml"
     config.write_text(yaml.safe_dump(BASE | {"trainer": {"max_steps": 2, "accelerator": "cpu"}}))
     nowhere = {**TWO, "base": "nowhere.yaml", "seeds": [0], "objective": "accuracy", "margin": 5}
-    given = _read(nowhere, [config], {}, "mine", "loss")
-    assert (given.name, given.objective, given.margin) == ("mine", "loss", None)
+    given = _read(nowhere, [config], {}, "mine", "perplexity")
+    assert (given.name, given.objective, given.margin) == ("mine", "perplexity", None)
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_base_may_be_one_path(kind: type, tmp_path: Path) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text(yaml.safe_dump(BASE | {"model": {"class_path": "NoTask"}}))
+    with pytest.raises(ConfigurationError, match="NoTask"):
+        run_study({**TWO, "base": "nowhere.yaml", "seeds": [0]}, base=kind(config), save_dir=tmp_path)
 
 
 def test_settings_keep_their_types(tmp_path: Path) -> None:

@@ -8,17 +8,22 @@ from lora_lightning.runs.record import RunRecord
 from lora_lightning.statistics.study_results import ConfigurationResults, Metric, StudyResults
 from lora_lightning.studies.costs_of_devices import comparable_costs, devices_of_costs
 from lora_lightning.studies.specification import COSTS
+from lora_lightning.studies.trial_measurements import COSTS as MEASURED
 from lora_lightning.studies.trial_numbers import TIMINGS
 from lora_lightning.studies.trials import Trial
 
 GPUS = ("NVIDIA A100", "NVIDIA H200")
 
 
-def records(folder: Path, trained_on: tuple[str, str], timed_on: tuple[str, str] | None) -> list[RunRecord]:
+def records(
+    folder: Path, trained_on: tuple[str, str], timed_on: tuple[str, str] | None, *, alone: bool = True
+) -> list[RunRecord]:
     found = []
     for number, name in enumerate(trained_on):
         run = folder / str(number)
         run.mkdir(exist_ok=True)
+        costs = {"peak_memory_bytes": 1.0, "wall_seconds": 1.0} | ({"seconds_per_step": 0.1} if alone else {})
+        (run / MEASURED).write_text(json.dumps(costs))
         if timed_on is not None:
             timed = {"seconds_per_step": 0.1, "inference_ms_merged_batch_1": 1.0}
             (run / TIMINGS).write_text(json.dumps({**timed, "device": "cuda", "device_name": timed_on[number]}))
@@ -35,6 +40,13 @@ def test_each_cost_has_the_devices_on_which_it_was_measured(tmp_path: Path) -> N
     assert devices_of_costs(records(tmp_path, same, GPUS)) == dict.fromkeys(timed, GPUS)
     assert devices_of_costs(records(tmp_path, GPUS, same)).keys() == {"peak_memory_bytes", "wall_seconds"}
     assert devices_of_costs(records(tmp_path, GPUS, GPUS)).keys() == trained | timed
+
+
+def test_a_run_without_a_cost_has_no_device_of_it(tmp_path: Path) -> None:
+    """Two machines trained in company, so that nothing has step times; then one of them timed some runs."""
+    runs = records(tmp_path, GPUS, (GPUS[0], GPUS[0]), alone=False)
+    (tmp_path / "1" / TIMINGS).unlink()
+    assert devices_of_costs(runs).keys() == {"peak_memory_bytes", "wall_seconds"}
 
 
 def test_they_are_left_out_and_named(tmp_path: Path) -> None:

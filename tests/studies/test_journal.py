@@ -176,3 +176,19 @@ def test_an_incomplete_line_is_cut(before: bytes, after: bytes, tmp_path: Path) 
     cut_incomplete_line(tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == after
     cut_incomplete_line(tmp_path / "missing")
+
+
+def test_the_time_of_workers_that_are_stopped_counts(folder: StudyFolder, plan: StudyPlan) -> None:
+    journal = StudyJournal(folder, folder.path.name)
+    for seconds in (10.0, 20.0):
+        claim = journal.claim_next(plan.trials)
+        assert claim is not None
+        assert claim.trial == plan.trials[0]
+        journal.stop(claim, seconds)
+        claim.lock.release()
+    assert journal.spent_seconds() == [30.0]
+    assert journal.spent_seconds(only_complete=True) == []
+    claim = journal.claim_next(plan.trials)
+    assert claim is not None
+    journal.finish(claim, 1.0, 5.0)
+    assert journal.spent_seconds() == journal.spent_seconds(only_complete=True) == [35.0]

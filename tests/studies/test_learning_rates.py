@@ -64,8 +64,8 @@ def test_each_configuration_gets_its_best_rate(tmp_path: Path) -> None:
     found = statuses(study, LOSSES)
     assert chosen_rates(study, found, higher_is_better=False) == {"r = 2": 0.01, "r = 4": 0.1}
     assert chosen_rates(study, found, higher_is_better=True) == {"r = 2": 0.001, "r = 4": 0.001}
-    notes = notes_on_rates(study, {"r = 2": 0.01, "r = 4": 0.1})
-    assert notes[0] == "Learning rates, chosen on validation with other seeds (2): 0.01 for r = 2, 0.1 for r = 4."
+    notes = notes_on_rates(study, {"r = 2": 0.01, "r = 4": 0.1}, found)
+    assert notes[0] == "Learning rates, chosen on validation, with 2 seeds of their own: 0.01 for r = 2, 0.1 for r = 4."
     assert "The learning rate of r = 4 is the smallest or the largest" in notes[1]
     assert notes[1].endswith("in learning_rate, in a study with another name.")
 
@@ -109,8 +109,26 @@ def test_a_configuration_whose_rates_all_failed_is_not_waited_for(tmp_path: Path
     rates = chosen_rates(study, failed, higher_is_better=False)
     grown = study.with_rates(rates, configurations_without_rate(study, failed))
     assert grown.size == len(grown.trials) == 12 + 2
-    assert any(note.startswith("r = 2: each learning rate has a failed run") for note in notes_on_rates(grown, rates))
-    assert not any("failed run" in note for note in notes_on_rates(study, rates))
+    notes = notes_on_rates(grown, rates, failed | statuses_of_tested(grown))
+    assert any(note.startswith("r = 2: each learning rate has a failed run") for note in notes)
+    assert not any("failed run" in note for note in notes_on_rates(study, rates, found))
+
+
+def statuses_of_tested(study: StudyPlan) -> dict[str, TrialStatus]:
+    return {trial.id: TrialStatus("waiting") for trial in study.tested}
+
+
+def test_rates_that_a_failed_run_rules_out_are_named(tmp_path: Path) -> None:
+    study = plan(tmp_path)
+    found = statuses(study, LOSSES)
+    own = [trial for trial in study.trials if trial.configuration == "r = 4" and trial.rate != 0.001]
+    failed = found | {trial.id: TrialStatus("failed") for trial in own}
+    rates = chosen_rates(study, failed, higher_is_better=False)
+    assert rates == {"r = 2": 0.01, "r = 4": 0.001}
+    (note,) = [note for note in notes_on_rates(study, rates, failed) if "failed run" in note]
+    assert note == (
+        "A learning rate with a failed run is not chosen, even if it might have been the best one: 0.01, 0.1 for r = 4."
+    )
 
 
 def test_a_shared_rate_that_none_survives_leaves_all_configurations_untested(tmp_path: Path) -> None:
@@ -119,7 +137,7 @@ def test_a_shared_rate_that_none_survives_leaves_all_configurations_untested(tmp
     assert configurations_without_rate(study, failed) == ("r = 2", "r = 4")
     grown = study.with_rates({}, ("r = 2", "r = 4"))
     assert grown.size == len(grown.trials) == 12
-    (note,) = notes_on_rates(grown, {})
+    (note,) = notes_on_rates(grown, {}, failed)
     assert note.startswith("r = 2, r = 4: each learning rate has a failed run")
     assert configurations_without_rate(study, failed | {study.trials[-1].id: TrialStatus("waiting")}) == ()
 

@@ -54,6 +54,7 @@ def test_rates_are_not_chosen_again_after_tests(tmp_path: Path) -> None:
         again = start(tmp_path, RATES, retry_failed=True)
     assert states(again, "failed") == ["r = 2, learning rate 0.01, seed 7"]
     assert again.rates() == study.rates()
+    assert count_runs(plan(tmp_path, **RATES), study.folder, retry_failed=True).count == 0  # what a dry run prints
 
 
 @pytest.mark.parametrize("shared", [False, True])

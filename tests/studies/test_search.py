@@ -157,7 +157,7 @@ def test_the_winner_has_the_best_mean_of_runs_that_took_all_steps(tmp_path: Path
     assert best is not None
     assert best[RATE] == 1e-4
     notes = notes_on_search(study, runs, "val/loss", higher_is_better=True)
-    assert "4 configurations on validation, with other seeds (2); 1 were ended early, 1 failed." in notes[0]
+    assert "4 configurations on validation, with 2 seeds of its own; 1 was ended early, 1 failed." in notes[0]
     assert "learning_rate = 0.0001, r = 4, target_modules = all-linear (val/loss 1.5)" in notes[0]
     assert "The best learning_rate lies at the edge of its range" in notes[1]
     assert winning_values(study, runs[4:], higher_is_better=True) is None

@@ -252,10 +252,15 @@ def test_another_objective_keeps_a_margin_of_the_same_unit(tmp_path: Path) -> No
         ("in_scope_accuracy", 2, "higher"),
         ("test/f1", 2, None),
         ("perplexity", None, None),
-        ("loss", None, None),
     ):
         found = read_study_file(path, objective=objective)
         assert (found.objective, found.margin, found.direction) == (objective, margin, direction)
+    with pytest.raises(
+        ConfigurationError, match=r"'loss' has no usual margin, .* is of in_scope_accuracy; copy the study"
+    ):
+        read_study_file(path, objective="loss")  # whose margin and direction would be dropped, wherever they are set
+    with pytest.raises(ConfigurationError, match="whether a larger 'inaccuracy' is better; copy the study, and set"):
+        read_study_file(path, objective="inaccuracy")
     claim = {"claim": "a tie", "source": "a paper", "quantity": "difference", "between": [-0.5, 0.5]}
     path = save_study(tmp_path, objective="in_scope_accuracy", margin=2, claims=[claim])
     assert read_study_file(path, objective="accuracy").claims

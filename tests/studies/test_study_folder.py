@@ -172,3 +172,14 @@ def test_a_rank_above_the_reference_would_replace_the_sequence_of_tests(folder: 
     ):
         save(folder, plan(tmp_path, axes={"model.lora.r": [1, 2, 4, 8]}))
     save(folder, plan(tmp_path, axes={"model.lora.r": [1, 2, 3, 4]}))
+
+
+def test_a_folder_that_was_renamed_does_not_start_again_under_its_new_name(folder: StudyFolder, tmp_path: Path) -> None:
+    renamed = StudyFolder(folder.path.rename(folder.path.with_name("other")))
+    with pytest.raises(
+        ConfigurationError, match=r"other has the study 'small', and not 'other': .* was renamed or copied"
+    ):
+        save(renamed, plan(tmp_path, name="other"))
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    save(StudyFolder(renamed.path.rename(moved / "small")), plan(tmp_path))
