@@ -76,7 +76,8 @@ def differences_figure(results: StudyResults, analysis: StudyAnalysis) -> "Figur
     axes.set_ylim(len(names) - 0.4, -0.6)
     unit = f",{metric.unit}" if metric.unit else ""
     label = f"difference from {shown_name(results.reference)}{unit} (right is better)"
-    axes.set_xlabel(label, fontsize=FONT, parse_math=False)
+    # Beside long names the axis is short, so that a label below its middle would leave the figure.
+    axes.set_xlabel(label, fontsize=FONT, parse_math=False, loc="right")
     show_legend(axes)
     return figure
 

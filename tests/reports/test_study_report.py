@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from lora_lightning.errors import DataError
-from lora_lightning.figures.study import rank_figure, separate_ticks, trade_off_figure
+from lora_lightning.figures.study import differences_figure, rank_figure, separate_ticks, trade_off_figure
 from lora_lightning.reports.claim_rows import claim_rows
 from lora_lightning.reports.study_json import study_as_json
 from lora_lightning.reports.study_report import results_csv, study_figures, study_page, write_study_report
@@ -373,3 +373,15 @@ def test_a_figure_that_no_report_drew_is_kept(tmp_path: Path) -> None:
     (tmp_path / "results.csv").unlink()
     write_study_report(more, analyze_study(more), tmp_path)
     assert (tmp_path / "report.html").exists()
+
+
+def test_a_long_reference_does_not_leave_the_figure() -> None:
+    names = [f"learning_rate = {rate}, max_epochs = 5, batch_size = 32" for rate in (0.002, 0.00236)]
+    rows = [ConfigurationResults(name, {}, {0: 0.9 + 0.01 * place, 1: 0.91}) for place, name in enumerate(names)]
+    study = StudyResults("s", Metric("accuracy"), rows, names[0], costs=())
+    figure = differences_figure(study, analyze_study(study))
+    figure.draw_without_rendering()
+    label = figure.axes[0].xaxis.label
+    assert label.get_text() == "difference from learning_rate = 0.002, max_epoc\u2026, points (right is better)"
+    box = label.get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
