@@ -186,6 +186,6 @@ def test_a_printed_page_shows_all_columns_and_what_is_folded() -> None:
     study = rank_study({64: 0.0, 8: 0.0}, seeds=2, examples=50)
     page = study_page(study, analyze_study(study), [], [])
     style = page.partition("@media print {")[2].partition("</style>")[0]
-    assert ".scroll { overflow: visible; }" in style
+    assert ".scroll { overflow: visible; background: none; }" in style
     assert "white-space: normal" in style
     assert "details::details-content { content-visibility: visible" in style

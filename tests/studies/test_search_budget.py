@@ -106,7 +106,7 @@ def test_runs_of_a_search_that_its_budget_leaves_out_are_counted(tmp_path: Path)
     assert all(each.trial.is_tested for each in claims)
     left_out = "has ended the search, to leave time for the tested runs, so that 14 of 26 runs were not started"
     assert left_out in budget_note(study)
-    with pytest.raises(TrialsFailed, match=f"{left_out}; to train them, raise it in the study"):
+    with pytest.raises(TrialsFailed, match=f"{left_out}; to train them, raise `budget` in the study's YAML"):
         check_budget_sufficed(study)
     for each in claims[:3]:
         study.journal.finish(each, 1.0, 300.0)  # 1500 s
