@@ -32,7 +32,7 @@ from lora_lightning.compat.jsonargparse import (
 )
 from lora_lightning.configuration.class_paths import class_path_problem, class_paths_in
 from lora_lightning.configuration.schema_file import option_names
-from lora_lightning.errors import DEBUG, ConfigurationError
+from lora_lightning.errors import DEBUG, ConfigurationError, few_names
 from lora_lightning.lora.config import LoraSettings
 
 CLASSES = [getattr(module, name) for module in (tasks, datamodules, callbacks) for name in module.__all__]
@@ -59,6 +59,10 @@ MOST_NAMED = 3  # classes in one sentence
 NEAR = 0.6  # similarity of what is probably misspelt
 
 OWN_SENTENCE = re.compile(r"^(?P<where>the configuration|[\w.]+)(?P<rest>:? (?:is|has|must be|there is) .*)$")
+# What is suggested is what was given, and the class that was chosen lacks it.
+OPTION_OF_ANOTHER_CLASS = re.compile(
+    r"^(?P<path>[\w.]+) has no option '(?P<name>[\w.]+)'; did you mean (?:--)?(?P=path)\.(?P=name)\?$"
+)
 OPTION = re.compile(r"--?[A-Za-z][^\s=]*")
 
 
@@ -159,7 +163,13 @@ def _sentence(path: str, text: str) -> str:
     found = OWN_SENTENCE.match(text)  # the parser of a class has explained it already
     if found and path and not text.startswith(("model.", "data.", "trainer.")):
         inner = "" if found["where"] == "the configuration" else f".{found['where']}"
-        return f"{path}{inner}{found['rest']}"
+        sentence = f"{path}{inner}{found['rest']}"
+        if other := OPTION_OF_ANOTHER_CLASS.match(sentence):
+            owners = [cls.__name__ for cls in CLASSES if other["name"] in inspect.signature(cls).parameters]
+            return (
+                f"{path} has no option {other['name']!r} with this class_path; it is an option of {few_names(owners)}."
+            )
+        return sentence
     return text if found or not path else f"{path}: {text}"
 
 

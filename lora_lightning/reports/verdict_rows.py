@@ -136,6 +136,8 @@ def _sentence_on_pairs(known: Sequence[Pair], analysis: StudyAnalysis) -> str:
         return ""
     rate = "Holm's correction, an error rate of 5 % over all pairs"
     if len(known) == 1 == len(analysis.pairs):
+        if known[0].difference.identical:
+            return "There is no difference."
         return "The difference is more than chance." if apart else "The difference may be noise."
     pairs = f"{len(known)} pair{'s' * (len(known) > 1)} of configurations"
     pairs += " with an interval" if any(math.isnan(pair.difference.interval.low) for pair in analysis.pairs) else ""

@@ -138,7 +138,11 @@ def _without_reference(name: str) -> Recommendation:
 
 
 def _proof(results: StudyResults, found: Comparison, smallest_sufficient: str | None) -> str:
-    if found.name == smallest_sufficient and found.verdict is Verdict.NOT_WORSE:
+    if (
+        found.name == smallest_sufficient
+        and found.verdict is Verdict.NOT_WORSE
+        and not found.difference.failures_of_other
+    ):
         return (
             f"{found.name} is enough: at least as good as {results.reference} minus {shown_margin(results.metric)} "
             f"({shown_difference(found.difference, results.metric)})."

@@ -92,8 +92,8 @@ def claim_verdict(interval: Interval, low: float = -math.inf, high: float = math
 
 
 def shown_number(number: float, metric: Metric) -> str:
-    """Formats a difference that is in the unit of the margin, with two more digits than the margin's first."""
-    decimals = max(0, 1 - math.floor(math.log10(metric.margin)))
+    """Formats a difference in the unit of the margin, one digit beyond the margin's first, and at least one decimal."""
+    decimals = max(1, 1 - math.floor(math.log10(metric.margin)))
     return f"{round(number, decimals) + 0.0:.{decimals}f}"
 
 
@@ -238,13 +238,15 @@ def verdict_sentence(name: str, reference: str, metric: Metric, found: Compariso
     if found.verdict is Verdict.WORSE and found.difference.interval.high >= -metric.stored_margin:
         highest = shown_number(metric.shown_difference(-found.difference.reversed.lower_bound()), metric)
         bound = f"; the one-sided test at 5 % decides, whose bound is {highest}"
+    if found.verdict.proven and found.difference.failures_of_other:
+        bound += f"; {found.difference.failures_of_other}, so that it is compared with those that are left"
     correction = ""
     if found.verdict is Verdict.UNDECIDED and found.difference.lower_bound() > -metric.stored_margin:
         correction = "alone it would be proven, but not with Holm's correction for all comparisons; "
     reasons = (found.difference.failures, found.difference.failures_of_other, found.difference.note)
     why = f"{', '.join(filter(None, reasons))}{f' {numbers}' if found.difference.seeds else ''}"
     return {
-        Verdict.IDENTICAL: f"{name} and {reference} are {found.difference.note} {numbers}.",
+        Verdict.IDENTICAL: f"{name} and {reference} are {found.difference.note} {numbers}{bound}.",
         Verdict.NOT_WORSE: f"{name} is at least as good as {reference} minus {margin} {numbers}{bound}.",
         Verdict.WORSE: f"{name} is worse than {reference} by more than {margin} {numbers}{bound}.",
         Verdict.UNDECIDED: f"{name} against {reference} is undecided at a margin of {margin} {numbers}; "

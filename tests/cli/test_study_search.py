@@ -111,7 +111,7 @@ def test_a_hopeless_run_is_ended_early(here: Path, capsys: pytest.CaptureFixture
     assert record.steps == 4
     assert record.state == "finished"
     assert record.reason.startswith("pruned by the search: val/loss was ")
-    assert "; 1 were ended early" in printed
+    assert "; 1 was ended early" in printed
     rows = {row["trial"]: row for row in csv.DictReader((FOLDER / "results.csv").open())}
     assert (rows[pruned.name]["state"], rows[pruned.name]["is_tested"]) == ("pruned", "False")
     assert main(["study", "status", str(FOLDER)]) == 0
@@ -144,7 +144,7 @@ def test_no_further_run_is_started_when_the_budget_is_spent(here: Path, capsys: 
     printed = capsys.readouterr()
     assert "The budget of 1e-06 hours is spent, so that 5 of 6 runs were not started." in printed.out
     assert "The report is partial: 5 of 6 trials have not finished." in printed.out
-    expected = "the budget of 1e-06 hours is spent, so that 5 of 6 runs were not started; to train them, raise it"
+    expected = "the budget of 1e-06 hours is spent, so that 5 of 6 runs were not started; to train them, raise `budget`"
     assert expected in printed.err
     assert run(path) == 3
     assert "training" not in capsys.readouterr().out.replace("training on", "")

@@ -4,6 +4,7 @@ import typing
 
 import pytest
 
+from lora_lightning.cli.main import main
 from lora_lightning.configuration.parser import ArgumentParser, explain_parser_message, join_negative_numbers
 from lora_lightning.tasks import AdaptationTask
 
@@ -131,6 +132,13 @@ def test_a_sentence_of_our_own_survives() -> None:
         explain_parser_message(f"Parser key \"model\":\n  Errors:\n    - {own}\n    - Expected a <class 'NoneType'>")
         == own
     )
+
+
+def test_an_option_that_the_chosen_class_lacks_is_not_suggested_again(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--config=configs/quickstart.yaml", "--data.train_file=texts.csv"]) == 2
+    error = capsys.readouterr().err
+    assert "data has no option 'train_file' with this class_path; it is an option of InstructionDataModule, " in error
+    assert "did you mean" not in error
 
 
 def test_an_option_of_another_class_is_named_as_such() -> None:

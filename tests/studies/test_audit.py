@@ -508,3 +508,33 @@ def test_full_fine_tuning_and_the_sign_are_printed(capsys: pytest.CaptureFixture
     path = save_csv(two_configurations(loss=[1.0, 1.1, 1.2, 0.9, 1.01, 1.12]), path)
     assert main(["study", "audit", str(path), "--reference=r = 64", "--metric=loss", "--margin=0.02"]) == 0
     assert "loss: smaller is better, and a difference above 0 means better; margin 0.02" in capsys.readouterr().out
+
+
+def test_a_large_margin_hides_no_interval() -> None:
+    (found,) = audit_results(two_configurations(), "r = 64", margin=10).analysis.comparisons
+    assert "difference 0.0 points, 95 % interval -0.3 to 0.3" in found.sentence
+
+
+def test_failed_runs_of_the_reference_stand_beside_a_proof() -> None:
+    cells = [*LARGE, "", *SMALL, 0.95]
+    columns = two_configurations(accuracy=cells) | {
+        "configuration": ["r = 64"] * 4 + ["r = 8"] * 4,
+        "seed": [0, 1, 2, 3] * 2,
+        "trainable_parameters": [800] * 4 + [100] * 4,
+    }
+    for sequence in ((), ("r = 8",)):
+        audit = audit_results(columns, "r = 64", sequence=sequence)
+        assert audit.analysis.comparisons[0].verdict is Verdict.NOT_WORSE
+        for text in (audit.analysis.comparisons[0].sentence, audit.analysis.recommendation.answer):
+            assert (
+                "; 1 of 4 runs of r = 64 failed or have no result, so that it is compared with those that are" in text
+            )
+
+
+def test_equal_outcomes_are_no_noise(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    examples = {f"example_{place}": [1] * 6 for place in range(700)}
+    path = save_csv(two_configurations(accuracy=[1.0] * 6) | examples, tmp_path / "results.csv")
+    assert main(["study", "audit", str(path), "--reference=r = 64"]) == 0
+    printed = capsys.readouterr().out
+    assert "There is no difference." in printed
+    assert "noise" not in printed
