@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lora_lightning.analysis.metric_scale import TableScale, choose_metric, choose_scale, doubtful_scale_note
 from lora_lightning.errors import ConfigurationError, DataError, few_names, suggest_names
+from lora_lightning.metrics.direction import higher_is_better
 from lora_lightning.statistics.analysis import (
     StudyAnalysis,
     analyze_study,
@@ -80,6 +81,10 @@ def audit_results(
     """
     table = read_results_table(source)
     costs = [cost for cost in COSTS if cost in table.others] if costs is None else list(costs)
+    if better := [cost for cost in costs if higher_is_better(cost)]:
+        msg = f"--cost is {better[0]}, of which more is better; a cost is a column of which less is better, such as a "
+        msg += "number of parameters, bytes or seconds"
+        raise ConfigurationError(msg)
     metric, note_on_metric = (metric, "") if metric else choose_metric_column(table, costs)
     values = table.numbers(metric)
     known = [value for value in values if not math.isnan(value)]

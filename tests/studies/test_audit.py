@@ -538,3 +538,9 @@ def test_equal_outcomes_are_no_noise(capsys: pytest.CaptureFixture[str], tmp_pat
     printed = capsys.readouterr().out
     assert "There is no difference." in printed
     assert "noise" not in printed
+
+
+@pytest.mark.parametrize("cost", ["accuracy", "f1"])
+def test_a_metric_of_which_more_is_better_is_no_cost(cost: str) -> None:
+    with pytest.raises(LoraLightningError, match=f"--cost is {cost}, of which more is better; a cost is a column"):
+        audit_results(two_configurations(f1=[0.9] * 6), "r = 64", metric="accuracy", costs=[cost])
