@@ -44,9 +44,6 @@ class RunRecord:
             trained model failed a check; else `interrupted`, and `fit --resume auto` continues it.
         reason: Why the run failed, was interrupted, or ended before its last epoch; empty if there is nothing to say.
         metrics: By split and name: `record.metrics["val"]["loss"]`, of the best epoch; empty until it is finished.
-        not_validated: That training went on after its last validation; empty if it did not.
-        scored_rows: By split, on how many rows metrics were computed, such as `8 of 26 rows`; only where a limit of
-            batches left some out.
         monitor: Name of the metric that decided which epoch is the best; `None` if not known.
         trainable_parameters: Number of parameters that were trained; `None` until it is finished.
         total_parameters: Number of parameters in memory, with the frozen ones; `None` until it is finished.
@@ -65,14 +62,15 @@ class RunRecord:
         git: `commit` and `changed` of the folder that the run was started in; `None` outside a git repository.
         sessions: Each time a process trained in this folder: `started`, `ended`, `ending`, `reason`, and the hashes
             `data` and `base_model`, which differ between sessions only if the user allowed it.
+        not_validated: That training went on after its last validation; empty if it did not.
+        scored_rows: By split, on how many rows metrics were computed, such as `8 of 26 rows`; only where a limit of
+            batches left some out.
     """
 
     folder: Path
     state: State
     reason: str = ""
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    not_validated: str = ""
-    scored_rows: Mapping[str, str] = field(default_factory=dict)
     monitor: str | None = None
     trainable_parameters: int | None = None
     total_parameters: int | None = None
@@ -87,6 +85,8 @@ class RunRecord:
     continued_from: Mapping[str, str | None] | None = None
     git: Mapping[str, Any] | None = None
     sessions: tuple[Mapping[str, Any], ...] = ()
+    not_validated: str = ""
+    scored_rows: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: str | Path) -> "RunRecord":
